@@ -1,0 +1,105 @@
+//! The floating-point types activations and weights come in.
+
+use half::{bf16, f16};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// A floating-point element: `f32`, `f16` or `bf16`.
+///
+/// Conversion to `f32` is exact for all three. Conversion from `f32` or `f64` rounds once, half to even.
+pub trait Element: sealed::Sealed + Copy + PartialEq + Send + Sync + std::fmt::Debug + 'static {
+    /// The type's name as safetensors writes it: `F32`, `F16`, `BF16`.
+    const NAME: &'static str;
+    /// Unit roundoff `u`: rounding a number in range gives `x·(1 + δ)`, `|δ| ≤ u`. 2⁻²⁴, 2⁻¹¹, 2⁻⁸.
+    const UNIT_ROUNDOFF: f64;
+    /// Smallest positive (subnormal) number.
+    const MIN_SUBNORMAL: f64;
+    /// Largest finite number.
+    const MAX: f64;
+
+    /// Exact conversion to `f32`.
+    fn to_f32(self) -> f32;
+    /// Rounds half to even; overflows to ±inf; keeps NaN.
+    fn from_f32(value: f32) -> Self;
+    /// Rounds half to even, in one step; overflows to ±inf; keeps NaN.
+    fn from_f64(value: f64) -> Self;
+}
+
+impl Element for f32 {
+    const NAME: &'static str = "F32";
+    const UNIT_ROUNDOFF: f64 = 1.0 / 16_777_216.0;
+    const MIN_SUBNORMAL: f64 = 1.401_298_464_324_817e-45;
+    const MAX: f64 = 3.402_823_466_385_288_6e38;
+
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    fn from_f64(value: f64) -> Self {
+        crate::convert::f64_to_f32(value)
+    }
+}
+
+impl Element for f16 {
+    const NAME: &'static str = "F16";
+    const UNIT_ROUNDOFF: f64 = 1.0 / 2048.0;
+    const MIN_SUBNORMAL: f64 = 5.960_464_477_539_063e-8;
+    const MAX: f64 = 65_504.0;
+
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+    fn from_f32(value: f32) -> Self {
+        f16::from_f32(value)
+    }
+    fn from_f64(value: f64) -> Self {
+        f16::from_f64(value)
+    }
+}
+
+impl Element for bf16 {
+    const NAME: &'static str = "BF16";
+    const UNIT_ROUNDOFF: f64 = 1.0 / 256.0;
+    const MIN_SUBNORMAL: f64 = 9.183_549_615_799_121e-41;
+    const MAX: f64 = 3.389_531_389_251_535_5e38;
+
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    fn from_f32(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+    fn from_f64(value: f64) -> Self {
+        bf16::from_f64(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn constants_agree_with_the_type<T: Element>() {
+        let one_and_half_ulp = T::from_f64(1.0 + T::UNIT_ROUNDOFF).to_f32();
+        assert_eq!(one_and_half_ulp, 1.0, "{}: 1 + u ties to even", T::NAME);
+        assert!(T::from_f64(1.0 + 1.01 * T::UNIT_ROUNDOFF).to_f32() > 1.0, "{}: just above the tie", T::NAME);
+        assert_eq!(f64::from(T::from_f64(T::MAX).to_f32()), T::MAX, "{}", T::NAME);
+        assert!(T::from_f64(T::MAX * (1.0 + T::UNIT_ROUNDOFF)).to_f32().is_infinite(), "{}", T::NAME);
+        assert_eq!(f64::from(T::from_f64(T::MIN_SUBNORMAL).to_f32()), T::MIN_SUBNORMAL, "{}", T::NAME);
+        assert_eq!(T::from_f64(T::MIN_SUBNORMAL * 0.49).to_f32(), 0.0, "{}", T::NAME);
+        assert!(T::from_f32(f32::NAN).to_f32().is_nan(), "{}", T::NAME);
+    }
+
+    #[test]
+    fn constants() {
+        constants_agree_with_the_type::<f32>();
+        constants_agree_with_the_type::<f16>();
+        constants_agree_with_the_type::<bf16>();
+    }
+}

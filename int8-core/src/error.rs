@@ -1,0 +1,89 @@
+//! What a caller can do wrong.
+
+/// An error of this crate: always the caller's mistake, with the operands' shapes in the message.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The two operands do not share their inner dimension K.
+    #[error(
+        "{operation}: inner dimensions differ: x is [{rows}, {x_inner}], W is [{outputs}, {w_inner}] (W is stored [N, K])"
+    )]
+    InnerDimension {
+        /// The operation that was called.
+        operation: &'static str,
+        /// Rows of `x`.
+        rows: usize,
+        /// Columns of `x`.
+        x_inner: usize,
+        /// Rows of `W`.
+        outputs: usize,
+        /// Columns of `W`.
+        w_inner: usize,
+    },
+    /// A vector does not have the length that the matrices ask for.
+    #[error("{what}: expected {expected} elements, found {found}")]
+    Length {
+        /// Which vector.
+        what: &'static str,
+        /// Length asked for.
+        expected: usize,
+        /// Length given.
+        found: usize,
+    },
+    /// Two matrices that must have one shape do not.
+    #[error("{what}: expected shape {expected:?}, found {found:?}")]
+    Shape {
+        /// Which matrix.
+        what: &'static str,
+        /// Shape asked for.
+        expected: (usize, usize),
+        /// Shape given.
+        found: (usize, usize),
+    },
+    /// An index of a column of `W` is out of range.
+    #[error("column {column} is out of range: W has {columns} columns")]
+    Column {
+        /// The index given.
+        column: usize,
+        /// Columns of `W`.
+        columns: usize,
+    },
+    /// The i32 accumulator could overflow.
+    #[error(
+        "K = {inner} is too large for an i32 accumulator: at most {max} products of codes in [-127, 127] fit; split K"
+    )]
+    AccumulatorOverflow {
+        /// Inner dimension.
+        inner: usize,
+        /// Largest K that cannot overflow.
+        max: usize,
+    },
+    /// −128 is no code of this method: codes are symmetric, in [−127, 127].
+    #[error("{what}: code -128 at [{row}, {column}]; codes of this method lie in [-127, 127]")]
+    CodeOutOfRange {
+        /// Which matrix.
+        what: &'static str,
+        /// Row of the code.
+        row: usize,
+        /// Column of the code.
+        column: usize,
+    },
+    /// An outlier rule whose parameter makes no sense.
+    #[error(
+        "{parameter} = {value} is no outlier threshold: it must be positive (use OutlierRule::None for no outliers)"
+    )]
+    Threshold {
+        /// `threshold` or `tau`.
+        parameter: &'static str,
+        /// Value given.
+        value: f32,
+    },
+    /// A name that is none of the schemes.
+    #[error("unknown scheme `{name}`; known: {known}")]
+    UnknownScheme {
+        /// Name given.
+        name: String,
+        /// All names, separated by commas.
+        known: String,
+    },
+}

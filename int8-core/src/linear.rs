@@ -1,0 +1,184 @@
+//! The whole layer: quantise, multiply, put the outliers back (paper §3.2, eq. 8).
+//!
+//! Everything after the integer product is computed in f64 and rounded once to the output type, so that a backend's
+//! error can be measured against a number that has practically none of its own.
+
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
+
+use crate::quantize::{self, QuantizedMatrix};
+use crate::scheme::Config;
+use crate::{Element, Error, Outliers, find_outliers, product};
+
+/// The weight of a linear layer, `W [N, K]` (outputs × inputs), as int8 codes, with those columns that are kept exactly.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weight<T> {
+    quantized: QuantizedMatrix,
+    /// For each of the K columns its exact values `[N]`, if kept.
+    exact: Vec<Option<Vec<T>>>,
+}
+
+impl<T: Element> Weight<T> {
+    /// Quantises `w [N, K]` as `config` says, keeping no exact columns.
+    pub fn quantize(w: ArrayView2<T>, config: &Config) -> Self {
+        Self::from_quantized(quantize::quantize(w, config.encoding, config.weight_granularity))
+    }
+
+    /// Takes a weight that is int8 already, for instance from a checkpoint that bitsandbytes wrote.
+    pub fn from_quantized(quantized: QuantizedMatrix) -> Self {
+        let columns = quantized.dim().1;
+        Self { quantized, exact: vec![None; columns] }
+    }
+
+    /// Keeps these columns of `w [N, K]` exactly. An outlier column that is not kept is dequantised when needed.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `w` has another shape, [`Error::Column`] for an index of K or more.
+    pub fn with_exact_columns(mut self, w: ArrayView2<T>, columns: &[usize]) -> Result<Self, Error> {
+        if w.dim() != self.quantized.dim() {
+            return Err(Error::Shape { what: "W", expected: self.quantized.dim(), found: w.dim() });
+        }
+        for &column in columns {
+            let kept = self.exact.get_mut(column).ok_or(Error::Column { column, columns: w.ncols() })?;
+            *kept = Some(w.column(column).to_vec());
+        }
+        Ok(self)
+    }
+
+    /// Keeps every column of `w [N, K]` exactly.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `w` has another shape.
+    pub fn with_all_columns_exact(self, w: ArrayView2<T>) -> Result<Self, Error> {
+        let columns: Vec<usize> = (0..w.ncols()).collect();
+        self.with_exact_columns(w, &columns)
+    }
+
+    /// Codes, scales and zero points.
+    pub fn quantized(&self) -> &QuantizedMatrix {
+        &self.quantized
+    }
+
+    /// The exact values `[N]` of a column, if they are kept.
+    pub fn exact_column(&self, column: usize) -> Option<&[T]> {
+        self.exact.get(column).and_then(Option::as_deref)
+    }
+
+    /// What an outlier of column `k` is multiplied with in output `n`.
+    fn outlier_value(&self, n: usize, k: usize) -> f64 {
+        match &self.exact[k] {
+            Some(column) => f64::from(column[n].to_f32()),
+            None => self.quantized.value(n, k),
+        }
+    }
+}
+
+/// The result of [`linear()`] with every intermediate a backend can be compared on.
+#[derive(Debug, Clone)]
+pub struct LinearOutput<T> {
+    /// `y [M, N]`, rounded once from [`exact`](Self::exact).
+    pub y: Array2<T>,
+    /// `y [M, N]` before the last rounding.
+    pub exact: Array2<f64>,
+    /// What left the int8 product.
+    pub outliers: Outliers,
+    /// Codes of `x [M, K]`, scales and zero points.
+    pub input: QuantizedMatrix,
+    /// The plain integer product `[M, N]`, before the zero-point correction.
+    pub accumulator: Array2<i32>,
+    /// The int8 part of `y`.
+    pub int8_part: Array2<f64>,
+    /// `Σ_{k left out} |x[m, k]·W[n, k]|`: what the rounding error of the outlier part is proportional to.
+    pub outlier_magnitude: Array2<f64>,
+}
+
+/// `y [M, N] = x [M, K] · Wᵀ + bias [N]` with the decomposition of `config`.
+///
+/// # Errors
+/// [`Error::InnerDimension`], [`Error::Length`] for the bias, [`Error::Threshold`], [`Error::AccumulatorOverflow`].
+pub fn linear<T: Element>(
+    x: ArrayView2<T>,
+    weight: &Weight<T>,
+    bias: Option<ArrayView1<f32>>,
+    config: &Config,
+) -> Result<LinearOutput<T>, Error> {
+    let ((rows, x_inner), (outputs, w_inner)) = (x.dim(), weight.quantized.dim());
+    if x_inner != w_inner {
+        return Err(Error::InnerDimension { operation: "linear", rows, x_inner, outputs, w_inner });
+    }
+    if let Some(bias) = bias
+        && bias.len() != outputs
+    {
+        return Err(Error::Length { what: "bias", expected: outputs, found: bias.len() });
+    }
+    config.rule.validate()?;
+
+    let outliers = find_outliers(x, &config.rule, config.outlier_granularity);
+    let input = quantize::quantize_without(
+        x,
+        &outliers,
+        config.encoding,
+        config.input_granularity,
+        config.row_maximum,
+    );
+    let accumulator = product::int8_product(input.codes(), weight.quantized.codes())?;
+    let corrected = product::correct_zero_points(accumulator.view(), &input, &weight.quantized)?;
+    let int8_part = product::dequantize(corrected.view(), input.scales(), weight.quantized.scales())?;
+    let (outlier_part, outlier_magnitude) = outlier_product(x, &outliers, weight);
+
+    let mut exact = &int8_part + &outlier_part;
+    if let Some(bias) = bias {
+        exact.axis_iter_mut(Axis(1)).zip(bias).for_each(|(mut column, bias)| column += f64::from(*bias));
+    }
+    Ok(LinearOutput {
+        y: exact.mapv(T::from_f64),
+        exact,
+        outliers,
+        input,
+        accumulator,
+        int8_part,
+        outlier_magnitude,
+    })
+}
+
+/// `Σ_{k left out} x[m, k]·W[n, k]` `[M, N]`, and the same sum of magnitudes, in f64.
+fn outlier_product<T: Element>(
+    x: ArrayView2<T>,
+    outliers: &Outliers,
+    weight: &Weight<T>,
+) -> (Array2<f64>, Array2<f64>) {
+    let shape = (x.nrows(), weight.quantized.dim().0);
+    let (mut sum, mut magnitude) = (Array2::zeros(shape), Array2::zeros(shape));
+    for m in 0..shape.0 {
+        for &k in outliers.columns().iter().filter(|k| outliers.is_left_out(m, **k)) {
+            let value = f64::from(x[[m, k]].to_f32());
+            for n in 0..shape.1 {
+                let term = value * weight.outlier_value(n, k);
+                sum[[m, n]] += term;
+                magnitude[[m, n]] += term.abs();
+            }
+        }
+    }
+    (sum, magnitude)
+}
+
+/// Gradient of the layer with respect to its input, `dX [M, K] = dY [M, N] · dequantise(W) [N, K]`, summed in f64 and
+/// rounded once. The rounding of `x` to codes is treated as the identity (straight-through), as bitsandbytes does, so
+/// that adapters (LoRA) can be trained through a frozen int8 layer.
+///
+/// # Errors
+/// [`Error::InnerDimension`] when `dY` has not N columns.
+pub fn input_gradient<T: Element>(dy: ArrayView2<T>, weight: &QuantizedMatrix) -> Result<Array2<T>, Error> {
+    let ((rows, x_inner), (outputs, inner)) = (dy.dim(), weight.dim());
+    if x_inner != outputs {
+        return Err(Error::InnerDimension {
+            operation: "input_gradient (dY·W)",
+            rows,
+            x_inner,
+            outputs: inner,
+            w_inner: outputs,
+        });
+    }
+    Ok(Array2::from_shape_fn((rows, inner), |(m, k)| {
+        T::from_f64((0..outputs).map(|n| f64::from(dy[[m, n]].to_f32()) * weight.value(n, k)).sum())
+    }))
+}

@@ -1,0 +1,247 @@
+//! Floating-point rows to int8 codes and back (paper §2.1): absmax and zero-point, per tensor or per row.
+//!
+//! For the values of one row (or of the whole tensor) that count:
+//!
+//! | | absmax | zero-point |
+//! |---|---|---|
+//! | scale `s` (unit of x) | `max|x|` | `(hi − lo)/2`, `lo = min(x, 0)`, `hi = max(x, 0)` |
+//! | zero point `z` | 0 | `−round(lo·127/s) − 127`, in [−127, 127] |
+//! | code `q` | `round(x·(127/s))` | `round(x·(127/s)) + z`, clamped to [−127, 127] |
+//! | value stood for | `q·s/127` | `(q − z)·s/127` |
+//!
+//! Rounding is half to even, in f32, with one division a row and one multiplication an element, exactly as
+//! bitsandbytes does it; −128 never occurs. The scale is half the range that the 254 steps span, so that both
+//! encodings share one formula; for absmax it is the `SCA`/`SCB` that bitsandbytes stores.
+//!
+//! The paper's offset for zero-point is misprinted; this reading makes 0 a code of its own (0 always belongs to the
+//! range), which zero padding and left-out values need.
+//!
+//! NaN and ±inf: a value that counts and is not finite makes its row's scale NaN and its codes 0, so that every output
+//! that depends on it is NaN. Nothing turns silently finite.
+
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+
+use crate::{Element, Error, Outliers, convert};
+
+/// Below this range a row is treated as zero: `127/s` would overflow f32. 2⁻¹²⁰ ≈ 7.5e-37.
+pub const MIN_SCALE: f32 = f32::from_bits((127 - 120) << 23);
+
+/// How a range of values is mapped to codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Encoding {
+    /// Symmetric: the largest magnitude becomes ±127.
+    #[default]
+    Absmax,
+    /// Affine: the smallest value becomes −127 and the largest 127.
+    Zeropoint,
+}
+
+/// How many constants a matrix has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Granularity {
+    /// One for the matrix.
+    Tensor,
+    /// One for each row. On both sides of a product: "vector-wise".
+    #[default]
+    Row,
+}
+
+/// Which values count for the scale of a row of `x` that has outliers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RowMaximum {
+    /// Only values that stay in the int8 product.
+    #[default]
+    Paper,
+    /// All values that are no outliers themselves, also those whose column leaves the int8 product: what
+    /// bitsandbytes computes. `[[7, 1], [5, 1]]` with threshold 6 has scales `[1, 5]` instead of `[1, 1]`.
+    Bitsandbytes,
+}
+
+/// A matrix as int8 codes with the constants that turn them back into numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuantizedMatrix {
+    codes: Array2<i8>,
+    scales: Array1<f32>,
+    zero_points: Array1<i32>,
+}
+
+/// Quantises `x [R, K]`, every value counting.
+pub fn quantize<T: Element>(
+    x: ArrayView2<T>,
+    encoding: Encoding,
+    granularity: Granularity,
+) -> QuantizedMatrix {
+    quantize_without(x, &Outliers::none(x.dim()), encoding, granularity, RowMaximum::Paper)
+}
+
+/// Quantises `x [R, K]` without its outliers: these get the code that stands for 0.
+///
+/// # Panics
+/// If `outliers` belong to a matrix of another shape.
+pub fn quantize_without<T: Element>(
+    x: ArrayView2<T>,
+    outliers: &Outliers,
+    encoding: Encoding,
+    granularity: Granularity,
+    row_maximum: RowMaximum,
+) -> QuantizedMatrix {
+    assert_eq!(x.dim(), outliers.dim(), "quantize_without: x and its outliers have different shapes");
+    let counts = |row: usize, column: usize| match row_maximum {
+        RowMaximum::Paper => !outliers.is_left_out(row, column),
+        RowMaximum::Bitsandbytes => !outliers.is_hit(row, column),
+    };
+    let mut ranges: Vec<Range> = x
+        .rows()
+        .into_iter()
+        .enumerate()
+        .map(|(row, values)| {
+            let counted = values.iter().enumerate().filter(|(column, _)| counts(row, *column));
+            Range::of(counted.map(|(_, value)| value.to_f32()))
+        })
+        .collect();
+    if granularity == Granularity::Tensor {
+        let whole = ranges.iter().fold(Range::EMPTY, |whole, range| whole.union(*range));
+        ranges.fill(whole);
+    }
+    let constants: Vec<Constants> = ranges.iter().map(|range| Constants::new(*range, encoding)).collect();
+    let codes = Array2::from_shape_fn(x.dim(), |(row, column)| {
+        let constants = constants[row];
+        if outliers.is_left_out(row, column) {
+            convert::clamped_code(constants.zero_point)
+        } else {
+            constants.code(x[[row, column]].to_f32())
+        }
+    });
+    QuantizedMatrix {
+        codes,
+        scales: constants.iter().map(|constants| constants.scale).collect(),
+        zero_points: constants.iter().map(|constants| constants.zero_point).collect(),
+    }
+}
+
+impl QuantizedMatrix {
+    /// Takes codes `[R, K]` with one scale and one zero point for each row, as read from a file.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when a vector has not R elements, [`Error::CodeOutOfRange`] for a code of −128.
+    pub fn from_parts(
+        codes: Array2<i8>,
+        scales: Array1<f32>,
+        zero_points: Option<Array1<i32>>,
+    ) -> Result<Self, Error> {
+        let rows = codes.nrows();
+        let zero_points = zero_points.unwrap_or_else(|| Array1::zeros(rows));
+        for (what, found) in [("scales", scales.len()), ("zero points", zero_points.len())] {
+            if found != rows {
+                return Err(Error::Length { what, expected: rows, found });
+            }
+        }
+        if let Some(((row, column), _)) = codes.indexed_iter().find(|(_, code)| **code == i8::MIN) {
+            return Err(Error::CodeOutOfRange { what: "codes", row, column });
+        }
+        Ok(Self { codes, scales, zero_points })
+    }
+
+    /// Codes `[R, K]`, row-major, in [−127, 127].
+    pub fn codes(&self) -> ArrayView2<'_, i8> {
+        self.codes.view()
+    }
+
+    /// One scale for each row (repeated for tensor granularity), in the unit of the values: half the range. The step
+    /// between two codes is `scale/127`. For absmax this is the largest magnitude, bitsandbytes' `SCA`/`SCB`.
+    pub fn scales(&self) -> ArrayView1<'_, f32> {
+        self.scales.view()
+    }
+
+    /// One zero point for each row, in [−127, 127]; 0 for absmax.
+    pub fn zero_points(&self) -> ArrayView1<'_, i32> {
+        self.zero_points.view()
+    }
+
+    /// Shape `(R, K)`.
+    pub fn dim(&self) -> (usize, usize) {
+        self.codes.dim()
+    }
+
+    /// The value a code stands for, `(q − z)·s/127`, in f64: exact but for the division.
+    pub fn value(&self, row: usize, column: usize) -> f64 {
+        let steps = i32::from(self.codes[[row, column]]) - self.zero_points[row];
+        f64::from(steps) * f64::from(self.scales[row]) / 127.0
+    }
+
+    /// All values `[R, K]`, rounded once to `T`.
+    pub fn dequantize<T: Element>(&self) -> Array2<T> {
+        Array2::from_shape_fn(self.dim(), |(row, column)| T::from_f64(self.value(row, column)))
+    }
+}
+
+/// Smallest and largest value seen, and whether all were finite.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    low: f32,
+    high: f32,
+    finite: bool,
+}
+
+impl Range {
+    /// 0 belongs to every range: zero-point needs a code for it, and absmax is not changed by it.
+    const EMPTY: Self = Self { low: 0.0, high: 0.0, finite: true };
+
+    fn of(values: impl Iterator<Item = f32>) -> Self {
+        values.fold(Self::EMPTY, |range, value| Self {
+            low: range.low.min(value),
+            high: range.high.max(value),
+            finite: range.finite && value.is_finite(),
+        })
+    }
+
+    fn union(self, other: Self) -> Self {
+        Self {
+            low: self.low.min(other.low),
+            high: self.high.max(other.high),
+            finite: self.finite && other.finite,
+        }
+    }
+}
+
+/// What maps the values of one row to codes.
+#[derive(Debug, Clone, Copy)]
+struct Constants {
+    scale: f32,
+    /// `127/scale`, or 0 for a row that is treated as zero.
+    inverse: f32,
+    zero_point: i32,
+}
+
+impl Constants {
+    fn new(range: Range, encoding: Encoding) -> Self {
+        if !range.finite {
+            return Self { scale: f32::NAN, inverse: 0.0, zero_point: 0 };
+        }
+        let scale = match encoding {
+            Encoding::Absmax => range.high.max(-range.low),
+            // Halved before the subtraction, so that a range wider than f32 does not overflow.
+            Encoding::Zeropoint => range.high * 0.5 - range.low * 0.5,
+        };
+        if scale < MIN_SCALE {
+            return Self { scale, inverse: 0.0, zero_point: 0 };
+        }
+        let inverse = 127.0 / scale;
+        let zero_point = match encoding {
+            Encoding::Absmax => 0,
+            Encoding::Zeropoint => -convert::small_integer((range.low * inverse).round_ties_even()) - 127,
+        };
+        Self { scale, inverse, zero_point }
+    }
+
+    fn code(self, value: f32) -> i8 {
+        if self.inverse == 0.0 {
+            return 0;
+        }
+        if self.zero_point == 0 {
+            return convert::code(value * self.inverse);
+        }
+        let steps = convert::small_integer((value * self.inverse).round_ties_even());
+        convert::clamped_code(steps + self.zero_point)
+    }
+}

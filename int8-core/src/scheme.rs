@@ -1,0 +1,135 @@
+//! The quantised rows of the paper's Table 1, and the settings they stand for.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Encoding, Error, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
+
+/// The paper's outlier threshold (§3.2): "we find that α = 6.0 is sufficient".
+pub const PAPER_THRESHOLD: f32 = 6.0;
+
+/// Everything that decides the numbers of a quantised linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Config {
+    /// Codes of `x` and of `W`.
+    pub encoding: Encoding,
+    /// Constants of `x`.
+    pub input_granularity: Granularity,
+    /// Constants of `W`.
+    pub weight_granularity: Granularity,
+    /// Which values are outliers.
+    pub rule: OutlierRule,
+    /// What leaves the int8 product with them.
+    pub outlier_granularity: OutlierGranularity,
+    /// Which values count for the scale of a row of `x`.
+    pub row_maximum: RowMaximum,
+}
+
+/// The eight quantised rows of Table 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// "Int8 absmax": one constant for `x`, one for `W`.
+    Absmax,
+    /// "Int8 zeropoint": one constant and zero point for `x`, one for `W`.
+    Zeropoint,
+    /// "Int8 absmax row-wise": one constant for each row of `x`, one for `W`.
+    AbsmaxRowWise,
+    /// "Int8 absmax vector-wise": one constant for each row of `x` and each output row of `W`.
+    AbsmaxVectorWise,
+    /// "Int8 zeropoint vector-wise".
+    ZeropointVectorWise,
+    /// "Int8 absmax row-wise + decomposition".
+    AbsmaxRowWiseDecomposition,
+    /// "Absmax LLM.int8() (vector-wise + decomp)": the method.
+    LlmInt8Absmax,
+    /// "Zeropoint LLM.int8() (vector-wise + decomp)".
+    LlmInt8Zeropoint,
+}
+
+impl Scheme {
+    /// All eight, in the order of Table 1.
+    pub const ALL: [Self; 8] = [
+        Self::Absmax,
+        Self::Zeropoint,
+        Self::AbsmaxRowWise,
+        Self::AbsmaxVectorWise,
+        Self::ZeropointVectorWise,
+        Self::AbsmaxRowWiseDecomposition,
+        Self::LlmInt8Absmax,
+        Self::LlmInt8Zeropoint,
+    ];
+
+    /// The name by which [`FromStr`] knows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Absmax => "absmax",
+            Self::Zeropoint => "zeropoint",
+            Self::AbsmaxRowWise => "absmax-row-wise",
+            Self::AbsmaxVectorWise => "absmax-vector-wise",
+            Self::ZeropointVectorWise => "zeropoint-vector-wise",
+            Self::AbsmaxRowWiseDecomposition => "absmax-row-wise-decomposition",
+            Self::LlmInt8Absmax => "llm-int8",
+            Self::LlmInt8Zeropoint => "zeropoint-llm-int8",
+        }
+    }
+
+    /// The label of its row in Table 1.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Absmax => "absmax",
+            Self::Zeropoint => "zeropoint",
+            Self::AbsmaxRowWise => "absmax row-wise",
+            Self::AbsmaxVectorWise => "absmax vector-wise",
+            Self::ZeropointVectorWise => "zeropoint vector-wise",
+            Self::AbsmaxRowWiseDecomposition => "absmax row-wise + decomposition",
+            Self::LlmInt8Absmax => "absmax LLM.int8()",
+            Self::LlmInt8Zeropoint => "zeropoint LLM.int8()",
+        }
+    }
+
+    /// Its settings, with the paper's threshold and granularity where it decomposes.
+    pub const fn config(self) -> Config {
+        let (encoding, input_granularity, weight_granularity, decomposed) = match self {
+            Self::Absmax => (Encoding::Absmax, Granularity::Tensor, Granularity::Tensor, false),
+            Self::Zeropoint => (Encoding::Zeropoint, Granularity::Tensor, Granularity::Tensor, false),
+            Self::AbsmaxRowWise => (Encoding::Absmax, Granularity::Row, Granularity::Tensor, false),
+            Self::AbsmaxVectorWise => (Encoding::Absmax, Granularity::Row, Granularity::Row, false),
+            Self::ZeropointVectorWise => (Encoding::Zeropoint, Granularity::Row, Granularity::Row, false),
+            Self::AbsmaxRowWiseDecomposition => {
+                (Encoding::Absmax, Granularity::Row, Granularity::Tensor, true)
+            }
+            Self::LlmInt8Absmax => (Encoding::Absmax, Granularity::Row, Granularity::Row, true),
+            Self::LlmInt8Zeropoint => (Encoding::Zeropoint, Granularity::Row, Granularity::Row, true),
+        };
+        Config {
+            encoding,
+            input_granularity,
+            weight_granularity,
+            rule: if decomposed { OutlierRule::Absolute(PAPER_THRESHOLD) } else { OutlierRule::None },
+            outlier_granularity: OutlierGranularity::Column,
+            row_maximum: RowMaximum::Paper,
+        }
+    }
+
+    /// Whether the scheme takes outliers out of the int8 product.
+    pub const fn decomposes(self) -> bool {
+        !matches!(self.config().rule, OutlierRule::None)
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Self::ALL.into_iter().find(|scheme| scheme.name() == name).ok_or_else(|| Error::UnknownScheme {
+            name: name.to_owned(),
+            known: Self::ALL.map(Self::name).join(", "),
+        })
+    }
+}
