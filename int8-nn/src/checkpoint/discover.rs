@@ -1,0 +1,123 @@
+//! Which of a folder's files are the weights, and what to say when they are in a format that is not read.
+
+use std::path::Path;
+
+use super::CheckpointError;
+use super::source::Source;
+
+/// The weight files of a checkpoint.
+#[derive(Debug)]
+pub(super) enum Weights {
+    /// One safetensors file, by name.
+    Single(String),
+    /// A shard index, by name.
+    Sharded(String),
+}
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX_SUFFIX: &str = ".safetensors.index.json";
+
+const CONVERT_TORCH: &str = "Convert it once in Python: \
+     AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OUT, safe_serialization=True), then use OUT";
+const FIND_SAFETENSORS: &str = "Download the model's safetensors files, which nearly every repository on the Hub offers beside this format";
+
+/// Formats known by a file's name: suffix, name of the format, way out.
+const BY_NAME: [(&str, &str, &str); 11] = [
+    ("pytorch_model.bin.index.json", "PyTorch pickle shards (pytorch_model.bin.index.json)", CONVERT_TORCH),
+    ("pytorch_model.bin", "a PyTorch pickle (pytorch_model.bin)", CONVERT_TORCH),
+    (".bin", "a PyTorch pickle (.bin)", CONVERT_TORCH),
+    (".pth", "a PyTorch pickle (.pth)", CONVERT_TORCH),
+    (".pt", "a PyTorch pickle (.pt)", CONVERT_TORCH),
+    (".ckpt", "a PyTorch or TensorFlow checkpoint (.ckpt)", CONVERT_TORCH),
+    (".gguf", "GGUF (llama.cpp)", FIND_SAFETENSORS),
+    (".h5", "a TensorFlow checkpoint (.h5)", FIND_SAFETENSORS),
+    (".msgpack", "a Flax checkpoint (.msgpack)", FIND_SAFETENSORS),
+    (".onnx", "ONNX", FIND_SAFETENSORS),
+    (".npz", "a NumPy archive (.npz)", FIND_SAFETENSORS),
+];
+
+/// Formats known by a file's first bytes.
+const BY_CONTENT: [(&[u8], &str, &str); 6] = [
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer instead of the file",
+        "Run `git lfs pull` in that folder, or download the file from the Hub",
+    ),
+    (b"PK\x03\x04", "a PyTorch pickle (zip archive)", CONVERT_TORCH),
+    (b"GGUF", "GGUF (llama.cpp)", FIND_SAFETENSORS),
+    (b"<!DOCTYPE", "a web page", "The download saved a page instead of the file; download it again"),
+    (b"<html", "a web page", "The download saved a page instead of the file; download it again"),
+    (b"\x89HDF\r\n\x1a\n", "a TensorFlow checkpoint (HDF5)", FIND_SAFETENSORS),
+];
+
+/// Chooses as Hugging Face does: `model.safetensors`, then the index; then, beyond it, the only safetensors file.
+pub(super) fn weights(source: &Source) -> Result<Weights, CheckpointError> {
+    if source.contains(SINGLE) {
+        return Ok(Weights::Single(SINGLE.to_owned()));
+    }
+    if source.contains(INDEX) {
+        return Ok(Weights::Sharded(INDEX.to_owned()));
+    }
+    let names = source.names()?;
+    let indices: Vec<_> = names.iter().filter(|name| name.ends_with(INDEX_SUFFIX)).collect();
+    if let [index] = indices[..] {
+        return Ok(Weights::Sharded(index.clone()));
+    }
+    let is_adapter = |name: &str| name.starts_with("adapter_model");
+    let singles: Vec<_> =
+        names.iter().filter(|name| name.ends_with(".safetensors") && !is_adapter(name)).collect();
+    if let [single] = singles[..] {
+        return Ok(Weights::Single(single.clone()));
+    }
+    let folder = source.label("");
+    if !singles.is_empty() {
+        return Err(CheckpointError::AmbiguousWeights { folder, found: listed(&singles) });
+    }
+    if let Some(adapter) = names.iter().find(|name| is_adapter(name)) {
+        return Err(CheckpointError::UnsupportedFormat {
+            file: source.label(adapter),
+            format: "a LoRA adapter without its base model",
+            help: "Merge it into the base model in Python (PeftModel.merge_and_unload) and save that",
+        });
+    }
+    for (suffix, format, help) in BY_NAME {
+        if let Some(name) = names.iter().find(|name| name.ends_with(suffix) && *name != "training_args.bin") {
+            return Err(CheckpointError::UnsupportedFormat { file: source.label(name), format, help });
+        }
+    }
+    let found =
+        if names.is_empty() { "no files".to_owned() } else { listed(&names.iter().collect::<Vec<_>>()) };
+    Err(CheckpointError::NoWeights { folder, found })
+}
+
+/// Refuses a file whose name gives another format away; called for a file that was named directly.
+pub(super) fn check_name(path: &Path) -> Result<(), CheckpointError> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let known = BY_NAME.into_iter().find(|(suffix, ..)| name.ends_with(suffix));
+    match known {
+        Some((_, format, help)) => {
+            Err(CheckpointError::UnsupportedFormat { file: path.display().to_string(), format, help })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Refuses a file whose first bytes give another format away, whatever its name says.
+pub(super) fn check_content(file: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+    match BY_CONTENT.into_iter().find(|(magic, ..)| bytes.starts_with(magic)) {
+        Some((_, format, help)) => {
+            Err(CheckpointError::UnsupportedFormat { file: file.to_owned(), format, help })
+        }
+        None => Ok(()),
+    }
+}
+
+/// The first few names as text.
+fn listed(names: &[&String]) -> String {
+    /// Enough to recognise a folder by, few enough for a message.
+    const SHOWN: usize = 6;
+    let shown: Vec<_> = names.iter().take(SHOWN).map(|name| name.escape_debug().to_string()).collect();
+    let more = names.len().saturating_sub(SHOWN);
+    if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
+}

@@ -1,0 +1,412 @@
+//! What can be wrong with a checkpoint, in words that name the file, the tensor, what was expected, what was found
+//! and what to do about it.
+//!
+//! Names come out of files that anybody may have written, so every name is escaped and shortened on its way into a
+//! message: a hostile tensor name cannot drive the reader's terminal or flood a log.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// A checkpoint, or one of its tensors, that cannot be used.
+///
+/// `file` is the path as it was opened; files compiled into a binary are shown as `embedded/NAME`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    // ---- which files ------------------------------------------------------------------------------------------
+    /// Nothing is at the given path.
+    #[error("{}: no such file or folder; expected a Hugging Face checkpoint folder or a .safetensors file. \
+             Check the spelling, or download the checkpoint to this path first", path.display())]
+    NotFound {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// The folder holds no weights at all.
+    #[error(
+        "{folder}: no weights found; expected model.safetensors or model.safetensors.index.json, found {found}. \
+             Point to the folder that holds the weights (in a Hub cache: snapshots/REVISION), or finish its download"
+    )]
+    NoWeights {
+        /// The folder looked into.
+        folder: String,
+        /// What is there instead.
+        found: String,
+    },
+    /// Several files could be the weights and nothing says which.
+    #[error(
+        "{folder}: several weight files and no index: expected model.safetensors or \
+             model.safetensors.index.json, found {found}. Name one of the files instead of the folder"
+    )]
+    AmbiguousWeights {
+        /// The folder looked into.
+        folder: String,
+        /// The candidates.
+        found: String,
+    },
+    /// The weights are there, in a format that is not read.
+    #[error(
+        "{file}: expected safetensors (the weight format read today; one file or shards with an index), \
+             found {format}. {help}"
+    )]
+    UnsupportedFormat {
+        /// The file in that format.
+        file: String,
+        /// The format's name.
+        format: &'static str,
+        /// How to get to a format that is read.
+        help: &'static str,
+    },
+    /// A folder, pipe or device stands where a file belongs.
+    #[error("{file}: expected a regular file, found {found}. Replace it with the file itself")]
+    NotRegular {
+        /// The path.
+        file: String,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The operating system refused.
+    #[error("{file}: cannot {operation}: {source}. Check that the file exists and may be read")]
+    Io {
+        /// The path.
+        file: String,
+        /// What was tried.
+        operation: &'static str,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A file that belongs to the checkpoint is absent.
+    #[error(
+        "{file}: this file is missing ({needed_for}). Copy or download it again into the checkpoint's folder"
+    )]
+    MissingFile {
+        /// The absent file.
+        file: String,
+        /// Who asks for it.
+        needed_for: String,
+    },
+    /// A file that is read whole is larger than any honest one.
+    #[error(
+        "{file}: expected at most {limit} bytes, found {found}. This is not the file its name says; \
+             download it again"
+    )]
+    TooLarge {
+        /// The file.
+        file: String,
+        /// The largest size accepted, in bytes.
+        limit: u64,
+        /// The size found, in bytes.
+        found: u64,
+    },
+    /// A file name that leads out of the checkpoint's folder.
+    #[error(
+        "{file}: tensor {}: expected the name of a file inside this folder, found {}. \
+             Nothing outside the folder is read; correct the name or get the checkpoint from a trusted place",
+        Quoted(tensor),
+        Quoted(found)
+    )]
+    UnsafeName {
+        /// The file that holds the name.
+        file: String,
+        /// The tensor it is given for.
+        tensor: String,
+        /// The refused name.
+        found: String,
+    },
+    /// A text file is not UTF-8.
+    #[error("{file}: expected UTF-8 text, found another byte at offset {offset}. Download the file again")]
+    NotText {
+        /// The file.
+        file: String,
+        /// Where the text stops being UTF-8, in bytes.
+        offset: usize,
+    },
+    /// A JSON file cannot be parsed.
+    #[error("{file}: expected JSON, found an error: {reason}. Download the file again, or correct it there")]
+    Json {
+        /// The file.
+        file: String,
+        /// The parser's reason with line and column.
+        reason: String,
+    },
+
+    // ---- one safetensors file as a whole ------------------------------------------------------------------------
+    /// The file ends before its contents do.
+    #[error(
+        "{file}: expected at least {expected} bytes ({part}), found {found}: the file is cut off. \
+             Download or copy it again"
+    )]
+    Truncated {
+        /// The file.
+        file: String,
+        /// The part that is cut.
+        part: &'static str,
+        /// The size the file says it has, in bytes.
+        expected: u64,
+        /// The size it has, in bytes.
+        found: u64,
+    },
+    /// Bytes that belong to no tensor follow the last one.
+    #[error(
+        "{file}: expected {expected} bytes, found {found}: bytes follow the last tensor, which no writer of \
+             safetensors leaves. Download or write the file again"
+    )]
+    TrailingBytes {
+        /// The file.
+        file: String,
+        /// The size its header describes, in bytes.
+        expected: u64,
+        /// The size it has, in bytes.
+        found: u64,
+    },
+    /// The length of the header is beyond the format's limit.
+    #[error(
+        "{file}: expected a safetensors header of at most {limit} bytes, found a stated length of {found}. \
+             This is no safetensors file, or a damaged one; download it again"
+    )]
+    HeaderLength {
+        /// The file.
+        file: String,
+        /// The format's limit, in bytes.
+        limit: u64,
+        /// The length its first 8 bytes state.
+        found: u64,
+    },
+    /// The header is not the JSON that the format asks for.
+    #[error(
+        "{file}: {}: expected a safetensors header entry, found an error: {reason}. \
+             The file is damaged or was written by a faulty tool; download or write it again",
+        Entry(entry)
+    )]
+    Header {
+        /// The file.
+        file: String,
+        /// The entry where parsing stopped: a tensor's name, `__metadata__`, or none.
+        entry: Option<String>,
+        /// The parser's reason with line and column.
+        reason: String,
+    },
+    /// The shard index is not the JSON that the format asks for.
+    #[error(
+        "{file}: {}: expected an index {{\"weight_map\": {{TENSOR: FILE}}}}, found an error: {reason}. \
+             Download the index again, or remove it if the folder holds one complete model.safetensors",
+        Entry(entry)
+    )]
+    Index {
+        /// The index file.
+        file: String,
+        /// The tensor where parsing stopped, if any.
+        entry: Option<String>,
+        /// The parser's reason with line and column.
+        reason: String,
+    },
+
+    // ---- one tensor's description -------------------------------------------------------------------------------
+    /// A name is used for two tensors.
+    #[error(
+        "{file}: tensor {}: expected one tensor of this name, found another in {other}. \
+             The checkpoint is inconsistent; download it again or remove the file that does not belong to it",
+        Quoted(tensor)
+    )]
+    DuplicateTensor {
+        /// The file with the second occurrence.
+        file: String,
+        /// The name.
+        tensor: String,
+        /// The file with the first.
+        other: String,
+    },
+    /// A tensor's place in the file is impossible: reversed, overlapping, or leaving a hole.
+    #[error(
+        "{file}: tensor {}: expected {expected}, found data_offsets [{begin}, {end}]. \
+             The file is damaged or was written by a faulty tool; download or write it again",
+        Quoted(tensor)
+    )]
+    Offsets {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The rule that is broken, with its numbers.
+        expected: String,
+        /// Begin as stated, in bytes from the start of the data.
+        begin: usize,
+        /// End as stated, in bytes from the start of the data.
+        end: usize,
+    },
+    /// A shape with more elements than memory can address.
+    #[error(
+        "{file}: tensor {}: expected a shape whose size fits into memory, found {}. \
+             The file is damaged or hostile; download it again",
+        Quoted(tensor),
+        Dims(found)
+    )]
+    ShapeOverflow {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The shape as stated.
+        found: Vec<usize>,
+    },
+    /// Dtype and shape do not give the number of bytes that the offsets give.
+    #[error(
+        "{file}: tensor {}: expected {expected} for {description}, found data_offsets of {found} bytes. \
+             The file is damaged or was written by a faulty tool; download or write it again",
+        Quoted(tensor)
+    )]
+    ByteLength {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Dtype and shape, as text.
+        description: String,
+        /// The size these have.
+        expected: String,
+        /// The size between the offsets, in bytes.
+        found: usize,
+    },
+
+    // ---- asking for a tensor --------------------------------------------------------------------------------------
+    /// No tensor of that name.
+    #[error(
+        "{file}: tensor {}: expected in this checkpoint, found nothing of that name{hint}. \
+             Check that the checkpoint is complete and that config.json belongs to it",
+        Quoted(tensor)
+    )]
+    MissingTensor {
+        /// The file, folder or index that should hold it.
+        file: String,
+        /// The name asked for.
+        tensor: String,
+        /// Names that come close, as text; may be empty.
+        hint: String,
+    },
+    /// A tensor has another shape than its user needs.
+    #[error(
+        "{file}: tensor {}: expected shape {expected}, found {}. \
+             Check that config.json belongs to these weights",
+        Quoted(tensor),
+        Dims(found)
+    )]
+    Shape {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The shape asked for, as text.
+        expected: String,
+        /// The shape it has.
+        found: Vec<usize>,
+    },
+    /// A tensor has another element type than its user needs.
+    #[error("{file}: tensor {}: expected dtype {expected}, found {found}. {help}", Quoted(tensor))]
+    Dtype {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The types that would do.
+        expected: &'static str,
+        /// The type it has.
+        found: super::DType,
+        /// What to do.
+        help: &'static str,
+    },
+    /// A value that the format rules out.
+    #[error("{file}: tensor {}: expected {expected}, found {found}. {help}", Quoted(tensor))]
+    Value {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The rule.
+        expected: &'static str,
+        /// The offending value and where it is.
+        found: String,
+        /// What to do.
+        help: &'static str,
+    },
+    /// The weights are quantised in a way that is not read.
+    #[error(
+        "{file}: tensor {}: expected 16/32-bit or bitsandbytes int8 (row layout) weights, found {format}. {help}",
+        Quoted(tensor)
+    )]
+    Quantization {
+        /// The file.
+        file: String,
+        /// The tensor that shows it.
+        tensor: String,
+        /// The quantisation's name.
+        format: &'static str,
+        /// What to do.
+        help: &'static str,
+    },
+
+    // ---- the caller's mistakes ----------------------------------------------------------------------------------------
+    /// Rows or columns outside the tensor, or a buffer of another size than the part asked for.
+    #[error(
+        "{file}: tensor {}: expected {expected}, found {found}. \
+             This is a mistake in the calling code: take sizes from the tensor's shape",
+        Quoted(tensor)
+    )]
+    Selection {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// What would be valid.
+        expected: String,
+        /// What was asked for.
+        found: String,
+    },
+}
+
+/// The most characters of a foreign name shown in a message: longer than any tensor name in use, short enough for a line.
+const SHOWN_NAME: usize = 160;
+
+/// A name from a file, escaped and shortened, in backquotes.
+pub(super) struct Quoted<'a>(pub(super) &'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("`")?;
+        let mut shown = self.0.chars();
+        for character in shown.by_ref().take(SHOWN_NAME) {
+            write!(f, "{}", character.escape_debug())?;
+        }
+        f.write_str(if shown.next().is_some() { "…`" } else { "`" })
+    }
+}
+
+/// The entry of a header or index at which parsing stopped.
+struct Entry<'a>(&'a Option<String>);
+
+impl fmt::Display for Entry<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("at its start"),
+            Some(name) if name == super::header::METADATA_KEY => write!(f, "{}", Quoted(name)),
+            Some(name) => write!(f, "tensor {}", Quoted(name)),
+        }
+    }
+}
+
+/// The most dimensions of a foreign shape shown in a message.
+const SHOWN_DIMS: usize = 8;
+
+/// A shape as `[2, 3]`, shortened.
+pub(super) struct Dims<'a>(pub(super) &'a [usize]);
+
+impl fmt::Display for Dims<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[")?;
+        for (axis, dim) in self.0.iter().take(SHOWN_DIMS).enumerate() {
+            write!(f, "{}{dim}", if axis == 0 { "" } else { ", " })?;
+        }
+        if self.0.len() > SHOWN_DIMS {
+            write!(f, ", … {} dimensions", self.0.len())?;
+        }
+        f.write_str("]")
+    }
+}

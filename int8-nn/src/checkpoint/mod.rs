@@ -1,0 +1,319 @@
+//! Reading Hugging Face checkpoints: a folder is opened, its tensors are read by name.
+//!
+//! ```no_run
+//! use int8_nn::checkpoint::Checkpoint;
+//!
+//! let checkpoint = Checkpoint::open("path/to/opt-125m")?;
+//! let config = checkpoint.source().read_config()?;
+//! let embedding = checkpoint.tensor("model.decoder.embed_tokens.weight")?.expect_shape(&[50272, 768])?;
+//! let mut row = vec![0.0; 768];
+//! embedding.read_rows_f32(2..3, &mut row)?;
+//! # Ok::<(), int8_nn::checkpoint::CheckpointError>(())
+//! ```
+//!
+//! Invariants:
+//! - a checkpoint that opens has been validated as a whole: every tensor's bytes lie inside its file and match its dtype
+//!   and shape, no two tensors share a byte or a name, and every file the index names is there. Reading can then fail
+//!   only because a tensor is missing or is of another kind than its user needs;
+//! - memory is never allocated from a length that has not been checked against the file's size;
+//! - weights are mapped, not read: opening costs the headers only;
+//! - every error names the file, the tensor, what was expected, what was found, and what to do.
+
+mod convert;
+mod discover;
+mod dtype;
+mod element;
+mod error;
+mod header;
+mod index;
+mod int8;
+mod mmap;
+mod source;
+mod summary;
+mod tensor;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use dtype::DType;
+pub use element::ReadAs;
+pub use error::CheckpointError;
+pub use int8::Int8Tensor;
+pub use source::Source;
+pub use summary::{DTypeTotal, Format, Quantization};
+pub use tensor::TensorView;
+
+use discover::Weights;
+use source::Storage;
+
+/// An opened checkpoint. Cloning is cheap and shares the mapped files.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    source: Source,
+    /// Names what to look into when a tensor is missing: the only file, or the index.
+    label: String,
+    files: Vec<WeightFile>,
+    /// Where each tensor is: file, entry. Sorted by name.
+    places: BTreeMap<String, (usize, usize)>,
+    /// The names in reading order: numbers inside names compare as numbers.
+    order: Vec<String>,
+}
+
+#[derive(Debug)]
+struct WeightFile {
+    label: String,
+    storage: Storage,
+    entries: Vec<header::Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint: a folder with `model.safetensors` or with `model.safetensors.index.json` and its shards, or
+    /// one `.safetensors` file, or an index file. Symbolic links are followed.
+    ///
+    /// The files are memory-mapped: **they must not be truncated or rewritten in place while the checkpoint is in
+    /// use** (replacing them by rename is fine).
+    ///
+    /// # Errors
+    /// The first thing found wrong with the files, see [`CheckpointError`]. A folder that holds only formats that are
+    /// not read (`pytorch_model.bin`, GGUF, …) gives [`CheckpointError::UnsupportedFormat`] with the way to convert.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let path = path.as_ref();
+        let metadata =
+            std::fs::metadata(path).map_err(|error| source::path_error(path, "open this path", error))?;
+        if metadata.is_dir() {
+            return Self::from_source(Source::folder(path)?);
+        }
+        // The folder of a bare file name is the current one, which an empty path does not name.
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+            let found = "a name that is not Unicode";
+            return Err(CheckpointError::NotRegular { file: path.display().to_string(), found });
+        };
+        discover::check_name(path)?;
+        let weights = match name.ends_with(discover::INDEX_SUFFIX) {
+            true => Weights::Sharded(name.to_owned()),
+            false => Weights::Single(name.to_owned()),
+        };
+        Self::read(Source::folder(parent)?, &weights)
+    }
+
+    /// Opens a checkpoint whose files are in memory, for a model compiled into a program; see [`Source::embedded`].
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_bytes(
+        files: impl IntoIterator<Item = (String, Cow<'static, [u8]>)>,
+    ) -> Result<Self, CheckpointError> {
+        Self::from_source(Source::embedded(files))
+    }
+
+    /// Opens the checkpoint in `source`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_source(source: Source) -> Result<Self, CheckpointError> {
+        let weights = discover::weights(&source)?;
+        Self::read(source, &weights)
+    }
+
+    fn read(source: Source, weights: &Weights) -> Result<Self, CheckpointError> {
+        match weights {
+            Weights::Single(name) => {
+                let file = WeightFile::read(&source, name, "the weights")?;
+                Self::assemble(source.label(name), source, vec![file], &BTreeMap::new())
+            }
+            Weights::Sharded(name) => {
+                let label = source.label(name);
+                let index = index::read(&label, &source.read_text(name)?)?;
+                // File names in sorted order, each once, with the first tensor that needs it.
+                let mut shards: BTreeMap<&str, &str> = BTreeMap::new();
+                for (tensor, file) in &index {
+                    shards.entry(file).or_insert(tensor);
+                }
+                let needed_for = |tensor| format!("{label} says it holds {}", error::Quoted(tensor));
+                let files = shards
+                    .into_iter()
+                    .map(|(file, tensor)| WeightFile::read(&source, file, &needed_for(tensor)))
+                    .collect::<Result<_, _>>()?;
+                Self::assemble(label, source, files, &index)
+            }
+        }
+    }
+
+    /// Joins the files, which together must have each name once and all names of the index in the files it says.
+    fn assemble(
+        label: String,
+        source: Source,
+        files: Vec<WeightFile>,
+        index: &BTreeMap<String, String>,
+    ) -> Result<Self, CheckpointError> {
+        let mut places = BTreeMap::new();
+        for (number, file) in files.iter().enumerate() {
+            for (entry, tensor) in file.entries.iter().enumerate() {
+                match places.entry(tensor.name.clone()) {
+                    Slot::Vacant(slot) => {
+                        slot.insert((number, entry));
+                    }
+                    Slot::Occupied(slot) => {
+                        return Err(CheckpointError::DuplicateTensor {
+                            file: file.label.clone(),
+                            tensor: tensor.name.clone(),
+                            other: files[slot.get().0].label.clone(),
+                        });
+                    }
+                }
+            }
+        }
+        for (tensor, file) in index {
+            let stated = source.label(file);
+            let found = places.get(tensor).map(|&(number, _)| &files[number].label);
+            if found != Some(&stated) {
+                let hint = match found {
+                    Some(found) => format!(" there (it is in {found}, but {label} says otherwise)"),
+                    None => format!(" (but {label} says it is there)"),
+                };
+                return Err(CheckpointError::MissingTensor { file: stated, tensor: tensor.clone(), hint });
+            }
+        }
+        let mut order: Vec<_> = places.keys().cloned().collect();
+        order.sort_by(|left, right| natural(left).cmp(natural(right)).then_with(|| left.cmp(right)));
+        Ok(Self { inner: Arc::new(Inner { source, label, files, places, order }) })
+    }
+
+    /// The other files of the checkpoint: configuration, tokenizer.
+    pub fn source(&self) -> &Source {
+        &self.inner.source
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`], with similar names that are there.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
+        self.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The tensor of this name, if there is one.
+    pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        let &(file, entry) = self.inner.places.get(name)?;
+        let file = &self.inner.files[file];
+        let entry = &file.entries[entry];
+        Some(TensorView {
+            file: &file.label,
+            name: &entry.name,
+            dtype: entry.dtype,
+            shape: &entry.shape,
+            bytes: &file.storage.bytes()[entry.range.clone()],
+        })
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.inner.places.contains_key(name)
+    }
+
+    /// All names in a stable order in which layer 2 comes before layer 10.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.inner.order.iter().map(String::as_str)
+    }
+
+    /// All tensors, in the order of [`Self::names`].
+    pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
+        self.names().filter_map(|name| self.get(name))
+    }
+
+    /// The weight files, as in error messages.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.inner.files.iter().map(|file| file.label.as_str())
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.inner.places.len()
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.inner.places.is_empty()
+    }
+
+    /// Bytes of all tensors together.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors().map(|tensor| u64::try_from(tensor.bytes.len()).unwrap_or(u64::MAX)).sum()
+    }
+
+    /// Tells the system that a tensor's bytes are no longer needed in memory, so that streaming through a large
+    /// checkpoint keeps the memory in use small. Reading the tensor again is fine and reads the file again. Does nothing
+    /// for a name that is not there.
+    pub fn release(&self, name: &str) {
+        if let Some(&(file, entry)) = self.inner.places.get(name) {
+            let file = &self.inner.files[file];
+            file.storage.release(file.entries[entry].range.clone());
+        }
+    }
+
+    fn missing(&self, name: &str) -> CheckpointError {
+        CheckpointError::MissingTensor {
+            file: self.inner.label.clone(),
+            tensor: name.to_owned(),
+            hint: self.similar(name),
+        }
+    }
+
+    /// Names that differ from `name` by a prefix, as text for an error: the usual reason why a tensor is not found.
+    fn similar(&self, name: &str) -> String {
+        /// Enough to see the pattern.
+        const SHOWN: usize = 3;
+        let is_suffix =
+            |long: &str, short: &str| long.strip_suffix(short).is_some_and(|rest| rest.ends_with('.'));
+        let similar: Vec<_> = self
+            .names()
+            .filter(|other| is_suffix(other, name) || is_suffix(name, other))
+            .take(SHOWN)
+            .map(|name| error::Quoted(name).to_string())
+            .collect();
+        if similar.is_empty() { String::new() } else { format!(" (similar: {})", similar.join(", ")) }
+    }
+}
+
+impl WeightFile {
+    fn read(source: &Source, name: &str, needed_for: &str) -> Result<Self, CheckpointError> {
+        let label = source.label(name);
+        let storage = source.map(name, needed_for)?;
+        let header = match header::read(&label, storage.bytes()) {
+            Ok(header) => header,
+            // A file of another format fails as a damaged one; its first bytes tell what it really is.
+            Err(error) => {
+                return Err(discover::check_content(&label, storage.bytes()).err().unwrap_or(error));
+            }
+        };
+        Ok(Self { label, storage, entries: header.entries, metadata: header.metadata })
+    }
+}
+
+/// A name cut into runs of digits and of other characters; numbers compare by length first, so 2 comes before 10.
+fn natural(name: &str) -> impl Iterator<Item = (usize, &str)> {
+    let is_digit = |character: char| character.is_ascii_digit();
+    let mut rest = name;
+    std::iter::from_fn(move || {
+        let first = rest.chars().next()?;
+        let digits = is_digit(first);
+        let end = rest.find(|character| is_digit(character) != digits).unwrap_or(rest.len());
+        let (run, tail) = rest.split_at(end);
+        rest = tail;
+        // Leading zeros would make a longer number look larger.
+        let weight = if digits { run.trim_start_matches('0').len() } else { 0 };
+        Some((weight, if digits { run.trim_start_matches('0') } else { run }))
+    })
+}

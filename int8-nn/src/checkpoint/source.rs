@@ -1,0 +1,282 @@
+//! Where a checkpoint's files come from: a folder, or bytes compiled into the program.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use super::CheckpointError;
+use super::mmap::Mapping;
+
+/// The largest file that [`Source::bytes`] reads into memory: ten times the largest tokenizer in use (Gemma's, 34 MB).
+/// Weights are mapped, never read whole.
+const WHOLE_FILE_LIMIT: u64 = 320 << 20;
+
+/// The files of one checkpoint, by name: a folder on disk, or files embedded in the program.
+///
+/// Names are relative to the folder and may not lead out of it. Symbolic links are followed, since Hub caches consist
+/// of links into a blob store outside the folder.
+#[derive(Debug, Clone)]
+pub struct Source(Kind);
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Folder(PathBuf),
+    Embedded(Arc<BTreeMap<String, Embedded>>),
+}
+
+/// The bytes of a file in memory, cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) enum Embedded {
+    Static(&'static [u8]),
+    Owned(Arc<Vec<u8>>),
+}
+
+impl Embedded {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Static(bytes) => bytes,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl Source {
+    /// The files of a folder.
+    ///
+    /// # Errors
+    /// [`CheckpointError::NotFound`] if nothing is there, [`CheckpointError::NotRegular`] if it is no folder.
+    pub fn folder(path: &Path) -> Result<Self, CheckpointError> {
+        match fs::metadata(path) {
+            Ok(metadata) if metadata.is_dir() => Ok(Self(Kind::Folder(path.to_path_buf()))),
+            Ok(_) => Err(CheckpointError::UnsupportedFormat {
+                file: path.display().to_string(),
+                format: "a file where a folder belongs",
+                help: "Name the folder that holds config.json and the weights",
+            }),
+            Err(error) => Err(path_error(path, "open this folder", error)),
+        }
+    }
+
+    /// Files in memory, for a model compiled into a program: pairs of name and contents, `config.json` and
+    /// `tokenizer.json` among them. A later pair replaces an earlier one of the same name.
+    pub fn embedded(files: impl IntoIterator<Item = (String, Cow<'static, [u8]>)>) -> Self {
+        let file = |bytes| match bytes {
+            Cow::Borrowed(bytes) => Embedded::Static(bytes),
+            Cow::Owned(bytes) => Embedded::Owned(Arc::new(bytes)),
+        };
+        let files = files.into_iter().map(|(name, bytes)| (name, file(bytes))).collect();
+        Self(Kind::Embedded(Arc::new(files)))
+    }
+
+    /// The folder on disk, if this is one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.0 {
+            Kind::Folder(folder) => Some(folder),
+            Kind::Embedded(_) => None,
+        }
+    }
+
+    /// How a file of this source is named in messages.
+    pub fn label(&self, name: &str) -> String {
+        match &self.0 {
+            Kind::Folder(folder) if name.is_empty() => folder.display().to_string(),
+            Kind::Folder(folder) => folder.join(name).display().to_string(),
+            Kind::Embedded(_) => format!("embedded/{name}"),
+        }
+    }
+
+    /// Whether a file of this name is there. Names that lead out of the folder are not.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.0 {
+            Kind::Folder(folder) => is_safe_name(name) && folder.join(name).is_file(),
+            Kind::Embedded(files) => files.contains_key(name),
+        }
+    }
+
+    /// The names of all files directly in the folder, sorted.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] if the folder cannot be listed.
+    pub fn names(&self) -> Result<Vec<String>, CheckpointError> {
+        let folder = match &self.0 {
+            Kind::Folder(folder) => folder,
+            Kind::Embedded(files) => return Ok(files.keys().cloned().collect()),
+        };
+        let failed = |error| path_error(folder, "list this folder", error);
+        let mut names = Vec::new();
+        for entry in fs::read_dir(folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            // A name that is not Unicode cannot be one that a checkpoint refers to.
+            if let (Ok(name), true) = (entry.file_name().into_string(), entry.path().is_file()) {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// The contents of a file that is small enough to be read whole (configuration, tokenizer, index).
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingFile`], [`CheckpointError::UnsafeName`], [`CheckpointError::NotRegular`],
+    /// [`CheckpointError::TooLarge`] or [`CheckpointError::Io`].
+    pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        let folder = match &self.0 {
+            Kind::Folder(folder) => folder,
+            Kind::Embedded(files) => {
+                let file = files.get(name).ok_or_else(|| self.missing(name, "asked for by the program"))?;
+                return Ok(Cow::Borrowed(file.bytes()));
+            }
+        };
+        if !is_safe_name(name) {
+            return Err(CheckpointError::UnsafeName {
+                file: self.label(""),
+                tensor: String::new(),
+                found: name.to_owned(),
+            });
+        }
+        let path = folder.join(name);
+        if !path.exists() {
+            return Err(self.missing(name, "asked for by the program"));
+        }
+        let (file, length) = open_regular(&path)?;
+        let too_large = |found| CheckpointError::TooLarge {
+            file: path.display().to_string(),
+            limit: WHOLE_FILE_LIMIT,
+            found,
+        };
+        if length > WHOLE_FILE_LIMIT {
+            return Err(too_large(length));
+        }
+        let mut bytes = Vec::new();
+        // One byte beyond the limit tells a file that grows while it is read.
+        let read = file.take(WHOLE_FILE_LIMIT + 1).read_to_end(&mut bytes);
+        read.map_err(|error| path_error(&path, "read this file", error))?;
+        match u64::try_from(bytes.len()) {
+            Ok(found) if found > WHOLE_FILE_LIMIT => Err(too_large(found)),
+            _ => Ok(Cow::Owned(bytes)),
+        }
+    }
+
+    /// The contents of a text file, without the byte-order mark that some editors put in front.
+    ///
+    /// # Errors
+    /// As [`Source::bytes`], and [`CheckpointError::NotText`].
+    pub fn read_text(&self, name: &str) -> Result<String, CheckpointError> {
+        let bytes = self.bytes(name)?.into_owned();
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(match text.strip_prefix('\u{feff}') {
+                Some(rest) => rest.to_owned(),
+                None => text,
+            }),
+            Err(error) => Err(CheckpointError::NotText {
+                file: self.label(name),
+                offset: error.utf8_error().valid_up_to(),
+            }),
+        }
+    }
+
+    /// The contents of a JSON file.
+    ///
+    /// # Errors
+    /// As [`Source::read_text`], and [`CheckpointError::Json`].
+    pub fn read_json(&self, name: &str) -> Result<serde_json::Value, CheckpointError> {
+        let text = self.read_text(name)?;
+        serde_json::from_str(&text)
+            .map_err(|error| CheckpointError::Json { file: self.label(name), reason: error.to_string() })
+    }
+
+    /// The model's `config.json`.
+    ///
+    /// # Errors
+    /// As [`Source::read_json`].
+    pub fn read_config(&self) -> Result<serde_json::Value, CheckpointError> {
+        self.read_json("config.json")
+    }
+
+    /// The contents of a weight file, mapped. `needed_for` says in the error who asked.
+    pub(super) fn map(&self, name: &str, needed_for: &str) -> Result<Storage, CheckpointError> {
+        match &self.0 {
+            Kind::Embedded(files) => match files.get(name) {
+                Some(file) => Ok(Storage::Embedded(file.clone())),
+                None => Err(self.missing(name, needed_for)),
+            },
+            Kind::Folder(folder) => {
+                let path = folder.join(name);
+                if !path.exists() {
+                    return Err(self.missing(name, needed_for));
+                }
+                Storage::map(&path)
+            }
+        }
+    }
+
+    fn missing(&self, name: &str, needed_for: &str) -> CheckpointError {
+        CheckpointError::MissingFile { file: self.label(name), needed_for: needed_for.to_owned() }
+    }
+}
+
+/// The bytes of one weight file.
+#[derive(Debug)]
+pub(super) enum Storage {
+    /// A file of no bytes, which some systems refuse to map; the reader reports it better than they do.
+    Empty,
+    Mapped(Mapping),
+    Embedded(Embedded),
+}
+
+impl Storage {
+    fn map(path: &Path) -> Result<Self, CheckpointError> {
+        let (file, length) = open_regular(path)?;
+        if length == 0 {
+            return Ok(Self::Empty);
+        }
+        let mapping =
+            Mapping::new(&file).map_err(|error| path_error(path, "map this file into memory", error))?;
+        Ok(Self::Mapped(mapping))
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::Mapped(mapping) => mapping.bytes(),
+            Self::Embedded(embedded) => embedded.bytes(),
+        }
+    }
+
+    /// See [`Mapping::release`].
+    pub(super) fn release(&self, range: std::ops::Range<usize>) {
+        if let Self::Mapped(mapping) = self {
+            mapping.release(range);
+        }
+    }
+}
+
+/// Whether `name`, as found in a file, stays inside the folder it is joined to: relative, plain components only, and no
+/// backslash, which separates on some systems and not on others.
+pub(super) fn is_safe_name(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains(['\\', '\0'])
+        && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Opens a file after asking what it is: opening a pipe would wait for a writer, reading a device might never end.
+fn open_regular(path: &Path) -> Result<(File, u64), CheckpointError> {
+    let metadata = fs::metadata(path).map_err(|error| path_error(path, "open this file", error))?;
+    if !metadata.is_file() {
+        let found = if metadata.is_dir() { "a folder" } else { "a pipe, socket or device" };
+        return Err(CheckpointError::NotRegular { file: path.display().to_string(), found });
+    }
+    let file = File::open(path).map_err(|error| path_error(path, "open this file", error))?;
+    Ok((file, metadata.len()))
+}
+
+pub(super) fn path_error(path: &Path, operation: &'static str, source: std::io::Error) -> CheckpointError {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => CheckpointError::NotFound { path: path.to_path_buf() },
+        _ => CheckpointError::Io { file: path.display().to_string(), operation, source },
+    }
+}

@@ -1,0 +1,264 @@
+//! One stored tensor, and reading numbers out of it.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use half::{bf16, f16};
+use ndarray::{Array2, ArrayView2};
+
+use super::CheckpointError;
+use super::dtype::DType;
+use super::element::{self, ReadAs};
+use super::error::Dims;
+
+/// A tensor as it lies in its file: name, dtype, shape, and bytes of exactly that size, row-major, little-endian.
+///
+/// Nothing is read until a conversion asks for it. Conversions work at any alignment.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorView<'a> {
+    pub(super) file: &'a str,
+    pub(super) name: &'a str,
+    pub(super) dtype: DType,
+    pub(super) shape: &'a [usize],
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> TensorView<'a> {
+    /// The file that holds it, as in error messages.
+    pub fn file(&self) -> &'a str {
+        self.file
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Its element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Its shape; empty for a scalar.
+    pub fn shape(&self) -> &'a [usize] {
+        self.shape
+    }
+
+    /// Its bytes as stored, at any alignment.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Number of elements: the product of the shape, 1 for a scalar.
+    pub fn len(&self) -> usize {
+        // The header's check has shown that this does not overflow.
+        self.shape.iter().product()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The tensor itself if it has this shape.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Shape`] with both shapes.
+    pub fn expect_shape(self, expected: &[usize]) -> Result<Self, CheckpointError> {
+        if self.shape == expected { Ok(self) } else { Err(self.shape_error(Dims(expected).to_string())) }
+    }
+
+    /// `(rows, columns)` of a matrix.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Shape`] if there are not two dimensions.
+    pub fn matrix_shape(&self) -> Result<(usize, usize), CheckpointError> {
+        match *self.shape {
+            [rows, columns] => Ok((rows, columns)),
+            _ => Err(self.shape_error("of two dimensions".to_owned())),
+        }
+    }
+
+    /// All elements, row-major. See [`ReadAs`] for what is read from what.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Dtype`] if `T` is not read from this dtype.
+    pub fn to_vec<T: ReadAs>(&self) -> Result<Vec<T>, CheckpointError> {
+        self.decoder::<T>()?;
+        let mut out = vec![T::default(); self.len()];
+        element::decode(self.dtype, self.bytes, &mut out);
+        Ok(out)
+    }
+
+    /// All elements as f32; F64 is rounded, everything else exact.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Dtype`] naming the dtype if it is no float, 8- or 16-bit integer or BOOL.
+    pub fn to_f32(&self) -> Result<Vec<f32>, CheckpointError> {
+        self.to_vec()
+    }
+
+    /// All elements of a matrix as f32 `[rows, columns]`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Shape`] if this is no matrix; as [`Self::to_f32`].
+    pub fn to_matrix_f32(&self) -> Result<Array2<f32>, CheckpointError> {
+        let shape = self.matrix_shape()?;
+        Array2::from_shape_vec(shape, self.to_f32()?).map_err(|error| self.shape_error(error.to_string()))
+    }
+
+    /// The elements with the bits they are stored with: borrowed from the file where alignment and byte order allow it,
+    /// copied otherwise.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Dtype`] if the tensor is not stored as `T`.
+    pub fn stored<T: ReadAs + bytemuck::AnyBitPattern>(&self) -> Result<Cow<'a, [T]>, CheckpointError> {
+        if self.dtype != T::SAME {
+            return Err(self.dtype_error(T::SAME.name()));
+        }
+        match bytemuck::try_cast_slice(self.bytes) {
+            Ok(elements) if cfg!(target_endian = "little") => Ok(Cow::Borrowed(elements)),
+            _ => self.to_vec().map(Cow::Owned),
+        }
+    }
+
+    /// All elements of an F16 tensor, bits as stored.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Dtype`] for any other dtype.
+    pub fn to_f16(&self) -> Result<Vec<f16>, CheckpointError> {
+        self.to_vec()
+    }
+
+    /// All elements of a BF16 tensor, bits as stored.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Dtype`] for any other dtype.
+    pub fn to_bf16(&self) -> Result<Vec<bf16>, CheckpointError> {
+        self.to_vec()
+    }
+
+    /// The elements of an I8 tensor, borrowed.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Dtype`] for any other dtype.
+    pub fn as_i8(&self) -> Result<&'a [i8], CheckpointError> {
+        match self.dtype {
+            DType::I8 => Ok(bytemuck::cast_slice(self.bytes)),
+            _ => Err(self.dtype_error("I8")),
+        }
+    }
+
+    /// Reads the rows `rows` of a tensor of at least one dimension into `out`, which has room for exactly these: a row is
+    /// everything behind the first index.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Selection`] if there are no such rows or `out` has another size,
+    /// [`CheckpointError::Dtype`] if `T` is not read from this dtype.
+    pub fn read_rows<T: ReadAs>(&self, rows: Range<usize>, out: &mut [T]) -> Result<(), CheckpointError> {
+        self.decoder::<T>()?;
+        let Some((&height, row)) = self.shape.split_first() else {
+            return Err(self.shape_error("of at least one dimension".to_owned()));
+        };
+        if rows.start > rows.end || rows.end > height {
+            return Err(self.selection_error(format!("rows inside 0..{height}"), format!("{rows:?}")));
+        }
+        let width: usize = row.iter().product();
+        // Inside the tensor, so neither product can overflow.
+        let elements = (rows.end - rows.start) * width;
+        if out.len() != elements {
+            let (expected, found) =
+                (format!("room for {elements} elements"), format!("room for {}", out.len()));
+            return Err(self.selection_error(expected, found));
+        }
+        let element = self.dtype.bits() / 8;
+        let begin = rows.start * width * element;
+        element::decode(self.dtype, &self.bytes[begin..][..elements * element], out);
+        Ok(())
+    }
+
+    /// [`Self::read_rows`] as f32.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`].
+    pub fn read_rows_f32(&self, rows: Range<usize>, out: &mut [f32]) -> Result<(), CheckpointError> {
+        self.read_rows(rows, out)
+    }
+
+    /// Gathers columns of a matrix `[N, K]`: the result is `T [N, columns.len()]` row-major, columns in the order given
+    /// (repetitions allowed). Touches only the cache lines that hold them, on several threads when they are many.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Shape`] if this is no matrix, [`CheckpointError::Selection`] for a column ≥ K,
+    /// [`CheckpointError::Dtype`] if `T` is not read from this dtype.
+    pub fn columns<T: ReadAs>(&self, columns: &[usize]) -> Result<Vec<T>, CheckpointError> {
+        let decoder = self.decoder::<T>()?;
+        let (rows, width) = self.matrix_shape()?;
+        if let Some(column) = columns.iter().find(|&&column| column >= width) {
+            return Err(self.selection_error(format!("columns below {width}"), format!("column {column}")));
+        }
+        let Some(elements) = rows.checked_mul(columns.len()) else {
+            let found = format!("{} columns of {rows} rows", columns.len());
+            return Err(self.selection_error("a selection that fits into memory".to_owned(), found));
+        };
+        let element = self.dtype.bits() / 8;
+        let mut out = vec![T::default(); elements];
+        element::gather(decoder, element, self.bytes, width * element, columns, &mut out);
+        Ok(out)
+    }
+
+    /// One column of a matrix as f32 `[N]`.
+    ///
+    /// # Errors
+    /// As [`Self::columns`].
+    pub fn column_f32(&self, column: usize) -> Result<Vec<f32>, CheckpointError> {
+        self.columns(&[column])
+    }
+
+    /// The codes of an I8 matrix.
+    pub(super) fn codes(&self) -> Result<ArrayView2<'a, i8>, CheckpointError> {
+        let shape = self.matrix_shape()?;
+        ArrayView2::from_shape(shape, self.as_i8()?).map_err(|error| self.shape_error(error.to_string()))
+    }
+
+    fn decoder<T: ReadAs>(&self) -> Result<element::sealed::Decoder<T>, CheckpointError> {
+        T::decoder(self.dtype).ok_or_else(|| self.dtype_error(T::FROM))
+    }
+
+    pub(super) fn shape_error(&self, expected: String) -> CheckpointError {
+        CheckpointError::Shape {
+            file: self.file.to_owned(),
+            tensor: self.name.to_owned(),
+            expected,
+            found: self.shape.to_vec(),
+        }
+    }
+
+    pub(super) fn dtype_error(&self, expected: &'static str) -> CheckpointError {
+        let help = match self.dtype {
+            DType::F8E4M3 | DType::F8E5M2 | DType::F8E8M0 | DType::F8E4M3Fnuz | DType::F8E5M2Fnuz => {
+                "8-bit float checkpoints are not read; use the model's 16-bit version"
+            }
+            DType::F4 | DType::F6E2M3 | DType::F6E3M2 => {
+                "4- and 6-bit checkpoints are not read; use the model's 16-bit version"
+            }
+            _ => "Check that this is the checkpoint you mean; its weights should be F32, F16 or BF16",
+        };
+        CheckpointError::Dtype {
+            file: self.file.to_owned(),
+            tensor: self.name.to_owned(),
+            expected,
+            found: self.dtype,
+            help,
+        }
+    }
+
+    fn selection_error(&self, expected: String, found: String) -> CheckpointError {
+        CheckpointError::Selection {
+            file: self.file.to_owned(),
+            tensor: self.name.to_owned(),
+            expected,
+            found,
+        }
+    }
+}
