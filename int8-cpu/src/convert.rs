@@ -1,0 +1,192 @@
+//! Every numeric conversion of this crate that can lose something, each with the reason why it does not, and the
+//! views of a generic element slice as the type it is.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "this is the one file where they are decided; each function says why its conversion is right"
+)]
+
+use std::any::TypeId;
+
+use half::{bf16, f16};
+use int8_core::Element;
+
+/// 1.5·2²³: adding it to an `f32` of magnitude at most 2²² rounds that number to an integer, half to even, and leaves
+/// the integer in the low bits of the sum. One addition where the baseline instruction sets have no rounding.
+const ROUNDING: f32 = 12_582_912.0;
+
+/// `value` rounded half to even, for magnitudes up to 2²².
+#[inline(always)]
+pub(crate) fn round(value: f32) -> i32 {
+    ((value + ROUNDING).to_bits() as i32).wrapping_sub(ROUNDING.to_bits() as i32)
+}
+
+/// A code in [−127, 127] plus the kernel's offset (0 or 128), as the byte that is stored: the low eight bits.
+#[inline(always)]
+pub(crate) fn code_byte(code: i32, offset: u8) -> i8 {
+    (code as i8) ^ (offset as i8)
+}
+
+/// A zero point or steps between codes, at most 254 in magnitude: exact.
+#[inline(always)]
+pub(crate) fn steps(value: i32) -> f32 {
+    value as f32
+}
+
+/// An accumulator, rounded once, half to even.
+#[inline(always)]
+pub(crate) fn accumulator(value: i32) -> f32 {
+    value as f32
+}
+
+/// A corrected accumulator of a K too large for i32, rounded once, half to even.
+#[inline(always)]
+pub(crate) fn wide_accumulator(value: i64) -> f32 {
+    value as f32
+}
+
+/// `f64 → f32`, rounded half to even.
+#[inline(always)]
+pub(crate) fn f64_to_f32(value: f64) -> f32 {
+    value as f32
+}
+
+/// A count below 2⁵³: exact.
+#[inline(always)]
+pub(crate) fn count(value: usize) -> f64 {
+    value as f64
+}
+
+/// A value reduced modulo 2³²: used only where the final sum is known to fit i32, so that wrapping is exact.
+#[inline(always)]
+pub(crate) fn wrap(value: i64) -> i32 {
+    value as i32
+}
+
+/// A length in memory: at most 2⁶³ − 1.
+#[inline(always)]
+pub(crate) fn length(value: usize) -> i64 {
+    value as i64
+}
+
+/// An index of an array as a pointer offset: at most isize::MAX by the layout of arrays.
+#[inline(always)]
+pub(crate) fn offset(value: usize) -> isize {
+    value as isize
+}
+
+/// The position of an outlier column in the list of outlier columns, at most K ≤ 133,144.
+#[inline(always)]
+pub(crate) fn index(value: usize) -> u32 {
+    value as u32
+}
+
+/// Byte `lane` of a little-endian quad of codes, sign-extended.
+#[inline(always)]
+pub(crate) fn quad_lane(quad: u32, lane: u32) -> i32 {
+    ((quad << (24 - 8 * lane)) as i32) >> 24
+}
+
+/// `bf16 → f32`: the upper half of the bits. Exact.
+#[inline(always)]
+pub(crate) fn bf16_to_f32(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
+}
+
+/// `f32 → bf16`, half to even, without a branch: adding 0x7FFF and the lowest kept bit carries exactly when it must.
+#[inline(always)]
+pub(crate) fn f32_to_bf16(value: f32) -> bf16 {
+    let bits = value.to_bits();
+    let rounded = (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1))) >> 16;
+    // A NaN must not carry into an infinity: keep its upper half and make it quiet.
+    let quiet = (bits >> 16) | 0x40;
+    let is_nan = bits & 0x7FFF_FFFF > 0x7F80_0000;
+    bf16::from_bits((if is_nan { quiet } else { rounded }) as u16)
+}
+
+/// A slice of a generic element as the type it is.
+pub(crate) enum Typed<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+}
+
+/// A mutable slice of a generic element as the type it is.
+pub(crate) enum TypedMut<'a> {
+    F32(&'a mut [f32]),
+    F16(&'a mut [f16]),
+    Bf16(&'a mut [bf16]),
+}
+
+fn same<T: 'static, U: 'static>() -> bool {
+    TypeId::of::<T>() == TypeId::of::<U>()
+}
+
+/// The slice as f32, f16 or bf16. [`Element`] is sealed over these three.
+pub(crate) fn typed<T: Element>(slice: &[T]) -> Typed<'_> {
+    let (pointer, length) = (slice.as_ptr(), slice.len());
+    if same::<T, f32>() {
+        // SAFETY: T is f32.
+        Typed::F32(unsafe { std::slice::from_raw_parts(pointer.cast(), length) })
+    } else if same::<T, f16>() {
+        // SAFETY: T is f16.
+        Typed::F16(unsafe { std::slice::from_raw_parts(pointer.cast(), length) })
+    } else {
+        debug_assert!(same::<T, bf16>());
+        // SAFETY: T is bf16, the last type of the sealed trait; it has the size and alignment of u16.
+        Typed::Bf16(unsafe { std::slice::from_raw_parts(pointer.cast(), length) })
+    }
+}
+
+/// As [`typed`], mutable.
+pub(crate) fn typed_mut<T: Element>(slice: &mut [T]) -> TypedMut<'_> {
+    let (pointer, length) = (slice.as_mut_ptr(), slice.len());
+    if same::<T, f32>() {
+        // SAFETY: T is f32; the borrow is exclusive.
+        TypedMut::F32(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), length) })
+    } else if same::<T, f16>() {
+        // SAFETY: T is f16; the borrow is exclusive.
+        TypedMut::F16(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), length) })
+    } else {
+        debug_assert!(same::<T, bf16>());
+        // SAFETY: T is bf16, the last type of the sealed trait; the borrow is exclusive.
+        TypedMut::Bf16(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), length) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_is_half_to_even() {
+        for value in
+            [0.5_f32, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -126.5, 0.499_999_97, -127.4, 254.5, 0.0, -0.0]
+        {
+            assert_eq!(round(value), value.round_ties_even() as i32, "{value}");
+        }
+    }
+
+    #[test]
+    fn bf16_rounding_is_that_of_half() {
+        let mut bits = 0_u32;
+        loop {
+            let value = f32::from_bits(bits);
+            let (ours, theirs) = (f32_to_bf16(value), bf16::from_f32(value));
+            assert!(ours == theirs || (ours.is_nan() && theirs.is_nan()), "{value:e}");
+            assert_eq!(bf16_to_f32(theirs).to_bits(), theirs.to_f32().to_bits());
+            match bits.checked_add(40_503) {
+                Some(next) => bits = next,
+                None => break,
+            }
+        }
+    }
+
+    #[test]
+    fn quad_lanes_are_sign_extended() {
+        let quad = u32::from_le_bytes([0x81, 0x7F, 0x00, 0xFF]);
+        assert_eq!([0, 1, 2, 3].map(|lane| quad_lane(quad, lane)), [-127, 127, 0, -1]);
+    }
+}

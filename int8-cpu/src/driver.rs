@@ -1,0 +1,171 @@
+//! How the output is cut into blocks, one task each, and the plain integer product.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+use rayon::prelude::*;
+
+use crate::buffer::Buffer;
+use crate::convert;
+use crate::input::row_stride;
+use crate::kernel::Dispatch;
+use crate::tile::{MAX_ROWS, Operands, PANEL, Tile, TileKernel};
+use crate::weight::{PackedWeight, padded};
+
+/// Multiply-adds below which a problem stays on the calling thread: 64 of them take a cycle, so this is some 10 µs,
+/// about what waking a sleeping thread costs.
+const SERIAL_WORK: usize = 1 << 20;
+
+/// Tasks for each thread: enough to even out threads that run at different speeds.
+const TASKS_PER_THREAD: usize = 4;
+
+/// Bytes of input codes that a task goes through for each panel: they should stay in a share of L3.
+const INPUT_BYTES: usize = 4 << 20;
+
+/// The output, in tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Grid {
+    /// M.
+    pub(crate) rows: usize,
+    /// N in panels.
+    pub(crate) panels: usize,
+    /// Padded K.
+    pub(crate) inner: usize,
+    /// Rows of the kernel's tile.
+    pub(crate) tile_rows: usize,
+}
+
+/// Some rows of the output, in tiles of equal height.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    first: usize,
+    count: usize,
+    tile_rows: usize,
+}
+
+/// One task: these rows of these panels.
+pub(crate) struct Block {
+    pub(crate) rows: Rows,
+    pub(crate) panels: Range<usize>,
+}
+
+impl Rows {
+    /// Tiles whose heights differ by one row at most: 64 rows in tiles of 12 are 4·11 + 2·10, not 5·12 + 4.
+    pub(crate) fn tiles(self) -> impl Iterator<Item = Range<usize>> {
+        let tiles = self.count.div_ceil(self.tile_rows);
+        (0..tiles)
+            .map(move |i| self.first + self.count * i / tiles..self.first + self.count * (i + 1) / tiles)
+    }
+}
+
+/// Calls `run` for blocks that cover the output exactly once.
+pub(crate) fn for_each_block(grid: Grid, run: impl Fn(Block) + Sync) {
+    let Grid { rows, panels, inner, tile_rows } = grid;
+    if rows == 0 || panels == 0 {
+        return;
+    }
+    let threads = rayon::current_num_threads();
+    if threads == 1 || rows * panels * PANEL * inner.max(1) < SERIAL_WORK {
+        return run(Block { rows: Rows { first: 0, count: rows, tile_rows }, panels: 0..panels });
+    }
+    let tasks = threads * TASKS_PER_THREAD;
+    let panel_chunks = panels.min(tasks);
+    // Rows are cut when the panels alone give too few tasks, or when the codes of all rows would leave the cache.
+    let for_tasks = tasks.div_ceil(panel_chunks).min(rows.div_ceil(tile_rows));
+    let for_cache = (rows * inner).div_ceil(INPUT_BYTES);
+    let row_chunks = for_tasks.max(for_cache).min(rows);
+    (0..panel_chunks * row_chunks).into_par_iter().for_each(|task| {
+        let (row_chunk, panel_chunk) = (task / panel_chunks, task % panel_chunks);
+        let first = rows * row_chunk / row_chunks;
+        let count = rows * (row_chunk + 1) / row_chunks - first;
+        let span = panels * panel_chunk / panel_chunks..panels * (panel_chunk + 1) / panel_chunks;
+        run(Block { rows: Rows { first, count, tile_rows }, panels: span });
+    });
+}
+
+/// An output matrix that several tasks write at once, each its own part.
+pub(crate) struct Target<'a, Y> {
+    first: *mut Y,
+    /// Elements between two rows.
+    stride: isize,
+    _borrow: PhantomData<&'a mut Y>,
+}
+
+// SAFETY: only `slice` reads or writes through the pointer, and its contract forbids overlap.
+unsafe impl<Y: Send> Sync for Target<'_, Y> {}
+// SAFETY: the exclusive borrow it stands for may move to another thread.
+unsafe impl<Y: Send> Send for Target<'_, Y> {}
+
+impl<'a, Y> Target<'a, Y> {
+    /// The matrix must have contiguous rows.
+    pub(crate) fn new(out: &'a mut ArrayViewMut2<'_, Y>) -> Self {
+        Self { first: out.as_mut_ptr(), stride: out.strides()[0], _borrow: PhantomData }
+    }
+
+    /// `width` elements of a row, from `column` on.
+    ///
+    /// # Safety
+    /// The elements lie in the matrix, and no other slice of them is alive.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "disjoint parts of one exclusive borrow; the contract forbids overlap"
+    )]
+    pub(crate) unsafe fn slice(&self, row: usize, column: usize, width: usize) -> &mut [Y] {
+        // SAFETY: inside the borrowed matrix by this function's contract.
+        unsafe {
+            let start = self.first.offset(self.stride * convert::offset(row)).add(column);
+            std::slice::from_raw_parts_mut(start, width)
+        }
+    }
+}
+
+/// `a [M, K] · Wᵀ → i32 [M, N]`.
+pub(crate) struct Product<'a> {
+    pub(crate) a: ArrayView2<'a, i8>,
+    pub(crate) weight: &'a PackedWeight,
+    pub(crate) target: Target<'a, i32>,
+}
+
+impl Dispatch for Product<'_> {
+    type Output = ();
+
+    fn run<K: TileKernel>(self, tile: K) {
+        let Self { a, weight, target } = self;
+        let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
+        let (stride, k) = (row_stride(inner), padded(inner));
+        let mut codes = Buffer::zeroed(rows * stride);
+        for (row, target) in a.rows().into_iter().zip(codes.codes_mut().chunks_exact_mut(stride)) {
+            for (target, code) in target.iter_mut().zip(row) {
+                *target = convert::code_byte(i32::from(*code), K::OFFSET);
+            }
+        }
+        let (codes, sums) = (codes.codes(), weight.code_sums());
+        for_each_block(Grid { rows, panels: weight.panel_count(), inner: k, tile_rows: K::ROWS }, |block| {
+            let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
+            for panel in block.panels {
+                let first = panel * PANEL;
+                let width = PANEL.min(outputs - first);
+                for rows in block.rows.tiles() {
+                    let operands = Operands {
+                        a: codes[rows.start * stride..].as_ptr(),
+                        lda: stride,
+                        rows: rows.len(),
+                        panel: weight.panel(panel).as_ptr(),
+                        k,
+                    };
+                    // SAFETY: line 1: `codes` holds every row at this stride, which is at least k; line 2: a panel of
+                    // the packed weight; line 3: tiles of 1 to ROWS rows, padded K.
+                    unsafe { tile.product(operands, &mut acc) };
+                    for (acc, row) in acc.0.iter().zip(rows) {
+                        // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.
+                        let target = unsafe { target.slice(row, first, width) };
+                        for ((target, acc), sum) in target.iter_mut().zip(acc).zip(sums.iter().skip(first)) {
+                            *target = acc.wrapping_sub(i32::from(K::OFFSET).wrapping_mul(*sum));
+                        }
+                    }
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,76 @@
+//! What can go wrong, in three families: the caller's mistake, unsupported here, failure of the caller's column source.
+
+use crate::kernel::Layout;
+
+/// An error of this crate, with the operands' shapes in its message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Shapes, thresholds, code ranges and K limits are those of the reference.
+    #[error(transparent)]
+    Core(#[from] int8_core::Error),
+    /// A matrix whose rows are not contiguous.
+    #[error(
+        "{what} [{rows}, {columns}] must be row-major with contiguous rows; its strides are {strides:?} (copy it with `as_standard_layout`)"
+    )]
+    NotRowMajor {
+        /// Which matrix.
+        what: &'static str,
+        /// Its rows.
+        rows: usize,
+        /// Its columns.
+        columns: usize,
+        /// Its strides in elements.
+        strides: Vec<isize>,
+    },
+    /// A kernel asked for a weight that another kind of kernel packed.
+    #[error(
+        "the weight is packed as {found:?} and kernel `{kernel}` reads {expected:?}; pack it again for that kernel"
+    )]
+    LayoutMismatch {
+        /// The kernel asked for.
+        kernel: &'static str,
+        /// The layout it reads.
+        expected: Layout,
+        /// The layout of the weight.
+        found: Layout,
+    },
+    /// A name that is no kernel's.
+    #[error("unknown kernel `{name}`; known: {known}")]
+    UnknownKernel {
+        /// Name given.
+        name: String,
+        /// All names, separated by commas.
+        known: String,
+    },
+    /// A kernel that exists but that this processor cannot run.
+    #[error(
+        "kernel `{name}` needs {needs}, which this processor does not offer; available here: {available}"
+    )]
+    KernelUnavailable {
+        /// Name given.
+        name: String,
+        /// Processor features it needs.
+        needs: &'static str,
+        /// Names of the kernels that run here.
+        available: String,
+    },
+    /// The source of exact outlier columns failed.
+    #[error("cannot get the exact columns of W [{outputs}, {inner}]: {source}")]
+    ExactColumns {
+        /// Rows of W.
+        outputs: usize,
+        /// Columns of W.
+        inner: usize,
+        /// What the source said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The source of exact outlier columns returned the wrong number of columns.
+    #[error("the source of exact columns was asked for {expected} columns and returned {found}")]
+    ExactColumnCount {
+        /// Columns asked for.
+        expected: usize,
+        /// Columns returned.
+        found: usize,
+    },
+}

@@ -1,0 +1,349 @@
+//! The input of a layer, quantised straight into the rows that the tiles read, with its outliers taken out.
+
+use std::ops::Range as Span;
+
+use int8_core::{Config, Element, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
+use ndarray::{ArrayView2, aview1};
+use rayon::prelude::*;
+
+use crate::buffer::{Buffer, LINE};
+use crate::convert;
+use crate::rows::{self, Constants, Keep, Range};
+use crate::tile::{TileKernel, Vectorized};
+use crate::weight::padded;
+
+/// Elements of `x` below which preparing it is left to the calling thread: some 10 µs of work, about what waking a
+/// sleeping thread costs.
+const SERIAL_ELEMENTS: usize = 1 << 15;
+
+/// Rows that one task prepares.
+const TASK_ROWS: usize = 8;
+
+/// What the epilogue needs of each row of `x`.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct RowTerms {
+    /// `s/127`.
+    pub(crate) step: f32,
+    /// Zero point.
+    pub(crate) zero_point: i32,
+    /// `Σ_k q`, without the kernel's offset.
+    pub(crate) sum: i32,
+}
+
+/// Which values of `x` left the int8 product.
+pub(crate) enum Outliers {
+    /// None.
+    None,
+    /// `f32 [M, O]`, row-major: whole columns.
+    Dense(Vec<f32>),
+    /// For each row its outliers, as (position in the list of outlier columns, value), ascending.
+    Sparse(Vec<Vec<(u32, f32)>>),
+}
+
+/// A quantised input.
+pub(crate) struct Input {
+    /// `i8 [M, stride]`, with the kernel's offset added. Beyond K each row holds arbitrary bytes up to padded K: they
+    /// meet the zero codes of the weight's padding.
+    pub(crate) codes: Buffer,
+    pub(crate) stride: usize,
+    pub(crate) terms: Vec<RowTerms>,
+    /// Outlier columns, ascending.
+    pub(crate) columns: Vec<usize>,
+    pub(crate) outliers: Outliers,
+}
+
+/// Bytes between two rows of codes: an odd number of cache lines, so that the rows of a tile do not all fall into the
+/// same set of an L1 cache with a power of two of sets.
+pub(crate) fn row_stride(inner: usize) -> usize {
+    let lines = padded(inner) / LINE;
+    (lines + 1 - lines % 2) * LINE
+}
+
+impl Input {
+    /// How many values left the int8 product.
+    pub(crate) fn outlier_values(&self) -> usize {
+        match &self.outliers {
+            Outliers::None => 0,
+            Outliers::Dense(values) => values.len(),
+            Outliers::Sparse(rows) => rows.iter().map(Vec::len).sum(),
+        }
+    }
+}
+
+/// Scratch of one thread: a row widened to f32, and magnitudes for a median.
+struct Scratch {
+    row: Vec<f32>,
+    magnitudes: Vec<u32>,
+}
+
+/// One call's quantisation.
+pub(crate) struct Quantizer<'a, T, K> {
+    pub(crate) x: ArrayView2<'a, T>,
+    pub(crate) config: &'a Config,
+    pub(crate) tile: K,
+}
+
+impl<T: Element, K: TileKernel> Quantizer<'_, T, K> {
+    /// Quantises `x`, reusing the memory of `codes`.
+    pub(crate) fn run(&self, mut codes: Buffer) -> Input {
+        let (rows, inner) = self.x.dim();
+        let stride = row_stride(inner);
+        codes.reserve(rows * stride);
+
+        let columns = self.outlier_columns();
+        let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { inner }];
+        columns.iter().for_each(|column| mask[*column] = 0);
+
+        let constants = self.tensor_constants(&mask);
+        let mut results: Vec<RowResult> = Vec::new();
+        results.resize_with(rows, RowResult::default);
+        let mut dense = vec![0.0_f32; rows * columns.len()];
+        let task_codes = &mut codes.codes_mut()[..rows * stride];
+        let job = |span: Span<usize>, scratch: &mut Scratch, part: Part<'_>| {
+            self.tile.vectorize(EncodeRows {
+                quantizer: self,
+                span,
+                scratch,
+                mask: &mask,
+                columns: &columns,
+                constants,
+                part,
+            });
+        };
+        if self.serial() {
+            job(
+                0..rows,
+                &mut self.scratch(),
+                Part { codes: task_codes, results: &mut results, dense: &mut dense },
+            );
+        } else {
+            let dense_parts = parts(&mut dense, TASK_ROWS * columns.len(), rows.div_ceil(TASK_ROWS));
+            let tasks = task_codes.par_chunks_mut(TASK_ROWS * stride).zip(results.par_chunks_mut(TASK_ROWS));
+            tasks.zip(dense_parts).enumerate().for_each_init(
+                || self.scratch(),
+                |scratch, (task, ((codes, results), dense))| {
+                    let first = task * TASK_ROWS;
+                    job(first..first + results.len(), scratch, Part { codes, results, dense });
+                },
+            );
+        }
+        let terms = results.iter().map(|row| row.terms).collect();
+        if !columns.is_empty() {
+            return Input { codes, stride, terms, columns, outliers: Outliers::Dense(dense) };
+        }
+        let lists: Vec<_> = results.into_iter().map(|row| row.outliers).collect();
+        let (columns, outliers) = union(inner, lists);
+        Input { codes, stride, terms, columns, outliers }
+    }
+
+    fn serial(&self) -> bool {
+        self.x.len() < SERIAL_ELEMENTS
+    }
+
+    fn scratch(&self) -> Scratch {
+        Scratch { row: vec![0.0; self.x.ncols()], magnitudes: Vec::new() }
+    }
+
+    fn row(&self, row: usize) -> &[T] {
+        // The caller has checked that rows are contiguous.
+        self.x.row(row).to_slice().unwrap_or_default()
+    }
+
+    /// The columns that leave as a whole.
+    fn outlier_columns(&self) -> Vec<usize> {
+        if self.config.outlier_granularity == OutlierGranularity::Value
+            || self.config.rule == OutlierRule::None
+        {
+            return Vec::new();
+        }
+        let (rows, inner) = self.x.dim();
+        let flag = |span: Span<usize>| {
+            let mut flags = vec![0_u8; inner];
+            let mut scratch = self.scratch();
+            self.tile.vectorize(FlagColumns {
+                quantizer: self,
+                span,
+                scratch: &mut scratch,
+                flags: &mut flags,
+            });
+            flags
+        };
+        let flags = if self.serial() {
+            flag(0..rows)
+        } else {
+            let task = rows.div_ceil(4 * rayon::current_num_threads()).max(1);
+            let tasks =
+                (0..rows.div_ceil(task)).into_par_iter().map(|i| flag(i * task..rows.min((i + 1) * task)));
+            tasks.reduce(
+                || vec![0; inner],
+                |mut all, flags| {
+                    all.iter_mut().zip(flags).for_each(|(all, flag)| *all |= flag);
+                    all
+                },
+            )
+        };
+        flags.iter().enumerate().filter(|(_, flag)| **flag != 0).map(|(column, _)| column).collect()
+    }
+
+    /// The constants of the whole matrix, where the configuration wants one for all rows.
+    fn tensor_constants(&self, mask: &[u32]) -> Option<Constants> {
+        if self.config.input_granularity == Granularity::Row {
+            return None;
+        }
+        let rows = 0..self.x.nrows();
+        let range_of = |scratch: &mut Scratch, row| {
+            self.tile.vectorize(RangeOfRow { quantizer: self, row, scratch, mask })
+        };
+        let whole = if self.serial() {
+            let mut scratch = self.scratch();
+            rows.fold(Range::EMPTY, |range, row| range.union(range_of(&mut scratch, row)))
+        } else {
+            rows.into_par_iter().map_init(|| self.scratch(), range_of).reduce(|| Range::EMPTY, Range::union)
+        };
+        Some(Constants::new(whole, self.config.encoding))
+    }
+
+    /// The magnitude from which on a value of this row is an outlier.
+    #[inline(always)]
+    fn threshold(&self, row: usize, values: &[f32], magnitudes: &mut Vec<u32>) -> f32 {
+        match self.config.rule {
+            OutlierRule::None => f32::NAN,
+            OutlierRule::Absolute(threshold) => threshold,
+            OutlierRule::RelativeToRow { tau, statistic } => {
+                rows::relative_threshold(values, tau, statistic, magnitudes)
+            }
+            ref other => other.threshold(aview1(self.row(row))),
+        }
+    }
+
+    /// Which values count for the range, and which of them get a code of their own.
+    #[inline(always)]
+    fn kept<'m>(&self, threshold: f32, mask: &'m [u32]) -> (Keep<'m>, Keep<'m>) {
+        let masked = if mask.is_empty() { Keep::All } else { Keep::Masked(mask) };
+        match (self.config.rule, self.config.outlier_granularity, self.config.row_maximum) {
+            (OutlierRule::None, ..) => (Keep::All, Keep::All),
+            (_, OutlierGranularity::Value, _) => (Keep::Below(threshold), Keep::Below(threshold)),
+            (_, OutlierGranularity::Column, RowMaximum::Paper) => (masked, masked),
+            (_, OutlierGranularity::Column, RowMaximum::Bitsandbytes) => (Keep::Below(threshold), masked),
+        }
+    }
+}
+
+/// What one row gives besides its codes.
+#[derive(Default)]
+struct RowResult {
+    terms: RowTerms,
+    outliers: Vec<(u32, f32)>,
+}
+
+/// Where one task writes.
+struct Part<'a> {
+    codes: &'a mut [i8],
+    results: &'a mut [RowResult],
+    dense: &'a mut [f32],
+}
+
+struct FlagColumns<'a, 'q, T, K> {
+    quantizer: &'a Quantizer<'q, T, K>,
+    span: Span<usize>,
+    scratch: &'a mut Scratch,
+    flags: &'a mut [u8],
+}
+
+impl<T: Element, K: TileKernel> Vectorized for FlagColumns<'_, '_, T, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<const FMA: bool>(self) {
+        for row in self.span {
+            let values = rows::widen(self.quantizer.row(row), &mut self.scratch.row);
+            let threshold = self.quantizer.threshold(row, values, &mut self.scratch.magnitudes);
+            rows::flag_outliers(values, threshold, self.flags);
+        }
+    }
+}
+
+struct RangeOfRow<'a, 'q, T, K> {
+    quantizer: &'a Quantizer<'q, T, K>,
+    row: usize,
+    scratch: &'a mut Scratch,
+    mask: &'a [u32],
+}
+
+impl<T: Element, K: TileKernel> Vectorized for RangeOfRow<'_, '_, T, K> {
+    type Output = Range;
+
+    #[inline(always)]
+    fn call<const FMA: bool>(self) -> Range {
+        let values = rows::widen(self.quantizer.row(self.row), &mut self.scratch.row);
+        let threshold = self.quantizer.threshold(self.row, values, &mut self.scratch.magnitudes);
+        rows::range(values, self.quantizer.kept(threshold, self.mask).0)
+    }
+}
+
+struct EncodeRows<'a, 'q, 'p, T, K> {
+    quantizer: &'a Quantizer<'q, T, K>,
+    span: Span<usize>,
+    scratch: &'a mut Scratch,
+    mask: &'a [u32],
+    columns: &'a [usize],
+    constants: Option<Constants>,
+    part: Part<'p>,
+}
+
+impl<T: Element, K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, T, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<const FMA: bool>(self) {
+        let Self { quantizer, span, scratch, mask, columns, constants, part } = self;
+        let config = quantizer.config;
+        let stride = row_stride(quantizer.x.ncols());
+        let by_value =
+            config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
+        for (i, row) in span.enumerate() {
+            let values = rows::widen(quantizer.row(row), &mut scratch.row);
+            let threshold = quantizer.threshold(row, values, &mut scratch.magnitudes);
+            let (counted, encoded) = quantizer.kept(threshold, mask);
+            let constants =
+                constants.unwrap_or_else(|| Constants::new(rows::range(values, counted), config.encoding));
+            let codes = &mut part.codes[i * stride..(i + 1) * stride];
+            let sum = rows::encode(values, encoded, constants, K::OFFSET, codes);
+            let result = &mut part.results[i];
+            result.terms = RowTerms { step: constants.scale / 127.0, zero_point: constants.zero_point, sum };
+            if by_value {
+                rows::list_outliers(values, threshold, &mut result.outliers);
+            }
+            for (o, column) in columns.iter().enumerate() {
+                part.dense[i * columns.len() + o] = values[*column];
+            }
+        }
+    }
+}
+
+/// `count` pieces of `size` elements; also when the size is 0, where `chunks` has no answer.
+fn parts<E: Send>(mut slice: &mut [E], size: usize, count: usize) -> Vec<&mut [E]> {
+    (0..count)
+        .map(|_| {
+            let (part, rest) = std::mem::take(&mut slice).split_at_mut(size.min(slice.len()));
+            slice = rest;
+            part
+        })
+        .collect()
+}
+
+/// The union of the rows' outlier columns, and the rows' lists with columns replaced by positions in the union.
+fn union(inner: usize, mut lists: Vec<Vec<(u32, f32)>>) -> (Vec<usize>, Outliers) {
+    if lists.iter().all(Vec::is_empty) {
+        return (Vec::new(), Outliers::None);
+    }
+    const UNUSED: u32 = u32::MAX;
+    let mut positions = vec![UNUSED; inner];
+    lists.iter().flatten().for_each(|(column, _)| positions[*column as usize] = 0);
+    let columns: Vec<usize> = (0..inner).filter(|column| positions[*column] != UNUSED).collect();
+    for (position, column) in columns.iter().enumerate() {
+        positions[*column] = convert::index(position);
+    }
+    lists.iter_mut().flatten().for_each(|(column, _)| *column = positions[*column as usize]);
+    (columns, Outliers::Sparse(lists))
+}

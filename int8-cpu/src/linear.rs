@@ -1,0 +1,230 @@
+//! The complete layer: quantise the rows of `x`, multiply tile by tile, finish each tile while it is in L1.
+
+use std::cell::Cell;
+
+use int8_core::{Config, Element, Error as CoreError};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+use crate::buffer::Buffer;
+use crate::driver::{self, Grid, Target};
+use crate::epilogue::{Finish, Scale};
+use crate::input::{Input, Outliers, Quantizer};
+use crate::kernel::Dispatch;
+use crate::outlier::{Columns, FillPanel, OutlierWeights};
+use crate::tile::{MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
+use crate::weight::{PackedWeight, padded};
+use crate::{Error, rows_of};
+
+/// What becomes of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Store {
+    /// `out = y`.
+    #[default]
+    Overwrite,
+    /// `out = out + y`, added in f32 and rounded once: a residual connection.
+    Accumulate,
+}
+
+/// What a call found in its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinearStats {
+    /// Columns of `x` that hold at least one outlier.
+    pub outlier_columns: usize,
+    /// Values that left the int8 product: whole columns, or single values, as the granularity says.
+    pub outlier_values: usize,
+}
+
+/// `y [M, N] = x [M, K] · Wᵀ + bias [N]`, with the decomposition of `config`, in f32 arithmetic after the exact integer
+/// product; `y` is stored to `out` once, rounded half to even.
+///
+/// Encoding, granularity, outlier rule and row maximum of `x` are those of `config`; the encoding of `W` was fixed when
+/// it was packed. `x` and `out` may have different element types. The result is the same for any number of threads;
+/// work runs on the current rayon pool, small problems on the calling thread.
+///
+/// # Errors
+/// The reference's `InnerDimension`, `Length` (bias), `Shape` (out) and `Threshold`; [`Error::NotRowMajor`];
+/// [`Error::ExactColumns`] and [`Error::ExactColumnCount`].
+pub fn linear<X: Element, Y: Element>(
+    x: ArrayView2<'_, X>,
+    weight: &PackedWeight,
+    outlier_weights: OutlierWeights<'_>,
+    bias: Option<&[f32]>,
+    config: &Config,
+    store: Store,
+    mut out: ArrayViewMut2<'_, Y>,
+) -> Result<LinearStats, Error> {
+    let ((rows, x_inner), (outputs, w_inner)) = (x.dim(), weight.dim());
+    if x_inner != w_inner {
+        return Err(CoreError::InnerDimension { operation: "linear", rows, x_inner, outputs, w_inner }.into());
+    }
+    if let Some(bias) = bias
+        && bias.len() != outputs
+    {
+        return Err(CoreError::Length { what: "bias", expected: outputs, found: bias.len() }.into());
+    }
+    if out.dim() != (rows, outputs) {
+        return Err(CoreError::Shape { what: "out", expected: (rows, outputs), found: out.dim() }.into());
+    }
+    config.rule.validate()?;
+    rows_of(x, "x")?;
+    rows_of(out.view(), "out")?;
+    let target = Target::new(&mut out);
+    weight.kernel().dispatch(Linear { x, weight, outlier_weights, bias, config, store, target })
+}
+
+thread_local! {
+    /// The code buffer of the last call of this thread: without it, each call would pay for fresh pages.
+    static CODES: Cell<Buffer> = Cell::default();
+}
+
+struct Linear<'a, X, Y> {
+    x: ArrayView2<'a, X>,
+    weight: &'a PackedWeight,
+    outlier_weights: OutlierWeights<'a>,
+    bias: Option<&'a [f32]>,
+    config: &'a Config,
+    store: Store,
+    target: Target<'a, Y>,
+}
+
+impl<X: Element, Y: Element> Dispatch for Linear<'_, X, Y> {
+    type Output = Result<LinearStats, Error>;
+
+    fn run<K: TileKernel>(self, tile: K) -> Self::Output {
+        let Self { x, weight, outlier_weights, bias, config, store, target } = self;
+        let input = Quantizer { x, config, tile }.run(CODES.take());
+        let stats =
+            LinearStats { outlier_columns: input.columns.len(), outlier_values: input.outlier_values() };
+        let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
+        let layer = Layer { tile, input: &input, weight, columns: &columns, bias, store, target };
+        let grid = Grid {
+            rows: x.nrows(),
+            panels: weight.panel_count(),
+            inner: padded(x.ncols()),
+            tile_rows: K::ROWS,
+        };
+        driver::for_each_block(grid, |block| layer.block(block));
+        CODES.set(input.codes);
+        Ok(stats)
+    }
+}
+
+/// Everything a task needs to compute its block of the output.
+struct Layer<'a, Y, K> {
+    tile: K,
+    input: &'a Input,
+    weight: &'a PackedWeight,
+    columns: &'a Columns,
+    bias: Option<&'a [f32]>,
+    store: Store,
+    target: Target<'a, Y>,
+}
+
+impl<Y: Element, K: TileKernel> Layer<'_, Y, K> {
+    fn block(&self, block: driver::Block) {
+        let (outputs, inner) = self.weight.dim();
+        let padded_inner = padded(inner);
+        let mut outlier_panel = Buffer::zeroed(self.columns.len() * PANEL * 4);
+        let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
+        let mut result = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
+        let mut outlier_sums = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
+        for panel in block.panels {
+            let first = panel * PANEL;
+            let width = PANEL.min(outputs - first);
+            let codes = self.weight.panel(panel);
+            if self.columns.len() > 0 {
+                let target = outlier_panel.floats_mut();
+                self.tile.vectorize(FillPanel { columns: self.columns, weight: self.weight, panel, target });
+            }
+            let mut bias = [0.0; PANEL];
+            if let Some(all) = self.bias {
+                bias[..width].copy_from_slice(&all[first..first + width]);
+            }
+            for rows in block.rows.tiles() {
+                let operands = Operands {
+                    a: self.input.codes.codes()[rows.start * self.input.stride..].as_ptr(),
+                    lda: self.input.stride,
+                    rows: rows.len(),
+                    panel: codes.as_ptr(),
+                    k: padded_inner,
+                };
+                // SAFETY: line 1: the code buffer holds every row of x at this stride, which is at least padded K;
+                // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K.
+                unsafe { self.tile.product(operands, &mut acc) };
+                self.tile.vectorize(Scale {
+                    acc: &acc,
+                    rows: &self.input.terms[rows.clone()],
+                    weight: self.weight,
+                    panel,
+                    offset: i32::from(K::OFFSET),
+                    result: &mut result,
+                });
+                let outlier_sums =
+                    self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
+                for (r, row) in rows.enumerate() {
+                    // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.
+                    let target = unsafe { self.target.slice(row, first, width) };
+                    self.tile.vectorize(Finish {
+                        int8_part: &result.0[r],
+                        outlier_part: outlier_sums.map(|sums| &sums.0[r]),
+                        bias: &bias,
+                        store: self.store,
+                        target,
+                    });
+                }
+            }
+        }
+    }
+
+    /// The outlier sums of these rows, or nothing if there are no outliers at all.
+    fn outlier_part<'s>(
+        &self,
+        rows: std::ops::Range<usize>,
+        panel: &[f32],
+        sums: &'s mut Tile<f32>,
+    ) -> Option<&'s Tile<f32>> {
+        match &self.input.outliers {
+            Outliers::None => None,
+            Outliers::Dense(x) => {
+                let count = self.columns.len();
+                let operands = OuterOperands {
+                    x: x[rows.start * count..rows.end * count].as_ptr(),
+                    ldx: count,
+                    rows: rows.len(),
+                    w: panel.as_ptr(),
+                    count,
+                };
+                // SAFETY: line 4: the slice above; line 5: the panel was made for `count` columns, in a line-aligned
+                // buffer; line 6: tiles of 1 to ROWS rows.
+                unsafe { self.tile.outer(operands, sums) };
+                Some(sums)
+            }
+            Outliers::Sparse(lists) => {
+                let (panel, _) = panel.as_chunks::<PANEL>();
+                for (row, sums) in lists[rows].iter().zip(&mut sums.0) {
+                    self.tile.vectorize(crate::epilogue::SparseRow { outliers: row, panel, sums });
+                }
+                Some(sums)
+            }
+        }
+    }
+}
+
+/// The integer product alone: `a [M, K] · Wᵀ → i32 [M, N]` on the kernel of the weight. Exact.
+///
+/// # Errors
+/// The reference's `InnerDimension`, and `CodeOutOfRange` for a code of −128; [`Error::NotRowMajor`].
+pub fn int8_product(a: ArrayView2<'_, i8>, weight: &PackedWeight) -> Result<Array2<i32>, Error> {
+    let ((rows, x_inner), (outputs, w_inner)) = (a.dim(), weight.dim());
+    if x_inner != w_inner {
+        let operation = "int8_product";
+        return Err(CoreError::InnerDimension { operation, rows, x_inner, outputs, w_inner }.into());
+    }
+    rows_of(a, "x")?;
+    if let Some(((row, column), _)) = a.indexed_iter().find(|(_, code)| **code == i8::MIN) {
+        return Err(CoreError::CodeOutOfRange { what: "x", row, column }.into());
+    }
+    let mut product = Array2::zeros((rows, outputs));
+    weight.kernel().dispatch(driver::Product { a, weight, target: Target::new(&mut product.view_mut()) });
+    Ok(product)
+}

@@ -1,0 +1,118 @@
+//! AVX-512 VNNI: `vpdpbusd zmm` multiplies 64 unsigned by signed bytes and adds each group of four to an i32 lane.
+//!
+//! Codes of `x` are stored with 128 added, and `128·Σ_k w[n, k]` is taken off afterwards. The instruction wraps
+//! instead of saturating, so the result is exact whenever the true sum fits an i32.
+
+use std::arch::x86_64::*;
+
+use super::{Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use crate::kernel::Avx512Vnni;
+
+/// The AVX-512 VNNI tile functions.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Tile(
+    #[allow(dead_code, reason = "the token is the proof, not a value")] pub(crate) Avx512Vnni,
+);
+
+/// Calls `$function::<R>` for the R that equals `$rows`, 1 to 12.
+macro_rules! by_rows {
+    ($rows:expr, $function:ident($($argument:expr),*)) => {
+        match $rows {
+            1 => $function::<1>($($argument),*),
+            2 => $function::<2>($($argument),*),
+            3 => $function::<3>($($argument),*),
+            4 => $function::<4>($($argument),*),
+            5 => $function::<5>($($argument),*),
+            6 => $function::<6>($($argument),*),
+            7 => $function::<7>($($argument),*),
+            8 => $function::<8>($($argument),*),
+            9 => $function::<9>($($argument),*),
+            10 => $function::<10>($($argument),*),
+            11 => $function::<11>($($argument),*),
+            _ => $function::<12>($($argument),*),
+        }
+    };
+}
+
+// SAFETY: line 7: made from an `Avx512Vnni` token, which stands for every feature enabled below. Line 8: ROWS = 12, and
+// each function stores rows 0..R with R = rows.
+unsafe impl TileKernel for Avx512Tile {
+    /// 12 rows × 2 registers = 24 accumulators, 2 registers of weights and a broadcast: 27 of 32.
+    const ROWS: usize = 12;
+    const OFFSET: u8 = 128;
+
+    unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
+        // SAFETY: lines 1 to 3 are passed on; line 7 for the instructions.
+        unsafe { by_rows!(operands.rows, product(operands, acc)) }
+    }
+
+    unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
+        // SAFETY: lines 4 to 6 are passed on; line 7 for the instructions.
+        unsafe { by_rows!(operands.rows, outer(operands, acc)) }
+    }
+
+    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
+        // SAFETY: line 7.
+        unsafe { vectorize(job) }
+    }
+}
+
+/// # Safety
+/// Lines 1 to 3 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
+    let Operands { a, lda, panel, k, .. } = operands;
+    let mut sums = [[_mm512_setzero_si512(); 2]; R];
+    for offset in (0..k).step_by(4) {
+        // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, 64-byte aligned.
+        let w = unsafe {
+            let at = panel.add(offset * PANEL);
+            [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
+        };
+        for (r, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: line 1: r < rows and offset + 4 ≤ k.
+            let x = unsafe { _mm512_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned()) };
+            sum[0] = _mm512_dpbusd_epi32(sum[0], x, w[0]);
+            sum[1] = _mm512_dpbusd_epi32(sum[1], x, w[1]);
+        }
+    }
+    for (row, sum) in acc.0.iter_mut().zip(sums) {
+        // SAFETY: a row of the tile is 32 i32, two registers, and 64-byte aligned.
+        unsafe {
+            _mm512_store_si512(row.as_mut_ptr().cast(), sum[0]);
+            _mm512_store_si512(row.as_mut_ptr().add(16).cast(), sum[1]);
+        }
+    }
+}
+
+/// # Safety
+/// Lines 4 to 6 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut Tile<f32>) {
+    let OuterOperands { x, ldx, w, count, .. } = operands;
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    for o in 0..count {
+        // SAFETY: line 5: o < count.
+        let w = unsafe { [_mm512_load_ps(w.add(o * PANEL)), _mm512_load_ps(w.add(o * PANEL + 16))] };
+        for (r, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: line 4: r < rows and o < count.
+            let x = unsafe { _mm512_set1_ps(*x.add(r * ldx + o)) };
+            sum[0] = _mm512_fmadd_ps(x, w[0], sum[0]);
+            sum[1] = _mm512_fmadd_ps(x, w[1], sum[1]);
+        }
+    }
+    for (row, sum) in acc.0.iter_mut().zip(sums) {
+        // SAFETY: a row of the tile is 32 f32, two registers, and 64-byte aligned.
+        unsafe {
+            _mm512_store_ps(row.as_mut_ptr(), sum[0]);
+            _mm512_store_ps(row.as_mut_ptr().add(16), sum[1]);
+        }
+    }
+}
+
+/// # Safety
+/// The processor has the enabled features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn vectorize<V: Vectorized>(job: V) -> V::Output {
+    job.call::<true>()
+}

@@ -1,0 +1,107 @@
+//! The innermost functions: one tile of output, all of K, one instruction set each.
+//!
+//! A tile is up to [`TileKernel::ROWS`] rows of `x` by [`PANEL`] outputs. Its integer product stays in registers over
+//! all of K and is then written to a buffer in L1, where code that is the same for every instruction set turns it into
+//! the result.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod portable;
+
+/// Output rows of a weight that are packed together: two zmm registers of i32 accumulators, so that one broadcast of
+/// `x` serves two dot-product instructions; two AMX tiles side by side.
+pub(crate) const PANEL: usize = 32;
+
+/// K is padded with zero codes to a multiple of this: one cache line of a row of `x`, one AMX tile row.
+pub(crate) const K_STEP: usize = 64;
+
+/// The most rows that any kernel's tile has.
+pub(crate) const MAX_ROWS: usize = 32;
+
+/// One tile of accumulators, row-major: 4 KiB, in L1 between the product and the epilogue.
+#[repr(C, align(64))]
+pub(crate) struct Tile<T>(pub(crate) [[T; PANEL]; MAX_ROWS]);
+
+/// The integer operands of a tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Operands {
+    /// First row of codes: `i8 [rows, k]` (as u8 with 128 added where the kernel's offset is 128), row-major.
+    pub(crate) a: *const i8,
+    /// Bytes between two rows of `a`.
+    pub(crate) lda: usize,
+    /// Rows, at least 1 and at most the kernel's `ROWS`.
+    pub(crate) rows: usize,
+    /// The panel: `PANEL * k` bytes in the kernel's layout, 64-byte aligned.
+    pub(crate) panel: *const i8,
+    /// Padded K: a multiple of `K_STEP`.
+    pub(crate) k: usize,
+}
+
+/// The floating-point operands of a tile's outlier part.
+#[derive(Clone, Copy)]
+pub(crate) struct OuterOperands {
+    /// `f32 [rows, count]`, row-major.
+    pub(crate) x: *const f32,
+    /// Elements between two rows of `x`.
+    pub(crate) ldx: usize,
+    /// Rows, at least 1 and at most the kernel's `ROWS`.
+    pub(crate) rows: usize,
+    /// `f32 [count, PANEL]`, row-major, 64-byte aligned.
+    pub(crate) w: *const f32,
+    /// Outlier columns.
+    pub(crate) count: usize,
+}
+
+/// A computation compiled once for each instruction set. Implementations are `#[inline(always)]`, so that their loops
+/// are vectorised with the features of the function they end up in.
+pub(crate) trait Vectorized {
+    type Output;
+    /// `FMA` tells whether `mul_add` is one instruction.
+    fn call<const FMA: bool>(self) -> Self::Output;
+}
+
+/// `a·b + c`, fused where that is one instruction.
+#[inline(always)]
+pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// The instruction-set specific part of a kernel.
+///
+/// # Safety
+/// Contract of [`product`](Self::product):
+/// 1. `a` is readable for `rows` rows of `k` bytes, `lda` bytes apart;
+/// 2. `panel` is readable for `PANEL·k` bytes and 64-byte aligned;
+/// 3. `1 ≤ rows ≤ ROWS` and `k` is a multiple of [`K_STEP`].
+///
+/// Contract of [`outer`](Self::outer):
+/// 4. `x` is readable for `rows` rows of `count` floats, `ldx` floats apart;
+/// 5. `w` is readable for `count·PANEL` floats and 64-byte aligned;
+/// 6. `1 ≤ rows ≤ ROWS`.
+///
+/// Contract of the implementor:
+/// 7. it can only be made from a capability token, so that its instructions exist on this processor;
+/// 8. `ROWS ≤ MAX_ROWS`, and both functions write the first `rows` rows of their tile and nothing else.
+pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
+    /// Most rows of a tile: what the accumulator registers hold.
+    const ROWS: usize;
+    /// Added to the codes of `x` in memory: 128 where the instruction multiplies unsigned by signed bytes.
+    const OFFSET: u8;
+
+    /// `acc[r][n] = Σ_k a[r, k]·w[n, k]`, modulo 2³².
+    ///
+    /// # Safety
+    /// Lines 1 to 3 of the trait's contract.
+    unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>);
+
+    /// `sums[r][n] = Σ_o x[r, o]·w[o, n]`, added in the order of `o`, starting from 0.
+    ///
+    /// # Safety
+    /// Lines 4 to 6 of the trait's contract.
+    unsafe fn outer(self, operands: OuterOperands, sums: &mut Tile<f32>);
+
+    /// Runs `job` compiled with the kernel's instruction set.
+    fn vectorize<V: Vectorized>(self, job: V) -> V::Output;
+}

@@ -1,0 +1,49 @@
+//! Plain Rust, vectorised by the compiler for the baseline of the target (SSE2, NEON).
+
+use super::{Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use crate::kernel::Portable;
+
+/// The portable tile functions.
+#[derive(Clone, Copy)]
+pub(crate) struct PortableTile(
+    #[allow(dead_code, reason = "the token is the proof, not a value")] pub(crate) Portable,
+);
+
+// SAFETY: line 7: no instruction beyond the target's baseline is used. Line 8: ROWS = 4 and rows 0..rows are written.
+unsafe impl TileKernel for PortableTile {
+    /// A row of the panel is read once for all rows of the tile; four keep it short of spilling.
+    const ROWS: usize = 4;
+    const OFFSET: u8 = 0;
+
+    unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
+        let Operands { a, lda, rows, panel, k } = operands;
+        for n in 0..PANEL {
+            // SAFETY: line 2: the panel holds PANEL rows of k bytes.
+            let w = unsafe { std::slice::from_raw_parts(panel.add(n * k), k) };
+            for (r, row) in acc.0.iter_mut().take(rows).enumerate() {
+                // SAFETY: line 1: r < rows.
+                let x = unsafe { std::slice::from_raw_parts(a.add(r * lda), k) };
+                row[n] = x.iter().zip(w).map(|(x, w)| i32::from(*x) * i32::from(*w)).sum();
+            }
+        }
+    }
+
+    unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
+        let OuterOperands { x, ldx, rows, w, count } = operands;
+        for (r, row) in acc.0.iter_mut().take(rows).enumerate() {
+            let mut sum = [0.0; PANEL];
+            for o in 0..count {
+                // SAFETY: lines 4 and 5: r < rows and o < count.
+                let (x, w) = unsafe { (*x.add(r * ldx + o), &*w.add(o * PANEL).cast::<[f32; PANEL]>()) };
+                for (sum, w) in sum.iter_mut().zip(w) {
+                    *sum += x * w;
+                }
+            }
+            *row = sum;
+        }
+    }
+
+    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
+        job.call::<false>()
+    }
+}
