@@ -122,6 +122,7 @@ impl<'a, Y> Target<'a, Y> {
 
 /// `a [M, K] · Wᵀ → i32 [M, N]`.
 pub(crate) struct Product<'a> {
+    /// Rows contiguous.
     pub(crate) a: ArrayView2<'a, i8>,
     pub(crate) weight: &'a PackedWeight,
     pub(crate) target: Target<'a, i32>,
@@ -135,11 +136,11 @@ impl Dispatch for Product<'_> {
         let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
         let (stride, k) = (row_stride(inner), padded(inner));
         let mut codes = Buffer::zeroed(rows * stride);
-        for (row, target) in a.rows().into_iter().zip(codes.codes_mut().chunks_exact_mut(stride)) {
-            for (target, code) in target.iter_mut().zip(row) {
+        codes.codes_mut()[..rows * stride].par_chunks_mut(stride).enumerate().for_each(|(row, target)| {
+            for (target, code) in target.iter_mut().zip(a.row(row)) {
                 *target = convert::code_byte(i32::from(*code), K::OFFSET);
             }
-        }
+        });
         let (codes, sums) = (codes.codes(), weight.code_sums());
         for_each_block(Grid { rows, panels: weight.panel_count(), inner: k, tile_rows: K::ROWS }, |block| {
             let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);

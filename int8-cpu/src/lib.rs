@@ -10,6 +10,7 @@ mod input;
 pub mod kernel;
 mod linear;
 mod outlier;
+pub mod probe;
 mod rows;
 mod tile;
 pub mod verify;
@@ -17,7 +18,7 @@ mod weight;
 
 pub use error::Error;
 pub use kernel::{Kernel, Layout};
-pub use linear::{LinearStats, Store, int8_product, linear};
+pub use linear::{LinearStats, Store, int8_product, int8_product_into, linear};
 pub use outlier::{ExactColumn, ExactColumns, OutlierWeights};
 pub use weight::PackedWeight;
 

@@ -213,18 +213,39 @@ impl<Y: Element, K: TileKernel> Layer<'_, Y, K> {
 /// The integer product alone: `a [M, K] · Wᵀ → i32 [M, N]` on the kernel of the weight. Exact.
 ///
 /// # Errors
-/// The reference's `InnerDimension`, and `CodeOutOfRange` for a code of −128; [`Error::NotRowMajor`].
+/// As [`int8_product_into`].
 pub fn int8_product(a: ArrayView2<'_, i8>, weight: &PackedWeight) -> Result<Array2<i32>, Error> {
+    let mut out = Array2::zeros((a.nrows(), weight.dim().0));
+    int8_product_into(a, weight, out.view_mut())?;
+    Ok(out)
+}
+
+/// As [`int8_product`], into an existing matrix `[M, N]`.
+///
+/// # Errors
+/// The reference's `InnerDimension`, `Shape` (out) and `CodeOutOfRange` for a code of −128; [`Error::NotRowMajor`].
+pub fn int8_product_into(
+    a: ArrayView2<'_, i8>,
+    weight: &PackedWeight,
+    mut out: ArrayViewMut2<'_, i32>,
+) -> Result<(), Error> {
     let ((rows, x_inner), (outputs, w_inner)) = (a.dim(), weight.dim());
     if x_inner != w_inner {
         let operation = "int8_product";
         return Err(CoreError::InnerDimension { operation, rows, x_inner, outputs, w_inner }.into());
     }
-    rows_of(a, "x")?;
-    if let Some(((row, column), _)) = a.indexed_iter().find(|(_, code)| **code == i8::MIN) {
-        return Err(CoreError::CodeOutOfRange { what: "x", row, column }.into());
+    if out.dim() != (rows, outputs) {
+        return Err(CoreError::Shape { what: "out", expected: (rows, outputs), found: out.dim() }.into());
     }
-    let mut product = Array2::zeros((rows, outputs));
-    weight.kernel().dispatch(driver::Product { a, weight, target: Target::new(&mut product.view_mut()) });
-    Ok(product)
+    rows_of(a, "x")?;
+    rows_of(out.view(), "out")?;
+    for (row, codes) in a.rows().into_iter().enumerate() {
+        let codes = codes.to_slice().unwrap_or_default();
+        if codes.iter().fold(false, |any, code| any | (*code == i8::MIN)) {
+            let column = codes.iter().position(|code| *code == i8::MIN).unwrap_or(0);
+            return Err(CoreError::CodeOutOfRange { what: "x", row, column }.into());
+        }
+    }
+    weight.kernel().dispatch(driver::Product { a, weight, target: Target::new(&mut out) });
+    Ok(())
 }

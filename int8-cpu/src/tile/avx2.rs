@@ -188,12 +188,14 @@ unsafe fn outer(operands: OuterOperands, acc: &mut Tile<f32>) {
             let x = unsafe {
                 [_mm256_set1_ps(*x.add(first * ldx + o)), _mm256_set1_ps(*x.add(second * ldx + o))]
             };
-            for i in 0..4 {
+            let [mut upper, mut lower] = sums;
+            for (i, (upper, lower)) in upper.iter_mut().zip(&mut lower).enumerate() {
                 // SAFETY: line 5: o < count.
                 let w = unsafe { _mm256_load_ps(w.add(o * PANEL + 8 * i)) };
-                sums[0][i] = _mm256_fmadd_ps(x[0], w, sums[0][i]);
-                sums[1][i] = _mm256_fmadd_ps(x[1], w, sums[1][i]);
+                *upper = _mm256_fmadd_ps(x[0], w, *upper);
+                *lower = _mm256_fmadd_ps(x[1], w, *lower);
             }
+            sums = [upper, lower];
         }
         // An odd last row stands in both places; both hold the same sums.
         for (row, sum) in [first, second].into_iter().zip(sums) {
