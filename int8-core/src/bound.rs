@@ -2,18 +2,21 @@
 //!
 //! Integers (codes, accumulators, zero points) and scales must be *equal*; this bound is for `y` alone. With
 //! `γ_n(u) = n·u/(1 − n·u)` (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1), `u = 2⁻²⁴` for f32, p the
-//! number of outlier columns, `w` the roundoff of the outlier weights as the backend stores them and `a` the roundoff
-//! of one addition in its outlier sum, a result before its last rounding may differ by
+//! number of outlier columns, `w` the roundoff of the outlier weights as the backend stores them, `w₀` what they lose
+//! below the normal range and `a` the roundoff of one addition in its outlier sum, a result before its last rounding
+//! may differ by
 //!
 //! ```text
 //! e = γ_6(u)·|int8 part|                       acc → f32, two divisions by 127 or one constant, two or three products
 //!   + (γ_{p+3}(a) + w)·Σ|x·W|                  p products and additions in any order, weights rounded once
+//!   + w₀·Σ|x|                                    weights that underflow
 //!   + γ_2(u)·(|int8 part| + Σ|x·W| + |bias|)   the two additions of the epilogue
 //!   + (|acc| + p + 2)·2⁻¹²⁶                    products that underflow, flushed or not
 //! ```
 //!
-//! and after it by `e + u_T·(|y| + e) + η_T`, η_T the smallest subnormal of the output type. Where the exact result
-//! lies within `e` of the overflow threshold, ±inf is right as well as the largest finite number.
+//! with `acc` the accumulator after the zero-point correction, and after it by `e + u_T·(|y| + e) + η_T`, η_T the smallest subnormal of the output type. Where the exact result
+//! lies within `e` of the overflow threshold, ±inf is right as well as the largest finite number. The derivation
+//! supposes that no intermediate result overflows f32 (`acc·s_x·s_w` is safe when the scales are multiplied first).
 
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
@@ -27,17 +30,27 @@ pub struct Arithmetic {
     /// Roundoff of a *dequantised* outlier weight as it is multiplied: 2⁻²² when it stays in f32 (two roundings on the
     /// way), `T::UNIT_ROUNDOFF` more when it is rounded to 16 bits.
     pub outlier_weight: f64,
+    /// Absolute error of a dequantised outlier weight below the normal range of the type it is stored in.
+    pub outlier_weight_floor: f64,
 }
 
 const F32: f64 = <f32 as Element>::UNIT_ROUNDOFF;
 
+/// 2⁻¹²⁶, of f32 and bf16: what a unit that flushes subnormals to zero may lose.
+const SMALLEST_NORMAL: f64 = f64::from_bits((1023 - 126) << 52);
+
 impl Arithmetic {
     /// Everything in IEEE f32.
-    pub const F32: Self = Self { accumulate: F32, outlier_weight: 4.0 * F32 };
+    pub const F32: Self =
+        Self { accumulate: F32, outlier_weight: 4.0 * F32, outlier_weight_floor: SMALLEST_NORMAL };
 
     /// 16-bit tensor cores: products exact, sums in f32 truncated, dequantised weights rounded to `T`.
     pub const fn tensor_core<T: Element>() -> Self {
-        Self { accumulate: 2.0 * F32, outlier_weight: 4.0 * F32 + T::UNIT_ROUNDOFF }
+        Self {
+            accumulate: 2.0 * F32,
+            outlier_weight: 4.0 * F32 + T::UNIT_ROUNDOFF,
+            outlier_weight_floor: T::MIN_SUBNORMAL.max(SMALLEST_NORMAL),
+        }
     }
 }
 
@@ -53,8 +66,9 @@ pub fn linear_bound<T: Element>(
         let int8_part = reference.int8_part[index].abs();
         let outlier_part = reference.outlier_magnitude[index];
         let bias = bias.map_or(0.0, |bias| f64::from(bias[index.1].abs()));
-        let underflow =
-            (f64::from(reference.accumulator[index]).abs() + columns + 2.0) * f64::from(f32::MIN_POSITIVE);
+        let accumulator = convert::i64_to_f64(reference.corrected[index]).abs();
+        let underflow = (accumulator + columns + 2.0) * SMALLEST_NORMAL
+            + arithmetic.outlier_weight_floor * reference.outlier_input[index.0];
         let before_rounding = gamma(6.0, F32) * int8_part
             + outlier_share * outlier_part
             + gamma(2.0, F32) * (int8_part + outlier_part + bias)

@@ -10,6 +10,23 @@ pub(crate) fn f64_to_f32(value: f64) -> f32 {
     value as f32
 }
 
+/// `f64 → f32`, rounded to odd: where the result is inexact, the neighbour whose last bit is 1.
+///
+/// A second rounding, to a type with at least two bits less than f32, then gives what rounding once would have given
+/// (Boldo and Melquiond, *Emulation of FMA and correctly rounded sums*, 2008). Rounded to nearest, a value just above
+/// a tie of the narrow type would fall on the tie first and to the wrong side of it second.
+pub(crate) fn f64_to_f32_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    let exact = f64::from(nearest);
+    if exact == value || !nearest.is_finite() || nearest.to_bits() & 1 == 1 {
+        nearest
+    } else if exact < value {
+        nearest.next_up()
+    } else {
+        nearest.next_down()
+    }
+}
+
 /// The code of a value already divided by its step: rounded half to even, kept in [−127, 127].
 ///
 /// The clamp only ever moves a value by the rounding error of `x·(127/a)`, or by one code for zero-point rows.

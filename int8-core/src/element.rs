@@ -60,7 +60,7 @@ impl Element for f16 {
         f16::from_f32(value)
     }
     fn from_f64(value: f64) -> Self {
-        f16::from_f64(value)
+        f16::from_f32(crate::convert::f64_to_f32_odd(value))
     }
 }
 
@@ -77,7 +77,7 @@ impl Element for bf16 {
         bf16::from_f32(value)
     }
     fn from_f64(value: f64) -> Self {
-        bf16::from_f64(value)
+        bf16::from_f32(crate::convert::f64_to_f32_odd(value))
     }
 }
 
@@ -94,6 +94,37 @@ mod tests {
         assert_eq!(f64::from(T::from_f64(T::MIN_SUBNORMAL).to_f32()), T::MIN_SUBNORMAL, "{}", T::NAME);
         assert_eq!(T::from_f64(T::MIN_SUBNORMAL * 0.49).to_f32(), 0.0, "{}", T::NAME);
         assert!(T::from_f32(f32::NAN).to_f32().is_nan(), "{}", T::NAME);
+    }
+
+    /// The nearest of all numbers of a 16-bit type, ties to the even one, found by trying them all.
+    fn nearest<T: Element>(value: f64, all: impl Iterator<Item = T>) -> f32 {
+        all.map(T::to_f32)
+            .filter(|candidate| candidate.is_finite())
+            .min_by(|a, b| {
+                let distance = |candidate: f32| (f64::from(candidate) - value).abs();
+                let odd = |candidate: f32| f64::from(candidate) / (2.0 * T::UNIT_ROUNDOFF) % 2.0 != 0.0;
+                distance(*a).total_cmp(&distance(*b)).then(odd(*a).cmp(&odd(*b)))
+            })
+            .expect("there are finite numbers")
+    }
+
+    fn is_rounded_once<T: Element>(from_bits: fn(u16) -> T) {
+        for beyond_the_tie in [-52, -45, -30].map(|exponent| 2.0_f64.powi(exponent)) {
+            for sign in [-1.0, 1.0] {
+                for (even, direction) in [(1.0, 1.0), (1.0 + 4.0 * T::UNIT_ROUNDOFF, -1.0)] {
+                    let value = sign * (even + direction * (T::UNIT_ROUNDOFF + beyond_the_tie));
+                    let expected = nearest(value, (0..=u16::MAX).map(from_bits));
+                    assert_eq!(T::from_f64(value).to_f32(), expected, "{} of {value:e}", T::NAME);
+                }
+            }
+        }
+    }
+
+    /// Rounding through f32 falls on the tie first; converting the upper half of the f64 loses what lies below it.
+    #[test]
+    fn f64_is_rounded_once() {
+        is_rounded_once(f16::from_bits);
+        is_rounded_once(bf16::from_bits);
     }
 
     #[test]

@@ -68,6 +68,14 @@ pub enum Error {
         /// Column of the code.
         column: usize,
     },
+    /// A zero point that no row of this method has.
+    #[error("zero point {value} of row {row}; zero points of this method lie in [-127, 127]")]
+    ZeroPointOutOfRange {
+        /// Row it belongs to.
+        row: usize,
+        /// Value given.
+        value: i32,
+    },
     /// An outlier rule whose parameter makes no sense.
     #[error(
         "{parameter} = {value} is no outlier threshold: it must be positive (use OutlierRule::None for no outliers)"

@@ -3,7 +3,7 @@
 //! Everything after the integer product is computed in f64 and rounded once to the output type, so that a backend's
 //! error can be measured against a number that has practically none of its own.
 
-use ndarray::{Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::quantize::{self, QuantizedMatrix};
 use crate::scheme::Config;
@@ -85,10 +85,14 @@ pub struct LinearOutput<T> {
     pub input: QuantizedMatrix,
     /// The plain integer product `[M, N]`, before the zero-point correction.
     pub accumulator: Array2<i32>,
+    /// `Σ_k (q_x − z_x)(q_w − z_w)` `[M, N]`: the product after the zero-point correction.
+    pub corrected: Array2<i64>,
     /// The int8 part of `y`.
     pub int8_part: Array2<f64>,
     /// `Σ_{k left out} |x[m, k]·W[n, k]|`: what the rounding error of the outlier part is proportional to.
     pub outlier_magnitude: Array2<f64>,
+    /// `Σ_{k left out} |x[m, k]|` `[M]`: what an absolute error of the outlier weights is multiplied with.
+    pub outlier_input: Array1<f64>,
 }
 
 /// `y [M, N] = x [M, K] · Wᵀ + bias [N]` with the decomposition of `config`.
@@ -125,6 +129,11 @@ pub fn linear<T: Element>(
     let int8_part = product::dequantize(corrected.view(), input.scales(), weight.quantized.scales())?;
     let (outlier_part, outlier_magnitude) = outlier_product(x, &outliers, weight);
 
+    let outlier_input = Array1::from_shape_fn(rows, |m| {
+        let left_out = outliers.columns().iter().filter(|k| outliers.is_left_out(m, **k));
+        left_out.map(|k| f64::from(x[[m, *k]].to_f32().abs())).sum()
+    });
+
     let mut exact = &int8_part + &outlier_part;
     if let Some(bias) = bias {
         exact.axis_iter_mut(Axis(1)).zip(bias).for_each(|(mut column, bias)| column += f64::from(*bias));
@@ -135,8 +144,10 @@ pub fn linear<T: Element>(
         outliers,
         input,
         accumulator,
+        corrected,
         int8_part,
         outlier_magnitude,
+        outlier_input,
     })
 }
 

@@ -123,7 +123,8 @@ impl QuantizedMatrix {
     /// Takes codes `[R, K]` with one scale and one zero point for each row, as read from a file.
     ///
     /// # Errors
-    /// [`Error::Length`] when a vector has not R elements, [`Error::CodeOutOfRange`] for a code of −128.
+    /// [`Error::Length`] when a vector has not R elements, [`Error::CodeOutOfRange`] for a code of −128,
+    /// [`Error::ZeroPointOutOfRange`] for a zero point outside [−127, 127].
     pub fn from_parts(
         codes: Array2<i8>,
         scales: Array1<f32>,
@@ -138,6 +139,9 @@ impl QuantizedMatrix {
         }
         if let Some(((row, column), _)) = codes.indexed_iter().find(|(_, code)| **code == i8::MIN) {
             return Err(Error::CodeOutOfRange { what: "codes", row, column });
+        }
+        if let Some((row, value)) = zero_points.iter().enumerate().find(|(_, z)| !(-127..=127).contains(*z)) {
+            return Err(Error::ZeroPointOutOfRange { row, value: *value });
         }
         Ok(Self { codes, scales, zero_points })
     }
@@ -223,6 +227,8 @@ impl Constants {
             // Halved before the subtraction, so that a range wider than f32 does not overflow.
             Encoding::Zeropoint => range.high * 0.5 - range.low * 0.5,
         };
+        // A row of zeros of either sign has scale +0, not whichever zero `max` returns on this machine.
+        let scale = scale.abs();
         if scale < MIN_SCALE {
             return Self { scale, inverse: 0.0, zero_point: 0 };
         }
