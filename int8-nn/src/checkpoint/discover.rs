@@ -53,10 +53,10 @@ const BY_CONTENT: [(&[u8], &str, &str); 6] = [
 
 /// Chooses as Hugging Face does: `model.safetensors`, then the index; then, beyond it, the only safetensors file.
 pub(super) fn weights(source: &Source) -> Result<Weights, CheckpointError> {
-    if source.contains(SINGLE) {
+    if source.is_present(SINGLE) {
         return Ok(Weights::Single(SINGLE.to_owned()));
     }
-    if source.contains(INDEX) {
+    if source.is_present(INDEX) {
         return Ok(Weights::Sharded(INDEX.to_owned()));
     }
     let names = source.names()?;

@@ -64,6 +64,14 @@ pub enum CheckpointError {
         /// What it is.
         found: &'static str,
     },
+    /// A file stands where a folder belongs.
+    #[error(
+        "{file}: expected a folder, found a file. Name the folder that holds config.json and the weights"
+    )]
+    NotAFolder {
+        /// The path.
+        file: String,
+    },
     /// The operating system refused.
     #[error("{file}: cannot {operation}: {source}. Check that the file exists and may be read")]
     Io {
@@ -99,16 +107,16 @@ pub enum CheckpointError {
     },
     /// A file name that leads out of the checkpoint's folder.
     #[error(
-        "{file}: tensor {}: expected the name of a file inside this folder, found {}. \
+        "{file}: {}: expected the name of a file inside this folder, found {}. \
              Nothing outside the folder is read; correct the name or get the checkpoint from a trusted place",
-        Quoted(tensor),
+        Asked(tensor),
         Quoted(found)
     )]
     UnsafeName {
-        /// The file that holds the name.
+        /// The file that holds the name, or the folder if a program asked for it.
         file: String,
         /// The tensor it is given for.
-        tensor: String,
+        tensor: Option<String>,
         /// The refused name.
         found: String,
     },
@@ -388,6 +396,18 @@ impl fmt::Display for Entry<'_> {
             None => f.write_str("at its start"),
             Some(name) if name == super::header::METADATA_KEY => write!(f, "{}", Quoted(name)),
             Some(name) => write!(f, "tensor {}", Quoted(name)),
+        }
+    }
+}
+
+/// Who names a file: a tensor's index entry, or the program.
+struct Asked<'a>(&'a Option<String>);
+
+impl fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.write_str("a file asked for by the program"),
+            Some(tensor) => write!(f, "tensor {}", Quoted(tensor)),
         }
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn read(file: &str, text: &str) -> Result<BTreeMap<String, String>, C
         if !is_safe_name(name) {
             return Err(CheckpointError::UnsafeName {
                 file: file.to_owned(),
-                tensor: tensor.clone(),
+                tensor: Some(tensor.clone()),
                 found: name.clone(),
             });
         }

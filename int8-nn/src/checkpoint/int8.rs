@@ -60,12 +60,9 @@ impl Checkpoint {
     pub fn int8_linear(&self, prefix: &str) -> Result<Option<Int8Tensor<'_>>, CheckpointError> {
         let part = |suffix: &str| self.get(&format!("{prefix}{suffix}"));
         let scales = part(".SCB");
-        if scales.is_none() {
-            if let Some((tensor, format)) =
-                FOREIGN.iter().find_map(|(suffix, name)| Some((part(suffix)?, *name)))
-            {
-                return Err(foreign(&tensor, format));
-            }
+        let found = FOREIGN.iter().find_map(|(suffix, name)| Some((part(suffix)?, *name)));
+        if let (None, Some((tensor, format))) = (&scales, found) {
+            return Err(foreign(&tensor, format));
         }
         let Some(weight) = part(".weight") else {
             return match scales {

@@ -14,6 +14,9 @@ use super::mmap::Mapping;
 /// Weights are mapped, never read whole.
 const WHOLE_FILE_LIMIT: u64 = 320 << 20;
 
+/// Why a file is needed that the program names itself.
+const ASKED: &str = "the model cannot be read without it";
+
 /// The files of one checkpoint, by name: a folder on disk, or files embedded in the program.
 ///
 /// Names are relative to the folder and may not lead out of it. Symbolic links are followed, since Hub caches consist
@@ -47,15 +50,11 @@ impl Source {
     /// The files of a folder.
     ///
     /// # Errors
-    /// [`CheckpointError::NotFound`] if nothing is there, [`CheckpointError::NotRegular`] if it is no folder.
+    /// [`CheckpointError::NotFound`] if nothing is there, [`CheckpointError::NotAFolder`] if it is something else.
     pub fn folder(path: &Path) -> Result<Self, CheckpointError> {
         match fs::metadata(path) {
             Ok(metadata) if metadata.is_dir() => Ok(Self(Kind::Folder(path.to_path_buf()))),
-            Ok(_) => Err(CheckpointError::UnsupportedFormat {
-                file: path.display().to_string(),
-                format: "a file where a folder belongs",
-                help: "Name the folder that holds config.json and the weights",
-            }),
+            Ok(_) => Err(CheckpointError::NotAFolder { file: path.display().to_string() }),
             Err(error) => Err(path_error(path, "open this folder", error)),
         }
     }
@@ -96,6 +95,15 @@ impl Source {
         }
     }
 
+    /// Whether anything at all is there under this name: a file, but also a folder or a link whose target is gone, which
+    /// reading will report as what they are.
+    pub(super) fn is_present(&self, name: &str) -> bool {
+        match &self.0 {
+            Kind::Folder(folder) => folder.join(name).symlink_metadata().is_ok(),
+            Kind::Embedded(files) => files.contains_key(name),
+        }
+    }
+
     /// The names of all files directly in the folder, sorted.
     ///
     /// # Errors
@@ -127,20 +135,20 @@ impl Source {
         let folder = match &self.0 {
             Kind::Folder(folder) => folder,
             Kind::Embedded(files) => {
-                let file = files.get(name).ok_or_else(|| self.missing(name, "asked for by the program"))?;
+                let file = files.get(name).ok_or_else(|| self.missing(name, ASKED))?;
                 return Ok(Cow::Borrowed(file.bytes()));
             }
         };
         if !is_safe_name(name) {
             return Err(CheckpointError::UnsafeName {
                 file: self.label(""),
-                tensor: String::new(),
+                tensor: None,
                 found: name.to_owned(),
             });
         }
         let path = folder.join(name);
         if !path.exists() {
-            return Err(self.missing(name, "asked for by the program"));
+            return Err(self.missing(name, ASKED));
         }
         let (file, length) = open_regular(&path)?;
         let too_large = |found| CheckpointError::TooLarge {
@@ -215,6 +223,10 @@ impl Source {
     }
 
     fn missing(&self, name: &str, needed_for: &str) -> CheckpointError {
+        let needed_for = match self.is_present(name) {
+            true => "a link of this name is there, but what it points to is gone",
+            false => needed_for,
+        };
         CheckpointError::MissingFile { file: self.label(name), needed_for: needed_for.to_owned() }
     }
 }
