@@ -50,6 +50,11 @@ pub mod product;
 pub mod quantize;
 pub mod scheme;
 
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 pub use element::Element;
 pub use error::Error;
 pub use linear::{LinearOutput, Weight, input_gradient, linear};

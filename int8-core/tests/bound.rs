@@ -1,0 +1,167 @@
+//! The derived bound against layers computed in f32 as backends compute them: none may violate it, and it may not be
+//! so wide that nothing could. A wrong code, scale or outlier must be found.
+
+use half::{bf16, f16};
+use int8_core::bound::{Arithmetic, compare};
+use int8_core::corpus::{Case, cases, random};
+use int8_core::{Element, LinearOutput, Weight, linear};
+use ndarray::{Array2, ArrayView1};
+
+const RANDOM_CASES: u64 = 1_000;
+
+/// The choices that backends make differently.
+#[derive(Debug, Clone, Copy)]
+struct Backend {
+    /// `acc·(s_x·s_w·127⁻²)` instead of `acc·((s_x/127)·(s_w/127))`.
+    one_constant: bool,
+    /// Outliers summed from the last column to the first.
+    backwards: bool,
+    /// Dequantised outlier weights rounded to the 16-bit type first, as tensor cores need it.
+    narrow_weights: bool,
+}
+
+impl Backend {
+    const ALL: [Self; 4] = [
+        Self { one_constant: false, backwards: false, narrow_weights: false },
+        Self { one_constant: true, backwards: true, narrow_weights: false },
+        Self { one_constant: false, backwards: true, narrow_weights: true },
+        Self { one_constant: true, backwards: false, narrow_weights: true },
+    ];
+
+    fn arithmetic<T: Element>(self) -> Arithmetic {
+        if self.narrow_weights { Arithmetic::tensor_core::<T>() } else { Arithmetic::F32 }
+    }
+
+    /// The layer from the reference's integers on, everything in f32.
+    fn linear<T: Element>(
+        self,
+        x: &Array2<T>,
+        weight: &Weight<T>,
+        bias: Option<ArrayView1<f32>>,
+        reference: &LinearOutput<T>,
+    ) -> Array2<T> {
+        let (s_x, s_w) = (reference.input.scales(), weight.quantized().scales());
+        let mut columns = reference.outliers.columns().to_vec();
+        if self.backwards {
+            columns.reverse();
+        }
+        Array2::from_shape_fn(reference.y.dim(), |(m, n)| {
+            let acc = to_f32(reference.corrected[[m, n]]);
+            let int8_part = if self.one_constant {
+                acc * (s_x[m] * s_w[n] * (1.0 / (127.0 * 127.0)))
+            } else {
+                acc * ((s_x[m] / 127.0) * (s_w[n] / 127.0))
+            };
+            let outliers = columns.iter().filter(|k| reference.outliers.is_left_out(m, **k));
+            let outlier_part =
+                outliers.fold(0.0, |sum, k| sum + x[[m, *k]].to_f32() * self.outlier_weight(weight, n, *k));
+            T::from_f32(int8_part + outlier_part + bias.map_or(0.0, |bias| bias[n]))
+        })
+    }
+
+    fn outlier_weight<T: Element>(self, weight: &Weight<T>, n: usize, k: usize) -> f32 {
+        if let Some(column) = weight.exact_column(k) {
+            return column[n].to_f32();
+        }
+        let weight = weight.quantized();
+        let steps = i16::from(weight.codes()[[n, k]])
+            - i16::try_from(weight.zero_points()[n]).expect("zero points lie in [-127, 127]");
+        let value = f32::from(steps) * (weight.scales()[n] / 127.0);
+        if self.narrow_weights { T::from_f32(value).to_f32() } else { value }
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "the rounding of the accumulator to f32 is part of what is tested"
+)]
+fn to_f32(accumulator: i64) -> f32 {
+    accumulator as f32
+}
+
+fn layer<T: Element>(case: &Case, exact_columns: bool) -> (Array2<T>, Weight<T>, LinearOutput<T>) {
+    let (x, w) = (case.x.mapv(T::from_f32), case.w.mapv(T::from_f32));
+    let mut weight = Weight::quantize(w.view(), &case.config);
+    if exact_columns {
+        weight = weight.with_all_columns_exact(w.view()).expect("its own W");
+    }
+    let bias = case.bias.as_ref().map(|bias| bias.view());
+    let reference = linear(x.view(), &weight, bias, &case.config).expect("a valid case");
+    (x, weight, reference)
+}
+
+/// The worst share of the bound over the corpus and `RANDOM_CASES` random cases.
+fn worst_share<T: Element>(backend: Backend) -> f64 {
+    let mut worst = 0.0_f64;
+    let random_cases = (0..RANDOM_CASES).map(random);
+    for (index, case) in cases().into_iter().chain(random_cases).enumerate() {
+        let (x, weight, reference) = layer::<T>(&case, index % 2 == 0);
+        let bias = case.bias.as_ref().map(|bias| bias.view());
+        let y = backend.linear(&x, &weight, bias, &reference);
+        let found = compare(y.view(), &reference, bias, backend.arithmetic::<T>());
+        assert!(found.within_bound(), "{} in {}, {backend:?}: {found:?}", case.name, T::NAME);
+        worst = worst.max(found.worst_share);
+    }
+    println!("{} {backend:?}: worst {worst:.3} of the bound", T::NAME);
+    worst
+}
+
+fn neither_violated_nor_loose<T: Element>(at_least: f64) {
+    for backend in Backend::ALL {
+        if T::NAME == "F32" && backend.narrow_weights {
+            continue; // there is no narrower type to round to
+        }
+        let worst = worst_share::<T>(backend);
+        assert!(worst >= at_least, "{} {backend:?}: the bound is loose, worst share {worst}", T::NAME);
+    }
+}
+
+#[test]
+fn f32_arithmetic_in_f32() {
+    neither_violated_nor_loose::<f32>(0.1);
+}
+
+#[test]
+fn f32_arithmetic_stored_as_f16() {
+    neither_violated_nor_loose::<f16>(0.5);
+}
+
+#[test]
+fn f32_arithmetic_stored_as_bf16() {
+    neither_violated_nor_loose::<bf16>(0.5);
+}
+
+/// Mistakes that a backend could make, each small enough to survive a tolerance chosen by eye.
+#[test]
+fn small_mistakes_are_outside_the_bound() {
+    let backend = Backend::ALL[0];
+    let (mut tried, mut missed) = (0, Vec::new());
+    for seed in 0..200 {
+        let case = random(seed);
+        let (x, weight, reference) = layer::<f32>(&case, false);
+        let bias = case.bias.as_ref().map(|bias| bias.view());
+        let is_found = |mistaken: &LinearOutput<f32>| {
+            let y = backend.linear(&x, &weight, bias, mistaken);
+            !compare(y.view(), &reference, bias, Arithmetic::F32).within_bound()
+        };
+        // One unit in one accumulator. Where the int8 part prevails the bound is about 9·2⁻²⁴ ≈ 5.4e-7 of the result,
+        // which a unit in an accumulator below 10⁶ exceeds; in a larger one it is lost in f32, rightly.
+        let at = (case.x.nrows() - 1, case.w.nrows() - 1);
+        let share_of_int8 = reference.int8_part[at].abs()
+            / (reference.outlier_magnitude[at]
+                + case.bias.as_ref().map_or(0.0, |b| f64::from(b[at.1].abs())));
+        if share_of_int8 < 1.0 || reference.corrected[at].abs() > 1_000_000 || reference.corrected[at] == 0 {
+            continue;
+        }
+        for unit in [-1, 1] {
+            let mut mistaken = reference.clone();
+            mistaken.corrected[at] += unit;
+            tried += 1;
+            if !is_found(&mistaken) {
+                missed.push(case.name.clone());
+            }
+        }
+    }
+    assert!(tried >= 40, "only {tried} cases could be tried");
+    assert!(missed.is_empty(), "{} of {tried} mistakes were not found: {missed:?}", missed.len());
+}
