@@ -1,3 +1,35 @@
-//! x
+//! Load any 16- or 32-bit Hugging Face checkpoint, convert it to int8 with LLM.int8(), use it at once.
+//!
+//! ```no_run
+//! use int8_nn::{GenerateOptions, Model};
+//!
+//! let model = Model::load("path/to/checkpoint")?.int8().build()?;
+//! println!("{}", model.generate("Once upon a time", &GenerateOptions::default())?);
+//! # Ok::<(), int8_nn::Error>(())
+//! ```
+//!
+//! Following one activation from checkpoint to token: [`checkpoint`] opens the files and hands out tensors by name;
+//! [`families`] maps a family's `config.json` and tensor names onto one description, [`config`]; [`weights`] finds, stacks
+//! and reorders what makes up a linear layer; [`decoder`] is the network, written once over the operations of a
+//! [`backend`]; [`generate`] and [`perplexity`] use it. Residuals are f32 throughout: those of real models overflow f16.
 
+pub mod backend;
 pub mod checkpoint;
+pub mod config;
+mod convert;
+pub mod decoder;
+mod error;
+pub mod families;
+pub mod generate;
+pub mod model;
+pub mod perplexity;
+pub mod sampler;
+pub mod tokenizer;
+pub mod weights;
+
+pub use error::Error;
+pub use generate::{GenerateOptions, Generation, StopReason};
+pub use model::{Loader, Model};
+pub use perplexity::{Perplexity, PerplexityOptions};
+pub use sampler::{Sampler, Sampling};
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,285 @@
+//! The CPU backend: int8 layers from `int8-cpu`, everything else in f32 on rayon's threads.
+
+mod attention;
+mod elementwise;
+mod float;
+mod linear;
+
+use std::sync::Mutex;
+
+use int8_cpu::Kernel;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+use crate::Error;
+use crate::backend::{
+    AttentionSpec, Backend, Input, LinearStatistics, NormSpec, Output, Precision, RowSelection, Segment,
+};
+use crate::convert;
+use crate::weights::{FloatMatrix, LinearSource};
+
+pub use attention::CpuCache;
+pub use float::SharedMatrix;
+pub use linear::CpuLinear;
+
+/// Runs models on this machine's processor. Results do not depend on the number of threads.
+#[derive(Debug)]
+pub struct CpuBackend {
+    kernel: Kernel,
+    /// Input rows after their normalisation or activation, reused from call to call.
+    scratch: Mutex<Vec<f32>>,
+}
+
+/// Activations `f32 [rows, width]`.
+#[derive(Debug, Default)]
+pub struct CpuActivations {
+    data: Vec<f32>,
+    rows: usize,
+    width: usize,
+}
+
+/// The tokens of a step: row by row their id and position, and the segments they come from.
+#[derive(Debug, Default)]
+pub struct CpuStep {
+    ids: Vec<u32>,
+    positions: Vec<usize>,
+    segments: Vec<StepSegment>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct StepSegment {
+    sequence: usize,
+    first_row: usize,
+    rows: usize,
+    position: usize,
+}
+
+impl CpuBackend {
+    /// With the kernel that the environment variable `INT8_KERNEL` names, or the best this processor has.
+    ///
+    /// # Errors
+    /// When the variable names no kernel that runs here.
+    pub fn new() -> Result<Self, Error> {
+        Ok(Self::with_kernel(Kernel::select()?))
+    }
+
+    /// With this kernel.
+    pub fn with_kernel(kernel: Kernel) -> Self {
+        Self { kernel, scratch: Mutex::default() }
+    }
+
+    /// The kernel of the int8 layers.
+    pub fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+}
+
+impl CpuActivations {
+    /// All rows.
+    fn view(&self) -> ArrayView2<'_, f32> {
+        view(&self.data, self.rows, self.width)
+    }
+
+    /// Takes `rows` rows. What they hold is not defined: the caller overwrites them.
+    fn resize(&mut self, rows: usize) -> ArrayViewMut2<'_, f32> {
+        self.rows = rows;
+        self.data.resize(rows * self.width, 0.0);
+        self.view_mut()
+    }
+
+    fn view_mut(&mut self) -> ArrayViewMut2<'_, f32> {
+        ArrayViewMut2::from_shape((self.rows, self.width), &mut self.data).expect("sized by resize")
+    }
+}
+
+fn view(data: &[f32], rows: usize, width: usize) -> ArrayView2<'_, f32> {
+    ArrayView2::from_shape((rows, width), data).expect("rows and width were set together with the data")
+}
+
+impl Backend for CpuBackend {
+    type Activations = CpuActivations;
+    type Linear = CpuLinear;
+    type Norm = NormSpec;
+    type Embedding = SharedMatrix;
+    type Cache = CpuCache;
+    type Step = CpuStep;
+
+    fn describe(&self) -> String {
+        format!("CPU, int8 kernel {}, {} threads", self.kernel.name(), rayon::current_num_threads())
+    }
+
+    fn linear(&self, source: &LinearSource, precision: &Precision) -> Result<CpuLinear, Error> {
+        CpuLinear::load(self.kernel, source, precision)
+    }
+
+    fn tied(&self, embedding: &SharedMatrix) -> Result<CpuLinear, Error> {
+        Ok(CpuLinear::from_matrix("tied head", embedding.clone()))
+    }
+
+    fn norm(&self, spec: &NormSpec) -> Result<NormSpec, Error> {
+        Ok(spec.clone())
+    }
+
+    fn embedding(&self, table: FloatMatrix) -> Result<SharedMatrix, Error> {
+        Ok(SharedMatrix::new(table))
+    }
+
+    fn activations(&self, max_rows: usize, width: usize) -> Result<CpuActivations, Error> {
+        let mut data = Vec::new();
+        data.try_reserve_exact(max_rows.saturating_mul(width)).map_err(|_| {
+            Error::Input(format!("not enough memory for activations of {max_rows} tokens × {width} f32"))
+        })?;
+        Ok(CpuActivations { data, rows: 0, width })
+    }
+
+    fn cache(&self, spec: &AttentionSpec, sequences: usize, max_positions: usize) -> Result<CpuCache, Error> {
+        CpuCache::new(spec, sequences, max_positions)
+    }
+
+    fn step(&self, _max_rows: usize) -> Result<CpuStep, Error> {
+        Ok(CpuStep::default())
+    }
+
+    fn set_step(&self, step: &mut CpuStep, segments: &[Segment<'_>]) -> Result<(), Error> {
+        *step = CpuStep::default();
+        for segment in segments {
+            step.segments.push(StepSegment {
+                sequence: segment.sequence,
+                first_row: step.ids.len(),
+                rows: segment.ids.len(),
+                position: segment.position,
+            });
+            step.ids.extend_from_slice(segment.ids);
+            step.positions.extend(segment.position..segment.position + segment.ids.len());
+        }
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        step: &CpuStep,
+        tokens: Option<&SharedMatrix>,
+        positions: Option<(&SharedMatrix, usize)>,
+        out: Output<'_, Self>,
+    ) -> Result<(), Error> {
+        let mut out = match out {
+            Output::Add(out) => out.view_mut(),
+            Output::Store(out) => {
+                let mut out = out.resize(step.ids.len());
+                out.fill(0.0);
+                out
+            }
+        };
+        for (row, mut values) in out.rows_mut().into_iter().enumerate() {
+            if let Some(tokens) = tokens {
+                tokens.add_row(convert::index(step.ids[row]), values.view_mut());
+            }
+            if let Some((table, offset)) = positions {
+                table.add_row(step.positions[row] + offset, values.view_mut());
+            }
+        }
+        Ok(())
+    }
+
+    fn normalize(&self, x: &mut CpuActivations, norm: &NormSpec) -> Result<(), Error> {
+        elementwise::normalize(x.view_mut(), norm);
+        Ok(())
+    }
+
+    fn project(
+        &self,
+        input: Input<'_, Self>,
+        linear: &CpuLinear,
+        output: Output<'_, Self>,
+    ) -> Result<(), Error> {
+        let mut scratch = std::mem::take(&mut *self.scratch.lock().expect("no panic holds this lock"));
+        let x = match input {
+            Input::Plain(x) => x.view(),
+            Input::Normed(x, norm) => {
+                scratch.clear();
+                scratch.extend_from_slice(&x.data);
+                let mut rows =
+                    ArrayViewMut2::from_shape((x.rows, x.width), &mut scratch[..]).expect("a copy of x");
+                elementwise::normalize(rows.view_mut(), norm);
+                view(&scratch, x.rows, x.width)
+            }
+            Input::Activated(x, activation) => {
+                scratch.resize(x.data.len(), 0.0);
+                elementwise::activate(x.view(), activation, &mut scratch);
+                view(&scratch, x.rows, x.width)
+            }
+            Input::Gated(x, activation) => {
+                let width = x.width / 2;
+                scratch.resize(x.rows * width, 0.0);
+                elementwise::gate(x.view(), activation, &mut scratch);
+                view(&scratch, x.rows, width)
+            }
+        };
+        let done = match output {
+            Output::Store(out) => linear.apply(x, out.resize(x.nrows()), false),
+            Output::Add(out) => linear.apply(x, out.view_mut(), true),
+        };
+        *self.scratch.lock().expect("no panic holds this lock") = scratch;
+        done
+    }
+
+    fn attention(
+        &self,
+        step: &CpuStep,
+        layer: usize,
+        qkv: &mut CpuActivations,
+        cache: &mut CpuCache,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let out = out.resize(qkv.rows);
+        cache.attend(&step.segments, layer, qkv.view_mut(), out);
+        Ok(())
+    }
+
+    fn select(
+        &self,
+        step: &CpuStep,
+        x: &CpuActivations,
+        rows: &RowSelection,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let rows: Vec<usize> = match rows {
+            RowSelection::LastOfSegments => step.segments.iter().map(|s| s.first_row + s.rows - 1).collect(),
+            RowSelection::Range(range) => range.clone().collect(),
+        };
+        let source = x.view();
+        for (mut target, row) in out.resize(rows.len()).rows_mut().into_iter().zip(rows) {
+            target.assign(&source.row(row));
+        }
+        Ok(())
+    }
+
+    fn read(&self, x: &CpuActivations, out: &mut Vec<f32>) -> Result<(), Error> {
+        out.clear();
+        out.extend_from_slice(&x.data);
+        Ok(())
+    }
+
+    fn statistics(&self, linear: &CpuLinear) -> LinearStatistics {
+        linear.statistics()
+    }
+
+    fn reset_statistics(&self, linear: &CpuLinear) {
+        linear.reset_statistics();
+    }
+
+    fn linear_bytes(&self, linear: &CpuLinear) -> usize {
+        linear.bytes()
+    }
+
+    fn embedding_bytes(&self, embedding: &SharedMatrix) -> usize {
+        embedding.bytes()
+    }
+}
+
+/// Rows from which on work is spread over threads: below, starting the threads costs more than it saves.
+const PARALLEL_ROWS: usize = 8;
+
+/// A matrix of zeros.
+fn zeros(rows: usize, columns: usize) -> Array2<f32> {
+    Array2::zeros((rows, columns))
+}

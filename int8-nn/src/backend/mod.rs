@@ -1,0 +1,248 @@
+//! What a machine must be able to do to run a model: a dozen operations at the granularity at which they can be fused.
+//!
+//! A decoder step is a fixed sequence of these calls on activations that were allocated before, so that
+//! - nothing is allocated and nothing returns to the host between `set_step` and `read`;
+//! - every argument that changes from step to step (ids, positions, lengths) lives inside [`Backend::Step`], on the
+//!   device: a GPU backend can capture [`Backend::run`]'s body once as a graph and replay it;
+//! - normalisation, activation and residual addition are arguments of the projection they surround ([`Input`],
+//!   [`Output`]), so that a backend can fold them into its quantisation pass and its epilogue.
+//!
+//! Activations are row-major `[rows, width]`, one row a token; the residual stream is at least f32.
+
+pub mod cpu;
+
+use std::ops::Range;
+
+use int8_core::Config;
+
+use crate::Error;
+use crate::config::{Activation, NormKind, Positions};
+use crate::weights::{FloatMatrix, LinearSource};
+
+/// One stretch of one sequence that a step computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// Which of the cache's sequences.
+    pub sequence: usize,
+    /// Position of the first token.
+    pub position: usize,
+    /// The tokens.
+    pub ids: &'a [u32],
+}
+
+/// How the weights of linear layers are held and multiplied.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Precision {
+    /// As stored, 16- or 32-bit; products and sums in f32.
+    Float,
+    /// int8 with these settings.
+    Int8(Quantization),
+}
+
+/// Settings of the int8 layers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Quantization {
+    /// Codes, granularities, outlier rule.
+    pub config: Config,
+    /// What outliers are multiplied with.
+    pub outlier_weights: OutlierWeights,
+}
+
+/// What the outliers of an activation are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OutlierWeights {
+    /// The weight's column as the checkpoint stores it. It is fetched from the checkpoint when the column first holds an
+    /// outlier and kept from then on; a checkpoint that is int8 itself has no exact columns.
+    #[default]
+    Exact,
+    /// The column's int8 codes, dequantised: what bitsandbytes does.
+    Dequantized,
+}
+
+/// Rows of a step's activations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowSelection {
+    /// The last row of each segment: what the next token is chosen from.
+    LastOfSegments,
+    /// These rows, counted over all segments.
+    Range(Range<usize>),
+}
+
+/// A normalisation with its weights.
+#[derive(Debug, Clone)]
+pub struct NormSpec {
+    /// Kind.
+    pub kind: NormKind,
+    /// Added under the root.
+    pub eps: f32,
+    /// Gain `[width]`.
+    pub gain: Vec<f32>,
+    /// Bias `[width]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// What attention needs to know about its model.
+#[derive(Debug, Clone)]
+pub struct AttentionSpec {
+    /// Number of blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_size: usize,
+    /// How positions enter.
+    pub positions: Positions,
+    /// Number of latest positions seen, itself included.
+    pub sliding_window: Option<usize>,
+}
+
+/// The input of a projection: activations and what is done to them on the way.
+#[derive(Debug)]
+pub enum Input<'a, B: Backend> {
+    /// `x [rows, K]`
+    Plain(&'a B::Activations),
+    /// `norm(x) [rows, K]`
+    Normed(&'a B::Activations, &'a B::Norm),
+    /// `act(x) [rows, K]`
+    Activated(&'a B::Activations, Activation),
+    /// `act(x[:, ..K]) · x[:, K..]`, `x [rows, 2K]`
+    Gated(&'a B::Activations, Activation),
+}
+
+/// Where a projection's result goes.
+#[derive(Debug)]
+pub enum Output<'a, B: Backend> {
+    /// `out = y`
+    Store(&'a mut B::Activations),
+    /// `out += y`: the residual addition.
+    Add(&'a mut B::Activations),
+}
+
+/// What the linear layers of a backend have met since they were built or [`Backend::reset_statistics`] was called.
+#[derive(Debug, Clone, Default)]
+pub struct LinearStatistics {
+    /// Name of the layer in the checkpoint.
+    pub name: String,
+    /// Inputs K.
+    pub inputs: usize,
+    /// Calls of the layer.
+    pub calls: u64,
+    /// Sum over the calls of the number of columns with outliers.
+    pub outlier_columns: u64,
+    /// Sum over the calls of the number of values that left the int8 product.
+    pub outlier_values: u64,
+    /// Sum over the calls of all values.
+    pub values: u64,
+    /// For each input column: in how many calls it held an outlier.
+    pub column_calls: Vec<u64>,
+    /// Columns kept exactly.
+    pub exact_columns: usize,
+}
+
+/// A machine that runs models. See the module's documentation for the rules its operations keep.
+pub trait Backend: Sized + Send + Sync {
+    /// Activations `[rows, width]` on the device, allocated for a largest number of rows.
+    type Activations: Send + std::fmt::Debug;
+    /// Weights of a linear layer.
+    type Linear: Send + Sync + std::fmt::Debug;
+    /// Weights of a normalisation.
+    type Norm: Send + Sync + std::fmt::Debug;
+    /// A table of rows looked up by id.
+    type Embedding: Send + Sync + std::fmt::Debug;
+    /// Keys and values of past tokens, for all blocks and sequences.
+    type Cache: Send + std::fmt::Debug;
+    /// Ids, positions and lengths of the step at hand.
+    type Step: Send + std::fmt::Debug;
+
+    /// One line that names the device and what computes there.
+    fn describe(&self) -> String;
+
+    // Building a model.
+
+    /// Reads (and quantises) a linear layer.
+    ///
+    /// # Errors
+    /// When the checkpoint's tensors are not what they should be, or the device refuses; so for all that follow.
+    fn linear(&self, source: &LinearSource, precision: &Precision) -> Result<Self::Linear, Error>;
+    /// The linear layer whose weight is an embedding table: the tied head.
+    fn tied(&self, embedding: &Self::Embedding) -> Result<Self::Linear, Error>;
+    /// A normalisation.
+    fn norm(&self, spec: &NormSpec) -> Result<Self::Norm, Error>;
+    /// An embedding table `[rows, width]`.
+    fn embedding(&self, table: FloatMatrix) -> Result<Self::Embedding, Error>;
+
+    // Preparing a session.
+
+    /// Activations for at most `max_rows` rows.
+    fn activations(&self, max_rows: usize, width: usize) -> Result<Self::Activations, Error>;
+    /// A cache for `sequences` sequences of at most `max_positions` tokens.
+    fn cache(
+        &self,
+        spec: &AttentionSpec,
+        sequences: usize,
+        max_positions: usize,
+    ) -> Result<Self::Cache, Error>;
+    /// Room for a step of at most `max_rows` tokens.
+    fn step(&self, max_rows: usize) -> Result<Self::Step, Error>;
+
+    // A step.
+
+    /// Says what the next step computes. Ids and positions were checked by the caller.
+    fn set_step(&self, step: &mut Self::Step, segments: &[Segment<'_>]) -> Result<(), Error>;
+    /// Runs a step's operations. A backend may record them, and replay the record when a later step has as many rows in
+    /// as many segments.
+    fn run(&self, step: &Self::Step, body: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+        let _ = step;
+        body()
+    }
+    /// `out[r] (+)= tokens[id[r]] + positions[position[r] + offset]`, either of the tables or both.
+    fn embed(
+        &self,
+        step: &Self::Step,
+        tokens: Option<&Self::Embedding>,
+        positions: Option<(&Self::Embedding, usize)>,
+        out: Output<'_, Self>,
+    ) -> Result<(), Error>;
+    /// `x = norm(x)` in place, for the normalisations that no projection follows.
+    fn normalize(&self, x: &mut Self::Activations, norm: &Self::Norm) -> Result<(), Error>;
+    /// `out (+)= input · Wᵀ + b`
+    fn project(
+        &self,
+        input: Input<'_, Self>,
+        linear: &Self::Linear,
+        output: Output<'_, Self>,
+    ) -> Result<(), Error>;
+    /// Rotates (in place) or biases as the model's positions say, writes keys and values to the cache of block `layer`,
+    /// and attends causally: `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
+    fn attention(
+        &self,
+        step: &Self::Step,
+        layer: usize,
+        qkv: &mut Self::Activations,
+        cache: &mut Self::Cache,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error>;
+    /// Copies some rows: `out [selected, width]`.
+    fn select(
+        &self,
+        step: &Self::Step,
+        x: &Self::Activations,
+        rows: &RowSelection,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error>;
+
+    // Back to the host.
+
+    /// Copies activations to the host, row-major, replacing what `out` held: the only synchronisation of a step.
+    fn read(&self, x: &Self::Activations, out: &mut Vec<f32>) -> Result<(), Error>;
+    /// What a linear layer has met.
+    fn statistics(&self, linear: &Self::Linear) -> LinearStatistics;
+    /// Forgets what a linear layer has met.
+    fn reset_statistics(&self, linear: &Self::Linear);
+    /// Bytes of a linear layer's weights on the device, all constants and exact columns included.
+    fn linear_bytes(&self, linear: &Self::Linear) -> usize;
+    /// Bytes of an embedding table on the device.
+    fn embedding_bytes(&self, embedding: &Self::Embedding) -> usize;
+}

@@ -1,0 +1,53 @@
+//! Every numeric conversion of this crate that can lose something, each with the reason why it does not (the checkpoint
+//! reader keeps its own beside its decoder).
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "this is the one file where they are decided; each function says why its conversion is right"
+)]
+
+/// A count or size, below 2⁵³: exact.
+pub(crate) fn f64_from(count: usize) -> f64 {
+    count as f64
+}
+
+/// A count of calls, values or bytes, below 2⁵³ in any run that ends: exact.
+pub(crate) fn f64_from_u64(count: u64) -> f64 {
+    count as f64
+}
+
+/// A setting given in double precision, as the f32 that is computed with.
+pub(crate) fn f32_from(value: f64) -> f32 {
+    value as f32
+}
+
+/// A size as f32, for means over a row: at most 2²⁴ wide, exact; beyond that rounded.
+pub(crate) fn f32_from_count(count: usize) -> f32 {
+    count as f32
+}
+
+/// `⌊size·fraction⌋` for a positive fraction, as Python's `int()` does it.
+pub(crate) fn fraction_of(size: usize, fraction: f64) -> usize {
+    (size as f64 * fraction) as usize
+}
+
+/// A token id as an index: every supported target has at least 32-bit addresses.
+pub(crate) fn index(id: u32) -> usize {
+    id as usize
+}
+
+/// An index into a vocabulary as a token id: vocabularies are checked to have less than 2³¹ entries.
+pub(crate) fn token_id(index: usize) -> u32 {
+    index as u32
+}
+
+/// A length in memory as a count of bytes.
+pub(crate) fn bytes(length: usize) -> u64 {
+    length as u64
+}
+
+/// The upper 53 bits of a random word as a number in [0, 1): exact.
+pub(crate) fn unit_interval(bits: u64) -> f64 {
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
+}

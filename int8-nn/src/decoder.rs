@@ -1,0 +1,531 @@
+//! The decoder: one implementation for every family, over any backend.
+
+use std::sync::Arc;
+
+use crate::Error;
+use crate::backend::{
+    AttentionSpec, Backend, Input, LinearStatistics, NormSpec, Output, Precision, RowSelection, Segment,
+};
+use crate::checkpoint::Checkpoint;
+use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, RawConfig};
+use crate::families::{self, LayerNames, TensorNames};
+use crate::weights::{LinearSource, Part, read_matrix};
+
+/// A decoder-only transformer whose weights are on a backend.
+#[derive(Debug)]
+pub struct Decoder<B: Backend> {
+    backend: Arc<B>,
+    config: DecoderConfig,
+    embedding: B::Embedding,
+    positions: Option<(B::Embedding, usize)>,
+    embedding_norm: Option<B::Norm>,
+    project_in: Option<B::Linear>,
+    blocks: Vec<Block<B>>,
+    final_norm: Option<B::Norm>,
+    project_out: Option<B::Linear>,
+    head: B::Linear,
+}
+
+#[derive(Debug)]
+struct Block<B: Backend> {
+    attention_norm: B::Norm,
+    mlp_norm: B::Norm,
+    qkv: B::Linear,
+    attention_output: B::Linear,
+    up: B::Linear,
+    down: B::Linear,
+}
+
+/// Where a model's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Footprint {
+    /// Linear layers of the blocks as they are held now.
+    pub linear: usize,
+    /// Their number of weights (without biases).
+    pub linear_weights: usize,
+    /// Embeddings and head (once, if tied), in their stored type.
+    pub embedding: usize,
+    /// Number of weights in them.
+    pub embedding_weights: usize,
+}
+
+impl Footprint {
+    /// Bytes of all weights as they are held now.
+    pub fn total(&self) -> usize {
+        self.linear + self.embedding
+    }
+
+    /// Bytes of all weights with `bytes` for each.
+    pub fn at(&self, bytes: usize) -> usize {
+        (self.linear_weights + self.embedding_weights) * bytes
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Loads a decoder: `progress(done, blocks)` is called after each block.
+    ///
+    /// The embedding, the head and the projections around them stay in floating point, as `bitsandbytes` leaves them by
+    /// default; all linear layers of the blocks become what `precision` says.
+    ///
+    /// # Errors
+    /// When `config.json` is of no supported family or contradicts the tensors.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        backend: Arc<B>,
+        precision: &Precision,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Self, Error> {
+        let raw = RawConfig::read(checkpoint.source())?;
+        let family = families::of(&raw)?;
+        let config = (family.config)(&raw)?;
+        let names = (family.names)(&config);
+        let loader =
+            Loader { checkpoint, backend: &*backend, config: &config, root: root(checkpoint, &names) };
+
+        let token_table = loader.name(names.token_embedding) + ".weight";
+        let tokens =
+            checkpoint.tensor(&token_table)?.expect_shape(&[config.vocab_size, config.embedding_size])?;
+        let embedding = backend.embedding(read_matrix(&tokens)?)?;
+        let positions = match (&config.positions, names.position_embedding) {
+            (Positions::Learned { offset }, Some(name)) => {
+                let table = checkpoint.tensor(&(loader.name(name) + ".weight"))?;
+                let table = table.expect_shape(&[config.max_positions + offset, config.hidden_size])?;
+                Some((backend.embedding(read_matrix(&table)?)?, *offset))
+            }
+            _ => None,
+        };
+        let float = Precision::Float;
+        let head = if config.tied_embeddings {
+            backend.tied(&embedding)?
+        } else {
+            let parts = vec![Part::new(names.head)];
+            let source =
+                LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
+            backend.linear(&source, &float)?
+        };
+        let project = |name: Option<&str>, outputs: usize, inputs: usize| {
+            name.map(|name| loader.linear(vec![Part::new(name)], &[outputs], inputs, &float)).transpose()
+        };
+        let project_in = project(names.project_in, config.hidden_size, config.embedding_size)?;
+        let project_out = project(names.project_out, config.embedding_size, config.hidden_size)?;
+        let norm = |name: Option<&str>| name.map(|name| loader.norm(name)).transpose();
+        let embedding_norm = norm(names.embedding_norm)?;
+        let final_norm = norm(names.final_norm)?;
+
+        let mut blocks = Vec::new();
+        for layer in 0..config.layers {
+            blocks.push(loader.block((names.layer)(layer), precision)?);
+            progress(layer + 1, config.layers);
+        }
+        Ok(Self {
+            embedding,
+            positions,
+            embedding_norm,
+            project_in,
+            blocks,
+            final_norm,
+            project_out,
+            head,
+            config,
+            backend,
+        })
+    }
+
+    /// The normalised configuration.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The backend the weights are on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Prepares to run `sequences` sequences of at most `max_positions` tokens, at most `max_rows` tokens a step.
+    ///
+    /// # Errors
+    /// When `max_positions` is more than the model has, or memory is short.
+    pub fn session(
+        &self,
+        sequences: usize,
+        max_positions: usize,
+        max_rows: usize,
+    ) -> Result<Session<'_, B>, Error> {
+        let config = &self.config;
+        if max_positions > config.max_positions {
+            return Err(Error::Input(format!(
+                "{max_positions} positions asked for, but this model has only {}; shorten the text, the window or the number of new tokens",
+                config.max_positions
+            )));
+        }
+        let spec = AttentionSpec {
+            layers: config.layers,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_size: config.head_size,
+            positions: config.positions.clone(),
+            sliding_window: config.sliding_window,
+        };
+        let backend = &*self.backend;
+        let rows = |width| backend.activations(max_rows, width);
+        let gates = if config.gated_mlp { 2 } else { 1 };
+        Ok(Session {
+            cache: backend.cache(&spec, sequences, max_positions)?,
+            step: backend.step(max_rows)?,
+            narrow: rows(config.embedding_size)?,
+            x: rows(config.hidden_size)?,
+            qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
+            context: rows(config.heads * config.head_size)?,
+            up: rows(gates * config.intermediate_size)?,
+            selected: rows(config.hidden_size)?,
+            logits: backend.activations(0, config.vocab_size)?,
+            host: Vec::new(),
+            lengths: vec![0; sequences],
+            max_positions,
+            max_rows,
+            rows: 0,
+            decoder: self,
+        })
+    }
+
+    /// Where the weights' bytes are.
+    pub fn footprint(&self) -> Footprint {
+        let (backend, config) = (&*self.backend, &self.config);
+        let mut footprint = Footprint::default();
+        for (_, linear) in self.linears() {
+            footprint.linear += backend.linear_bytes(linear);
+        }
+        let attention = config.hidden_size * config.head_size * (2 * config.heads + 2 * config.kv_heads);
+        let mlp = config.hidden_size * config.intermediate_size * if config.gated_mlp { 3 } else { 2 };
+        footprint.linear_weights = config.layers * (attention + mlp);
+        footprint.embedding = backend.embedding_bytes(&self.embedding)
+            + self.positions.as_ref().map_or(0, |(table, _)| backend.embedding_bytes(table))
+            + if config.tied_embeddings { 0 } else { backend.linear_bytes(&self.head) };
+        let tables = if config.tied_embeddings { 1 } else { 2 };
+        let positions = match config.positions {
+            Positions::Learned { offset } => (config.max_positions + offset) * config.hidden_size,
+            Positions::Alibi | Positions::Rotary(_) => 0,
+        };
+        footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions;
+        footprint
+    }
+
+    /// What every linear layer of the blocks has met, in the order of the model; four a block.
+    pub fn statistics(&self) -> Vec<(LinearRole, LinearStatistics)> {
+        self.linears().map(|(role, linear)| (role, self.backend.statistics(linear))).collect()
+    }
+
+    /// Forgets what the linear layers have met.
+    pub fn reset_statistics(&self) {
+        self.linears().for_each(|(_, linear)| self.backend.reset_statistics(linear));
+    }
+
+    fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
+        self.blocks.iter().flat_map(|block| {
+            [
+                (LinearRole::Qkv, &block.qkv),
+                (LinearRole::AttentionOutput, &block.attention_output),
+                (LinearRole::Up, &block.up),
+                (LinearRole::Down, &block.down),
+            ]
+        })
+    }
+}
+
+/// What a linear layer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LinearRole {
+    /// Queries, keys and values.
+    Qkv,
+    /// Output of the attention.
+    AttentionOutput,
+    /// The MLP's expansion (and gate).
+    Up,
+    /// The MLP's contraction.
+    Down,
+}
+
+struct Loader<'a, B> {
+    checkpoint: &'a Checkpoint,
+    backend: &'a B,
+    config: &'a DecoderConfig,
+    root: &'static str,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.root)
+    }
+
+    fn norm(&self, name: &str) -> Result<B::Norm, Error> {
+        let name = self.name(name);
+        let width = [self.config.hidden_size];
+        let vector = |suffix: &str| format!("{name}.{suffix}");
+        let gain = self.checkpoint.tensor(&vector("weight"))?.expect_shape(&width)?.to_f32()?;
+        let bias = match self.config.norm {
+            NormKind::RmsNorm => None,
+            NormKind::LayerNorm => {
+                let bias = self.checkpoint.get(&vector("bias"));
+                bias.map(|bias| bias.expect_shape(&width)?.to_f32()).transpose()?
+            }
+        };
+        self.backend.norm(&NormSpec { kind: self.config.norm, eps: self.config.norm_eps, gain, bias })
+    }
+
+    fn linear(
+        &self,
+        parts: Vec<Part>,
+        outputs: &[usize],
+        inputs: usize,
+        precision: &Precision,
+    ) -> Result<B::Linear, Error> {
+        let source = LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)?;
+        self.backend.linear(&source, precision)
+    }
+
+    fn block(&self, names: LayerNames, precision: &Precision) -> Result<Block<B>, Error> {
+        let config = self.config;
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
+        let up: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
+        Ok(Block {
+            attention_norm: self.norm(&names.attention_norm)?,
+            mlp_norm: self.norm(&names.mlp_norm)?,
+            qkv: self.linear(names.qkv, &[queries, keys, keys], hidden, precision)?,
+            attention_output: self.linear(vec![names.attention_output], &[hidden], queries, precision)?,
+            up: self.linear(names.up, up, hidden, precision)?,
+            down: self.linear(vec![names.down], &[hidden], wide, precision)?,
+        })
+    }
+}
+
+/// The root under which this checkpoint keeps the family's tensors; the first one if it keeps them nowhere, so that the
+/// error names what was expected.
+fn root(checkpoint: &Checkpoint, names: &TensorNames) -> &'static str {
+    let held = |root: &&&str| checkpoint.contains(&format!("{root}{}.weight", names.token_embedding));
+    names.roots.iter().find(held).or(names.roots.first()).copied().unwrap_or_default()
+}
+
+/// A decoder at work: the cache of past tokens and the activations of a step, allocated once.
+#[derive(Debug)]
+pub struct Session<'m, B: Backend> {
+    decoder: &'m Decoder<B>,
+    cache: B::Cache,
+    step: B::Step,
+    /// Token embeddings where they are narrower than the residual stream.
+    narrow: B::Activations,
+    /// The residual stream.
+    x: B::Activations,
+    qkv: B::Activations,
+    context: B::Activations,
+    up: B::Activations,
+    selected: B::Activations,
+    logits: B::Activations,
+    host: Vec<f32>,
+    lengths: Vec<usize>,
+    max_positions: usize,
+    max_rows: usize,
+    /// Rows of the last step.
+    rows: usize,
+}
+
+impl<B: Backend> Session<'_, B> {
+    /// Tokens that sequence `sequence` holds.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn len(&self, sequence: usize) -> usize {
+        self.lengths[sequence]
+    }
+
+    /// Whether no sequence holds a token.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.iter().all(|length| *length == 0)
+    }
+
+    /// Most tokens one step can take.
+    pub fn max_rows(&self) -> usize {
+        self.max_rows
+    }
+
+    /// Empties a sequence.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn clear(&mut self, sequence: usize) {
+        self.lengths[sequence] = 0;
+    }
+
+    /// Appends tokens to sequences, `(sequence, ids)` each, and computes their hidden states in one step.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary, a sequence does not exist, stands twice or grows too long, or the step has
+    /// no or too many tokens. Nothing has changed then.
+    pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
+        let rows = self.check(batch)?;
+        let segments: Vec<Segment<'_>> = batch
+            .iter()
+            .map(|&(sequence, ids)| Segment { sequence, position: self.lengths[sequence], ids })
+            .collect();
+        let decoder = self.decoder;
+        let backend = &*decoder.backend;
+        backend.set_step(&mut self.step, &segments)?;
+        let (step, x) = (&self.step, &mut self.x);
+        let (narrow, qkv, context, up) = (&mut self.narrow, &mut self.qkv, &mut self.context, &mut self.up);
+        let cache = &mut self.cache;
+        backend.run(step, &mut || {
+            decoder.embed(step, narrow, x)?;
+            for (layer, block) in decoder.blocks.iter().enumerate() {
+                decoder.block(step, layer, block, Buffers { x, qkv, context, up, cache })?;
+            }
+            Ok(())
+        })?;
+        for segment in segments {
+            self.lengths[segment.sequence] += segment.ids.len();
+        }
+        self.rows = rows;
+        Ok(())
+    }
+
+    /// The logits `[selected, vocabulary]`, row-major, of tokens of the last step.
+    ///
+    /// # Errors
+    /// When a row was not in the last step.
+    pub fn logits(&mut self, rows: &RowSelection) -> Result<&[f32], Error> {
+        if let RowSelection::Range(range) = rows
+            && (range.start > range.end || range.end > self.rows)
+        {
+            return Err(Error::Input(format!(
+                "logits of rows {range:?} asked for; the last step had {}",
+                self.rows
+            )));
+        }
+        let decoder = self.decoder;
+        let backend = &*decoder.backend;
+        let (step, x) = (&self.step, &self.x);
+        let (selected, narrow, logits) = (&mut self.selected, &mut self.narrow, &mut self.logits);
+        backend.run(step, &mut || {
+            backend.select(step, x, rows, selected)?;
+            let selected = match &decoder.final_norm {
+                Some(norm) => Input::Normed(selected, norm),
+                None => Input::Plain(selected),
+            };
+            match &decoder.project_out {
+                None => backend.project(selected, &decoder.head, Output::Store(logits)),
+                Some(project) => {
+                    backend.project(selected, project, Output::Store(narrow))?;
+                    backend.project(Input::Plain(narrow), &decoder.head, Output::Store(logits))
+                }
+            }
+        })?;
+        backend.read(&self.logits, &mut self.host)?;
+        Ok(&self.host)
+    }
+
+    fn check(&self, batch: &[(usize, &[u32])]) -> Result<usize, Error> {
+        let vocabulary = self.decoder.config.vocab_size;
+        let mut seen = vec![false; self.lengths.len()];
+        for &(sequence, ids) in batch {
+            let Some(length) = self.lengths.get(sequence) else {
+                return Err(Error::Input(format!(
+                    "sequence {sequence} of a session of {}",
+                    self.lengths.len()
+                )));
+            };
+            if std::mem::replace(&mut seen[sequence], true) {
+                return Err(Error::Input(format!("sequence {sequence} stands twice in one step")));
+            }
+            if length + ids.len() > self.max_positions {
+                return Err(Error::Input(format!(
+                    "sequence {sequence} would hold {} tokens; this session was made for {}",
+                    length + ids.len(),
+                    self.max_positions
+                )));
+            }
+            if let Some(id) = ids.iter().find(|id| crate::convert::index(**id) >= vocabulary) {
+                return Err(Error::Input(format!("token id {id} is not in the vocabulary of {vocabulary}")));
+            }
+        }
+        let rows = batch.iter().map(|(_, ids)| ids.len()).sum();
+        if rows == 0 || rows > self.max_rows || batch.iter().any(|(_, ids)| ids.is_empty()) {
+            return Err(Error::Input(format!(
+                "a step of {rows} tokens; this session takes 1 to {}, at least one for each sequence",
+                self.max_rows
+            )));
+        }
+        Ok(rows)
+    }
+}
+
+/// The buffers a block works in.
+struct Buffers<'a, B: Backend> {
+    x: &'a mut B::Activations,
+    qkv: &'a mut B::Activations,
+    context: &'a mut B::Activations,
+    up: &'a mut B::Activations,
+    cache: &'a mut B::Cache,
+}
+
+impl<B: Backend> Decoder<B> {
+    fn embed(
+        &self,
+        step: &B::Step,
+        narrow: &mut B::Activations,
+        x: &mut B::Activations,
+    ) -> Result<(), Error> {
+        let backend = &*self.backend;
+        let positions = self.positions.as_ref().map(|(table, offset)| (table, *offset));
+        match &self.project_in {
+            None => backend.embed(step, Some(&self.embedding), positions, Output::Store(x))?,
+            Some(project) => {
+                backend.embed(step, Some(&self.embedding), None, Output::Store(narrow))?;
+                backend.project(Input::Plain(narrow), project, Output::Store(x))?;
+                backend.embed(step, None, positions, Output::Add(x))?;
+            }
+        }
+        match &self.embedding_norm {
+            Some(norm) => backend.normalize(x, norm),
+            None => Ok(()),
+        }
+    }
+
+    fn block(
+        &self,
+        step: &B::Step,
+        layer: usize,
+        block: &Block<B>,
+        buffers: Buffers<'_, B>,
+    ) -> Result<(), Error> {
+        let Buffers { x, qkv, context, up, cache } = buffers;
+        let backend = &*self.backend;
+        let activation = self.config.activation;
+        let gated = self.config.gated_mlp;
+        let expanded =
+            |up| if gated { Input::Gated(up, activation) } else { Input::Activated(up, activation) };
+        match self.config.block {
+            BlockKind::PreNorm => {
+                backend.project(Input::Normed(x, &block.attention_norm), &block.qkv, Output::Store(qkv))?;
+                backend.attention(step, layer, qkv, cache, context)?;
+                backend.project(Input::Plain(context), &block.attention_output, Output::Add(x))?;
+                backend.project(Input::Normed(x, &block.mlp_norm), &block.up, Output::Store(up))?;
+                backend.project(expanded(up), &block.down, Output::Add(x))
+            }
+            BlockKind::Parallel => {
+                backend.project(Input::Normed(x, &block.attention_norm), &block.qkv, Output::Store(qkv))?;
+                backend.project(Input::Normed(x, &block.mlp_norm), &block.up, Output::Store(up))?;
+                backend.attention(step, layer, qkv, cache, context)?;
+                backend.project(Input::Plain(context), &block.attention_output, Output::Add(x))?;
+                backend.project(expanded(up), &block.down, Output::Add(x))
+            }
+            BlockKind::PostNorm => {
+                backend.project(Input::Plain(x), &block.qkv, Output::Store(qkv))?;
+                backend.attention(step, layer, qkv, cache, context)?;
+                backend.project(Input::Plain(context), &block.attention_output, Output::Add(x))?;
+                backend.normalize(x, &block.attention_norm)?;
+                backend.project(Input::Plain(x), &block.up, Output::Store(up))?;
+                backend.project(expanded(up), &block.down, Output::Add(x))?;
+                backend.normalize(x, &block.mlp_norm)
+            }
+        }
+    }
+}

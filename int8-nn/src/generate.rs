@@ -1,0 +1,144 @@
+//! Generating text, token by token.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use crate::Error;
+use crate::backend::{Backend, RowSelection};
+use crate::decoder::Session;
+use crate::model::Model;
+use crate::sampler::{Sampler, Sampling};
+
+/// What to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens to add.
+    pub max_new_tokens: usize,
+    /// How each is chosen.
+    pub sampling: Sampling,
+    /// Stop at the model's end-of-text tokens.
+    pub stop_at_eos: bool,
+}
+
+impl Default for GenerateOptions {
+    /// 64 tokens, greedy, stopping at the end of the text.
+    fn default() -> Self {
+        Self { max_new_tokens: 64, sampling: Sampling::Greedy, stop_at_eos: true }
+    }
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// `max_new_tokens` were generated.
+    Length,
+    /// The model ended the text.
+    EndOfText,
+    /// The model has no more positions.
+    ContextFull,
+    /// The caller's closure asked for it.
+    Caller,
+}
+
+/// The result of a generation.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    /// The new tokens, without the prompt and without an end-of-text token.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub stop: StopReason,
+    /// Time for the prompt.
+    pub prefill: Duration,
+    /// Time for all tokens after the first.
+    pub decode: Duration,
+}
+
+/// Tokens of a prompt that are computed in one step. Long enough that products run at full speed, short enough that the
+/// activations stay small (for a hidden size of 4096, some 100 MB).
+pub const PREFILL_ROWS: usize = 1024;
+
+impl<B: Backend> Model<B> {
+    /// Continues `prompt`; `on_token` sees each new token as it is chosen and may end the generation.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for an empty prompt, ids outside the vocabulary, a prompt longer than the model's positions, or
+    /// bad sampling settings.
+    pub fn generate_ids(
+        &self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generation, Error> {
+        let most = self.config().max_positions;
+        if prompt.is_empty() {
+            return Err(Error::Input("the prompt is empty: give at least one token to continue".to_owned()));
+        }
+        if prompt.len() > most {
+            return Err(Error::Input(format!(
+                "the prompt has {} tokens and this model {most} positions; shorten it",
+                prompt.len()
+            )));
+        }
+        let mut sampler = Sampler::new(options.sampling)?;
+        let positions = most.min(prompt.len() + options.max_new_tokens);
+        let mut session = self.decoder().session(1, positions, PREFILL_ROWS.min(prompt.len()))?;
+        let begin = Instant::now();
+        for chunk in prompt.chunks(PREFILL_ROWS) {
+            session.forward(&[(0, chunk)])?;
+        }
+        let prefill = begin.elapsed();
+        let mut generation =
+            Generation { ids: Vec::new(), stop: StopReason::Length, prefill, decode: Duration::ZERO };
+        let begin = Instant::now();
+        while generation.ids.len() < options.max_new_tokens {
+            let id = next(&mut session, &mut sampler)?;
+            if options.stop_at_eos && self.eos_token_ids().contains(&id) {
+                generation.stop = StopReason::EndOfText;
+                break;
+            }
+            generation.ids.push(id);
+            if on_token(id).is_break() {
+                generation.stop = StopReason::Caller;
+                break;
+            }
+            if generation.ids.len() == options.max_new_tokens {
+                break;
+            }
+            if session.len(0) == positions {
+                generation.stop = StopReason::ContextFull;
+                break;
+            }
+            session.forward(&[(0, &[id])])?;
+        }
+        generation.decode = begin.elapsed();
+        Ok(generation)
+    }
+
+    /// Continues a text and returns prompt and continuation.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the checkpoint has no tokenizer; as [`generate_ids`](Self::generate_ids).
+    pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<String, Error> {
+        let tokenizer = self.tokenizer()?;
+        let mut ids = tokenizer.encode(prompt, true)?;
+        let new = self.generate_ids(&ids, options, |_| ControlFlow::Continue(()))?;
+        ids.extend(new.ids);
+        tokenizer.decode(&ids)
+    }
+
+    /// Logits `f32 [ids.len(), vocab_size]` of one sequence, computed in one step.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for no ids, ids outside the vocabulary, or more of them than the model has positions.
+    pub fn logits(&self, ids: &[u32]) -> Result<ndarray::Array2<f32>, Error> {
+        let mut session = self.decoder().session(1, ids.len(), ids.len())?;
+        session.forward(&[(0, ids)])?;
+        let logits = session.logits(&RowSelection::Range(0..ids.len()))?.to_vec();
+        ndarray::Array2::from_shape_vec((ids.len(), self.config().vocab_size), logits)
+            .map_err(|error| Error::Input(format!("logits: {error}")))
+    }
+}
+
+fn next<B: Backend>(session: &mut Session<'_, B>, sampler: &mut Sampler) -> Result<u32, Error> {
+    sampler.next(session.logits(&RowSelection::LastOfSegments)?)
+}

@@ -1,0 +1,149 @@
+//! From a checkpoint to a model that can be used, in one line.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use int8_core::{Config, Scheme};
+
+use crate::Error;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, OutlierWeights, Precision, Quantization};
+use crate::checkpoint::Checkpoint;
+use crate::config::{DecoderConfig, RawConfig};
+use crate::decoder::Decoder;
+use crate::tokenizer::Tokenizer;
+
+/// A causal language model, ready to use.
+///
+/// ```no_run
+/// use int8_nn::{GenerateOptions, Model};
+///
+/// let model = Model::load("path/to/checkpoint")?.int8().build()?;
+/// println!("{}", model.generate("Once upon a time", &GenerateOptions::default())?);
+/// # Ok::<(), int8_nn::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Model<B: Backend = CpuBackend> {
+    decoder: Decoder<B>,
+    tokenizer: Option<Tokenizer>,
+    eos_token_ids: Vec<u32>,
+    precision: Precision,
+    checkpoint: Checkpoint,
+}
+
+/// Called with the number of blocks loaded so far and of all.
+type Progress = Box<dyn FnMut(usize, usize)>;
+
+/// A checkpoint on its way to a model. [`Model::load`] starts one.
+pub struct Loader {
+    checkpoint: Checkpoint,
+    precision: Precision,
+    progress: Progress,
+}
+
+impl Model {
+    /// Opens a checkpoint: a folder or a `.safetensors` file. Weights stay as stored unless [`Loader::int8`] or
+    /// [`Loader::quantize`] follows.
+    ///
+    /// # Errors
+    /// When there is no checkpoint or it is damaged.
+    pub fn load(path: impl AsRef<Path>) -> Result<Loader, Error> {
+        Ok(Loader::new(Checkpoint::open(path)?))
+    }
+}
+
+impl Loader {
+    /// Loads from an opened checkpoint.
+    pub fn new(checkpoint: Checkpoint) -> Self {
+        Self { checkpoint, precision: Precision::Float, progress: Box::new(|_, _| {}) }
+    }
+
+    /// Converts to int8 with the paper's setting: LLM.int8(), threshold 6, and exact outlier columns.
+    pub fn int8(self) -> Self {
+        self.quantize(Scheme::LlmInt8Absmax.config(), OutlierWeights::Exact)
+    }
+
+    /// Converts to int8 with these settings.
+    pub fn quantize(self, config: Config, outlier_weights: OutlierWeights) -> Self {
+        self.precision(Precision::Int8(Quantization { config, outlier_weights }))
+    }
+
+    /// Holds the linear layers as said.
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Called with the number of blocks loaded so far and of all.
+    pub fn on_progress(mut self, progress: impl FnMut(usize, usize) + 'static) -> Self {
+        self.progress = Box::new(progress);
+        self
+    }
+
+    /// Builds the model on the CPU.
+    ///
+    /// # Errors
+    /// When the family is not supported or `config.json` contradicts the tensors.
+    pub fn build(self) -> Result<Model, Error> {
+        let backend = CpuBackend::new()?;
+        self.build_on(Arc::new(backend))
+    }
+
+    /// Builds the model on any backend.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build), and when the backend's memory is too small.
+    pub fn build_on<B: Backend>(self, backend: Arc<B>) -> Result<Model<B>, Error> {
+        let Self { checkpoint, precision, progress } = self;
+        let decoder = Decoder::load(&checkpoint, backend, &precision, progress)?;
+        let source = checkpoint.source();
+        let tokenizer = Tokenizer::read(source)?;
+        let mut eos_token_ids = decoder.config().eos_token_ids.clone();
+        const GENERATION: &str = "generation_config.json";
+        if source.contains(GENERATION) {
+            let generation = RawConfig::from_json(source.label(GENERATION), source.read_json(GENERATION)?)?;
+            eos_token_ids.extend(generation.token_ids("eos_token_id")?);
+        }
+        Ok(Model { decoder, tokenizer, eos_token_ids, precision, checkpoint })
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// The network.
+    pub fn decoder(&self) -> &Decoder<B> {
+        &self.decoder
+    }
+
+    /// The normalised configuration.
+    pub fn config(&self) -> &DecoderConfig {
+        self.decoder.config()
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the checkpoint has no `tokenizer.json`.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::Tokenizer(format!(
+                "{} is missing, so text cannot be turned into tokens; give token ids instead",
+                self.checkpoint.source().label("tokenizer.json")
+            ))
+        })
+    }
+
+    /// Tokens that end a text.
+    pub fn eos_token_ids(&self) -> &[u32] {
+        &self.eos_token_ids
+    }
+
+    /// How the linear layers are held.
+    pub fn precision(&self) -> &Precision {
+        &self.precision
+    }
+
+    /// The checkpoint the model came from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+}

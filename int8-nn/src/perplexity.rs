@@ -1,0 +1,109 @@
+//! Perplexity: `exp` of the mean negative log-likelihood of a text's tokens, in non-overlapping windows.
+
+use rayon::prelude::*;
+
+use crate::backend::{Backend, RowSelection};
+use crate::model::Model;
+use crate::{Error, convert};
+
+/// Rows of logits that are in memory at once: for a vocabulary of 50,000, 26 MB.
+const LOGIT_ROWS: usize = 128;
+
+/// How a text is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PerplexityOptions {
+    /// Tokens a window. Each window is one batch of one sequence, and its first token is not scored.
+    pub window: usize,
+    /// Most windows to score; `None` for the whole text.
+    pub windows: Option<usize>,
+}
+
+/// The perplexity of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Perplexity {
+    /// Mean negative log-likelihood of a scored token, in nats.
+    pub mean_nll: f64,
+    /// Scored tokens.
+    pub tokens: usize,
+    /// Tokens a window.
+    pub window: usize,
+    /// Mean negative log-likelihood in each window.
+    pub windows: Vec<f64>,
+}
+
+impl Perplexity {
+    /// `exp(mean_nll)`.
+    pub fn perplexity(&self) -> f64 {
+        self.mean_nll.exp()
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// Scores `ids`. `progress(done, windows)` is called after each window. A remainder shorter than a window is left
+    /// out; a text shorter than one window is a window of its own.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there are fewer than two tokens, or the window is longer than the model's positions.
+    pub fn perplexity(
+        &self,
+        ids: &[u32],
+        options: &PerplexityOptions,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Perplexity, Error> {
+        let window = options.window.min(ids.len());
+        if window < 2 {
+            return Err(Error::Input(format!(
+                "a text of {} tokens in windows of {}: at least 2 tokens are needed, the first is not scored",
+                ids.len(),
+                options.window
+            )));
+        }
+        let count = (ids.len() / window).min(options.windows.unwrap_or(usize::MAX));
+        if count == 0 {
+            return Err(Error::Input("0 windows asked for: at least 1 is needed".to_owned()));
+        }
+        let mut session = self.decoder().session(1, window, window)?;
+        let vocabulary = self.config().vocab_size;
+        let mut windows = Vec::new();
+        for ids in ids.chunks_exact(window).take(count) {
+            session.clear(0);
+            session.forward(&[(0, ids)])?;
+            let mut sum = 0.0;
+            // The logits of row r predict token r + 1; the last row predicts nothing that is known.
+            for first in (0..window - 1).step_by(LOGIT_ROWS) {
+                let rows = first..(window - 1).min(first + LOGIT_ROWS);
+                let targets = &ids[rows.start + 1..=rows.end];
+                let logits = session.logits(&RowSelection::Range(rows))?;
+                let losses: Vec<f64> = logits
+                    .par_chunks_exact(vocabulary)
+                    .zip(targets)
+                    .map(|(logits, target)| negative_log_likelihood(logits, convert::index(*target)))
+                    .collect();
+                sum += losses.iter().sum::<f64>();
+            }
+            windows.push(sum / convert::f64_from(window - 1));
+            progress(windows.len(), count);
+        }
+        let mean_nll = windows.iter().sum::<f64>() / convert::f64_from(windows.len());
+        Ok(Perplexity { mean_nll, tokens: windows.len() * (window - 1), window, windows })
+    }
+}
+
+/// `−ln softmax(logits)[target]`, summed in f64.
+fn negative_log_likelihood(logits: &[f32], target: usize) -> f64 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from((*logit - largest).exp())).sum();
+    f64::from(largest) + sum.ln() - f64::from(logits[target])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn likelihood_of_known_distributions() {
+        assert!((negative_log_likelihood(&[0.0; 4], 2) - 4.0_f64.ln()).abs() < 1e-12);
+        assert!((negative_log_likelihood(&[1000.0, 1000.0], 0) - 2.0_f64.ln()).abs() < 1e-6);
+        assert!(negative_log_likelihood(&[0.0, f32::NAN], 0).is_nan());
+    }
+}

@@ -1,0 +1,103 @@
+//! Text to token ids and back, by a checkpoint's `tokenizer.json`.
+
+use tokenizers::Tokenizer as Inner;
+
+use crate::Error;
+use crate::checkpoint::Source;
+
+/// A checkpoint's tokenizer.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: Inner,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`; `None` when the checkpoint has none.
+    ///
+    /// # Errors
+    /// When the file is there but cannot be read or understood.
+    pub fn read(source: &Source) -> Result<Option<Self>, Error> {
+        const FILE: &str = "tokenizer.json";
+        if !source.contains(FILE) {
+            return Ok(None);
+        }
+        let label = source.label(FILE);
+        let failed = |problem: String| Error::Tokenizer(format!("{label}: {problem}"));
+        let mut inner = Inner::from_bytes(source.bytes(FILE)?).map_err(|error| failed(error.to_string()))?;
+        // Some files ask for training-time truncation and padding; a text is always taken whole.
+        inner.with_truncation(None).map_err(|error| failed(error.to_string()))?;
+        inner.with_padding(None);
+        Ok(Some(Self { inner }))
+    }
+
+    /// Token ids of a text, with the special tokens that the tokenizer puts around a text (a leading `<s>`, say) if
+    /// `special`.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot encode the text.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+        let encoding =
+            self.inner.encode_fast(text, special).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of token ids, without special tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
+        self.inner.decode(ids, true).map_err(|error| Error::Tokenizer(error.to_string()))
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Decodes ids as they come, for streaming.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { tokenizer: self, ids: Vec::new(), done: 0, text: 0 }
+    }
+}
+
+/// Turns ids that arrive one by one into pieces of text that never break a character.
+#[derive(Debug)]
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// Ids since the last point where text was complete, with one word of context before it.
+    ids: Vec<u32>,
+    /// Ids at the front of `ids` whose text was given out.
+    done: usize,
+    /// Bytes of that text.
+    text: usize,
+}
+
+impl TextStream<'_> {
+    /// Adds an id; returns the text that is complete with it, possibly empty.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn push(&mut self, id: u32) -> Result<String, Error> {
+        self.ids.push(id);
+        let text = self.tokenizer.decode(&self.ids)?;
+        // A replacement character at the end is a character whose other bytes are still to come.
+        if text.ends_with('\u{FFFD}') || !text.is_char_boundary(self.text) || text.len() < self.text {
+            return Ok(String::new());
+        }
+        let piece = text[self.text..].to_owned();
+        // What was given out before becomes the context of what follows: decoders treat a first token differently.
+        self.ids.drain(..self.done);
+        self.done = self.ids.len();
+        self.text = self.tokenizer.decode(&self.ids)?.len();
+        Ok(piece)
+    }
+
+    /// The text of ids that never became complete.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn finish(self) -> Result<String, Error> {
+        let text = self.tokenizer.decode(&self.ids)?;
+        Ok(text.get(self.text..).unwrap_or_default().to_owned())
+    }
+}
