@@ -32,7 +32,7 @@ const LAYOUT: &str = "layout 2";
 ///
 /// # Errors
 /// A message with the way out: no Python or no `pip`, no C compiler, a wheel that cannot be fetched.
-pub fn run(args: &[String]) -> Result<(), String> {
+pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let root = target_folder()?.join("cuda-toolkit");
     match args {
         [] => {

@@ -1,0 +1,219 @@
+//! `cargo xtask tidy`: the invariants of ARCHITECTURE.md that neither the compiler nor clippy checks.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{scan, shell};
+
+/// Shown by `cargo xtask help tidy`.
+pub(crate) const HELP: &str = "\
+cargo xtask tidy
+
+Checks, and lists every violation:
+
+  edges     a crate depends on no crate of ours but those that ARCHITECTURE.md allows; int8-core on three others at most
+  members   every member, default and exclusion of the workspace has a comment
+  docs      every source file begins with a module doc (//!)
+  unsafe    only in int8-cpu, int8-cuda, int8-cuda-sys and int8-nn/src/checkpoint/mmap.rs; int8-core forbids it
+  print     print macros only in int8-cli and xtask (and in tests, benches, examples and build scripts)
+  unfinished  no todo!, unimplemented!, #[ignore]
+  length    source files of at most 800 lines";
+
+/// What each crate may depend on among ours, in any kind of dependency. A crate that is not listed may not exist.
+const ALLOWED_EDGES: [(&str, &[&str]); 7] = [
+    ("int8-core", &[]),
+    ("int8-cpu", &["int8-core"]),
+    ("int8-cuda-sys", &[]),
+    ("int8-cuda", &["int8-core", "int8-cuda-sys"]),
+    ("int8-nn", &["int8-core", "int8-cpu", "int8-cuda"]),
+    // core beside nn: the names of schemes, rules and granularities that a user types are core's types.
+    ("int8-cli", &["int8-core", "int8-nn"]),
+    ("xtask", &[]),
+];
+
+/// Edges that only a feature may switch on: nothing pulls in CUDA by default.
+const OPTIONAL_EDGES: [(&str, &str); 1] = [("int8-nn", "int8-cuda")];
+
+/// Other people's crates that int8-core may use outside its tests.
+const CORE_DEPENDENCIES: [&str; 3] = ["half", "ndarray", "thiserror"];
+
+/// Where `unsafe` may stand: SIMD, FFI, the device, and mapping a file into memory.
+const UNSAFE_PLACES: [&str; 4] =
+    ["int8-cpu/", "int8-cuda/", "int8-cuda-sys/", "int8-nn/src/checkpoint/mmap.rs"];
+
+const PRINTING_CRATES: [&str; 2] = ["int8-cli/", "xtask/"];
+const PRINT_MACROS: [&str; 4] = ["print!", "println!", "eprint!", "eprintln!"];
+const MAX_LINES: usize = 800;
+
+/// Folders of the workspace that hold no source of ours.
+const SKIPPED_FOLDERS: [&str; 3] = ["target", "corpus", "artifacts"];
+/// Hand-written source, by the end of its name.
+const SOURCE_ENDINGS: [&str; 8] = ["rs", "cu", "cuh", "cpp", "hpp", "h", "cmake", "py"];
+
+/// Runs the task; it takes no arguments.
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    if !arguments.is_empty() {
+        return Err(format!("tidy takes no arguments, got {arguments:?}\n\n{HELP}"));
+    }
+    let root = shell::workspace_root()?;
+    let metadata = shell::output(shell::cargo(&["metadata", "--no-deps", "--format-version", "1"])?)?;
+    let metadata: Value =
+        serde_json::from_slice(&metadata).map_err(|error| format!("cargo metadata: {error}"))?;
+    let manifest =
+        fs::read_to_string(root.join("Cargo.toml")).map_err(|error| format!("Cargo.toml: {error}"))?;
+
+    let mut violations = crate_edges(&metadata);
+    violations.extend(member_comments(&manifest));
+    let mut files = Vec::new();
+    source_files(&root, "", &mut files)?;
+    for (path, text) in &files {
+        violations.extend(file_violations(path, text));
+    }
+    if !files.iter().any(|(path, text)| path == "int8-core/src/lib.rs" && forbids_unsafe(text)) {
+        violations
+            .push(String::from("int8-core/src/lib.rs: lacks #![forbid(unsafe_code)]: it is the oracle"));
+    }
+    if violations.is_empty() {
+        println!("tidy: {} source files", files.len());
+        return Ok(());
+    }
+    violations.sort();
+    Err(format!("tidy found {}:\n  {}", violations.len(), violations.join("\n  ")))
+}
+
+fn crate_edges(metadata: &Value) -> Vec<String> {
+    let mut violations = Vec::new();
+    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let names: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    for package in packages {
+        let name = package["name"].as_str().unwrap_or_default();
+        let Some((_, allowed)) = ALLOWED_EDGES.iter().find(|(known, _)| *known == name) else {
+            violations.push(format!("{name}: a crate that ALLOWED_EDGES of xtask/src/tidy.rs does not know"));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            let to = dependency["name"].as_str().unwrap_or_default();
+            let ours = names.contains(to);
+            if ours && !allowed.contains(&to) {
+                violations.push(format!("{name}: may not depend on {to}; allowed: {allowed:?}"));
+            }
+            if OPTIONAL_EDGES.contains(&(name, to)) && dependency["optional"] != true {
+                violations.push(format!("{name}: its dependency on {to} must be optional, behind a feature"));
+            }
+            let normal = dependency["kind"].is_null();
+            if name == "int8-core" && normal && !ours && !CORE_DEPENDENCIES.contains(&to) {
+                violations.push(format!("int8-core: depends on {to}; allowed: {CORE_DEPENDENCIES:?}"));
+            }
+        }
+    }
+    violations
+}
+
+/// Every quoted name in the lists `members`, `default-members` and `exclude` has a comment on its line, or its list has
+/// one directly above.
+fn member_comments(manifest: &str) -> Vec<String> {
+    let mut violations = Vec::new();
+    let mut list: Option<(&str, bool)> = None;
+    let mut comment_above = false;
+    for line in manifest.lines() {
+        let (code, comment) =
+            line.split_once('#').map_or((line, None), |(code, comment)| (code, Some(comment)));
+        let commented = comment.is_some_and(|comment| !comment.trim().is_empty());
+        let opening = ["members", "default-members", "exclude"]
+            .into_iter()
+            .find(|name| code.split('=').next().is_some_and(|key| key.trim() == *name));
+        if let Some(name) = opening {
+            list = Some((name, comment_above));
+        }
+        if let Some((name, list_commented)) = list {
+            // Members are explained one by one; for the other lists one reason covers all.
+            let explained = commented || (list_commented && name != "members");
+            let names = code.split('"').skip(1).step_by(2);
+            violations.extend(
+                names
+                    .filter(|_| !explained)
+                    .map(|entry| format!("Cargo.toml: `{entry}` in `{name}` has no comment that says why")),
+            );
+            if code.contains(']') {
+                list = None;
+            }
+        }
+        comment_above = code.trim().is_empty() && commented;
+    }
+    violations
+}
+
+/// Collects the source files below `folder` (relative to `root`, with `/`), hidden folders and build output left out.
+fn source_files(root: &Path, folder: &str, files: &mut Vec<(String, String)>) -> Result<(), String> {
+    let at = root.join(folder);
+    let entries = fs::read_dir(&at).map_err(|error| format!("{}: {error}", at.display()))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| format!("{}: {error}", at.display()))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+        let kind = entry.file_type().map_err(|error| format!("{path}: {error}"))?;
+        if kind.is_dir() && !name.starts_with('.') && !SKIPPED_FOLDERS.contains(&name.as_str()) {
+            source_files(root, &path, files)?;
+        }
+        let is_source = name.rsplit_once('.').is_some_and(|(_, ending)| SOURCE_ENDINGS.contains(&ending));
+        if kind.is_file() && is_source {
+            let text = fs::read_to_string(entry.path()).map_err(|error| format!("{path}: {error}"))?;
+            files.push((path, text));
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with one file; `path` is relative to the workspace, with `/`.
+fn file_violations(path: &str, text: &str) -> Vec<String> {
+    let mut violations = Vec::new();
+    let lines = text.lines().count();
+    if lines > MAX_LINES {
+        violations
+            .push(format!("{path}: {lines} lines; at most {MAX_LINES}: split it where its subject changes"));
+    }
+    if !path.ends_with(".rs") {
+        return violations;
+    }
+    if !text.lines().find(|line| !line.trim().is_empty()).is_some_and(|line| line.starts_with("//! ")) {
+        violations.push(format!("{path}:1: begins without a module doc (//!)"));
+    }
+    let code = scan::code_only(text);
+    let mut forbid = |code: &str, word: &str, why: &str| {
+        let found = scan::lines_with(code, word);
+        violations.extend(found.iter().map(|line| format!("{path}:{line}: `{word}`: {why}")));
+    };
+    if !UNSAFE_PLACES.iter().any(|place| path.starts_with(place)) {
+        forbid(&code, "unsafe", "only where ARCHITECTURE.md allows it");
+    }
+    for word in ["todo!", "unimplemented!"] {
+        forbid(&code, word, "finish it or leave it out");
+    }
+    if !PRINTING_CRATES.iter().any(|printing| path.starts_with(printing)) && is_library_code(path) {
+        let code = scan::without_tests(&code);
+        for word in PRINT_MACROS {
+            forbid(&code, word, "only int8-cli and xtask print");
+        }
+    }
+    let ignored = code.lines().enumerate().filter(|(_, line)| line.contains("#[ignore"));
+    violations.extend(ignored.map(|(index, _)| {
+        format!("{path}:{}: `#[ignore]`: a test that cannot run says so and is counted", index + 1)
+    }));
+    violations
+}
+
+/// Under `src/` and no test: what ends up in a user's program.
+fn is_library_code(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    path.contains("/src/") && name != "tests.rs" && !path.contains("/tests/")
+}
+
+fn forbids_unsafe(text: &str) -> bool {
+    scan::code_only(text).lines().any(|line| line.trim() == "#![forbid(unsafe_code)]")
+}
+
+#[cfg(test)]
+mod tests;

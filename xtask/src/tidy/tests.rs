@@ -1,0 +1,184 @@
+//! Every check is seen to fail on a bad input and to pass on a good one.
+
+use serde_json::json;
+
+use super::*;
+
+/// `cargo metadata` of packages that depend on these crates.
+fn metadata(packages: &[(&str, &[Value])]) -> Value {
+    let packages: Vec<Value> = packages
+        .iter()
+        .map(|(name, dependencies)| json!({"name": name, "dependencies": dependencies}))
+        .collect();
+    json!({ "packages": packages })
+}
+
+fn on(name: &str) -> Value {
+    json!({"name": name, "kind": null, "optional": false})
+}
+
+fn violations_of(path: &str, text: &str) -> Vec<String> {
+    file_violations(path, &format!("//! A file.\n{text}\n"))
+}
+
+#[test]
+fn allowed_edges_pass() {
+    let packages = metadata(&[
+        (
+            "int8-core",
+            &[on("half"), on("ndarray"), on("thiserror"), json!({"name": "proptest", "kind": "dev"})],
+        ),
+        ("int8-cpu", &[on("int8-core"), on("rayon")]),
+        ("int8-cuda", &[on("int8-core"), on("cust")]),
+        ("int8-nn", &[on("int8-cpu"), json!({"name": "int8-cuda", "kind": null, "optional": true})]),
+        ("xtask", &[on("serde_json")]),
+    ]);
+    assert_eq!(crate_edges(&packages), Vec::<String>::new());
+}
+
+#[test]
+fn edges_that_point_the_wrong_way_fail() {
+    for (from, to) in [
+        ("int8-core", "int8-cpu"),
+        ("int8-cpu", "int8-nn"),
+        ("int8-cuda-sys", "int8-core"),
+        ("int8-cli", "int8-cpu"),
+        ("xtask", "int8-nn"),
+    ] {
+        for kind in [Value::Null, json!("dev"), json!("build")] {
+            let dependency = json!({"name": to, "kind": kind, "optional": true});
+            let found = crate_edges(&metadata(&[(from, &[dependency]), (to, &[])]));
+            assert_eq!(found.len(), 1, "{from} → {to} ({kind}): {found:?}");
+            assert!(found[0].starts_with(&format!("{from}: may not depend on {to}")), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn cuda_by_default_fails() {
+    let found = crate_edges(&metadata(&[("int8-nn", &[on("int8-cuda")]), ("int8-cuda", &[])]));
+    assert!(found.len() == 1 && found[0].contains("must be optional"), "{found:?}");
+}
+
+#[test]
+fn another_dependency_of_core_fails() {
+    let found = crate_edges(&metadata(&[("int8-core", &[on("rayon")])]));
+    assert!(found.len() == 1 && found[0].contains("depends on rayon"), "{found:?}");
+}
+
+#[test]
+fn an_unknown_crate_fails() {
+    let found = crate_edges(&metadata(&[("int8-helpers", &[])]));
+    assert!(found.len() == 1 && found[0].starts_with("int8-helpers"), "{found:?}");
+}
+
+#[test]
+fn members_without_comments_fail() {
+    let good = "members = [\n  \"a\", # what a is\n  \"b\", # what b is\n]\n# not built by default\ndefault-members = [\"a\"]\n";
+    assert_eq!(member_comments(good), Vec::<String>::new());
+    let bare = "members = [\n  \"a\", # what a is\n  \"b\", #\n]\ndefault-members = [\"a\"]\n\nexclude = [\"fuzz\"]\n";
+    let found = member_comments(bare);
+    let entries: Vec<&str> = found.iter().filter_map(|violation| violation.split('`').nth(1)).collect();
+    assert_eq!(entries, ["b", "a", "fuzz"], "{found:?}");
+}
+
+#[test]
+fn a_file_without_module_doc_fails() {
+    for text in
+        ["", "use std::fs;\n", "// A comment.\n//! Too late.\n", "//!\n", "#![allow(x)]\n//! Too late.\n"]
+    {
+        let found = file_violations("int8-nn/src/a.rs", text);
+        assert!(found.len() == 1 && found[0].contains("module doc"), "{text:?}: {found:?}");
+    }
+    assert_eq!(file_violations("int8-nn/src/a.rs", "\n//! A file.\n"), Vec::<String>::new());
+}
+
+#[test]
+fn unsafe_outside_its_places_fails() {
+    let code = "fn f() { unsafe { g() } }";
+    for path in [
+        "int8-core/src/a.rs",
+        "int8-nn/src/a.rs",
+        "int8-nn/tests/a.rs",
+        "int8-cli/src/main.rs",
+        "xtask/src/a.rs",
+    ] {
+        let found = violations_of(path, code);
+        assert!(found.len() == 1 && found[0].starts_with(&format!("{path}:2: `unsafe`")), "{found:?}");
+    }
+    for path in [
+        "int8-cpu/src/a.rs",
+        "int8-cuda/src/a.rs",
+        "int8-cuda-sys/src/a.rs",
+        "int8-nn/src/checkpoint/mmap.rs",
+    ] {
+        assert_eq!(violations_of(path, code), Vec::<String>::new());
+    }
+    let words = "// unsafe\n/// unsafe\nconst A: &str = \"unsafe\";\n#![deny(unsafe_code)]";
+    assert_eq!(violations_of("int8-nn/src/a.rs", words), Vec::<String>::new());
+}
+
+#[test]
+fn core_that_does_not_forbid_unsafe_fails() {
+    assert!(forbids_unsafe("//! Core.\n#![forbid(unsafe_code)]\n"));
+    assert!(!forbids_unsafe("//! Core.\n#![deny(unsafe_code)]\n"));
+    assert!(!forbids_unsafe("//! Core.\n// #![forbid(unsafe_code)]\n"));
+}
+
+#[test]
+fn printing_outside_the_command_line_fails() {
+    for word in PRINT_MACROS {
+        let code = format!("fn f() {{ {word}(\"x\"); }}");
+        let found = violations_of("int8-nn/src/a.rs", &code);
+        assert!(found.len() == 1 && found[0].contains(&format!(":2: `{word}`")), "{found:?}");
+        let in_a_test = format!("#[cfg(test)]\nmod tests {{\n{code}\n}}");
+        assert_eq!(violations_of("int8-nn/src/a.rs", &in_a_test), Vec::<String>::new());
+        for path in [
+            "int8-cli/src/a.rs",
+            "xtask/src/a.rs",
+            "int8-nn/tests/a.rs",
+            "int8-nn/build.rs",
+            "int8-nn/src/a/tests.rs",
+        ] {
+            assert_eq!(violations_of(path, &code), Vec::<String>::new(), "{path}");
+        }
+    }
+    assert_eq!(violations_of("int8-nn/src/a.rs", "writeln!(out, \"x\");"), Vec::<String>::new());
+}
+
+#[test]
+fn unfinished_code_fails() {
+    for code in [
+        "fn f() { todo!() }",
+        "fn f() { unimplemented!(\"x\") }",
+        "#[ignore]\nfn f() {}",
+        "#[ignore = \"x\"]",
+    ] {
+        for path in ["int8-nn/src/a.rs", "int8-nn/tests/a.rs", "int8-cli/src/a.rs"] {
+            let found = violations_of(path, code);
+            assert!(found.len() == 1 && found[0].starts_with(&format!("{path}:2")), "{code}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn long_files_fail() {
+    let lines = |count: usize| "// a line\n".repeat(count);
+    for path in ["int8-nn/src/a.rs", "cmake/src/a.cu", "cmake/include/a.h"] {
+        assert_eq!(
+            file_violations(path, &format!("//! A file.\n{}", lines(MAX_LINES - 1))),
+            Vec::<String>::new()
+        );
+        let found = file_violations(path, &format!("//! A file.\n{}", lines(MAX_LINES)));
+        assert!(found.len() == 1 && found[0].contains("801 lines"), "{found:?}");
+    }
+}
+
+#[test]
+fn files_are_found_and_build_output_is_not() {
+    let mut files = Vec::new();
+    source_files(&shell::workspace_root().expect("a workspace"), "", &mut files).expect("readable folders");
+    let has = |wanted: &str| files.iter().any(|(path, _)| path == wanted);
+    assert!(has("xtask/src/tidy.rs") && has("int8-core/src/lib.rs") && has("int8-core/tests/laws.rs"));
+    assert!(!files.iter().any(|(path, _)| path.starts_with("target/") || path.starts_with('.')));
+}

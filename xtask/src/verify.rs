@@ -1,0 +1,92 @@
+//! `cargo xtask verify`: every backend on this machine against the reference.
+//!
+//! The work is done by `int8 verify`, so that a machine without a toolchain can do it too; this builds and runs it.
+
+use crate::shell;
+
+/// Shown by `cargo xtask help verify`.
+pub(crate) const HELP: &str = "\
+cargo xtask verify [--cases N] [--require cpu|cuda] [--json]
+
+Builds `int8` and runs `int8 verify`: every kernel of every backend that this machine has computes the corpus of int8-core
+and N random cases; integers must be equal, floats within the derived bound. Prints backend, kernel, cases and the worst
+error as a share of its bound, and says which backends are absent.
+
+  --cases N        random cases besides the corpus
+  --require NAME   an absent backend is a failure; `cuda` also builds it in
+  --json           one JSON object instead of the table";
+
+/// Builds and runs `int8 verify` with these arguments.
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    shell::run(shell::cargo(&command_line(arguments)?)?)
+}
+
+fn command_line(arguments: &[String]) -> Result<Vec<&str>, String> {
+    let mut line = vec!["run", "--quiet", "--release", "--package", "int8-cli"];
+    if requires_cuda(arguments)? {
+        line.extend(["--features", "cuda"]);
+    }
+    line.extend(["--", "verify"]);
+    line.extend(arguments.iter().map(String::as_str));
+    Ok(line)
+}
+
+/// Checked here too, because a misspelt name should not first build the world.
+fn requires_cuda(arguments: &[String]) -> Result<bool, String> {
+    let mut cuda = false;
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        let (name, mut value) = match argument.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (argument.as_str(), None),
+        };
+        if matches!(name, "--cases" | "--require") && value.is_none() {
+            value = arguments.next().map(String::as_str);
+        }
+        match (name, value) {
+            ("--json", None) | ("--require", Some("cpu")) => {}
+            ("--require", Some("cuda")) => cuda = true,
+            ("--cases", Some(number)) if number.parse::<u64>().is_ok() => {}
+            ("--cases" | "--require", value) => {
+                return Err(format!(
+                    "{name} {} makes no sense\n\n{HELP}",
+                    value.unwrap_or("without a value")
+                ));
+            }
+            _ => return Err(format!("verify does not know `{argument}`\n\n{HELP}")),
+        }
+    }
+    Ok(cuda)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(arguments: &str) -> Result<String, String> {
+        let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
+        command_line(&arguments).map(|line| line.join(" "))
+    }
+
+    #[test]
+    fn arguments_are_passed_on() {
+        let expected = "run --quiet --release --package int8-cli -- verify --cases 50 --require cpu --json";
+        assert_eq!(line("--cases 50 --require cpu --json").as_deref(), Ok(expected));
+    }
+
+    #[test]
+    fn cuda_is_built_when_required() {
+        for arguments in ["--require cuda", "--require=cuda", "--require cpu --require cuda"] {
+            let line = line(arguments).expect("valid arguments");
+            assert!(line.contains("--features cuda -- verify"), "{line}");
+        }
+        assert!(!line("--cases 3").expect("valid arguments").contains("--features"));
+    }
+
+    #[test]
+    fn mistakes_are_found_before_the_build() {
+        for arguments in ["--require tpu", "--require", "--cases", "--cases many", "--case 3", "--json=1"] {
+            assert!(line(arguments).is_err_and(|message| message.contains(HELP)), "{arguments}");
+        }
+    }
+}
