@@ -1,0 +1,370 @@
+// The fused layer on sm_90a: one persistent kernel computes
+//   acc (i32) = q_x * q_w^T           wgmma s8, k-steps of 128 bytes
+//   f (f32)   = acc * s_x [* s_w]     in place, in the accumulators' registers
+//   f        += x_O * w_O^T           wgmma f16|bf16 over the compacted outlier columns, k-steps of 64 columns
+//   y         = f [* s_w] + bias      rounded once
+// One warpgroup issues the copies, kBm/64 others multiply 64 rows each. Both kinds of k-step fill the same shared-memory
+// stages: 128 bytes a row. How many steps of 16 bits there are is read from the device, so no host waits for it.
+#include "gemm.cuh"
+#include "hopper.cuh"
+#include "wgmma.cuh"
+
+namespace int8_cuda {
+namespace {
+
+// Bytes of K in one stage: the widest row that the swizzle takes.
+constexpr int kStepBytes = 128;
+constexpr int kOutlierStep = kStepBytes / 2;
+// Columns of y that one copy stores: 128 bytes.
+constexpr int kStoreColumns = 64;
+// Clusters along M that run side by side before the next tile of N: 8 x 2 x 128 rows of x and about as many of W are in
+// use at a time, some 16 MB at K = 4096, which stays in the L2 cache.
+constexpr int kPanel = 8;
+// k-steps of the first weight tile that are asked for before the predecessor has ended: 132 blocks x 8 x 32 KB fill about
+// two thirds of the L2 cache.
+constexpr int kEarlySteps = 8;
+
+template <int kBm, int kBn, int kStages>
+struct Shared {
+  alignas(1024) uint8_t a[kStages][kBm * kStepBytes];
+  alignas(1024) uint8_t b[kStages][kBn * kStepBytes];
+  alignas(1024) uint8_t c[kBm / 64][kBn / kStoreColumns][64 * kStoreColumns * 2];
+  alignas(16) float scale[kBm / 64][kBn];
+  alignas(16) float bias[kBm / 64][kBn];
+  alignas(8) uint64_t full[kStages];
+  uint64_t empty[kStages];
+};
+
+struct Tiles {
+  int clusters_m, tiles_n;
+
+  __device__ __forceinline__ int count() const { return clusters_m * tiles_n; }
+  // Walks panels of kPanel clusters along M, then along N.
+  __device__ __forceinline__ void at(int index, int *cluster_m, int *tile_n) const {
+    const int panel = index / (kPanel * tiles_n), rest = index % (kPanel * tiles_n);
+    const int width = min(kPanel, clusters_m - panel * kPanel);
+    *cluster_m = panel * kPanel + rest % width;
+    *tile_n = rest / width;
+  }
+};
+
+template <typename T, int kBm, int kBn, int kCluster, int kStages>
+__global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
+    wgmma_layer(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_w,
+                const __grid_constant__ CUtensorMap map_outlier_x, const __grid_constant__ CUtensorMap map_outlier_w,
+                const __grid_constant__ CUtensorMap map_y, const __grid_constant__ GemmParams p, int store_by_copy) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ uint8_t raw[];
+  using Memory = Shared<kBm, kBn, kStages>;
+  // Dynamic shared memory is aligned to 16 bytes only; every block of a cluster gets the same offset.
+  const uint32_t misaligned = shared_address(raw) & 1023u;
+  Memory &shared = *reinterpret_cast<Memory *>(raw + (misaligned ? 1024u - misaligned : 0u));
+  constexpr int kGroups = kBm / 64;
+  constexpr uint32_t kStageBytes = (kBm + kBn) * kStepBytes;
+  const int group = static_cast<int>(threadIdx.x) / 128 - 1;
+  const uint32_t rank = kCluster > 1 ? cluster_rank() : 0;
+
+  const Tiles tiles{ceil_div(p.m, kBm * kCluster), ceil_div(p.n, kBn)};
+  const int steps = ceil_div(p.k, kStepBytes);
+  const int first = static_cast<int>(blockIdx.x) / kCluster, stride = static_cast<int>(gridDim.x) / kCluster;
+
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kStages; ++s) {
+      barrier_init(&shared.full[s], 1);
+      barrier_init(&shared.empty[s], kCluster * kGroups);
+    }
+    barrier_init_fence();
+    // The weights are nobody's output in flight: their way from memory to L2 may start before the predecessor ends.
+    int cluster_m, tile_n;
+    tiles.at(min(first, tiles.count() - 1), &cluster_m, &tile_n);
+    for (int s = 0; s < min(steps, kEarlySteps); ++s) {
+      prefetch_to_l2(map_w, s * kStepBytes, tile_n * kBn + static_cast<int>(rank) * (kBn / kCluster));
+    }
+  }
+  if (kCluster > 1) cluster_sync(); else __syncthreads();
+  wait_for_predecessor();
+  let_successor_start();
+  const int outliers = p.outlier_count != nullptr ? static_cast<int>(*p.outlier_count) : 0;
+  const int outlier_steps = ceil_div(outliers, kOutlierStep);
+  // More outlier columns than the compact operands hold: the MMA kernel, launched after this one, does the work.
+  const int end = outliers > p.outlier_ld ? 0 : tiles.count();
+
+  if (group < 0) {
+    if (kGroups > 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (threadIdx.x == 0) {
+      uint32_t stage = 0, phase = 0;
+      for (int index = first; index < end; index += stride) {
+        int cluster_m, tile_n;
+        tiles.at(index, &cluster_m, &tile_n);
+        const int row = (cluster_m * kCluster + static_cast<int>(rank)) * kBm;
+        // Each block of the cluster fetches its share of W's rows for all of them.
+        constexpr int kShare = kBn / kCluster;
+        const int column = tile_n * kBn + static_cast<int>(rank) * kShare;
+        for (int step = 0; step < steps + outlier_steps; ++step) {
+          barrier_wait(&shared.empty[stage], phase ^ 1);
+          barrier_expect(&shared.full[stage], kStageBytes);
+          const bool codes = step < steps;
+          const CUtensorMap &a = codes ? map_a : map_outlier_x;
+          const CUtensorMap &b = codes ? map_w : map_outlier_w;
+          const int k = codes ? step * kStepBytes : (step - steps) * kOutlierStep;
+          copy_in(shared.a[stage], a, k, row, &shared.full[stage]);
+          uint8_t *to = shared.b[stage] + rank * kShare * kStepBytes;
+          if (kCluster > 1) {
+            copy_in_multicast(to, b, k, column, &shared.full[stage], (1u << kCluster) - 1);
+          } else {
+            copy_in(to, b, k, column, &shared.full[stage]);
+          }
+          if (++stage == kStages) {
+            stage = 0;
+            phase ^= 1;
+          }
+        }
+      }
+    }
+  } else {
+    if (kGroups > 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    const int thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
+    float *scale = shared.scale[group], *bias = shared.bias[group];
+    uint32_t stage = 0, phase = 0;
+    auto release = [&](uint32_t s) {
+      if (thread < kCluster) barrier_arrive(&shared.empty[s], thread);
+    };
+    auto advance = [&] {
+      if (++stage == kStages) {
+        stage = 0;
+        phase ^= 1;
+      }
+    };
+    for (int index = first; index < end; index += stride) {
+      int cluster_m, tile_n;
+      tiles.at(index, &cluster_m, &tile_n);
+      const int tile_row = (cluster_m * kCluster + static_cast<int>(rank)) * kBm + group * 64;
+      const int column = tile_n * kBn;
+      // This thread holds columns 8j + 2(lane%4) and the next of rows row0 and row0 + 8.
+      const int row0 = tile_row + warp * 16 + lane / 4, row1 = row0 + 8;
+      const float scale0 = row0 < p.m ? p.row_scales[row0] * (1.0f / 127.0f) : 0.0f;
+      const float scale1 = row1 < p.m ? p.row_scales[row1] * (1.0f / 127.0f) : 0.0f;
+      for (int i = thread; i < kBn; i += 128) {
+        const bool inside = column + i < p.n;
+        scale[i] = inside ? p.column_scales[column + i] * (1.0f / 127.0f) : 0.0f;
+        bias[i] = inside && p.bias != nullptr ? p.bias[column + i] : 0.0f;
+      }
+
+      int32_t acc[kBn / 2];
+      // Cleared rather than overwritten by the first product: an undefined start makes the compiler serialise them all.
+#pragma unroll
+      for (int i = 0; i < kBn / 2; ++i) acc[i] = 0;
+      pin(acc);
+      uint32_t previous = 0;
+      for (int step = 0; step < steps; ++step) {
+        barrier_wait(&shared.full[stage], phase);
+        const uint64_t a = wgmma_descriptor(shared_address(shared.a[stage]) + group * 64 * kStepBytes);
+        const uint64_t b = wgmma_descriptor(shared_address(shared.b[stage]));
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < 4; ++k) Wgmma<kBn>::s8(acc, a + 2 * k, b + 2 * k);
+        wgmma_commit();
+        // One group of products stays in flight; the stage of the one before is free.
+        wgmma_wait<1>();
+        if (step > 0) release(previous);
+        previous = stage;
+        advance();
+      }
+      wgmma_wait<0>();
+      pin(acc);
+      release(previous);
+
+      // From here on acc holds the bits of f32.
+      const auto f = [&](int i) { return __int_as_float(acc[i]); };
+      if (p.row_zeros == nullptr && p.column_zeros == nullptr) {
+#pragma unroll
+        for (int i = 0; i < kBn / 2; ++i) acc[i] = __float_as_int(static_cast<float>(acc[i]));
+      } else {
+        const bool inside0 = row0 < p.m, inside1 = row1 < p.m;
+        const int za0 = inside0 && p.row_zeros ? p.row_zeros[row0] : 0, za1 = inside1 && p.row_zeros ? p.row_zeros[row1] : 0;
+        const int sa0 = inside0 && p.column_zeros ? p.row_sums[row0] : 0;
+        const int sa1 = inside1 && p.column_zeros ? p.row_sums[row1] : 0;
+#pragma unroll
+        for (int j = 0; j < kBn / 8; ++j) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const int n = column + 8 * j + 2 * (lane % 4) + h;
+            const int zw = p.column_zeros != nullptr && n < p.n ? p.column_zeros[n] : 0;
+            const int sw = p.row_zeros != nullptr && n < p.n ? p.column_sums[n] : 0;
+            acc[4 * j + h] = __float_as_int(corrected(acc[4 * j + h], za0, sa0, zw, sw, p.k));
+            acc[4 * j + 2 + h] = __float_as_int(corrected(acc[4 * j + 2 + h], za1, sa1, zw, sw, p.k));
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kBn / 2; ++i) acc[i] = __float_as_int(f(i) * (i / 2 % 2 == 0 ? scale0 : scale1));
+      // The tile before may still be on its way out of c; scale and bias become visible.
+      if (thread == 0) copy_out_wait_read();
+      named_barrier(1 + group, 128);
+
+      if (outlier_steps > 0) {
+        if (!p.weights_are_codes) {
+#pragma unroll
+          for (int j = 0; j < kBn / 8; ++j) {
+            const float2 s = *reinterpret_cast<const float2 *>(&scale[8 * j + 2 * (lane % 4)]);
+            acc[4 * j] = __float_as_int(f(4 * j) * s.x);
+            acc[4 * j + 1] = __float_as_int(f(4 * j + 1) * s.y);
+            acc[4 * j + 2] = __float_as_int(f(4 * j + 2) * s.x);
+            acc[4 * j + 3] = __float_as_int(f(4 * j + 3) * s.y);
+          }
+        }
+        pin(acc);
+        for (int step = 0; step < outlier_steps; ++step) {
+          barrier_wait(&shared.full[stage], phase);
+          const uint64_t a = wgmma_descriptor(shared_address(shared.a[stage]) + group * 64 * kStepBytes);
+          const uint64_t b = wgmma_descriptor(shared_address(shared.b[stage]));
+          wgmma_fence();
+#pragma unroll
+          for (int k = 0; k < 4; ++k) Wgmma<kBn>::accumulate(acc, a + 2 * k, b + 2 * k, T{});
+          wgmma_commit();
+          wgmma_wait<1>();
+          if (step > 0) release(previous);
+          previous = stage;
+          advance();
+        }
+        wgmma_wait<0>();
+        pin(acc);
+        release(previous);
+      }
+      const bool scale_last = outlier_steps == 0 || p.weights_are_codes;
+#pragma unroll
+      for (int j = 0; j < kBn / 8; ++j) {
+        const float2 s = *reinterpret_cast<const float2 *>(&scale[8 * j + 2 * (lane % 4)]);
+        const float2 b = *reinterpret_cast<const float2 *>(&bias[8 * j + 2 * (lane % 4)]);
+        const float sx = scale_last ? s.x : 1.0f, sy = scale_last ? s.y : 1.0f;
+        acc[4 * j] = __float_as_int(fmaf(f(4 * j), sx, b.x));
+        acc[4 * j + 1] = __float_as_int(fmaf(f(4 * j + 1), sy, b.y));
+        acc[4 * j + 2] = __float_as_int(fmaf(f(4 * j + 2), sx, b.x));
+        acc[4 * j + 3] = __float_as_int(fmaf(f(4 * j + 3), sy, b.y));
+      }
+
+      if (store_by_copy) {
+        // Matrices of 8x8: rows 0-7 and 8-15 of column block j, then of block j + 1.
+        const int local_row = warp * 16 + (lane / 8 % 2) * 8 + lane % 8;
+#pragma unroll
+        for (int j = 0; j < kBn / 8; j += 2) {
+          const int block = j + lane / 16;
+          const uint32_t address = shared_address(shared.c[group][block / 8]) + local_row * 128 +
+                                   ((block % 8) ^ (local_row % 8)) * 16;
+          stmatrix_x4(address, pack2<T>(f(4 * j), f(4 * j + 1)), pack2<T>(f(4 * j + 2), f(4 * j + 3)),
+                      pack2<T>(f(4 * j + 4), f(4 * j + 5)), pack2<T>(f(4 * j + 6), f(4 * j + 7)));
+        }
+        fence_for_copy_engine();
+        named_barrier(1 + group, 128);
+        if (thread == 0 && tile_row < p.m) {
+#pragma unroll
+          for (int c = 0; c < kBn / kStoreColumns; ++c) {
+            if (column + c * kStoreColumns < p.n) copy_out(map_y, column + c * kStoreColumns, tile_row, shared.c[group][c]);
+          }
+          copy_out_commit();
+        }
+      } else {
+        T *y = static_cast<T *>(p.y);
+#pragma unroll
+        for (int i = 0; i < kBn / 2; ++i) {
+          const int n = column + 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+          const int row = i / 2 % 2 == 0 ? row0 : row1;
+          if (row < p.m && n < p.n) y[row * p.ldy + n] = from_f32<T>(f(i));
+        }
+        // Nobody may overwrite scale and bias for the next tile before all have read them.
+        named_barrier(1 + group, 128);
+      }
+    }
+    if (thread == 0) copy_out_wait();
+  }
+  // No block of a cluster may end while another can still arrive at its barriers.
+  if (kCluster > 1) cluster_sync();
+#endif
+}
+
+using EncodeTiled = CUresult (*)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
+                                 const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
+                                 CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+// The driver's encoder, looked up once: linking to libcuda would keep programs from starting where there is no driver.
+int8_cuda_status find_encoder(EncodeTiled *encode) {
+  static EncodeTiled found = nullptr;
+  EncodeTiled local = __atomic_load_n(&found, __ATOMIC_ACQUIRE);
+  if (local == nullptr) {
+    void *symbol = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    INT8_CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000, cudaEnableDefault, &result));
+    if (symbol == nullptr) return INT8_CUDA_UNSUPPORTED;
+    local = reinterpret_cast<EncodeTiled>(symbol);
+    __atomic_store_n(&found, local, __ATOMIC_RELEASE);
+  }
+  *encode = local;
+  return INT8_CUDA_OK;
+}
+
+// A row-major matrix [rows, columns], ld elements between rows, read or written in boxes of box_rows x 128 bytes.
+int8_cuda_status encode(CUtensorMap *map, CUtensorMapDataType type, int element_bytes, const void *base, int64_t rows,
+                        int64_t columns, int64_t ld, int box_rows) {
+  EncodeTiled encoder = nullptr;
+  INT8_CUDA_PASS(find_encoder(&encoder));
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ld * element_bytes)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kStepBytes / element_bytes), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult result = encoder(map, type, 2, const_cast<void *>(base), sizes, strides, box, steps,
+                                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return driver_status(result);
+}
+
+template <typename T, int kBm, int kBn, int kCluster, int kStages>
+int8_cuda_status launch_tile(const GemmParams &p, CUtensorMapDataType type, cudaStream_t stream, bool overlap) {
+  CUtensorMap a, w, outlier_x{}, outlier_w{}, y{};
+  const int64_t padded = round_up<int64_t>(p.k, 16);
+  INT8_CUDA_PASS(encode(&a, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.a, p.m, padded, p.lda, kBm));
+  INT8_CUDA_PASS(encode(&w, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.w, p.n, padded, p.ldw, kBn / kCluster));
+  if (p.outlier_count != nullptr) {
+    INT8_CUDA_PASS(encode(&outlier_x, type, 2, p.outlier_x, p.m, p.outlier_ld, p.outlier_ld, kBm));
+    INT8_CUDA_PASS(encode(&outlier_w, type, 2, p.outlier_w, p.n, p.outlier_ld, p.outlier_ld, kBn / kCluster));
+  }
+  const bool store_by_copy = p.ldy % 8 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
+  if (store_by_copy) INT8_CUDA_PASS(encode(&y, type, 2, p.y, p.m, p.n, p.ldy, 64));
+
+  Device device;
+  INT8_CUDA_PASS(current_device(&device));
+  auto *kernel = wgmma_layer<T, kBm, kBn, kCluster, kStages>;
+  constexpr size_t kBytes = sizeof(Shared<kBm, kBn, kStages>) + 1024;
+  INT8_CUDA_TRY(allow_shared(kernel, kBytes));
+  const int64_t clusters = ceil_div<int64_t>(p.m, kBm * kCluster) * ceil_div<int64_t>(p.n, kBn);
+  const int64_t resident = device.multiprocessors / kCluster;
+  const unsigned blocks = static_cast<unsigned>((clusters < resident ? clusters : resident) * kCluster);
+  Launch launch(dim3(blocks), dim3((kBm / 64 + 1) * 128), kBytes, stream, overlap, kCluster);
+  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, a, w, outlier_x, outlier_w, y, p, store_by_copy ? 1 : 0));
+  return INT8_CUDA_OK;
+}
+
+// Stages: as many as fit into 227 KB beside the output tile.
+template <typename T>
+int8_cuda_status launch_typed(const GemmParams &p, CUtensorMapDataType type, int algorithm, cudaStream_t stream,
+                              bool overlap) {
+  switch (algorithm) {
+    case INT8_CUDA_WGMMA_128X256: return launch_tile<T, 128, 256, 2, 3>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_128X128: return launch_tile<T, 128, 128, 1, 5>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_64X128: return launch_tile<T, 64, 128, 1, 8>(p, type, stream, overlap);
+    default: return INT8_CUDA_INVALID;
+  }
+}
+
+}  // namespace
+
+int8_cuda_status launch_wgmma(const GemmParams &p, int element, int algorithm, cudaStream_t stream, bool overlap) {
+  switch (element) {
+    case INT8_CUDA_F16:
+      return launch_typed<__half>(p, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, algorithm, stream, overlap);
+    case INT8_CUDA_BF16:
+      return launch_typed<__nv_bfloat16>(p, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, algorithm, stream, overlap);
+    default: return INT8_CUDA_UNSUPPORTED;
+  }
+}
+
+}  // namespace int8_cuda
