@@ -1,6 +1,5 @@
 //! Missing, truncated, lying and hostile checkpoints: each gives one error that names file, tensor, expected and found;
 //! none panics, allocates beyond the file's size, or opens. Beside them the odd but valid ones, which must open.
-#![allow(clippy::unwrap_used, reason = "tests")]
 
 #[path = "malformed_checkpoints/files.rs"]
 mod files;

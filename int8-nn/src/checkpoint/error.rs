@@ -147,7 +147,7 @@ pub enum CheckpointError {
         /// The file.
         file: String,
         /// The part that is cut.
-        part: &'static str,
+        part: String,
         /// The size the file says it has, in bytes.
         expected: u64,
         /// The size it has, in bytes.

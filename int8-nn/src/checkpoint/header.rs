@@ -18,7 +18,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::CheckpointError;
 use super::dtype::DType;
-use super::error::Dims;
+use super::error::{Dims, Quoted};
 
 /// Bytes of the length field.
 const LENGTH_FIELD: usize = 8;
@@ -61,7 +61,12 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header, CheckpointError> 
     let stated = to_u64(data_begin).saturating_add(to_u64(data_length));
     let found = to_u64(bytes.len());
     if found < stated {
-        let part = "header and tensor data";
+        let available = bytes.len() - data_begin;
+        let cut = tensors.iter().find(|(_, info)| info.data_offsets.1 > available);
+        let part = match cut {
+            Some((name, _)) => format!("tensor {} and what follows are not all there", Quoted(name)),
+            None => "header and tensor data".to_owned(),
+        };
         return Err(CheckpointError::Truncated { file: file.to_owned(), part, expected: stated, found });
     }
     if found > stated {
@@ -92,9 +97,9 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header, CheckpointError> 
 
 /// The JSON part, after checking its stated length against the format's limit and the file's size.
 fn header_bytes<'a>(file: &str, bytes: &'a [u8]) -> Result<&'a [u8], CheckpointError> {
-    let truncated = |part, expected| CheckpointError::Truncated {
+    let truncated = |part: &str, expected| CheckpointError::Truncated {
         file: file.to_owned(),
-        part,
+        part: part.to_owned(),
         expected,
         found: to_u64(bytes.len()),
     };
@@ -204,7 +209,7 @@ fn check_layout(file: &str, tensors: &[(String, TensorInfo)]) -> Result<usize, C
         if begin != filled {
             let neighbour = match before {
                 None => "the first tensor".to_owned(),
-                Some(before) => format!("the tensor after {}", super::error::Quoted(before)),
+                Some(before) => format!("the tensor after {}", Quoted(before)),
             };
             let problem = if begin < filled { "overlaps it" } else { "leaves a hole" };
             return Err(wrong(format!("{neighbour} to begin at byte {filled} of the data; this {problem}")));

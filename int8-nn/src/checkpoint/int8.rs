@@ -13,6 +13,7 @@
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
+use super::error::Quoted;
 use super::{Checkpoint, CheckpointError, DType, TensorView};
 
 /// An int8 linear layer as it lies in the file.
@@ -67,7 +68,10 @@ impl Checkpoint {
         let Some(weight) = part(".weight") else {
             return match scales {
                 // Scales of nothing: something was lost.
-                Some(_) => Err(self.missing(&format!("{prefix}.weight"))),
+                Some(scales) => {
+                    let hint = format!(" (but its int8 scales {} are there)", Quoted(scales.name()));
+                    Err(self.missing_because(&format!("{prefix}.weight"), hint))
+                }
                 None => Ok(None),
             };
         };
@@ -80,7 +84,10 @@ impl Checkpoint {
         if let Some(format) = part(".weight_format") {
             check_layout(&format)?;
         }
-        let Some(scales) = scales else { return Err(self.missing(&format!("{prefix}.SCB"))) };
+        let Some(scales) = scales else {
+            let hint = format!(" (but its int8 codes {} are there)", Quoted(weight.name()));
+            return Err(self.missing_because(&format!("{prefix}.SCB"), hint));
+        };
         let codes = weight.codes()?;
         check_codes(&weight)?;
         let scales = read_scales(&scales, codes.nrows())?;

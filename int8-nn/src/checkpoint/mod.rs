@@ -264,11 +264,12 @@ impl Checkpoint {
     }
 
     fn missing(&self, name: &str) -> CheckpointError {
-        CheckpointError::MissingTensor {
-            file: self.inner.label.clone(),
-            tensor: name.to_owned(),
-            hint: self.similar(name),
-        }
+        self.missing_because(name, self.similar(name))
+    }
+
+    /// `hint` continues "found nothing of that name".
+    fn missing_because(&self, name: &str, hint: String) -> CheckpointError {
+        CheckpointError::MissingTensor { file: self.inner.label.clone(), tensor: name.to_owned(), hint }
     }
 
     /// Names that differ from `name` by a prefix, as text for an error: the usual reason why a tensor is not found.

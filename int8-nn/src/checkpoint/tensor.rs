@@ -242,7 +242,10 @@ impl<'a> TensorView<'a> {
             DType::F4 | DType::F6E2M3 | DType::F6E3M2 => {
                 "4- and 6-bit checkpoints are not read; use the model's 16-bit version"
             }
-            _ => "Check that this is the checkpoint you mean; its weights should be F32, F16 or BF16",
+            _ if expected.contains("F32") => {
+                "Check that this is the checkpoint you mean; its weights should be F32, F16 or BF16"
+            }
+            _ => "Check that this is the checkpoint you mean, and that it is complete",
         };
         CheckpointError::Dtype {
             file: self.file.to_owned(),

@@ -53,11 +53,10 @@ fn read_all(checkpoint: &Checkpoint, file_length: usize) {
             let last = tensor.columns::<f32>(&[columns.saturating_sub(1)]);
             assert!(columns > 0 || last.is_err());
         }
-        if let Some(prefix) = tensor.name().strip_suffix(".weight") {
-            if let Ok(Some(layer)) = checkpoint.int8_linear(prefix) {
-                assert_eq!(layer.codes.nrows(), layer.scales.len());
-                assert!(layer.codes.iter().all(|&code| code != i8::MIN));
-            }
+        let layer = tensor.name().strip_suffix(".weight").map(|prefix| checkpoint.int8_linear(prefix));
+        if let Some(Ok(Some(layer))) = layer {
+            assert_eq!(layer.codes.nrows(), layer.scales.len());
+            assert!(layer.codes.iter().all(|&code| code != i8::MIN));
         }
     }
     assert!(bytes <= file_length, "{bytes} bytes of tensors in a file of {file_length}");

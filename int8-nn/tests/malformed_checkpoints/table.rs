@@ -118,12 +118,23 @@ fn whole_files() -> Vec<Case> {
         single("two objects", file("{}{}", b""), variant!(Header), &["trailing"]),
         single(
             "deep nesting",
-            file(&format!("{{\"w\":{}", "[".repeat(100_000)), b""),
+            file(
+                &format!(
+                    r#"{{"w":{{"dtype":"F32","shape":[0],"data_offsets":[0,0],"x":{}"#,
+                    "[".repeat(100_000)
+                ),
+                b"",
+            ),
             variant!(Header),
-            &["`w`"],
+            &["`w`", "EOF"],
         ),
-        single("data shorter than stated", file(&one_tensor, &[0; 7]), variant!(Truncated), &["cut off"]),
-        single("no data at all", file(&one_tensor, b""), variant!(Truncated), &["header and tensor data"]),
+        single(
+            "data shorter than stated",
+            file(&one_tensor, &[0; 7]),
+            variant!(Truncated),
+            &["`w`", "cut off"],
+        ),
+        single("no data at all", file(&one_tensor, b""), variant!(Truncated), &["`w`", "not all there"]),
         single(
             "bytes after the last tensor",
             file(&one_tensor, &[0; 9]),
@@ -499,6 +510,12 @@ fn folders() -> Vec<Case> {
             vec![("config.json", b"{\"a\":".to_vec())],
             variant!(Json),
             &["EOF"],
+        ),
+        config(
+            "configuration nested too deep",
+            vec![("config.json", vec![b'['; 100_000])],
+            variant!(Json),
+            &["recursion limit"],
         ),
         config(
             "configuration not UTF-8",
