@@ -129,26 +129,44 @@ fn shape(machine: &Machine, kernel: Kernel, (m, n, k): (usize, usize, usize), qu
         .collect();
     let mut rten_out = vec![0_i32; m * n];
     let float_copies = copies.div_ceil(4).max(1);
-    let float_weights: Vec<Vec<f32>> = (0..float_copies).map(|_| w.iter().map(|c| f32::from(*c)).collect()).collect();
+    let float_weights: Vec<Vec<f32>> =
+        (0..float_copies).map(|_| w.iter().map(|c| f32::from(*c)).collect()).collect();
     let x_float = x.mapv(|v| v.to_f32());
     let mut y_float = vec![0.0_f32; m * n];
     let config = Scheme::LlmInt8Absmax.config();
 
     let times = race(
         &mut [
-            ("raw", Box::new(|i| {
-                int8_product_into(a.view(), &weights[i % copies], raw.view_mut()).expect("valid shapes");
-            })),
-            ("rten", Box::new(|i| {
-                let view = NdTensorView::from_data([m, k], a_unsigned.as_slice());
-                let (a, b) = (GemmInputA::Unpacked(view), GemmInputB::Packed(&rten_weights[i % copies]));
-                executor.gemm(&mut rten_out, a, b, GemmOptions::default()).expect("valid shapes");
-            })),
-            ("layer", Box::new(|i| {
-                let dequantized = OutlierWeights::Dequantized;
-                linear(x.view(), &weights[i % copies], dequantized, None, &config, Store::Overwrite, y.view_mut())
+            (
+                "raw",
+                Box::new(|i| {
+                    int8_product_into(a.view(), &weights[i % copies], raw.view_mut()).expect("valid shapes");
+                }),
+            ),
+            (
+                "rten",
+                Box::new(|i| {
+                    let view = NdTensorView::from_data([m, k], a_unsigned.as_slice());
+                    let (a, b) = (GemmInputA::Unpacked(view), GemmInputB::Packed(&rten_weights[i % copies]));
+                    executor.gemm(&mut rten_out, a, b, GemmOptions::default()).expect("valid shapes");
+                }),
+            ),
+            (
+                "layer",
+                Box::new(|i| {
+                    let dequantized = OutlierWeights::Dequantized;
+                    linear(
+                        x.view(),
+                        &weights[i % copies],
+                        dequantized,
+                        None,
+                        &config,
+                        Store::Overwrite,
+                        y.view_mut(),
+                    )
                     .expect("valid shapes");
-            })),
+                }),
+            ),
             ("f32", Box::new(|i| float_gemm(&x_float, &float_weights[i % float_copies], n, &mut y_float))),
         ],
         quick,
@@ -188,11 +206,24 @@ fn float_gemm(x: &Array2<f32>, w: &[f32], n: usize, y: &mut [f32]) {
     // SAFETY: x is [m, k] row-major, w [n, k] row-major read as its transpose, y [m, n] row-major; sizes asserted.
     unsafe {
         gemm::gemm(
-            m, n, k,
-            y.as_mut_ptr(), 1, stride(n), false,
-            x.as_ptr(), 1, stride(k),
-            w.as_ptr(), stride(k), 1,
-            0.0, 1.0, false, false, false,
+            m,
+            n,
+            k,
+            y.as_mut_ptr(),
+            1,
+            stride(n),
+            false,
+            x.as_ptr(),
+            1,
+            stride(k),
+            w.as_ptr(),
+            stride(k),
+            1,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
             gemm::Parallelism::Rayon(0),
         );
     }
@@ -217,7 +248,9 @@ fn outliers(kernel: Kernel, (m, n, k): (usize, usize, usize), quick: bool) -> Va
     for (name, config) in [("column", column), ("value", value), ("zeropoint column", zeropoint)] {
         let mut contestants: Vec<(&str, Box<dyn FnMut(usize)>)> = vec![(
             "raw",
-            Box::new(|i| int8_product_into(a.view(), &weights[i % copies], raw.view_mut()).expect("valid shapes")),
+            Box::new(|i| {
+                int8_product_into(a.view(), &weights[i % copies], raw.view_mut()).expect("valid shapes")
+            }),
         )];
         for x in &xs {
             let weights = &weights;
@@ -247,7 +280,9 @@ fn kernels((m, n, k): (usize, usize, usize), quick: bool) -> Value {
     let available = Kernel::available();
     let weights: Vec<PackedWeight> = available
         .iter()
-        .map(|kernel| PackedWeight::from_codes(*kernel, w.view(), scales(n).view(), None).expect("valid weight"))
+        .map(|kernel| {
+            PackedWeight::from_codes(*kernel, w.view(), scales(n).view(), None).expect("valid weight")
+        })
         .collect();
     let a = a.view();
     let mut contestants: Vec<(&str, Box<dyn FnMut(usize)>)> = Vec::new();
@@ -258,7 +293,12 @@ fn kernels((m, n, k): (usize, usize, usize), quick: bool) -> Value {
     }
     let times = race(&mut contestants, quick);
     for (kernel, time) in available.iter().zip(&times) {
-        println!("{m:5} {n:6} {k:6} | {:12} {:9.1} us, {:.3} of the best", kernel.name(), time * 1e6, times[0] / time);
+        println!(
+            "{m:5} {n:6} {k:6} | {:12} {:9.1} us, {:.3} of the best",
+            kernel.name(),
+            time * 1e6,
+            times[0] / time
+        );
     }
     available.iter().zip(&times).map(|(kernel, time)| json!({"kernel": kernel.name(), "m": m, "n": n, "k": k, "speed": times[0] / time})).collect()
 }
@@ -311,14 +351,20 @@ fn main() {
     }
     let (n, k) = if options.quick { (96, 130) } else { (4096, 4096) };
     if wanted("outliers") {
-        let rows: Vec<Value> = [1, 64, 512].iter().map(|m| outliers(kernel, (*m, n, k), options.quick)).collect();
+        let rows: Vec<Value> =
+            [1, 64, 512].iter().map(|m| outliers(kernel, (*m, n, k), options.quick)).collect();
         record["outliers"] = rows.into();
     }
     if wanted("kernels") {
-        record["kernels"] = [1, 512].iter().map(|m| kernels((*m, n.min(2048), k.min(2048)), options.quick)).collect();
+        record["kernels"] =
+            [1, 512].iter().map(|m| kernels((*m, n.min(2048), k.min(2048)), options.quick)).collect();
     }
     if wanted("pack") {
-        let types = [pack::<f32>(&machine, kernel, options.quick), pack::<f16>(&machine, kernel, options.quick), pack::<bf16>(&machine, kernel, options.quick)];
+        let types = [
+            pack::<f32>(&machine, kernel, options.quick),
+            pack::<f16>(&machine, kernel, options.quick),
+            pack::<bf16>(&machine, kernel, options.quick),
+        ];
         record["pack"] = types.into_iter().collect();
     }
     if let Some(path) = options.json {

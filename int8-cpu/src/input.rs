@@ -325,7 +325,9 @@ impl<T: Element, K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, T, K> {
 fn parts<E: Send>(mut slice: &mut [E], size: usize, count: usize) -> Vec<&mut [E]> {
     (0..count)
         .map(|_| {
-            let (part, rest) = std::mem::take(&mut slice).split_at_mut(size.min(slice.len()));
+            let all = std::mem::take(&mut slice);
+            let end = size.min(all.len());
+            let (part, rest) = all.split_at_mut(end);
             slice = rest;
             part
         })
