@@ -14,8 +14,8 @@ Runs, and stops at the first failure:
   tidy    the invariants of ARCHITECTURE.md (cargo xtask tidy)
   format  cargo fmt --check
   lints   cargo clippy --all-targets, warnings denied
-  tests   unit and integration tests; benches run each body once, so that they cannot rot
-  doctest the examples in the documentation and the READMEs
+  tests   unit and integration tests, and the examples in the documentation and the READMEs
+  benches every bench once in its test mode (--test), untimed, so that it cannot rot
   docs    cargo doc, warnings denied
 
 Only the default members: the CUDA crates need a toolkit (cargo xtask cuda-toolkit). Ends with the time of each step.";
@@ -55,9 +55,9 @@ fn steps() -> Result<Vec<(&'static str, Command)>, String> {
     Ok(vec![
         ("format", shell::cargo(&["fmt", "--all", "--check"])?),
         ("lints", shell::cargo(&["clippy", "--all-targets", "--", "-D", "warnings"])?),
-        // Criterion runs a bench once, untimed, when it is run as a test.
-        ("tests", shell::cargo(&["test", "--all-targets"])?),
-        ("doctest", shell::cargo(&["test", "--doc"])?),
+        ("tests", shell::cargo(&["test"])?),
+        // As tests, so that the crates are not compiled once more in release mode.
+        ("benches", shell::cargo(&["test", "--bench", "*", "--", "--test"])?),
         ("docs", docs),
     ])
 }
