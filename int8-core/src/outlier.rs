@@ -31,7 +31,8 @@ pub enum RowStatistic {
     /// makes more than half of a row zero: the plain median would call every other value an outlier.
     #[default]
     MedianAbs,
-    /// The mean magnitude of the row, zeros included, summed in f64. One pass, no selection.
+    /// The mean magnitude of the row, zeros included, summed in f64 in the order of the row (for f16 exact in any order).
+    /// One pass, no selection.
     MeanAbs,
 }
 
