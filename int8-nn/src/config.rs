@@ -1,5 +1,6 @@
 //! `config.json`, read with checks, and the normalised description of a decoder that every family is mapped onto.
 
+use half::{bf16, f16};
 use serde_json::Value;
 
 use crate::Error;
@@ -237,6 +238,20 @@ pub struct Rotary {
     pub theta: f64,
     /// Change of the frequencies for contexts longer than trained.
     pub scaling: RotaryScaling,
+    /// Precision of the frequencies.
+    pub precision: RotaryPrecision,
+}
+
+/// The precision in which rotary frequencies are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RotaryPrecision {
+    /// f32: what `from_pretrained` gives, whatever the type of the weights.
+    #[default]
+    F32,
+    /// Rounded to f16, as in a module that was cast as a whole (`model.half()`).
+    F16,
+    /// Rounded to bf16, as in a module that was cast as a whole (`model.bfloat16()`).
+    Bf16,
 }
 
 /// How the rotary frequencies `f_i = θ^(−2i/dims)` are changed.
@@ -268,7 +283,7 @@ impl Rotary {
         let dims = crate::convert::f64_from(self.dims);
         let base =
             (0..self.dims / 2).map(|pair| self.theta.powf(-2.0 * crate::convert::f64_from(pair) / dims));
-        match self.scaling {
+        let frequencies: Vec<f64> = match self.scaling {
             RotaryScaling::None => base.collect(),
             RotaryScaling::Linear { factor } => base.map(|frequency| frequency / factor).collect(),
             RotaryScaling::Llama3 { factor, low_factor, high_factor, original_positions } => base
@@ -279,7 +294,13 @@ impl Rotary {
                     (1.0 - smooth) * frequency / factor + smooth * frequency
                 })
                 .collect(),
-        }
+        };
+        let round = |frequency: f64| match self.precision {
+            RotaryPrecision::F32 => frequency,
+            RotaryPrecision::F16 => f16::from_f64(frequency).to_f64(),
+            RotaryPrecision::Bf16 => bf16::from_f64(frequency).to_f64(),
+        };
+        frequencies.into_iter().map(round).collect()
     }
 }
 

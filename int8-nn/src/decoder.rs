@@ -7,7 +7,7 @@ use crate::backend::{
     AttentionSpec, Backend, Input, LinearStatistics, NormSpec, Output, Precision, RowSelection, Segment,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, RawConfig};
+use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, RawConfig, RotaryPrecision};
 use crate::families::{self, LayerNames, TensorNames};
 use crate::weights::{LinearSource, Part, read_matrix};
 
@@ -65,7 +65,8 @@ impl<B: Backend> Decoder<B> {
     /// Loads a decoder: `progress(done, blocks)` is called after each block.
     ///
     /// The embedding, the head and the projections around them stay in floating point, as `bitsandbytes` leaves them by
-    /// default; all linear layers of the blocks become what `precision` says.
+    /// default; all linear layers of the blocks become what `precision` says. `rotary` changes nothing in a model without
+    /// rotary positions.
     ///
     /// # Errors
     /// When `config.json` is of no supported family or contradicts the tensors.
@@ -73,11 +74,15 @@ impl<B: Backend> Decoder<B> {
         checkpoint: &Checkpoint,
         backend: Arc<B>,
         precision: &Precision,
+        rotary: RotaryPrecision,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, Error> {
         let raw = RawConfig::read(checkpoint.source())?;
         let family = families::of(&raw)?;
-        let config = (family.config)(&raw)?;
+        let mut config = (family.config)(&raw)?;
+        if let Positions::Rotary(positions) = &mut config.positions {
+            positions.precision = rotary;
+        }
         let names = (family.names)(&config);
         let loader =
             Loader { checkpoint, backend: &*backend, config: &config, root: root(checkpoint, &names) };

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, OutlierWeights, Precision, Quantization};
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, RawConfig};
+use crate::config::{DecoderConfig, RawConfig, RotaryPrecision};
 use crate::decoder::Decoder;
 use crate::tokenizer::Tokenizer;
 
@@ -38,6 +38,7 @@ type Progress = Box<dyn FnMut(usize, usize)>;
 pub struct Loader {
     checkpoint: Checkpoint,
     precision: Precision,
+    rotary: RotaryPrecision,
     progress: Progress,
 }
 
@@ -55,7 +56,17 @@ impl Model {
 impl Loader {
     /// Loads from an opened checkpoint.
     pub fn new(checkpoint: Checkpoint) -> Self {
-        Self { checkpoint, precision: Precision::Float, progress: Box::new(|_, _| {}) }
+        Self {
+            checkpoint,
+            precision: Precision::Float,
+            rotary: RotaryPrecision::F32,
+            progress: Box::new(|_, _| {}),
+        }
+    }
+
+    /// The opened checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
     /// Converts to int8 with the paper's setting: LLM.int8(), threshold 6, and exact outlier columns.
@@ -71,6 +82,12 @@ impl Loader {
     /// Holds the linear layers as said.
     pub fn precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// Holds rotary frequencies in this precision; f32 unless this is called, as `from_pretrained` does.
+    pub fn rotary_precision(mut self, rotary: RotaryPrecision) -> Self {
+        self.rotary = rotary;
         self
     }
 
@@ -94,8 +111,8 @@ impl Loader {
     /// # Errors
     /// As [`build`](Self::build), and when the backend's memory is too small.
     pub fn build_on<B: Backend>(self, backend: Arc<B>) -> Result<Model<B>, Error> {
-        let Self { checkpoint, precision, progress } = self;
-        let decoder = Decoder::load(&checkpoint, backend, &precision, progress)?;
+        let Self { checkpoint, precision, rotary, progress } = self;
+        let decoder = Decoder::load(&checkpoint, backend, &precision, rotary, progress)?;
         let source = checkpoint.source();
         let tokenizer = Tokenizer::read(source)?;
         let mut eos_token_ids = decoder.config().eos_token_ids.clone();

@@ -68,6 +68,12 @@ pub(super) fn weights(source: &Source) -> Result<Weights, CheckpointError> {
     let singles: Vec<_> =
         names.iter().filter(|name| name.ends_with(".safetensors") && !is_adapter(name)).collect();
     if let [single] = singles[..] {
+        if is_part(single) {
+            return Err(CheckpointError::MissingFile {
+                file: source.label(INDEX),
+                needed_for: format!("{} is one shard of several", single.escape_debug()),
+            });
+        }
         return Ok(Weights::Single(single.clone()));
     }
     let folder = source.label("");
@@ -89,6 +95,12 @@ pub(super) fn weights(source: &Source) -> Result<Weights, CheckpointError> {
     let found =
         if names.is_empty() { "no files".to_owned() } else { listed(&names.iter().collect::<Vec<_>>()) };
     Err(CheckpointError::NoWeights { folder, found })
+}
+
+/// Whether a name says that the file is one shard of several: `NAME-00001-of-00003.safetensors`.
+fn is_part(name: &str) -> bool {
+    let count = name.strip_suffix(".safetensors").and_then(|name| name.rsplit_once("-of-"));
+    count.is_some_and(|(_, count)| count.parse::<u64>().is_ok_and(|count| count > 1))
 }
 
 /// Refuses a file whose name gives another format away; called for a file that was named directly.

@@ -64,6 +64,34 @@ impl DType {
         })
     }
 
+    /// The parser's type for this one.
+    pub(super) fn to_stored(self) -> Stored {
+        match self {
+            Self::F64 => Stored::F64,
+            Self::F32 => Stored::F32,
+            Self::F16 => Stored::F16,
+            Self::BF16 => Stored::BF16,
+            Self::I64 => Stored::I64,
+            Self::I32 => Stored::I32,
+            Self::I16 => Stored::I16,
+            Self::I8 => Stored::I8,
+            Self::U64 => Stored::U64,
+            Self::U32 => Stored::U32,
+            Self::U16 => Stored::U16,
+            Self::U8 => Stored::U8,
+            Self::Bool => Stored::BOOL,
+            Self::C64 => Stored::C64,
+            Self::F8E5M2 => Stored::F8_E5M2,
+            Self::F8E4M3 => Stored::F8_E4M3,
+            Self::F8E8M0 => Stored::F8_E8M0,
+            Self::F8E4M3Fnuz => Stored::F8_E4M3FNUZ,
+            Self::F8E5M2Fnuz => Stored::F8_E5M2FNUZ,
+            Self::F6E2M3 => Stored::F6_E2M3,
+            Self::F6E3M2 => Stored::F6_E3M2,
+            Self::F4 => Stored::F4,
+        }
+    }
+
     /// Size of one element in bits (4 and 6 for the sub-byte types).
     pub const fn bits(self) -> usize {
         match self {

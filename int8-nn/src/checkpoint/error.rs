@@ -351,6 +351,34 @@ pub enum CheckpointError {
         help: &'static str,
     },
 
+    // ---- writing ----------------------------------------------------------------------------------------------------
+    /// Something is in the folder that is to be written.
+    #[error("{folder}: expected a folder without a checkpoint, found {found}. {help}")]
+    Exists {
+        /// The folder.
+        folder: String,
+        /// What is there.
+        found: String,
+        /// What to do.
+        help: &'static str,
+    },
+    /// A checkpoint was to be finished before all its tensors were written.
+    #[error(
+        "{file}: tensor {}: expected {expected} bytes to be written, found {found}. \
+             This is a mistake in the calling code; the folder can be completed by resuming",
+        Quoted(tensor)
+    )]
+    Unfinished {
+        /// The file.
+        file: String,
+        /// The first incomplete tensor by name.
+        tensor: String,
+        /// Its size, in bytes.
+        expected: u64,
+        /// What has been written of it, in bytes.
+        found: u64,
+    },
+
     // ---- the caller's mistakes ----------------------------------------------------------------------------------------
     /// Rows or columns outside the tensor, or a buffer of another size than the part asked for.
     #[error(

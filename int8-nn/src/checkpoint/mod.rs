@@ -1,4 +1,5 @@
-//! Reading Hugging Face checkpoints: a folder is opened, its tensors are read by name.
+//! Reading Hugging Face checkpoints: a folder is opened, its tensors are read by name. And [writing](CheckpointWriter)
+//! them, in one pass.
 //!
 //! ```no_run
 //! use int8_nn::checkpoint::Checkpoint;
@@ -33,6 +34,9 @@ mod summary;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod write;
+#[cfg(test)]
+mod write_tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -47,6 +51,7 @@ pub use int8::Int8Tensor;
 pub use source::Source;
 pub use summary::{DTypeTotal, Format, Quantization};
 pub use tensor::TensorView;
+pub use write::{CheckpointWriter, Existing, TensorSpec, WriteOptions};
 
 use discover::Weights;
 use source::Storage;

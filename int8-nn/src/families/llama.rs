@@ -6,7 +6,8 @@ use serde_json::Value;
 use super::{Family, LayerNames, TensorNames};
 use crate::Error;
 use crate::config::{
-    BlockKind, DecoderConfig, NormKind, Positions, RawConfig, Rotary, RotaryScaling, head_size,
+    BlockKind, DecoderConfig, NormKind, Positions, RawConfig, Rotary, RotaryPrecision, RotaryScaling,
+    head_size,
 };
 use crate::weights::Part;
 
@@ -79,6 +80,7 @@ pub(super) fn rotary(raw: &RawConfig, head_size: usize) -> Result<Rotary, Error>
         dims: crate::convert::fraction_of(head_size, partial),
         theta,
         scaling: scaling.map_or(Ok(RotaryScaling::None), |scaling| rotary_scaling(raw, key, scaling))?,
+        precision: RotaryPrecision::F32,
     })
 }
 

@@ -498,6 +498,12 @@ fn folders() -> Vec<Case> {
             variant!(AmbiguousWeights),
             &["a.safetensors, b.safetensors"],
         ),
+        case(
+            "one shard of several, without its index",
+            vec![("model-00001-of-00002.safetensors", one("w"))],
+            variant!(MissingFile),
+            &["model.safetensors.index.json", "model-00001-of-00002.safetensors"],
+        ),
         other("PyTorch weights", "pytorch_model.bin", &["save_pretrained"]),
         other("PyTorch shards", "pytorch_model.bin.index.json", &["save_pretrained"]),
         other("original LLaMA weights", "consolidated.00.pth", &["PyTorch"]),

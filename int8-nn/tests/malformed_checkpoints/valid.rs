@@ -136,6 +136,12 @@ fn cases() -> Vec<Case> {
             check: reads_one,
         },
         Case {
+            name: "the only shard, without an index",
+            files: vec![("model-00001-of-00001.safetensors", one("w"))],
+            open: "",
+            check: reads_one,
+        },
+        Case {
             name: "an index of one shard",
             files: vec![
                 ("model.safetensors.index.json", index(r#"{"w":"model-00001-of-00001.safetensors"}"#)),

@@ -1,0 +1,141 @@
+//! Tiny random checkpoints of every family against logits and greedy continuations computed by Hugging Face transformers,
+//! and against the logits of bitsandbytes' LLM.int8(); the same for three trained models where `../shared` lies beside the
+//! project.
+//!
+//! The goldens of the tiny checkpoints come from a module that was cast to 16 bits as a whole, rotary frequencies
+//! included. `from_pretrained` keeps the frequencies in f32, and so do we unless told otherwise: where that makes a
+//! difference, `from_pretrained.safetensors` holds the logits of the same weights loaded that way
+//! (`tools/from_pretrained_logits.py`), and both ways are tested.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use int8_core::metrics::relative_l2;
+use int8_nn::checkpoint::{Checkpoint, DType};
+use int8_nn::config::RotaryPrecision;
+use int8_nn::{GenerateOptions, Model};
+
+/// What a golden file holds; the first 8 tokens of row 0 are the prompt of `greedy_ids`.
+struct Golden {
+    input_ids: Vec<Vec<u32>>,
+    /// One sequence after the other, `[tokens, vocab]`.
+    logits: Vec<f32>,
+    int8_logits: Option<Vec<f32>>,
+    greedy_ids: Vec<u32>,
+}
+
+impl Golden {
+    fn read(folder: &Path) -> Self {
+        let file = Checkpoint::open(folder.join("golden.safetensors")).expect("a golden file");
+        let ids = |name: &str| -> Vec<u32> {
+            let tensor = file.tensor(name).expect("ids");
+            tensor
+                .to_vec::<i32>()
+                .expect("i32")
+                .into_iter()
+                .map(|id| u32::try_from(id).expect("an id"))
+                .collect()
+        };
+        let floats = |name: &str| file.get(name).map(|tensor| tensor.to_f32().expect("f32"));
+        let width = file.tensor("input_ids").expect("ids").shape()[1];
+        Self {
+            input_ids: ids("input_ids").chunks(width).map(<[u32]>::to_vec).collect(),
+            logits: floats("logits").expect("logits"),
+            int8_logits: floats("bnb_int8_logits"),
+            greedy_ids: ids("greedy_ids"),
+        }
+    }
+}
+
+fn logits(model: &Model, golden: &Golden) -> Vec<f32> {
+    golden.input_ids.iter().flat_map(|ids| model.logits(ids).expect("logits").into_iter()).collect()
+}
+
+fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
+    let options = GenerateOptions { max_new_tokens: count, stop_at_eos: false, ..GenerateOptions::default() };
+    let new = model.generate_ids(prompt, &options, |_| ControlFlow::Continue(())).expect("a continuation");
+    [prompt, &new.ids].concat()
+}
+
+/// What does not hold for the checkpoint in `folder`.
+fn failures(folder: &Path, prompt: usize) -> Vec<String> {
+    let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+    let golden = Golden::read(folder);
+    let mut failures = Vec::new();
+
+    let load = || Model::load(folder).expect("a checkpoint");
+    let cast = match load().checkpoint().tensors().next().expect("a tensor").dtype() {
+        DType::F16 => RotaryPrecision::F16,
+        DType::BF16 => RotaryPrecision::Bf16,
+        _ => RotaryPrecision::F32,
+    };
+    let float = load().rotary_precision(cast).build().expect("a model");
+    let mut compare = |what: &str, model: &Model, expected: &[f32]| {
+        let error = relative_l2(&logits(model, &golden), expected);
+        if error.is_nan() || error > 1e-5 {
+            failures
+                .push(format!("{name}: {what}: logits are off by {error:.2e} (relative L2), more than 1e-5"));
+        }
+        error
+    };
+    let error = compare("cast as a whole", &float, &golden.logits);
+    let pretrained = folder.join("from_pretrained.safetensors");
+    if pretrained.exists() {
+        let file = Checkpoint::open(&pretrained).expect("a golden file");
+        let expected = file.tensor("logits").and_then(|tensor| tensor.to_f32()).expect("logits");
+        compare("from_pretrained", &load().build().expect("a model"), &expected);
+    }
+    let count = golden.greedy_ids.len() - prompt;
+    for (what, model) in [("cast as a whole", &float), ("from_pretrained", &load().build().expect("a model"))]
+    {
+        let found = greedy(model, &golden.input_ids[0][..prompt], count);
+        if found != golden.greedy_ids {
+            failures.push(format!("{name}: {what}: greedy ids {found:?}, expected {:?}", golden.greedy_ids));
+        }
+    }
+
+    let int8 = load().int8().build().expect("a model");
+    let ours = relative_l2(&logits(&int8, &golden), &golden.logits);
+    if let Some(theirs) = golden.int8_logits.as_ref().map(|theirs| relative_l2(theirs, &golden.logits)) {
+        if ours.is_nan() || ours > theirs {
+            failures.push(format!(
+                "{name}: LLM.int8() logits are off by {ours:.3e}, bitsandbytes' by {theirs:.3e}"
+            ));
+        }
+        eprintln!("{name}: float {error:.1e}, LLM.int8() {ours:.2e}, bitsandbytes {theirs:.2e}");
+    } else {
+        eprintln!("{name}: float {error:.1e}, LLM.int8() {ours:.2e}");
+    }
+    failures
+}
+
+#[test]
+fn families_agree_with_transformers() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(data)
+        .expect("the test data")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    folders.sort();
+    assert!(folders.len() >= 6, "goldens of {} families", folders.len());
+    let failures: Vec<String> = folders.iter().flat_map(|folder| failures(folder, 8)).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn trained_models_agree_with_transformers() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models");
+    if !shared.is_dir() {
+        eprintln!("skipped: {} is not there", shared.display());
+        return;
+    }
+    let failures: Vec<String> = ["demo-opt", "stories260k", "capp-gpt2"]
+        .iter()
+        .map(|name| shared.join(name))
+        .flat_map(|folder| {
+            let prompt = Golden::read(&folder).input_ids[0].len();
+            failures(&folder, prompt)
+        })
+        .collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
