@@ -106,53 +106,41 @@ pub(crate) fn f32_to_bf16(value: f32) -> bf16 {
     bf16::from_bits((if is_nan { quiet } else { rounded }) as u16)
 }
 
-/// A slice of a generic element as the type it is.
+/// Some elements, as the type they are.
+#[derive(Clone, Copy)]
 pub(crate) enum Typed<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     Bf16(&'a [bf16]),
 }
 
-/// A mutable slice of a generic element as the type it is.
+/// Some elements to be written, as the type they are.
 pub(crate) enum TypedMut<'a> {
     F32(&'a mut [f32]),
     F16(&'a mut [f16]),
     Bf16(&'a mut [bf16]),
 }
 
-fn same<T: 'static, U: 'static>() -> bool {
-    TypeId::of::<T>() == TypeId::of::<U>()
+/// Which of the three element types a pointer points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    F32,
+    F16,
+    Bf16,
 }
 
-/// The slice as f32, f16 or bf16. [`Element`] is sealed over these three.
-pub(crate) fn typed<T: Element>(slice: &[T]) -> Typed<'_> {
-    let (pointer, length) = (slice.as_ptr(), slice.len());
-    if same::<T, f32>() {
-        // SAFETY: T is f32.
-        Typed::F32(unsafe { std::slice::from_raw_parts(pointer.cast(), length) })
-    } else if same::<T, f16>() {
-        // SAFETY: T is f16.
-        Typed::F16(unsafe { std::slice::from_raw_parts(pointer.cast(), length) })
-    } else {
-        debug_assert!(same::<T, bf16>());
-        // SAFETY: T is bf16, the last type of the sealed trait; it has the size and alignment of u16.
-        Typed::Bf16(unsafe { std::slice::from_raw_parts(pointer.cast(), length) })
-    }
-}
-
-/// As [`typed`], mutable.
-pub(crate) fn typed_mut<T: Element>(slice: &mut [T]) -> TypedMut<'_> {
-    let (pointer, length) = (slice.as_mut_ptr(), slice.len());
-    if same::<T, f32>() {
-        // SAFETY: T is f32; the borrow is exclusive.
-        TypedMut::F32(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), length) })
-    } else if same::<T, f16>() {
-        // SAFETY: T is f16; the borrow is exclusive.
-        TypedMut::F16(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), length) })
-    } else {
-        debug_assert!(same::<T, bf16>());
-        // SAFETY: T is bf16, the last type of the sealed trait; the borrow is exclusive.
-        TypedMut::Bf16(unsafe { std::slice::from_raw_parts_mut(pointer.cast(), length) })
+impl Kind {
+    /// [`Element`] is sealed over these three.
+    pub(crate) fn of<T: Element>() -> Self {
+        let id = TypeId::of::<T>();
+        if id == TypeId::of::<f32>() {
+            Self::F32
+        } else if id == TypeId::of::<f16>() {
+            Self::F16
+        } else {
+            debug_assert_eq!(id, TypeId::of::<bf16>());
+            Self::Bf16
+        }
     }
 }
 

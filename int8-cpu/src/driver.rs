@@ -1,15 +1,15 @@
 //! How the output is cut into blocks, one task each, and the plain integer product.
 
-use std::marker::PhantomData;
 use std::ops::Range;
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::convert;
 use crate::input::row_stride;
 use crate::kernel::Dispatch;
+use crate::matrix::IntegerTarget;
 use crate::tile::{MAX_ROWS, Operands, PANEL, Tile, TileKernel};
 use crate::weight::{PackedWeight, padded};
 
@@ -84,48 +84,12 @@ pub(crate) fn for_each_block(grid: Grid, run: impl Fn(Block) + Sync) {
     });
 }
 
-/// An output matrix that several tasks write at once, each its own part.
-pub(crate) struct Target<'a, Y> {
-    first: *mut Y,
-    /// Elements between two rows.
-    stride: isize,
-    _borrow: PhantomData<&'a mut Y>,
-}
-
-// SAFETY: only `slice` reads or writes through the pointer, and its contract forbids overlap.
-unsafe impl<Y: Send> Sync for Target<'_, Y> {}
-// SAFETY: the exclusive borrow it stands for may move to another thread.
-unsafe impl<Y: Send> Send for Target<'_, Y> {}
-
-impl<'a, Y> Target<'a, Y> {
-    /// The matrix must have contiguous rows.
-    pub(crate) fn new(out: &'a mut ArrayViewMut2<'_, Y>) -> Self {
-        Self { first: out.as_mut_ptr(), stride: out.strides()[0], _borrow: PhantomData }
-    }
-
-    /// `width` elements of a row, from `column` on.
-    ///
-    /// # Safety
-    /// The elements lie in the matrix, and no other slice of them is alive.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "disjoint parts of one exclusive borrow; the contract forbids overlap"
-    )]
-    pub(crate) unsafe fn slice(&self, row: usize, column: usize, width: usize) -> &mut [Y] {
-        // SAFETY: inside the borrowed matrix by this function's contract.
-        unsafe {
-            let start = self.first.offset(self.stride * convert::offset(row)).add(column);
-            std::slice::from_raw_parts_mut(start, width)
-        }
-    }
-}
-
 /// `a [M, K] · Wᵀ → i32 [M, N]`.
 pub(crate) struct Product<'a> {
     /// Rows contiguous.
     pub(crate) a: ArrayView2<'a, i8>,
     pub(crate) weight: &'a PackedWeight,
-    pub(crate) target: Target<'a, i32>,
+    pub(crate) target: IntegerTarget<'a>,
 }
 
 impl Dispatch for Product<'_> {
@@ -141,7 +105,7 @@ impl Dispatch for Product<'_> {
                 *target = convert::code_byte(i32::from(*code), K::OFFSET);
             }
         });
-        let (codes, sums) = (codes.codes(), weight.code_sums());
+        let (codes, sums) = (codes.codes(), &weight.columns().sums);
         for_each_block(Grid { rows, panels: weight.panel_count(), inner: k, tile_rows: K::ROWS }, |block| {
             let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
             for panel in block.panels {
@@ -161,7 +125,7 @@ impl Dispatch for Product<'_> {
                     for (acc, row) in acc.0.iter().zip(rows) {
                         // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.
                         let target = unsafe { target.slice(row, first, width) };
-                        for ((target, acc), sum) in target.iter_mut().zip(acc).zip(sums.iter().skip(first)) {
+                        for ((target, acc), sum) in target.iter_mut().zip(acc).zip(&sums[first..]) {
                             *target = acc.wrapping_sub(i32::from(K::OFFSET).wrapping_mul(*sum));
                         }
                     }

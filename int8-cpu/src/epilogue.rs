@@ -1,7 +1,6 @@
 //! From a tile of accumulators in L1 to the output: zero points, scales, outlier part, bias, one rounding.
 
 use half::slice::HalfFloatSliceExt;
-use int8_core::Element;
 
 use crate::convert::{self, TypedMut};
 use crate::input::RowTerms;
@@ -90,15 +89,15 @@ impl Vectorized for SparseRow<'_> {
 }
 
 /// Adds outlier part and bias to one row of a tile and stores it, rounded once.
-pub(crate) struct Finish<'a, Y> {
+pub(crate) struct Finish<'a> {
     pub(crate) int8_part: &'a [f32; PANEL],
     pub(crate) outlier_part: Option<&'a [f32; PANEL]>,
     pub(crate) bias: &'a [f32; PANEL],
     pub(crate) store: Store,
-    pub(crate) target: &'a mut [Y],
+    pub(crate) target: TypedMut<'a>,
 }
 
-impl<Y: Element> Vectorized for Finish<'_, Y> {
+impl Vectorized for Finish<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -108,16 +107,26 @@ impl<Y: Element> Vectorized for Finish<'_, Y> {
             y.iter_mut().zip(outlier_part).for_each(|(y, part)| *y += part);
         }
         y.iter_mut().zip(self.bias).for_each(|(y, bias)| *y += bias);
-        if self.store == Store::Accumulate {
-            let mut before = [0.0; PANEL];
-            let before = crate::rows::widen(self.target, &mut before);
-            y.iter_mut().zip(before).for_each(|(y, before)| *y += before);
-        }
-        let width = self.target.len();
-        match convert::typed_mut(self.target) {
-            TypedMut::F32(target) => target.copy_from_slice(&y[..width]),
-            TypedMut::F16(target) => target.convert_from_f32_slice(&y[..width]),
+        let accumulate = self.store == Store::Accumulate;
+        match self.target {
+            TypedMut::F32(target) => {
+                if accumulate {
+                    y.iter_mut().zip(&*target).for_each(|(y, before)| *y += before);
+                }
+                target.copy_from_slice(&y[..target.len()]);
+            }
+            TypedMut::F16(target) => {
+                if accumulate {
+                    let mut before = [0.0; PANEL];
+                    target.convert_to_f32_slice(&mut before[..target.len()]);
+                    y.iter_mut().zip(before).for_each(|(y, before)| *y += before);
+                }
+                target.convert_from_f32_slice(&y[..target.len()]);
+            }
             TypedMut::Bf16(target) => {
+                if accumulate {
+                    y.iter_mut().zip(&*target).for_each(|(y, before)| *y += convert::bf16_to_f32(*before));
+                }
                 target.iter_mut().zip(y).for_each(|(target, y)| *target = convert::f32_to_bf16(y));
             }
         }

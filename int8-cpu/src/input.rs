@@ -2,12 +2,13 @@
 
 use std::ops::Range as Span;
 
-use int8_core::{Config, Element, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
-use ndarray::{ArrayView2, aview1};
+use int8_core::{Config, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
+use ndarray::aview1;
 use rayon::prelude::*;
 
 use crate::buffer::{Buffer, LINE};
 use crate::convert;
+use crate::matrix::Source;
 use crate::rows::{self, Constants, Keep, Range};
 use crate::tile::{TileKernel, Vectorized};
 use crate::weight::padded;
@@ -77,16 +78,16 @@ struct Scratch {
 }
 
 /// One call's quantisation.
-pub(crate) struct Quantizer<'a, T, K> {
-    pub(crate) x: ArrayView2<'a, T>,
+pub(crate) struct Quantizer<'a, K> {
+    pub(crate) x: Source<'a>,
     pub(crate) config: &'a Config,
     pub(crate) tile: K,
 }
 
-impl<T: Element, K: TileKernel> Quantizer<'_, T, K> {
+impl<K: TileKernel> Quantizer<'_, K> {
     /// Quantises `x`, reusing the memory of `codes`.
     pub(crate) fn run(&self, mut codes: Buffer) -> Input {
-        let (rows, inner) = self.x.dim();
+        let (rows, inner) = (self.x.rows, self.x.columns);
         let stride = row_stride(inner);
         codes.reserve(rows * stride);
 
@@ -137,16 +138,11 @@ impl<T: Element, K: TileKernel> Quantizer<'_, T, K> {
     }
 
     fn serial(&self) -> bool {
-        self.x.len() < SERIAL_ELEMENTS
+        self.x.rows * self.x.columns < SERIAL_ELEMENTS
     }
 
     fn scratch(&self) -> Scratch {
-        Scratch { row: vec![0.0; self.x.ncols()], magnitudes: Vec::new() }
-    }
-
-    fn row(&self, row: usize) -> &[T] {
-        // The caller has checked that rows are contiguous.
-        self.x.row(row).to_slice().unwrap_or_default()
+        Scratch { row: vec![0.0; self.x.columns], magnitudes: Vec::new() }
     }
 
     /// The columns that leave as a whole.
@@ -156,7 +152,7 @@ impl<T: Element, K: TileKernel> Quantizer<'_, T, K> {
         {
             return Vec::new();
         }
-        let (rows, inner) = self.x.dim();
+        let (rows, inner) = (self.x.rows, self.x.columns);
         let flag = |span: Span<usize>| {
             let mut flags = vec![0_u8; inner];
             let mut scratch = self.scratch();
@@ -190,7 +186,7 @@ impl<T: Element, K: TileKernel> Quantizer<'_, T, K> {
         if self.config.input_granularity == Granularity::Row {
             return None;
         }
-        let rows = 0..self.x.nrows();
+        let rows = 0..self.x.rows;
         let range_of = |scratch: &mut Scratch, row| {
             self.tile.vectorize(RangeOfRow { quantizer: self, row, scratch, mask })
         };
@@ -205,14 +201,15 @@ impl<T: Element, K: TileKernel> Quantizer<'_, T, K> {
 
     /// The magnitude from which on a value of this row is an outlier.
     #[inline(always)]
-    fn threshold(&self, row: usize, values: &[f32], magnitudes: &mut Vec<u32>) -> f32 {
+    fn threshold(&self, values: &[f32], magnitudes: &mut Vec<u32>) -> f32 {
         match self.config.rule {
             OutlierRule::None => f32::NAN,
             OutlierRule::Absolute(threshold) => threshold,
             OutlierRule::RelativeToRow { tau, statistic } => {
                 rows::relative_threshold(values, tau, statistic, magnitudes)
             }
-            ref other => other.threshold(aview1(self.row(row))),
+            // A rule that the reference got after this crate: its own, slower answer.
+            ref other => other.threshold(aview1(values)),
         }
     }
 
@@ -243,46 +240,46 @@ struct Part<'a> {
     dense: &'a mut [f32],
 }
 
-struct FlagColumns<'a, 'q, T, K> {
-    quantizer: &'a Quantizer<'q, T, K>,
+struct FlagColumns<'a, 'q, K> {
+    quantizer: &'a Quantizer<'q, K>,
     span: Span<usize>,
     scratch: &'a mut Scratch,
     flags: &'a mut [u8],
 }
 
-impl<T: Element, K: TileKernel> Vectorized for FlagColumns<'_, '_, T, K> {
+impl<K: TileKernel> Vectorized for FlagColumns<'_, '_, K> {
     type Output = ();
 
     #[inline(always)]
     fn call<const FMA: bool>(self) {
         for row in self.span {
-            let values = rows::widen(self.quantizer.row(row), &mut self.scratch.row);
-            let threshold = self.quantizer.threshold(row, values, &mut self.scratch.magnitudes);
+            let values = rows::widen(self.quantizer.x.row(row), &mut self.scratch.row);
+            let threshold = self.quantizer.threshold(values, &mut self.scratch.magnitudes);
             rows::flag_outliers(values, threshold, self.flags);
         }
     }
 }
 
-struct RangeOfRow<'a, 'q, T, K> {
-    quantizer: &'a Quantizer<'q, T, K>,
+struct RangeOfRow<'a, 'q, K> {
+    quantizer: &'a Quantizer<'q, K>,
     row: usize,
     scratch: &'a mut Scratch,
     mask: &'a [u32],
 }
 
-impl<T: Element, K: TileKernel> Vectorized for RangeOfRow<'_, '_, T, K> {
+impl<K: TileKernel> Vectorized for RangeOfRow<'_, '_, K> {
     type Output = Range;
 
     #[inline(always)]
     fn call<const FMA: bool>(self) -> Range {
-        let values = rows::widen(self.quantizer.row(self.row), &mut self.scratch.row);
-        let threshold = self.quantizer.threshold(self.row, values, &mut self.scratch.magnitudes);
+        let values = rows::widen(self.quantizer.x.row(self.row), &mut self.scratch.row);
+        let threshold = self.quantizer.threshold(values, &mut self.scratch.magnitudes);
         rows::range(values, self.quantizer.kept(threshold, self.mask).0)
     }
 }
 
-struct EncodeRows<'a, 'q, 'p, T, K> {
-    quantizer: &'a Quantizer<'q, T, K>,
+struct EncodeRows<'a, 'q, 'p, K> {
+    quantizer: &'a Quantizer<'q, K>,
     span: Span<usize>,
     scratch: &'a mut Scratch,
     mask: &'a [u32],
@@ -291,19 +288,19 @@ struct EncodeRows<'a, 'q, 'p, T, K> {
     part: Part<'p>,
 }
 
-impl<T: Element, K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, T, K> {
+impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
     type Output = ();
 
     #[inline(always)]
     fn call<const FMA: bool>(self) {
         let Self { quantizer, span, scratch, mask, columns, constants, part } = self;
         let config = quantizer.config;
-        let stride = row_stride(quantizer.x.ncols());
+        let stride = row_stride(quantizer.x.columns);
         let by_value =
             config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
         for (i, row) in span.enumerate() {
-            let values = rows::widen(quantizer.row(row), &mut scratch.row);
-            let threshold = quantizer.threshold(row, values, &mut scratch.magnitudes);
+            let values = rows::widen(quantizer.x.row(row), &mut scratch.row);
+            let threshold = quantizer.threshold(values, &mut scratch.magnitudes);
             let (counted, encoded) = quantizer.kept(threshold, mask);
             let constants =
                 constants.unwrap_or_else(|| Constants::new(rows::range(values, counted), config.encoding));

@@ -9,6 +9,7 @@ mod error;
 mod input;
 pub mod kernel;
 mod linear;
+mod matrix;
 mod outlier;
 pub mod probe;
 mod rows;

@@ -6,10 +6,11 @@ use int8_core::{Config, Element, Error as CoreError};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
-use crate::driver::{self, Grid, Target};
+use crate::driver::{self, Grid};
 use crate::epilogue::{Finish, Scale};
 use crate::input::{Input, Outliers, Quantizer};
 use crate::kernel::Dispatch;
+use crate::matrix::{IntegerTarget, Source, Target};
 use crate::outlier::{Columns, FillPanel, OutlierWeights};
 use crate::tile::{MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
 use crate::weight::{PackedWeight, padded};
@@ -66,9 +67,7 @@ pub fn linear<X: Element, Y: Element>(
         return Err(CoreError::Shape { what: "out", expected: (rows, outputs), found: out.dim() }.into());
     }
     config.rule.validate()?;
-    rows_of(x, "x")?;
-    rows_of(out.view(), "out")?;
-    let target = Target::new(&mut out);
+    let (x, target) = (Source::new(x, "x")?, Target::new(&mut out, "out")?);
     weight.kernel().dispatch(Linear { x, weight, outlier_weights, bias, config, store, target })
 }
 
@@ -77,17 +76,17 @@ thread_local! {
     static CODES: Cell<Buffer> = Cell::default();
 }
 
-struct Linear<'a, X, Y> {
-    x: ArrayView2<'a, X>,
+struct Linear<'a> {
+    x: Source<'a>,
     weight: &'a PackedWeight,
     outlier_weights: OutlierWeights<'a>,
     bias: Option<&'a [f32]>,
     config: &'a Config,
     store: Store,
-    target: Target<'a, Y>,
+    target: Target<'a>,
 }
 
-impl<X: Element, Y: Element> Dispatch for Linear<'_, X, Y> {
+impl Dispatch for Linear<'_> {
     type Output = Result<LinearStats, Error>;
 
     fn run<K: TileKernel>(self, tile: K) -> Self::Output {
@@ -97,12 +96,8 @@ impl<X: Element, Y: Element> Dispatch for Linear<'_, X, Y> {
             LinearStats { outlier_columns: input.columns.len(), outlier_values: input.outlier_values() };
         let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
         let layer = Layer { tile, input: &input, weight, columns: &columns, bias, store, target };
-        let grid = Grid {
-            rows: x.nrows(),
-            panels: weight.panel_count(),
-            inner: padded(x.ncols()),
-            tile_rows: K::ROWS,
-        };
+        let grid =
+            Grid { rows: x.rows, panels: weight.panel_count(), inner: padded(x.columns), tile_rows: K::ROWS };
         driver::for_each_block(grid, |block| layer.block(block));
         CODES.set(input.codes);
         Ok(stats)
@@ -110,17 +105,17 @@ impl<X: Element, Y: Element> Dispatch for Linear<'_, X, Y> {
 }
 
 /// Everything a task needs to compute its block of the output.
-struct Layer<'a, Y, K> {
+struct Layer<'a, K> {
     tile: K,
     input: &'a Input,
     weight: &'a PackedWeight,
     columns: &'a Columns,
     bias: Option<&'a [f32]>,
     store: Store,
-    target: Target<'a, Y>,
+    target: Target<'a>,
 }
 
-impl<Y: Element, K: TileKernel> Layer<'_, Y, K> {
+impl<K: TileKernel> Layer<'_, K> {
     fn block(&self, block: driver::Block) {
         let (outputs, inner) = self.weight.dim();
         let padded_inner = padded(inner);
@@ -238,7 +233,7 @@ pub fn int8_product_into(
         return Err(CoreError::Shape { what: "out", expected: (rows, outputs), found: out.dim() }.into());
     }
     rows_of(a, "x")?;
-    rows_of(out.view(), "out")?;
+    let target = IntegerTarget::new(&mut out, "out")?;
     for (row, codes) in a.rows().into_iter().enumerate() {
         let codes = codes.to_slice().unwrap_or_default();
         if codes.iter().fold(false, |any, code| any | (*code == i8::MIN)) {
@@ -246,6 +241,6 @@ pub fn int8_product_into(
             return Err(CoreError::CodeOutOfRange { what: "x", row, column }.into());
         }
     }
-    weight.kernel().dispatch(driver::Product { a, weight, target: Target::new(&mut out) });
+    weight.kernel().dispatch(driver::Product { a, weight, target });
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::convert;
+use crate::convert::{self, Typed};
 use crate::kernel::Layout;
 use crate::tile::{PANEL, Vectorized};
 use crate::weight::{PackedWeight, padded};
@@ -137,10 +137,10 @@ impl Vectorized for FillPanel<'_> {
                     match column {
                         ExactColumn::F32(values) => row.copy_from_slice(&values[first..last]),
                         ExactColumn::F16(values) => {
-                            widen(&values[first..last], row);
+                            widen(Typed::F16(&values[first..last]), row);
                         }
                         ExactColumn::Bf16(values) => {
-                            widen(&values[first..last], row);
+                            widen(Typed::Bf16(&values[first..last]), row);
                         }
                     }
                 }

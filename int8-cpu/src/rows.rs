@@ -5,7 +5,7 @@
 
 use half::slice::HalfFloatSliceExt;
 use int8_core::quantize::MIN_SCALE;
-use int8_core::{Element, Encoding, RowStatistic};
+use int8_core::{Encoding, RowStatistic};
 
 use crate::convert::{self, Typed};
 use crate::tile::Vectorized;
@@ -80,8 +80,8 @@ impl Constants {
 
 /// A row as f32: the row itself, or its values widened into `scratch`.
 #[inline(always)]
-pub(crate) fn widen<'a, T: Element>(row: &'a [T], scratch: &'a mut [f32]) -> &'a [f32] {
-    match convert::typed(row) {
+pub(crate) fn widen<'a>(row: Typed<'a>, scratch: &'a mut [f32]) -> &'a [f32] {
+    match row {
         Typed::F32(row) => row,
         Typed::F16(row) => {
             let scratch = &mut scratch[..row.len()];
@@ -237,15 +237,15 @@ fn lower_median(values: &[f32], magnitudes: &mut Vec<u32>) -> f32 {
 }
 
 /// Quantises one row, every value counting, compiled for the kernel's instruction set.
-pub(crate) struct EncodeRow<'a, T> {
-    pub(crate) row: &'a [T],
+pub(crate) struct EncodeRow<'a> {
+    pub(crate) row: Typed<'a>,
     pub(crate) scratch: &'a mut [f32],
     pub(crate) constants: Option<Constants>,
     pub(crate) encoding: Encoding,
     pub(crate) codes: &'a mut [i8],
 }
 
-impl<T: Element> Vectorized for EncodeRow<'_, T> {
+impl Vectorized for EncodeRow<'_> {
     /// Constants and the sum of the codes.
     type Output = (Constants, i32);
 
@@ -259,12 +259,12 @@ impl<T: Element> Vectorized for EncodeRow<'_, T> {
 }
 
 /// The range of one row, every value counting.
-pub(crate) struct RowRange<'a, T> {
-    pub(crate) row: &'a [T],
+pub(crate) struct RowRange<'a> {
+    pub(crate) row: Typed<'a>,
     pub(crate) scratch: &'a mut [f32],
 }
 
-impl<T: Element> Vectorized for RowRange<'_, T> {
+impl Vectorized for RowRange<'_> {
     type Output = Range;
 
     #[inline(always)]

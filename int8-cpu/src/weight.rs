@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::kernel::{Dispatch, Kernel, Layout};
+use crate::matrix::Source;
 use crate::rows::{Constants, EncodeRow, Range, RowRange};
 use crate::tile::{K_STEP, PANEL, TileKernel};
 use crate::{Error, convert, rows_of};
@@ -56,8 +57,7 @@ impl PackedWeight {
         encoding: Encoding,
         granularity: Granularity,
     ) -> Result<Self, Error> {
-        rows_of(w, "W")?;
-        kernel.dispatch(Quantize { kernel, w, encoding, granularity })
+        kernel.dispatch(Quantize { kernel, w: Source::new(w, "W")?, encoding, granularity })
     }
 
     /// Packs codes `[N, K]` with their scales and zero points (none means 0), as read from a checkpoint.
@@ -219,31 +219,30 @@ impl Layout {
     }
 }
 
-struct Quantize<'a, T> {
+struct Quantize<'a> {
     kernel: Kernel,
-    w: ArrayView2<'a, T>,
+    w: Source<'a>,
     encoding: Encoding,
     granularity: Granularity,
 }
 
-impl<T: Element> Dispatch for Quantize<'_, T> {
+impl Dispatch for Quantize<'_> {
     type Output = Result<PackedWeight, Error>;
 
     fn run<K: TileKernel>(self, tile: K) -> Self::Output {
         let Self { kernel, w, encoding, granularity } = self;
-        let (outputs, inner) = w.dim();
-        let row_of = |row: usize| w.row(row).to_slice().unwrap_or_default();
+        let (outputs, inner) = (w.rows, w.columns);
         let whole = (granularity == Granularity::Tensor).then(|| {
             let ranges = (0..outputs).into_par_iter().map_init(
                 || vec![0.0; inner],
-                |scratch, row| tile.vectorize(RowRange { row: row_of(row), scratch }),
+                |scratch, row| tile.vectorize(RowRange { row: w.row(row), scratch }),
             );
             Constants::new(ranges.reduce(|| Range::EMPTY, Range::union), encoding)
         });
         pack(kernel, outputs, inner, |row, codes| {
             let mut scratch = vec![0.0; inner];
             let job = EncodeRow {
-                row: row_of(row),
+                row: w.row(row),
                 scratch: &mut scratch,
                 constants: whole,
                 encoding,

@@ -1,0 +1,153 @@
+//! Matrices whose element type is a value instead of a type parameter, so that each kernel is compiled once, in this
+//! crate, and not again for every pair of element types in every crate that calls it.
+
+use std::marker::PhantomData;
+
+use half::{bf16, f16};
+use int8_core::Element;
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::convert::{self, Kind, Typed, TypedMut};
+use crate::{Error, rows_of};
+
+/// A matrix that is read: `[rows, columns]`, contiguous rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    first: *const (),
+    kind: Kind,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// Elements between two rows.
+    stride: isize,
+    _borrow: PhantomData<&'a [f32]>,
+}
+
+// SAFETY: it stands for a shared borrow of plain numbers.
+unsafe impl Sync for Source<'_> {}
+// SAFETY: as for `Sync`.
+unsafe impl Send for Source<'_> {}
+
+impl<'a> Source<'a> {
+    /// # Errors
+    /// [`Error::NotRowMajor`].
+    pub(crate) fn new<T: Element>(matrix: ArrayView2<'a, T>, what: &'static str) -> Result<Self, Error> {
+        rows_of(matrix, what)?;
+        let (rows, columns) = matrix.dim();
+        let (first, kind, stride) = (matrix.as_ptr().cast(), Kind::of::<T>(), matrix.strides()[0]);
+        Ok(Self { first, kind, rows, columns, stride, _borrow: PhantomData })
+    }
+
+    /// One row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub(crate) fn row(&self, row: usize) -> Typed<'a> {
+        assert!(row < self.rows);
+        let at = self.stride * convert::offset(row);
+        // SAFETY: `kind` is the element type of the matrix that was borrowed for 'a; its rows are contiguous, and this
+        // one is inside it by the assertion.
+        unsafe {
+            match self.kind {
+                Kind::F32 => {
+                    Typed::F32(std::slice::from_raw_parts(self.first.cast::<f32>().offset(at), self.columns))
+                }
+                Kind::F16 => {
+                    Typed::F16(std::slice::from_raw_parts(self.first.cast::<f16>().offset(at), self.columns))
+                }
+                Kind::Bf16 => Typed::Bf16(std::slice::from_raw_parts(
+                    self.first.cast::<bf16>().offset(at),
+                    self.columns,
+                )),
+            }
+        }
+    }
+}
+
+/// A matrix that several tasks write at once, each its own part: contiguous rows.
+pub(crate) struct Target<'a> {
+    first: *mut (),
+    kind: Kind,
+    /// Elements between two rows.
+    stride: isize,
+    _borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: only `slice` reads or writes through the pointer, and its contract forbids overlap.
+unsafe impl Sync for Target<'_> {}
+// SAFETY: the exclusive borrow it stands for may move to another thread.
+unsafe impl Send for Target<'_> {}
+
+impl<'a> Target<'a> {
+    /// # Errors
+    /// [`Error::NotRowMajor`].
+    pub(crate) fn new<T: Element>(
+        matrix: &'a mut ArrayViewMut2<'_, T>,
+        what: &'static str,
+    ) -> Result<Self, Error> {
+        rows_of(matrix.view(), what)?;
+        let (first, kind, stride) = (matrix.as_mut_ptr().cast(), Kind::of::<T>(), matrix.strides()[0]);
+        Ok(Self { first, kind, stride, _borrow: PhantomData })
+    }
+
+    /// `width` elements of a row, from `column` on.
+    ///
+    /// # Safety
+    /// The elements lie in the matrix, and no other slice of them is alive.
+    #[inline(always)]
+    pub(crate) unsafe fn slice(&self, row: usize, column: usize, width: usize) -> TypedMut<'_> {
+        let at = self.stride * convert::offset(row) + convert::offset(column);
+        // SAFETY: inside the borrowed matrix, and not aliased, by this function's contract; `kind` is its type.
+        unsafe {
+            match self.kind {
+                Kind::F32 => {
+                    TypedMut::F32(std::slice::from_raw_parts_mut(self.first.cast::<f32>().offset(at), width))
+                }
+                Kind::F16 => {
+                    TypedMut::F16(std::slice::from_raw_parts_mut(self.first.cast::<f16>().offset(at), width))
+                }
+                Kind::Bf16 => TypedMut::Bf16(std::slice::from_raw_parts_mut(
+                    self.first.cast::<bf16>().offset(at),
+                    width,
+                )),
+            }
+        }
+    }
+}
+
+/// The integer output of the plain product.
+pub(crate) struct IntegerTarget<'a> {
+    first: *mut i32,
+    /// Elements between two rows.
+    stride: isize,
+    _borrow: PhantomData<&'a mut [i32]>,
+}
+
+// SAFETY: as for `Target`.
+unsafe impl Sync for IntegerTarget<'_> {}
+// SAFETY: as for `Target`.
+unsafe impl Send for IntegerTarget<'_> {}
+
+impl<'a> IntegerTarget<'a> {
+    /// # Errors
+    /// [`Error::NotRowMajor`].
+    pub(crate) fn new(matrix: &'a mut ArrayViewMut2<'_, i32>, what: &'static str) -> Result<Self, Error> {
+        rows_of(matrix.view(), what)?;
+        Ok(Self { first: matrix.as_mut_ptr(), stride: matrix.strides()[0], _borrow: PhantomData })
+    }
+
+    /// `width` elements of a row, from `column` on.
+    ///
+    /// # Safety
+    /// The elements lie in the matrix, and no other slice of them is alive.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "disjoint parts of one exclusive borrow; the contract forbids overlap"
+    )]
+    pub(crate) unsafe fn slice(&self, row: usize, column: usize, width: usize) -> &mut [i32] {
+        // SAFETY: inside the borrowed matrix, and not aliased, by this function's contract.
+        unsafe {
+            let start = self.first.offset(self.stride * convert::offset(row)).add(column);
+            std::slice::from_raw_parts_mut(start, width)
+        }
+    }
+}
