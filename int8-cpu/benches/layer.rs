@@ -1,7 +1,7 @@
 //! Raw int8 product and complete layer against `rten-gemm` (int8) and `gemm` (f32), in one run, A B A B….
 //!
 //! ```text
-//! cargo bench -p int8-cpu --bench layer -- [--quick] [--best] [--json FILE] [--only raw|outliers|types|kernels|pack]
+//! cargo bench -p int8-cpu --bench layer -- [--quick] [--best] [--json FILE] [--only raw|outliers|kernels|pack] [--shape MxNxK]
 //! ```
 //!
 //! Prints shares of what the machine can do (probed first) and ratios; medians of at least 20 rounds after a warm-up
@@ -29,10 +29,12 @@ struct Options {
     best: bool,
     json: Option<String>,
     only: Option<String>,
+    /// M, N, K of a single shape.
+    shape: Option<(usize, usize, usize)>,
 }
 
 fn options() -> Options {
-    let mut options = Options { quick: false, best: false, json: None, only: None };
+    let mut options = Options { quick: false, best: false, json: None, only: None, shape: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -40,6 +42,11 @@ fn options() -> Options {
             "--quick" | "--test" => options.quick = true,
             "--best" => options.best = true,
             "--json" => options.json = arguments.next(),
+            "--shape" => {
+                let text = arguments.next().unwrap_or_default();
+                let sizes: Vec<usize> = text.split('x').filter_map(|size| size.parse().ok()).collect();
+                options.shape = (sizes.len() == 3).then(|| (sizes[0], sizes[1], sizes[2]));
+            }
             "--only" => options.only = arguments.next(),
             _ => {}
         }
@@ -348,17 +355,16 @@ fn main() {
         } else {
             &[(768, 768), (1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096), (4096, 11008)]
         };
-        let mut rows = Vec::new();
-        for m in [1, 8, 64, 512] {
-            for &(n, k) in sizes {
-                rows.push(shape(&machine, kernel, (m, n, k), &options));
-            }
-        }
+        let all = [1, 8, 64, 512].into_iter().flat_map(|m| sizes.iter().map(move |&(n, k)| (m, n, k)));
+        let chosen: Vec<_> = options.shape.map_or_else(|| all.collect(), |shape| vec![shape]);
+        let rows: Vec<Value> = chosen.iter().map(|sizes| shape(&machine, kernel, *sizes, &options)).collect();
         record["shapes"] = rows.into();
     }
     let (n, k) = if options.quick { (96, 130) } else { (4096, 4096) };
     if wanted("outliers") {
-        let rows: Vec<Value> = [1, 64, 512].iter().map(|m| outliers(kernel, (*m, n, k), &options)).collect();
+        let shapes =
+            options.shape.map_or_else(|| [1, 64, 512].map(|m| (m, n, k)).to_vec(), |shape| vec![shape]);
+        let rows: Vec<Value> = shapes.iter().map(|sizes| outliers(kernel, *sizes, &options)).collect();
         record["outliers"] = rows.into();
     }
     if wanted("kernels") {

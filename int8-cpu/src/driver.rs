@@ -10,7 +10,7 @@ use crate::convert;
 use crate::input::row_stride;
 use crate::kernel::Dispatch;
 use crate::matrix::IntegerTarget;
-use crate::tile::{MAX_ROWS, Operands, PANEL, Tile, TileKernel};
+use crate::tile::{Ahead, MAX_ROWS, Operands, PANEL, Tile, TileKernel};
 use crate::weight::{PackedWeight, padded};
 
 /// Multiply-adds below which a problem stays on the calling thread: 64 of them take a cycle, so this is some 10 µs,
@@ -84,6 +84,11 @@ pub(crate) fn for_each_block(grid: Grid, run: impl Fn(Block) + Sync) {
     });
 }
 
+/// The panel that is likely to be read next; the same one at the end.
+pub(crate) fn next_panel(weight: &PackedWeight, panel: usize) -> *const i8 {
+    weight.panel((panel + 1).min(weight.panel_count() - 1)).as_ptr()
+}
+
 /// `a [M, K] · Wᵀ → i32 [M, N]`.
 pub(crate) struct Product<'a> {
     /// Rows contiguous.
@@ -100,24 +105,26 @@ impl Dispatch for Product<'_> {
         let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
         let (stride, k) = (row_stride(inner), padded(inner));
         let mut codes = Buffer::zeroed(rows * stride);
-        codes.codes_mut()[..rows * stride].par_chunks_mut(stride).enumerate().for_each(|(row, target)| {
-            for (target, code) in target.iter_mut().zip(a.row(row)) {
+        for (row, target) in a.rows().into_iter().zip(codes.codes_mut().chunks_exact_mut(stride)) {
+            for (target, code) in target.iter_mut().zip(row.to_slice().unwrap_or_default()) {
                 *target = convert::code_byte(i32::from(*code), K::OFFSET);
             }
-        });
+        }
         let (codes, sums) = (codes.codes(), &weight.columns().sums);
         for_each_block(Grid { rows, panels: weight.panel_count(), inner: k, tile_rows: K::ROWS }, |block| {
             let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
             for panel in block.panels {
                 let first = panel * PANEL;
                 let width = PANEL.min(outputs - first);
-                for rows in block.rows.tiles() {
+                let (tiles, ahead) = (block.rows.tiles().count(), next_panel(weight, panel));
+                for (tile_index, rows) in block.rows.tiles().enumerate() {
                     let operands = Operands {
                         a: codes[rows.start * stride..].as_ptr(),
                         lda: stride,
                         rows: rows.len(),
                         panel: weight.panel(panel).as_ptr(),
                         k,
+                        ahead: Ahead::share(ahead, tile_index, tiles),
                     };
                     // SAFETY: line 1: `codes` holds every row at this stride, which is at least k; line 2: a panel of
                     // the packed weight; line 3: tiles of 1 to ROWS rows, padded K.

@@ -6,13 +6,13 @@ use int8_core::{Config, Element, Error as CoreError};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
-use crate::driver::{self, Grid};
+use crate::driver::{self, Grid, next_panel};
 use crate::epilogue::{Finish, Scale};
 use crate::input::{Input, Outliers, Quantizer};
 use crate::kernel::Dispatch;
 use crate::matrix::{IntegerTarget, Source, Target};
 use crate::outlier::{Columns, FillPanel, OutlierWeights};
-use crate::tile::{MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
+use crate::tile::{Ahead, MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
 use crate::weight::{PackedWeight, padded};
 use crate::{Error, rows_of};
 
@@ -135,13 +135,15 @@ impl<K: TileKernel> Layer<'_, K> {
             if let Some(all) = self.bias {
                 bias[..width].copy_from_slice(&all[first..first + width]);
             }
-            for rows in block.rows.tiles() {
+            let (tiles, ahead) = (block.rows.tiles().count(), next_panel(self.weight, panel));
+            for (tile_index, rows) in block.rows.tiles().enumerate() {
                 let operands = Operands {
                     a: self.input.codes.codes()[rows.start * self.input.stride..].as_ptr(),
                     lda: self.input.stride,
                     rows: rows.len(),
                     panel: codes.as_ptr(),
                     k: padded_inner,
+                    ahead: Ahead::share(ahead, tile_index, tiles),
                 };
                 // SAFETY: line 1: the code buffer holds every row of x at this stride, which is at least padded K;
                 // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K.

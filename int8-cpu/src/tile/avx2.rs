@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::{Avx2, AvxVnni};
 
 /// The AVX2 tile functions.
@@ -80,11 +80,14 @@ const HALF: usize = PANEL / 2;
 /// Lines 1 to 3 of [`TileKernel`] with `rows = R`, and the processor has AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn product_signed<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
-    let Operands { a, lda, panel, k, .. } = operands;
+    let Operands { a, lda, panel, k, ahead, .. } = operands;
     let ones = _mm256_set1_epi16(1);
     for half in 0..2 {
         let mut sums = [[_mm256_setzero_si256(); 2]; R];
         for offset in (0..k).step_by(4) {
+            if half == 0 && offset % K_STEP == 0 {
+                ahead.fetch(offset);
+            }
             // SAFETY: line 2: offset + 4 ≤ k, so both halves of the 128 bytes from offset·PANEL on lie in the panel.
             let w = unsafe {
                 let at = panel.add(offset * PANEL + half * HALF * 4);
@@ -137,10 +140,13 @@ macro_rules! dot_product_tile {
             /// As `product`, with `rows = R`.
             #[target_feature(enable = $features)]
             unsafe fn rows<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
-                let Operands { a, lda, panel, k, .. } = operands;
+                let Operands { a, lda, panel, k, ahead, .. } = operands;
                 for half in 0..2 {
                     let mut sums = [[_mm256_setzero_si256(); 2]; R];
                     for offset in (0..k).step_by(4) {
+                        if half == 0 && offset % K_STEP == 0 {
+                            ahead.fetch(offset);
+                        }
                         // SAFETY: line 2, as in `product_signed`.
                         let w = unsafe {
                             let at = panel.add(offset * PANEL + half * HALF * 4);
@@ -217,6 +223,7 @@ unsafe fn vectorize<V: Vectorized>(job: V) -> V::Output {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tile::Ahead;
 
     #[test]
     fn dot_product_tile_equals_the_signed_tile() {
@@ -239,7 +246,14 @@ mod tests {
         let unsigned: Vec<i8> = signed.iter().map(|code| code ^ i8::MIN).collect();
         for rows in 1..=6 {
             let mut by_dot = Tile([[0; PANEL]; super::super::MAX_ROWS]);
-            let operands = Operands { a: unsigned.as_ptr(), lda: 128, rows, panel: panel.0.as_ptr(), k: 128 };
+            let operands = Operands {
+                a: unsigned.as_ptr(),
+                lda: 128,
+                rows,
+                panel: panel.0.as_ptr(),
+                k: 128,
+                ahead: Ahead::share(panel.0.as_ptr(), 0, 1),
+            };
             // SAFETY: 6 rows of 128 bytes, an aligned panel of 128·PANEL bytes; features checked above.
             unsafe { avx512_vl::product(operands, &mut by_dot) };
             for r in 0..rows {

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::Avx512Vnni;
 
 /// The AVX-512 VNNI tile functions.
@@ -61,19 +61,22 @@ unsafe impl TileKernel for Avx512Tile {
 /// Lines 1 to 3 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
-    let Operands { a, lda, panel, k, .. } = operands;
+    let Operands { a, lda, panel, k, ahead, .. } = operands;
     let mut sums = [[_mm512_setzero_si512(); 2]; R];
-    for offset in (0..k).step_by(4) {
-        // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, 64-byte aligned.
-        let w = unsafe {
-            let at = panel.add(offset * PANEL);
-            [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
-        };
-        for (r, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: line 1: r < rows and offset + 4 ≤ k.
-            let x = unsafe { _mm512_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned()) };
-            sum[0] = _mm512_dpbusd_epi32(sum[0], x, w[0]);
-            sum[1] = _mm512_dpbusd_epi32(sum[1], x, w[1]);
+    for chunk in (0..k).step_by(K_STEP) {
+        ahead.fetch(chunk);
+        for offset in (chunk..chunk + K_STEP).step_by(4) {
+            // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, aligned.
+            let w = unsafe {
+                let at = panel.add(offset * PANEL);
+                [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
+            };
+            for (r, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: line 1: r < rows and offset + 4 ≤ k.
+                let x = unsafe { _mm512_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned()) };
+                sum[0] = _mm512_dpbusd_epi32(sum[0], x, w[0]);
+                sum[1] = _mm512_dpbusd_epi32(sum[1], x, w[1]);
+            }
         }
     }
     for (row, sum) in acc.0.iter_mut().zip(sums) {
@@ -115,4 +118,58 @@ unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut Tile<f32>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn vectorize<V: Vectorized>(job: V) -> V::Output {
     job.call::<true>()
+}
+#[cfg(test)]
+mod rate {
+    use super::*;
+    #[test]
+    #[ignore]
+    fn rate() {
+        let t = Avx512Tile(Avx512Vnni::new().unwrap());
+        let peak = crate::probe::peak_per_thread(crate::Kernel::best()).unwrap();
+        for (k, m, panels) in [
+            (256, 12, 1),
+            (1024, 12, 1),
+            (1024, 96, 4),
+            (4096, 12, 1),
+            (4096, 12, 32),
+            (4096, 120, 8),
+            (4096, 480, 8),
+            (11008, 60, 4),
+            (11008, 504, 8),
+            (2048, 504, 16),
+        ] {
+            let stride = crate::input::row_stride(k);
+            let a = crate::buffer::Buffer::zeroed(m * stride);
+            let b = crate::buffer::Buffer::zeroed(panels * k * 32);
+            let mut acc = Tile([[0; PANEL]; 32]);
+            let mut best = f64::MAX;
+            for _ in 0..20 + 2000000000 / (k * m * 32 * panels) / 4 {
+                let s = std::time::Instant::now();
+                for p in 0..panels {
+                    for r in (0..m).step_by(12) {
+                        unsafe {
+                            t.product(
+                                Operands {
+                                    a: a.as_ptr().add(r * stride),
+                                    lda: stride,
+                                    rows: 12,
+                                    panel: b.as_ptr().add(p * k * 32),
+                                    k,
+                                    ahead: crate::tile::Ahead::share(
+                                        b.as_ptr().add((p + 1) * k * 32),
+                                        r / 12,
+                                        m / 12,
+                                    ),
+                                },
+                                &mut acc,
+                            )
+                        };
+                    }
+                }
+                best = best.min(s.elapsed().as_secs_f64());
+            }
+            println!("{k} {m} {panels}: {:.3}", (k * m * 32 * panels) as f64 / best / peak);
+        }
+    }
 }

@@ -37,6 +37,41 @@ pub(crate) struct Operands {
     pub(crate) panel: *const i8,
     /// Padded K: a multiple of `K_STEP`.
     pub(crate) k: usize,
+    /// What to bring into L2 on the way.
+    pub(crate) ahead: Ahead,
+}
+
+/// The share of the weights needed next that one tile fetches while it computes. Without it, the first tile of each
+/// panel would run at the speed of memory and the others not touch memory at all.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    /// A panel, or any address: it is only ever prefetched.
+    pub(crate) panel: *const i8,
+    /// The cache lines to fetch of each [`AHEAD_LINES`] that hold `K_STEP` of K.
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+}
+
+/// Cache lines of a panel for `K_STEP` of K.
+pub(crate) const AHEAD_LINES: usize = PANEL * K_STEP / 64;
+
+impl Ahead {
+    /// Tile `index` of `count` fetches its share of `panel`.
+    pub(crate) fn share(panel: *const i8, index: usize, count: usize) -> Self {
+        Self { panel, from: AHEAD_LINES * index / count, to: AHEAD_LINES * (index + 1) / count }
+    }
+
+    /// Prefetches the share of the `K_STEP` that begins at `k`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn fetch(self, k: usize) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let start = self.panel.wrapping_add(k * PANEL);
+        for line in self.from..self.to {
+            // SAFETY: a prefetch never faults, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) };
+        }
+    }
 }
 
 /// The floating-point operands of a tile's outlier part.

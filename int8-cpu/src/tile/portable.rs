@@ -16,7 +16,7 @@ unsafe impl TileKernel for PortableTile {
     const OFFSET: u8 = 0;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
-        let Operands { a, lda, rows, panel, k } = operands;
+        let Operands { a, lda, rows, panel, k, .. } = operands;
         for n in 0..PANEL {
             // SAFETY: line 2: the panel holds PANEL rows of k bytes.
             let w = unsafe { std::slice::from_raw_parts(panel.add(n * k), k) };
