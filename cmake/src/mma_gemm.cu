@@ -18,8 +18,8 @@ __global__ void __launch_bounds__(kThreads, 1) mma_layer(const __grid_constant__
   __shared__ alignas(128) uint8_t memory[kStages][(kBm + kBn) * kBk];
   constexpr bool kRaw = sizeof(T) == 1;
   const int m0 = blockIdx.y * kBm, n0 = blockIdx.x * kBn;
-  wait_for_predecessor();
   let_successor_start();
+  wait_for_predecessor();
   const int outliers = !kRaw && p.outlier_count != nullptr ? static_cast<int>(*p.outlier_count) : 0;
   if (p.only_beyond_capacity && outliers <= p.outlier_ld) return;
 
@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(kThreads, 1) mma_layer(const __grid_constant__
                               p.column_zeros != nullptr ? p.row_sums[m] : 0, p.column_zeros != nullptr ? p.column_zeros[n] : 0,
                               p.row_zeros != nullptr ? p.column_sums[n] : 0, p.k);
           }
-          f[i][j][e] = value * (p.row_scales[m] * (1.0f / 127.0f)) * (p.column_scales[n] * (1.0f / 127.0f));
+          f[i][j][e] = value * (p.row_scales[m] * (1.0f / 127.0f));
+          if (!p.weights_are_codes) f[i][j][e] *= p.column_scales[n] * (1.0f / 127.0f);
         }
       }
     }
@@ -102,7 +103,12 @@ __global__ void __launch_bounds__(kThreads, 1) mma_layer(const __grid_constant__
       const float threshold = p.thresholds != nullptr ? p.thresholds[row] : p.threshold;
       return fabsf(to_f32(v)) >= threshold ? v : from_f32<T>(0.0f);
     };
-    auto outlier_w = [&](int row, int k) { return from_f32<T>(outlier_weight<T>(p.weight, row, k)); };
+    // Codes are exact in 16 bits: where no exact columns are kept, the column scale comes last.
+    auto outlier_w = [&](int row, int k) {
+      if (!p.weights_are_codes) return from_f32<T>(outlier_weight<T>(p.weight, row, k));
+      const int zero = p.column_zeros != nullptr ? p.column_zeros[row] : 0;
+      return from_f32<T>(static_cast<float>(p.w[row * p.ldw + k] - zero));
+    };
     accumulate_gathered<T, false>(
         f, memory[0], outliers,
         [&](int row, int j) { return m0 + row < p.m ? outlier_x(m0 + row, p.outlier_columns[j]) : from_f32<T>(0.0f); },
@@ -116,7 +122,9 @@ __global__ void __launch_bounds__(kThreads, 1) mma_layer(const __grid_constant__
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int m = row_of(i, e), n = column_of(j, e);
-          if (m < p.m && n < p.n) y[m * p.ldy + n] = from_f32<T>(f[i][j][e] + (p.bias != nullptr ? p.bias[n] : 0.0f));
+          if (m >= p.m || n >= p.n) continue;
+          const float scale = p.weights_are_codes ? p.column_scales[n] * (1.0f / 127.0f) : 1.0f;
+          y[m * p.ldy + n] = from_f32<T>(fmaf(f[i][j][e], scale, p.bias != nullptr ? p.bias[n] : 0.0f));
         }
       }
     }

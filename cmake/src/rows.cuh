@@ -31,8 +31,9 @@ struct RowsParams {
   int32_t weights_are_codes; // 1: outliers.w holds q - z as T, exactly; 0: the weight rounded to T
 };
 
-// Rows up to this number find the outlier columns inside the quantisation kernel, each block for itself.
-constexpr int kSmallRows = 16;
+// Up to so many rows every block of the quantisation finds the outlier columns for itself, all loads in flight at once; with
+// more, another launch is cheaper than reading all rows again.
+constexpr int kSmallRows = 4;
 
 int8_cuda_status launch_rows(const RowsParams &params, cudaStream_t stream, bool overlap);
 

@@ -32,7 +32,7 @@ __device__ __forceinline__ void prefetch_bytes_to_l2(const void *from, uint32_t 
 
 // kRows: tiles of 16 rows of W a block handles. kTiles: tiles of 8 rows of x. The eight warps share out K.
 template <typename T, int kRows, int kTiles>
-__global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : 2) skinny_layer(const __grid_constant__ GemmParams p, int early_bytes) {
+__global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : kTiles == 4 ? 1 : 2) skinny_layer(const __grid_constant__ GemmParams p, int early_bytes) {
   constexpr int kN = kRows * 16, kM = kTiles * 8, kOutputs = kN * kM;
   // Windows in flight a warp: 8 loads of W, with two blocks an SM 64 KB, what hides the latency of memory.
   constexpr int kUnroll = 4 / kRows;
@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : 2) skinny_
   if (early_bytes > 0 && threadIdx.x < kN && first_n + static_cast<int>(threadIdx.x) < p.n) {
     prefetch_bytes_to_l2(p.w + (first_n + static_cast<int64_t>(threadIdx.x)) * p.ldw, min(early_bytes, inner));
   }
-  wait_for_predecessor();
   let_successor_start();
+  wait_for_predecessor();
 
   // Rows beyond n read row n - 1; their results are not stored.
   const int8_t *w[kRows][2];
@@ -60,9 +60,8 @@ __global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : 2) skinny_
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) x[t] = p.a + static_cast<int64_t>(min(t * 8 + group, p.m - 1)) * p.lda + part * 16;
 
-  int32_t acc[kRows][kTiles][4] = {};
-  for (int base = warp; base < windows; base += kWarps * kUnroll) {
-    uint4 wv[kUnroll][kRows][2], xv[kUnroll][kTiles];
+  uint4 wv[kUnroll][kRows][2], xv[kUnroll][kTiles];
+  auto load = [&](int base) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int offset = (base + u * kWarps) * kWindow;
@@ -77,6 +76,33 @@ __global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : 2) skinny_
         xv[u][t] = inside ? *reinterpret_cast<const uint4 *>(x[t] + offset) : make_uint4(0, 0, 0, 0);
       }
     }
+  };
+  load(warp);
+
+  // The outliers' latency hides behind the first weights'. The warps share out the columns; half a warp takes the 16 rows
+  // of W, the halves take alternate rows of x.
+  const uint32_t outliers = p.outlier_count != nullptr ? *p.outlier_count : 0;
+  float outlier_sums[kRows][kM / 2] = {};
+  const T *outlier_x = static_cast<const T *>(p.outlier_x);
+  for (uint32_t j = warp; j < outliers; j += kWarps) {
+    const int k = p.outlier_columns[j];
+    float weight[kRows], v[kM / 2];
+#pragma unroll
+    for (int i = 0; i < kM / 2; ++i) {
+      const int m = 2 * i + lane / 16;
+      v[i] = m < p.m ? to_f32(outlier_x[m * p.outlier_ld + j]) : 0.0f;
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) weight[r] = outlier_weight<T>(p.weight, min(first_n + r * 16 + lane % 16, p.n - 1), k);
+#pragma unroll
+    for (int i = 0; i < kM / 2; ++i) {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) outlier_sums[r][i] = fmaf(v[i], weight[r], outlier_sums[r][i]);
+    }
+  }
+
+  int32_t acc[kRows][kTiles][4] = {};
+  for (int base = warp; base < windows; base += kWarps * kUnroll) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
@@ -90,6 +116,7 @@ __global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : 2) skinny_
         }
       }
     }
+    load(base + kWarps * kUnroll);
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
@@ -123,31 +150,13 @@ __global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : 2) skinny_
     result[i] = value * (p.row_scales[m] * (1.0f / 127.0f)) * (p.column_scales[n] * (1.0f / 127.0f));
   }
 
-  const uint32_t outliers = p.outlier_count != nullptr ? *p.outlier_count : 0;
   if (outliers > 0) {
-    // The warps share out the outlier columns; half a warp takes the 16 rows of W, the halves take alternate rows of x.
-    float sums[kRows][kM / 2] = {};
-    const T *outlier_x = static_cast<const T *>(p.outlier_x);
-    for (uint32_t j = warp; j < outliers; j += kWarps) {
-      const int k = p.outlier_columns[j];
-      float weight[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) weight[r] = outlier_weight<T>(p.weight, min(first_n + r * 16 + lane % 16, p.n - 1), k);
-#pragma unroll
-      for (int i = 0; i < kM / 2; ++i) {
-        const int m = 2 * i + lane / 16;
-        if (m >= p.m) break;
-        const float v = to_f32(outlier_x[m * p.outlier_ld + j]);
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) sums[r][i] = fmaf(v, weight[r], sums[r][i]);
-      }
-    }
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
       for (int i = 0; i < kM / 2; ++i) {
-        partial[warp][(2 * i + lane / 16) * kN + r * 16 + lane % 16] = __float_as_int(sums[r][i]);
+        partial[warp][(2 * i + lane / 16) * kN + r * 16 + lane % 16] = __float_as_int(outlier_sums[r][i]);
       }
     }
     __syncthreads();

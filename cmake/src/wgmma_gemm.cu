@@ -24,14 +24,17 @@ constexpr int kPanel = 8;
 // two thirds of the L2 cache.
 constexpr int kEarlySteps = 8;
 
+// Output blocks a warpgroup has on their way out at a time. All four of a 256-column tile would cost a stage.
+constexpr int kStores = 2;
+
 template <int kBm, int kBn, int kStages>
 struct Shared {
-  alignas(1024) uint8_t a[kStages][kBm * kStepBytes];
-  alignas(1024) uint8_t b[kStages][kBn * kStepBytes];
-  alignas(1024) uint8_t c[kBm / 64][kBn / kStoreColumns][64 * kStoreColumns * 2];
-  alignas(16) float scale[kBm / 64][kBn];
-  alignas(16) float bias[kBm / 64][kBn];
-  alignas(8) uint64_t full[kStages];
+  uint8_t a[kStages][kBm * kStepBytes];
+  uint8_t b[kStages][kBn * kStepBytes];
+  uint8_t c[kBm / 64][kStores][64 * kStoreColumns * 2];
+  float scale[kBn];
+  float bias[kBn];
+  uint64_t full[kStages];
   uint64_t empty[kStages];
 };
 
@@ -54,11 +57,11 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
                 const __grid_constant__ CUtensorMap map_outlier_x, const __grid_constant__ CUtensorMap map_outlier_w,
                 const __grid_constant__ CUtensorMap map_y, const __grid_constant__ GemmParams p, int store_by_copy) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ uint8_t raw[];
+  // The swizzle counts from multiples of 1024 bytes. Without static shared memory the dynamic one starts at such.
+  extern __shared__ __align__(1024) uint8_t raw[];
   using Memory = Shared<kBm, kBn, kStages>;
-  // Dynamic shared memory is aligned to 16 bytes only; every block of a cluster gets the same offset.
-  const uint32_t misaligned = shared_address(raw) & 1023u;
-  Memory &shared = *reinterpret_cast<Memory *>(raw + (misaligned ? 1024u - misaligned : 0u));
+  Memory &shared = *reinterpret_cast<Memory *>(raw);
+  if (shared_address(raw) % 1024 != 0) __trap();
   constexpr int kGroups = kBm / 64;
   constexpr uint32_t kStageBytes = (kBm + kBn) * kStepBytes;
   const int group = static_cast<int>(threadIdx.x) / 128 - 1;
@@ -82,8 +85,8 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
     }
   }
   if (kCluster > 1) cluster_sync(); else __syncthreads();
-  wait_for_predecessor();
   let_successor_start();
+  wait_for_predecessor();
   const int outliers = p.outlier_count != nullptr ? static_cast<int>(*p.outlier_count) : 0;
   const int outlier_steps = ceil_div(outliers, kOutlierStep);
   // More outlier columns than the compact operands hold: the MMA kernel, launched after this one, does the work.
@@ -124,7 +127,7 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
   } else {
     if (kGroups > 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
-    float *scale = shared.scale[group], *bias = shared.bias[group];
+    float *scale = shared.scale, *bias = shared.bias;
     uint32_t stage = 0, phase = 0;
     auto release = [&](uint32_t s) {
       if (thread < kCluster) barrier_arrive(&shared.empty[s], thread);
@@ -144,6 +147,8 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
       const int row0 = tile_row + warp * 16 + lane / 4, row1 = row0 + 8;
       const float scale0 = row0 < p.m ? p.row_scales[row0] * (1.0f / 127.0f) : 0.0f;
       const float scale1 = row1 < p.m ? p.row_scales[row1] * (1.0f / 127.0f) : 0.0f;
+      // Both warpgroups have read the last tile's scales; each writes all of the same values.
+      if (kGroups > 1) named_barrier(1 + kGroups, kGroups * 128);
       for (int i = thread; i < kBn; i += 128) {
         const bool inside = column + i < p.n;
         scale[i] = inside ? p.column_scales[column + i] * (1.0f / 127.0f) : 0.0f;
@@ -198,9 +203,7 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
       }
 #pragma unroll
       for (int i = 0; i < kBn / 2; ++i) acc[i] = __float_as_int(f(i) * (i / 2 % 2 == 0 ? scale0 : scale1));
-      // The tile before may still be on its way out of c; scale and bias become visible.
-      if (thread == 0) copy_out_wait_read();
-      named_barrier(1 + group, 128);
+      named_barrier(1 + group, 128);  // scale and bias become visible
 
       if (outlier_steps > 0) {
         if (!p.weights_are_codes) {
@@ -247,21 +250,25 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
         // Matrices of 8x8: rows 0-7 and 8-15 of column block j, then of block j + 1.
         const int local_row = warp * 16 + (lane / 8 % 2) * 8 + lane % 8;
 #pragma unroll
-        for (int j = 0; j < kBn / 8; j += 2) {
-          const int block = j + lane / 16;
-          const uint32_t address = shared_address(shared.c[group][block / 8]) + local_row * 128 +
-                                   ((block % 8) ^ (local_row % 8)) * 16;
-          stmatrix_x4(address, pack2<T>(f(4 * j), f(4 * j + 1)), pack2<T>(f(4 * j + 2), f(4 * j + 3)),
-                      pack2<T>(f(4 * j + 4), f(4 * j + 5)), pack2<T>(f(4 * j + 6), f(4 * j + 7)));
-        }
-        fence_for_copy_engine();
-        named_barrier(1 + group, 128);
-        if (thread == 0 && tile_row < p.m) {
+        for (int c = 0; c < kBn / kStoreColumns; ++c) {
+          uint8_t *block = shared.c[group][c % kStores];
+          if (thread == 0) copy_out_wait_read<kStores - 1>();
+          named_barrier(1 + group, 128);
 #pragma unroll
-          for (int c = 0; c < kBn / kStoreColumns; ++c) {
-            if (column + c * kStoreColumns < p.n) copy_out(map_y, column + c * kStoreColumns, tile_row, shared.c[group][c]);
+          for (int j = c * 8; j < c * 8 + 8; j += 2) {
+            const int chunk = j % 8 + lane / 16;
+            const uint32_t address = shared_address(block) + local_row * 128 + (chunk ^ (local_row % 8)) * 16;
+            stmatrix_x4(address, pack2<T>(f(4 * j), f(4 * j + 1)), pack2<T>(f(4 * j + 2), f(4 * j + 3)),
+                        pack2<T>(f(4 * j + 4), f(4 * j + 5)), pack2<T>(f(4 * j + 6), f(4 * j + 7)));
           }
-          copy_out_commit();
+          fence_for_copy_engine();
+          named_barrier(1 + group, 128);
+          if (thread == 0) {
+            if (tile_row < p.m && column + c * kStoreColumns < p.n) {
+              copy_out(map_y, column + c * kStoreColumns, tile_row, block);
+            }
+            copy_out_commit();
+          }
         }
       } else {
         T *y = static_cast<T *>(p.y);
@@ -271,8 +278,8 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
           const int row = i / 2 % 2 == 0 ? row0 : row1;
           if (row < p.m && n < p.n) y[row * p.ldy + n] = from_f32<T>(f(i));
         }
-        // Nobody may overwrite scale and bias for the next tile before all have read them.
-        named_barrier(1 + group, 128);
+        // With one warpgroup nothing else keeps the next tile's scales from overwriting these.
+        if (kGroups == 1) named_barrier(1 + group, 128);
       }
     }
     if (thread == 0) copy_out_wait();
@@ -333,7 +340,8 @@ int8_cuda_status launch_tile(const GemmParams &p, CUtensorMapDataType type, cuda
   Device device;
   INT8_CUDA_PASS(current_device(&device));
   auto *kernel = wgmma_layer<T, kBm, kBn, kCluster, kStages>;
-  constexpr size_t kBytes = sizeof(Shared<kBm, kBn, kStages>) + 1024;
+  constexpr size_t kBytes = sizeof(Shared<kBm, kBn, kStages>);
+  static_assert(kBytes <= 227 * 1024, "more shared memory than a block can have");
   INT8_CUDA_TRY(allow_shared(kernel, kBytes));
   const int64_t clusters = ceil_div<int64_t>(p.m, kBm * kCluster) * ceil_div<int64_t>(p.n, kBn);
   const int64_t resident = device.multiprocessors / kCluster;
@@ -348,8 +356,8 @@ template <typename T>
 int8_cuda_status launch_typed(const GemmParams &p, CUtensorMapDataType type, int algorithm, cudaStream_t stream,
                               bool overlap) {
   switch (algorithm) {
-    case INT8_CUDA_WGMMA_128X256: return launch_tile<T, 128, 256, 2, 3>(p, type, stream, overlap);
-    case INT8_CUDA_WGMMA_128X128: return launch_tile<T, 128, 128, 1, 5>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_128X256: return launch_tile<T, 128, 256, 2, 4>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_128X128: return launch_tile<T, 128, 128, 1, 6>(p, type, stream, overlap);
     case INT8_CUDA_WGMMA_64X128: return launch_tile<T, 64, 128, 1, 8>(p, type, stream, overlap);
     default: return INT8_CUDA_INVALID;
   }
