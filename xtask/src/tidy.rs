@@ -20,6 +20,7 @@ Checks, and lists every violation:
   unsafe    only in int8-cpu, int8-cuda, int8-cuda-sys and int8-nn/src/checkpoint/mmap.rs; int8-core forbids it
   print     print macros only in int8-cli and xtask (and in tests, benches, examples and build scripts)
   unfinished  no todo!, unimplemented!, #[ignore]
+  reasons   every #[allow] and #[expect] has one
   length    source files of at most 800 lines";
 
 /// What each crate may depend on among ours, in any kind of dependency. A crate that is not listed may not exist.
@@ -198,11 +199,26 @@ fn file_violations(path: &str, text: &str) -> Vec<String> {
             forbid(&code, word, "only int8-cli and xtask print");
         }
     }
+    violations.extend(
+        lints_without_reason(&code).iter().map(|line| format!("{path}:{line}: a lint without a reason")),
+    );
     let ignored = code.lines().enumerate().filter(|(_, line)| line.contains("#[ignore"));
     violations.extend(ignored.map(|(index, _)| {
         format!("{path}:{}: `#[ignore]`: a test that cannot run says so and is counted", index + 1)
     }));
     violations
+}
+
+/// Lines (from 1) of `allow` and `expect` attributes that give no reason.
+fn lints_without_reason(code: &str) -> Vec<usize> {
+    let starts = ["[allow(", "[expect("].iter().flat_map(|start| code.match_indices(start));
+    let unreasoned = starts.filter(|(at, _)| {
+        let attribute = &code[*at..];
+        !attribute[..attribute.find(")]").unwrap_or(attribute.len())].contains("reason")
+    });
+    let mut lines: Vec<usize> = unreasoned.map(|(at, _)| code[..at].matches('\n').count() + 1).collect();
+    lines.sort_unstable();
+    lines
 }
 
 /// Under `src/` and no test: what ends up in a user's program.

@@ -85,7 +85,7 @@ fn members_without_comments_fail() {
 #[test]
 fn a_file_without_module_doc_fails() {
     for text in
-        ["", "use std::fs;\n", "// A comment.\n//! Too late.\n", "//!\n", "#![allow(x)]\n//! Too late.\n"]
+        ["", "use std::fs;\n", "// A comment.\n//! Too late.\n", "//!\n", "#![deny(x)]\n//! Too late.\n"]
     {
         let found = file_violations("int8-nn/src/a.rs", text);
         assert!(found.len() == 1 && found[0].contains("module doc"), "{text:?}: {found:?}");
@@ -158,6 +158,16 @@ fn unfinished_code_fails() {
             let found = violations_of(path, code);
             assert!(found.len() == 1 && found[0].starts_with(&format!("{path}:2")), "{code}: {found:?}");
         }
+    }
+}
+
+#[test]
+fn lints_switched_off_without_reason_fail() {
+    let reasoned = "#[expect(dead_code, reason = \"x\")]\n#![allow(\n    clippy::a,\n    reason = \"x\"\n)]\n// #[allow(b)]";
+    assert_eq!(violations_of("int8-nn/src/a.rs", reasoned), Vec::<String>::new());
+    for bare in ["#[allow(dead_code)]\nfn f() {}", "#![expect(\n    clippy::a,\n)]\nconst REASON: u8 = 0;"] {
+        let found = violations_of("int8-nn/src/a.rs", bare);
+        assert!(found.len() == 1 && found[0].starts_with("int8-nn/src/a.rs:2: a lint"), "{found:?}");
     }
 }
 
