@@ -1,0 +1,289 @@
+//! The command line as typed. What it means is decided in [`crate::plan`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// `int8`: the whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "int8",
+    version,
+    about = "Run, evaluate and inspect transformer checkpoints in 8-bit (LLM.int8())",
+    after_help = "Start with `int8 demo`; it needs no files.\n\n\
+        MODEL is a folder with config.json, tokenizer.json and model.safetensors (or its shards), as Hugging Face writes \
+        them, 16- or 32-bit, or int8 by bitsandbytes.\n\n\
+        Exit codes: 0 success; 1 the command failed, the message says why; 2 the command line makes no sense."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Threads to compute with [default: one for each core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Where to compute
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: String,
+    /// int8 kernel of the CPU; `int8 verify` lists them [default: the best this processor has]
+    #[arg(long, global = true, value_name = "NAME", env = "INT8_KERNEL")]
+    pub(crate) kernel: Option<String>,
+    /// One JSON object on standard output instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// When to use colour; NO_COLOR is honoured
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+    /// No progress on standard error
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The whole story on a 3M-parameter model inside this program: memory, outliers, quality, text
+    Demo,
+    /// Load a checkpoint, convert it to int8 and continue a text
+    #[command(after_help = "Examples:\n  int8 run ./opt-125m -p \"Once upon a time\"\n  \
+        int8 run ./opt-125m -p \"Once upon a time\" --greedy --fp      (16/32-bit, for comparison)\n  \
+        int8 run ./opt-125m --ids 5,17,42 --greedy --json           (token ids in and out)")]
+    Run(RunArgs),
+    /// Perplexity of a text
+    #[command(
+        after_help = "The text is cut into windows that do not overlap; the first token of each is not scored.\n\n\
+        Examples:\n  int8 eval ./opt-125m --text wiki.txt --window 1024\n  \
+        int8 eval ./opt-125m --text wiki.txt --scheme absmax-vector-wise\n  \
+        int8 eval ./opt-125m --text wiki.txt --rule relative --tau 30 --granularity value"
+    )]
+    Eval(EvalArgs),
+    /// Logits of a sequence of tokens, as a safetensors file
+    Logits(LogitsArgs),
+    /// What a checkpoint consists of: tensors, types, sizes, quantisation
+    Inspect(InspectArgs),
+    /// Every kernel of this machine against the reference mathematics
+    Verify(VerifyArgs),
+    /// Completions for a shell, to be sourced
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where the model is and how it is held.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Folder of a checkpoint, or one .safetensors file with config.json beside it
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
+}
+
+/// How the linear layers are held.
+#[derive(Debug, Args, Default)]
+#[command(next_help_heading = "Precision")]
+pub(crate) struct PrecisionArgs {
+    /// Weights as stored, 16- or 32-bit, computed in 32-bit: the baseline
+    #[arg(long, conflicts_with_all = ["scheme", "threshold", "rule", "tau", "statistic", "granularity", "outlier_weights", "row_maximum"])]
+    pub(crate) fp: bool,
+    /// Quantisation, one of the eight of the paper's Table 1 [default: llm-int8]
+    #[arg(long, value_name = "NAME", value_parser = crate::plan::scheme_parser())]
+    pub(crate) scheme: Option<int8_core::Scheme>,
+    /// What makes a value an outlier: its magnitude (the paper), or its size relative to its row [default: absolute]
+    #[arg(long, value_name = "RULE")]
+    pub(crate) rule: Option<Rule>,
+    /// Magnitude from which on a value is an outlier; 0 for no outliers (rule absolute) [default: 6]
+    #[arg(long, value_name = "T")]
+    pub(crate) threshold: Option<f32>,
+    /// Multiple of the row's statistic from which on a value is an outlier (rule relative) [default: 30]
+    #[arg(long, value_name = "TAU")]
+    pub(crate) tau: Option<f32>,
+    /// What a row's values are compared to (rule relative) [default: median]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) statistic: Option<Statistic>,
+    /// What leaves the int8 product with an outlier: its column (the paper), or the value alone [default: column]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) granularity: Option<OutlierGranularity>,
+    /// What outliers are multiplied with: the checkpoint's own values, fetched when needed, or dequantised int8
+    /// [default: exact]
+    #[arg(long, value_name = "HOW")]
+    pub(crate) outlier_weights: Option<OutlierWeights>,
+    /// Values that count for the scale of a row with outliers [default: paper]
+    #[arg(long, value_name = "WHOSE")]
+    pub(crate) row_maximum: Option<RowMaximum>,
+    /// Rotary frequencies: in 32-bit, as `from_pretrained` has them, or rounded to the type of the weights, as in a
+    /// module that was cast as a whole [default: f32]
+    #[arg(long, value_name = "PRECISION")]
+    pub(crate) rotary: Option<RotaryPrecision>,
+}
+
+/// `--rule`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rule {
+    /// |x| ≥ threshold.
+    Absolute,
+    /// |x| ≥ tau · statistic of the row.
+    Relative,
+}
+
+/// `--statistic`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Statistic {
+    /// Median magnitude of the values that are not zero.
+    Median,
+    /// Mean magnitude.
+    Mean,
+}
+
+/// `--granularity`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutlierGranularity {
+    /// The column, for the whole batch.
+    Column,
+    /// The value.
+    Value,
+}
+
+/// `--outlier-weights`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutlierWeights {
+    /// As the checkpoint stores them.
+    Exact,
+    /// From the int8 codes.
+    Dequantized,
+}
+
+/// `--row-maximum`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RowMaximum {
+    /// Values that stay in the int8 product.
+    Paper,
+    /// All values that are no outliers themselves.
+    Bitsandbytes,
+}
+
+/// `--rotary`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RotaryPrecision {
+    /// 32-bit.
+    F32,
+    /// The type of the weights.
+    Stored,
+}
+
+/// `int8 run`
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
+    /// Most tokens to add
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
+    pub(crate) max_tokens: usize,
+    /// Always the most probable token
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
+    pub(crate) greedy: bool,
+    /// Below 1 safer, above 1 bolder
+    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    pub(crate) temperature: f32,
+    /// Only the K most probable tokens
+    #[arg(long, value_name = "K", default_value_t = 50)]
+    pub(crate) top_k: usize,
+    /// Only the most probable tokens that together have probability P
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub(crate) top_p: f32,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Go on after the model's end-of-text token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+/// A prompt, as text or as token ids.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct InputArgs {
+    /// Text to continue
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids, separated by commas; no tokenizer is needed
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
+    pub(crate) ids: Option<Vec<u32>>,
+}
+
+/// `int8 eval`
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// UTF-8 text to score
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens a window [default: 1024, or all positions the model has]
+    #[arg(long, value_name = "N")]
+    pub(crate) window: Option<usize>,
+    /// Most windows to score [default: the whole text]
+    #[arg(long, value_name = "N")]
+    pub(crate) windows: Option<usize>,
+}
+
+/// `int8 logits`
+#[derive(Debug, Args)]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) input: InputArgs,
+    /// File to write: `logits`, f32 [tokens, vocabulary]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+}
+
+/// `int8 inspect`
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Folder of a checkpoint, or one .safetensors file
+    pub(crate) model: PathBuf,
+    /// Every tensor, not only the summary
+    #[arg(long, short)]
+    pub(crate) tensors: bool,
+}
+
+/// `int8 verify`
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Random cases besides the corpus
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) cases: u64,
+    /// Fail if this backend is not there
+    #[arg(long, value_name = "BACKEND")]
+    pub(crate) require: Vec<Required>,
+}
+
+/// `--require`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Required {
+    /// The CPU kernels.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}

@@ -1,0 +1,95 @@
+//! `int8 inspect`: what a checkpoint consists of.
+
+use int8_nn::checkpoint::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::Failure;
+use crate::args::InspectArgs;
+use crate::convert::count;
+use crate::output::{Output, bytes};
+
+/// Prints the summary, and the tensors if asked for.
+pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failure> {
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let format = checkpoint.format();
+    let config =
+        checkpoint.source().contains("config.json").then(|| checkpoint.source().read_config()).transpose()?;
+    let elements: u64 = format.dtypes.iter().map(|total| total.elements).sum();
+    let size = checkpoint.total_bytes();
+    let key =
+        |name: &str| config.as_ref().and_then(|config| config.get(name)).cloned().unwrap_or(Value::Null);
+
+    if output.json {
+        let tensors: Vec<Value> = checkpoint
+            .tensors()
+            .map(|tensor| {
+                json!({
+                    "name": tensor.name(),
+                    "dtype": tensor.dtype().name(),
+                    "shape": tensor.shape(),
+                    "bytes": tensor.bytes().len(),
+                    "file": tensor.file(),
+                })
+            })
+            .collect();
+        return output.object(&json!({
+            "model": arguments.model,
+            "model_type": key("model_type"),
+            "quantization": format.quantization.to_string(),
+            "files": format.files,
+            "metadata": format.metadata,
+            "elements": elements,
+            "bytes": size,
+            "dtypes": format.dtypes.iter().map(|total| {
+                let numbers =
+                    json!({"tensors": total.tensors, "elements": total.elements, "bytes": total.bytes});
+                (total.dtype.name().to_owned(), numbers)
+            }).collect::<serde_json::Map<_, _>>(),
+            "tensors": tensors,
+        }));
+    }
+    if arguments.tensors {
+        let width = checkpoint.names().map(str::len).max().unwrap_or(0);
+        for tensor in checkpoint.tensors() {
+            output.line(&format!(
+                "{:width$}  {:5} {:>9}  {:?}",
+                tensor.name(),
+                tensor.dtype().name(),
+                bytes(count(tensor.bytes().len())),
+                tensor.shape()
+            ))?;
+        }
+        output.line("")?;
+    }
+    let model_type = key("model_type");
+    output.line(&format!(
+        "family        {}",
+        model_type.as_str().unwrap_or("unknown (no config.json or model_type)")
+    ))?;
+    if let Some(name) = model_type.as_str() {
+        let runs = int8_nn::families::supported().contains(&name);
+        output.line(&format!(
+            "runs          {}",
+            if runs { "yes" } else { "not yet: this family is not implemented" }
+        ))?;
+    }
+    for (label, names) in [
+        ("layers", ["num_hidden_layers", "n_layer"]),
+        ("hidden size", ["hidden_size", "n_embd"]),
+        ("heads", ["num_attention_heads", "n_head"]),
+        ("vocabulary", ["vocab_size", "vocab_size"]),
+        ("positions", ["max_position_embeddings", "n_positions"]),
+    ] {
+        if let Some(value) = names.iter().map(|name| key(name)).find(|value| !value.is_null()) {
+            output.line(&format!("{label:13} {value}"))?;
+        }
+    }
+    output.line(&format!("files         {}", format.files.join(", ")))?;
+    output.line(&format!("quantisation  {}", format.quantization))?;
+    for total in &format.dtypes {
+        let name = total.dtype.name();
+        let size = bytes(total.bytes);
+        output.line(&format!("{name:13} {} tensors, {} elements, {size}", total.tensors, total.elements))?;
+    }
+    output.line(&format!("total         {}", output.bold(&format!("{} elements, {}", elements, bytes(size)))))
+}

@@ -1,0 +1,71 @@
+//! The commands, one file each.
+
+pub(crate) mod completions;
+pub(crate) mod demo;
+pub(crate) mod eval;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod run;
+pub(crate) mod verify;
+
+use int8_core::{OutlierGranularity, OutlierRule, RowStatistic};
+use int8_nn::Model;
+use int8_nn::backend::{OutlierWeights, Precision};
+use serde_json::{Value, json};
+
+use crate::Failure;
+use crate::args::InputArgs;
+use crate::convert::real_u64;
+
+/// Token ids of the input, and whether they came from text.
+fn input_ids(model: &Model, input: &InputArgs) -> Result<Vec<u32>, Failure> {
+    match (&input.prompt, &input.ids) {
+        (Some(prompt), _) => Ok(model.tokenizer()?.encode(prompt, true)?),
+        (None, ids) => Ok(ids.clone().unwrap_or_default()),
+    }
+}
+
+/// The settings of a precision, for JSON.
+fn settings(precision: &Precision) -> Value {
+    let Precision::Int8(quantization) = precision else { return Value::Null };
+    let rule = match quantization.config.rule {
+        OutlierRule::Absolute(threshold) => json!({"rule": "absolute", "threshold": threshold}),
+        OutlierRule::RelativeToRow { tau, statistic } => {
+            let statistic = match statistic {
+                RowStatistic::MeanAbs => "mean",
+                _ => "median",
+            };
+            json!({"rule": "relative", "tau": tau, "statistic": statistic})
+        }
+        _ => return json!({"rule": "none"}),
+    };
+    let granularity = match quantization.config.outlier_granularity {
+        OutlierGranularity::Column => "column",
+        OutlierGranularity::Value => "value",
+    };
+    let weights = match quantization.outlier_weights {
+        OutlierWeights::Exact => "exact",
+        OutlierWeights::Dequantized => "dequantized",
+    };
+    json!({"outliers": rule, "granularity": granularity, "outlier_weights": weights})
+}
+
+/// What left the int8 products of all layers, as shares.
+struct OutlierShare {
+    /// Columns that held an outlier, of all columns of all calls.
+    columns: f64,
+    /// Values multiplied in floating point, of all values.
+    values: f64,
+}
+
+fn outlier_share(model: &Model) -> OutlierShare {
+    let (mut columns, mut all_columns, mut values, mut all_values) = (0, 0, 0, 0);
+    for (_, layer) in model.decoder().statistics() {
+        columns += layer.outlier_columns;
+        all_columns += layer.calls * crate::convert::count(layer.inputs);
+        values += layer.outlier_values;
+        all_values += layer.values;
+    }
+    let share = |part, whole| if whole == 0 { 0.0 } else { real_u64(part) / real_u64(whole) };
+    OutlierShare { columns: share(columns, all_columns), values: share(values, all_values) }
+}

@@ -1,0 +1,17 @@
+//! Every numeric conversion of this crate that can lose something, each with the reason why it does not.
+#![allow(clippy::cast_precision_loss, reason = "this is the one file where they are decided")]
+
+/// A count or size, below 2⁵³: exact.
+pub(crate) fn real(count: usize) -> f64 {
+    count as f64
+}
+
+/// A counter, below 2⁵³: exact.
+pub(crate) fn real_u64(count: u64) -> f64 {
+    count as f64
+}
+
+/// A count as the progress bar takes it: no target has more than 64 bits.
+pub(crate) fn count(count: usize) -> u64 {
+    count as u64
+}

@@ -1,0 +1,166 @@
+//! Everything that reaches the user: text and JSON on standard output, progress on standard error.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use int8_cpu::Kernel;
+use int8_nn::backend::cpu::CpuBackend;
+use serde_json::Value;
+
+use crate::Failure;
+use crate::args::{Color, Global};
+
+/// How this run of the program talks.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) json: bool,
+    color: bool,
+    quiet: bool,
+    kernel: Option<String>,
+}
+
+impl Output {
+    /// Reads the options and sets up the threads.
+    ///
+    /// # Errors
+    /// For a device this build does not have.
+    pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
+        match global.device.as_str() {
+            "auto" | "cpu" => {}
+            cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
+                return Err(Failure::new(format!(
+                    "--device {cuda}: models do not run on a GPU yet; use --device cpu"
+                )));
+            }
+            other => {
+                return Err(Failure::usage(format!("--device {other}: expected auto, cpu or cuda:N")));
+            }
+        }
+        if let Some(threads) = global.threads {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(usize::from(threads))
+                .build_global()
+                .map_err(|error| Failure::new(format!("--threads {threads}: {error}")))?;
+        }
+        let terminal = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Ok(Self {
+            json: global.json,
+            color: match global.color {
+                Color::Auto => terminal,
+                Color::Always => true,
+                Color::Never => false,
+            },
+            quiet: global.quiet,
+            kernel: global.kernel.clone(),
+        })
+    }
+
+    /// The CPU with the kernel asked for.
+    ///
+    /// # Errors
+    /// When there is no such kernel.
+    pub(crate) fn backend(&self) -> Result<Arc<CpuBackend>, Failure> {
+        let kernel = match &self.kernel {
+            Some(name) if !name.is_empty() => {
+                Kernel::by_name(name).map_err(|error| Failure::usage(error.to_string()))?
+            }
+            _ => Kernel::best(),
+        };
+        Ok(Arc::new(CpuBackend::with_kernel(kernel)))
+    }
+
+    /// Writes text to standard output at once.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub(crate) fn text(&self, text: &str) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        Ok(out.flush()?)
+    }
+
+    /// Writes a line to standard output.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub(crate) fn line(&self, line: &str) -> Result<(), Failure> {
+        self.text(&format!("{line}\n"))
+    }
+
+    /// Writes one JSON object to standard output.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub(crate) fn object(&self, value: &Value) -> Result<(), Failure> {
+        self.line(&format!("{value:#}"))
+    }
+
+    /// Writes a remark to standard error, unless it should be quiet.
+    pub(crate) fn remark(&self, line: &str) {
+        if !self.quiet && !self.json {
+            // Nothing is lost if standard error is gone.
+            let _ = writeln!(io::stderr(), "{line}");
+        }
+    }
+
+    /// Text set in bold on a terminal.
+    pub(crate) fn bold(&self, text: &str) -> String {
+        if self.color { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Text set dim on a terminal.
+    pub(crate) fn dim(&self, text: &str) -> String {
+        if self.color { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// A progress bar on standard error; drawn only on a terminal.
+    pub(crate) fn bar(&self, verb: &str, unit: &str) -> Bar {
+        let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(None, target).with_message(verb.to_owned());
+        let template =
+            format!("{{msg}} [{{bar:32}}] {{pos}}/{{len}} {unit}, {{elapsed}} (about {{eta}} left)");
+        if let Ok(style) = ProgressStyle::with_template(&template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Bar(bar)
+    }
+}
+
+/// A progress bar.
+#[derive(Debug, Clone)]
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    /// So much is done of so much.
+    pub(crate) fn set(&self, done: usize, all: usize) {
+        self.0.set_length(crate::convert::count(all));
+        self.0.set_position(crate::convert::count(done));
+    }
+
+    /// Removes the bar.
+    pub(crate) fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A size in bytes, in decimal units, three digits.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let mut value = crate::convert::real_u64(bytes);
+    for unit in ["B", "kB", "MB", "GB"] {
+        if value < 1000.0 {
+            let digits = if unit == "B" || value >= 100.0 {
+                0
+            } else if value >= 10.0 {
+                1
+            } else {
+                2
+            };
+            return format!("{value:.digits$} {unit}");
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.2} TB")
+}

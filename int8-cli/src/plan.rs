@@ -1,0 +1,147 @@
+//! The command line as meant: options that depend on each other are resolved and checked here, before any work is done.
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use int8_core::{Config, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme, scheme};
+use int8_nn::backend::{OutlierWeights, Precision, Quantization};
+use int8_nn::checkpoint::DType;
+use int8_nn::config::RotaryPrecision;
+use int8_nn::{Loader, Model};
+
+use crate::Failure;
+use crate::args::{self, ModelArgs, PrecisionArgs};
+use crate::output::Output;
+
+/// τ of the relative rule when none is given.
+const DEFAULT_TAU: f32 = 30.0;
+
+/// Parses the name of a scheme and lists them all in the help.
+pub(crate) fn scheme_parser() -> impl TypedValueParser<Value = Scheme> {
+    PossibleValuesParser::new(Scheme::ALL.map(Scheme::name)).try_map(|name| name.parse::<Scheme>())
+}
+
+/// How the linear layers are to be held.
+///
+/// # Errors
+/// When two options contradict each other.
+pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure> {
+    if arguments.fp {
+        return Ok(Precision::Float);
+    }
+    let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
+    let about_outliers = [
+        ("--rule", arguments.rule.is_some()),
+        ("--threshold", arguments.threshold.is_some()),
+        ("--tau", arguments.tau.is_some()),
+        ("--statistic", arguments.statistic.is_some()),
+        ("--granularity", arguments.granularity.is_some()),
+        ("--outlier-weights", arguments.outlier_weights.is_some()),
+        ("--row-maximum", arguments.row_maximum.is_some()),
+    ];
+    if !scheme.decomposes()
+        && let Some((option, _)) = about_outliers.iter().find(|(_, given)| *given)
+    {
+        return Err(Failure::usage(format!(
+            "{option} is about outliers, and --scheme {scheme} takes none out; use one of {}",
+            Scheme::ALL
+                .iter()
+                .filter(|scheme| scheme.decomposes())
+                .map(|s| s.name())
+                .collect::<Vec<_>>()
+                .join(", ")
+        )));
+    }
+    let config = Config {
+        rule: if scheme.decomposes() { rule(arguments)? } else { OutlierRule::None },
+        outlier_granularity: match arguments.granularity {
+            Some(args::OutlierGranularity::Value) => OutlierGranularity::Value,
+            Some(args::OutlierGranularity::Column) | None => OutlierGranularity::Column,
+        },
+        row_maximum: match arguments.row_maximum {
+            Some(args::RowMaximum::Bitsandbytes) => RowMaximum::Bitsandbytes,
+            Some(args::RowMaximum::Paper) | None => RowMaximum::Paper,
+        },
+        ..scheme.config()
+    };
+    config.rule.validate().map_err(|error| Failure::usage(error.to_string()))?;
+    let outlier_weights = match arguments.outlier_weights {
+        Some(args::OutlierWeights::Dequantized) => OutlierWeights::Dequantized,
+        Some(args::OutlierWeights::Exact) | None => OutlierWeights::Exact,
+    };
+    Ok(Precision::Int8(Quantization { config, outlier_weights }))
+}
+
+fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {
+    // τ or a statistic alone can only mean the relative rule.
+    let relative = match arguments.rule {
+        Some(rule) => rule == args::Rule::Relative,
+        None => arguments.tau.is_some() || arguments.statistic.is_some(),
+    };
+    if relative {
+        if arguments.threshold.is_some() {
+            return Err(Failure::usage(
+                "--threshold belongs to --rule absolute; the relative rule has --tau",
+            ));
+        }
+        let statistic = match arguments.statistic {
+            Some(args::Statistic::Mean) => RowStatistic::MeanAbs,
+            Some(args::Statistic::Median) | None => RowStatistic::MedianAbs,
+        };
+        return Ok(OutlierRule::RelativeToRow { tau: arguments.tau.unwrap_or(DEFAULT_TAU), statistic });
+    }
+    if arguments.tau.is_some() || arguments.statistic.is_some() {
+        return Err(Failure::usage("--tau and --statistic belong to --rule relative"));
+    }
+    Ok(match arguments.threshold.unwrap_or(scheme::PAPER_THRESHOLD) {
+        0.0 => OutlierRule::None,
+        threshold => OutlierRule::Absolute(threshold),
+    })
+}
+
+/// The name of a precision in output: `float` or a scheme's name.
+pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
+    if arguments.fp { "float" } else { arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax).name() }
+}
+
+/// Loads the model as the arguments say, with a progress bar.
+///
+/// # Errors
+/// When the arguments contradict each other or the checkpoint cannot be loaded.
+pub(crate) fn load(arguments: &ModelArgs, output: &Output) -> Result<Model, Failure> {
+    let precision = precision(&arguments.precision)?;
+    let loader = Model::load(&arguments.model).map_err(|error| not_found_hint(arguments, error))?;
+    let rotary = rotary(&loader, arguments.precision.rotary);
+    let verb = if precision == Precision::Float { "loading" } else { "converting to int8" };
+    let bar = output.bar(verb, "blocks");
+    let progress = bar.clone();
+    let loader = loader.precision(precision).rotary_precision(rotary).on_progress(move |done, all| {
+        progress.set(done, all);
+    });
+    let model = loader.build_on(output.backend()?)?;
+    bar.clear();
+    Ok(model)
+}
+
+fn rotary(loader: &Loader, wanted: Option<args::RotaryPrecision>) -> RotaryPrecision {
+    let dtype = loader.checkpoint().tensors().next().map(|tensor| tensor.dtype());
+    match (wanted, dtype) {
+        (Some(args::RotaryPrecision::Stored), Some(DType::F16)) => RotaryPrecision::F16,
+        (Some(args::RotaryPrecision::Stored), Some(DType::BF16)) => RotaryPrecision::Bf16,
+        _ => RotaryPrecision::F32,
+    }
+}
+
+/// A name like `facebook/opt-125m` that is no folder was probably meant as one of the hub's.
+fn not_found_hint(arguments: &ModelArgs, error: int8_nn::Error) -> Failure {
+    let path = &arguments.model;
+    let failure = Failure::from(error);
+    let looks_like_id = path.is_relative() && path.components().count() == 2 && !path.exists();
+    if looks_like_id {
+        failure.hint(format!(
+            "`{}` is no folder here. If it is a name on the Hugging Face hub, download it first: hf download {} --local-dir {0}",
+            path.display(),
+            path.display()
+        ))
+    } else {
+        failure
+    }
+}
