@@ -14,6 +14,10 @@ use super::mmap::Mapping;
 /// Weights are mapped, never read whole.
 const WHOLE_FILE_LIMIT: u64 = 320 << 20;
 
+/// The largest file that [`Source::read_json`] parses: a parsed value takes up to 16 times the text's memory, and the
+/// largest configurations (with label tables) have 2 MB.
+const JSON_LIMIT: u64 = 32 << 20;
+
 /// Why a file is needed that the program names itself.
 const ASKED: &str = "the model cannot be read without it";
 
@@ -132,6 +136,10 @@ impl Source {
     /// [`CheckpointError::MissingFile`], [`CheckpointError::UnsafeName`], [`CheckpointError::NotRegular`],
     /// [`CheckpointError::TooLarge`] or [`CheckpointError::Io`].
     pub fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        self.bytes_up_to(WHOLE_FILE_LIMIT, name)
+    }
+
+    fn bytes_up_to(&self, limit: u64, name: &str) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let folder = match &self.0 {
             Kind::Folder(folder) => folder,
             Kind::Embedded(files) => {
@@ -151,20 +159,16 @@ impl Source {
             return Err(self.missing(name, ASKED));
         }
         let (file, length) = open_regular(&path)?;
-        let too_large = |found| CheckpointError::TooLarge {
-            file: path.display().to_string(),
-            limit: WHOLE_FILE_LIMIT,
-            found,
-        };
-        if length > WHOLE_FILE_LIMIT {
+        let too_large = |found| CheckpointError::TooLarge { file: path.display().to_string(), limit, found };
+        if length > limit {
             return Err(too_large(length));
         }
         let mut bytes = Vec::new();
         // One byte beyond the limit tells a file that grows while it is read.
-        let read = file.take(WHOLE_FILE_LIMIT + 1).read_to_end(&mut bytes);
+        let read = file.take(limit + 1).read_to_end(&mut bytes);
         read.map_err(|error| path_error(&path, "read this file", error))?;
         match u64::try_from(bytes.len()) {
-            Ok(found) if found > WHOLE_FILE_LIMIT => Err(too_large(found)),
+            Ok(found) if found > limit => Err(too_large(found)),
             _ => Ok(Cow::Owned(bytes)),
         }
     }
@@ -174,7 +178,11 @@ impl Source {
     /// # Errors
     /// As [`Source::bytes`], and [`CheckpointError::NotText`].
     pub fn read_text(&self, name: &str) -> Result<String, CheckpointError> {
-        let bytes = self.bytes(name)?.into_owned();
+        self.text_up_to(WHOLE_FILE_LIMIT, name)
+    }
+
+    fn text_up_to(&self, limit: u64, name: &str) -> Result<String, CheckpointError> {
+        let bytes = self.bytes_up_to(limit, name)?.into_owned();
         match String::from_utf8(bytes) {
             Ok(text) => Ok(match text.strip_prefix('\u{feff}') {
                 Some(rest) => rest.to_owned(),
@@ -192,7 +200,7 @@ impl Source {
     /// # Errors
     /// As [`Source::read_text`], and [`CheckpointError::Json`].
     pub fn read_json(&self, name: &str) -> Result<serde_json::Value, CheckpointError> {
-        let text = self.read_text(name)?;
+        let text = self.text_up_to(JSON_LIMIT, name)?;
         serde_json::from_str(&text)
             .map_err(|error| CheckpointError::Json { file: self.label(name), reason: error.to_string() })
     }

@@ -117,7 +117,7 @@ struct Place {
 const PARTIAL: &str = ".partial";
 const RUN_NOTE: &str = "int8-write.partial";
 const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 impl CheckpointWriter {
     /// Plans the shards in the order the tensors are given and prepares `folder`, creating it if need be.

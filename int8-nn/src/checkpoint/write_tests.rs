@@ -78,6 +78,14 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
+/// The same files with the same bytes; names only those that differ.
+fn assert_same(left: &BTreeMap<String, Vec<u8>>, right: &BTreeMap<String, Vec<u8>>) {
+    assert!(left.keys().eq(right.keys()), "{:?} and {:?}", left.keys(), right.keys());
+    let different: Vec<_> =
+        left.iter().filter(|(name, bytes)| right[*name] != **bytes).map(|(name, _)| name).collect();
+    assert!(different.is_empty(), "different contents: {different:?}");
+}
+
 fn assert_reads_back(folder: &Path) {
     let checkpoint = Checkpoint::open(folder).unwrap();
     assert_eq!(checkpoint.len(), tensors().len());
@@ -125,7 +133,7 @@ fn shards_keep_to_their_size_and_any_order_of_pieces_gives_the_same_bytes() {
         }
     }
     writer.finish(&FILES).unwrap();
-    assert_eq!(contents(forward.path()), contents(backward.path()));
+    assert_same(&contents(forward.path()), &contents(backward.path()));
     assert_reads_back(forward.path());
     let checkpoint = Checkpoint::open(forward.path()).unwrap();
     assert!(checkpoint.files().len() >= 5, "{} files", checkpoint.files().len());
@@ -161,9 +169,66 @@ fn an_interrupted_run_never_looks_finished_and_resumes_to_the_same_bytes() {
             // Stopped once more on the way.
             write_all(create(folder.path(), Existing::Resume), 3);
             assert!(write_all(create(folder.path(), Existing::Resume), usize::MAX));
-            assert_eq!(contents(folder.path()), expected, "after {steps} pieces");
+            assert_same(&contents(folder.path()), &expected);
         }
     }
+}
+
+/// Where the child process of the next test writes.
+const CHILD_FOLDER: &str = "INT8_TEST_WRITE_FOLDER";
+
+/// Killed without warning at ten points of its life: the same promises as when it stops by itself.
+#[test]
+fn a_killed_run_never_looks_finished_and_resumes_to_the_same_bytes() {
+    let whole = tempfile::tempdir().unwrap();
+    let create =
+        |folder: &Path| CheckpointWriter::create(folder, &specs(), &options(300, Existing::Resume)).unwrap();
+    assert!(write_all(create(whole.path()), usize::MAX));
+    let expected = contents(whole.path());
+    let mut killed = 0;
+    for point in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "checkpoint::write_tests::child_that_writes_until_killed"])
+            .env(CHILD_FOLDER, folder.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // By what it has done, not by the clock: the points are then the same on a slow machine.
+        while contents_len(folder.path()) <= point && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        if !folder.path().join("config.json").exists() {
+            assert!(
+                Checkpoint::open(folder.path()).is_err() || folder.path().join(super::write::INDEX).exists()
+            );
+        }
+        let finished = folder.path().join("config.json").exists();
+        if !finished || folder.path().join("int8-write.partial").exists() {
+            assert!(write_all(create(folder.path()), usize::MAX));
+        }
+        assert_same(&contents(folder.path()), &expected);
+    }
+    assert!(killed >= 5, "only {killed} of 10 were killed in time");
+}
+
+/// Number of files, of a folder that another process is changing.
+fn contents_len(folder: &Path) -> usize {
+    fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+#[test]
+#[ignore = "run as a child process by the test above, which kills it"]
+fn child_that_writes_until_killed() {
+    let Some(folder) = std::env::var_os(CHILD_FOLDER) else {
+        eprintln!("SKIPPED: only its parent says where to write");
+        return;
+    };
+    let create = CheckpointWriter::create(folder, &specs(), &options(300, Existing::Resume));
+    write_all(create.unwrap(), usize::MAX);
 }
 
 #[test]
@@ -182,13 +247,13 @@ fn an_earlier_checkpoint_is_kept_unless_told_otherwise() {
     assert!(exists(create(&specs(), "source A", Existing::Refuse)));
     assert!(exists(create(&specs(), "source B", Existing::Resume)));
     assert!(exists(create(&specs()[1..], "source A", Existing::Resume)));
-    assert_eq!(contents(folder.path()), unfinished, "a refusal changes nothing");
+    assert_same(&contents(folder.path()), &unfinished);
     assert!(write_all(create(&specs(), "source A", Existing::Resume).unwrap(), usize::MAX));
 
     let finished = contents(folder.path());
     assert!(exists(create(&specs(), "source A", Existing::Refuse)));
     assert!(exists(create(&specs(), "source A", Existing::Resume)));
-    assert_eq!(contents(folder.path()), finished, "a refusal changes nothing");
+    assert_same(&contents(folder.path()), &finished);
 
     fs::write(folder.path().join("notes.safetensors"), "kept").unwrap();
     let writer = create(&specs()[..2], "source B", Existing::Replace).unwrap();
