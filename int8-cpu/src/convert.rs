@@ -114,6 +114,17 @@ pub(crate) enum Typed<'a> {
     Bf16(&'a [bf16]),
 }
 
+impl Typed<'_> {
+    /// How many.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+}
+
 /// Some elements to be written, as the type they are.
 pub(crate) enum TypedMut<'a> {
     F32(&'a mut [f32]),

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use crate::buffer::{Buffer, LINE};
 use crate::convert;
 use crate::matrix::Source;
-use crate::rows::{self, Constants, Keep, Range};
-use crate::tile::{TileKernel, Vectorized};
+use crate::rows::{self, BLOCK, Constants, Keep, Range, scratch_length};
+use crate::tile::{Instructions, TileKernel, Vectorized};
 use crate::weight::padded;
 
 /// Elements of `x` below which preparing it is left to the calling thread: some 10 µs of work, about what waking a
@@ -92,7 +92,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         codes.reserve(rows * stride);
 
         let columns = self.outlier_columns();
-        let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { inner }];
+        let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
         columns.iter().for_each(|column| mask[*column] = 0);
 
         let constants = self.tensor_constants(&mask);
@@ -142,7 +142,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
     }
 
     fn scratch(&self) -> Scratch {
-        Scratch { row: vec![0.0; self.x.columns], magnitudes: Vec::new() }
+        Scratch { row: vec![0.0; scratch_length(self.x.columns)], magnitudes: Vec::new() }
     }
 
     /// The columns that leave as a whole.
@@ -201,15 +201,15 @@ impl<K: TileKernel> Quantizer<'_, K> {
 
     /// The magnitude from which on a value of this row is an outlier.
     #[inline(always)]
-    fn threshold(&self, values: &[f32], magnitudes: &mut Vec<u32>) -> f32 {
+    fn threshold(&self, blocks: &[[f32; BLOCK]], magnitudes: &mut Vec<u32>) -> f32 {
         match self.config.rule {
             OutlierRule::None => f32::NAN,
             OutlierRule::Absolute(threshold) => threshold,
             OutlierRule::RelativeToRow { tau, statistic } => {
-                rows::relative_threshold(values, tau, statistic, magnitudes)
+                rows::relative_threshold(blocks, self.x.columns, tau, statistic, magnitudes)
             }
             // A rule that the reference got after this crate: its own, slower answer.
-            ref other => other.threshold(aview1(values)),
+            ref other => other.threshold(aview1(&blocks.as_flattened()[..self.x.columns])),
         }
     }
 
@@ -251,11 +251,11 @@ impl<K: TileKernel> Vectorized for FlagColumns<'_, '_, K> {
     type Output = ();
 
     #[inline(always)]
-    fn call<const FMA: bool>(self) {
+    fn call<I: Instructions>(self, instructions: I) {
         for row in self.span {
-            let values = rows::widen(self.quantizer.x.row(row), &mut self.scratch.row);
-            let threshold = self.quantizer.threshold(values, &mut self.scratch.magnitudes);
-            rows::flag_outliers(values, threshold, self.flags);
+            let blocks = rows::widen(instructions, self.quantizer.x.row(row), &mut self.scratch.row);
+            let threshold = self.quantizer.threshold(blocks, &mut self.scratch.magnitudes);
+            rows::flag_outliers(blocks, threshold, self.flags);
         }
     }
 }
@@ -271,10 +271,10 @@ impl<K: TileKernel> Vectorized for RangeOfRow<'_, '_, K> {
     type Output = Range;
 
     #[inline(always)]
-    fn call<const FMA: bool>(self) -> Range {
-        let values = rows::widen(self.quantizer.x.row(self.row), &mut self.scratch.row);
-        let threshold = self.quantizer.threshold(values, &mut self.scratch.magnitudes);
-        rows::range(values, self.quantizer.kept(threshold, self.mask).0)
+    fn call<I: Instructions>(self, instructions: I) -> Range {
+        let blocks = rows::widen(instructions, self.quantizer.x.row(self.row), &mut self.scratch.row);
+        let threshold = self.quantizer.threshold(blocks, &mut self.scratch.magnitudes);
+        rows::range(blocks, self.quantizer.kept(threshold, self.mask).0, self.quantizer.config.encoding)
     }
 }
 
@@ -292,27 +292,28 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
     type Output = ();
 
     #[inline(always)]
-    fn call<const FMA: bool>(self) {
+    fn call<I: Instructions>(self, instructions: I) {
         let Self { quantizer, span, scratch, mask, columns, constants, part } = self;
         let config = quantizer.config;
         let stride = row_stride(quantizer.x.columns);
         let by_value =
             config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
         for (i, row) in span.enumerate() {
-            let values = rows::widen(quantizer.x.row(row), &mut scratch.row);
-            let threshold = quantizer.threshold(values, &mut scratch.magnitudes);
+            let blocks = rows::widen(instructions, quantizer.x.row(row), &mut scratch.row);
+            let threshold = quantizer.threshold(blocks, &mut scratch.magnitudes);
             let (counted, encoded) = quantizer.kept(threshold, mask);
-            let constants =
-                constants.unwrap_or_else(|| Constants::new(rows::range(values, counted), config.encoding));
+            let constants = constants.unwrap_or_else(|| {
+                Constants::new(rows::range(blocks, counted, config.encoding), config.encoding)
+            });
             let codes = &mut part.codes[i * stride..(i + 1) * stride];
-            let sum = rows::encode(values, encoded, constants, K::OFFSET, codes);
+            let sum = rows::encode(blocks, quantizer.x.columns, encoded, constants, K::OFFSET, codes);
             let result = &mut part.results[i];
             result.terms = RowTerms { step: constants.scale / 127.0, zero_point: constants.zero_point, sum };
             if by_value {
-                rows::list_outliers(values, threshold, &mut result.outliers);
+                rows::list_outliers(blocks, threshold, &mut result.outliers);
             }
             for (o, column) in columns.iter().enumerate() {
-                part.dense[i * columns.len() + o] = values[*column];
+                part.dense[i * columns.len() + o] = blocks.as_flattened()[*column];
             }
         }
     }

@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
 use crate::driver::{self, Grid, next_panel};
-use crate::epilogue::{Finish, Scale};
+use crate::epilogue::{Finish, PanelTerms, SparseRow};
 use crate::input::{Input, Outliers, Quantizer};
 use crate::kernel::Dispatch;
 use crate::matrix::{IntegerTarget, Source, Target};
@@ -117,25 +117,19 @@ struct Layer<'a, K> {
 
 impl<K: TileKernel> Layer<'_, K> {
     fn block(&self, block: driver::Block) {
-        let (outputs, inner) = self.weight.dim();
-        let padded_inner = padded(inner);
+        let padded_inner = padded(self.weight.dim().1);
         let mut outlier_panel = Buffer::zeroed(self.columns.len() * PANEL * 4);
         let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
-        let mut result = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
         let mut outlier_sums = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
+        let tiles = block.rows.tiles().count();
         for panel in block.panels {
-            let first = panel * PANEL;
-            let width = PANEL.min(outputs - first);
             let codes = self.weight.panel(panel);
             if self.columns.len() > 0 {
                 let target = outlier_panel.floats_mut();
                 self.tile.vectorize(FillPanel { columns: self.columns, weight: self.weight, panel, target });
             }
-            let mut bias = [0.0; PANEL];
-            if let Some(all) = self.bias {
-                bias[..width].copy_from_slice(&all[first..first + width]);
-            }
-            let (tiles, ahead) = (block.rows.tiles().count(), next_panel(self.weight, panel));
+            let terms = PanelTerms::new(self.weight, panel, self.bias);
+            let ahead = next_panel(self.weight, panel);
             for (tile_index, rows) in block.rows.tiles().enumerate() {
                 let operands = Operands {
                     a: self.input.codes.codes()[rows.start * self.input.stride..].as_ptr(),
@@ -148,27 +142,18 @@ impl<K: TileKernel> Layer<'_, K> {
                 // SAFETY: line 1: the code buffer holds every row of x at this stride, which is at least padded K;
                 // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K.
                 unsafe { self.tile.product(operands, &mut acc) };
-                self.tile.vectorize(Scale {
-                    acc: &acc,
-                    rows: &self.input.terms[rows.clone()],
-                    weight: self.weight,
-                    panel,
-                    offset: i32::from(K::OFFSET),
-                    result: &mut result,
-                });
-                let outlier_sums =
+                let outlier_part =
                     self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
-                for (r, row) in rows.enumerate() {
-                    // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.
-                    let target = unsafe { self.target.slice(row, first, width) };
-                    self.tile.vectorize(Finish {
-                        int8_part: &result.0[r],
-                        outlier_part: outlier_sums.map(|sums| &sums.0[r]),
-                        bias: &bias,
-                        store: self.store,
-                        target,
-                    });
-                }
+                self.tile.vectorize(Finish {
+                    acc: &acc,
+                    outlier_part,
+                    rows: rows.clone(),
+                    terms: &self.input.terms[rows],
+                    panel: &terms,
+                    offset: i32::from(K::OFFSET),
+                    store: self.store,
+                    target: &self.target,
+                });
             }
         }
     }
@@ -199,7 +184,7 @@ impl<K: TileKernel> Layer<'_, K> {
             Outliers::Sparse(lists) => {
                 let (panel, _) = panel.as_chunks::<PANEL>();
                 for (row, sums) in lists[rows].iter().zip(&mut sums.0) {
-                    self.tile.vectorize(crate::epilogue::SparseRow { outliers: row, panel, sums });
+                    self.tile.vectorize(SparseRow { outliers: row, panel, sums });
                 }
                 Some(sums)
             }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::convert::{self, Typed};
+use crate::Error;
+use crate::convert;
 use crate::kernel::Layout;
-use crate::tile::{PANEL, Vectorized};
+use crate::tile::{Instructions, PANEL, Vectorized};
 use crate::weight::{PackedWeight, padded};
-use crate::{Error, rows::widen};
 
 /// What the outliers of `x` are multiplied with.
 #[derive(Clone, Copy, Default)]
@@ -112,7 +112,7 @@ impl Vectorized for FillPanel<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call<const FMA: bool>(self) {
+    fn call<I: Instructions>(self, instructions: I) {
         let Self { columns, weight, panel, target } = self;
         let (rows, _) = target.as_chunks_mut::<PANEL>();
         let first = panel * PANEL;
@@ -137,10 +137,12 @@ impl Vectorized for FillPanel<'_> {
                     match column {
                         ExactColumn::F32(values) => row.copy_from_slice(&values[first..last]),
                         ExactColumn::F16(values) => {
-                            widen(Typed::F16(&values[first..last]), row);
+                            instructions.widen(&values[first..last], row);
                         }
                         ExactColumn::Bf16(values) => {
-                            widen(Typed::Bf16(&values[first..last]), row);
+                            for (row, value) in row.iter_mut().zip(&values[first..last]) {
+                                *row = convert::bf16_to_f32(*value);
+                            }
                         }
                     }
                 }

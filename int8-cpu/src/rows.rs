@@ -3,15 +3,17 @@
 //! Written on plain slices in blocks of fixed size, for the compiler to vectorise with whatever instruction set the
 //! kernel enables.
 
-use half::slice::HalfFloatSliceExt;
 use int8_core::quantize::MIN_SCALE;
 use int8_core::{Encoding, RowStatistic};
 
 use crate::convert::{self, Typed};
-use crate::tile::Vectorized;
+use crate::tile::{Instructions, K_STEP, Vectorized};
 
-/// Values handled at once: four zmm or eight ymm registers of f32, enough to hide the latency of a reduction.
-const BLOCK: usize = 64;
+/// Values handled at once: the codes of one cache line.
+pub(crate) const BLOCK: usize = K_STEP;
+
+/// Lanes of a running reduction: two zmm or four ymm registers, enough to hide the latency of the instruction.
+const LANES: usize = 32;
 
 /// Which values of a row take part.
 #[derive(Clone, Copy)]
@@ -78,122 +80,159 @@ impl Constants {
     }
 }
 
-/// A row as f32: the row itself, or its values widened into `scratch`.
+/// A row as f32 in blocks: the row itself, or its values widened into `scratch`, with zeros behind the last one.
+///
+/// `scratch` must hold [`scratch_length`] elements.
 #[inline(always)]
-pub(crate) fn widen<'a>(row: Typed<'a>, scratch: &'a mut [f32]) -> &'a [f32] {
+pub(crate) fn widen<'a, I: Instructions>(
+    instructions: I,
+    row: Typed<'a>,
+    scratch: &'a mut [f32],
+) -> &'a [[f32; BLOCK]] {
+    let inner = row.len();
+    let scratch = &mut scratch[..scratch_length(inner)];
     match row {
-        Typed::F32(row) => row,
-        Typed::F16(row) => {
-            let scratch = &mut scratch[..row.len()];
-            row.convert_to_f32_slice(scratch);
-            scratch
+        Typed::F32(row) => {
+            let (blocks, rest) = row.as_chunks::<BLOCK>();
+            if rest.is_empty() {
+                return blocks;
+            }
+            scratch[..inner].copy_from_slice(row);
         }
+        Typed::F16(row) => instructions.widen(row, &mut scratch[..inner]),
         Typed::Bf16(row) => {
-            let scratch = &mut scratch[..row.len()];
             for (wide, value) in scratch.iter_mut().zip(row) {
                 *wide = convert::bf16_to_f32(*value);
             }
-            scratch
         }
+    }
+    scratch[inner..].fill(0.0);
+    scratch.as_chunks::<BLOCK>().0
+}
+
+/// Elements of scratch for rows of K values.
+pub(crate) fn scratch_length(inner: usize) -> usize {
+    inner.div_ceil(BLOCK) * BLOCK
+}
+
+// No closures below: a closure is a function of its own, and one that is not inlined loses the instruction set.
+
+impl Keep<'_> {
+    /// A block with those of its values that do not take part set to zero.
+    #[inline(always)]
+    fn block(&self, index: usize, block: &[f32; BLOCK]) -> [f32; BLOCK] {
+        let mut kept = *block;
+        match self {
+            Self::All => {}
+            Self::Below(threshold) => {
+                for value in &mut kept {
+                    *value = if value.abs() >= *threshold { 0.0 } else { *value };
+                }
+            }
+            Self::Masked(masks) => {
+                for (value, mask) in kept.iter_mut().zip(&masks[index * BLOCK..(index + 1) * BLOCK]) {
+                    *value = f32::from_bits(value.to_bits() & mask);
+                }
+            }
+        }
+        kept
     }
 }
 
-/// Applies `visit` to blocks of values with those that do not take part set to zero; the last one may be short.
+/// The magnitude of a value as ordered bits; that of a NaN is above that of infinity.
 #[inline(always)]
-fn for_each_block(values: &[f32], keep: Keep<'_>, mut visit: impl FnMut(usize, &[f32])) {
-    match keep {
-        Keep::All => {
-            for (index, block) in values.chunks(BLOCK).enumerate() {
-                visit(index * BLOCK, block);
+fn magnitude(value: f32) -> u32 {
+    value.to_bits() & 0x7FFF_FFFF
+}
+
+/// The range of the values that take part. Absmax needs the magnitude alone.
+#[inline(always)]
+pub(crate) fn range(blocks: &[[f32; BLOCK]], keep: Keep<'_>, encoding: Encoding) -> Range {
+    // One running range for each of LANES values, folded at the end: no reduction inside the loop.
+    let mut magnitudes = [0_u32; LANES];
+    let (mut low, mut high) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+    for (index, block) in blocks.iter().enumerate() {
+        for part in keep.block(index, block).as_chunks::<LANES>().0 {
+            for (largest, value) in magnitudes.iter_mut().zip(part) {
+                *largest = (*largest).max(magnitude(*value));
             }
-        }
-        Keep::Below(threshold) => {
-            let mut kept = [0.0_f32; BLOCK];
-            for (index, block) in values.chunks(BLOCK).enumerate() {
-                for (kept, value) in kept.iter_mut().zip(block) {
-                    *kept = if value.abs() >= threshold { 0.0 } else { *value };
+            if encoding == Encoding::Zeropoint {
+                for (low, value) in low.iter_mut().zip(part) {
+                    *low = if *value < *low { *value } else { *low };
                 }
-                visit(index * BLOCK, &kept[..block.len()]);
-            }
-        }
-        Keep::Masked(mask) => {
-            let mut kept = [0.0_f32; BLOCK];
-            for (index, (block, mask)) in values.chunks(BLOCK).zip(mask.chunks(BLOCK)).enumerate() {
-                for ((kept, value), mask) in kept.iter_mut().zip(block).zip(mask) {
-                    *kept = f32::from_bits(value.to_bits() & mask);
+                for (high, value) in high.iter_mut().zip(part) {
+                    *high = if *value > *high { *value } else { *high };
                 }
-                visit(index * BLOCK, &kept[..block.len()]);
             }
         }
     }
+    Range {
+        low: low.into_iter().fold(0.0, |low, value| if value < low { value } else { low }),
+        high: high.into_iter().fold(0.0, |high, value| if value > high { value } else { high }),
+        magnitude: magnitudes.into_iter().fold(0, u32::max),
+    }
 }
 
-/// The range of the values that take part.
-#[inline(always)]
-pub(crate) fn range(values: &[f32], keep: Keep<'_>) -> Range {
-    // One running range for each lane of a block, folded at the end: no reduction inside the loop.
-    let (mut low, mut high, mut magnitude) = ([0.0_f32; BLOCK], [0.0_f32; BLOCK], [0_u32; BLOCK]);
-    for_each_block(values, keep, |_, block| {
-        let lanes = low.iter_mut().zip(&mut high).zip(&mut magnitude);
-        for (((low, high), magnitude), value) in lanes.zip(block) {
-            *low = if *value < *low { *value } else { *low };
-            *high = if *value > *high { *value } else { *high };
-            *magnitude = (*magnitude).max(value.to_bits() & 0x7FFF_FFFF);
-        }
-    });
-    let lanes = low.into_iter().zip(high).zip(magnitude);
-    lanes.fold(Range::EMPTY, |range, ((low, high), magnitude)| range.union(Range { low, high, magnitude }))
-}
-
-/// Writes the codes of a row, plus `offset`, and returns the sum of the codes (without the offset). Values that do not
-/// take part get the code of 0.
+/// Writes the codes of a row, plus `offset`, in whole blocks, and returns the sum of the K codes (without the offset).
+/// Values that do not take part, and those behind the last one, get the code of 0.
 #[inline(always)]
 pub(crate) fn encode(
-    values: &[f32],
+    blocks: &[[f32; BLOCK]],
+    inner: usize,
     keep: Keep<'_>,
     constants: Constants,
     offset: u8,
     codes: &mut [i8],
 ) -> i32 {
+    let (codes, _) = codes.as_chunks_mut::<BLOCK>();
     if constants.inverse == 0.0 {
-        codes[..values.len()].fill(convert::code_byte(0, offset));
+        codes[..blocks.len()].fill([convert::code_byte(0, offset); BLOCK]);
         return 0;
     }
-    let mut sums = [0_i32; BLOCK];
-    for_each_block(values, keep, |at, block| {
-        let codes = &mut codes[at..at + block.len()];
-        for ((code, sum), value) in codes.iter_mut().zip(&mut sums).zip(block) {
-            let steps = convert::round(*value * constants.inverse) + constants.zero_point;
-            let clamped = steps.clamp(-127, 127);
-            *sum += clamped;
-            *code = convert::code_byte(clamped, offset);
+    let mut sums = [0_i32; LANES];
+    for ((index, block), target) in blocks.iter().enumerate().zip(codes) {
+        let kept = keep.block(index, block);
+        let mut clamped = [0_i32; BLOCK];
+        for (code, value) in clamped.iter_mut().zip(kept) {
+            *code = (convert::round(value * constants.inverse) + constants.zero_point).clamp(-127, 127);
         }
-    });
-    sums.into_iter().sum()
+        for part in clamped.as_chunks::<LANES>().0 {
+            for (sum, code) in sums.iter_mut().zip(part) {
+                *sum = sum.wrapping_add(*code);
+            }
+        }
+        for (target, code) in target.iter_mut().zip(clamped) {
+            *target = convert::code_byte(code, offset);
+        }
+    }
+    let padding = convert::wrap(convert::length(blocks.len() * BLOCK - inner));
+    sums.into_iter().sum::<i32>() - padding * constants.zero_point
+}
+
+/// Whether any value of the block reaches the threshold; the threshold is positive, so magnitudes order like bits.
+#[inline(always)]
+fn reaches(block: &[f32; BLOCK], threshold: f32) -> bool {
+    block.iter().fold(false, |any, value| any | (value.abs() >= threshold))
 }
 
 /// Sets the flag of every column in which this row has an outlier.
 #[inline(always)]
-pub(crate) fn flag_outliers(values: &[f32], threshold: f32, flags: &mut [u8]) {
-    for (block, flags) in values.chunks(BLOCK).zip(flags.chunks_mut(BLOCK)) {
-        let mut largest = [0_u8; BLOCK];
-        for (hit, value) in largest.iter_mut().zip(block) {
-            *hit = u8::from(value.abs() >= threshold);
-        }
-        if largest.iter().fold(0, |any, hit| any | hit) != 0 {
-            for (flag, hit) in flags.iter_mut().zip(largest) {
-                *flag |= hit;
+pub(crate) fn flag_outliers(blocks: &[[f32; BLOCK]], threshold: f32, flags: &mut [u8]) {
+    for (block, flags) in blocks.iter().zip(flags.chunks_mut(BLOCK)) {
+        if reaches(block, threshold) {
+            for (flag, value) in flags.iter_mut().zip(block) {
+                *flag |= u8::from(value.abs() >= threshold);
             }
         }
     }
 }
 
-/// Appends column and value of every outlier of the row.
+/// Appends column and value of every outlier of the row. The zeros behind the last value never are: thresholds are
+/// positive.
 #[inline(always)]
-pub(crate) fn list_outliers(values: &[f32], threshold: f32, found: &mut Vec<(u32, f32)>) {
-    for (index, block) in values.chunks(BLOCK).enumerate() {
-        let any = block.iter().fold(false, |any, value| any | (value.abs() >= threshold));
-        if any {
+pub(crate) fn list_outliers(blocks: &[[f32; BLOCK]], threshold: f32, found: &mut Vec<(u32, f32)>) {
+    for (index, block) in blocks.iter().enumerate() {
+        if reaches(block, threshold) {
             for (i, value) in block.iter().enumerate().filter(|(_, value)| value.abs() >= threshold) {
                 found.push((convert::index(index * BLOCK + i), *value));
             }
@@ -204,11 +243,13 @@ pub(crate) fn list_outliers(values: &[f32], threshold: f32, found: &mut Vec<(u32
 /// `tau · statistic(row)`, or +∞ where the statistic is 0 or not finite: bit for bit the reference's threshold.
 #[inline(always)]
 pub(crate) fn relative_threshold(
-    values: &[f32],
+    blocks: &[[f32; BLOCK]],
+    inner: usize,
     tau: f32,
     statistic: RowStatistic,
     scratch: &mut Vec<u32>,
 ) -> f32 {
+    let values = &blocks.as_flattened()[..inner];
     let level = match statistic {
         RowStatistic::MeanAbs => {
             // In order, as the reference sums: another order could round differently.
@@ -225,7 +266,7 @@ pub(crate) fn relative_threshold(
 fn lower_median(values: &[f32], magnitudes: &mut Vec<u32>) -> f32 {
     magnitudes.clear();
     // Magnitudes of floats order like their bits.
-    magnitudes.extend(values.iter().map(|value| value.to_bits() & 0x7FFF_FFFF).filter(|bits| *bits != 0));
+    magnitudes.extend(values.iter().map(|value| magnitude(*value)).filter(|bits| *bits != 0));
     if magnitudes.is_empty() {
         return 0.0;
     }
@@ -242,6 +283,7 @@ pub(crate) struct EncodeRow<'a> {
     pub(crate) scratch: &'a mut [f32],
     pub(crate) constants: Option<Constants>,
     pub(crate) encoding: Encoding,
+    /// Whole blocks; behind the last value zero codes are left.
     pub(crate) codes: &'a mut [i8],
 }
 
@@ -250,11 +292,15 @@ impl Vectorized for EncodeRow<'_> {
     type Output = (Constants, i32);
 
     #[inline(always)]
-    fn call<const FMA: bool>(self) -> Self::Output {
-        let values = widen(self.row, self.scratch);
-        let constants =
-            self.constants.unwrap_or_else(|| Constants::new(range(values, Keep::All), self.encoding));
-        (constants, encode(values, Keep::All, constants, 0, self.codes))
+    fn call<I: Instructions>(self, instructions: I) -> Self::Output {
+        let inner = self.row.len();
+        let blocks = widen(instructions, self.row, self.scratch);
+        let constants = self
+            .constants
+            .unwrap_or_else(|| Constants::new(range(blocks, Keep::All, self.encoding), self.encoding));
+        let sum = encode(blocks, inner, Keep::All, constants, 0, self.codes);
+        self.codes[inner..].fill(0);
+        (constants, sum)
     }
 }
 
@@ -262,13 +308,14 @@ impl Vectorized for EncodeRow<'_> {
 pub(crate) struct RowRange<'a> {
     pub(crate) row: Typed<'a>,
     pub(crate) scratch: &'a mut [f32],
+    pub(crate) encoding: Encoding,
 }
 
 impl Vectorized for RowRange<'_> {
     type Output = Range;
 
     #[inline(always)]
-    fn call<const FMA: bool>(self) -> Range {
-        range(widen(self.row, self.scratch), Keep::All)
+    fn call<I: Instructions>(self, instructions: I) -> Range {
+        range(widen(instructions, self.row, self.scratch), Keep::All, self.encoding)
     }
 }

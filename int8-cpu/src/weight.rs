@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::kernel::{Dispatch, Kernel, Layout};
 use crate::matrix::Source;
-use crate::rows::{Constants, EncodeRow, Range, RowRange};
+use crate::rows::{Constants, EncodeRow, Range, RowRange, scratch_length};
 use crate::tile::{K_STEP, PANEL, TileKernel};
 use crate::{Error, convert, rows_of};
 
@@ -87,6 +87,7 @@ impl PackedWeight {
         }
         pack(kernel, outputs, inner, |row, target| {
             let source = codes.row(row);
+            // `target` is padded; the padding stays zero.
             let mut sum = 0;
             for (target, code) in target.iter_mut().zip(source) {
                 *target = *code;
@@ -234,13 +235,13 @@ impl Dispatch for Quantize<'_> {
         let (outputs, inner) = (w.rows, w.columns);
         let whole = (granularity == Granularity::Tensor).then(|| {
             let ranges = (0..outputs).into_par_iter().map_init(
-                || vec![0.0; inner],
-                |scratch, row| tile.vectorize(RowRange { row: w.row(row), scratch }),
+                || vec![0.0; scratch_length(inner)],
+                |scratch, row| tile.vectorize(RowRange { row: w.row(row), scratch, encoding }),
             );
             Constants::new(ranges.reduce(|| Range::EMPTY, Range::union), encoding)
         });
         pack(kernel, outputs, inner, |row, codes| {
-            let mut scratch = vec![0.0; inner];
+            let mut scratch = vec![0.0; scratch_length(inner)];
             let job = EncodeRow {
                 row: w.row(row),
                 scratch: &mut scratch,
@@ -254,7 +255,7 @@ impl Dispatch for Quantize<'_> {
     }
 }
 
-/// Packs rows that `fill` writes as codes `[K]`, returning their scale, zero point and sum. One task a panel.
+/// Packs rows that `fill` writes as codes `[padded K]`, zero behind K, returning their scale, zero point and sum. One task a panel.
 fn pack(
     kernel: Kernel,
     outputs: usize,

@@ -6,13 +6,11 @@
 use std::arch::x86_64::*;
 
 use super::{K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
-use crate::kernel::Avx512Vnni;
+use crate::kernel::{Avx2, Avx512Vnni};
 
 /// The AVX-512 VNNI tile functions.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512Tile(
-    #[allow(dead_code, reason = "the token is the proof, not a value")] pub(crate) Avx512Vnni,
-);
+pub(crate) struct Avx512Tile(pub(crate) Avx512Vnni);
 
 /// Calls `$function::<R>` for the R that equals `$rows`, 1 to 12.
 macro_rules! by_rows {
@@ -53,7 +51,7 @@ unsafe impl TileKernel for Avx512Tile {
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
         // SAFETY: line 7.
-        unsafe { vectorize(job) }
+        unsafe { vectorize(self.0.avx2(), job) }
     }
 }
 
@@ -116,8 +114,8 @@ unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut Tile<f32>) {
 /// # Safety
 /// The processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn vectorize<V: Vectorized>(job: V) -> V::Output {
-    job.call::<true>()
+unsafe fn vectorize<V: Vectorized>(token: Avx2, job: V) -> V::Output {
+    job.call(token)
 }
 #[cfg(test)]
 mod rate {

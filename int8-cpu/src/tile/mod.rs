@@ -4,6 +4,8 @@
 //! all of K and is then written to a buffer in L1, where code that is the same for every instruction set turns it into
 //! the result.
 
+use half::f16;
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -93,14 +95,17 @@ pub(crate) struct OuterOperands {
 /// are vectorised with the features of the function they end up in.
 pub(crate) trait Vectorized {
     type Output;
-    /// `FMA` tells whether `mul_add` is one instruction.
-    fn call<const FMA: bool>(self) -> Self::Output;
+    fn call<I: Instructions>(self, instructions: I) -> Self::Output;
 }
 
-/// `a·b + c`, fused where that is one instruction.
-#[inline(always)]
-pub(crate) fn multiply_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
+/// What the compiler does not find by itself when it vectorises a loop. Implemented by capability tokens.
+pub(crate) trait Instructions: Copy {
+    /// `a·b + c`, fused where that is one instruction.
+    fn multiply_add(self, a: f32, b: f32, c: f32) -> f32;
+    /// `f16 → f32`, exact. Both slices have one length.
+    fn widen(self, from: &[f16], to: &mut [f32]);
+    /// `f32 → f16`, half to even. Both slices have one length.
+    fn narrow(self, from: &[f32], to: &mut [f16]);
 }
 
 /// The instruction-set specific part of a kernel.
