@@ -53,6 +53,8 @@ typedef enum int8_cuda_algorithm {
   INT8_CUDA_WGMMA_128X256 = 3, /* sm_90a: TMA + wgmma, clusters of two along M */
   INT8_CUDA_WGMMA_128X128 = 4, /* sm_90a: TMA + wgmma */
   INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, M <= 64 */
+  INT8_CUDA_SKINNY_ONE = 7,    /* M = 1, x f16|bf16 and 16-byte aligned, K <= 65536: SKINNY that quantises x itself; leaves no
+                                * intermediate results in the workspace */
   INT8_CUDA_CUBLASLT = 6       /* int8_cuda_product alone: cuBLASLt's i8 x i8 -> i32, if the library is found */
 } int8_cuda_algorithm;
 
@@ -114,7 +116,8 @@ typedef struct int8_cuda_linear_params {
   int32_t algorithm;
 } int8_cuda_linear_params;
 
-/* Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics. */
+/* Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics.
+ * SKINNY_ONE leaves none. */
 typedef struct int8_cuda_linear_layout {
   uint64_t codes;        /* i8 [m, ldq] */
   uint64_t scales;       /* f32 [m] */

@@ -101,6 +101,12 @@ cudaError_t allow_shared(Kernel kernel, size_t bytes) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
 }
 
+// Where element (row, j) of a compact outlier operand with `rows` rows lies: panels of 64 columns, each row-major. Few
+// columns of a wide row-major matrix would all fall into the same few sets of the L2 cache.
+__host__ __device__ __forceinline__ int64_t outlier_index(int64_t rows, int64_t row, int64_t j) {
+  return (j / 64 * rows + row) * 64 + j % 64;
+}
+
 // What the columns of W that meet outliers are multiplied with.
 struct OutlierWeights {
   const int8_t *codes;        // i8 [n, k], ld = ldw

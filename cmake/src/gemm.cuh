@@ -21,7 +21,7 @@ struct GemmParams {
 
   const uint32_t *outlier_count;   // u32 [1], or null: no outliers
   const int32_t *outlier_columns;  // i32 [count]
-  const void *outlier_x;           // T [m, ld], zero-padded to a multiple of 64 columns
+  const void *outlier_x;           // T [m, ld] in panels (outlier_index), zero-padded to a multiple of 64 columns
   const void *outlier_w;           // T [n, ld], likewise
   int64_t outlier_ld;
   int32_t weights_are_codes;       // outlier_w holds q - z: the column scale comes after the outlier product
@@ -39,6 +39,10 @@ struct GemmParams {
 // Largest M of the skinny kernel: four tiles of eight rows of x.
 constexpr int kSkinnyRows = 32;
 
+// K up to which one row's codes, mask and list fit into shared memory two blocks at a time (228 KB an SM).
+constexpr int kSkinnyOneInner = 65536;
+
+int8_cuda_status launch_skinny_one(const GemmParams &params, int element, bool zero_point, cudaStream_t stream, bool overlap);
 int8_cuda_status launch_skinny(const GemmParams &params, int element, cudaStream_t stream, bool overlap);
 int8_cuda_status launch_mma(const GemmParams &params, int element, cudaStream_t stream, bool overlap);
 // The plain product, i32 [m, n] into y.

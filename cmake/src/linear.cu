@@ -63,6 +63,8 @@ constexpr int64_t kMaxSize = 1 << 30;
 // The compacted outlier operands may take this much memory; beyond it outlier columns go the slower way.
 constexpr int64_t kOutlierBytes = 256 << 20;
 
+bool aligned(const void *pointer, uintptr_t to) { return reinterpret_cast<uintptr_t>(pointer) % to == 0; }
+
 bool is_wgmma(int algorithm) {
   return algorithm >= INT8_CUDA_WGMMA_128X256 && algorithm <= INT8_CUDA_WGMMA_64X128;
 }
@@ -100,6 +102,7 @@ RowsLayout lay_out_rows(Arena *arena, int64_t rows, int64_t inner, int granulari
 // Which kernel serves a shape best, from the records under docs/benchmarks: tiles large enough to reuse operands, small
 // enough that all multiprocessors have one.
 int choose(const int8_cuda_linear_params &p, const Device &device) {
+  if (p.m == 1 && p.element != INT8_CUDA_F32 && p.k <= kSkinnyOneInner) return INT8_CUDA_SKINNY_ONE;
   if (p.m <= kSkinnyRows) return INT8_CUDA_SKINNY;
   const bool wgmma = device.major == 9 && p.element != INT8_CUDA_F32 && p.k > 0;
   if (!wgmma) return INT8_CUDA_MMA;
@@ -124,7 +127,9 @@ int8_cuda_status lay_out(const int8_cuda_linear_params &p, const Device &device,
   *layout = LinearLayout{};
   int8_cuda_linear_layout &v = layout->visible;
   v.algorithm = p.algorithm == INT8_CUDA_AUTO ? choose(p, device) : p.algorithm;
-  if (v.algorithm < INT8_CUDA_SKINNY || v.algorithm > INT8_CUDA_WGMMA_64X128) return INT8_CUDA_INVALID;
+  const bool one = v.algorithm == INT8_CUDA_SKINNY_ONE;
+  if (!one && (v.algorithm < INT8_CUDA_SKINNY || v.algorithm > INT8_CUDA_WGMMA_64X128)) return INT8_CUDA_INVALID;
+  if (one && (p.m > 1 || p.element == INT8_CUDA_F32 || p.k > kSkinnyOneInner)) return INT8_CUDA_UNSUPPORTED;
   const bool wgmma = is_wgmma(v.algorithm);
   if (device.major < 8 || (wgmma && (device.major != 9 || p.element == INT8_CUDA_F32 || p.k == 0))) return INT8_CUDA_UNSUPPORTED;
   if (v.algorithm == INT8_CUDA_SKINNY && p.m > kSkinnyRows) return INT8_CUDA_UNSUPPORTED;
@@ -143,7 +148,7 @@ int8_cuda_status lay_out(const int8_cuda_linear_params &p, const Device &device,
       const int64_t fitting = kOutlierBytes / (width * (p.m + p.n + 1)) / 64 * 64;
       layout->capacity = all < fitting ? all : fitting < 64 ? 64 : fitting;
       layout->outlier_w = arena.take(p.n * layout->capacity * width);
-    } else if (v.algorithm == INT8_CUDA_SKINNY) {
+    } else if (one || v.algorithm == INT8_CUDA_SKINNY) {
       layout->capacity = all;
     }
     layout->outlier_x = arena.take(p.m * layout->capacity * width);
@@ -156,8 +161,6 @@ template <typename T>
 T *at(void *workspace, uint64_t offset) {
   return reinterpret_cast<T *>(static_cast<uint8_t *>(workspace) + offset);
 }
-
-bool aligned(const void *pointer, uintptr_t to) { return reinterpret_cast<uintptr_t>(pointer) % to == 0; }
 
 int8_cuda_status linear(const int8_cuda_linear_params &p) {
   Device device;
@@ -206,7 +209,10 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
   rows.row_maximum = p.row_maximum;
   rows.threshold = p.threshold;
   rows.weights_are_codes = p.exact == nullptr ? 1 : 0;
-  INT8_CUDA_PASS(launch_rows(rows, stream, overlap));
+  // SKINNY_ONE reads x 16 bytes at a time. Its workspace is SKINNY's, which takes over where AUTO was asked for.
+  const bool one = v.algorithm == INT8_CUDA_SKINNY_ONE && aligned(p.x, 16);
+  if (v.algorithm == INT8_CUDA_SKINNY_ONE && !one && p.algorithm != INT8_CUDA_AUTO) return INT8_CUDA_INVALID;
+  INT8_CUDA_PASS(one ? launch_thresholds(rows, stream, overlap) : launch_rows(rows, stream, overlap));
 
   GemmParams g{};
   g.a = rows.codes;
@@ -239,7 +245,8 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
   g.thresholds = p.rule > INT8_CUDA_RULE_ABSOLUTE ? rows.thresholds : nullptr;
   g.threshold = p.threshold;
   g.by_value = p.outlier_granularity == INT8_CUDA_VALUE ? 1 : 0;
-  if (v.algorithm == INT8_CUDA_SKINNY) return launch_skinny(g, p.element, stream, overlap);
+  if (one) return launch_skinny_one(g, p.element, p.encoding == INT8_CUDA_ZEROPOINT, stream, overlap);
+  if (v.algorithm == INT8_CUDA_SKINNY || v.algorithm == INT8_CUDA_SKINNY_ONE) return launch_skinny(g, p.element, stream, overlap);
   if (v.algorithm == INT8_CUDA_MMA) return launch_mma(g, p.element, stream, overlap);
   INT8_CUDA_PASS(launch_wgmma(g, p.element, v.algorithm, stream, overlap));
   if (decompose && layout.capacity < p.k) {

@@ -10,7 +10,8 @@ struct Outliers {
   uint32_t *mask;   // u32 [ceil(k/32)], bit k%32 of word k/32: column k holds an outlier
   uint32_t *count;  // u32 [1]
   int32_t *columns; // i32 [count], ascending
-  void *x;          // T [m, ld]: the left-out values of the outlier columns, 0 elsewhere and in columns count..round_up(count, 64)
+  // Compact operands in panels of 64 columns (see outlier_index), or null: not made. Columns count..round_up(count, 64) are 0.
+  void *x;          // T [m, ld]: the left-out values of the outlier columns, 0 elsewhere
   void *w;          // T [n, ld]: the weights of those columns; see weights_are_codes
   int64_t ld;       // capacity in columns, a multiple of 64; columns beyond it are not written to x and w
 };
@@ -35,6 +36,8 @@ struct RowsParams {
 // more, another launch is cheaper than reading all rows again.
 constexpr int kSmallRows = 4;
 
+// The thresholds of a relative rule alone.
+int8_cuda_status launch_thresholds(const RowsParams &params, cudaStream_t stream, bool overlap);
 int8_cuda_status launch_rows(const RowsParams &params, cudaStream_t stream, bool overlap);
 
 }  // namespace int8_cuda

@@ -109,13 +109,16 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
           const bool codes = step < steps;
           const CUtensorMap &a = codes ? map_a : map_outlier_x;
           const CUtensorMap &b = codes ? map_w : map_outlier_w;
-          const int k = codes ? step * kStepBytes : (step - steps) * kOutlierStep;
-          copy_in(shared.a[stage], a, k, row, &shared.full[stage]);
+          // A panel of outlier columns is one k-step; rows beyond its end are the next panel's and reach no output.
+          const int panel = step - steps;
+          const int k = codes ? step * kStepBytes : 0;
+          const int a_row = codes ? row : panel * p.m + row, b_row = codes ? column : panel * p.n + column;
+          copy_in(shared.a[stage], a, k, a_row, &shared.full[stage]);
           uint8_t *to = shared.b[stage] + rank * kShare * kStepBytes;
           if (kCluster > 1) {
-            copy_in_multicast(to, b, k, column, &shared.full[stage], (1u << kCluster) - 1);
+            copy_in_multicast(to, b, k, b_row, &shared.full[stage], (1u << kCluster) - 1);
           } else {
-            copy_in(to, b, k, column, &shared.full[stage]);
+            copy_in(to, b, k, b_row, &shared.full[stage]);
           }
           if (++stage == kStages) {
             stage = 0;
@@ -331,8 +334,9 @@ int8_cuda_status launch_tile(const GemmParams &p, CUtensorMapDataType type, cuda
   INT8_CUDA_PASS(encode(&a, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.a, p.m, padded, p.lda, kBm));
   INT8_CUDA_PASS(encode(&w, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.w, p.n, padded, p.ldw, kBn / kCluster));
   if (p.outlier_count != nullptr) {
-    INT8_CUDA_PASS(encode(&outlier_x, type, 2, p.outlier_x, p.m, p.outlier_ld, p.outlier_ld, kBm));
-    INT8_CUDA_PASS(encode(&outlier_w, type, 2, p.outlier_w, p.n, p.outlier_ld, p.outlier_ld, kBn / kCluster));
+    const int64_t panels = p.outlier_ld / kOutlierStep;
+    INT8_CUDA_PASS(encode(&outlier_x, type, 2, p.outlier_x, p.m * panels, kOutlierStep, kOutlierStep, kBm));
+    INT8_CUDA_PASS(encode(&outlier_w, type, 2, p.outlier_w, p.n * panels, kOutlierStep, kOutlierStep, kBn / kCluster));
   }
   const bool store_by_copy = p.ldy % 8 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
   if (store_by_copy) INT8_CUDA_PASS(encode(&y, type, 2, p.y, p.m, p.n, p.ldy, 64));
@@ -351,14 +355,15 @@ int8_cuda_status launch_tile(const GemmParams &p, CUtensorMapDataType type, cuda
   return INT8_CUDA_OK;
 }
 
-// Stages: as many as fit into 227 KB beside the output tile.
+// Stages: as many as fit into 227 KB beside the output tile. The small tile, which waits for memory, needs no more than 100 KB
+// in flight and leaves room for the blocks of the quantisation before it.
 template <typename T>
 int8_cuda_status launch_typed(const GemmParams &p, CUtensorMapDataType type, int algorithm, cudaStream_t stream,
                               bool overlap) {
   switch (algorithm) {
     case INT8_CUDA_WGMMA_128X256: return launch_tile<T, 128, 256, 2, 4>(p, type, stream, overlap);
     case INT8_CUDA_WGMMA_128X128: return launch_tile<T, 128, 128, 1, 6>(p, type, stream, overlap);
-    case INT8_CUDA_WGMMA_64X128: return launch_tile<T, 64, 128, 1, 8>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_64X128: return launch_tile<T, 64, 128, 1, 5>(p, type, stream, overlap);
     default: return INT8_CUDA_INVALID;
   }
 }
