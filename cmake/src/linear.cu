@@ -102,10 +102,11 @@ RowsLayout lay_out_rows(Arena *arena, int64_t rows, int64_t inner, int granulari
 // Which kernel serves a shape best, from the records under docs/benchmarks: tiles large enough to reuse operands, small
 // enough that all multiprocessors have one.
 int choose(const int8_cuda_linear_params &p, const Device &device) {
-  if (p.m == 1 && p.element != INT8_CUDA_F32 && p.k <= kSkinnyOneInner) return INT8_CUDA_SKINNY_ONE;
-  if (p.m <= kSkinnyRows) return INT8_CUDA_SKINNY;
+  // One row: below 64 MB of weights a second launch costs more than every block quantising x for itself.
+  if (p.m == 1 && p.element != INT8_CUDA_F32 && p.k <= kSkinnyOneInner && p.n * p.k <= 64 << 20) return INT8_CUDA_SKINNY_ONE;
+  if (p.m <= 16) return INT8_CUDA_SKINNY;
   const bool wgmma = device.major == 9 && p.element != INT8_CUDA_F32 && p.k > 0;
-  if (!wgmma) return INT8_CUDA_MMA;
+  if (!wgmma) return p.m <= kSkinnyRows ? INT8_CUDA_SKINNY : INT8_CUDA_MMA;
   if (p.m <= 64) return INT8_CUDA_WGMMA_64X128;
   if (p.m <= 128) return INT8_CUDA_WGMMA_128X128;
   const int64_t large = round_up<int64_t>(ceil_div<int64_t>(p.m, 128), 2) * ceil_div<int64_t>(p.n, 256);

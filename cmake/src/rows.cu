@@ -10,6 +10,8 @@ namespace {
 constexpr int kThreads = 256, kThreadsNarrow = 64, kThreadsFewRows = 1024;
 // Fewer rows than a quarter of the multiprocessors of a large device.
 constexpr int kFewRows = 32;
+// About as many as run at a time on a large device.
+constexpr int kManyRows = 2048;
 // Rows of W, and of x, that one block gathers: one 16-byte piece a thread and panel.
 constexpr int kGatherRows = 32;
 
@@ -442,8 +444,12 @@ int8_cuda_status launch_16bit(const RowsParams &p, cudaStream_t stream, bool ove
   if (p.m <= kFewRows && p.outliers.w == nullptr && p.ldq <= 2 * kThreadsFewRows * kChunk) {
     return launch_typed<T, true, 2, kThreadsFewRows>(p, stream, overlap);
   }
-  // Eight pieces a thread are 16 KB in flight a warp pair; 16 such blocks fill an SM's registers.
-  if (p.ldq <= 8 * kThreadsNarrow * kChunk) return launch_typed<T, true, 8, kThreadsNarrow>(p, stream, overlap);
+  // Many rows: throughput counts. Eight pieces a thread are 8 KB in flight a block; 16 such blocks fill an SM's registers.
+  // Fewer: latency does, and a row gets four times the threads.
+  if (p.ldq <= 8 * kThreadsNarrow * kChunk) {
+    return p.m >= kManyRows ? launch_typed<T, true, 8, kThreadsNarrow>(p, stream, overlap)
+                            : launch_typed<T, true, 2>(p, stream, overlap);
+  }
   if (p.ldq <= 8 * kThreads * kChunk) return launch_typed<T, true, 8>(p, stream, overlap);
   return launch_typed<T, false, 0>(p, stream, overlap);
 }

@@ -231,11 +231,13 @@ __global__ void __launch_bounds__(kThreads, 3) skinny_one(const __grid_constant_
   const bool finishes = threadIdx.x < 16 && n < p.n;
   const float column_scale = finishes ? p.column_scales[n] : 0.0f, bias = finishes && p.bias != nullptr ? p.bias[n] : 0.0f;
   PackedRange<T> packed;
+  uint32_t met = 0;
 #pragma unroll 2
   for (int chunk = threadIdx.x; chunk < chunks; chunk += kThreads) {
     T v[kChunk];
     load_chunk<T, true>(x, static_cast<int64_t>(chunk) * kChunk, p.k, v);
     const uint32_t skip = decompose ? hits_of<T, true>(v, threshold, floor) : 0u;
+    met |= skip;
     if (decompose && chunk < words * 4) reinterpret_cast<uint8_t *>(mask)[chunk] = static_cast<uint8_t>(skip);
 #pragma unroll
     for (int i = 0; i < kChunk / 2; ++i) {
@@ -266,11 +268,24 @@ __global__ void __launch_bounds__(kThreads, 3) skinny_one(const __grid_constant_
     *reinterpret_cast<uint2 *>(codes + chunk * kChunk) = make_uint2(q[0], q[1]);
   }
   if (p.column_zeros != nullptr) sum = block_reduce<kThreads>(sum, [](int32_t a, int32_t b) { return a + b; }, scratch_i32);
-  __syncthreads();
+  const int busy = __syncthreads_count(met != 0);
 
-  // Half a warp takes the 16 rows of W for one outlier column; four columns' loads are in flight at a time.
+  // Half a warp takes the 16 rows of W for one outlier column.
   float outlier_sum = 0.0f;
-  if (decompose) {
+  if (busy > 0 && busy <= kThreads / 16) {
+    // Few: the warps walk the mask, each its own words.
+    for (int base = warp * 32; base < words; base += kThreads) {
+      const uint32_t own = base + lane < words ? mask[base + lane] : 0u;
+      for (uint32_t pending = __ballot_sync(0xffffffffu, own != 0); pending != 0; pending &= pending - 1) {
+        const int from = __ffs(pending) - 1;
+        for (uint32_t bits = __shfl_sync(0xffffffffu, own, from); bits != 0; bits &= bits - 1) {
+          const int k = (base + from) * 32 + __ffs(bits) - 1;
+          outlier_sum = fmaf(to_f32(x[k]), outlier_weight<T>(p.weight, min(first_n + lane % 16, p.n - 1), k), outlier_sum);
+        }
+      }
+    }
+  } else if (busy > 0) {
+    // Many: they are listed first, and four columns' loads are in flight at a time.
     Columns<kThreads> columns{mask, mask + words, reinterpret_cast<int32_t *>(mask + 2 * words), 0};
     columns.scan(words, scratch);
     const int row = min(first_n + lane % 16, p.n - 1), first_j = threadIdx.x / 16;
