@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+
 /// The folder of the workspace's `Cargo.toml`.
 pub(crate) fn workspace_root() -> Result<PathBuf, String> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -37,6 +39,12 @@ pub(crate) fn output(mut command: Command) -> Result<Vec<u8>, String> {
     } else {
         Err(format!("`{line}` failed: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)))
     }
+}
+
+/// What `cargo metadata` says of the workspace's own packages.
+pub(crate) fn metadata() -> Result<Value, String> {
+    let text = output(cargo(&["metadata", "--no-deps", "--format-version", "1"])?)?;
+    serde_json::from_slice(&text).map_err(|error| format!("cargo metadata: {error}"))
 }
 
 /// The command as one would type it.

@@ -60,9 +60,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         return Err(format!("tidy takes no arguments, got {arguments:?}\n\n{HELP}"));
     }
     let root = shell::workspace_root()?;
-    let metadata = shell::output(shell::cargo(&["metadata", "--no-deps", "--format-version", "1"])?)?;
-    let metadata: Value =
-        serde_json::from_slice(&metadata).map_err(|error| format!("cargo metadata: {error}"))?;
+    let metadata = shell::metadata()?;
     let manifest =
         fs::read_to_string(root.join("Cargo.toml")).map_err(|error| format!("Cargo.toml: {error}"))?;
 
@@ -224,7 +222,8 @@ fn lints_without_reason(code: &str) -> Vec<usize> {
 /// Under `src/` and no test: what ends up in a user's program.
 fn is_library_code(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    path.contains("/src/") && name != "tests.rs" && !path.contains("/tests/")
+    let is_test = name == "tests.rs" || name.ends_with("_tests.rs") || path.contains("/tests/");
+    path.contains("/src/") && !is_test
 }
 
 fn forbids_unsafe(text: &str) -> bool {

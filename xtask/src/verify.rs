@@ -2,6 +2,8 @@
 //!
 //! The work is done by `int8 verify`, so that a machine without a toolchain can do it too; this builds and runs it.
 
+use serde_json::Value;
+
 use crate::shell;
 
 /// Shown by `cargo xtask help verify`.
@@ -18,12 +20,17 @@ error as a share of its bound, and says which backends are absent.
 
 /// Builds and runs `int8 verify` with these arguments.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    shell::run(shell::cargo(&command_line(arguments)?)?)
+    shell::run(shell::cargo(&command_line(arguments, &shell::metadata()?)?)?)
 }
 
-fn command_line(arguments: &[String]) -> Result<Vec<&str>, String> {
+/// `metadata` tells whether `int8` can be built with CUDA; if not, `int8 verify` says that it was not.
+fn command_line<'a>(arguments: &'a [String], metadata: &Value) -> Result<Vec<&'a str>, String> {
     let mut line = vec!["run", "--quiet", "--release", "--package", "int8-cli"];
-    if requires_cuda(arguments)? {
+    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let has_feature = packages
+        .iter()
+        .any(|package| package["name"] == "int8-cli" && !package["features"]["cuda"].is_null());
+    if requires_cuda(arguments)? && has_feature {
         line.extend(["--features", "cuda"]);
     }
     line.extend(["--", "verify"]);
@@ -61,11 +68,18 @@ fn requires_cuda(arguments: &[String]) -> Result<bool, String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
-    fn line(arguments: &str) -> Result<String, String> {
+    fn line_with(arguments: &str, features: &Value) -> Result<String, String> {
         let arguments: Vec<String> = arguments.split_whitespace().map(str::to_owned).collect();
-        command_line(&arguments).map(|line| line.join(" "))
+        let metadata = json!({"packages": [{"name": "int8-cli", "features": features}]});
+        command_line(&arguments, &metadata).map(|line| line.join(" "))
+    }
+
+    fn line(arguments: &str) -> Result<String, String> {
+        line_with(arguments, &json!({"cuda": ["int8-nn/cuda"]}))
     }
 
     #[test]
@@ -81,6 +95,8 @@ mod tests {
             assert!(line.contains("--features cuda -- verify"), "{line}");
         }
         assert!(!line("--cases 3").expect("valid arguments").contains("--features"));
+        let without = line_with("--require cuda", &json!({})).expect("valid arguments");
+        assert!(!without.contains("--features") && without.ends_with("--require cuda"), "{without}");
     }
 
     #[test]
