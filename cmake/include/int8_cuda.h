@@ -186,6 +186,8 @@ typedef struct int8_cuda_dense_params {
 } int8_cuda_dense_params;
 
 int32_t int8_cuda_abi(void);
+/* Host: sizes and offsets of the structs above, for tests of a binding. */
+const uint64_t *int8_cuda_abi_table(size_t *count);
 /* Host string, static: what a status means. */
 const char *int8_cuda_status_text(int8_cuda_status status);
 /* Host string, static: the CUDA error of the last INT8_CUDA_DEVICE status on this thread. */

@@ -1,0 +1,81 @@
+//! Compiles `cmake/` into the static library `int8_cuda`. Downloads nothing and looks only where README.md says.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn main() {
+    for variable in [
+        "DOCS_RS",
+        "CUDA_PATH",
+        "CUDA_LIBRARY_PATH",
+        "CMAKE",
+        "INT8_CUDA_ARCHITECTURES",
+        "CMAKE_BUILD_PARALLEL_LEVEL",
+    ] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    println!("cargo:rerun-if-changed=cmake");
+    if env::var_os("DOCS_RS").is_some() {
+        return;
+    }
+    if let Err(message) = build() {
+        eprintln!("{message}");
+        std::process::exit(1);
+    }
+}
+
+fn build() -> Result<(), String> {
+    let toolkit = find_toolkit();
+    let cmake = find_tool("cmake", env::var_os("CMAKE").map(PathBuf::from), toolkit.as_deref());
+    let mut missing = Vec::new();
+    if toolkit.is_none() {
+        missing.push("a CUDA 13.0 toolkit (set CUDA_PATH, or run `cargo xtask cuda-toolkit`)");
+    }
+    if cmake.is_none() {
+        missing.push("CMake 3.24 or later (install it, or run `cargo xtask cuda-toolkit`)");
+    }
+    let (Some(toolkit), Some(cmake)) = (toolkit, cmake) else {
+        return Err(format!(
+            "int8-cuda-sys needs {}. DOCS_RS=1 checks the code without.",
+            missing.join(" and ")
+        ));
+    };
+    let architectures = env::var("INT8_CUDA_ARCHITECTURES").unwrap_or_else(|_| "80;90a".into());
+    // SAFETY: a build script has one thread here, and the `cmake` crate reads this variable alone.
+    unsafe { env::set_var("CMAKE", cmake) };
+    let mut config = cmake::Config::new("cmake");
+    // The kernels are always optimised: a debug build of them is of no use to a debug build of Rust.
+    config.profile("Release").define("INT8_CUDA_ARCHITECTURES", architectures).env("CUDA_PATH", &toolkit);
+    config.define("CMAKE_CUDA_COMPILER", toolkit.join("bin/nvcc")).define("CUDAToolkit_ROOT", &toolkit);
+    if let Some(ninja) = find_tool("ninja", None, Some(&toolkit)) {
+        config.generator("Ninja").define("CMAKE_MAKE_PROGRAM", ninja);
+    }
+    let installed = config.build();
+    println!("cargo:rustc-link-search=native={}", installed.join("lib").display());
+    println!("cargo:rustc-link-search=native={}", toolkit.join("lib64").display());
+    println!("cargo:rustc-link-lib=static=int8_cuda");
+    // Static: only the driver has to be present at run time.
+    println!("cargo:rustc-link-lib=static=cudart_static");
+    for library in ["stdc++", "dl", "rt", "pthread"] {
+        println!("cargo:rustc-link-lib=dylib={library}");
+    }
+    println!("cargo:include={}", Path::new("cmake/include").display());
+    Ok(())
+}
+
+/// The first folder with `bin/nvcc`.
+fn find_toolkit() -> Option<PathBuf> {
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR")?);
+    let named = ["CUDA_PATH", "CUDA_LIBRARY_PATH"].into_iter().filter_map(env::var_os).map(PathBuf::from);
+    let known = [manifest.join("../target/cuda-toolkit"), "/usr/local/cuda".into(), "/opt/cuda".into()];
+    named.chain(known).find(|root| root.join("bin/nvcc").is_file())
+}
+
+fn find_tool(name: &str, named: Option<PathBuf>, toolkit: Option<&Path>) -> Option<PathBuf> {
+    let candidates =
+        named.into_iter().chain(toolkit.map(|root| root.join("bin").join(name))).chain([name.into()]);
+    candidates
+        .into_iter()
+        .find(|tool| Command::new(tool).arg("--version").output().is_ok_and(|output| output.status.success()))
+}

@@ -1,0 +1,55 @@
+//! Sizes and offsets of every struct are what the C++ compiler says they are. Needs the kernels linked, but no device.
+
+use std::mem::{offset_of, size_of};
+
+use int8_cuda_sys as sys;
+
+#[test]
+fn structs_are_laid_out_as_in_c() {
+    use sys::*;
+    let rust = [
+        size_of::<int8_cuda_device_info>(),
+        offset_of!(int8_cuda_device_info, l2_bytes),
+        offset_of!(int8_cuda_device_info, name),
+        size_of::<int8_cuda_quantize_params>(),
+        offset_of!(int8_cuda_quantize_params, stream),
+        offset_of!(int8_cuda_quantize_params, rows),
+        offset_of!(int8_cuda_quantize_params, element),
+        offset_of!(int8_cuda_quantize_params, threshold),
+        size_of::<int8_cuda_linear_params>(),
+        offset_of!(int8_cuda_linear_params, exact),
+        offset_of!(int8_cuda_linear_params, stream),
+        offset_of!(int8_cuda_linear_params, m),
+        offset_of!(int8_cuda_linear_params, exact_stride_c),
+        offset_of!(int8_cuda_linear_params, element),
+        offset_of!(int8_cuda_linear_params, threshold),
+        offset_of!(int8_cuda_linear_params, algorithm),
+        size_of::<int8_cuda_linear_layout>(),
+        offset_of!(int8_cuda_linear_layout, outlier_columns),
+        offset_of!(int8_cuda_linear_layout, ldq),
+        offset_of!(int8_cuda_linear_layout, algorithm),
+        size_of::<int8_cuda_product_params>(),
+        offset_of!(int8_cuda_product_params, stream),
+        offset_of!(int8_cuda_product_params, m),
+        offset_of!(int8_cuda_product_params, algorithm),
+        size_of::<int8_cuda_dequantize_params>(),
+        offset_of!(int8_cuda_dequantize_params, stream),
+        offset_of!(int8_cuda_dequantize_params, element),
+        size_of::<int8_cuda_gradient_params>(),
+        offset_of!(int8_cuda_gradient_params, dx),
+        offset_of!(int8_cuda_gradient_params, element),
+        size_of::<int8_cuda_dense_params>(),
+        offset_of!(int8_cuda_dense_params, m),
+        offset_of!(int8_cuda_dense_params, candidate),
+    ];
+    let mut count = 0;
+    // SAFETY: the function writes the count and returns a static table of that length.
+    let c = unsafe {
+        let table = int8_cuda_abi_table(&raw mut count);
+        std::slice::from_raw_parts(table, count)
+    };
+    let c: Vec<usize> = c.iter().map(|value| usize::try_from(*value).expect("an offset")).collect();
+    assert_eq!(rust.as_slice(), c.as_slice());
+    // SAFETY: takes nothing, returns a constant.
+    assert_eq!(unsafe { int8_cuda_abi() }, INT8_CUDA_ABI);
+}
