@@ -29,12 +29,6 @@ pub(crate) fn code_byte(code: i32, offset: u8) -> i8 {
     (code as i8) ^ (offset as i8)
 }
 
-/// A zero point or steps between codes, at most 254 in magnitude: exact.
-#[inline(always)]
-pub(crate) fn steps(value: i32) -> f32 {
-    value as f32
-}
-
 /// An accumulator, rounded once, half to even.
 #[inline(always)]
 pub(crate) fn accumulator(value: i32) -> f32 {
@@ -81,12 +75,6 @@ pub(crate) fn offset(value: usize) -> isize {
 #[inline(always)]
 pub(crate) fn index(value: usize) -> u32 {
     value as u32
-}
-
-/// Byte `lane` of a little-endian quad of codes, sign-extended.
-#[inline(always)]
-pub(crate) fn quad_lane(quad: u32, lane: u32) -> i32 {
-    ((quad << (24 - 8 * lane)) as i32) >> 24
 }
 
 /// `bf16 → f32`: the upper half of the bits. Exact.
@@ -181,11 +169,5 @@ mod tests {
                 None => break,
             }
         }
-    }
-
-    #[test]
-    fn quad_lanes_are_sign_extended() {
-        let quad = u32::from_le_bytes([0x81, 0x7F, 0x00, 0xFF]);
-        assert_eq!([0, 1, 2, 3].map(|lane| quad_lane(quad, lane)), [-127, 127, 0, -1]);
     }
 }

@@ -8,7 +8,7 @@ use crate::convert::{self, TypedMut};
 use crate::input::RowTerms;
 use crate::linear::Store;
 use crate::matrix::Target;
-use crate::tile::{Instructions, PANEL, Tile, Vectorized};
+use crate::tile::{Instructions, LANES, PANEL, Tile, Vectorized};
 use crate::weight::{PackedWeight, inner_length};
 
 /// Largest K for which a corrected accumulator, at most K·254², fits an i32: ⌊(2³¹ − 1)/254²⌋.
@@ -16,11 +16,11 @@ const MAX_NARROW_INNER: i64 = 2_147_483_647 / (254 * 254);
 
 /// What the epilogue needs of the columns of one panel.
 pub(crate) struct PanelTerms {
-    sums: [i32; PANEL],
-    steps: [f32; PANEL],
-    zero_points: [i32; PANEL],
+    sums: [[i32; LANES]; 2],
+    steps: [[f32; LANES]; 2],
+    zero_points: [[i32; LANES]; 2],
     has_zero_points: bool,
-    bias: [f32; PANEL],
+    bias: [[f32; LANES]; 2],
     inner: i64,
     /// First column and number of columns that exist.
     first: usize,
@@ -32,14 +32,14 @@ impl PanelTerms {
         let terms = weight.columns();
         let first = panel * PANEL;
         let width = PANEL.min(weight.dim().0 - first);
-        let mut padded_bias = [0.0; PANEL];
+        let mut padded_bias = [[0.0; LANES]; 2];
         if let Some(bias) = bias {
-            padded_bias[..width].copy_from_slice(&bias[first..first + width]);
+            padded_bias.as_flattened_mut()[..width].copy_from_slice(&bias[first..first + width]);
         }
         Self {
-            sums: std::array::from_fn(|n| terms.sums[first + n]),
-            steps: std::array::from_fn(|n| terms.steps[first + n]),
-            zero_points: std::array::from_fn(|n| terms.zero_points[first + n]),
+            sums: std::array::from_fn(|half| terms.sums.as_chunks().0[2 * panel + half]),
+            steps: std::array::from_fn(|half| terms.steps.as_chunks().0[2 * panel + half]),
+            zero_points: std::array::from_fn(|half| terms.zero_points.as_chunks().0[2 * panel + half]),
             has_zero_points: terms.has_zero_points,
             bias: padded_bias,
             inner: inner_length(weight),
@@ -51,36 +51,57 @@ impl PanelTerms {
     /// `(acc − (z_x + offset)·Σq_w − z_w·Σq_x + K·z_x·z_w)·(s_x/127)·(s_w/127)`; `offset` is what the kernel adds to
     /// the codes of x.
     #[inline(always)]
-    fn scale(&self, acc: &[i32; PANEL], row: RowTerms, offset: i32) -> [f32; PANEL] {
-        let mut y = [0.0; PANEL];
+    fn scale<I: Instructions>(
+        &self,
+        simd: I,
+        acc: &[i32; PANEL],
+        row: RowTerms,
+        offset: i32,
+    ) -> [I::Floats; 2] {
         // Σq_x − K·z_x, times z_w: the part that exists only for zero-point weights.
         let row_part = i64::from(row.sum) - self.inner * i64::from(row.zero_point);
         if self.inner > MAX_NARROW_INNER && (self.has_zero_points || row.zero_point != 0) {
-            for n in 0..PANEL {
-                let plain = acc[n].wrapping_sub(offset.wrapping_mul(self.sums[n]));
-                let corrected = i64::from(plain)
-                    - i64::from(row.zero_point) * i64::from(self.sums[n])
-                    - i64::from(self.zero_points[n]) * row_part;
-                y[n] = convert::wide_accumulator(corrected) * row.step * self.steps[n];
-            }
-            return y;
+            return self.scale_wide(simd, acc, row, row_part, offset);
         }
         // The corrected sum fits an i32, so it is exact although each term is taken modulo 2³².
-        let (column_factor, row_part) = (row.zero_point + offset, convert::wrap(row_part));
-        if self.has_zero_points {
-            for n in 0..PANEL {
-                let corrected = acc[n]
-                    .wrapping_sub(column_factor.wrapping_mul(self.sums[n]))
-                    .wrapping_sub(self.zero_points[n].wrapping_mul(row_part));
-                y[n] = convert::accumulator(corrected) * row.step * self.steps[n];
+        let column_factor = simd.splat_int(row.zero_point + offset);
+        let row_part = simd.splat_int(convert::wrap(row_part));
+        let row_step = simd.splat(row.step);
+        let mut y = [simd.splat(0.0); 2];
+        for (half, y) in y.iter_mut().enumerate() {
+            let acc = simd.load_int(&acc.as_chunks().0[half]);
+            let mut corrected = simd.subtract_product(acc, column_factor, simd.load_int(&self.sums[half]));
+            if self.has_zero_points {
+                corrected =
+                    simd.subtract_product(corrected, row_part, simd.load_int(&self.zero_points[half]));
             }
-        } else {
-            for n in 0..PANEL {
-                let corrected = acc[n].wrapping_sub(column_factor.wrapping_mul(self.sums[n]));
-                y[n] = convert::accumulator(corrected) * row.step * self.steps[n];
-            }
+            let scaled = simd.multiply(simd.to_floats(corrected), row_step);
+            *y = simd.multiply(scaled, simd.load(&self.steps[half]));
         }
         y
+    }
+
+    /// The same where the corrected sum needs an i64.
+    #[cold]
+    fn scale_wide<I: Instructions>(
+        &self,
+        simd: I,
+        acc: &[i32; PANEL],
+        row: RowTerms,
+        row_part: i64,
+        offset: i32,
+    ) -> [I::Floats; 2] {
+        let (sums, zero_points) = (self.sums.as_flattened(), self.zero_points.as_flattened());
+        let mut y = [[0.0; LANES]; 2];
+        for (n, y) in y.as_flattened_mut().iter_mut().enumerate() {
+            // The plain product fits an i32.
+            let plain = acc[n].wrapping_sub(offset.wrapping_mul(sums[n]));
+            let corrected = i64::from(plain)
+                - i64::from(row.zero_point) * i64::from(sums[n])
+                - i64::from(zero_points[n]) * row_part;
+            *y = convert::wide_accumulator(corrected) * row.step * self.steps.as_flattened()[n];
+        }
+        [simd.load(&y[0]), simd.load(&y[1])]
     }
 }
 
@@ -101,73 +122,66 @@ impl Vectorized for Finish<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call<I: Instructions>(self, instructions: I) {
+    fn call<I: Instructions>(self, simd: I) {
         let accumulate = self.store == Store::Accumulate;
+        let bias = [simd.load(&self.panel.bias[0]), simd.load(&self.panel.bias[1])];
         for (r, row) in self.rows.enumerate() {
-            let mut y = self.panel.scale(&self.acc.0[r], self.terms[r], self.offset);
+            let mut y = self.panel.scale(simd, &self.acc.0[r], self.terms[r], self.offset);
             if let Some(outlier_part) = self.outlier_part {
-                add(&mut y, &outlier_part.0[r]);
+                let part = outlier_part.0[r].as_chunks::<LANES>().0;
+                y = [simd.add(y[0], simd.load(&part[0])), simd.add(y[1], simd.load(&part[1]))];
             }
-            add(&mut y, &self.panel.bias);
+            y = [simd.add(y[0], bias[0]), simd.add(y[1], bias[1])];
             // SAFETY: tasks write blocks that do not overlap, one tile at a time; row < M, first + width ≤ N.
             match unsafe { self.target.slice(row, self.panel.first, self.panel.width) } {
                 TypedMut::F32(target) => {
-                    if accumulate {
-                        add(&mut y, &padded(target));
+                    let mut partial = [0.0; PANEL];
+                    let (whole, width) = whole_row(target, &mut partial);
+                    for (y, to) in y.into_iter().zip(whole.as_chunks_mut().0) {
+                        simd.store(if accumulate { simd.add(y, simd.load(to)) } else { y }, to);
                     }
-                    store(target, &y);
+                    finish_row(target, &partial, width);
                 }
                 TypedMut::F16(target) => {
-                    if accumulate {
-                        let mut before = [0.0; PANEL];
-                        instructions.widen(&padded(target), &mut before);
-                        add(&mut y, &before);
+                    let mut partial = [f16::ZERO; PANEL];
+                    let (whole, width) = whole_row(target, &mut partial);
+                    for (y, to) in y.into_iter().zip(whole.as_chunks_mut().0) {
+                        simd.store_f16(if accumulate { simd.add(y, simd.load_f16(to)) } else { y }, to);
                     }
-                    let mut rounded = [f16::ZERO; PANEL];
-                    instructions.narrow(&y, &mut rounded);
-                    store(target, &rounded);
+                    finish_row(target, &partial, width);
                 }
                 TypedMut::Bf16(target) => {
-                    if accumulate {
-                        for (y, before) in y.iter_mut().zip(padded(target)) {
-                            *y += convert::bf16_to_f32(before);
-                        }
+                    let mut partial = [bf16::ZERO; PANEL];
+                    let (whole, width) = whole_row(target, &mut partial);
+                    for (y, to) in y.into_iter().zip(whole.as_chunks_mut().0) {
+                        simd.store_bf16(if accumulate { simd.add(y, simd.load_bf16(to)) } else { y }, to);
                     }
-                    let mut rounded = [bf16::ZERO; PANEL];
-                    for (rounded, y) in rounded.iter_mut().zip(y) {
-                        *rounded = convert::f32_to_bf16(y);
-                    }
-                    store(target, &rounded);
+                    finish_row(target, &partial, width);
                 }
             }
         }
     }
 }
 
+/// The row of the target, or its copy in `partial` where the matrix ends within the panel; and the width of the copy.
 #[inline(always)]
-fn add(y: &mut [f32; PANEL], part: &[f32; PANEL]) {
-    for (y, part) in y.iter_mut().zip(part) {
-        *y += part;
+fn whole_row<'a, T: Copy>(target: &'a mut [T], partial: &'a mut [T; PANEL]) -> (&'a mut [T; PANEL], usize) {
+    let width = target.len();
+    if width != PANEL {
+        partial[..width].copy_from_slice(target);
+        return (partial, width);
+    }
+    match <&mut [T; PANEL]>::try_from(target) {
+        Ok(whole) => (whole, 0),
+        Err(_) => (partial, 0),
     }
 }
 
-/// What the target holds, with zeros where the panel is wider.
+/// Puts the copy of [`whole_row`] back.
 #[inline(always)]
-fn padded<T: Copy + Default>(target: &[T]) -> [T; PANEL] {
-    if let Ok(whole) = <&[T; PANEL]>::try_from(target) {
-        return *whole;
-    }
-    let mut padded = [T::default(); PANEL];
-    padded[..target.len()].copy_from_slice(target);
-    padded
-}
-
-/// Stores as many values as the target has.
-#[inline(always)]
-fn store<T: Copy>(target: &mut [T], values: &[T; PANEL]) {
-    match <&mut [T; PANEL]>::try_from(&mut *target) {
-        Ok(whole) => *whole = *values,
-        Err(_) => target.copy_from_slice(&values[..target.len()]),
+fn finish_row<T: Copy>(target: &mut [T], partial: &[T; PANEL], width: usize) {
+    if width > 0 {
+        target.copy_from_slice(&partial[..width]);
     }
 }
 
@@ -182,14 +196,18 @@ impl Vectorized for SparseRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call<I: Instructions>(self, instructions: I) {
-        let mut sums = [0.0; PANEL];
+    fn call<I: Instructions>(self, simd: I) {
+        let mut sums = [simd.splat(0.0); 2];
         for (position, x) in self.outliers {
-            let w = &self.panel[*position as usize];
-            for (sum, w) in sums.iter_mut().zip(w) {
-                *sum = instructions.multiply_add(*x, *w, *sum);
-            }
+            let w = self.panel[*position as usize].as_chunks::<LANES>().0;
+            let x = simd.splat(*x);
+            sums = [
+                simd.multiply_add(x, simd.load(&w[0]), sums[0]),
+                simd.multiply_add(x, simd.load(&w[1]), sums[1]),
+            ];
         }
-        *self.sums = sums;
+        for (sums, to) in sums.into_iter().zip(self.sums.as_chunks_mut().0) {
+            simd.store(sums, to);
+        }
     }
 }

@@ -251,11 +251,11 @@ impl<K: TileKernel> Vectorized for FlagColumns<'_, '_, K> {
     type Output = ();
 
     #[inline(always)]
-    fn call<I: Instructions>(self, instructions: I) {
+    fn call<I: Instructions>(self, simd: I) {
         for row in self.span {
-            let blocks = rows::widen(instructions, self.quantizer.x.row(row), &mut self.scratch.row);
+            let blocks = rows::widen(simd, self.quantizer.x.row(row), &mut self.scratch.row);
             let threshold = self.quantizer.threshold(blocks, &mut self.scratch.magnitudes);
-            rows::flag_outliers(blocks, threshold, self.flags);
+            rows::flag_outliers(simd, blocks, threshold, self.flags);
         }
     }
 }
@@ -271,10 +271,10 @@ impl<K: TileKernel> Vectorized for RangeOfRow<'_, '_, K> {
     type Output = Range;
 
     #[inline(always)]
-    fn call<I: Instructions>(self, instructions: I) -> Range {
-        let blocks = rows::widen(instructions, self.quantizer.x.row(self.row), &mut self.scratch.row);
+    fn call<I: Instructions>(self, simd: I) -> Range {
+        let blocks = rows::widen(simd, self.quantizer.x.row(self.row), &mut self.scratch.row);
         let threshold = self.quantizer.threshold(blocks, &mut self.scratch.magnitudes);
-        rows::range(blocks, self.quantizer.kept(threshold, self.mask).0, self.quantizer.config.encoding)
+        rows::range(simd, blocks, self.quantizer.kept(threshold, self.mask).0, self.quantizer.config.encoding)
     }
 }
 
@@ -292,25 +292,25 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
     type Output = ();
 
     #[inline(always)]
-    fn call<I: Instructions>(self, instructions: I) {
+    fn call<I: Instructions>(self, simd: I) {
         let Self { quantizer, span, scratch, mask, columns, constants, part } = self;
         let config = quantizer.config;
         let stride = row_stride(quantizer.x.columns);
         let by_value =
             config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
         for (i, row) in span.enumerate() {
-            let blocks = rows::widen(instructions, quantizer.x.row(row), &mut scratch.row);
+            let blocks = rows::widen(simd, quantizer.x.row(row), &mut scratch.row);
             let threshold = quantizer.threshold(blocks, &mut scratch.magnitudes);
             let (counted, encoded) = quantizer.kept(threshold, mask);
             let constants = constants.unwrap_or_else(|| {
-                Constants::new(rows::range(blocks, counted, config.encoding), config.encoding)
+                Constants::new(rows::range(simd, blocks, counted, config.encoding), config.encoding)
             });
             let codes = &mut part.codes[i * stride..(i + 1) * stride];
-            let sum = rows::encode(blocks, quantizer.x.columns, encoded, constants, K::OFFSET, codes);
+            let sum = rows::encode(simd, blocks, quantizer.x.columns, encoded, constants, K::OFFSET, codes);
             let result = &mut part.results[i];
             result.terms = RowTerms { step: constants.scale / 127.0, zero_point: constants.zero_point, sum };
             if by_value {
-                rows::list_outliers(blocks, threshold, &mut result.outliers);
+                rows::list_outliers(simd, blocks, threshold, &mut result.outliers);
             }
             for (o, column) in columns.iter().enumerate() {
                 part.dense[i * columns.len() + o] = blocks.as_flattened()[*column];

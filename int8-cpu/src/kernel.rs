@@ -78,14 +78,6 @@ impl AvxVnni {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-impl Avx512Vnni {
-    /// It includes AVX2.
-    pub fn avx2(self) -> Avx2 {
-        Avx2(())
-    }
-}
-
 /// A kernel that this processor can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use crate::Error;
 use crate::convert;
 use crate::kernel::Layout;
-use crate::tile::{Instructions, PANEL, Vectorized};
+use crate::tile::{Instructions, LANES, PANEL, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// What the outliers of `x` are multiplied with.
@@ -112,36 +112,65 @@ impl Vectorized for FillPanel<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call<I: Instructions>(self, instructions: I) {
+    fn call<I: Instructions>(self, simd: I) {
         let Self { columns, weight, panel, target } = self;
         let (rows, _) = target.as_chunks_mut::<PANEL>();
         let first = panel * PANEL;
         match columns {
             Columns::Dequantized(columns) => {
-                let terms = weight.columns();
-                let zeros = &terms.zero_points[first..first + PANEL];
-                let steps = &terms.steps[first..first + PANEL];
-                let codes = weight.panel(panel);
                 for (row, &k) in rows.iter_mut().zip(columns) {
-                    let column = panel_column(weight.layout(), codes, k, padded(weight.dim().1));
-                    for (((value, code), zero), step) in row.iter_mut().zip(column).zip(zeros).zip(steps) {
-                        *value = convert::steps(code - zero) * step;
+                    let codes = weight.panel(panel);
+                    for (half, row) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                        let code = match weight.layout() {
+                            Layout::Rows => {
+                                let mut column = [0; LANES];
+                                for (n, code) in column.iter_mut().enumerate() {
+                                    let n = half * LANES + n;
+                                    *code =
+                                        i32::from(codes[Layout::Rows.position(n, k, padded(weight.dim().1))]);
+                                }
+                                simd.load_int(&column)
+                            }
+                            Layout::Quads => {
+                                let quads =
+                                    codes[(k / 4) * (4 * PANEL) + half * 4 * LANES..].as_chunks::<4>().0;
+                                match quads.first_chunk::<LANES>() {
+                                    Some(quads) => simd.byte_of_quads(quads, convert::index(k % 4)),
+                                    None => continue,
+                                }
+                            }
+                        };
+                        let terms = weight.columns();
+                        let zero = simd.load_int(&terms.zero_points.as_chunks::<LANES>().0[2 * panel + half]);
+                        let step = simd.load(&terms.steps.as_chunks::<LANES>().0[2 * panel + half]);
+                        let code = simd.to_floats(simd.subtract_product(code, zero, simd.splat_int(1)));
+                        simd.store(simd.multiply(code, step), row);
                     }
                 }
             }
             Columns::Exact(columns) => {
                 for (row, column) in rows.iter_mut().zip(columns) {
                     let last = (first + PANEL).min(column.len());
-                    row[last - first..].fill(0.0);
-                    let row = &mut row[..last - first];
                     match column {
-                        ExactColumn::F32(values) => row.copy_from_slice(&values[first..last]),
+                        ExactColumn::F32(values) => {
+                            for (row, values) in
+                                row.as_chunks_mut().0.iter_mut().zip(halves(&values[first..last]))
+                            {
+                                simd.store(simd.load(&values), row);
+                            }
+                        }
                         ExactColumn::F16(values) => {
-                            instructions.widen(&values[first..last], row);
+                            for (row, values) in
+                                row.as_chunks_mut().0.iter_mut().zip(halves(&values[first..last]))
+                            {
+                                simd.store(simd.load_f16(&values), row);
+                            }
                         }
                         ExactColumn::Bf16(values) => {
-                            for (row, value) in row.iter_mut().zip(&values[first..last]) {
-                                *row = convert::bf16_to_f32(*value);
+                            for (row, values) in
+                                row.as_chunks_mut().0.iter_mut().zip(halves(&values[first..last]))
+                            {
+                                simd.store(simd.load_bf16(&values), row);
                             }
                         }
                     }
@@ -151,23 +180,10 @@ impl Vectorized for FillPanel<'_> {
     }
 }
 
-/// Column `k` of a panel as integers.
+/// Up to `PANEL` values as two vectors, zero behind the last one.
 #[inline(always)]
-fn panel_column(layout: Layout, codes: &[i8], k: usize, padded_inner: usize) -> [i32; PANEL] {
-    let mut column = [0; PANEL];
-    match layout {
-        Layout::Rows => {
-            for (n, value) in column.iter_mut().enumerate() {
-                *value = i32::from(codes[n * padded_inner + k]);
-            }
-        }
-        Layout::Quads => {
-            let lane = convert::index(k % 4);
-            let (quads, _) = codes[(k / 4) * (4 * PANEL)..][..4 * PANEL].as_chunks::<4>();
-            for (value, quad) in column.iter_mut().zip(quads) {
-                *value = convert::quad_lane(u32::from_le_bytes(quad.map(i8::cast_unsigned)), lane);
-            }
-        }
-    }
-    column
+fn halves<T: Copy + Default>(values: &[T]) -> [[T; LANES]; 2] {
+    let mut halves = [[T::default(); LANES]; 2];
+    halves.as_flattened_mut()[..values.len()].copy_from_slice(values);
+    halves
 }

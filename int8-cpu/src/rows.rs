@@ -3,17 +3,15 @@
 //! Written on plain slices in blocks of fixed size, for the compiler to vectorise with whatever instruction set the
 //! kernel enables.
 
+use half::{bf16, f16};
 use int8_core::quantize::MIN_SCALE;
 use int8_core::{Encoding, RowStatistic};
 
 use crate::convert::{self, Typed};
-use crate::tile::{Instructions, K_STEP, Vectorized};
+use crate::tile::{Instructions, K_STEP, LANES, Vectorized};
 
 /// Values handled at once: the codes of one cache line.
 pub(crate) const BLOCK: usize = K_STEP;
-
-/// Lanes of a running reduction: two zmm or four ymm registers, enough to hide the latency of the instruction.
-const LANES: usize = 32;
 
 /// Which values of a row take part.
 #[derive(Clone, Copy)]
@@ -85,12 +83,13 @@ impl Constants {
 /// `scratch` must hold [`scratch_length`] elements.
 #[inline(always)]
 pub(crate) fn widen<'a, I: Instructions>(
-    instructions: I,
+    simd: I,
     row: Typed<'a>,
     scratch: &'a mut [f32],
 ) -> &'a [[f32; BLOCK]] {
     let inner = row.len();
     let scratch = &mut scratch[..scratch_length(inner)];
+    let vectors = scratch.as_chunks_mut::<LANES>().0;
     match row {
         Typed::F32(row) => {
             let (blocks, rest) = row.as_chunks::<BLOCK>();
@@ -99,10 +98,26 @@ pub(crate) fn widen<'a, I: Instructions>(
             }
             scratch[..inner].copy_from_slice(row);
         }
-        Typed::F16(row) => instructions.widen(row, &mut scratch[..inner]),
+        Typed::F16(row) => {
+            let (whole, rest) = row.as_chunks::<LANES>();
+            for (target, values) in vectors.iter_mut().zip(whole) {
+                simd.store(simd.load_f16(values), target);
+            }
+            if !rest.is_empty() {
+                let mut padded = [f16::ZERO; LANES];
+                padded[..rest.len()].copy_from_slice(rest);
+                simd.store(simd.load_f16(&padded), &mut vectors[whole.len()]);
+            }
+        }
         Typed::Bf16(row) => {
-            for (wide, value) in scratch.iter_mut().zip(row) {
-                *wide = convert::bf16_to_f32(*value);
+            let (whole, rest) = row.as_chunks::<LANES>();
+            for (target, values) in vectors.iter_mut().zip(whole) {
+                simd.store(simd.load_bf16(values), target);
+            }
+            if !rest.is_empty() {
+                let mut padded = [bf16::ZERO; LANES];
+                padded[..rest.len()].copy_from_slice(rest);
+                simd.store(simd.load_bf16(&padded), &mut vectors[whole.len()]);
             }
         }
     }
@@ -118,65 +133,61 @@ pub(crate) fn scratch_length(inner: usize) -> usize {
 // No closures below: a closure is a function of its own, and one that is not inlined loses the instruction set.
 
 impl Keep<'_> {
-    /// A block with those of its values that do not take part set to zero.
+    /// Vector `index` of a row with those of its values that do not take part set to zero.
     #[inline(always)]
-    fn block(&self, index: usize, block: &[f32; BLOCK]) -> [f32; BLOCK] {
-        let mut kept = *block;
+    fn vector<I: Instructions>(&self, simd: I, index: usize, values: &[f32; LANES]) -> I::Floats {
+        let values = simd.load(values);
         match self {
-            Self::All => {}
-            Self::Below(threshold) => {
-                for value in &mut kept {
-                    *value = if value.abs() >= *threshold { 0.0 } else { *value };
-                }
-            }
-            Self::Masked(masks) => {
-                for (value, mask) in kept.iter_mut().zip(&masks[index * BLOCK..(index + 1) * BLOCK]) {
-                    *value = f32::from_bits(value.to_bits() & mask);
-                }
-            }
+            Self::All => values,
+            Self::Below(threshold) => simd.below(values, simd.splat(*threshold)),
+            Self::Masked(masks) => simd.masked(values, &masks.as_chunks::<LANES>().0[index]),
         }
-        kept
     }
 }
 
-/// The magnitude of a value as ordered bits; that of a NaN is above that of infinity.
-#[inline(always)]
-fn magnitude(value: f32) -> u32 {
-    value.to_bits() & 0x7FFF_FFFF
-}
+/// Vectors of a block: independent chains that hide the latency of a running maximum.
+const VECTORS: usize = BLOCK / LANES;
 
 /// The range of the values that take part. Absmax needs the magnitude alone.
 #[inline(always)]
-pub(crate) fn range(blocks: &[[f32; BLOCK]], keep: Keep<'_>, encoding: Encoding) -> Range {
-    // One running range for each of LANES values, folded at the end: no reduction inside the loop.
-    let mut magnitudes = [0_u32; LANES];
-    let (mut low, mut high) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+pub(crate) fn range<I: Instructions>(
+    simd: I,
+    blocks: &[[f32; BLOCK]],
+    keep: Keep<'_>,
+    encoding: Encoding,
+) -> Range {
+    let mut magnitudes = [simd.splat_int(0); VECTORS];
+    let (mut low, mut high) = (simd.splat(0.0), simd.splat(0.0));
     for (index, block) in blocks.iter().enumerate() {
-        for part in keep.block(index, block).as_chunks::<LANES>().0 {
-            for (largest, value) in magnitudes.iter_mut().zip(part) {
-                *largest = (*largest).max(magnitude(*value));
-            }
+        let vectors = block.as_chunks::<LANES>().0;
+        for (i, (magnitude, values)) in magnitudes.iter_mut().zip(vectors).enumerate() {
+            let values = keep.vector(simd, index * VECTORS + i, values);
+            *magnitude = simd.maximum_int(*magnitude, simd.magnitude(values));
             if encoding == Encoding::Zeropoint {
-                for (low, value) in low.iter_mut().zip(part) {
-                    *low = if *value < *low { *value } else { *low };
-                }
-                for (high, value) in high.iter_mut().zip(part) {
-                    *high = if *value > *high { *value } else { *high };
-                }
+                // A NaN may leave any number here; the magnitude tells.
+                low = simd.minimum(low, values);
+                high = simd.maximum(high, values);
             }
         }
     }
-    Range {
-        low: low.into_iter().fold(0.0, |low, value| if value < low { value } else { low }),
-        high: high.into_iter().fold(0.0, |high, value| if value > high { value } else { high }),
-        magnitude: magnitudes.into_iter().fold(0, u32::max),
+    let [a, b, c, d] = magnitudes;
+    let magnitudes = simd.maximum_int(simd.maximum_int(a, b), simd.maximum_int(c, d));
+    let (mut lows, mut highs, mut largest) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
+    simd.store(low, &mut lows);
+    simd.store(high, &mut highs);
+    simd.store_int(magnitudes, &mut largest);
+    let mut range = Range::EMPTY;
+    for ((low, high), magnitude) in lows.into_iter().zip(highs).zip(largest) {
+        range = range.union(Range { low, high, magnitude: magnitude.cast_unsigned() });
     }
+    range
 }
 
 /// Writes the codes of a row, plus `offset`, in whole blocks, and returns the sum of the K codes (without the offset).
 /// Values that do not take part, and those behind the last one, get the code of 0.
 #[inline(always)]
-pub(crate) fn encode(
+pub(crate) fn encode<I: Instructions>(
+    simd: I,
     blocks: &[[f32; BLOCK]],
     inner: usize,
     keep: Keep<'_>,
@@ -184,43 +195,40 @@ pub(crate) fn encode(
     offset: u8,
     codes: &mut [i8],
 ) -> i32 {
-    let (codes, _) = codes.as_chunks_mut::<BLOCK>();
+    let padding = blocks.len() * BLOCK - inner;
+    let codes = &mut codes[..blocks.len() * BLOCK];
     if constants.inverse == 0.0 {
-        codes[..blocks.len()].fill([convert::code_byte(0, offset); BLOCK]);
+        codes.fill(convert::code_byte(0, offset));
         return 0;
     }
-    let mut sums = [0_i32; LANES];
-    for ((index, block), target) in blocks.iter().enumerate().zip(codes) {
-        let kept = keep.block(index, block);
-        let mut clamped = [0_i32; BLOCK];
-        for (code, value) in clamped.iter_mut().zip(kept) {
-            *code = (convert::round(value * constants.inverse) + constants.zero_point).clamp(-127, 127);
-        }
-        for part in clamped.as_chunks::<LANES>().0 {
-            for (sum, code) in sums.iter_mut().zip(part) {
-                *sum = sum.wrapping_add(*code);
-            }
-        }
-        for (target, code) in target.iter_mut().zip(clamped) {
-            *target = convert::code_byte(code, offset);
-        }
+    let (inverse, zero_point) = (simd.splat(constants.inverse), simd.splat_int(constants.zero_point));
+    let mut sums = simd.splat_int(0);
+    let vectors = blocks.as_flattened().as_chunks::<LANES>().0;
+    for (index, (values, target)) in vectors.iter().zip(codes.as_chunks_mut::<LANES>().0).enumerate() {
+        let values = keep.vector(simd, index, values);
+        let steps = simd.round(simd.multiply(values, inverse));
+        let code = simd.clamp_code(simd.add_int(steps, zero_point));
+        sums = simd.add_int(sums, code);
+        simd.store_codes(code, offset, target);
     }
-    let padding = convert::wrap(convert::length(blocks.len() * BLOCK - inner));
-    sums.into_iter().sum::<i32>() - padding * constants.zero_point
-}
-
-/// Whether any value of the block reaches the threshold; the threshold is positive, so magnitudes order like bits.
-#[inline(always)]
-fn reaches(block: &[f32; BLOCK], threshold: f32) -> bool {
-    block.iter().fold(false, |any, value| any | (value.abs() >= threshold))
+    let mut lanes = [0; LANES];
+    simd.store_int(sums, &mut lanes);
+    lanes.into_iter().sum::<i32>() - convert::wrap(convert::length(padding)) * constants.zero_point
 }
 
 /// Sets the flag of every column in which this row has an outlier.
 #[inline(always)]
-pub(crate) fn flag_outliers(blocks: &[[f32; BLOCK]], threshold: f32, flags: &mut [u8]) {
-    for (block, flags) in blocks.iter().zip(flags.chunks_mut(BLOCK)) {
-        if reaches(block, threshold) {
-            for (flag, value) in flags.iter_mut().zip(block) {
+pub(crate) fn flag_outliers<I: Instructions>(
+    simd: I,
+    blocks: &[[f32; BLOCK]],
+    threshold: f32,
+    flags: &mut [u8],
+) {
+    let limit = simd.splat(threshold);
+    let vectors = blocks.as_flattened().as_chunks::<LANES>().0;
+    for (values, flags) in vectors.iter().zip(flags.chunks_mut(LANES)) {
+        if simd.any_reaches(simd.load(values), limit) {
+            for (flag, value) in flags.iter_mut().zip(values) {
                 *flag |= u8::from(value.abs() >= threshold);
             }
         }
@@ -230,11 +238,19 @@ pub(crate) fn flag_outliers(blocks: &[[f32; BLOCK]], threshold: f32, flags: &mut
 /// Appends column and value of every outlier of the row. The zeros behind the last value never are: thresholds are
 /// positive.
 #[inline(always)]
-pub(crate) fn list_outliers(blocks: &[[f32; BLOCK]], threshold: f32, found: &mut Vec<(u32, f32)>) {
-    for (index, block) in blocks.iter().enumerate() {
-        if reaches(block, threshold) {
-            for (i, value) in block.iter().enumerate().filter(|(_, value)| value.abs() >= threshold) {
-                found.push((convert::index(index * BLOCK + i), *value));
+pub(crate) fn list_outliers<I: Instructions>(
+    simd: I,
+    blocks: &[[f32; BLOCK]],
+    threshold: f32,
+    found: &mut Vec<(u32, f32)>,
+) {
+    let limit = simd.splat(threshold);
+    for (index, values) in blocks.as_flattened().as_chunks::<LANES>().0.iter().enumerate() {
+        if simd.any_reaches(simd.load(values), limit) {
+            for (i, value) in values.iter().enumerate() {
+                if value.abs() >= threshold {
+                    found.push((convert::index(index * LANES + i), *value));
+                }
             }
         }
     }
@@ -266,7 +282,7 @@ pub(crate) fn relative_threshold(
 fn lower_median(values: &[f32], magnitudes: &mut Vec<u32>) -> f32 {
     magnitudes.clear();
     // Magnitudes of floats order like their bits.
-    magnitudes.extend(values.iter().map(|value| magnitude(*value)).filter(|bits| *bits != 0));
+    magnitudes.extend(values.iter().map(|value| value.abs().to_bits()).filter(|bits| *bits != 0));
     if magnitudes.is_empty() {
         return 0.0;
     }
@@ -292,13 +308,13 @@ impl Vectorized for EncodeRow<'_> {
     type Output = (Constants, i32);
 
     #[inline(always)]
-    fn call<I: Instructions>(self, instructions: I) -> Self::Output {
+    fn call<I: Instructions>(self, simd: I) -> Self::Output {
         let inner = self.row.len();
-        let blocks = widen(instructions, self.row, self.scratch);
+        let blocks = widen(simd, self.row, self.scratch);
         let constants = self
             .constants
-            .unwrap_or_else(|| Constants::new(range(blocks, Keep::All, self.encoding), self.encoding));
-        let sum = encode(blocks, inner, Keep::All, constants, 0, self.codes);
+            .unwrap_or_else(|| Constants::new(range(simd, blocks, Keep::All, self.encoding), self.encoding));
+        let sum = encode(simd, blocks, inner, Keep::All, constants, 0, self.codes);
         self.codes[inner..].fill(0);
         (constants, sum)
     }
@@ -315,7 +331,7 @@ impl Vectorized for RowRange<'_> {
     type Output = Range;
 
     #[inline(always)]
-    fn call<I: Instructions>(self, instructions: I) -> Range {
-        range(widen(instructions, self.row, self.scratch), Keep::All, self.encoding)
+    fn call<I: Instructions>(self, simd: I) -> Range {
+        range(simd, widen(simd, self.row, self.scratch), Keep::All, self.encoding)
     }
 }

@@ -297,7 +297,7 @@ fn pack(
             };
             for n in 0..PANEL.min(outputs - panel * PANEL) {
                 let rows = if layout == Layout::Rows { &mut *target } else { &mut staging };
-                let row = &mut rows[n * padded_inner..][..inner];
+                let row = &mut rows[n * padded_inner..][..padded_inner];
                 (scales[n], zeros[n], sums[n]) = fill(panel * PANEL + n, row);
                 steps[n] = scales[n] / 127.0;
             }

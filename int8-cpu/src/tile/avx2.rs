@@ -5,9 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use half::f16;
-
-use super::{Instructions, K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::{Avx2, AvxVnni};
 
 /// The AVX2 tile functions.
@@ -220,56 +218,6 @@ unsafe fn outer(operands: OuterOperands, acc: &mut Tile<f32>) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn vectorize<V: Vectorized>(token: Avx2, job: V) -> V::Output {
     job.call(token)
-}
-
-impl Instructions for Avx2 {
-    #[inline(always)]
-    fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-    #[inline(always)]
-    fn widen(self, from: &[f16], to: &mut [f32]) {
-        // SAFETY: the token proves F16C.
-        unsafe { widen(from, to) }
-    }
-    #[inline(always)]
-    fn narrow(self, from: &[f32], to: &mut [f16]) {
-        // SAFETY: the token proves F16C.
-        unsafe { narrow(from, to) }
-    }
-}
-
-/// # Safety
-/// The processor has AVX and F16C.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn widen(from: &[f16], to: &mut [f32]) {
-    let ((from, last_from), (to, last_to)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
-    for (from, to) in from.iter().zip(to) {
-        // SAFETY: eight elements on each side.
-        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) };
-    }
-    for (from, to) in last_from.iter().zip(last_to) {
-        *to = from.to_f32();
-    }
-}
-
-/// # Safety
-/// The processor has AVX and F16C.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn narrow(from: &[f32], to: &mut [f16]) {
-    let ((from, last_from), (to, last_to)) = (from.as_chunks::<8>(), to.as_chunks_mut::<8>());
-    for (from, to) in from.iter().zip(to) {
-        // SAFETY: eight elements on each side.
-        unsafe {
-            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm256_loadu_ps(from.as_ptr()));
-            _mm_storeu_si128(to.as_mut_ptr().cast(), halves);
-        }
-    }
-    for (from, to) in last_from.iter().zip(last_to) {
-        *to = f16::from_f32(*from);
-    }
 }
 
 #[cfg(test)]

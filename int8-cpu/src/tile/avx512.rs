@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::{K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
-use crate::kernel::{Avx2, Avx512Vnni};
+use crate::kernel::Avx512Vnni;
 
 /// The AVX-512 VNNI tile functions.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ unsafe impl TileKernel for Avx512Tile {
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
         // SAFETY: line 7.
-        unsafe { vectorize(self.0.avx2(), job) }
+        unsafe { vectorize(self.0, job) }
     }
 }
 
@@ -114,60 +114,6 @@ unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut Tile<f32>) {
 /// # Safety
 /// The processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn vectorize<V: Vectorized>(token: Avx2, job: V) -> V::Output {
+unsafe fn vectorize<V: Vectorized>(token: Avx512Vnni, job: V) -> V::Output {
     job.call(token)
-}
-#[cfg(test)]
-mod rate {
-    use super::*;
-    #[test]
-    #[ignore]
-    fn rate() {
-        let t = Avx512Tile(Avx512Vnni::new().unwrap());
-        let peak = crate::probe::peak_per_thread(crate::Kernel::best()).unwrap();
-        for (k, m, panels) in [
-            (256, 12, 1),
-            (1024, 12, 1),
-            (1024, 96, 4),
-            (4096, 12, 1),
-            (4096, 12, 32),
-            (4096, 120, 8),
-            (4096, 480, 8),
-            (11008, 60, 4),
-            (11008, 504, 8),
-            (2048, 504, 16),
-        ] {
-            let stride = crate::input::row_stride(k);
-            let a = crate::buffer::Buffer::zeroed(m * stride);
-            let b = crate::buffer::Buffer::zeroed(panels * k * 32);
-            let mut acc = Tile([[0; PANEL]; 32]);
-            let mut best = f64::MAX;
-            for _ in 0..20 + 2000000000 / (k * m * 32 * panels) / 4 {
-                let s = std::time::Instant::now();
-                for p in 0..panels {
-                    for r in (0..m).step_by(12) {
-                        unsafe {
-                            t.product(
-                                Operands {
-                                    a: a.as_ptr().add(r * stride),
-                                    lda: stride,
-                                    rows: 12,
-                                    panel: b.as_ptr().add(p * k * 32),
-                                    k,
-                                    ahead: crate::tile::Ahead::share(
-                                        b.as_ptr().add((p + 1) * k * 32),
-                                        r / 12,
-                                        m / 12,
-                                    ),
-                                },
-                                &mut acc,
-                            )
-                        };
-                    }
-                }
-                best = best.min(s.elapsed().as_secs_f64());
-            }
-            println!("{k} {m} {panels}: {:.3}", (k * m * 32 * panels) as f64 / best / peak);
-        }
-    }
 }

@@ -4,13 +4,16 @@
 //! all of K and is then written to a buffer in L1, where code that is the same for every instruction set turns it into
 //! the result.
 
-use half::f16;
-
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod lanes;
+#[cfg(target_arch = "x86_64")]
+mod lanes_x86;
 pub(crate) mod portable;
+
+pub(crate) use lanes::{Instructions, LANES};
 
 /// Output rows of a weight that are packed together: two zmm registers of i32 accumulators, so that one broadcast of
 /// `x` serves two dot-product instructions; two AMX tiles side by side.
@@ -96,16 +99,6 @@ pub(crate) struct OuterOperands {
 pub(crate) trait Vectorized {
     type Output;
     fn call<I: Instructions>(self, instructions: I) -> Self::Output;
-}
-
-/// What the compiler does not find by itself when it vectorises a loop. Implemented by capability tokens.
-pub(crate) trait Instructions: Copy {
-    /// `a·b + c`, fused where that is one instruction.
-    fn multiply_add(self, a: f32, b: f32, c: f32) -> f32;
-    /// `f16 → f32`, exact. Both slices have one length.
-    fn widen(self, from: &[f16], to: &mut [f32]);
-    /// `f32 → f16`, half to even. Both slices have one length.
-    fn narrow(self, from: &[f32], to: &mut [f16]);
 }
 
 /// The instruction-set specific part of a kernel.

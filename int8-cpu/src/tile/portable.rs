@@ -1,30 +1,11 @@
 //! Plain Rust, vectorised by the compiler for the baseline of the target (SSE2, NEON).
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
-
-use super::{Instructions, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::Portable;
 
 /// The portable tile functions.
 #[derive(Clone, Copy)]
 pub(crate) struct PortableTile(pub(crate) Portable);
-
-impl Instructions for Portable {
-    #[inline(always)]
-    fn multiply_add(self, a: f32, b: f32, c: f32) -> f32 {
-        // `mul_add` would be a library call without the instruction.
-        a * b + c
-    }
-    #[inline(always)]
-    fn widen(self, from: &[f16], to: &mut [f32]) {
-        from.convert_to_f32_slice(to);
-    }
-    #[inline(always)]
-    fn narrow(self, from: &[f32], to: &mut [f16]) {
-        to.convert_from_f32_slice(from);
-    }
-}
 
 // SAFETY: line 7: no instruction beyond the target's baseline is used. Line 8: ROWS = 4 and rows 0..rows are written.
 unsafe impl TileKernel for PortableTile {

@@ -1,0 +1,185 @@
+//! Sixteen lanes of f32 or i32: the few operations from which quantisation and epilogue are written once for every
+//! instruction set. (Left to the compiler, loops of constant length are unrolled first and vectorised badly afterwards.)
+
+use half::{bf16, f16};
+
+use crate::convert;
+use crate::kernel::Portable;
+
+/// Lanes of a vector: one zmm register, two ymm registers.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen-lane arithmetic. Implemented by capability tokens; every method is inlined into a function that has the
+/// instructions enabled.
+pub(crate) trait Instructions: Copy {
+    /// Sixteen f32.
+    type Floats: Copy;
+    /// Sixteen i32.
+    type Ints: Copy;
+
+    fn splat(self, value: f32) -> Self::Floats;
+    fn load(self, from: &[f32; LANES]) -> Self::Floats;
+    fn store(self, value: Self::Floats, to: &mut [f32; LANES]);
+    /// Exact.
+    fn load_f16(self, from: &[f16; LANES]) -> Self::Floats;
+    /// Half to even.
+    fn store_f16(self, value: Self::Floats, to: &mut [f16; LANES]);
+    /// Exact.
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Floats;
+    /// Half to even.
+    fn store_bf16(self, value: Self::Floats, to: &mut [bf16; LANES]);
+
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn multiply(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a·b + c`, fused where that is one instruction.
+    fn multiply_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// The smaller; neither is NaN.
+    fn minimum(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The larger; neither is NaN.
+    fn maximum(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// 0 in the lanes with `|value| ≥ threshold`.
+    fn below(self, value: Self::Floats, threshold: Self::Floats) -> Self::Floats;
+    /// 0 in the lanes whose mask is 0 (the others are all ones).
+    fn masked(self, value: Self::Floats, mask: &[u32; LANES]) -> Self::Floats;
+    /// Whether any lane has `|value| ≥ threshold`.
+    fn any_reaches(self, value: Self::Floats, threshold: Self::Floats) -> bool;
+
+    fn splat_int(self, value: i32) -> Self::Ints;
+    fn load_int(self, from: &[i32; LANES]) -> Self::Ints;
+    fn store_int(self, value: Self::Ints, to: &mut [i32; LANES]);
+    /// Modulo 2³².
+    fn add_int(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// `a − b·c` modulo 2³².
+    fn subtract_product(self, a: Self::Ints, b: Self::Ints, c: Self::Ints) -> Self::Ints;
+    /// Kept in [−127, 127].
+    fn clamp_code(self, value: Self::Ints) -> Self::Ints;
+    /// The larger, as signed numbers.
+    fn maximum_int(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// The bits without the sign: ordered like magnitudes, NaN above infinity.
+    fn magnitude(self, value: Self::Floats) -> Self::Ints;
+    /// Half to even; `|value|` ≤ 2²².
+    fn round(self, value: Self::Floats) -> Self::Ints;
+    /// Half to even.
+    fn to_floats(self, value: Self::Ints) -> Self::Floats;
+    /// The low byte of each lane, with all bits of `offset` flipped.
+    fn store_codes(self, value: Self::Ints, offset: u8, to: &mut [i8; LANES]);
+    /// Byte `lane` of each group of four, sign-extended.
+    fn byte_of_quads(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
+}
+
+impl Instructions for Portable {
+    type Floats = [f32; LANES];
+    type Ints = [i32; LANES];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Self::Floats {
+        [value; LANES]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Floats {
+        *from
+    }
+    #[inline(always)]
+    fn store(self, value: Self::Floats, to: &mut [f32; LANES]) {
+        *to = value;
+    }
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::Floats {
+        from.map(f16::to_f32)
+    }
+    #[inline(always)]
+    fn store_f16(self, value: Self::Floats, to: &mut [f16; LANES]) {
+        *to = value.map(f16::from_f32);
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::Floats {
+        from.map(convert::bf16_to_f32)
+    }
+    #[inline(always)]
+    fn store_bf16(self, value: Self::Floats, to: &mut [bf16; LANES]) {
+        *to = value.map(convert::f32_to_bf16);
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn multiply(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn multiply_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
+        // `mul_add` would be a library call without the instruction.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn minimum(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn maximum(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn below(self, value: Self::Floats, threshold: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| if value[i].abs() >= threshold[i] { 0.0 } else { value[i] })
+    }
+    #[inline(always)]
+    fn masked(self, value: Self::Floats, mask: &[u32; LANES]) -> Self::Floats {
+        std::array::from_fn(|i| f32::from_bits(value[i].to_bits() & mask[i]))
+    }
+    #[inline(always)]
+    fn any_reaches(self, value: Self::Floats, threshold: Self::Floats) -> bool {
+        (0..LANES).fold(false, |any, i| any | (value[i].abs() >= threshold[i]))
+    }
+
+    #[inline(always)]
+    fn splat_int(self, value: i32) -> Self::Ints {
+        [value; LANES]
+    }
+    #[inline(always)]
+    fn load_int(self, from: &[i32; LANES]) -> Self::Ints {
+        *from
+    }
+    #[inline(always)]
+    fn store_int(self, value: Self::Ints, to: &mut [i32; LANES]) {
+        *to = value;
+    }
+    #[inline(always)]
+    fn add_int(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+    #[inline(always)]
+    fn subtract_product(self, a: Self::Ints, b: Self::Ints, c: Self::Ints) -> Self::Ints {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i].wrapping_mul(c[i])))
+    }
+    #[inline(always)]
+    fn clamp_code(self, value: Self::Ints) -> Self::Ints {
+        value.map(|value| value.clamp(-127, 127))
+    }
+    #[inline(always)]
+    fn maximum_int(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
+        std::array::from_fn(|i| a[i].max(b[i]))
+    }
+    #[inline(always)]
+    fn magnitude(self, value: Self::Floats) -> Self::Ints {
+        value.map(|value| value.abs().to_bits().cast_signed())
+    }
+    #[inline(always)]
+    fn round(self, value: Self::Floats) -> Self::Ints {
+        value.map(convert::round)
+    }
+    #[inline(always)]
+    fn to_floats(self, value: Self::Ints) -> Self::Floats {
+        value.map(convert::accumulator)
+    }
+    #[inline(always)]
+    fn store_codes(self, value: Self::Ints, offset: u8, to: &mut [i8; LANES]) {
+        *to = value.map(|code| convert::code_byte(code, offset));
+    }
+    #[inline(always)]
+    fn byte_of_quads(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints {
+        quads.map(|quad| i32::from(quad[lane as usize]))
+    }
+}
