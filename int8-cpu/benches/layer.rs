@@ -1,7 +1,7 @@
 //! Raw int8 product and complete layer against `rten-gemm` (int8) and `gemm` (f32), in one run, A B A B….
 //!
 //! ```text
-//! cargo bench -p int8-cpu --bench layer -- [--quick] [--best] [--json FILE] [--only raw|outliers|kernels|pack] [--shape MxNxK]
+//! cargo bench -p int8-cpu --bench layer -- [--quick] [--best] [--json FILE] [--only raw|ours|outliers|kernels|pack] [--shape MxNxK]
 //! ```
 //!
 //! Prints shares of what the machine can do (probed first) and ratios; medians of at least 20 rounds after a warm-up
@@ -149,6 +149,7 @@ fn shape(machine: &Machine, kernel: Kernel, (m, n, k): (usize, usize, usize), op
     let mut y_float = vec![0.0_f32; m * n];
     let config = Scheme::LlmInt8Absmax.config();
 
+    let peers = options.only.as_deref() != Some("ours");
     let times = race(
         &mut [
             (
@@ -160,6 +161,9 @@ fn shape(machine: &Machine, kernel: Kernel, (m, n, k): (usize, usize, usize), op
             (
                 "rten",
                 Box::new(|i| {
+                    if !peers {
+                        return;
+                    }
                     let view = NdTensorView::from_data([m, k], a_unsigned.as_slice());
                     let (a, b) = (GemmInputA::Unpacked(view), GemmInputB::Packed(&rten_weights[i % copies]));
                     executor.gemm(&mut rten_out, a, b, GemmOptions::default()).expect("valid shapes");
@@ -181,7 +185,14 @@ fn shape(machine: &Machine, kernel: Kernel, (m, n, k): (usize, usize, usize), op
                     .expect("valid shapes");
                 }),
             ),
-            ("f32", Box::new(|i| float_gemm(&x_float, &float_weights[i % float_copies], n, &mut y_float))),
+            (
+                "f32",
+                Box::new(|i| {
+                    if peers {
+                        float_gemm(&x_float, &float_weights[i % float_copies], n, &mut y_float);
+                    }
+                }),
+            ),
         ],
         options,
     );
@@ -199,6 +210,7 @@ fn shape(machine: &Machine, kernel: Kernel, (m, n, k): (usize, usize, usize), op
         "layer_over_raw": times[2] / times[0],
         "layer_vs_f32_gemm": times[3] / times[2],
         "raw_us": times[0] * 1e6,
+        "layer_us": times[2] * 1e6,
     });
     println!(
         "{m:5} {n:6} {k:6} | {:9.1} us | peak {:5.1} %  read {:5.1} % (layer {:5.1} %) | {:5.2}x rten | layer/raw {:5.2} | layer {:5.2}x f32 gemm",
@@ -349,7 +361,7 @@ fn main() {
     );
     let mut record = json!({"kernel": kernel.name(), "threads": threads, "peak_tops": 2.0 * peak / 1e12, "read_gb_per_s": bandwidth / 1e9});
 
-    if wanted("raw") {
+    if wanted("raw") || wanted("ours") {
         let sizes: &[(usize, usize)] = if options.quick {
             &[(96, 130)]
         } else {

@@ -32,8 +32,17 @@ pub(crate) struct Grid {
     pub(crate) panels: usize,
     /// Padded K.
     pub(crate) inner: usize,
-    /// Rows of the kernel's tile.
-    pub(crate) tile_rows: usize,
+}
+
+impl Grid {
+    pub(crate) fn new(rows: usize, weight: &PackedWeight) -> Self {
+        Self { rows, panels: weight.panel_count(), inner: padded(weight.dim().1) }
+    }
+
+    /// Whether there is enough work for more than one thread, and more than one thread.
+    pub(crate) fn is_parallel(self) -> bool {
+        self.rows * self.panels * PANEL * self.inner >= SERIAL_WORK && rayon::current_num_threads() > 1
+    }
 }
 
 /// Some rows of the output, in tiles of equal height.
@@ -60,15 +69,15 @@ impl Rows {
 }
 
 /// Calls `run` for blocks that cover the output exactly once.
-pub(crate) fn for_each_block(grid: Grid, run: impl Fn(Block) + Sync) {
-    let Grid { rows, panels, inner, tile_rows } = grid;
+pub(crate) fn for_each_block(grid: Grid, tile_rows: usize, run: impl Fn(Block) + Sync) {
+    let Grid { rows, panels, inner } = grid;
     if rows == 0 || panels == 0 {
         return;
     }
-    let threads = rayon::current_num_threads();
-    if threads == 1 || rows * panels * PANEL * inner.max(1) < SERIAL_WORK {
+    if !grid.is_parallel() {
         return run(Block { rows: Rows { first: 0, count: rows, tile_rows }, panels: 0..panels });
     }
+    let threads = rayon::current_num_threads();
     let tasks = threads * TASKS_PER_THREAD;
     let panel_chunks = panels.min(tasks);
     // Rows are cut when the panels alone give too few tasks, or when the codes of all rows would leave the cache.
@@ -111,7 +120,7 @@ impl Dispatch for Product<'_> {
             }
         }
         let (codes, sums) = (codes.codes(), &weight.columns().sums);
-        for_each_block(Grid { rows, panels: weight.panel_count(), inner: k, tile_rows: K::ROWS }, |block| {
+        for_each_block(Grid::new(rows, weight), K::ROWS, |block| {
             let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
             for panel in block.panels {
                 let first = panel * PANEL;

@@ -70,6 +70,20 @@ token!(
         && is_x86_feature_detected!("avx512vnni")
 );
 
+token!(
+    /// Evidence of AMX-TILE and AMX-INT8, of the system's permission to use them, and of AVX-512 VNNI.
+    AmxInt8,
+    tile::amx::detect()
+);
+
+#[cfg(target_arch = "x86_64")]
+impl AmxInt8 {
+    /// It includes AVX-512 VNNI.
+    pub fn avx512(self) -> Avx512Vnni {
+        Avx512Vnni(())
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 impl AvxVnni {
     /// It includes AVX2.
@@ -93,11 +107,15 @@ pub enum Kernel {
     /// 512-bit `vpdpbusd`.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    /// `tdpbssd` on tile registers.
+    #[cfg(target_arch = "x86_64")]
+    AmxInt8(AmxInt8),
 }
 
 /// Names of all kernels of this build, best first, with the processor features they need.
 #[cfg(target_arch = "x86_64")]
 const KNOWN: &[(&str, &str)] = &[
+    ("amx-int8", "AMX-TILE, AMX-INT8, AVX-512 VNNI and the system's permission"),
     ("avx512-vnni", "AVX-512 F, BW, DQ, VL and VNNI"),
     ("avx-vnni", "AVX-VNNI, AVX2, FMA and F16C"),
     ("avx2", "AVX2, FMA and F16C"),
@@ -112,6 +130,7 @@ impl Kernel {
         let mut kernels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
+            kernels.extend(AmxInt8::new().map(Self::AmxInt8));
             kernels.extend(Avx512Vnni::new().map(Self::Avx512Vnni));
             kernels.extend(AvxVnni::new().map(Self::AvxVnni));
             kernels.extend(Avx2::new().map(Self::Avx2));
@@ -173,6 +192,8 @@ impl Kernel {
             Self::AvxVnni(_) => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxInt8(_) => "amx-int8",
         }
     }
 
@@ -208,6 +229,8 @@ impl Kernel {
             Self::AvxVnni(token) => job.run(tile::avx2::AvxVnniTile(token)),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(token) => job.run(tile::avx512::Avx512Tile(token)),
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxInt8(token) => job.run(tile::amx::AmxTile(token)),
         }
     }
 }

@@ -68,7 +68,14 @@ pub fn linear<X: Element, Y: Element>(
     }
     config.rule.validate()?;
     let (x, target) = (Source::new(x, "x")?, Target::new(&mut out, "out")?);
-    weight.kernel().dispatch(Linear { x, weight, outlier_weights, bias, config, store, target })
+    let grid = Grid::new(rows, weight);
+    let job = Linear { x, weight, outlier_weights, bias, config, store, target };
+    // From outside the pool, each parallel step would pay for waking it: enter it once, and only for work that is
+    // worth it. A caller inside the pool (`rayon::scope` around a whole model) never pays.
+    if rayon::current_thread_index().is_none() && grid.is_parallel() {
+        return rayon::scope(|_| weight.kernel().dispatch(job));
+    }
+    weight.kernel().dispatch(job)
 }
 
 thread_local! {
@@ -96,9 +103,8 @@ impl Dispatch for Linear<'_> {
             LinearStats { outlier_columns: input.columns.len(), outlier_values: input.outlier_values() };
         let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
         let layer = Layer { tile, input: &input, weight, columns: &columns, bias, store, target };
-        let grid =
-            Grid { rows: x.rows, panels: weight.panel_count(), inner: padded(x.columns), tile_rows: K::ROWS };
-        driver::for_each_block(grid, |block| layer.block(block));
+        let grid = Grid::new(x.rows, weight);
+        driver::for_each_block(grid, K::ROWS, |block| layer.block(block));
         CODES.set(input.codes);
         Ok(stats)
     }

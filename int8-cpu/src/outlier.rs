@@ -24,7 +24,8 @@ pub enum OutlierWeights<'a> {
 pub trait ExactColumns: Sync {
     /// The columns of `W [N, K]` with these indices (ascending, below K), in this order, N values each.
     ///
-    /// Called at most once for each call of the layer, on the calling thread, only when there are outliers.
+    /// Called at most once for each call of the layer, only when there are outliers, on the calling thread or on one
+    /// of the current rayon pool.
     ///
     /// # Errors
     /// Whatever kept the source from reading them; the layer fails with it.

@@ -17,6 +17,10 @@ pub fn peak_per_thread(kernel: Kernel) -> Option<f64> {
             // SAFETY: the token inside the kernel proves the features.
             unsafe { x86::dot_products(rounds) }
         })),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::AmxInt8(token) => {
+            Some(best_rate(|rounds| crate::tile::amx::dot_products(token, rounds / 16)))
+        }
         _ => None,
     }
 }

@@ -46,7 +46,7 @@ unsafe impl TileKernel for Avx512Tile {
 
     unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
         // SAFETY: lines 4 to 6 are passed on; line 7 for the instructions.
-        unsafe { by_rows!(operands.rows, outer(operands, acc)) }
+        unsafe { by_rows!(operands.rows, outer(operands, &mut acc.0)) }
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
@@ -86,10 +86,25 @@ unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
     }
 }
 
+/// As `outer` for any number of rows, twelve at a time.
+///
+/// # Safety
+/// Lines 4 and 5 of [`TileKernel`] with `rows ≤ MAX_ROWS`, and the processor has AVX-512 VNNI.
+pub(super) unsafe fn outer_rows(operands: OuterOperands, acc: &mut Tile<f32>) {
+    for first in (0..operands.rows).step_by(Avx512Tile::ROWS) {
+        let rows = Avx512Tile::ROWS.min(operands.rows - first);
+        // SAFETY: lines 4 and 5 for these rows; rows of the tile are 128 bytes, so each is aligned as the first.
+        unsafe {
+            let part = OuterOperands { x: operands.x.add(first * operands.ldx), rows, ..operands };
+            by_rows!(rows, outer(part, &mut acc.0[first..]));
+        }
+    }
+}
+
 /// # Safety
 /// Lines 4 to 6 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut Tile<f32>) {
+unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut [[f32; PANEL]]) {
     let OuterOperands { x, ldx, w, count, .. } = operands;
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for o in 0..count {
@@ -102,7 +117,7 @@ unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut Tile<f32>) {
             sum[1] = _mm512_fmadd_ps(x, w[1], sum[1]);
         }
     }
-    for (row, sum) in acc.0.iter_mut().zip(sums) {
+    for (row, sum) in acc.iter_mut().zip(sums) {
         // SAFETY: a row of the tile is 32 f32, two registers, and 64-byte aligned.
         unsafe {
             _mm512_store_ps(row.as_mut_ptr(), sum[0]);
