@@ -3,8 +3,8 @@
 
 use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};
-use int8_core::corpus::{Case, cases, random};
-use int8_core::{Element, LinearOutput, Weight, linear};
+use int8_core::corpus::{Case, Random, cases, random};
+use int8_core::{Element, LinearOutput, Scheme, Weight, linear};
 use ndarray::{Array2, ArrayView1};
 
 const RANDOM_CASES: u64 = 1_000;
@@ -129,6 +129,33 @@ fn f32_arithmetic_stored_as_f16() {
 #[test]
 fn f32_arithmetic_stored_as_bf16() {
     neither_violated_nor_loose::<bf16>(0.5);
+}
+
+/// Weights below the normal range of f16 lose all relative accuracy when they are rounded to it: the bound has an absolute
+/// term for that, and only for that.
+#[test]
+fn weights_that_underflow_in_16_bits_are_covered() {
+    let case = Case {
+        name: String::from("tiny weights"),
+        x: Random::new(1).matrix(4, 24, 1.0).mapv(|x| x + 40.0),
+        w: Random::new(2).matrix(6, 24, 1e-7),
+        bias: None,
+        config: Scheme::LlmInt8Absmax.config(),
+    };
+    // In f32, so that nothing but the weights is narrow; dequantised, as the exact ones are f32 here.
+    let (x, weight, reference) = layer::<f32>(&case, false);
+    assert_eq!(reference.outliers.columns().len(), 24);
+    let y = Array2::from_shape_fn(reference.y.dim(), |(m, n)| {
+        let narrow = |k: usize| {
+            let value = weight.quantized().dequantize::<f16>()[[n, k]];
+            x[[m, k]] * value.to_f32()
+        };
+        (0..24).map(narrow).sum::<f32>()
+    });
+    let arithmetic = Arithmetic::tensor_core::<f16>();
+    assert!(compare(y.view(), &reference, None, arithmetic).within_bound());
+    let without = Arithmetic { outlier_weight_floor: 0.0, ..arithmetic };
+    assert!(!compare(y.view(), &reference, None, without).within_bound());
 }
 
 /// Mistakes that a backend could make, each small enough to survive a tolerance chosen by eye.
