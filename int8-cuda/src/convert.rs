@@ -1,0 +1,49 @@
+//! Every numeric conversion of this crate, and the views of numbers as bytes.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "checked here"
+)]
+
+use crate::matrix::Scalar;
+
+/// A size as the kernels take it. Sizes of allocated memory fit into 63 bits.
+pub(crate) fn size(value: usize) -> i64 {
+    value as i64
+}
+
+/// A size the kernels returned; never negative.
+pub(crate) fn from_size(value: i64) -> usize {
+    value.max(0) as usize
+}
+
+/// An offset the kernels returned, on a 64-bit machine.
+pub(crate) fn from_offset(value: u64) -> usize {
+    value as usize
+}
+
+/// A count or index the kernels returned; never negative.
+pub(crate) fn from_count(value: i32) -> usize {
+    value.max(0) as usize
+}
+
+pub(crate) fn from_u32(value: u32) -> usize {
+    value as usize
+}
+
+pub(crate) fn index(value: usize) -> i32 {
+    value as i32
+}
+
+/// The numbers' memory as bytes.
+pub(crate) fn as_bytes<T: Scalar>(values: &[T]) -> &[u8] {
+    // SAFETY: `Scalar` is implemented for plain numbers without padding; every byte of them is initialised.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// The numbers' memory as bytes to write to.
+pub(crate) fn as_bytes_mut<T: Scalar>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above, and every bit pattern is a valid number.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}

@@ -1,0 +1,181 @@
+//! Device, stream, timer.
+
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use cust::context::{Context, CurrentContext};
+use cust::event::{Event, EventFlags};
+use cust::stream::StreamFlags;
+use int8_cuda_sys as sys;
+
+use crate::convert;
+use crate::error::{Error, check, driver};
+
+/// One GPU. Cheap to clone; the context lives as long as the last clone, buffer or stream.
+#[derive(Clone, Debug)]
+pub struct Device(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    context: Context,
+    info: DeviceInfo,
+}
+
+/// What can be learned of a device.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// The vendor's name of it.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub compute: (i32, i32),
+    /// Multiprocessors.
+    pub multiprocessors: usize,
+    /// Bytes of device memory.
+    pub memory_bytes: usize,
+    /// Bytes of L2 cache.
+    pub l2_bytes: usize,
+    /// The CUDA version the driver offers, 13000 for 13.0.
+    pub driver: i32,
+    /// The CUDA version this library was built with.
+    pub runtime: i32,
+    /// Whether cuBLASLt was found. Only [`crate::DenseProduct`] and [`crate::Algorithm::CublasLt`] need it.
+    pub has_cublaslt: bool,
+}
+
+impl Device {
+    /// Opens device `ordinal` (0 is the first) and makes it current on this thread.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] without a driver or with fewer devices.
+    pub fn new(ordinal: u32) -> Result<Self, Error> {
+        let absent = |error: cust::error::CudaError| Error::NoDevice { ordinal, reason: error.to_string() };
+        cust::init(cust::CudaFlags::empty()).map_err(absent)?;
+        let device = cust::device::Device::get_device(ordinal).map_err(absent)?;
+        // The primary context, which the runtime API and cuBLASLt use too.
+        let context = Context::new(device).map_err(absent)?;
+        CurrentContext::set_current(&context).map_err(absent)?;
+        let mut raw = std::mem::MaybeUninit::<sys::int8_cuda_device_info>::zeroed();
+        // SAFETY: the function fills the struct it is given; a context is current.
+        check(
+            "device information",
+            unsafe { sys::int8_cuda_get_device_info(raw.as_mut_ptr()) },
+            String::new,
+        )?;
+        // SAFETY: zeroed and then filled; all bit patterns of its fields are valid.
+        let raw = unsafe { raw.assume_init() };
+        // SAFETY: the name ends with a 0 within its array.
+        let name = unsafe { CStr::from_ptr(raw.name.as_ptr()) }.to_string_lossy().into_owned();
+        let info = DeviceInfo {
+            name,
+            compute: (raw.compute_major, raw.compute_minor),
+            multiprocessors: convert::from_count(raw.multiprocessors),
+            memory_bytes: convert::from_offset(raw.memory_bytes),
+            l2_bytes: convert::from_offset(raw.l2_bytes),
+            driver: raw.driver_version,
+            runtime: raw.runtime_version,
+            has_cublaslt: raw.has_cublaslt != 0,
+        };
+        Ok(Self(Arc::new(Shared { context, info })))
+    }
+
+    /// Makes the device current on this thread. Needed once on every thread that uses it; every call of this crate that
+    /// takes a stream or a device does it.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn activate(&self) -> Result<(), Error> {
+        CurrentContext::set_current(&self.0.context).map_err(driver("activate"))
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.0.info
+    }
+
+    /// Waits until the device has done everything it was given.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also for a failure of earlier asynchronous work.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.activate()?;
+        CurrentContext::synchronize().map_err(driver("synchronize"))
+    }
+}
+
+/// A queue of work; what is put on one stream runs in order.
+#[derive(Debug)]
+pub struct Stream {
+    // Dropped before the device: fields go in order.
+    inner: cust::stream::Stream,
+    device: Device,
+}
+
+impl Stream {
+    /// A stream of its own.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn new(device: &Device) -> Result<Self, Error> {
+        device.activate()?;
+        let inner = cust::stream::Stream::new(StreamFlags::DEFAULT, None).map_err(driver("stream"))?;
+        Ok(Self { inner, device: device.clone() })
+    }
+
+    /// The stream's device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Waits until all work put on the stream is done.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also for a failure of that work.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.device.activate()?;
+        self.inner.synchronize().map_err(driver("synchronize"))
+    }
+
+    /// The handle for C, with the device made current.
+    pub(crate) fn raw(&self) -> Result<sys::int8_cuda_stream, Error> {
+        self.device.activate()?;
+        Ok(self.inner.as_inner().cast())
+    }
+
+    pub(crate) fn inner(&self) -> &cust::stream::Stream {
+        &self.inner
+    }
+}
+
+/// Two events that measure what lies between them on a stream.
+#[derive(Debug)]
+pub struct Timer {
+    begin: Event,
+    end: Event,
+    _device: Device,
+}
+
+impl Timer {
+    /// An unused timer.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn new(device: &Device) -> Result<Self, Error> {
+        device.activate()?;
+        let event = || Event::new(EventFlags::DEFAULT).map_err(driver("event"));
+        Ok(Self { begin: event()?, end: event()?, _device: device.clone() })
+    }
+
+    /// Runs `work`, waits for the stream, and returns the device time in microseconds.
+    ///
+    /// # Errors
+    /// What `work` returns, or [`Error::Device`].
+    pub fn measure(&self, stream: &Stream, work: impl FnOnce() -> Result<(), Error>) -> Result<f64, Error> {
+        stream.device.activate()?;
+        self.begin.record(&stream.inner).map_err(driver("event"))?;
+        work()?;
+        self.end.record(&stream.inner).map_err(driver("event"))?;
+        self.end.synchronize().map_err(driver("event"))?;
+        let milliseconds = self.end.elapsed_time_f32(&self.begin).map_err(driver("event"))?;
+        Ok(f64::from(milliseconds) * 1000.0)
+    }
+}
