@@ -20,6 +20,7 @@ Checks, and lists every violation:
   unsafe    only in int8-cpu, int8-cuda, int8-cuda-sys and int8-nn/src/checkpoint/mmap.rs; int8-core forbids it
   print     print macros only in int8-cli and xtask (and in tests, benches, examples and build scripts)
   unfinished  no todo!, unimplemented!, #[ignore]
+  ci        .ci/run ends with the test command of README.md
   reasons   every #[allow] and #[expect] has one
   length    source files of at most 800 lines";
 
@@ -61,11 +62,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     }
     let root = shell::workspace_root()?;
     let metadata = shell::metadata()?;
-    let manifest =
-        fs::read_to_string(root.join("Cargo.toml")).map_err(|error| format!("Cargo.toml: {error}"))?;
+    let manifest = read(&root, "Cargo.toml")?;
 
     let mut violations = crate_edges(&metadata);
     violations.extend(member_comments(&manifest));
+    let [readme, ci] = [read(&root, "README.md")?, read(&root, ".ci/run")?];
+    violations.extend(ci_differs(&readme, &ci));
     let mut files = Vec::new();
     source_files(&root, "", &mut files)?;
     for (path, text) in &files {
@@ -143,6 +145,19 @@ fn member_comments(manifest: &str) -> Vec<String> {
         comment_above = code.trim().is_empty() && commented;
     }
     violations
+}
+
+/// The first command under the heading `## Test` of the README is the last line of `.ci/run`.
+fn ci_differs(readme: &str, ci: &str) -> Option<String> {
+    let section = readme.lines().skip_while(|line| *line != "## Test");
+    let documented = section.skip_while(|line| !line.starts_with("```")).nth(1);
+    let run = ci.lines().rfind(|line| !line.trim().is_empty());
+    let differs = documented.is_none() || documented != run;
+    differs.then(|| format!(".ci/run: runs {run:?}, the README's test command is {documented:?}"))
+}
+
+fn read(root: &Path, name: &str) -> Result<String, String> {
+    fs::read_to_string(root.join(name)).map_err(|error| format!("{name}: {error}"))
 }
 
 /// Collects the source files below `folder` (relative to `root`, with `/`), hidden folders and build output left out.

@@ -83,6 +83,17 @@ fn members_without_comments_fail() {
 }
 
 #[test]
+fn another_test_command_fails() {
+    let readme = "# x\n```\nother\n```\n## Test\n\n```\ncargo xtask test\n```\n";
+    assert_eq!(ci_differs(readme, "#!/bin/sh\ncargo xtask test\n\n"), None);
+    for (readme, ci) in
+        [(readme, "cargo test\n"), (readme, ""), ("# x\n", "cargo xtask test\n"), ("## Test\n```\n", "")]
+    {
+        assert!(ci_differs(readme, ci).is_some(), "{readme} {ci}");
+    }
+}
+
+#[test]
 fn a_file_without_module_doc_fails() {
     for text in
         ["", "use std::fs;\n", "// A comment.\n//! Too late.\n", "//!\n", "#![deny(x)]\n//! Too late.\n"]
