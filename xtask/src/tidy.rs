@@ -18,7 +18,7 @@ Checks, and lists every violation:
   members   every member, default and exclusion of the workspace has a comment
   docs      every source file begins with a module doc (//!)
   unsafe    only in int8-cpu, int8-cuda, int8-cuda-sys and int8-nn/src/checkpoint/mmap.rs; int8-core forbids it
-  print     print macros only in int8-cli and xtask (and in tests, benches, examples and build scripts)
+  print     print macros only in int8-cli and xtask, programs (src/bin), tests, benches, examples and build scripts
   unfinished  no todo!, unimplemented!, #[ignore]
   ci        .ci/run ends with the test command of README.md
   reasons   every #[allow] and #[expect] has one
@@ -234,11 +234,12 @@ fn lints_without_reason(code: &str) -> Vec<usize> {
     lines
 }
 
-/// Under `src/` and no test: what ends up in a user's program.
+/// Under `src/`, no test, and no program of its own (`src/bin/`, for machines that have a GPU and no toolchain): what
+/// ends up in a user's program.
 fn is_library_code(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let is_test = name == "tests.rs" || name.ends_with("_tests.rs") || path.contains("/tests/");
-    path.contains("/src/") && !is_test
+    path.contains("/src/") && !path.contains("/src/bin/") && !is_test
 }
 
 fn forbids_unsafe(text: &str) -> bool {

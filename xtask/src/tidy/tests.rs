@@ -151,6 +151,7 @@ fn printing_outside_the_command_line_fails() {
             "int8-nn/build.rs",
             "int8-nn/src/a/tests.rs",
             "int8-nn/src/a/write_tests.rs",
+            "int8-cuda/src/bin/a.rs",
         ] {
             assert_eq!(violations_of(path, &code), Vec::<String>::new(), "{path}");
         }
