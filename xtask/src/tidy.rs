@@ -192,7 +192,8 @@ fn file_violations(path: &str, text: &str) -> Vec<String> {
     if !path.ends_with(".rs") {
         return violations;
     }
-    if !text.lines().find(|line| !line.trim().is_empty()).is_some_and(|line| line.starts_with("//! ")) {
+    let is_doc = |line: &str| line.starts_with("//! ") || line.starts_with("#![doc = include_str!");
+    if !text.lines().find(|line| !line.trim().is_empty()).is_some_and(is_doc) {
         violations.push(format!("{path}:1: begins without a module doc (//!)"));
     }
     let code = scan::code_only(text);
