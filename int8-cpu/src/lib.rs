@@ -1,5 +1,52 @@
 //! CPU kernels for LLM.int8(): the quantised, decomposed linear layer in one pass, on instructions picked at run time.
-#![cfg_attr(docsrs, feature(doc_cfg))]
+//!
+//! ```text
+//! y[m,n] = s_x[m]/127 · s_w[n]/127 · Σ_k (q_x − z_x)(q_w − z_w)  +  Σ_{k outlier} x[m,k]·W[n,k]  +  bias[n]
+//! ```
+//!
+//! Codes, zero points and accumulators are bit for bit those of [`int8_core`]; results lie inside its derived bound.
+//!
+//! | step | where |
+//! |---|---|
+//! | `W [N, K]` quantised and packed once, at load | [`PackedWeight`] |
+//! | outlier rule, row quantisation straight into the rows that the tiles read | `input` |
+//! | i8 × i8 → i32, one tile of output over all of K in registers | `tile` |
+//! | scales, zero points, outlier part, bias, one rounding, while the tile is in L1 | `epilogue` |
+//!
+//! | kernel | instruction | tile (rows × outputs) |
+//! |---|---|---|
+//! | `amx-int8` | `tdpbssd` | 32 × 32 |
+//! | `avx512-vnni` | `vpdpbusd zmm` | 12 × 32 |
+//! | `avx-vnni` | `vpdpbusd ymm` | 6 × 16 |
+//! | `avx2` | `vpsignb`, `vpmaddubsw`, `vpmaddwd` | 4 × 16 |
+//! | `portable` | what the compiler makes of a dot product | 4 × 1 |
+//!
+//! The best one that the processor offers is taken ([`Kernel::select`]); the environment variable `INT8_KERNEL` forces
+//! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. Wrapping a
+//! whole model in `rayon::scope` saves entering the pool for each layer.
+//!
+//! ```
+//! use int8_core::{Granularity, Scheme};
+//! use int8_cpu::{Kernel, OutlierWeights, PackedWeight, Store, linear};
+//! use ndarray::{Array2, array};
+//!
+//! let config = Scheme::LlmInt8Absmax.config();
+//! let w = array![[0.1_f32, 0.2, 0.3], [-0.3, 0.1, 0.2]];
+//! let weight = PackedWeight::quantize(Kernel::select()?, w.view(), config.encoding, Granularity::Row)?;
+//!
+//! // The second column holds an outlier: 40 ≥ 6 leaves the int8 product.
+//! let x = array![[0.5_f32, 40.0, -0.25], [1.0, -38.0, 0.75]];
+//! let mut y = Array2::<f32>::zeros((2, 2));
+//! let stats =
+//!     linear(x.view(), &weight, OutlierWeights::Dequantized, None, &config, Store::Overwrite, y.view_mut())?;
+//! assert_eq!(stats.outlier_columns, 1);
+//! assert!((y[[0, 0]] - 7.975).abs() < 0.05);
+//! # Ok::<(), int8_cpu::Error>(())
+//! ```
+//!
+//! All unsafe code of the project's CPU side is here: vector instructions in `tile`, typed views of memory in `matrix`,
+//! `convert` and `buffer`. The contract of the tile functions is stated once, on the trait `TileKernel`, and cited by
+//! line wherever they are called.
 
 mod buffer;
 mod convert;

@@ -173,7 +173,7 @@ impl<K: TileKernel> Layer<'_, K> {
     ) -> Option<&'s Tile<f32>> {
         match &self.input.outliers {
             Outliers::None => None,
-            Outliers::Dense(x) => {
+            Outliers::Dense { values: x, .. } => {
                 let count = self.columns.len();
                 let operands = OuterOperands {
                     x: x[rows.start * count..rows.end * count].as_ptr(),

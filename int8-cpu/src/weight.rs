@@ -315,15 +315,18 @@ fn interleave(rows: &[i8], padded_inner: usize, panel: &mut [i8]) {
     if padded_inner == 0 {
         return;
     }
-    for (n, row) in rows.chunks_exact(padded_inner).enumerate() {
-        let (quads, _) = row.as_chunks::<4>();
-        for (quad, target) in quads.iter().zip(panel.chunks_exact_mut(4 * PANEL)) {
-            target[4 * n..4 * n + 4].copy_from_slice(quad);
+    // One cache line of each row at a time: the 2 KiB of the panel it goes to stay in L1 until they are full.
+    for (block, target) in panel.chunks_exact_mut(PANEL * K_STEP).enumerate() {
+        for n in 0..PANEL {
+            let quads = rows[n * padded_inner + block * K_STEP..][..K_STEP].as_chunks::<4>().0;
+            for (quad, target) in quads.iter().zip(target.chunks_exact_mut(4 * PANEL)) {
+                target[4 * n..4 * n + 4].copy_from_slice(quad);
+            }
         }
     }
 }
 
-/// A position in a buffer that the caller knows to be in range, as i64 for the wide correction.
+/// K, as i64 for the wide correction.
 pub(crate) fn inner_length(weight: &PackedWeight) -> i64 {
     convert::length(weight.inner)
 }

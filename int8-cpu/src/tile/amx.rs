@@ -192,3 +192,164 @@ pub(crate) fn dot_products(_: AmxInt8, rounds: usize) -> usize {
     }
     rounds * 4 * TILE_ROWS * TILE_ROWS * 64
 }
+
+#[cfg(test)]
+mod rate {
+    use super::*;
+    use crate::buffer::Buffer;
+
+    unsafe fn cfg() {
+        let c = Configuration::new(32);
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const c, options(nostack, readonly)) };
+    }
+    // variant: 0 row-major plain; 1 row-major + prefetch t0 one chunk ahead; 2 A packed in tiles; 3 packed + prefetch
+    // accumulate: load C first
+    #[inline(always)]
+    unsafe fn tile<const V: usize>(
+        a: *const i8,
+        lda: usize,
+        b: *const i8,
+        k: usize,
+        acc: *mut i32,
+        load: bool,
+    ) {
+        use std::arch::x86_64::*;
+        unsafe {
+            if load {
+                asm!("tileloadd tmm0, [{t} + {s}*1]", "tileloadd tmm1, [{t} + {s}*1 + 64]", "tileloadd tmm2, [{u} + {s}*1]", "tileloadd tmm3, [{u} + {s}*1 + 64]", t = in(reg) acc, u = in(reg) acc.add(512), s = in(reg) 128, options(nostack));
+            } else {
+                asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3", options(nostack));
+            }
+            for c in (0..k).step_by(64) {
+                let w = b.add(c * 32);
+                let (u, l, ld) = if V == 0 || V == 1 || V == 4 {
+                    (a.add(c), a.add(c + 16 * lda), lda)
+                } else {
+                    (a.add(c * 32), a.add(c * 32 + 1024), 64)
+                };
+                if V == 1 || V == 4 {
+                    let d = if V == 1 { 64 } else { 192 };
+                    for i in 0..16 {
+                        _mm_prefetch::<_MM_HINT_T0>(u.wrapping_add(d + i * lda));
+                        _mm_prefetch::<_MM_HINT_T0>(l.wrapping_add(d + i * lda));
+                    }
+                    for i in 0..32 {
+                        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(d * 32 + i * 64));
+                    }
+                }
+                if V == 3 {
+                    for i in 0..32 {
+                        _mm_prefetch::<_MM_HINT_T0>(u.wrapping_add(2048 + i * 64));
+                        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(2048 + i * 64));
+                    }
+                }
+                asm!("tileloadd tmm6, [{w} + {s}*1]", "tileloadd tmm4, [{u} + {d}*1]", "tileloadd tmm7, [{w} + {s}*1 + 64]", "tileloadd tmm5, [{l} + {d}*1]",
+                    "tdpbssd tmm0, tmm4, tmm6", "tdpbssd tmm1, tmm4, tmm7", "tdpbssd tmm2, tmm5, tmm6", "tdpbssd tmm3, tmm5, tmm7",
+                    w = in(reg) w, u = in(reg) u, l = in(reg) l, d = in(reg) ld, s = in(reg) 128, options(nostack, readonly));
+            }
+            asm!("tilestored [{t} + {s}*1], tmm0", "tilestored [{t} + {s}*1 + 64], tmm1", "tilestored [{u} + {s}*1], tmm2", "tilestored [{u} + {s}*1 + 64], tmm3", t = in(reg) acc, u = in(reg) acc.add(512), s = in(reg) 128, options(nostack));
+        }
+    }
+    fn run<const V: usize>(name: &str, peak: f64, kc: usize) {
+        let mut line = format!("{name} kc {kc}:");
+        for (k, m, panels) in [
+            (256, 32, 1),
+            (1024, 32, 1),
+            (4096, 32, 1),
+            (768, 512, 24),
+            (2048, 512, 16),
+            (4096, 128, 8),
+            (4096, 512, 8),
+            (4096, 2048, 4),
+        ] {
+            let stride = crate::input::row_stride(k);
+            let mut a = Buffer::zeroed(m * stride + 8192);
+            let mut b = Buffer::zeroed(panels * k * 32 + 8192);
+            a.codes_mut().fill(3);
+            b.codes_mut().fill(5);
+            let mut c = Buffer::zeroed(m / 32 * 4096);
+            let mut best = f64::MAX;
+            for _ in 0..10 + 2_000_000_000 / (k * m * 32 * panels) / 8 {
+                let s = std::time::Instant::now();
+                unsafe { cfg() };
+                for p in 0..panels {
+                    let mut k0 = 0;
+                    while k0 < k {
+                        let kk = kc.min(k - k0);
+                        for r in 0..m / 32 {
+                            let at = unsafe {
+                                if V == 2 || V == 3 {
+                                    a.as_ptr().add(r * 32 * k + k0 * 32)
+                                } else {
+                                    a.as_ptr().add(r * 32 * stride + k0)
+                                }
+                            };
+                            let acc: *mut i32 = unsafe {
+                                c.as_mut_ptr().cast::<i32>().add(if kc < k { r * 1024 } else { 0 })
+                            };
+                            unsafe {
+                                tile::<V>(at, stride, b.as_ptr().add(p * k * 32 + k0 * 32), kk, acc, k0 > 0)
+                            };
+                        }
+                        k0 += kk;
+                    }
+                }
+                unsafe { asm!("tilerelease") };
+                best = best.min(s.elapsed().as_secs_f64());
+            }
+            line += &format!(" {k}x{m}x{panels} {:.3}", (k * m * 32 * panels) as f64 / best / peak);
+        }
+        println!("{line}");
+    }
+    #[test]
+    #[ignore]
+    fn rate() {
+        let Some(token) = AmxInt8::new() else { return };
+        let peak = crate::probe::peak_per_thread(crate::Kernel::AmxInt8(token)).unwrap();
+        // as it is
+        for (k, m, panels) in [(256, 32, 1), (4096, 32, 1), (768, 512, 24), (4096, 128, 8)] {
+            let stride = crate::input::row_stride(k);
+            let (a, b) = (Buffer::zeroed(m * stride), Buffer::zeroed(panels * k * 32));
+            let mut acc = Tile([[0; PANEL]; 32]);
+            let mut best = f64::MAX;
+            for _ in 0..100 {
+                let s = std::time::Instant::now();
+                for p in 0..panels {
+                    for r in 0..m / 32 {
+                        unsafe {
+                            AmxTile(token).product(
+                                Operands {
+                                    a: a.as_ptr().add(r * 32 * stride),
+                                    lda: stride,
+                                    rows: 32,
+                                    panel: b.as_ptr().add(p * k * 32),
+                                    k,
+                                    ahead: crate::tile::Ahead::share(b.as_ptr(), 0, 16),
+                                },
+                                &mut acc,
+                            )
+                        };
+                    }
+                }
+                best = best.min(s.elapsed().as_secs_f64());
+            }
+            println!("now {k}x{m}x{panels} {:.3}", (k * m * 32 * panels) as f64 / best / peak);
+        }
+        for kc in [1 << 20, 512, 1024] {
+            run::<0>("rows", peak, kc);
+            run::<1>("rows+prefetch1", peak, kc);
+            run::<4>("rows+prefetch3", peak, kc);
+            run::<2>("tiles", peak, kc);
+            run::<3>("tiles+prefetch", peak, kc);
+        }
+        // cost of configuration
+        let s = std::time::Instant::now();
+        for _ in 0..10000 {
+            unsafe {
+                cfg();
+                asm!("tilerelease")
+            }
+        }
+        println!("config+release {:.1} ns", s.elapsed().as_secs_f64() * 1e5);
+    }
+}
