@@ -269,7 +269,7 @@ fn outliers(kernel: Kernel, (m, n, k): (usize, usize, usize), options: &Options)
     let mut raw = Array2::<i32>::zeros((m, n));
     let column = Scheme::LlmInt8Absmax.config();
     let value = Config { outlier_granularity: OutlierGranularity::Value, ..column };
-    let zeropoint = Config { encoding: Encoding::Zeropoint, ..column };
+    let zeropoint = Config { input_encoding: Encoding::Zeropoint, ..column };
     let mut lists = Vec::new();
     for (name, config) in [("column", column), ("value", value), ("zeropoint column", zeropoint)] {
         let mut contestants: Vec<Contestant<'_>> = vec![(

@@ -20,8 +20,9 @@ const SERIAL_WORK: usize = 1 << 20;
 /// Tasks for each thread: enough to even out threads that run at different speeds.
 const TASKS_PER_THREAD: usize = 4;
 
-/// Bytes of input codes that a task goes through for each panel: they should stay in a share of L3.
-const INPUT_BYTES: usize = 4 << 20;
+/// Bytes of input codes that a task goes through for each panel: half of the 2 MiB of L2 that cores with AMX have. From
+/// L3, AMX tiles were measured to load half as fast.
+const INPUT_BYTES: usize = 1 << 20;
 
 /// The output, in tiles.
 #[derive(Clone, Copy)]
@@ -45,12 +46,13 @@ impl Grid {
     }
 }
 
-/// Some rows of the output, in tiles of equal height.
+/// Some rows of the output.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows {
     first: usize,
     count: usize,
     tile_rows: usize,
+    step: usize,
 }
 
 /// One task: these rows of these panels.
@@ -60,28 +62,35 @@ pub(crate) struct Block {
 }
 
 impl Rows {
-    /// Tiles whose heights differ by one row at most: 64 rows in tiles of 12 are 4·11 + 2·10, not 5·12 + 4.
+    fn new<K: TileKernel>(first: usize, count: usize) -> Self {
+        Self { first, count, tile_rows: K::ROWS, step: K::ROW_STEP }
+    }
+
+    /// Tiles whose heights differ by one step at most: 64 rows in tiles of 12 are 4·11 + 2·10, not 5·12 + 4.
     pub(crate) fn tiles(self) -> impl Iterator<Item = Range<usize>> {
-        let tiles = self.count.div_ceil(self.tile_rows);
-        (0..tiles)
-            .map(move |i| self.first + self.count * i / tiles..self.first + self.count * (i + 1) / tiles)
+        let Self { first, count, tile_rows, step } = self;
+        let steps = count.div_ceil(step);
+        let tiles = (steps * step).div_ceil(tile_rows);
+        let edge = move |i: usize| first + count.min(step * (steps * i / tiles));
+        (0..tiles).map(move |i| edge(i)..edge(i + 1))
     }
 }
 
 /// Calls `run` for blocks that cover the output exactly once.
-pub(crate) fn for_each_block(grid: Grid, tile_rows: usize, run: impl Fn(Block) + Sync) {
+pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Block) + Sync) {
     let Grid { rows, panels, inner } = grid;
     if rows == 0 || panels == 0 {
         return;
     }
     if !grid.is_parallel() {
-        return run(Block { rows: Rows { first: 0, count: rows, tile_rows }, panels: 0..panels });
+        let whole = Block { rows: Rows::new::<K>(0, rows), panels: 0..panels };
+        return tile.scoped(|| run(whole));
     }
     let threads = rayon::current_num_threads();
     let tasks = threads * TASKS_PER_THREAD;
     let panel_chunks = panels.min(tasks);
     // Rows are cut when the panels alone give too few tasks, or when the codes of all rows would leave the cache.
-    let for_tasks = tasks.div_ceil(panel_chunks).min(rows.div_ceil(tile_rows));
+    let for_tasks = tasks.div_ceil(panel_chunks).min(rows.div_ceil(K::ROWS));
     let for_cache = (rows * inner).div_ceil(INPUT_BYTES);
     let row_chunks = for_tasks.max(for_cache).min(rows);
     (0..panel_chunks * row_chunks).into_par_iter().for_each(|task| {
@@ -89,7 +98,8 @@ pub(crate) fn for_each_block(grid: Grid, tile_rows: usize, run: impl Fn(Block) +
         let first = rows * row_chunk / row_chunks;
         let count = rows * (row_chunk + 1) / row_chunks - first;
         let span = panels * panel_chunk / panel_chunks..panels * (panel_chunk + 1) / panel_chunks;
-        run(Block { rows: Rows { first, count, tile_rows }, panels: span });
+        let block = Block { rows: Rows::new::<K>(first, count), panels: span };
+        tile.scoped(|| run(block));
     });
 }
 
@@ -113,14 +123,14 @@ impl Dispatch for Product<'_> {
         let Self { a, weight, target } = self;
         let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
         let (stride, k) = (row_stride(inner), padded(inner));
-        let mut codes = Buffer::zeroed(rows * stride);
+        let mut codes = Buffer::zeroed((rows + K::ROW_STEP) * stride);
         for (row, target) in a.rows().into_iter().zip(codes.codes_mut().chunks_exact_mut(stride)) {
             for (target, code) in target.iter_mut().zip(row.to_slice().unwrap_or_default()) {
                 *target = convert::code_byte(i32::from(*code), K::OFFSET);
             }
         }
         let (codes, sums) = (codes.codes(), &weight.columns().sums);
-        for_each_block(Grid::new(rows, weight), K::ROWS, |block| {
+        for_each_block(Grid::new(rows, weight), tile, |block| {
             let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
             for panel in block.panels {
                 let first = panel * PANEL;
@@ -135,8 +145,9 @@ impl Dispatch for Product<'_> {
                         k,
                         ahead: Ahead::share(ahead, tile_index, tiles),
                     };
-                    // SAFETY: line 1: `codes` holds every row at this stride, which is at least k; line 2: a panel of
-                    // the packed weight; line 3: tiles of 1 to ROWS rows, padded K.
+                    // SAFETY: line 1: `codes` holds every row, and ROW_STEP more, at this stride ≥ k; line 2: a panel of
+                    // the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
+                    // are run inside `scoped`.
                     unsafe { tile.product(operands, &mut acc) };
                     for (acc, row) in acc.0.iter().zip(rows) {
                         // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.

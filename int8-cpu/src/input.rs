@@ -94,7 +94,8 @@ impl<K: TileKernel> Quantizer<'_, K> {
     pub(crate) fn run(&self, mut codes: Buffer) -> Input {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let stride = row_stride(inner);
-        codes.reserve(rows * stride);
+        // A tile may read whole steps of rows beyond the last one.
+        codes.reserve((rows + K::ROW_STEP) * stride);
 
         let columns = self.outlier_columns();
         let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
@@ -207,7 +208,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         } else {
             rows.into_par_iter().map_init(|| self.scratch(), range_of).reduce(|| Range::EMPTY, Range::union)
         };
-        Some(Constants::new(whole, self.config.encoding))
+        Some(Constants::new(whole, self.config.input_encoding))
     }
 
     /// The magnitude from which on a value of this row is an outlier.
@@ -285,7 +286,7 @@ impl<K: TileKernel> Vectorized for RangeOfRow<'_, '_, K> {
     fn call<I: Instructions>(self, simd: I) -> Range {
         let blocks = rows::widen(simd, self.quantizer.x.row(self.row), &mut self.scratch.row);
         let threshold = self.quantizer.threshold(blocks, &mut self.scratch.magnitudes);
-        rows::range(simd, blocks, self.quantizer.kept(threshold, self.mask).0, self.quantizer.config.encoding)
+        rows::range(simd, blocks, self.quantizer.kept(threshold, self.mask).0, self.quantizer.config.input_encoding)
     }
 }
 
@@ -314,7 +315,7 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
             let threshold = quantizer.threshold(blocks, &mut scratch.magnitudes);
             let (counted, encoded) = quantizer.kept(threshold, mask);
             let constants = constants.unwrap_or_else(|| {
-                Constants::new(rows::range(simd, blocks, counted, config.encoding), config.encoding)
+                Constants::new(rows::range(simd, blocks, counted, config.input_encoding), config.input_encoding)
             });
             let codes = &mut part.codes[i * stride..(i + 1) * stride];
             let sum = rows::encode(simd, blocks, quantizer.x.columns, encoded, constants, K::OFFSET, codes);

@@ -32,7 +32,7 @@
 //!
 //! let config = Scheme::LlmInt8Absmax.config();
 //! let w = array![[0.1_f32, 0.2, 0.3], [-0.3, 0.1, 0.2]];
-//! let weight = PackedWeight::quantize(Kernel::select()?, w.view(), config.encoding, Granularity::Row)?;
+//! let weight = PackedWeight::quantize(Kernel::select()?, w.view(), config.weight_encoding, Granularity::Row)?;
 //!
 //! // The second column holds an outlier: 40 ≥ 6 leaves the int8 product.
 //! let x = array![[0.5_f32, 40.0, -0.25], [1.0, -38.0, 0.75]];

@@ -104,7 +104,7 @@ impl Dispatch for Linear<'_> {
         let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
         let layer = Layer { tile, input: &input, weight, columns: &columns, bias, store, target };
         let grid = Grid::new(x.rows, weight);
-        driver::for_each_block(grid, K::ROWS, |block| layer.block(block));
+        driver::for_each_block(grid, tile, |block| layer.block(block));
         CODES.set(input.codes);
         Ok(stats)
     }
@@ -145,8 +145,9 @@ impl<K: TileKernel> Layer<'_, K> {
                     k: padded_inner,
                     ahead: Ahead::share(ahead, tile_index, tiles),
                 };
-                // SAFETY: line 1: the code buffer holds every row of x at this stride, which is at least padded K;
-                // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K.
+                // SAFETY: line 1: the code buffer holds every row of x, and ROW_STEP more, at this stride ≥ padded K;
+                // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
+                // are run inside `scoped`.
                 unsafe { self.tile.product(operands, &mut acc) };
                 let outlier_part =
                     self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
@@ -182,8 +183,8 @@ impl<K: TileKernel> Layer<'_, K> {
                     w: panel.as_ptr(),
                     count,
                 };
-                // SAFETY: line 4: the slice above; line 5: the panel was made for `count` columns, in a line-aligned
-                // buffer; line 6: tiles of 1 to ROWS rows.
+                // SAFETY: line 5: the slice above; line 6: the panel was made for `count` columns, in a line-aligned
+                // buffer, and tiles have 1 to ROWS rows.
                 unsafe { self.tile.outer(operands, sums) };
                 Some(sums)
             }

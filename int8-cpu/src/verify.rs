@@ -87,7 +87,7 @@ fn check_one<T: Element>(
     }
     let reference = int8_core::linear(x, &reference_weight, bias.map(|bias| bias.view()), config)?;
 
-    let weight = PackedWeight::quantize(kernel, w, config.encoding, config.weight_granularity)?;
+    let weight = PackedWeight::quantize(kernel, w, config.weight_encoding, config.weight_granularity)?;
     let quantized = weight.to_quantized()?;
     if let Some(wrong) = different_weight(&quantized, reference_weight.quantized()) {
         return Ok((0.0, Some(wrong)));
@@ -164,7 +164,7 @@ mod tests {
         let case = corpus::random(3);
         let expected = int8_core::quantize::quantize(
             case.w.view(),
-            case.config.encoding,
+            case.config.weight_encoding,
             case.config.weight_granularity,
         );
         assert_eq!(different_weight(&expected, &expected), None);

@@ -34,7 +34,7 @@ fn layer<T: Element>(
     config: &Config,
     exact: bool,
 ) -> (Array2<T>, LinearStats) {
-    let weight = PackedWeight::quantize(kernel, w, config.encoding, config.weight_granularity)
+    let weight = PackedWeight::quantize(kernel, w, config.weight_encoding, config.weight_granularity)
         .expect("a valid weight");
     let source = Columns(w);
     let outlier_weights = if exact { OutlierWeights::Exact(&source) } else { OutlierWeights::Dequantized };
@@ -85,7 +85,7 @@ fn configs() -> Vec<Config> {
     for encoding in [Encoding::Absmax, Encoding::Zeropoint] {
         for row_maximum in [RowMaximum::Paper, RowMaximum::Bitsandbytes] {
             for outlier_granularity in [OutlierGranularity::Column, OutlierGranularity::Value] {
-                configs.push(Config { encoding, row_maximum, outlier_granularity, ..llm });
+                configs.push(Config { input_encoding: encoding, weight_encoding: encoding, row_maximum, outlier_granularity, ..llm });
             }
         }
     }
@@ -225,7 +225,7 @@ fn accumulate_adds_to_what_is_there() {
     let config = Scheme::LlmInt8Absmax.config();
     for kernel in Kernel::available() {
         let weight =
-            PackedWeight::quantize(kernel, w.view(), config.encoding, Granularity::Row).expect("a weight");
+            PackedWeight::quantize(kernel, w.view(), config.weight_encoding, Granularity::Row).expect("a weight");
         let (y, _) = layer(kernel, x.view(), w.view(), None, &config, false);
         let before = random.matrix(5, 40, 100.0);
         // Into a window of a larger matrix: rows contiguous, not the whole.

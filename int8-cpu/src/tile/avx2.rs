@@ -28,7 +28,7 @@ unsafe impl TileKernel for Avx2Tile {
     const OFFSET: u8 = 0;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
-        // SAFETY: lines 1 to 3 are passed on; line 7 for the instructions.
+        // SAFETY: lines 1 to 4 are passed on; line 7 for the instructions.
         unsafe {
             match operands.rows {
                 1 => product_signed::<1>(operands, acc),
@@ -40,7 +40,7 @@ unsafe impl TileKernel for Avx2Tile {
     }
 
     unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
-        // SAFETY: lines 4 to 6 are passed on; line 7 for the instructions.
+        // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
         unsafe { outer(operands, acc) }
     }
 
@@ -58,12 +58,12 @@ unsafe impl TileKernel for AvxVnniTile {
     const OFFSET: u8 = 128;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
-        // SAFETY: lines 1 to 3 are passed on; line 7 for the instructions.
+        // SAFETY: lines 1 to 4 are passed on; line 7 for the instructions.
         unsafe { avx_vnni::product(operands, acc) }
     }
 
     unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
-        // SAFETY: lines 4 to 6 are passed on; line 7 for the instructions.
+        // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
         unsafe { outer(operands, acc) }
     }
 
@@ -77,7 +77,7 @@ unsafe impl TileKernel for AvxVnniTile {
 const HALF: usize = PANEL / 2;
 
 /// # Safety
-/// Lines 1 to 3 of [`TileKernel`] with `rows = R`, and the processor has AVX2.
+/// Lines 1 to 4 of [`TileKernel`] with `rows = R`, and the processor has AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn product_signed<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, ahead, .. } = operands;
@@ -121,7 +121,7 @@ macro_rules! dot_product_tile {
             use super::*;
 
             /// # Safety
-            /// Lines 1 to 3 of [`TileKernel`], and the processor has the enabled features.
+            /// Lines 1 to 4 of [`TileKernel`], and the processor has the enabled features.
             pub(super) unsafe fn product(operands: Operands, acc: &mut Tile<i32>) {
                 // SAFETY: passed on.
                 unsafe {
@@ -181,7 +181,7 @@ dot_product_tile!(avx_vnni, "avx2,fma,f16c,avxvnni", _mm256_dpbusd_avx_epi32);
 dot_product_tile!(avx512_vl, "avx2,fma,f16c,avx512vnni,avx512vl", _mm256_dpbusd_epi32);
 
 /// # Safety
-/// Lines 4 to 6 of [`TileKernel`], and the processor has AVX2 and FMA.
+/// Lines 5 and 6 of [`TileKernel`], and the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn outer(operands: OuterOperands, acc: &mut Tile<f32>) {
     let OuterOperands { x, ldx, rows, w, count } = operands;
@@ -190,13 +190,13 @@ unsafe fn outer(operands: OuterOperands, acc: &mut Tile<f32>) {
         let second = (first + 1).min(rows - 1);
         let mut sums = [[_mm256_setzero_ps(); 4]; 2];
         for o in 0..count {
-            // SAFETY: line 4: both rows are < rows and o < count.
+            // SAFETY: line 5: both rows are < rows and o < count.
             let x = unsafe {
                 [_mm256_set1_ps(*x.add(first * ldx + o)), _mm256_set1_ps(*x.add(second * ldx + o))]
             };
             let [mut upper, mut lower] = sums;
             for (i, (upper, lower)) in upper.iter_mut().zip(&mut lower).enumerate() {
-                // SAFETY: line 5: o < count.
+                // SAFETY: line 6: o < count.
                 let w = unsafe { _mm256_load_ps(w.add(o * PANEL + 8 * i)) };
                 *upper = _mm256_fmadd_ps(x[0], w, *upper);
                 *lower = _mm256_fmadd_ps(x[1], w, *lower);

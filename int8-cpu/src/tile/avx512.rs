@@ -40,12 +40,12 @@ unsafe impl TileKernel for Avx512Tile {
     const OFFSET: u8 = 128;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
-        // SAFETY: lines 1 to 3 are passed on; line 7 for the instructions.
+        // SAFETY: lines 1 to 4 are passed on; line 7 for the instructions.
         unsafe { by_rows!(operands.rows, product(operands, acc)) }
     }
 
     unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
-        // SAFETY: lines 4 to 6 are passed on; line 7 for the instructions.
+        // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
         unsafe { by_rows!(operands.rows, outer(operands, &mut acc.0)) }
     }
 
@@ -56,7 +56,7 @@ unsafe impl TileKernel for Avx512Tile {
 }
 
 /// # Safety
-/// Lines 1 to 3 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
+/// Lines 1 to 4 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, ahead, .. } = operands;
@@ -89,11 +89,11 @@ unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
 /// As `outer` for any number of rows, twelve at a time.
 ///
 /// # Safety
-/// Lines 4 and 5 of [`TileKernel`] with `rows ≤ MAX_ROWS`, and the processor has AVX-512 VNNI.
+/// Lines 5 and 6 of [`TileKernel`] with `rows ≤ MAX_ROWS`, and the processor has AVX-512 VNNI.
 pub(super) unsafe fn outer_rows(operands: OuterOperands, acc: &mut Tile<f32>) {
     for first in (0..operands.rows).step_by(Avx512Tile::ROWS) {
         let rows = Avx512Tile::ROWS.min(operands.rows - first);
-        // SAFETY: lines 4 and 5 for these rows; rows of the tile are 128 bytes, so each is aligned as the first.
+        // SAFETY: lines 5 and 6 for these rows; rows of the tile are 128 bytes, so each is aligned as the first.
         unsafe {
             let part = OuterOperands { x: operands.x.add(first * operands.ldx), rows, ..operands };
             by_rows!(rows, outer(part, &mut acc.0[first..]));
@@ -102,16 +102,16 @@ pub(super) unsafe fn outer_rows(operands: OuterOperands, acc: &mut Tile<f32>) {
 }
 
 /// # Safety
-/// Lines 4 to 6 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
+/// Lines 5 and 6 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut [[f32; PANEL]]) {
     let OuterOperands { x, ldx, w, count, .. } = operands;
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for o in 0..count {
-        // SAFETY: line 5: o < count.
+        // SAFETY: line 6: o < count.
         let w = unsafe { [_mm512_load_ps(w.add(o * PANEL)), _mm512_load_ps(w.add(o * PANEL + 16))] };
         for (r, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: line 4: r < rows and o < count.
+            // SAFETY: line 5: r < rows and o < count.
             let x = unsafe { _mm512_set1_ps(*x.add(r * ldx + o)) };
             sum[0] = _mm512_fmadd_ps(x, w[0], sum[0]);
             sum[1] = _mm512_fmadd_ps(x, w[1], sum[1]);

@@ -107,34 +107,41 @@ pub(crate) trait Vectorized {
 ///
 /// # Safety
 /// Contract of [`product`](Self::product):
-/// 1. `a` is readable for `rows` rows of `k` bytes, `lda` bytes apart;
+/// 1. `a` is readable for `rows` rows, rounded up to a multiple of `ROW_STEP`, of `k` bytes, `lda` bytes apart;
 /// 2. `panel` is readable for `PANEL·k` bytes and 64-byte aligned;
-/// 3. `1 ≤ rows ≤ ROWS` and `k` is a multiple of [`K_STEP`].
+/// 3. `1 ≤ rows ≤ ROWS` and `k` is a multiple of [`K_STEP`];
+/// 4. the call is made inside [`scoped`](Self::scoped), on the same thread.
 ///
 /// Contract of [`outer`](Self::outer):
-/// 4. `x` is readable for `rows` rows of `count` floats, `ldx` floats apart;
-/// 5. `w` is readable for `count·PANEL` floats and 64-byte aligned;
-/// 6. `1 ≤ rows ≤ ROWS`.
+/// 5. `x` is readable for `rows` rows of `count` floats, `ldx` floats apart;
+/// 6. `w` is readable for `count·PANEL` floats and 64-byte aligned, and `1 ≤ rows ≤ ROWS`.
 ///
 /// Contract of the implementor:
 /// 7. it can only be made from a capability token, so that its instructions exist on this processor;
-/// 8. `ROWS ≤ MAX_ROWS`, and both functions write the first `rows` rows of their tile and nothing else.
+/// 8. `ROWS ≤ MAX_ROWS`, and both functions write at least the first `rows` rows of their tile and nothing outside it.
 pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
     /// Most rows of a tile: what the accumulator registers hold.
     const ROWS: usize;
+    /// Rows that cost no more than one: tiles are cut at multiples of it.
+    const ROW_STEP: usize = 1;
     /// Added to the codes of `x` in memory: 128 where the instruction multiplies unsigned by signed bytes.
     const OFFSET: u8;
+
+    /// Runs `job` with the state that [`product`](Self::product) needs set up on this thread.
+    fn scoped<R>(self, job: impl FnOnce() -> R) -> R {
+        job()
+    }
 
     /// `acc[r][n] = Σ_k a[r, k]·w[n, k]`, modulo 2³².
     ///
     /// # Safety
-    /// Lines 1 to 3 of the trait's contract.
+    /// Lines 1 to 4 of the trait's contract.
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>);
 
     /// `sums[r][n] = Σ_o x[r, o]·w[o, n]`, added in the order of `o`, starting from 0.
     ///
     /// # Safety
-    /// Lines 4 to 6 of the trait's contract.
+    /// Lines 5 and 6 of the trait's contract.
     unsafe fn outer(self, operands: OuterOperands, sums: &mut Tile<f32>);
 
     /// Runs `job` compiled with the kernel's instruction set.

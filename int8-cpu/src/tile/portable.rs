@@ -31,7 +31,7 @@ unsafe impl TileKernel for PortableTile {
         for (r, row) in acc.0.iter_mut().take(rows).enumerate() {
             let mut sum = [0.0; PANEL];
             for o in 0..count {
-                // SAFETY: lines 4 and 5: r < rows and o < count.
+                // SAFETY: lines 5 and 6: r < rows and o < count.
                 let (x, w) = unsafe { (*x.add(r * ldx + o), &*w.add(o * PANEL).cast::<[f32; PANEL]>()) };
                 for (sum, w) in sum.iter_mut().zip(w) {
                     *sum += x * w;
