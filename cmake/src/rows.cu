@@ -6,14 +6,16 @@
 namespace int8_cuda {
 namespace {
 
+// Rows whose loads are in flight at a time where a block looks through all of them.
+constexpr int kSmallBatch = 4;
 // Threads for a row. With few rows, latency counts and a row gets a whole multiprocessor.
 constexpr int kThreads = 256, kThreadsNarrow = 64, kThreadsFewRows = 1024;
-// Fewer rows than a quarter of the multiprocessors of a large device.
-constexpr int kFewRows = 32;
+// Up to so many rows, every block may as well read all of them.
+constexpr int kSmallRows = 16;
 // About as many as run at a time on a large device.
 constexpr int kManyRows = 2048;
-// Rows of W, and of x, that one block gathers: one 16-byte piece a thread and panel.
-constexpr int kGatherRows = 32;
+// Rows of W, and of x, that a block gathers: one 16-byte piece a thread and panel of 64 columns.
+__host__ __device__ constexpr int gather_rows(int block) { return block / (64 / kChunk); }
 
 // --- thresholds of the relative rules -------------------------------------------------------------------------------
 
@@ -183,7 +185,7 @@ __global__ void __launch_bounds__(kMaskThreads) column_mask(RowsParams p) {
 
 // --- codes ----------------------------------------------------------------------------------------------------------
 
-// Lists the outlier columns, and fills kGatherRows rows of the compact operands with 16-byte pieces: the weights of those
+// Lists the outlier columns, and fills gather_rows rows of the compact operands with 16-byte pieces: the weights of those
 // columns, and the values of x in them.
 template <typename T, int kBlock>
 __device__ void gather(const RowsParams &p, Columns<kBlock> &columns, int words, uint32_t *scratch) {
@@ -191,12 +193,13 @@ __device__ void gather(const RowsParams &p, Columns<kBlock> &columns, int words,
   if (blockIdx.x == 0 && threadIdx.x == 0) *p.outliers.count = columns.count;
   const bool relative = p.rule != INT8_CUDA_RULE_ABSOLUTE;
   const bool by_value = p.outlier_granularity == INT8_CUDA_VALUE;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kGatherRows;
+  constexpr int kRows = gather_rows(kBlock);
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kRows;
   // 8 elements are 16 bytes of a 16-bit type, 32 of f32.
   auto fill = [&](void *to, int64_t rows, uint32_t first, uint32_t listed, auto value) {
     if (to == nullptr) return;
     const uint32_t pieces = round_up(listed, 64u) / kChunk;
-    for (uint32_t i = threadIdx.x; i < kGatherRows * pieces; i += kBlock) {
+    for (uint32_t i = threadIdx.x; i < kRows * pieces; i += kBlock) {
       const int64_t row = first_row + i / pieces;
       const uint32_t j = i % pieces * kChunk;
       if (row >= rows || first + j >= p.outliers.ld) continue;
@@ -228,9 +231,37 @@ __device__ void gather(const RowsParams &p, Columns<kBlock> &columns, int words,
   }
 }
 
+// Kernels for few rows find the outlier columns themselves, each block for itself: cheaper than another launch. The others
+// cannot spare the registers.
+template <int kBlock>
+constexpr bool kFindsMask = kBlock == kThreadsFewRows;
+
+template <typename T, bool kVector, int kBlock>
+__device__ __forceinline__ void find_mask(const RowsParams &p, bool relative, int words, uint32_t *mask) {
+  const T *x = static_cast<const T *>(p.x);
+  uint8_t *bytes = reinterpret_cast<uint8_t *>(mask);
+  for (int chunk = threadIdx.x; chunk < words * 4; chunk += kBlock) {
+    uint32_t hits = 0;
+    for (int first = 0; first < p.m; first += kSmallBatch) {
+      T v[kSmallBatch][kChunk];
+#pragma unroll
+      for (int r = 0; r < kSmallBatch; ++r) {
+        const int64_t row = min(static_cast<int64_t>(first + r), p.m - 1);  // the last row again does no harm
+        load_chunk<T, kVector>(x + row * p.ldx, static_cast<int64_t>(chunk) * kChunk, p.k, v[r]);
+      }
+#pragma unroll
+      for (int r = 0; r < kSmallBatch; ++r) {
+        const float threshold = relative ? p.thresholds[min(static_cast<int64_t>(first + r), p.m - 1)] : p.threshold;
+        hits |= hits_of<T, kVector>(v[r], threshold, floor_of<T, kVector>(threshold));
+      }
+    }
+    bytes[chunk] = static_cast<uint8_t>(hits);
+  }
+}
+
 // kCached: chunks of a row that a thread keeps in registers (0: it reads the row again, through the cache).
 template <typename T, bool kVector, int kCached, int kBlock>
-__global__ void __launch_bounds__(kBlock) quantize_rows(RowsParams p, int gather_blocks, int ranges_only, int given_range) {
+__global__ void __launch_bounds__(kBlock, kBlock == kThreads && kCached == 2 ? 7 : 1) quantize_rows(RowsParams p, int gather_blocks, int ranges_only, int given_range) {
   extern __shared__ uint32_t shared[];
   __shared__ float scratch_f32[kBlock / 32];
   __shared__ uint32_t scratch[kBlock / 32];
@@ -259,21 +290,8 @@ __global__ void __launch_bounds__(kBlock) quantize_rows(RowsParams p, int gather
   }
 
   if (decompose) {
-    if (p.m <= kSmallRows) {
-      // Every block reads all rows: with so few that is cheaper than another launch.
-      uint8_t *bytes = reinterpret_cast<uint8_t *>(columns.mask);
-      for (int chunk = threadIdx.x; chunk < words * 4; chunk += kBlock) {
-        uint32_t hits = 0;
-#pragma unroll
-        for (int r = 0; r < kSmallRows; ++r) {
-          if (r >= p.m) break;
-          T v[kChunk];
-          load_chunk<T, kVector>(x + r * p.ldx, static_cast<int64_t>(chunk) * kChunk, p.k, v);
-          const float threshold = relative ? p.thresholds[r] : p.threshold;
-          hits |= hits_of<T, kVector>(v, threshold, floor_of<T, kVector>(threshold));
-        }
-        bytes[chunk] = static_cast<uint8_t>(hits);
-      }
+    if constexpr (kFindsMask<kBlock>) {
+      find_mask<T, kVector, kBlock>(p, relative, words, columns.mask);
     } else {
       for (int i = threadIdx.x; i < words; i += kBlock) columns.mask[i] = p.outliers.mask[i];
     }
@@ -409,7 +427,7 @@ int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, bool ove
   const bool decompose = p.rule != INT8_CUDA_RULE_NONE;
   INT8_CUDA_PASS(launch_thresholds_typed<T>(p, stream, overlap));
   const int64_t words = ceil_div<int64_t>(p.k, 32);
-  if (decompose && p.m > kSmallRows && words > 0) {
+  if (decompose && !kFindsMask<kBlock> && words > 0) {
     // Clusters came with the devices that overlap kernels.
     const int cluster = overlap ? kMaskCluster : 1;
     const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(p.k, kMaskColumns) * cluster);
@@ -429,7 +447,7 @@ int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, bool ove
   int64_t gather_blocks = 0;
   if (decompose && p.outliers.count != nullptr) {
     const int64_t of_w = p.outliers.w != nullptr ? p.n : 0, of_x = p.outliers.x != nullptr ? p.m : 1;
-    gather_blocks = ceil_div<int64_t>(of_w > of_x ? of_w : of_x, kGatherRows);
+    gather_blocks = ceil_div<int64_t>(of_w > of_x ? of_w : of_x, gather_rows(kBlock));
   }
   Launch launch(dim3(static_cast<unsigned>(gather_blocks + p.m)), dim3(kBlock), shared, stream, overlap);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, p, static_cast<int>(gather_blocks), 0, tensor ? 1 : 0));
@@ -441,7 +459,7 @@ int8_cuda_status launch_16bit(const RowsParams &p, cudaStream_t stream, bool ove
   const bool aligned = p.ldx % kChunk == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0;
   if (!aligned) return launch_typed<T, false, 0>(p, stream, overlap);
   // Gathering weights wants many small blocks instead.
-  if (p.m <= kFewRows && p.outliers.w == nullptr && p.ldq <= 2 * kThreadsFewRows * kChunk) {
+  if (p.m <= kSmallRows && p.outliers.w == nullptr && p.ldq <= 2 * kThreadsFewRows * kChunk) {
     return launch_typed<T, true, 2, kThreadsFewRows>(p, stream, overlap);
   }
   // Many rows: throughput counts. Eight pieces a thread are 8 KB in flight a block; 16 such blocks fill an SM's registers.

@@ -32,10 +32,6 @@ struct RowsParams {
   int32_t weights_are_codes; // 1: outliers.w holds q - z as T, exactly; 0: the weight rounded to T
 };
 
-// Up to so many rows every block of the quantisation finds the outlier columns for itself, all loads in flight at once; with
-// more, another launch is cheaper than reading all rows again.
-constexpr int kSmallRows = 4;
-
 // The thresholds of a relative rule alone.
 int8_cuda_status launch_thresholds(const RowsParams &params, cudaStream_t stream, bool overlap);
 int8_cuda_status launch_rows(const RowsParams &params, cudaStream_t stream, bool overlap);

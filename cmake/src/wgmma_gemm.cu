@@ -89,8 +89,9 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
   wait_for_predecessor();
   const int outliers = p.outlier_count != nullptr ? static_cast<int>(*p.outlier_count) : 0;
   const int outlier_steps = ceil_div(outliers, kOutlierStep);
-  // More outlier columns than the compact operands hold: the MMA kernel, launched after this one, does the work.
-  const int end = outliers > p.outlier_ld ? 0 : tiles.count();
+  // More outlier columns than the compact operands hold: the MMA kernel, launched after this one, does the work. Where that
+  // cannot be, nothing waits for the count before the first outlier step.
+  const int end = p.outlier_ld < p.k && outliers > p.outlier_ld ? 0 : tiles.count();
 
   if (group < 0) {
     if (kGroups > 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -103,16 +104,9 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
         // Each block of the cluster fetches its share of W's rows for all of them.
         constexpr int kShare = kBn / kCluster;
         const int column = tile_n * kBn + static_cast<int>(rank) * kShare;
-        for (int step = 0; step < steps + outlier_steps; ++step) {
+        auto fetch = [&](const CUtensorMap &a, const CUtensorMap &b, int k, int a_row, int b_row) {
           barrier_wait(&shared.empty[stage], phase ^ 1);
           barrier_expect(&shared.full[stage], kStageBytes);
-          const bool codes = step < steps;
-          const CUtensorMap &a = codes ? map_a : map_outlier_x;
-          const CUtensorMap &b = codes ? map_w : map_outlier_w;
-          // A panel of outlier columns is one k-step; rows beyond its end are the next panel's and reach no output.
-          const int panel = step - steps;
-          const int k = codes ? step * kStepBytes : 0;
-          const int a_row = codes ? row : panel * p.m + row, b_row = codes ? column : panel * p.n + column;
           copy_in(shared.a[stage], a, k, a_row, &shared.full[stage]);
           uint8_t *to = shared.b[stage] + rank * kShare * kStepBytes;
           if (kCluster > 1) {
@@ -124,6 +118,11 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
             stage = 0;
             phase ^= 1;
           }
+        };
+        for (int step = 0; step < steps; ++step) fetch(map_a, map_w, step * kStepBytes, row, column);
+        // A panel of outlier columns is one k-step; rows beyond its end are the next panel's and reach no output.
+        for (int panel = 0; panel < outlier_steps; ++panel) {
+          fetch(map_outlier_x, map_outlier_w, 0, panel * p.m + row, panel * p.n + column);
         }
       }
     }

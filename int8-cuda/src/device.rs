@@ -48,7 +48,8 @@ impl Device {
     /// # Errors
     /// [`Error::NoDevice`] without a driver or with fewer devices.
     pub fn new(ordinal: u32) -> Result<Self, Error> {
-        let absent = |error: cust::error::CudaError| Error::NoDevice { ordinal, reason: error.to_string() };
+        let absent =
+            |error: cust::error::CudaError| Error::NoDevice { ordinal, reason: format!("{error:?}") };
         cust::init(cust::CudaFlags::empty()).map_err(absent)?;
         let device = cust::device::Device::get_device(ordinal).map_err(absent)?;
         // The primary context, which the runtime API and cuBLASLt use too.

@@ -86,5 +86,6 @@ pub(crate) fn check(
 
 /// An error of the driver in `operation`.
 pub(crate) fn driver(operation: &'static str) -> impl FnOnce(cust::error::CudaError) -> Error {
-    move |error| Error::Device { operation, reason: error.to_string() }
+    // Not `Display`: that asks the driver for the text, and panics where there is no driver.
+    move |error| Error::Device { operation, reason: format!("{error:?}") }
 }

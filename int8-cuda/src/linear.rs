@@ -247,7 +247,7 @@ fn settings<T: Float>(shape: Shape, config: &Config, algorithm: Algorithm) -> sy
         exact_stride_n: 0,
         exact_stride_c: 0,
         element: T::ELEMENT,
-        encoding: weight::encoding(config.encoding),
+        encoding: weight::encoding(config.input_encoding),
         granularity: weight::granularity(config.input_granularity),
         rule,
         outlier_granularity: match config.outlier_granularity {
