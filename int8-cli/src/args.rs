@@ -235,7 +235,7 @@ pub(crate) struct InputArgs {
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// UTF-8 text to score
+    /// UTF-8 text to score; ends of line count as \n, whatever the file has
     #[arg(long, value_name = "FILE")]
     pub(crate) text: PathBuf,
     /// Tokens a window [default: 1024, or all positions the model has]

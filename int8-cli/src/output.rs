@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use int8_cpu::Kernel;
-use int8_nn::backend::cpu::CpuBackend;
+use int8_nn::backend::cpu::{CpuBackend, Kernel};
 use serde_json::Value;
 
 use crate::Failure;

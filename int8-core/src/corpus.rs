@@ -97,7 +97,8 @@ pub fn random(seed: u64) -> Case {
 
 fn random_config(random: &mut Random) -> Config {
     Config {
-        encoding: random.choose(&[Encoding::Absmax, Encoding::Absmax, Encoding::Zeropoint]),
+        input_encoding: random.choose(&[Encoding::Absmax, Encoding::Absmax, Encoding::Zeropoint]),
+        weight_encoding: random.choose(&[Encoding::Absmax, Encoding::Absmax, Encoding::Zeropoint]),
         input_granularity: random.choose(&[Granularity::Row, Granularity::Row, Granularity::Tensor]),
         weight_granularity: random.choose(&[Granularity::Row, Granularity::Row, Granularity::Tensor]),
         rule: random.choose(&[
@@ -133,7 +134,8 @@ fn settings() -> Vec<(&'static str, Config)> {
     settings.push((
         "zeropoint values",
         Config {
-            encoding: Encoding::Zeropoint,
+            input_encoding: Encoding::Zeropoint,
+            weight_encoding: Encoding::Zeropoint,
             outlier_granularity: OutlierGranularity::Value,
             row_maximum: RowMaximum::Bitsandbytes,
             ..llm_int8

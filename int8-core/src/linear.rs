@@ -20,7 +20,7 @@ pub struct Weight<T> {
 impl<T: Element> Weight<T> {
     /// Quantises `w [N, K]` as `config` says, keeping no exact columns.
     pub fn quantize(w: ArrayView2<T>, config: &Config) -> Self {
-        Self::from_quantized(quantize::quantize(w, config.encoding, config.weight_granularity))
+        Self::from_quantized(quantize::quantize(w, config.weight_encoding, config.weight_granularity))
     }
 
     /// Takes a weight that is int8 already, for instance from a checkpoint that bitsandbytes wrote.
@@ -120,7 +120,7 @@ pub fn linear<T: Element>(
     let input = quantize::quantize_without(
         x,
         &outliers,
-        config.encoding,
+        config.input_encoding,
         config.input_granularity,
         config.row_maximum,
     );

@@ -207,7 +207,7 @@ proptest! {
     /// With rows as constants on both sides, `x·Wᵀ` and `W·xᵀ` are each other's transpose.
     #[test]
     fn operands_can_change_places((x, w) in operands(), encoding in encoding()) {
-        let config = Config { encoding, ..Scheme::AbsmaxVectorWise.config() };
+        let config = Config { input_encoding: encoding, weight_encoding: encoding, ..Scheme::AbsmaxVectorWise.config() };
         let (product, swapped) = (layer(&x, &w, &config), layer(&w, &x, &config));
         prop_assert_eq!(product.accumulator, swapped.accumulator.t());
         prop_assert_eq!(product.exact, swapped.exact.t());
@@ -256,7 +256,7 @@ proptest! {
 
     #[test]
     fn an_infinite_threshold_is_no_decomposition((x, w) in operands(), encoding in encoding()) {
-        let plain = Config { encoding, ..Scheme::AbsmaxVectorWise.config() };
+        let plain = Config { input_encoding: encoding, weight_encoding: encoding, ..Scheme::AbsmaxVectorWise.config() };
         let decomposed = Config { rule: OutlierRule::Absolute(f32::INFINITY), ..plain };
         let (plain, decomposed) = (layer(&x, &w, &plain), layer(&x, &w, &decomposed));
         prop_assert!(decomposed.outliers.columns().is_empty());
@@ -269,7 +269,7 @@ proptest! {
     fn readings_of_the_row_maximum_agree_without_mixed_columns(x in matrix(1..=6, 1..=40), config in config()) {
         let outliers = find_outliers(x.view(), &config.rule, config.outlier_granularity);
         let [paper, bitsandbytes] = [RowMaximum::Paper, RowMaximum::Bitsandbytes]
-            .map(|reading| quantize_without(x.view(), &outliers, config.encoding, config.input_granularity, reading));
+            .map(|reading| quantize_without(x.view(), &outliers, config.input_encoding, config.input_granularity, reading));
         let mixed = x.indexed_iter().any(|((row, column), _)| {
             outliers.is_left_out(row, column) && !outliers.is_hit(row, column)
         });
@@ -367,7 +367,7 @@ proptest! {
     /// Stacking two batches is computing them apart when no rule looks across rows.
     #[test]
     fn batches_can_be_stacked((x, w) in operands(), encoding in encoding()) {
-        let config = Config { encoding, ..Scheme::AbsmaxVectorWise.config() };
+        let config = Config { input_encoding: encoding, weight_encoding: encoding, ..Scheme::AbsmaxVectorWise.config() };
         let twice = concatenate(Axis(0), &[x.view(), x.view()]).expect("equal widths");
         let (once, twice) = (layer(&x, &w, &config), layer(&twice, &w, &config));
         prop_assert_eq!(&once.exact, &twice.exact.slice(s![..x.nrows(), ..]));

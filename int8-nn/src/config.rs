@@ -146,7 +146,7 @@ impl RawConfig {
         Activation::from_name(name).ok_or_else(|| {
             self.problem(
                 key,
-                format!("is `{name}`; implemented: relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, silu"),
+                format!("is {name:?}; implemented: relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, silu"),
             )
         })
     }

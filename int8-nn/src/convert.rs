@@ -12,11 +12,6 @@ pub(crate) fn f64_from(count: usize) -> f64 {
     count as f64
 }
 
-/// A count of calls, values or bytes, below 2⁵³ in any run that ends: exact.
-pub(crate) fn f64_from_u64(count: u64) -> f64 {
-    count as f64
-}
-
 /// A setting given in double precision, as the f32 that is computed with.
 pub(crate) fn f32_from(value: f64) -> f32 {
     value as f32

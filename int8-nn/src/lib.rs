@@ -33,3 +33,7 @@ pub use model::{Loader, Model};
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use sampler::{Sampler, Sampling};
 pub use tokenizer::Tokenizer;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;

@@ -27,8 +27,8 @@ const FILES: [(&str, &[u8]); 4] = [
 /// A page of text that the model has not seen.
 const TEXT: &str = include_str!("../../assets/demo.txt");
 
-/// Tokens a window.
-const WINDOW: usize = 256;
+/// Tokens a window: all positions the model has.
+const WINDOW: usize = 512;
 
 /// What the table compares.
 const SCHEMES: [Scheme; 4] =

@@ -82,10 +82,12 @@ fn read_text(arguments: &EvalArgs) -> Result<String, Failure> {
     let file = arguments.text.display();
     let bytes =
         std::fs::read(&arguments.text).map_err(|error| Failure::new(format!("--text {file}: {error}")))?;
-    String::from_utf8(bytes).map_err(|error| {
+    let text = String::from_utf8(bytes).map_err(|error| {
         Failure::new(format!(
             "--text {file}: not UTF-8 from byte {} on; convert it (iconv -t UTF-8) first",
             error.utf8_error().valid_up_to()
         ))
-    })
+    })?;
+    // Every end of line is `\n`, as in Python's text mode: models have hardly seen a carriage return.
+    Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }

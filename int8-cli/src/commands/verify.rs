@@ -1,6 +1,6 @@
 //! `int8 verify`: every kernel of this machine against the reference mathematics.
 
-use int8_cpu::{Kernel, verify};
+use int8_nn::backend::cpu::{Kernel, verify};
 use serde_json::json;
 
 use crate::Failure;

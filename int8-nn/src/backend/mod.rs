@@ -55,7 +55,8 @@ pub enum OutlierWeights {
     /// outlier and kept from then on; a checkpoint that is int8 itself has no exact columns.
     #[default]
     Exact,
-    /// The column's int8 codes, dequantised: what bitsandbytes does.
+    /// The column's int8 codes, dequantised: what bitsandbytes does, with its one constant for each output row. A scheme
+    /// whose int8 product has one constant for the whole weight uses such row-wise codes for the outliers all the same.
     Dequantized,
 }
 

@@ -189,7 +189,7 @@ fn a_killed_run_never_looks_finished_and_resumes_to_the_same_bytes() {
     for point in 0..10 {
         let folder = tempfile::tempdir().unwrap();
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "checkpoint::write_tests::child_that_writes_until_killed"])
+            .args(["--exact", "checkpoint::write_tests::child_that_writes_until_killed"])
             .env(CHILD_FOLDER, folder.path())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
@@ -220,8 +220,8 @@ fn contents_len(folder: &Path) -> usize {
     fs::read_dir(folder).map_or(0, Iterator::count)
 }
 
+/// Run as a child process by the test above, which kills it.
 #[test]
-#[ignore = "run as a child process by the test above, which kills it"]
 fn child_that_writes_until_killed() {
     let Some(folder) = std::env::var_os(CHILD_FOLDER) else {
         eprintln!("SKIPPED: only its parent says where to write");

@@ -90,7 +90,7 @@ fn rotary_scaling(raw: &RawConfig, key: &str, scaling: &Value) -> Result<RotaryS
     let number = |name: &str| match scaling.get(name) {
         Some(value) => raw.positive(&format!("{key}.{name}"), value),
         None => {
-            Err(raw.problem(&format!("{key}.{name}"), format!("is missing; rope type `{kind}` needs it")))
+            Err(raw.problem(&format!("{key}.{name}"), format!("is missing; rope type {kind:?} needs it")))
         }
     };
     match kind {
@@ -103,7 +103,7 @@ fn rotary_scaling(raw: &RawConfig, key: &str, scaling: &Value) -> Result<RotaryS
             original_positions: number("original_max_position_embeddings")?,
         }),
         other => {
-            Err(raw.problem(key, format!("has rope type `{other}`; implemented: default, linear, llama3")))
+            Err(raw.problem(key, format!("has rope type {other:?}; implemented: default, linear, llama3")))
         }
     }
 }

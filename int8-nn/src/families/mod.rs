@@ -1,6 +1,6 @@
 //! The model families. Each file maps one family's `config.json` and tensor names onto [`DecoderConfig`] and
-//! [`TensorNames`]; what a decoder computes stands once, in [`crate::decoder`]. A new family is one file here, one line
-//! in [`FAMILIES`] and one golden.
+//! its tensor names; what a decoder computes stands once, in [`crate::decoder`]. A new family is one file here, one line
+//! in `FAMILIES` and one golden.
 
 mod bloom;
 mod gpt2;
@@ -61,7 +61,7 @@ pub(crate) fn of(raw: &RawConfig) -> Result<&'static Family, Error> {
     FAMILIES.iter().copied().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
         Error::UnknownFamily {
             file: raw.file().to_owned(),
-            model_type: model_type.to_owned(),
+            model_type: model_type.escape_debug().to_string(),
             supported: supported().join(", "),
         }
     })

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use int8_core::{Granularity, OutlierRule, Scheme};
 use int8_cpu::{ExactColumn, ExactColumns, Kernel, PackedWeight, Store};
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, concatenate};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, concatenate};
 
 use super::float::SharedMatrix;
 use crate::Error;
@@ -25,7 +26,15 @@ pub struct CpuLinear {
 #[derive(Debug)]
 enum Weight {
     Float(SharedMatrix),
-    Int8 { packed: PackedWeight, quantization: Quantization, exact: Option<LazyColumns> },
+    Int8(Box<Int8Weight>),
+}
+
+#[derive(Debug)]
+struct Int8Weight {
+    packed: PackedWeight,
+    quantization: Quantization,
+    /// The weight's own columns for its outliers; without them the codes are dequantised.
+    exact: Option<LazyColumns>,
 }
 
 #[derive(Debug, Default)]
@@ -63,12 +72,12 @@ impl CpuLinear {
         add: bool,
     ) -> Result<(), Error> {
         let bias = self.bias.as_deref();
-        let (packed, quantization, exact) = match &self.weight {
+        let Int8Weight { packed, quantization, exact } = match &self.weight {
             Weight::Float(matrix) => {
                 matrix.multiply(x, bias, out, add);
                 return Ok(());
             }
-            Weight::Int8 { packed, quantization, exact } => (packed, quantization, exact),
+            Weight::Int8(weight) => &**weight,
         };
         let outlier_weights = match exact {
             Some(columns) => int8_cpu::OutlierWeights::Exact(columns),
@@ -89,7 +98,7 @@ impl CpuLinear {
         let statistics = self.statistics.lock().unwrap_or_else(PoisonError::into_inner);
         let (inputs, exact) = match &self.weight {
             Weight::Float(matrix) => (matrix.dim().1, None),
-            Weight::Int8 { packed, exact, .. } => (packed.dim().1, exact.as_ref()),
+            Weight::Int8(weight) => (weight.packed.dim().1, weight.exact.as_ref()),
         };
         LinearStatistics {
             name: self.name.clone(),
@@ -105,7 +114,9 @@ impl CpuLinear {
 
     pub(super) fn reset_statistics(&self) {
         *self.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Statistics::default();
-        if let Weight::Int8 { exact: Some(exact), .. } = &self.weight {
+        if let Weight::Int8(weight) = &self.weight
+            && let Some(exact) = &weight.exact
+        {
             exact.reset_calls();
         }
     }
@@ -114,8 +125,8 @@ impl CpuLinear {
         let bias = self.bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()));
         bias + match &self.weight {
             Weight::Float(matrix) => matrix.bytes(),
-            Weight::Int8 { packed, exact, .. } => {
-                packed.bytes() + exact.as_ref().map_or(0, LazyColumns::bytes)
+            Weight::Int8(weight) => {
+                weight.packed.bytes() + weight.exact.as_ref().map_or(0, LazyColumns::bytes)
             }
         }
     }
@@ -146,11 +157,18 @@ impl Weight {
             }
             (_, None) => return Err(Error::Input(format!("{}: a layer without weights", source.name()))),
         };
-        // A checkpoint that is int8 itself has no exact columns to fetch.
+        // A checkpoint that is int8 itself has no other columns to fetch.
         let is_float = source.exact_columns(&[])?.is_some();
-        let exact = (quantization.outlier_weights == OutlierWeights::Exact && is_float)
-            .then(|| LazyColumns { source: source.clone(), kept: Mutex::default() });
-        Ok(Self::Int8 { packed, quantization, exact })
+        let config = &quantization.config;
+        let columns = |row_scales| LazyColumns { source: source.clone(), row_scales, kept: Mutex::default() };
+        let exact = match quantization.outlier_weights {
+            _ if !is_float || config.rule == OutlierRule::None => None,
+            OutlierWeights::Exact => Some(columns(None)),
+            // The codes of the product are row-wise: nothing else is needed.
+            OutlierWeights::Dequantized if config.weight_granularity == Granularity::Row => None,
+            OutlierWeights::Dequantized => Some(columns(Some(row_scales(kernel, source)?))),
+        };
+        Ok(Self::Int8(Box::new(Int8Weight { packed, quantization, exact })))
     }
 }
 
@@ -159,12 +177,20 @@ fn quantize(
     matrix: &FloatMatrix,
     quantization: &Quantization,
 ) -> Result<PackedWeight, Error> {
-    let (encoding, granularity) = (quantization.config.encoding, quantization.config.weight_granularity);
+    let (encoding, granularity) =
+        (quantization.config.weight_encoding, quantization.config.weight_granularity);
     Ok(match matrix {
         FloatMatrix::F32(matrix) => PackedWeight::quantize(kernel, matrix.view(), encoding, granularity)?,
         FloatMatrix::F16(matrix) => PackedWeight::quantize(kernel, matrix.view(), encoding, granularity)?,
         FloatMatrix::Bf16(matrix) => PackedWeight::quantize(kernel, matrix.view(), encoding, granularity)?,
     })
+}
+
+/// The largest magnitude of each output row.
+fn row_scales(kernel: Kernel, source: &LinearSource) -> Result<Vec<f32>, Error> {
+    let vector_wise = Scheme::AbsmaxVectorWise.config();
+    let quantization = Quantization { config: vector_wise, outlier_weights: OutlierWeights::Dequantized };
+    Ok(quantize(kernel, &source.float()?, &quantization)?.scales().to_vec())
 }
 
 fn stack(kernel: Kernel, parts: &[(Array2<i8>, Array1<f32>, Array1<i32>)]) -> Result<PackedWeight, Error> {
@@ -185,6 +211,8 @@ fn stack(kernel: Kernel, parts: &[(Array2<i8>, Array1<f32>, Array1<i32>)]) -> Re
 #[derive(Debug)]
 struct LazyColumns {
     source: LinearSource,
+    /// Round the columns to int8 with these scales, one for each output row.
+    row_scales: Option<Vec<f32>>,
     kept: Mutex<BTreeMap<usize, Kept>>,
 }
 
@@ -228,13 +256,28 @@ impl LazyColumns {
         fn rows<T: Copy>(matrix: &Array2<T>, wrap: impl Fn(Arc<[T]>) -> ExactColumn) -> Vec<ExactColumn> {
             matrix.rows().into_iter().map(|row| wrap(row.iter().copied().collect())).collect()
         }
-        Ok(match self.source.exact_columns(columns)? {
+        let exact = self.source.exact_columns(columns)?;
+        if let (Some(scales), Some(exact)) = (&self.row_scales, &exact) {
+            let mut columns = exact.to_f32();
+            for mut column in columns.rows_mut() {
+                column.zip_mut_with(&ArrayView1::from(scales), |value, scale| {
+                    *value = through_int8(*value, *scale)
+                });
+            }
+            return Ok(rows(&columns, ExactColumn::F32));
+        }
+        Ok(match exact {
             Some(FloatMatrix::F32(matrix)) => rows(&matrix, ExactColumn::F32),
             Some(FloatMatrix::F16(matrix)) => rows(&matrix, ExactColumn::F16),
             Some(FloatMatrix::Bf16(matrix)) => rows(&matrix, ExactColumn::Bf16),
             None => Vec::new(),
         })
     }
+}
+
+/// `round(w·127/s)·s/127`: what an absmax code of `w` stands for.
+fn through_int8(value: f32, scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { (value * (127.0 / scale)).round_ties_even() * (scale / 127.0) }
 }
 
 impl ExactColumns for LazyColumns {

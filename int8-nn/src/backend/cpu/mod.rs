@@ -7,7 +7,6 @@ mod linear;
 
 use std::sync::Mutex;
 
-use int8_cpu::Kernel;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::Error;
@@ -16,6 +15,9 @@ use crate::backend::{
 };
 use crate::convert;
 use crate::weights::{FloatMatrix, LinearSource};
+
+/// The kernels of this machine, and their check against the reference.
+pub use int8_cpu::{Kernel, verify};
 
 pub use attention::CpuCache;
 pub use float::SharedMatrix;

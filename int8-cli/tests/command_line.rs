@@ -1,0 +1,220 @@
+//! The program as its users call it, on the embedded model and the tiny checkpoints of `int8-nn`'s tests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn int8(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_int8"))
+        .args(arguments)
+        .env_remove("INT8_KERNEL")
+        .output()
+        .expect("the program")
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = int8(&[arguments, &["--json"]].concat());
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("one JSON object and nothing else")
+}
+
+/// Exit code and message of a command that must fail.
+fn failure(arguments: &[&str]) -> (i32, String) {
+    let output = int8(arguments);
+    assert!(!output.status.success(), "{arguments:?} succeeded");
+    assert!(output.stdout.is_empty(), "{arguments:?} printed {}", String::from_utf8_lossy(&output.stdout));
+    (output.status.code().expect("no signal"), String::from_utf8(output.stderr).expect("UTF-8"))
+}
+
+fn model(family: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../int8-nn/tests/data/models").join(family);
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+fn demo_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-opt")
+}
+
+#[test]
+fn demo_shows_the_papers_point() {
+    let demo = json(&["demo"]);
+    let loss = |name: &str| {
+        let schemes = demo["schemes"].as_array().expect("schemes");
+        let scheme = schemes.iter().find(|scheme| scheme["scheme"] == name).expect("the scheme");
+        scheme["loss"].as_f64().expect("a number")
+    };
+    assert!(loss("llm-int8").abs() <= 0.005, "LLM.int8() loses {}", loss("llm-int8"));
+    assert!(loss("absmax") >= 0.8, "absmax loses only {}", loss("absmax"));
+    let planted = [17, 45, 71, 102, 138, 169];
+    let outliers = demo["outliers"].as_array().expect("outliers");
+    for dimension in planted {
+        let found =
+            outliers.iter().find(|outlier| outlier["dimension"] == dimension).expect("a planted dimension");
+        assert_eq!(found["layers"], found["of"], "dimension {dimension} is an outlier everywhere");
+    }
+    let bytes = |name: &str| demo["bytes"][name].as_f64().expect("bytes");
+    assert!(bytes("int8") < 0.65 * bytes("fp16") && bytes("fp16") == 0.5 * bytes("fp32"));
+}
+
+#[test]
+fn ids_go_in_and_out() {
+    for family in ["opt", "llama", "gpt2", "bloom", "gpt_neox", "qwen2"] {
+        let run = json(&["run", &model(family), "--ids", "5,17,42", "--greedy", "-n", "4", "--ignore-eos"]);
+        assert_eq!(run["prompt_ids"], serde_json::json!([5, 17, 42]), "{family}");
+        assert_eq!(run["new_ids"].as_array().expect("ids").len(), 4, "{family}");
+        assert_eq!(run["ids"].as_array().expect("ids").len(), 7, "{family}");
+        assert_eq!(run["text"], Value::Null, "{family}: no tokenizer, no text");
+    }
+}
+
+#[test]
+fn text_streams_as_it_is_decoded() {
+    let folder = demo_folder();
+    let arguments =
+        ["run", folder.to_str().expect("UTF-8"), "-p", "The old man sat by", "--greedy", "-n", "24"];
+    let streamed = int8(&arguments);
+    assert!(streamed.status.success());
+    let text = json(&arguments)["text"].as_str().expect("text").to_owned();
+    assert_eq!(String::from_utf8(streamed.stdout).expect("UTF-8"), text + "\n");
+    let sampled = |seed: &str| {
+        let run = json(&[&arguments[..4], &["-n", "24", "--seed", seed, "--temperature", "1.2"]].concat());
+        run["text"].as_str().expect("text").to_owned()
+    };
+    assert_eq!(sampled("1"), sampled("1"));
+    assert_ne!(sampled("1"), sampled("2"));
+}
+
+#[test]
+fn logits_are_written_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("logits.safetensors");
+    let path = out.to_str().expect("UTF-8");
+    json(&["logits", &model("llama"), "--ids", "5,17,42", "--fp", "--out", path]);
+    let file = fs::read(&out).expect("the file");
+    let tensors = safetensors::SafeTensors::deserialize(&file).expect("safetensors");
+    let logits = tensors.tensor("logits").expect("logits");
+    assert_eq!((logits.dtype(), logits.shape()), (safetensors::Dtype::F32, &[3, 160][..]));
+    let files = fs::read_dir(folder.path()).expect("the folder").count();
+    assert_eq!(files, 1, "nothing is left beside the file");
+}
+
+#[test]
+fn eval_prints_what_it_promises() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = folder.path().join("text.txt");
+    fs::write(
+        &text,
+        "The old man sat by the fire.\r\nHe had not left the island for eleven years.\r\n".repeat(4),
+    )
+    .expect("a text");
+    let demo = demo_folder();
+    let demo = demo.to_str().expect("UTF-8");
+    let text = text.to_str().expect("UTF-8");
+    for scheme in int8_core::Scheme::ALL {
+        let eval = json(&[
+            "eval",
+            demo,
+            "--text",
+            text,
+            "--window",
+            "32",
+            "--windows",
+            "2",
+            "--scheme",
+            scheme.name(),
+        ]);
+        assert_eq!(eval["scheme"], scheme.name());
+        assert_eq!((&eval["windows"], &eval["window"], &eval["tokens"]), (&2.into(), &32.into(), &62.into()));
+        assert!(eval["perplexity"].as_f64().expect("a number") > 1.0);
+        let share = eval["outlier_columns_fraction"].as_f64().expect("a number");
+        assert_eq!(share > 0.0, scheme.decomposes(), "{scheme}: {share}");
+    }
+    let float = json(&["eval", demo, "--text", text, "--window", "32", "--fp"]);
+    assert_eq!((&float["scheme"], &float["outlier_columns_fraction"]), (&"float".into(), &0.0.into()));
+    // Carriage returns are no tokens: the same text with other line ends scores the same.
+    let unix = folder.path().join("unix.txt");
+    fs::write(&unix, fs::read_to_string(text).expect("the text").replace('\r', "")).expect("a text");
+    let same = json(&["eval", demo, "--text", unix.to_str().expect("UTF-8"), "--window", "32", "--fp"]);
+    assert_eq!(same["perplexity"], float["perplexity"]);
+}
+
+#[test]
+fn inspect_adds_up() {
+    let inspect = json(&["inspect", &model("gpt2")]);
+    let tensors = inspect["tensors"].as_array().expect("tensors");
+    let bytes: u64 = tensors.iter().map(|tensor| tensor["bytes"].as_u64().expect("bytes")).sum();
+    assert_eq!(inspect["bytes"], bytes);
+    assert_eq!(inspect["model_type"], "gpt2");
+    assert_eq!(inspect["quantization"], "not quantised");
+    let table = int8(&["inspect", &model("gpt2"), "--tensors"]);
+    let table = String::from_utf8(table.stdout).expect("UTF-8");
+    assert!(
+        table.contains("transformer.h.1.attn.c_attn.weight") && table.contains("runs          yes"),
+        "{table}"
+    );
+}
+
+#[test]
+fn kernels_agree() {
+    let verify = json(&["verify", "--cases", "20"]);
+    assert_eq!(verify["passed"], true);
+    let kernels = verify["kernels"].as_array().expect("kernels");
+    assert!(kernels.iter().any(|kernel| kernel["kernel"] == "portable"));
+    assert!(kernels.iter().all(|kernel| kernel["worst_share_of_bound"].as_f64().expect("a number") > 0.0));
+    let run = |kernel: &str| {
+        json(&["run", &model("opt"), "--ids", "5,17,42", "--greedy", "--kernel", kernel])["ids"].clone()
+    };
+    let ids: Vec<Value> =
+        kernels.iter().map(|kernel| run(kernel["kernel"].as_str().expect("a name"))).collect();
+    assert!(ids.windows(2).all(|pair| pair[0] == pair[1]), "{ids:?}");
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let opt = model("opt");
+    let missing = "no/such-model";
+    let mut wrong = Vec::new();
+    for (arguments, code, words) in [
+        (vec!["run", missing, "-p", "x"], 1, vec!["no/such-model", "hf download"]),
+        (vec!["run", &opt, "-p", "x"], 1, vec!["tokenizer.json", "token ids"]),
+        (vec!["run", &opt], 2, vec!["--prompt", "--ids"]),
+        (vec!["run", &opt, "--ids", "5,160"], 1, vec!["160", "vocabulary"]),
+        (vec!["run", &opt, "--ids", "5", "--greedy", "--seed", "3"], 2, vec!["--seed"]),
+        (vec!["run", &opt, "--ids", "5", "--temperature", "0"], 1, vec!["temperature"]),
+        (vec!["run", &opt, "--ids", "5", "--scheme", "int4"], 2, vec!["int4", "absmax-vector-wise"]),
+        (
+            vec!["run", &opt, "--ids", "5", "--scheme", "absmax", "--threshold", "6"],
+            2,
+            vec!["--threshold", "llm-int8"],
+        ),
+        (vec!["run", &opt, "--ids", "5", "--threshold", "-1"], 2, vec!["-1"]),
+        (vec!["run", &opt, "--ids", "5", "--rule", "relative", "--threshold", "6"], 2, vec!["--tau"]),
+        (vec!["run", &opt, "--ids", "5", "--fp", "--scheme", "absmax"], 2, vec!["--fp", "--scheme"]),
+        (vec!["run", &opt, "--ids", "5", "--kernel", "mmx"], 2, vec!["mmx", "portable"]),
+        (vec!["run", &opt, "--ids", "5", "--device", "cuda:0"], 1, vec!["cuda:0", "cpu"]),
+        (vec!["run", &opt, "--ids", "5", "--device", "tpu"], 2, vec!["tpu", "cpu"]),
+        (vec!["eval", &opt, "--text", "no/such.txt"], 1, vec!["no/such.txt"]),
+        (vec!["verify", "--cases", "0", "--require", "cuda"], 1, vec!["cuda"]),
+        (vec!["frobnicate"], 2, vec!["frobnicate"]),
+    ] {
+        let output = int8(&arguments);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.code() != Some(code) || !words.iter().all(|word| message.contains(word)) {
+            wrong.push(format!("{arguments:?}: {:?} {message}", output.status.code()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let (code, message) = failure(&["eval", &opt, "--text", &format!("{opt}/model.safetensors")]);
+    assert_eq!(code, 1);
+    assert!(message.contains("UTF-8"), "{message}");
+}
+
+#[test]
+fn completions_name_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = String::from_utf8(int8(&["completions", shell]).stdout).expect("UTF-8");
+        assert!(script.contains("inspect") && script.contains("outlier-weights"), "{shell}");
+    }
+}
