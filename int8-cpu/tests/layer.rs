@@ -85,7 +85,13 @@ fn configs() -> Vec<Config> {
     for encoding in [Encoding::Absmax, Encoding::Zeropoint] {
         for row_maximum in [RowMaximum::Paper, RowMaximum::Bitsandbytes] {
             for outlier_granularity in [OutlierGranularity::Column, OutlierGranularity::Value] {
-                configs.push(Config { input_encoding: encoding, weight_encoding: encoding, row_maximum, outlier_granularity, ..llm });
+                configs.push(Config {
+                    input_encoding: encoding,
+                    weight_encoding: encoding,
+                    row_maximum,
+                    outlier_granularity,
+                    ..llm
+                });
             }
         }
     }
@@ -224,8 +230,8 @@ fn accumulate_adds_to_what_is_there() {
     let (x, w) = (activations(&mut random, 5, 100, 0.05), random.matrix(40, 100, 0.05));
     let config = Scheme::LlmInt8Absmax.config();
     for kernel in Kernel::available() {
-        let weight =
-            PackedWeight::quantize(kernel, w.view(), config.weight_encoding, Granularity::Row).expect("a weight");
+        let weight = PackedWeight::quantize(kernel, w.view(), config.weight_encoding, Granularity::Row)
+            .expect("a weight");
         let (y, _) = layer(kernel, x.view(), w.view(), None, &config, false);
         let before = random.matrix(5, 40, 100.0);
         // Into a window of a larger matrix: rows contiguous, not the whole.

@@ -45,7 +45,8 @@ impl<T: Float> Weight<T> {
     /// # Errors
     /// [`Error::Invalid`] for a column to keep that is not there, [`Error::OutOfMemory`], [`Error::Device`].
     pub fn quantize(stream: &Stream, w: Matrix<T>, config: &Config, keep: KeepExact) -> Result<Self, Error> {
-        let rows = crate::operations::quantize_rows(stream, &w, config.weight_encoding, config.weight_granularity)?;
+        let rows =
+            crate::operations::quantize_rows(stream, &w, config.weight_encoding, config.weight_granularity)?;
         let exact = match keep {
             KeepExact::None => None,
             KeepExact::All => {
