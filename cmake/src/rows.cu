@@ -7,7 +7,7 @@ namespace int8_cuda {
 namespace {
 
 // Rows whose loads are in flight at a time where a block looks through all of them.
-constexpr int kSmallBatch = 4;
+constexpr int kSmallBatch = 8;
 // Threads for a row. With few rows, latency counts and a row gets a whole multiprocessor.
 constexpr int kThreads = 256, kThreadsNarrow = 64, kThreadsFewRows = 1024;
 // Up to so many rows, every block may as well read all of them.
@@ -251,7 +251,8 @@ __device__ __forceinline__ void find_mask(const RowsParams &p, bool relative, in
       }
 #pragma unroll
       for (int r = 0; r < kSmallBatch; ++r) {
-        const float threshold = relative ? p.thresholds[min(static_cast<int64_t>(first + r), p.m - 1)] : p.threshold;
+        if (first + r >= p.m) break;
+        const float threshold = relative ? p.thresholds[first + r] : p.threshold;
         hits |= hits_of<T, kVector>(v[r], threshold, floor_of<T, kVector>(threshold));
       }
     }
@@ -261,7 +262,7 @@ __device__ __forceinline__ void find_mask(const RowsParams &p, bool relative, in
 
 // kCached: chunks of a row that a thread keeps in registers (0: it reads the row again, through the cache).
 template <typename T, bool kVector, int kCached, int kBlock>
-__global__ void __launch_bounds__(kBlock, kBlock == kThreads && kCached == 2 ? 7 : 1) quantize_rows(RowsParams p, int gather_blocks, int ranges_only, int given_range) {
+__global__ void __launch_bounds__(kBlock, kBlock == kThreads && kCached == 2 ? 7 : 1) quantize_rows(RowsParams p, unsigned gather_blocks, int ranges_only, int given_range) {
   extern __shared__ uint32_t shared[];
   __shared__ float scratch_f32[kBlock / 32];
   __shared__ uint32_t scratch[kBlock / 32];
@@ -272,7 +273,8 @@ __global__ void __launch_bounds__(kBlock, kBlock == kThreads && kCached == 2 ? 7
   const bool relative = decompose && p.rule != INT8_CUDA_RULE_ABSOLUTE;
   const bool by_value = p.outlier_granularity == INT8_CUDA_VALUE;
   const T *x = static_cast<const T *>(p.x);
-  const int64_t m = static_cast<int64_t>(blockIdx.x) - gather_blocks;
+  // Rows from the last to the first: the search for outlier columns, before this, left the last ones in the L2 cache.
+  const int64_t m = blockIdx.x < gather_blocks ? -1 : p.m - 1 - (blockIdx.x - gather_blocks);
   const int chunks = static_cast<int>(p.ldq / kChunk);
   let_successor_start();
   wait_for_predecessor();
@@ -429,7 +431,8 @@ int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, bool ove
   const int64_t words = ceil_div<int64_t>(p.k, 32);
   if (decompose && !kFindsMask<kBlock> && words > 0) {
     // Clusters came with the devices that overlap kernels.
-    const int cluster = overlap ? kMaskCluster : 1;
+    const int64_t useful = ceil_div<int64_t>(p.m, 2 * kMaskRows);  // two rows a thread before another block helps
+    const int cluster = !overlap ? 1 : useful >= 8 ? kMaskCluster : useful >= 4 ? 4 : useful >= 2 ? 2 : 1;
     const unsigned blocks = static_cast<unsigned>(ceil_div<int64_t>(p.k, kMaskColumns) * cluster);
     Launch launch(dim3(blocks), dim3(kMaskThreads), 0, stream, overlap, cluster);
     INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, column_mask<T, kVector>, p));
@@ -440,7 +443,7 @@ int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, bool ove
   INT8_CUDA_TRY(allow_shared(kernel, shared));
   if (tensor) {
     Launch launch(dim3(static_cast<unsigned>(p.m)), dim3(kBlock), shared, stream, overlap);
-    INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, p, 0, 1, 0));
+    INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, p, 0u, 1, 0));
     Launch reduce(dim3(1), dim3(kThreads), 0, stream, overlap);
     INT8_CUDA_TRY(cudaLaunchKernelEx(&reduce.config, union_of_ranges, p.ranges, p.m));
   }
@@ -450,7 +453,7 @@ int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, bool ove
     gather_blocks = ceil_div<int64_t>(of_w > of_x ? of_w : of_x, gather_rows(kBlock));
   }
   Launch launch(dim3(static_cast<unsigned>(gather_blocks + p.m)), dim3(kBlock), shared, stream, overlap);
-  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, p, static_cast<int>(gather_blocks), 0, tensor ? 1 : 0));
+  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, p, static_cast<unsigned>(gather_blocks), 0, tensor ? 1 : 0));
   return INT8_CUDA_OK;
 }
 

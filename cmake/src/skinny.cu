@@ -78,15 +78,19 @@ __global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : kTiles == 
       }
     }
   };
+  // Asked for before the weights and used after: how many outlier columns there are, and this warp's first (if it has one).
+  const bool decompose = p.outlier_count != nullptr;
+  const uint32_t outliers = decompose ? *p.outlier_count : 0;
+  int next_column = decompose && warp < p.k ? p.outlier_columns[warp] : 0;
   load(warp);
 
   // The outliers' latency hides behind the first weights'. The warps share out the columns; half a warp takes the 16 rows
   // of W, the halves take alternate rows of x.
-  const uint32_t outliers = p.outlier_count != nullptr ? *p.outlier_count : 0;
   float outlier_sums[kRows][kM / 2] = {};
   const T *outlier_x = static_cast<const T *>(p.outlier_x);
   for (uint32_t j = warp; j < outliers; j += kWarps) {
-    const int k = p.outlier_columns[j];
+    const int k = next_column;
+    if (j + kWarps < outliers) next_column = p.outlier_columns[j + kWarps];
     float weight[kRows], v[kM / 2];
 #pragma unroll
     for (int i = 0; i < kM / 2; ++i) {

@@ -149,9 +149,9 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
       const int row0 = tile_row + warp * 16 + lane / 4, row1 = row0 + 8;
       const float scale0 = row0 < p.m ? p.row_scales[row0] * (1.0f / 127.0f) : 0.0f;
       const float scale1 = row1 < p.m ? p.row_scales[row1] * (1.0f / 127.0f) : 0.0f;
-      // Both warpgroups have read the last tile's scales; each writes all of the same values.
+      // All warpgroups have read the last tile's scales; they share out the next ones.
       if (kGroups > 1) named_barrier(1 + kGroups, kGroups * 128);
-      for (int i = thread; i < kBn; i += 128) {
+      for (int i = group * 128 + thread; i < kBn; i += kGroups * 128) {
         const bool inside = column + i < p.n;
         scale[i] = inside ? p.column_scales[column + i] * (1.0f / 127.0f) : 0.0f;
         bias[i] = inside && p.bias != nullptr ? p.bias[column + i] : 0.0f;
@@ -205,7 +205,7 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
       }
 #pragma unroll
       for (int i = 0; i < kBn / 2; ++i) acc[i] = __float_as_int(f(i) * (i / 2 % 2 == 0 ? scale0 : scale1));
-      named_barrier(1 + group, 128);  // scale and bias become visible
+      named_barrier(1 + kGroups, kGroups * 128);  // scale and bias become visible
 
       if (outlier_steps > 0) {
         if (!p.weights_are_codes) {

@@ -65,7 +65,7 @@ fn arguments() -> Result<Arguments, String> {
             "--cases" => parsed.cases = number(value()?)?,
             "--threads" => parsed.threads = number(value()?)?,
             "--json" => parsed.json = Some(value()?),
-            "--quick" => (parsed.quick, parsed.cases) = (true, 150),
+            "--quick" => (parsed.quick, parsed.cases) = (true, 20),
             _ => {
                 return Err(format!(
                     "unknown argument {flag}; known: --cases N, --threads N, --quick, --json FILE"
@@ -125,7 +125,10 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn StdError + Send + Sync>> {
     });
     let stream = Stream::new(&device)?;
     tally.add("captured in a graph", "", captured(&stream));
-    tally.add("out of memory is an error", "", out_of_memory(&device));
+    if !arguments.quick {
+        // A memory checker would count the refused allocation as an error.
+        tally.add("out of memory is an error", "", out_of_memory(&device));
+    }
     report(&tally, arguments, &info, named.len())
 }
 
