@@ -225,6 +225,12 @@ impl<K: TileKernel> Quantizer<'_, K> {
         }
     }
 
+    /// Whether a row's threshold matters once the outlier columns are known.
+    fn by_threshold(&self) -> bool {
+        let by_column = self.config.outlier_granularity == OutlierGranularity::Column;
+        self.config.rule != OutlierRule::None && !(by_column && self.config.row_maximum == RowMaximum::Paper)
+    }
+
     /// Which values count for the range, and which of them get a code of their own.
     #[inline(always)]
     fn kept<'m>(&self, threshold: f32, mask: &'m [u32]) -> (Keep<'m>, Keep<'m>) {
@@ -285,8 +291,17 @@ impl<K: TileKernel> Vectorized for RangeOfRow<'_, '_, K> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) -> Range {
         let blocks = rows::widen(simd, self.quantizer.x.row(self.row), &mut self.scratch.row);
-        let threshold = self.quantizer.threshold(blocks, &mut self.scratch.magnitudes);
-        rows::range(simd, blocks, self.quantizer.kept(threshold, self.mask).0, self.quantizer.config.input_encoding)
+        let threshold = if self.quantizer.by_threshold() {
+            self.quantizer.threshold(blocks, &mut self.scratch.magnitudes)
+        } else {
+            f32::NAN
+        };
+        rows::range(
+            simd,
+            blocks,
+            self.quantizer.kept(threshold, self.mask).0,
+            self.quantizer.config.input_encoding,
+        )
     }
 }
 
@@ -312,10 +327,17 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
             config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
         for (i, row) in span.enumerate() {
             let blocks = rows::widen(simd, quantizer.x.row(row), &mut scratch.row);
-            let threshold = quantizer.threshold(blocks, &mut scratch.magnitudes);
+            let threshold = if quantizer.by_threshold() {
+                quantizer.threshold(blocks, &mut scratch.magnitudes)
+            } else {
+                f32::NAN
+            };
             let (counted, encoded) = quantizer.kept(threshold, mask);
             let constants = constants.unwrap_or_else(|| {
-                Constants::new(rows::range(simd, blocks, counted, config.input_encoding), config.input_encoding)
+                Constants::new(
+                    rows::range(simd, blocks, counted, config.input_encoding),
+                    config.input_encoding,
+                )
             });
             let codes = &mut part.codes[i * stride..(i + 1) * stride];
             let sum = rows::encode(simd, blocks, quantizer.x.columns, encoded, constants, K::OFFSET, codes);

@@ -207,7 +207,8 @@ fn value_granularity_is_batch_invariant() {
     let mut random = Random::new(14);
     for encoding in [Encoding::Absmax, Encoding::Zeropoint] {
         let config = Config {
-            encoding,
+            input_encoding: encoding,
+            weight_encoding: encoding,
             outlier_granularity: OutlierGranularity::Value,
             ..Scheme::LlmInt8Absmax.config()
         };
@@ -251,7 +252,11 @@ fn wide_corrections() {
     let k = 70_000;
     let x = Array2::from_shape_fn((2, k), |(m, k)| if k == 0 { 1.0 } else { [-1.0, -0.98][m] });
     let w = Array2::from_shape_fn((3, k), |(n, k)| if k == 1 { 1.0 } else { [-1.0, 1.0, -0.5][n] });
-    let config = Scheme::ZeropointVectorWise.config();
+    let config = Config {
+        input_encoding: Encoding::Zeropoint,
+        weight_encoding: Encoding::Zeropoint,
+        ..Scheme::ZeropointVectorWise.config()
+    };
     check::<f32>(&x, &w, None, &config, false).expect("within the bound");
 }
 

@@ -45,12 +45,14 @@ pub(crate) struct Operands {
     /// Padded K: a multiple of `K_STEP`.
     pub(crate) k: usize,
     /// What to bring into L2 on the way.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
     pub(crate) ahead: Ahead,
 }
 
 /// The share of the weights needed next that one tile fetches while it computes. Without it, the first tile of each
 /// panel would run at the speed of memory and the others not touch memory at all.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
 pub(crate) struct Ahead {
     /// A panel, or any address: it is only ever prefetched.
     pub(crate) panel: *const i8,
