@@ -59,11 +59,14 @@ fn rule() -> impl Strategy<Value = OutlierRule> {
 fn config() -> impl Strategy<Value = Config> {
     let outliers = select(vec![OutlierGranularity::Column, OutlierGranularity::Value]);
     let maximum = select(vec![RowMaximum::Paper, RowMaximum::Bitsandbytes]);
-    (encoding(), granularity(), granularity(), rule(), outliers, maximum).prop_map(
-        |(encoding, input_granularity, weight_granularity, rule, outlier_granularity, row_maximum)| Config {
-            encoding,
-            input_granularity,
-            weight_granularity,
+    let encodings = (encoding(), encoding());
+    let granularities = (granularity(), granularity());
+    (encodings, granularities, rule(), outliers, maximum).prop_map(
+        |(encodings, granularities, rule, outlier_granularity, row_maximum)| Config {
+            input_encoding: encodings.0,
+            weight_encoding: encodings.1,
+            input_granularity: granularities.0,
+            weight_granularity: granularities.1,
             rule,
             outlier_granularity,
             row_maximum,
