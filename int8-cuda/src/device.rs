@@ -57,11 +57,8 @@ impl Device {
         CurrentContext::set_current(&context).map_err(absent)?;
         let mut raw = std::mem::MaybeUninit::<sys::int8_cuda_device_info>::zeroed();
         // SAFETY: the function fills the struct it is given; a context is current.
-        check(
-            "device information",
-            unsafe { sys::int8_cuda_get_device_info(raw.as_mut_ptr()) },
-            String::new,
-        )?;
+        let status = unsafe { sys::int8_cuda_get_device_info(raw.as_mut_ptr()) };
+        check("device information", status, String::new)?;
         // SAFETY: zeroed and then filled; all bit patterns of its fields are valid.
         let raw = unsafe { raw.assume_init() };
         // SAFETY: the name ends with a 0 within its array.

@@ -198,12 +198,11 @@ pub(crate) fn quantize<T: Float>(
         reserved: 0,
     };
     let shape = || format!("x [{rows}, {inner}] {}", T::NAME);
+    let mut bytes = 0;
     // SAFETY: the function reads sizes and settings only.
-    check(
-        "quantize",
-        unsafe { sys::int8_cuda_quantize_workspace(&raw const params, &raw mut params.workspace_bytes) },
-        shape,
-    )?;
+    let status = unsafe { sys::int8_cuda_quantize_workspace(&raw const params, &raw mut bytes) };
+    check("quantize", status, shape)?;
+    params.workspace_bytes = bytes;
     let workspace = Buffer::<u8>::zeros(device, params.workspace_bytes)?;
     params.workspace = workspace.pointer().cast();
     // SAFETY: all buffers have the sizes named in params; freeing one waits for the device.
