@@ -92,6 +92,24 @@ impl AvxVnni {
     }
 }
 
+/// Evidence of the dot-product extension of AArch64.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NeonDotprod(());
+
+#[cfg(target_arch = "aarch64")]
+impl NeonDotprod {
+    /// Asks the processor (the answer is cached by the standard library).
+    pub fn new() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("dotprod").then_some(Self(()))
+    }
+
+    /// The portable functions run everywhere.
+    pub fn portable(self) -> Portable {
+        Portable(())
+    }
+}
+
 /// A kernel that this processor can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -110,6 +128,9 @@ pub enum Kernel {
     /// `tdpbssd` on tile registers.
     #[cfg(target_arch = "x86_64")]
     AmxInt8(AmxInt8),
+    /// `sdot`.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(NeonDotprod),
 }
 
 /// Names of all kernels of this build, best first, with the processor features they need.
@@ -121,7 +142,10 @@ const KNOWN: &[(&str, &str)] = &[
     ("avx2", "AVX2, FMA and F16C"),
     ("portable", "nothing"),
 ];
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+const KNOWN: &[(&str, &str)] =
+    &[("neon-dotprod", "the dot-product extension (FEAT_DotProd)"), ("portable", "nothing")];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const KNOWN: &[(&str, &str)] = &[("portable", "nothing")];
 
 impl Kernel {
@@ -135,6 +159,8 @@ impl Kernel {
             kernels.extend(AvxVnni::new().map(Self::AvxVnni));
             kernels.extend(Avx2::new().map(Self::Avx2));
         }
+        #[cfg(target_arch = "aarch64")]
+        kernels.extend(NeonDotprod::new().map(Self::NeonDotprod));
         kernels.push(Self::Portable(Portable(())));
         kernels
     }
@@ -194,6 +220,8 @@ impl Kernel {
             Self::Avx512Vnni(_) => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
             Self::AmxInt8(_) => "amx-int8",
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(_) => "neon-dotprod",
         }
     }
 
@@ -201,7 +229,7 @@ impl Kernel {
     pub fn layout(self) -> Layout {
         match self {
             Self::Portable(_) => Layout::Rows,
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             _ => Layout::Quads,
         }
     }
@@ -231,6 +259,8 @@ impl Kernel {
             Self::Avx512Vnni(token) => job.run(tile::avx512::Avx512Tile(token)),
             #[cfg(target_arch = "x86_64")]
             Self::AmxInt8(token) => job.run(tile::amx::AmxTile(token)),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(token) => job.run(tile::neon::NeonTile(token)),
         }
     }
 }

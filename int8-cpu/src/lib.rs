@@ -19,6 +19,7 @@
 //! | `avx512-vnni` | `vpdpbusd zmm` | 12 × 32 |
 //! | `avx-vnni` | `vpdpbusd ymm` | 6 × 16 |
 //! | `avx2` | `vpsignb`, `vpmaddubsw`, `vpmaddwd` | 4 × 16 |
+//! | `neon-dotprod` | `sdot` | 3 × 32 |
 //! | `portable` | what the compiler makes of a dot product | 4 × 1 |
 //!
 //! The best one that the processor offers is taken ([`Kernel::select`]); the environment variable `INT8_KERNEL` forces

@@ -13,6 +13,8 @@ pub(crate) mod avx512;
 pub(crate) mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod lanes_x86;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 pub(crate) mod portable;
 
 pub(crate) use lanes::{Instructions, LANES};
