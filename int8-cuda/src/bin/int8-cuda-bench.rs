@@ -158,7 +158,7 @@ impl<'a> Bench<'a> {
         let rounds = (256 / self.weights.len()).clamp(1, if m <= 256 { 4 } else { 1 });
         let order: Vec<usize> = (0..self.weights.len() * rounds).map(|i| i % self.weights.len()).collect();
 
-        // SAFETY (both graphs): everything they use outlives them in this function.
+        // SAFETY: everything the graph uses outlives it in this function.
         let int8 = unsafe {
             Graph::capture(self.stream, || {
                 order

@@ -213,7 +213,7 @@ fn try_case<T: Float>(stream: &Stream, tally: &Tally, case: &Case, variant: usiz
         &case.name,
         weight_is_equal(stream, &weight, core.quantized()),
     );
-    if variant % 8 == 0 && m * n * k < 1 << 22 {
+    if variant.is_multiple_of(8) && m * n * k < 1 << 22 {
         tally.add(&format!("dequantise {name}"), &case.name, dequantised(stream, &weight, &core));
         tally.add(&format!("input gradient {name}"), &case.name, gradient(stream, &weight, &core, m));
         let algorithms: &[Algorithm] = if device.info().has_cublaslt {
