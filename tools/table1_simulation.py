@@ -2,12 +2,15 @@
 """The paper's schemes simulated in PyTorch: an independent second opinion on `int8 eval`, and how far a perplexity moves when
 nothing changes but the order of one multiplication.
 
-usage: table1_simulation.py MODEL TEXT [WINDOW WINDOWS]
+usage: table1_simulation.py MODEL TEXT RECORD.jsonl        the record of quality_record.py
 
 Every linear layer but the head is replaced by its de-quantised form in f32. `a` computes codes as round(x·(127/s)), which is
 what bitsandbytes and this project do, `b` as round(x·127/s): the two differ in the last bit of an f32 before the rounding.
+Prints perplexities, and for each the mean difference to the record over windows (in nats, with its standard error): what two
+right implementations of one scheme differ by.
 Uses the environment of from_pretrained_logits.py (run that once first).
 """
+import json
 import math
 import os
 import pathlib
@@ -16,12 +19,17 @@ import sys
 HOME = pathlib.Path(os.environ.get("INT8_TOOLS", pathlib.Path.home() / ".cache/int8-tools")) / "transformers"
 
 
-def simulate(folder, text, window, windows):
+def simulate(folder, text, record):
+    import statistics
+
     import torch
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
 
     ids = Tokenizer.from_file(f"{folder}/tokenizer.json").encode(open(text).read(), add_special_tokens=False).ids
+    lines = [json.loads(line) for line in open(record)]
+    recorded = {line["options"]: line["window_nll"] for line in lines}
+    window, windows = lines[0]["window"], lines[0]["windows"]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     layers = [l for n, l in model.named_modules() if isinstance(l, torch.nn.Linear) and "lm_head" not in n]
     # Some layers share their class's forward; keep the weights, replace the call.
@@ -42,7 +50,7 @@ def simulate(folder, text, window, windows):
         z = -torch.round(scaled(low)) - 127
         return ((torch.round(scaled(x)) + z).clamp(-127, 127) - z) * s / 127
 
-    def perplexity(code_x, code_w, code_outlier=None):
+    def losses(code_x, code_w, code_outlier=None):
         for layer, weight in zip(layers, weights):
             w, outlier = code_w(weight), None if code_outlier is None else code_outlier(weight)
 
@@ -56,13 +64,13 @@ def simulate(folder, text, window, windows):
                 return (y if layer.bias is None else y + layer.bias).reshape(*x.shape[:-1], -1)
 
             layer.forward = forward
-        loss = 0.0
+        losses = []
         with torch.no_grad():
             for first in range(0, window * windows, window):
                 x = torch.tensor([ids[first : first + window]])
                 logits = model(x, attention_mask=torch.ones_like(x)).logits
-                loss += torch.nn.functional.cross_entropy(logits[0, :-1], x[0, 1:], reduction="sum").item()
-        return math.exp(loss / (windows * (window - 1)))
+                losses.append(torch.nn.functional.cross_entropy(logits[0, :-1], x[0, 1:]).item())
+        return losses
 
     for order in ("a", "b"):
         a = lambda rows: lambda x: absmax(x, rows, order)
@@ -73,20 +81,24 @@ def simulate(folder, text, window, windows):
             "absmax-row-wise": (a(True), a(False)),
             "absmax-vector-wise": (a(True), a(True)),
             "zeropoint-vector-wise": (z(True), a(True)),
-            "absmax-row-wise-decomposition dequantized": (a(True), a(False), a(True)),
-            "llm-int8 dequantized": (a(True), a(True), a(True)),
-            "llm-int8 exact": (a(True), a(True), lambda w: w),
-            "zeropoint-llm-int8 exact": (z(True), a(True), lambda w: w),
+            "absmax-row-wise-decomposition --outlier-weights dequantized": (a(True), a(False), a(True)),
+            "llm-int8 --outlier-weights dequantized": (a(True), a(True), a(True)),
+            "llm-int8 --outlier-weights exact": (a(True), a(True), lambda w: w),
+            "zeropoint-llm-int8 --outlier-weights exact": (z(True), a(True), lambda w: w),
         }.items():
-            print(f"{order}  {name:42} {perplexity(*codes):8.3f}", flush=True)
+            found = losses(*codes)
+            differences = [x - y for x, y in zip(recorded[f"--scheme {name}"], found)]
+            mean, error = statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+            perplexity = math.exp(statistics.mean(found))
+            print(f"{order}  {name:60} {perplexity:7.3f}   record - this: {mean:+.4f} ± {error:.4f}", flush=True)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 5):
+    if len(sys.argv) != 4:
         sys.exit(__doc__)
     if pathlib.Path(sys.prefix).resolve() != HOME.resolve():
         python = HOME / "bin/python"
         if not python.exists():
             sys.exit(f"{HOME} is not there: run from_pretrained_logits.py once, it makes the environment")
         os.execv(python, [str(python), __file__, *sys.argv[1:]])
-    simulate(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:] or (512, 40)))
+    simulate(*sys.argv[1:])
