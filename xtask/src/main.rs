@@ -2,6 +2,7 @@
 
 mod checks;
 mod cuda_toolkit;
+mod dist;
 mod scan;
 mod shell;
 mod tidy;
@@ -17,7 +18,7 @@ struct Task {
     run: fn(&[String]) -> Result<(), String>,
 }
 
-const TASKS: [Task; 4] = [
+const TASKS: [Task; 5] = [
     Task { name: "test", summary: "everything a change must pass", help: checks::HELP, run: checks::run },
     Task {
         name: "tidy",
@@ -36,6 +37,12 @@ const TASKS: [Task; 4] = [
         summary: "a private CUDA toolkit under target/, for a machine without one",
         help: CUDA_TOOLKIT_HELP,
         run: cuda_toolkit::run,
+    },
+    Task {
+        name: "dist",
+        summary: "stand-alone programs for a machine without a toolchain",
+        help: dist::HELP,
+        run: dist::run,
     },
 ];
 
