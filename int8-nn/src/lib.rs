@@ -21,6 +21,7 @@ pub mod decoder;
 mod error;
 pub mod families;
 pub mod generate;
+pub mod linear8bit;
 pub mod model;
 pub mod perplexity;
 pub mod sampler;
@@ -29,6 +30,7 @@ pub mod weights;
 
 pub use error::Error;
 pub use generate::{GenerateOptions, Generation, StopReason};
+pub use linear8bit::Linear8bit;
 pub use model::{Loader, Model};
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use sampler::{Sampler, Sampling};
