@@ -196,30 +196,31 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) input: InputArgs,
     /// Most tokens to add
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 128)]
+    #[arg(help_heading = "Generation", long, short = 'n', value_name = "N", default_value_t = 128)]
     pub(crate) max_tokens: usize,
     /// Always the most probable token
-    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
+    #[arg(help_heading = "Generation", long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
     pub(crate) greedy: bool,
     /// Below 1 safer, above 1 bolder
-    #[arg(long, value_name = "T", default_value_t = 0.7)]
+    #[arg(help_heading = "Generation", long, value_name = "T", default_value_t = 0.7)]
     pub(crate) temperature: f32,
     /// Only the K most probable tokens
-    #[arg(long, value_name = "K", default_value_t = 50)]
+    #[arg(help_heading = "Generation", long, value_name = "K", default_value_t = 50)]
     pub(crate) top_k: usize,
     /// Only the most probable tokens that together have probability P
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(help_heading = "Generation", long, value_name = "P", default_value_t = 0.95)]
     pub(crate) top_p: f32,
     /// The same seed gives the same text
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(help_heading = "Generation", long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
     /// Go on after the model's end-of-text token
-    #[arg(long)]
+    #[arg(help_heading = "Generation", long)]
     pub(crate) ignore_eos: bool,
 }
 
 /// A prompt, as text or as token ids.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
 #[group(required = true, multiple = false)]
 pub(crate) struct InputArgs {
     /// Text to continue
@@ -236,13 +237,13 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// UTF-8 text to score; ends of line count as \n, whatever the file has
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Input", long, value_name = "FILE")]
     pub(crate) text: PathBuf,
     /// Tokens a window [default: 1024, or all positions the model has]
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = "Input", long, value_name = "N")]
     pub(crate) window: Option<usize>,
     /// Most windows to score [default: the whole text]
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = "Input", long, value_name = "N")]
     pub(crate) windows: Option<usize>,
 }
 
@@ -254,7 +255,7 @@ pub(crate) struct LogitsArgs {
     #[command(flatten)]
     pub(crate) input: InputArgs,
     /// File to write: `logits`, f32 [tokens, vocabulary]
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub(crate) out: PathBuf,
 }
 
