@@ -2,10 +2,10 @@
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
+use super::StepSegment;
 use super::elementwise::{dot, sum};
-use super::{StepSegment, zeros};
 use crate::Error;
 use crate::backend::AttentionSpec;
 use crate::config::Positions;
@@ -197,7 +197,7 @@ impl Head<'_> {
         let range = first * self.size..(last + 1) * self.size;
         let keys = ArrayView2::from_shape(shape, &self.keys[range.clone()]).expect("whole rows");
         let values = ArrayView2::from_shape(shape, &self.values[range]).expect("whole rows");
-        let mut scores = zeros(queries.nrows(), seen);
+        let mut scores = Array2::zeros((queries.nrows(), seen));
         general_mat_mul(self.scale, &queries, &keys.t(), 0.0, &mut scores);
         for (offset, mut scores) in scores.rows_mut().into_iter().enumerate() {
             let position = self.position + row + offset;

@@ -9,7 +9,7 @@ use crate::backend::NormSpec;
 use crate::config::{Activation, NormKind};
 use crate::convert;
 
-/// Lanes of a sum: eight ymm registers' worth would be too short for the compiler to keep apart, one zmm is enough.
+/// Partial sums that a reduction keeps apart: one zmm or two ymm registers of f32, so that additions overlap.
 const LANES: usize = 16;
 
 /// `x = norm(x)` for each row.

@@ -7,7 +7,7 @@ mod linear;
 
 use std::sync::Mutex;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::Error;
 use crate::backend::{
@@ -280,8 +280,3 @@ impl Backend for CpuBackend {
 
 /// Rows from which on work is spread over threads: below, starting the threads costs more than it saves.
 const PARALLEL_ROWS: usize = 8;
-
-/// A matrix of zeros.
-fn zeros(rows: usize, columns: usize) -> Array2<f32> {
-    Array2::zeros((rows, columns))
-}
