@@ -7,6 +7,7 @@ use std::process::Command;
 fn main() {
     for variable in [
         "DOCS_RS",
+        "INT8_CUDA_WITHOUT_KERNELS",
         "CUDA_PATH",
         "CUDA_LIBRARY_PATH",
         "CMAKE",
@@ -16,7 +17,7 @@ fn main() {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     println!("cargo:rerun-if-changed=cmake");
-    if env::var_os("DOCS_RS").is_some() {
+    if ["DOCS_RS", "INT8_CUDA_WITHOUT_KERNELS"].into_iter().any(|name| env::var_os(name).is_some()) {
         return;
     }
     if let Err(message) = build() {

@@ -1,52 +1,94 @@
 //! `cargo xtask test`: everything a change must pass, quick checks first.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::{shell, tidy};
+use crate::{cuda_toolkit, shell, tidy};
 
 /// Shown by `cargo xtask help test`.
 pub(crate) const HELP: &str = "\
-cargo xtask test
+cargo xtask test [--no-cuda]
 
 Runs, and stops at the first failure:
 
-  tidy    the invariants of ARCHITECTURE.md (cargo xtask tidy)
-  format  cargo fmt --check
-  lints   cargo clippy --all-targets, warnings denied
-  tests   unit and integration tests, and the examples in the documentation and the READMEs
-  benches every bench once in its test mode (--test), untimed, so that it cannot rot
-  docs    cargo doc, warnings denied
+  tidy         the invariants of ARCHITECTURE.md (cargo xtask tidy)
+  format       cargo fmt --check
+  lints        cargo clippy --all-targets, warnings denied
+  tests        unit and integration tests, and the examples in the documentation and the READMEs
+  benches      every bench once in its test mode (--test), untimed, so that it cannot rot
+  docs         cargo doc, warnings denied
+  cuda toolkit cargo xtask cuda-toolkit, unless CUDA_PATH names an installed toolkit
+  cuda lints   the same three for the CUDA crates, whose kernels are compiled once, for the tests
+  cuda tests
+  cuda docs
 
-Only the default members: the CUDA crates need a toolkit (cargo xtask cuda-toolkit). Ends with the time of each step.";
+The CUDA steps compile and link everything without a GPU; the tests that need one say so and are skipped
+(INT8_REQUIRE_GPU=1 makes that a failure). They run on x86-64 Linux, and need Python with pip, a C++ compiler and some
+560 MB of downloads, once.
 
-/// Runs the task; it takes no arguments.
+  --no-cuda    leave them out
+
+Ends with the time of each step.";
+
+const NO_CUDA: &str = "--no-cuda";
+
+/// Runs the task.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    if !arguments.is_empty() {
-        return Err(format!("test takes no arguments, got {arguments:?}\n\n{HELP}"));
+    if let Some(unknown) = arguments.iter().find(|argument| *argument != NO_CUDA) {
+        return Err(format!("test does not know `{unknown}`\n\n{HELP}"));
     }
     let mut times = Vec::new();
     timed(&mut times, "tidy", || tidy::run(&[]))?;
-    for (name, command) in steps()? {
-        println!("\n── {name}: {}", shell::shown(&command));
-        timed(&mut times, name, || shell::run(command))?;
+    run_steps(&mut times, steps()?)?;
+    let skipped = why_no_cuda(arguments);
+    if skipped.is_none() {
+        println!("\n── cuda toolkit");
+        let toolkit = timed(&mut times, "cuda toolkit", || {
+            cuda_toolkit::provide().map_err(|message| {
+                format!("{message}\n`cargo xtask test {NO_CUDA}` leaves the CUDA crates out")
+            })
+        })?;
+        run_steps(&mut times, cuda_steps(&toolkit)?)?;
     }
     println!("\nall passed");
     for (name, time) in times {
-        println!("  {name:<8}{:>7.1} s", time.as_secs_f64());
+        println!("  {name:<13}{:>7.1} s", time.as_secs_f64());
+    }
+    if let Some(reason) = skipped {
+        println!("  cuda: skipped, {reason}");
     }
     Ok(())
 }
 
-fn timed(
-    times: &mut Vec<(&'static str, Duration)>,
-    name: &'static str,
-    step: impl FnOnce() -> Result<(), String>,
-) -> Result<(), String> {
-    let start = Instant::now();
-    step().map_err(|message| format!("\n{name}: {message}"))?;
-    times.push((name, start.elapsed()));
+/// Why the CUDA steps do not run, if they do not.
+fn why_no_cuda(arguments: &[String]) -> Option<&'static str> {
+    if !arguments.is_empty() {
+        return Some("as asked for by --no-cuda");
+    }
+    let supported = cfg!(all(target_os = "linux", target_arch = "x86_64"));
+    (!supported).then_some("the toolkit's wheels are used on x86-64 Linux only")
+}
+
+type Times = Vec<(&'static str, Duration)>;
+
+fn run_steps(times: &mut Times, steps: Vec<(&'static str, Command)>) -> Result<(), String> {
+    for (name, command) in steps {
+        println!("\n── {name}: {}", shell::shown(&command));
+        timed(times, name, || shell::run(command))?;
+    }
     Ok(())
+}
+
+fn timed<R>(
+    times: &mut Times,
+    name: &'static str,
+    step: impl FnOnce() -> Result<R, String>,
+) -> Result<R, String> {
+    let start = Instant::now();
+    let result = step().map_err(|message| format!("\n{name}: {message}"))?;
+    times.push((name, start.elapsed()));
+    Ok(result)
 }
 
 fn steps() -> Result<Vec<(&'static str, Command)>, String> {
@@ -62,6 +104,22 @@ fn steps() -> Result<Vec<(&'static str, Command)>, String> {
     ])
 }
 
+const CUDA_CRATES: [&str; 4] = ["-p", "int8-cuda-sys", "-p", "int8-cuda"];
+
+fn cuda_steps(toolkit: &Path) -> Result<Vec<(&'static str, Command)>, String> {
+    let cargo = |before: &[&str], after: &[&str]| {
+        let mut command = shell::cargo(&[before, &CUDA_CRATES, after].concat())?;
+        command.env("CUDA_PATH", toolkit).env("CUDA_LIBRARY_PATH", toolkit);
+        Ok::<_, String>(command)
+    };
+    let mut lints = cargo(&["clippy"], &["--all-targets", "--", "-D", "warnings"])?;
+    // Clippy has a build-script run of its own, which would compile the kernels a second time.
+    lints.env("INT8_CUDA_WITHOUT_KERNELS", "1");
+    let mut docs = cargo(&["doc", "--no-deps"], &[])?;
+    docs.env("RUSTDOCFLAGS", "-D warnings");
+    Ok(vec![("cuda lints", lints), ("cuda tests", cargo(&["test"], &[])?), ("cuda docs", docs)])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,7 +127,8 @@ mod tests {
     #[test]
     fn a_failing_step_stops_and_is_named() {
         let mut times = Vec::new();
-        let message = timed(&mut times, "lints", || Err(String::from("a warning"))).expect_err("failed");
+        let message =
+            timed(&mut times, "lints", || Err::<(), _>(String::from("a warning"))).expect_err("failed");
         assert!(message.contains("lints: a warning") && times.is_empty());
         assert!(timed(&mut times, "docs", || Ok(())).is_ok());
         assert_eq!(times.len(), 1);
@@ -79,6 +138,25 @@ mod tests {
     fn arguments_are_refused() {
         let message = run(&[String::from("--fast")]).expect_err("no such argument");
         assert!(message.contains("--fast"), "{message}");
+    }
+
+    #[test]
+    fn cuda_can_be_left_out() {
+        assert!(why_no_cuda(&[String::from(NO_CUDA)]).is_some());
+        assert_eq!(why_no_cuda(&[]).is_none(), cfg!(all(target_os = "linux", target_arch = "x86_64")));
+    }
+
+    #[test]
+    fn clippy_does_not_compile_the_kernels() {
+        for (name, command) in cuda_steps(Path::new("/a/toolkit")).expect("steps") {
+            let line = shell::shown(&command);
+            assert!(line.contains("-p int8-cuda-sys -p int8-cuda"), "{line}");
+            let without = command.get_envs().any(|(key, _)| key == "INT8_CUDA_WITHOUT_KERNELS");
+            assert_eq!(without, name == "cuda lints", "{line}");
+            assert!(command.get_envs().any(|(key, value)| {
+                key == "CUDA_PATH" && value.is_some_and(|value| value == "/a/toolkit")
+            }));
+        }
     }
 
     #[test]

@@ -51,6 +51,23 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     }
 }
 
+/// The toolkit that a build should use: the one that `CUDA_PATH` names, or the private one, made if need be.
+pub(crate) fn provide() -> Result<PathBuf, String> {
+    if let Some(named) = std::env::var_os("CUDA_PATH").map(PathBuf::from) {
+        return if named.join("bin/nvcc").is_file() {
+            Ok(named)
+        } else {
+            Err(format!(
+                "CUDA_PATH is {}, which has no bin/nvcc; unset it, or name a toolkit",
+                named.display()
+            ))
+        };
+    }
+    let root = target_folder()?.join("cuda-toolkit");
+    ensure(&root)?;
+    Ok(root)
+}
+
 /// `target/` of this workspace, whatever folder the command runs in. `CARGO_TARGET_DIR` does not move the toolkit:
 /// `.cargo/config.toml` names it by a path relative to the workspace.
 fn target_folder() -> Result<PathBuf, String> {
