@@ -227,6 +227,18 @@ pub enum Positions {
     Alibi,
     /// Pairs of a head's dimensions are rotated by an angle proportional to the position (Su et al., 2021).
     Rotary(Rotary),
+    /// A learned bias on the attention scores for each head and bucket of distances (Raffel et al., 2020).
+    Relative(Buckets),
+}
+
+/// How distances between positions are sorted into buckets that share a bias: small distances have one each, larger ones
+/// share with a range that grows like a logarithm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buckets {
+    /// Number of buckets.
+    pub count: usize,
+    /// From this distance on, all share the last one.
+    pub max_distance: usize,
 }
 
 /// Rotary position embedding. Dimension pairs are `(i, i + dims/2)` ("rotate half").

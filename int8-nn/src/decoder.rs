@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use crate::Error;
-use crate::backend::{
-    AttentionSpec, Backend, Input, LinearStatistics, NormSpec, Output, Precision, RowSelection, Segment,
-};
+use crate::backend::{Backend, Input, LinearStatistics, Mask, Output, Precision, RowSelection, Segment};
+pub use crate::block::LinearRole;
+use crate::block::{self, Block, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, RawConfig, RotaryPrecision};
-use crate::families::{self, LayerNames, TensorNames};
+use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision};
+use crate::families::{self, TensorNames};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// A decoder-only transformer whose weights are on a backend.
@@ -24,16 +24,6 @@ pub struct Decoder<B: Backend> {
     final_norm: Option<B::Norm>,
     project_out: Option<B::Linear>,
     head: B::Linear,
-}
-
-#[derive(Debug)]
-struct Block<B: Backend> {
-    attention_norm: B::Norm,
-    mlp_norm: B::Norm,
-    qkv: B::Linear,
-    attention_output: B::Linear,
-    up: B::Linear,
-    down: B::Linear,
 }
 
 /// Where a model's bytes are.
@@ -163,25 +153,15 @@ impl<B: Backend> Decoder<B> {
                 config.max_positions
             )));
         }
-        let spec = AttentionSpec {
-            layers: config.layers,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
-            head_size: config.head_size,
-            positions: config.positions.clone(),
-            sliding_window: config.sliding_window,
-        };
+        let spec = block::attention_spec(config, config.layers, Mask::Causal);
         let backend = &*self.backend;
         let rows = |width| backend.activations(max_rows, width);
-        let gates = if config.gated_mlp { 2 } else { 1 };
         Ok(Session {
             cache: backend.cache(&spec, sequences, max_positions)?,
             step: backend.step(max_rows)?,
             narrow: rows(config.embedding_size)?,
             x: rows(config.hidden_size)?,
-            qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
-            context: rows(config.heads * config.head_size)?,
-            up: rows(gates * config.intermediate_size)?,
+            scratch: Scratch::new(backend, config, max_rows)?,
             selected: rows(config.hidden_size)?,
             logits: backend.activations(0, config.vocab_size)?,
             host: Vec::new(),
@@ -209,7 +189,7 @@ impl<B: Backend> Decoder<B> {
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let positions = match config.positions {
             Positions::Learned { offset } => (config.max_positions + offset) * config.hidden_size,
-            Positions::Alibi | Positions::Rotary(_) => 0,
+            Positions::Alibi | Positions::Rotary(_) | Positions::Relative(_) => 0,
         };
         footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions;
         footprint
@@ -226,81 +206,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
-        self.blocks.iter().flat_map(|block| {
-            [
-                (LinearRole::Qkv, &block.qkv),
-                (LinearRole::AttentionOutput, &block.attention_output),
-                (LinearRole::Up, &block.up),
-                (LinearRole::Down, &block.down),
-            ]
-        })
-    }
-}
-
-/// What a linear layer is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LinearRole {
-    /// Queries, keys and values.
-    Qkv,
-    /// Output of the attention.
-    AttentionOutput,
-    /// The MLP's expansion (and gate).
-    Up,
-    /// The MLP's contraction.
-    Down,
-}
-
-struct Loader<'a, B> {
-    checkpoint: &'a Checkpoint,
-    backend: &'a B,
-    config: &'a DecoderConfig,
-    root: &'static str,
-}
-
-impl<B: Backend> Loader<'_, B> {
-    fn name(&self, name: &str) -> String {
-        format!("{}{name}", self.root)
-    }
-
-    fn norm(&self, name: &str) -> Result<B::Norm, Error> {
-        let name = self.name(name);
-        let width = [self.config.hidden_size];
-        let vector = |suffix: &str| format!("{name}.{suffix}");
-        let gain = self.checkpoint.tensor(&vector("weight"))?.expect_shape(&width)?.to_f32()?;
-        let bias = match self.config.norm {
-            NormKind::RmsNorm => None,
-            NormKind::LayerNorm => {
-                let bias = self.checkpoint.get(&vector("bias"));
-                bias.map(|bias| bias.expect_shape(&width)?.to_f32()).transpose()?
-            }
-        };
-        self.backend.norm(&NormSpec { kind: self.config.norm, eps: self.config.norm_eps, gain, bias })
-    }
-
-    fn linear(
-        &self,
-        parts: Vec<Part>,
-        outputs: &[usize],
-        inputs: usize,
-        precision: &Precision,
-    ) -> Result<B::Linear, Error> {
-        let source = LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)?;
-        self.backend.linear(&source, precision)
-    }
-
-    fn block(&self, names: LayerNames, precision: &Precision) -> Result<Block<B>, Error> {
-        let config = self.config;
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
-        let up: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
-        Ok(Block {
-            attention_norm: self.norm(&names.attention_norm)?,
-            mlp_norm: self.norm(&names.mlp_norm)?,
-            qkv: self.linear(names.qkv, &[queries, keys, keys], hidden, precision)?,
-            attention_output: self.linear(vec![names.attention_output], &[hidden], queries, precision)?,
-            up: self.linear(names.up, up, hidden, precision)?,
-            down: self.linear(vec![names.down], &[hidden], wide, precision)?,
-        })
+        self.blocks.iter().flat_map(Block::linears)
     }
 }
 
@@ -321,9 +227,7 @@ pub struct Session<'m, B: Backend> {
     narrow: B::Activations,
     /// The residual stream.
     x: B::Activations,
-    qkv: B::Activations,
-    context: B::Activations,
-    up: B::Activations,
+    scratch: Scratch<B>,
     selected: B::Activations,
     logits: B::Activations,
     host: Vec<f32>,
@@ -376,12 +280,12 @@ impl<B: Backend> Session<'_, B> {
         let backend = &*decoder.backend;
         backend.set_step(&mut self.step, &segments)?;
         let (step, x) = (&self.step, &mut self.x);
-        let (narrow, qkv, context, up) = (&mut self.narrow, &mut self.qkv, &mut self.context, &mut self.up);
-        let cache = &mut self.cache;
+        let (narrow, scratch, cache) = (&mut self.narrow, &mut self.scratch, &mut self.cache);
+        let model = (backend, &decoder.config);
         backend.run(step, &mut || {
             decoder.embed(step, narrow, x)?;
             for (layer, block) in decoder.blocks.iter().enumerate() {
-                decoder.block(step, layer, block, Buffers { x, qkv, context, up, cache })?;
+                block.forward(model, step, (layer, cache), x, scratch)?;
             }
             Ok(())
         })?;
@@ -462,15 +366,6 @@ impl<B: Backend> Session<'_, B> {
     }
 }
 
-/// The buffers a block works in.
-struct Buffers<'a, B: Backend> {
-    x: &'a mut B::Activations,
-    qkv: &'a mut B::Activations,
-    context: &'a mut B::Activations,
-    up: &'a mut B::Activations,
-    cache: &'a mut B::Cache,
-}
-
 impl<B: Backend> Decoder<B> {
     fn embed(
         &self,
@@ -491,46 +386,6 @@ impl<B: Backend> Decoder<B> {
         match &self.embedding_norm {
             Some(norm) => backend.normalize(x, norm),
             None => Ok(()),
-        }
-    }
-
-    fn block(
-        &self,
-        step: &B::Step,
-        layer: usize,
-        block: &Block<B>,
-        buffers: Buffers<'_, B>,
-    ) -> Result<(), Error> {
-        let Buffers { x, qkv, context, up, cache } = buffers;
-        let backend = &*self.backend;
-        let activation = self.config.activation;
-        let gated = self.config.gated_mlp;
-        let expanded =
-            |up| if gated { Input::Gated(up, activation) } else { Input::Activated(up, activation) };
-        match self.config.block {
-            BlockKind::PreNorm => {
-                backend.project(Input::Normed(x, &block.attention_norm), &block.qkv, Output::Store(qkv))?;
-                backend.attention(step, layer, qkv, cache, context)?;
-                backend.project(Input::Plain(context), &block.attention_output, Output::Add(x))?;
-                backend.project(Input::Normed(x, &block.mlp_norm), &block.up, Output::Store(up))?;
-                backend.project(expanded(up), &block.down, Output::Add(x))
-            }
-            BlockKind::Parallel => {
-                backend.project(Input::Normed(x, &block.attention_norm), &block.qkv, Output::Store(qkv))?;
-                backend.project(Input::Normed(x, &block.mlp_norm), &block.up, Output::Store(up))?;
-                backend.attention(step, layer, qkv, cache, context)?;
-                backend.project(Input::Plain(context), &block.attention_output, Output::Add(x))?;
-                backend.project(expanded(up), &block.down, Output::Add(x))
-            }
-            BlockKind::PostNorm => {
-                backend.project(Input::Plain(x), &block.qkv, Output::Store(qkv))?;
-                backend.attention(step, layer, qkv, cache, context)?;
-                backend.project(Input::Plain(context), &block.attention_output, Output::Add(x))?;
-                backend.normalize(x, &block.attention_norm)?;
-                backend.project(Input::Plain(x), &block.up, Output::Store(up))?;
-                backend.project(expanded(up), &block.down, Output::Add(x))?;
-                backend.normalize(x, &block.mlp_norm)
-            }
         }
     }
 }

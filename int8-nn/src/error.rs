@@ -35,6 +35,9 @@ pub enum Error {
     /// Token ids, positions or lengths that this model cannot take.
     #[error("{0}")]
     Input(String),
+    /// Something that this backend or kind of model does not do.
+    #[error("{0}")]
+    Unsupported(String),
     /// The CPU kernels refused an operand.
     #[error(transparent)]
     Cpu(#[from] int8_cpu::Error),

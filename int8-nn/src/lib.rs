@@ -10,10 +10,11 @@
 //!
 //! Following one activation from checkpoint to token: [`checkpoint`] opens the files and hands out tensors by name;
 //! [`families`] maps a family's `config.json` and tensor names onto one description, [`config`]; [`weights`] finds, stacks
-//! and reorders what makes up a linear layer; [`decoder`] is the network, written once over the operations of a
-//! [`backend`]; [`generate`] and [`perplexity`] use it. Residuals are f32 throughout: those of real models overflow f16.
+//! and reorders what makes up a linear layer; [`decoder`] is the network, a stack of blocks written once over the operations
+//! of a [`backend`]; [`generate`] and [`perplexity`] use it. Residuals are f32 throughout: those of real models overflow f16.
 
 pub mod backend;
+mod block;
 pub mod checkpoint;
 pub mod config;
 mod convert;

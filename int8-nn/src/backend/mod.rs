@@ -14,6 +14,7 @@ pub mod cpu;
 use std::ops::Range;
 
 use int8_core::Config;
+use ndarray::Array2;
 
 use crate::Error;
 use crate::config::{Activation, NormKind, Positions};
@@ -82,6 +83,26 @@ pub struct NormSpec {
     pub bias: Option<Vec<f32>>,
 }
 
+/// Which tokens of its sequence a token sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// Itself and those before it.
+    Causal,
+    /// All: what an encoder needs. A sequence is one segment of one step then, and nothing of it is kept, so that all
+    /// blocks can share one layer of a cache.
+    Full,
+}
+
+/// A bias on attention scores that is learned for each head and distance (T5); distances beyond the table have the bias at
+/// its end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DistanceBias {
+    /// `f32 [heads, 2·reach + 1]`: the bias for `key position − query position` from `−reach` to `reach`.
+    pub table: Array2<f32>,
+    /// Largest distance that has a bias of its own.
+    pub reach: usize,
+}
+
 /// What attention needs to know about its model.
 #[derive(Debug, Clone)]
 pub struct AttentionSpec {
@@ -97,6 +118,12 @@ pub struct AttentionSpec {
     pub positions: Positions,
     /// Number of latest positions seen, itself included.
     pub sliding_window: Option<usize>,
+    /// Which tokens are seen.
+    pub mask: Mask,
+    /// Factor of the scores: `1/√head_size`, or 1 for T5.
+    pub scale: f32,
+    /// Added to the scores.
+    pub bias: Option<DistanceBias>,
 }
 
 /// The input of a projection: activations and what is done to them on the way.
@@ -178,7 +205,11 @@ pub trait Backend: Sized + Send + Sync {
 
     /// Activations for at most `max_rows` rows.
     fn activations(&self, max_rows: usize, width: usize) -> Result<Self::Activations, Error>;
-    /// A cache for `sequences` sequences of at most `max_positions` tokens.
+    /// A cache for `sequences` sequences of at most `max_positions` tokens: for [`attention`](Self::attention), or, with
+    /// [`Mask::Full`], for [`remember`](Self::remember) and [`recall`](Self::recall).
+    ///
+    /// # Errors
+    /// Also when the backend does not have what the specification asks for.
     fn cache(
         &self,
         spec: &AttentionSpec,
@@ -216,7 +247,7 @@ pub trait Backend: Sized + Send + Sync {
         output: Output<'_, Self>,
     ) -> Result<(), Error>;
     /// Rotates (in place) or biases as the model's positions say, writes keys and values to the cache of block `layer`,
-    /// and attends causally: `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
+    /// and attends as its mask says: `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
     fn attention(
         &self,
         step: &Self::Step,
@@ -225,6 +256,31 @@ pub trait Backend: Sized + Send + Sync {
         cache: &mut Self::Cache,
         out: &mut Self::Activations,
     ) -> Result<(), Error>;
+    /// Cross-attention, once for a sequence: keeps `kv [rows, 2·kv_heads·head_size]`, the keys and values of the step's
+    /// tokens (the source text), in block `layer` of the cache in place of what it held for these sequences.
+    fn remember(
+        &self,
+        step: &Self::Step,
+        layer: usize,
+        kv: &Self::Activations,
+        cache: &mut Self::Cache,
+    ) -> Result<(), Error> {
+        let _ = (step, layer, kv, cache);
+        Err(Error::Unsupported(format!("{}: no cross-attention", self.describe())))
+    }
+    /// Cross-attention, at every step: `q [rows, heads·head_size]` attends to all that was remembered for its sequence in
+    /// block `layer` → `out [rows, heads·head_size]`.
+    fn recall(
+        &self,
+        step: &Self::Step,
+        layer: usize,
+        q: &Self::Activations,
+        cache: &Self::Cache,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (step, layer, q, cache, out);
+        Err(Error::Unsupported(format!("{}: no cross-attention", self.describe())))
+    }
     /// Copies some rows: `out [selected, width]`.
     fn select(
         &self,

@@ -1,13 +1,14 @@
-//! Causal attention with a cache of keys and values, grouped queries, rotary positions, ALiBi and a sliding window.
+//! Attention with a cache of keys and values: causal, over a whole sequence, or over another sequence; grouped queries,
+//! rotary positions, ALiBi, learned biases and a sliding window.
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::StepSegment;
 use super::elementwise::{dot, sum};
 use crate::Error;
-use crate::backend::AttentionSpec;
+use crate::backend::{AttentionSpec, Mask};
 use crate::config::Positions;
 use crate::convert;
 
@@ -34,6 +35,8 @@ pub struct CpuCache {
 struct Entry {
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// Positions that hold a token.
+    length: usize,
 }
 
 /// Cosines and sines `[max_positions, dims/2]`.
@@ -48,7 +51,7 @@ impl CpuCache {
     pub(super) fn new(spec: &AttentionSpec, sequences: usize, max_positions: usize) -> Result<Self, Error> {
         let rotation = match &spec.positions {
             Positions::Rotary(rotary) => Some(Rotation::new(&rotary.frequencies(), max_positions)),
-            Positions::Learned { .. } | Positions::Alibi => None,
+            Positions::Learned { .. } | Positions::Alibi | Positions::Relative(_) => None,
         };
         let slopes = matches!(spec.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
         let mut entries = Vec::new();
@@ -68,8 +71,32 @@ impl CpuCache {
             let rows = segment.first_row..segment.first_row + segment.rows;
             let mut qkv = qkv.slice_mut(s![rows.clone(), ..]);
             self.rotate(segment.position, &mut qkv);
-            self.remember(segment, layer, qkv.view());
-            let queries = qkv.slice(s![.., ..self.spec.heads * self.spec.head_size]);
+            let queries = self.spec.heads * self.spec.head_size;
+            self.remember(segment, layer, qkv.slice(s![.., queries..]));
+            let queries = qkv.slice(s![.., ..queries]);
+            self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]));
+        }
+    }
+
+    /// Keeps `kv [rows, 2·kv_heads·head_size]` for [`recall`](Self::recall).
+    pub(super) fn remember_only(&mut self, segments: &[StepSegment], layer: usize, kv: ArrayView2<'_, f32>) {
+        for segment in segments {
+            let rows = segment.first_row..segment.first_row + segment.rows;
+            self.remember(segment, layer, kv.slice(s![rows, ..]));
+        }
+    }
+
+    /// `q [rows, heads·head_size]` → `out [rows, heads·head_size]`, over what was remembered.
+    pub(super) fn recall(
+        &self,
+        segments: &[StepSegment],
+        layer: usize,
+        q: ArrayView2<'_, f32>,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) {
+        for segment in segments {
+            let rows = segment.first_row..segment.first_row + segment.rows;
+            let queries = q.slice(s![rows.clone(), ..]);
             self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]));
         }
     }
@@ -92,20 +119,20 @@ impl CpuCache {
         });
     }
 
-    /// Writes keys and values to the cache.
-    fn remember(&mut self, segment: &StepSegment, layer: usize, qkv: ArrayView2<'_, f32>) {
+    /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the cache.
+    fn remember(&mut self, segment: &StepSegment, layer: usize, kv: ArrayView2<'_, f32>) {
         let (size, kv_heads) = (self.spec.head_size, self.spec.kv_heads);
-        let first_key = self.spec.heads * size;
-        let first_value = first_key + kv_heads * size;
+        let first_value = kv_heads * size;
         let length = kv_heads * self.max_positions * size;
         let entry = &mut self.entries[layer * self.sequences + segment.sequence];
         entry.keys.resize(length, 0.0);
         entry.values.resize(length, 0.0);
-        for (row, values) in qkv.rows().into_iter().enumerate() {
+        entry.length = segment.position + segment.rows;
+        for (row, values) in kv.rows().into_iter().enumerate() {
             let values = values.to_slice().expect("rows are contiguous");
             for head in 0..kv_heads {
                 let at = (head * self.max_positions + segment.position + row) * size;
-                entry.keys[at..at + size].copy_from_slice(&values[first_key + head * size..][..size]);
+                entry.keys[at..at + size].copy_from_slice(&values[head * size..][..size]);
                 entry.values[at..at + size].copy_from_slice(&values[first_value + head * size..][..size]);
             }
         }
@@ -130,8 +157,13 @@ impl CpuCache {
                 size,
                 position: segment.position,
                 window: self.spec.sliding_window.unwrap_or(usize::MAX),
+                end: match self.spec.mask {
+                    Mask::Causal => None,
+                    Mask::Full => Some(entry.length),
+                },
                 slope: self.slopes.as_ref().map_or(0.0, |slopes| slopes[head]),
-                scale: 1.0 / convert::f32_from_count(size).sqrt(),
+                bias: self.spec.bias.as_ref().map(|bias| bias.table.row(head)),
+                scale: self.spec.scale,
             };
             let queries = queries.slice(s![.., head * size..(head + 1) * size]);
             for (block, mut out) in out.axis_chunks_iter_mut(Axis(0), BLOCK).enumerate() {
@@ -144,7 +176,7 @@ impl CpuCache {
             }
         };
         let heads: Vec<_> = out.axis_chunks_iter_mut(Axis(1), size).enumerate().collect();
-        let work = segment.rows * (segment.position + segment.rows) * size * self.spec.heads;
+        let work = segment.rows * entry.length * size * self.spec.heads;
         if work < PARALLEL_WORK {
             heads.into_iter().for_each(head_task);
         } else {
@@ -161,23 +193,35 @@ struct Head<'a> {
     /// Position of the segment's first row.
     position: usize,
     window: usize,
+    /// Every query sees the positions before this one; without it, those up to its own.
+    end: Option<usize>,
     slope: f32,
+    /// Bias by distance, from the most negative on.
+    bias: Option<ArrayView1<'a, f32>>,
     scale: f32,
 }
 
 impl Head<'_> {
     /// First position that the query at `position` sees.
     fn first_seen(&self, position: usize) -> usize {
-        (position + 1).saturating_sub(self.window)
+        match self.end {
+            None => (position + 1).saturating_sub(self.window),
+            Some(_) => 0,
+        }
+    }
+
+    /// One past the last position that the query at `position` sees.
+    fn end_seen(&self, position: usize) -> usize {
+        self.end.unwrap_or(position + 1)
     }
 
     /// One query, by dot products: no packing of keys for a single row.
     fn row(&self, row: usize, query: Option<&[f32]>, mut out: ndarray::ArrayViewMut1<'_, f32>) {
         let query = query.expect("a head of a row is contiguous");
         let position = self.position + row;
-        let first = self.first_seen(position);
+        let (first, end) = (self.first_seen(position), self.end_seen(position));
         let key = |at: usize| &self.keys[at * self.size..(at + 1) * self.size];
-        let mut scores: Vec<f32> = (first..=position).map(|at| dot(query, key(at)) * self.scale).collect();
+        let mut scores: Vec<f32> = (first..end).map(|at| dot(query, key(at)) * self.scale).collect();
         self.softmax(&mut scores, position, first);
         out.fill(0.0);
         let out = out.as_slice_mut().expect("a head of a row is contiguous");
@@ -190,11 +234,11 @@ impl Head<'_> {
 
     /// Several queries, by matrix products over the positions that any of them sees.
     fn block(&self, row: usize, queries: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
-        let last = self.position + row + queries.nrows() - 1;
+        let end = self.end_seen(self.position + row + queries.nrows() - 1);
         let first = self.first_seen(self.position + row);
-        let seen = last + 1 - first;
+        let seen = end - first;
         let shape = (seen, self.size);
-        let range = first * self.size..(last + 1) * self.size;
+        let range = first * self.size..end * self.size;
         let keys = ArrayView2::from_shape(shape, &self.keys[range.clone()]).expect("whole rows");
         let values = ArrayView2::from_shape(shape, &self.values[range]).expect("whole rows");
         let mut scores = Array2::zeros((queries.nrows(), seen));
@@ -202,7 +246,7 @@ impl Head<'_> {
         for (offset, mut scores) in scores.rows_mut().into_iter().enumerate() {
             let position = self.position + row + offset;
             let scores = scores.as_slice_mut().expect("just allocated");
-            let (begin, end) = (self.first_seen(position) - first, position + 1 - first);
+            let (begin, end) = (self.first_seen(position) - first, self.end_seen(position) - first);
             scores[..begin].fill(0.0);
             scores[end..].fill(0.0);
             self.softmax(&mut scores[begin..end], position, first + begin);
@@ -210,11 +254,18 @@ impl Head<'_> {
         general_mat_mul(1.0, &scores, &values, 0.0, &mut out);
     }
 
-    /// Softmax of the scores of positions `first..=position`, with the ALiBi bias.
+    /// Softmax of the scores that the query at `position` has with the positions from `first` on, biases added.
     fn softmax(&self, scores: &mut [f32], position: usize, first: usize) {
         if self.slope != 0.0 {
             for (at, score) in (first..).zip(scores.iter_mut()) {
                 *score -= self.slope * convert::f32_from_count(position - at);
+            }
+        }
+        if let Some(bias) = self.bias {
+            // The middle of the table is distance 0.
+            let (middle, last) = (bias.len() / 2, bias.len() - 1);
+            for (at, score) in (first..).zip(scores.iter_mut()) {
+                *score += bias[(middle + at).saturating_sub(position).min(last)];
             }
         }
         // A NaN score must not disappear: `max` would skip it, the sum of exponentials below does not.

@@ -237,6 +237,29 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn remember(
+        &self,
+        step: &CpuStep,
+        layer: usize,
+        kv: &CpuActivations,
+        cache: &mut CpuCache,
+    ) -> Result<(), Error> {
+        cache.remember_only(&step.segments, layer, kv.view());
+        Ok(())
+    }
+
+    fn recall(
+        &self,
+        step: &CpuStep,
+        layer: usize,
+        q: &CpuActivations,
+        cache: &CpuCache,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        cache.recall(&step.segments, layer, q.view(), out.resize(q.rows));
+        Ok(())
+    }
+
     fn select(
         &self,
         step: &CpuStep,
