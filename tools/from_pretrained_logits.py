@@ -22,7 +22,7 @@ def in_environment():
     if not python.exists():
         venv.create(HOME, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *NEEDS], check=True)
-    os.execv(python, [str(python), __file__, *sys.argv[1:]])
+    os.execv(python, [str(python), *sys.argv])
 
 
 def main(folders):

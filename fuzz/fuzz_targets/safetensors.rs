@@ -5,6 +5,8 @@
 //! them is reached.
 #![no_main]
 
+mod reading;
+
 use std::borrow::Cow;
 
 use int8_nn::checkpoint::Checkpoint;
@@ -22,7 +24,7 @@ fuzz_target!(|input: &[u8]| {
     };
     let files = files.into_iter().map(|(name, bytes)| (name.to_owned(), Cow::Owned(bytes)));
     match Checkpoint::from_bytes(files) {
-        Ok(checkpoint) => read_all(&checkpoint),
+        Ok(checkpoint) => reading::all(&checkpoint),
         // Building the message is part of what must not panic.
         Err(error) => assert!(error.to_string().contains("embedded/"), "{error}"),
     }
@@ -35,38 +37,4 @@ fn with_length(mode: u8, rest: &[u8]) -> Vec<u8> {
         0 => rest.to_vec(),
         _ => [&(header as u64).to_le_bytes()[..], rest].concat(),
     }
-}
-
-fn read_all(checkpoint: &Checkpoint) {
-    for tensor in checkpoint.tensors() {
-        assert_eq!(tensor.bytes().len() * 8, tensor.len() * tensor.dtype().bits());
-        let lengths = [
-            tensor.to_f32().map(|values| values.len()),
-            tensor.to_f16().map(|values| values.len()),
-            tensor.to_bf16().map(|values| values.len()),
-            tensor.to_vec::<u8>().map(|values| values.len()),
-            tensor.to_vec::<i32>().map(|values| values.len()),
-            tensor.to_vec::<i64>().map(|values| values.len()),
-            tensor.as_i8().map(<[i8]>::len),
-            tensor.stored::<f32>().map(|values| values.len()),
-        ];
-        for length in lengths.into_iter().flatten() {
-            assert_eq!(length, tensor.len());
-        }
-        if let Ok((rows, columns)) = tensor.matrix_shape() {
-            let gathered = tensor.columns::<f32>(&[0]);
-            assert!(columns > 0 || gathered.is_err());
-            if rows > 0 && columns <= tensor.len() {
-                let _ = tensor.read_rows_f32(rows - 1..rows, &mut vec![0.0; columns]);
-            }
-        }
-        if let Some(prefix) = tensor.name().strip_suffix(".weight") {
-            if let Ok(Some(layer)) = checkpoint.int8_linear(prefix) {
-                assert_eq!(layer.codes.nrows(), layer.scales.len());
-                assert!(!layer.codes.iter().any(|&code| code == i8::MIN));
-                assert!(layer.scales.iter().all(|scale| scale.is_finite() && *scale >= 0.0));
-            }
-        }
-    }
-    let _ = (checkpoint.format(), checkpoint.total_bytes());
 }

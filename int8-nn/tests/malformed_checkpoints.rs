@@ -7,6 +7,8 @@ mod files;
 mod mutations;
 #[path = "malformed_checkpoints/table.rs"]
 mod table;
+#[path = "malformed_checkpoints/torch.rs"]
+mod torch;
 #[path = "malformed_checkpoints/valid.rs"]
 mod valid;
 
@@ -16,8 +18,8 @@ use int8_nn::checkpoint::Checkpoint;
 
 #[test]
 fn every_malformed_checkpoint_gives_its_error() {
-    let cases = table::cases();
-    assert!(cases.len() >= 45, "the table has shrunk to {} cases", cases.len());
+    let cases = [table::cases(), torch::cases()].concat();
+    assert!(cases.len() >= 120, "the table has shrunk to {} cases", cases.len());
     let unique: BTreeSet<_> = cases.iter().map(|case| case.name).collect();
     assert_eq!(unique.len(), cases.len(), "two cases have one name");
 

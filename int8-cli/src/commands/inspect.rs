@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
                     "name": tensor.name(),
                     "dtype": tensor.dtype().name(),
                     "shape": tensor.shape(),
-                    "bytes": tensor.bytes().len(),
+                    "bytes": tensor.byte_len(),
                     "file": tensor.file(),
                 })
             })
@@ -55,7 +55,7 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
                 "{:width$}  {:5} {:>9}  {:?}",
                 tensor.name(),
                 tensor.dtype().name(),
-                bytes(count(tensor.bytes().len())),
+                bytes(count(tensor.byte_len())),
                 tensor.shape()
             ))?;
         }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 pub enum CheckpointError {
     // ---- which files ------------------------------------------------------------------------------------------
     /// Nothing is at the given path.
-    #[error("{}: no such file or folder; expected a Hugging Face checkpoint folder or a .safetensors file. \
+    #[error("{}: no such file or folder; expected a Hugging Face checkpoint folder, or a .safetensors or .bin file. \
              Check the spelling, or download the checkpoint to this path first", path.display())]
     NotFound {
         /// The path as given.
@@ -23,7 +23,8 @@ pub enum CheckpointError {
     },
     /// The folder holds no weights at all.
     #[error(
-        "{folder}: no weights found; expected model.safetensors or model.safetensors.index.json, found {found}. \
+        "{folder}: no weights found; expected model.safetensors or pytorch_model.bin, or the index of their shards, \
+             found {found}. \
              Point to the folder that holds the weights (in a Hub cache: snapshots/REVISION), or finish its download"
     )]
     NoWeights {
@@ -45,7 +46,7 @@ pub enum CheckpointError {
     },
     /// The weights are there, in a format that is not read.
     #[error(
-        "{file}: expected safetensors (the weight format read today; one file or shards with an index), \
+        "{file}: expected safetensors or a PyTorch checkpoint (one file or shards with an index), \
              found {format}. {help}"
     )]
     UnsupportedFormat {
@@ -208,6 +209,45 @@ pub enum CheckpointError {
         reason: String,
     },
 
+    // ---- one PyTorch checkpoint as a whole ----------------------------------------------------------------------
+    /// A PyTorch checkpoint is no zip archive of the kind that `torch.save` writes.
+    #[error(
+        "{file}: expected a zip archive as torch.save writes it (PyTorch 1.6 or later), found an error: {reason}. \
+             The file is damaged or incomplete; download it again"
+    )]
+    Archive {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The pickle inside a PyTorch checkpoint is damaged, or is more than a dict of tensors.
+    #[error(
+        "{file}: data.pkl, byte {offset}: expected a pickled dict of tensors, found {reason}. If the file is whole, \
+             save the model's state_dict() again in Python, with safetensors.torch.save_file or torch.save"
+    )]
+    Pickle {
+        /// The file.
+        file: String,
+        /// Where reading stopped, in bytes from the start of the pickle.
+        offset: usize,
+        /// What is there.
+        reason: String,
+    },
+    /// The pickle inside a PyTorch checkpoint refers to something that builds no tensors.
+    #[error(
+        "{file}: data.pkl: expected a dict of tensors, found a reference to {}, which was not called: a pickle may run \
+             any program, and this reader builds tensors only. If you trust where the file comes from, load it in \
+             Python and save its state_dict() with safetensors.torch.save_file",
+        Quoted(name)
+    )]
+    PickleGlobal {
+        /// The file.
+        file: String,
+        /// Module and name, joined by a dot.
+        name: String,
+    },
+
     // ---- one tensor's description -------------------------------------------------------------------------------
     /// A name is used for two tensors.
     #[error(
@@ -273,6 +313,23 @@ pub enum CheckpointError {
         expected: String,
         /// The size between the offsets, in bytes.
         found: usize,
+    },
+
+    /// A tensor of a PyTorch checkpoint does not fit the storage that it is a view of.
+    #[error(
+        "{file}: tensor {}: expected {expected}, found {found}. \
+             The file is damaged or was written by a faulty tool; download or write it again",
+        Quoted(tensor)
+    )]
+    Storage {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// The rule that is broken, with its numbers.
+        expected: String,
+        /// What the file says.
+        found: String,
     },
 
     // ---- asking for a tensor --------------------------------------------------------------------------------------

@@ -35,8 +35,11 @@ pub(super) struct Entry {
     pub(super) name: String,
     pub(super) dtype: DType,
     pub(super) shape: Vec<usize>,
-    /// Bytes from the start of the file.
+    /// Bytes from the start of the file, from the first element to the last.
     pub(super) range: Range<usize>,
+    /// Distance of neighbours in each dimension, in elements; `None` where elements lie row-major, as they do in every
+    /// safetensors file.
+    pub(super) strides: Option<Vec<usize>>,
 }
 
 /// A parsed and validated header.
@@ -90,7 +93,7 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header, CheckpointError> 
         };
         // Within the file, so neither sum can overflow.
         let range = data_begin + info.data_offsets.0..data_begin + info.data_offsets.1;
-        entries.push(Entry { name, dtype, shape: info.shape, range });
+        entries.push(Entry { name, dtype, shape: info.shape, range, strides: None });
     }
     Ok(Header { entries, metadata: raw.metadata })
 }

@@ -108,7 +108,7 @@ fn check_layout(tensor: &TensorView<'_>) -> Result<(), CheckpointError> {
     if tensor.dtype() != DType::U8 {
         return Err(tensor.dtype_error("U8"));
     }
-    let &[layout] = tensor.bytes() else {
+    let &[layout] = &*tensor.bytes() else {
         return Err(tensor.shape_error("[] (a scalar)".to_owned()));
     };
     let Some(tiled) = layout.checked_sub(1) else { return Ok(()) };

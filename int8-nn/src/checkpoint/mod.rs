@@ -1,4 +1,4 @@
-//! Reading Hugging Face checkpoints: a folder is opened, its tensors are read by name. And [writing](CheckpointWriter)
+//! Reading Hugging Face checkpoints, safetensors or PyTorch: a folder is opened, its tensors are read by name. And [writing](CheckpointWriter)
 //! them, in one pass.
 //!
 //! ```no_run
@@ -14,7 +14,8 @@
 //!
 //! Invariants:
 //! - a checkpoint that opens has been validated as a whole: every tensor's bytes lie inside its file and match its dtype
-//!   and shape, no two tensors share a byte or a name, and every file the index names is there. Reading can then fail
+//!   and shape, no two tensors share a name or (but for tied ones in PyTorch files) a byte, and every file the index
+//!   names is there. Reading can then fail
 //!   only because a tensor is missing or is of another kind than its user needs;
 //! - memory is never allocated from a length that has not been checked against the file's size;
 //! - weights are mapped, not read: opening costs the headers only;
@@ -29,7 +30,9 @@ mod header;
 mod index;
 mod int8;
 mod mmap;
+mod pickle;
 mod source;
+mod strided;
 mod summary;
 mod tensor;
 #[cfg(test)]
@@ -39,8 +42,8 @@ mod write;
 mod write_tests;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -78,20 +81,26 @@ struct Inner {
 struct WeightFile {
     label: String,
     storage: Storage,
+    is_torch: bool,
     entries: Vec<header::Entry>,
+    /// Entries that are another one under a second name, and which.
+    tied: BTreeMap<usize, usize>,
     metadata: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint: a folder with `model.safetensors` or with `model.safetensors.index.json` and its shards, or
-    /// one `.safetensors` file, or an index file. Symbolic links are followed.
+    /// Opens a checkpoint: a folder with `model.safetensors` or `pytorch_model.bin`, or with their index
+    /// (`model.safetensors.index.json`, `pytorch_model.bin.index.json`) and its shards; or one `.safetensors` or `.bin`
+    /// file, or an index file. Where both formats are there, safetensors is taken. Symbolic links are followed.
+    ///
+    /// PyTorch files are those that `torch.save` writes since 1.6; nothing in them is ever run.
     ///
     /// The files are memory-mapped: **they must not be truncated or rewritten in place while the checkpoint is in
     /// use** (replacing them by rename is fine).
     ///
     /// # Errors
     /// The first thing found wrong with the files, see [`CheckpointError`]. A folder that holds only formats that are
-    /// not read (`pytorch_model.bin`, GGUF, …) gives [`CheckpointError::UnsupportedFormat`] with the way to convert.
+    /// not read (GGUF, TensorFlow, PyTorch before 1.6, …) gives [`CheckpointError::UnsupportedFormat`] with the way out.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         let metadata =
@@ -106,7 +115,7 @@ impl Checkpoint {
             return Err(CheckpointError::NotRegular { file: path.display().to_string(), found });
         };
         discover::check_name(path)?;
-        let weights = match name.ends_with(discover::INDEX_SUFFIX) {
+        let weights = match discover::is_index(name) {
             true => Weights::Sharded(name.to_owned()),
             false => Weights::Single(name.to_owned()),
         };
@@ -220,6 +229,7 @@ impl Checkpoint {
             dtype: entry.dtype,
             shape: &entry.shape,
             bytes: &file.storage.bytes()[entry.range.clone()],
+            strides: entry.strides.as_deref(),
         })
     }
 
@@ -253,9 +263,19 @@ impl Checkpoint {
         self.inner.places.is_empty()
     }
 
-    /// Bytes of all tensors together.
+    /// Bytes of all tensors together, tied ones once.
     pub fn total_bytes(&self) -> u64 {
-        self.tensors().map(|tensor| u64::try_from(tensor.bytes.len()).unwrap_or(u64::MAX)).sum()
+        let own = self.tensors().filter(|tensor| self.tied_to(tensor.name).is_none());
+        own.map(|tensor| u64::try_from(tensor.byte_len()).unwrap_or(u64::MAX)).sum()
+    }
+
+    /// The tensor that this one is tied to: the first by name that is the same bytes read in the same way, if that is
+    /// another one. Only PyTorch files hold tied tensors; safetensors files leave them out or repeat them.
+    pub fn tied_to(&self, name: &str) -> Option<&str> {
+        let &(number, entry) = self.inner.places.get(name)?;
+        let file = &self.inner.files[number];
+        let first = file.tied.get(&entry)?;
+        Some(&file.entries[*first].name)
     }
 
     /// Tells the system that a tensor's bytes are no longer needed in memory, so that streaming through a large
@@ -297,15 +317,49 @@ impl WeightFile {
     fn read(source: &Source, name: &str, needed_for: &str) -> Result<Self, CheckpointError> {
         let label = source.label(name);
         let storage = source.map(name, needed_for)?;
-        let header = match header::read(&label, storage.bytes()) {
+        let bytes = storage.bytes();
+        // The name of a safetensors file promises that it holds no pickle; a file of the Hub's blob store has no ending.
+        let is_zip = pickle::is_zip(bytes);
+        if discover::is_torch(name) || is_zip && !name.ends_with(".safetensors") {
+            if !is_zip {
+                pickle::check_legacy(&label, bytes)?;
+                discover::check_content(&label, bytes)?;
+            }
+            let entries = pickle::read(&label, bytes)?;
+            let tied = tied(&entries);
+            return Ok(Self { label, storage, is_torch: true, entries, tied, metadata: BTreeMap::new() });
+        }
+        let header = match header::read(&label, bytes) {
             Ok(header) => header,
             // A file of another format fails as a damaged one; its first bytes tell what it really is.
-            Err(error) => {
-                return Err(discover::check_content(&label, storage.bytes()).err().unwrap_or(error));
-            }
+            Err(error) => return Err(discover::check_content(&label, bytes).err().unwrap_or(error)),
         };
-        Ok(Self { label, storage, entries: header.entries, metadata: header.metadata })
+        let tied = BTreeMap::new();
+        Ok(Self { label, storage, is_torch: false, entries: header.entries, tied, metadata: header.metadata })
     }
+}
+
+/// The entries that are an earlier one by name once more: the same place, read in the same way.
+fn tied(entries: &[header::Entry]) -> BTreeMap<usize, usize> {
+    let mut order: Vec<_> = (0..entries.len()).collect();
+    order.sort_by_key(|&entry| &entries[entry].name);
+    let mut first = HashMap::new();
+    let mut tied = BTreeMap::new();
+    for entry in order {
+        let header::Entry { dtype, shape, range, strides, .. } = &entries[entry];
+        if range.is_empty() {
+            continue;
+        }
+        match first.entry((dtype, shape, (range.start, range.end), strides)) {
+            hash_map::Entry::Vacant(slot) => {
+                slot.insert(entry);
+            }
+            hash_map::Entry::Occupied(slot) => {
+                tied.insert(entry, *slot.get());
+            }
+        }
+    }
+    tied
 }
 
 /// A name cut into runs of digits and of other characters; numbers compare by length first, so 2 comes before 10.

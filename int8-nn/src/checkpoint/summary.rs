@@ -12,9 +12,9 @@ pub struct DTypeTotal {
     pub dtype: DType,
     /// Number of tensors stored in it.
     pub tensors: usize,
-    /// Their elements.
+    /// Their elements, those of tied tensors once.
     pub elements: u64,
-    /// Their bytes.
+    /// Their bytes, those of tied tensors once.
     pub bytes: u64,
 }
 
@@ -52,7 +52,7 @@ impl fmt::Display for Quantization {
 /// What [`Checkpoint::format`] returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
-    /// The container: `"safetensors"`.
+    /// The container: `"safetensors"` or `"pytorch"`.
     pub container: &'static str,
     /// The weight files, as in error messages.
     pub files: Vec<String>,
@@ -74,8 +74,10 @@ impl Checkpoint {
             let total =
                 totals.entry(dtype).or_insert(DTypeTotal { dtype, tensors: 0, elements: 0, bytes: 0 });
             total.tensors += 1;
-            total.elements += u64::try_from(tensor.len()).unwrap_or(u64::MAX);
-            total.bytes += u64::try_from(tensor.bytes().len()).unwrap_or(u64::MAX);
+            if self.tied_to(tensor.name()).is_none() {
+                total.elements += u64::try_from(tensor.len()).unwrap_or(u64::MAX);
+                total.bytes += u64::try_from(tensor.byte_len()).unwrap_or(u64::MAX);
+            }
             int8 += usize::from(tensor.name().ends_with(".SCB"));
             four_bit |= tensor.name().contains(".quant_state.bitsandbytes__")
                 || tensor.name().ends_with(".quant_map");
@@ -93,6 +95,8 @@ impl Checkpoint {
         };
         let metadata = self.inner.files.iter().flat_map(|file| file.metadata.clone()).collect();
         let files = self.files().map(str::to_owned).collect();
-        Format { container: "safetensors", files, dtypes, quantization, metadata }
+        let container =
+            if self.inner.files.iter().any(|file| file.is_torch) { "pytorch" } else { "safetensors" };
+        Format { container, files, dtypes, quantization, metadata }
     }
 }

@@ -10,8 +10,10 @@ use super::CheckpointError;
 use super::dtype::DType;
 use super::element::{self, ReadAs};
 use super::error::Dims;
+use super::strided;
 
-/// A tensor as it lies in its file: name, dtype, shape, and bytes of exactly that size, row-major, little-endian.
+/// A tensor as it lies in its file: name, dtype, shape, and its elements, little-endian. In safetensors files they lie
+/// row-major; in PyTorch files they may lie in another order (transposes), and are brought into this one when read.
 ///
 /// Nothing is read until a conversion asks for it. Conversions work at any alignment.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +22,10 @@ pub struct TensorView<'a> {
     pub(super) name: &'a str,
     pub(super) dtype: DType,
     pub(super) shape: &'a [usize],
+    /// From the first element to the last.
     pub(super) bytes: &'a [u8],
+    /// In elements; `None` for row-major, where `bytes` are the tensor's and nothing else.
+    pub(super) strides: Option<&'a [usize]>,
 }
 
 impl<'a> TensorView<'a> {
@@ -44,20 +49,40 @@ impl<'a> TensorView<'a> {
         self.shape
     }
 
-    /// Its bytes as stored, at any alignment.
-    pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+    /// Its elements as stored, row-major, at any alignment: borrowed from the file, unless they lie there in another
+    /// order.
+    pub fn bytes(&self) -> Cow<'a, [u8]> {
+        match self.strides {
+            None => Cow::Borrowed(self.bytes),
+            Some(strides) => {
+                Cow::Owned(strided::gather(self.bytes, self.dtype.bits() / 8, self.shape, strides))
+            }
+        }
+    }
+
+    /// The size of its elements, in bytes.
+    pub fn byte_len(&self) -> usize {
+        match self.strides {
+            None => self.bytes.len(),
+            // Types of less than a byte are not in PyTorch files.
+            Some(_) => self.len() * (self.dtype.bits() / 8),
+        }
+    }
+
+    /// Whether its elements lie row-major in the file, so that reading them copies nothing.
+    pub fn is_row_major(&self) -> bool {
+        self.strides.is_none()
     }
 
     /// Number of elements: the product of the shape, 1 for a scalar.
     pub fn len(&self) -> usize {
-        // The header's check has shown that this does not overflow.
+        // The check of the header has shown that this does not overflow.
         self.shape.iter().product()
     }
 
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.shape.contains(&0)
     }
 
     /// The tensor itself if it has this shape.
@@ -86,7 +111,7 @@ impl<'a> TensorView<'a> {
     pub fn to_vec<T: ReadAs>(&self) -> Result<Vec<T>, CheckpointError> {
         self.decoder::<T>()?;
         let mut out = vec![T::default(); self.len()];
-        element::decode(self.dtype, self.bytes, &mut out);
+        element::decode(self.dtype, &self.bytes(), &mut out);
         Ok(out)
     }
 
@@ -117,7 +142,9 @@ impl<'a> TensorView<'a> {
             return Err(self.dtype_error(T::SAME.name()));
         }
         match bytemuck::try_cast_slice(self.bytes) {
-            Ok(elements) if cfg!(target_endian = "little") => Ok(Cow::Borrowed(elements)),
+            Ok(elements) if cfg!(target_endian = "little") && self.is_row_major() => {
+                Ok(Cow::Borrowed(elements))
+            }
             _ => self.to_vec().map(Cow::Owned),
         }
     }
@@ -141,10 +168,17 @@ impl<'a> TensorView<'a> {
     /// The elements of an I8 tensor, borrowed.
     ///
     /// # Errors
-    /// [`CheckpointError::Dtype`] for any other dtype.
+    /// [`CheckpointError::Dtype`] for any other dtype, [`CheckpointError::Value`] if they do not lie row-major.
     pub fn as_i8(&self) -> Result<&'a [i8], CheckpointError> {
-        match self.dtype {
-            DType::I8 => Ok(bytemuck::cast_slice(self.bytes)),
+        match (self.dtype, self.strides) {
+            (DType::I8, None) => Ok(bytemuck::cast_slice(self.bytes)),
+            (DType::I8, Some(strides)) => Err(CheckpointError::Value {
+                file: self.file.to_owned(),
+                tensor: self.name.to_owned(),
+                expected: "elements one after the other",
+                found: format!("strides {}", Dims(strides)),
+                help: "Save it again after .contiguous()",
+            }),
             _ => Err(self.dtype_error("I8")),
         }
     }
@@ -172,8 +206,18 @@ impl<'a> TensorView<'a> {
             return Err(self.selection_error(expected, found));
         }
         let element = self.dtype.bits() / 8;
-        let begin = rows.start * width * element;
-        element::decode(self.dtype, &self.bytes[begin..][..elements * element], out);
+        match self.strides {
+            None => {
+                let begin = rows.start * width * element;
+                element::decode(self.dtype, &self.bytes[begin..][..elements * element], out);
+            }
+            Some(_) if elements == 0 => {}
+            Some(strides) => {
+                let shape = [&[rows.len()], row].concat();
+                let bytes = &self.bytes[rows.start * strides[0] * element..];
+                element::decode(self.dtype, &strided::gather(bytes, element, &shape, strides), out);
+            }
+        }
         Ok(())
     }
 
@@ -203,6 +247,17 @@ impl<'a> TensorView<'a> {
         };
         let element = self.dtype.bits() / 8;
         let mut out = vec![T::default(); elements];
+        if let Some(&[row_stride, column_stride]) = self.strides {
+            if !columns.is_empty() {
+                for (row, out) in out.chunks_exact_mut(columns.len()).enumerate() {
+                    for (out, &column) in out.iter_mut().zip(columns) {
+                        let at = (row * row_stride + column * column_stride) * element;
+                        *out = decoder(&self.bytes[at..][..element]);
+                    }
+                }
+            }
+            return Ok(out);
+        }
         element::gather(decoder, element, self.bytes, width * element, columns, &mut out);
         Ok(out)
     }

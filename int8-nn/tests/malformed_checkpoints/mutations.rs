@@ -24,7 +24,7 @@ static VALID: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 /// Reads everything in every way; the results do not matter, the sizes do.
-fn read_all(checkpoint: &Checkpoint, file_length: usize) {
+pub(crate) fn read_all(checkpoint: &Checkpoint, file_length: usize) {
     let mut bytes = 0;
     for tensor in checkpoint.tensors() {
         bytes += tensor.bytes().len();

@@ -5,6 +5,7 @@ use int8_nn::checkpoint::{Checkpoint, CheckpointError as Error};
 use crate::files::{Files, entry, file, floats, header, index, one, tensors, with_length};
 
 /// One malformed input.
+#[derive(Clone)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) files: Files,
@@ -28,9 +29,16 @@ macro_rules! variant {
     };
 }
 
-type Variant = (&'static str, fn(&Error) -> bool);
+pub(crate) use variant;
 
-fn case(name: &'static str, files: Files, (variant, is_variant): Variant, names: &[&'static str]) -> Case {
+pub(crate) type Variant = (&'static str, fn(&Error) -> bool);
+
+pub(crate) fn case(
+    name: &'static str,
+    files: Files,
+    (variant, is_variant): Variant,
+    names: &[&'static str],
+) -> Case {
     Case { name, files, open: "", then: |_| Ok(()), variant, is_variant, names: names.to_vec() }
 }
 
@@ -151,7 +159,7 @@ fn whole_files() -> Vec<Case> {
             "a zip archive",
             b"PK\x03\x04\x00\x00\x08\x08data.pkl".to_vec(),
             variant!(UnsupportedFormat),
-            &["PyTorch", "save_pretrained"],
+            &["PyTorch", "rename"],
         ),
         single(
             "a Git LFS pointer",
@@ -464,9 +472,8 @@ fn folders() -> Vec<Case> {
         case.names.push(file);
         case
     };
-    let mut by_name =
-        other("a .bin file named directly", "pytorch_model.bin", &["PyTorch", "save_pretrained"]);
-    by_name.open = "pytorch_model.bin";
+    let mut by_name = other("a format named directly", "model.gguf", &["GGUF"]);
+    by_name.open = "model.gguf";
     let mut absent = case("nothing at the path", vec![], variant!(NotFound), &["not-here"]);
     absent.open = "not-here";
     let config = |name, files, variant, names: &[&'static str]| {
@@ -504,9 +511,7 @@ fn folders() -> Vec<Case> {
             variant!(MissingFile),
             &["model.safetensors.index.json", "model-00001-of-00002.safetensors"],
         ),
-        other("PyTorch weights", "pytorch_model.bin", &["save_pretrained"]),
-        other("PyTorch shards", "pytorch_model.bin.index.json", &["save_pretrained"]),
-        other("original LLaMA weights", "consolidated.00.pth", &["PyTorch"]),
+        other("TensorFlow weights", "tf_model.h5", &["TensorFlow"]),
         other("GGUF", "model-q4_0.gguf", &["GGUF"]),
         other("a LoRA adapter", "adapter_model.safetensors", &["LoRA"]),
         by_name,
