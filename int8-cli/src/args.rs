@@ -90,7 +90,7 @@ pub(crate) enum Command {
 /// Where the model is and how it is held.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Folder of a checkpoint, or one .safetensors file with config.json beside it
+    /// Folder of a checkpoint, or one .safetensors or .bin file with config.json beside it
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) precision: PrecisionArgs,
@@ -262,7 +262,7 @@ pub(crate) struct LogitsArgs {
 /// `int8 inspect`
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Folder of a checkpoint, or one .safetensors file
+    /// Folder of a checkpoint, or one .safetensors or .bin file
     pub(crate) model: PathBuf,
     /// Every tensor, not only the summary
     #[arg(long, short)]
