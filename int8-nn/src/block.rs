@@ -1,21 +1,36 @@
 //! One transformer block: attention and MLP with their normalisations, for decoders and encoders alike.
 
 use crate::Error;
-use crate::backend::{AttentionSpec, Backend, Input, Mask, NormSpec, Output, Precision};
+use crate::backend::{
+    AttentionSpec, Backend, Experts, Input, LayerAttention, Mask, NormSpec, Output, Precision,
+};
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, DecoderConfig, NormKind};
-use crate::families::LayerNames;
+use crate::config::{BlockKind, DecoderConfig, NormKind, QueryKeyNorms};
+use crate::families::{ExpertNames, LayerNames, MlpNames};
 use crate::weights::{LinearSource, Part};
 
 /// The weights of a block.
 #[derive(Debug)]
 pub(crate) struct Block<B: Backend> {
-    attention_norm: B::Norm,
-    mlp_norm: B::Norm,
+    /// Before attention; in a post-norm block, after it.
+    attention_norm: Option<B::Norm>,
+    /// Before the MLP; in a post-norm block, after it. A parallel block without it has one for both.
+    mlp_norm: Option<B::Norm>,
+    /// At the end of the branches of attention and MLP, before the residual addition.
+    branch_norms: Option<[B::Norm; 2]>,
     qkv: B::Linear,
+    /// Of queries and of keys.
+    query_key_norms: Option<[B::Norm; 2]>,
     attention_output: B::Linear,
-    up: B::Linear,
-    down: B::Linear,
+    mlp: Mlp<B>,
+    /// Number of weights in the linear layers.
+    weights: usize,
+}
+
+#[derive(Debug)]
+enum Mlp<B: Backend> {
+    Dense { up: B::Linear, down: B::Linear },
+    Experts(Experts<B>),
 }
 
 /// What a linear layer is for.
@@ -25,9 +40,9 @@ pub enum LinearRole {
     Qkv,
     /// Output of the attention.
     AttentionOutput,
-    /// The MLP's expansion (and gate).
+    /// The expansion (and gate) of an MLP or expert.
     Up,
-    /// The MLP's contraction.
+    /// The contraction of an MLP or expert.
     Down,
 }
 
@@ -47,14 +62,21 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The normalisation `name`, as wide as the residual stream.
     pub(crate) fn norm(&self, name: &str) -> Result<B::Norm, Error> {
+        self.norm_of(name, self.config.hidden_size)
+    }
+
+    fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
         let name = self.name(name);
-        let width = [self.config.hidden_size];
+        let width = [width];
         // Before 2020 gain and bias were called gamma and beta, and some checkpoints still have them so.
         let vector = |suffix: &str, old: &str| {
             let (name, old) = (format!("{name}.{suffix}"), format!("{name}.{old}"));
             if !self.checkpoint.contains(&name) && self.checkpoint.contains(&old) { old } else { name }
         };
-        let gain = self.checkpoint.tensor(&vector("weight", "gamma"))?.expect_shape(&width)?.to_f32()?;
+        let mut gain = self.checkpoint.tensor(&vector("weight", "gamma"))?.expect_shape(&width)?.to_f32()?;
+        if self.config.norm_gain_less_one {
+            gain.iter_mut().for_each(|gain| *gain += 1.0);
+        }
         let bias = match self.config.norm {
             NormKind::RmsNorm => None,
             NormKind::LayerNorm => {
@@ -80,17 +102,90 @@ impl<B: Backend> Loader<'_, B> {
     /// A block.
     pub(crate) fn block(&self, names: LayerNames, precision: &Precision) -> Result<Block<B>, Error> {
         let config = self.config;
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let hidden = config.hidden_size;
         let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
-        let up: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
+        let norm = |name: &Option<String>| name.as_ref().map(|name| self.norm(name)).transpose();
+        let pair = |[first, second]: &[String; 2], widths: [usize; 2]| -> Result<_, Error> {
+            Ok([self.norm_of(first, widths[0])?, self.norm_of(second, widths[1])?])
+        };
+        let branch_norms = names.branch_norms.map(|names| pair(&names, [hidden; 2])).transpose()?;
+        let widths = match config.query_key_norms {
+            Some(QueryKeyNorms::Whole) => [queries, keys],
+            Some(QueryKeyNorms::PerHead) | None => [config.head_size; 2],
+        };
+        let query_key_norms = names.query_key_norms.map(|names| pair(&names, widths)).transpose()?;
+        let (mlp, mlp_weights) = self.mlp(names.mlp, precision)?;
         Ok(Block {
-            attention_norm: self.norm(&names.attention_norm)?,
-            mlp_norm: self.norm(&names.mlp_norm)?,
+            attention_norm: norm(&names.attention_norm)?,
+            mlp_norm: norm(&names.mlp_norm)?,
+            branch_norms,
             qkv: self.linear(names.qkv, &[queries, keys, keys], hidden, precision)?,
+            query_key_norms,
             attention_output: self.linear(vec![names.attention_output], &[hidden], queries, precision)?,
-            up: self.linear(names.up, up, hidden, precision)?,
-            down: self.linear(vec![names.down], &[hidden], wide, precision)?,
+            mlp,
+            weights: hidden * (2 * queries + 2 * keys) + mlp_weights,
         })
+    }
+
+    /// The MLP or the experts of a block, and their number of weights.
+    fn mlp(&self, names: MlpNames, precision: &Precision) -> Result<(Mlp<B>, usize), Error> {
+        let config = self.config;
+        let hidden = config.hidden_size;
+        let pair = |up: Vec<Part>, down: Part, wide: usize| -> Result<_, Error> {
+            let outputs: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
+            let up = self.linear(up, outputs, hidden, precision)?;
+            let down = self.linear(vec![down], &[hidden], wide, precision)?;
+            Ok((up, down, (outputs.len() + 1) * wide * hidden))
+        };
+        let names = match names {
+            MlpNames::Dense { up, down } => {
+                let (up, down, weights) = pair(up, down, config.intermediate_size)?;
+                return Ok((Mlp::Dense { up, down }, weights));
+            }
+            MlpNames::Experts(mut names) => {
+                let has_router = |names: &ExpertNames| {
+                    let router = names.router.first().map(|name| self.name(name) + ".weight");
+                    router.is_some_and(|router| self.checkpoint.contains(&router))
+                };
+                // If the checkpoint has none, the error names the tensors of the first.
+                let known = names.iter().position(has_router).unwrap_or_default();
+                names.swap_remove(known)
+            }
+        };
+        let Some(settings) = &config.experts else {
+            return Err(Error::Unsupported("experts without their settings".to_owned()));
+        };
+        let [fused_up, fused_down] = &names.fused;
+        let fused = self.checkpoint.contains(&self.name(fused_up));
+        let router = names.router.iter().map(|name| Part::new(name)).collect();
+        let shared = settings.shared_intermediate_size;
+        let logits: &[usize] = if shared.is_some() { &[settings.count, 1] } else { &[settings.count] };
+        let mut experts = Experts {
+            router: self.linear(router, logits, hidden, &Precision::Float)?,
+            chosen: settings.chosen,
+            normalized: settings.normalized,
+            up: Vec::new(),
+            down: Vec::new(),
+            shared: shared.is_some(),
+            activation: config.activation,
+            gated: config.gated_mlp,
+        };
+        let mut all_weights = 0;
+        let shared = shared.map(|wide| (settings.count, wide));
+        for (index, wide) in
+            (0..settings.count).map(|index| (index, settings.intermediate_size)).chain(shared)
+        {
+            let (up, down) = if fused && index < settings.count {
+                (vec![Part::new(fused_up).slab(index)], Part::new(fused_down).slab(index))
+            } else {
+                (names.expert)(index)
+            };
+            let (up, down, weights) = pair(up, down, wide)?;
+            experts.up.push(up);
+            experts.down.push(down);
+            all_weights += weights;
+        }
+        Ok((Mlp::Experts(experts), all_weights))
     }
 }
 
@@ -100,17 +195,27 @@ pub(crate) struct Scratch<B: Backend> {
     qkv: B::Activations,
     context: B::Activations,
     up: B::Activations,
+    /// A branch that no projection adds to the residual stream.
+    branch: B::Activations,
 }
 
 impl<B: Backend> Scratch<B> {
-    /// For steps of at most `max_rows` tokens.
-    pub(crate) fn new(backend: &B, config: &DecoderConfig, max_rows: usize) -> Result<Self, Error> {
+    /// For these blocks and steps of at most `max_rows` tokens.
+    pub(crate) fn new(
+        backend: &B,
+        config: &DecoderConfig,
+        blocks: &[Block<B>],
+        max_rows: usize,
+    ) -> Result<Self, Error> {
         let rows = |width| backend.activations(max_rows, width);
         let gates = if config.gated_mlp { 2 } else { 1 };
+        let branches =
+            blocks.iter().any(|block| block.branch_norms.is_some() || matches!(block.mlp, Mlp::Experts(_)));
         Ok(Self {
             qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
             context: rows(config.heads * config.head_size)?,
             up: rows(gates * config.intermediate_size)?,
+            branch: backend.activations(if branches { max_rows } else { 0 }, config.hidden_size)?,
         })
     }
 }
@@ -118,28 +223,47 @@ impl<B: Backend> Scratch<B> {
 /// What attention needs to know about blocks that see what `mask` says and keep keys and values in `layers` layers of a
 /// cache.
 pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
+    let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));
+    let layer = |index| {
+        let (positions, sliding_window) = config.attention(index);
+        LayerAttention { positions: positions.clone(), sliding_window }
+    };
     AttentionSpec {
-        layers,
+        layers: (0..layers).map(layer).collect(),
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_size: config.head_size,
-        positions: config.positions.clone(),
-        sliding_window: config.sliding_window,
         mask,
-        scale: 1.0 / crate::convert::f32_from_count(config.head_size).sqrt(),
+        scale: crate::convert::f32_from(1.0 / divisor.sqrt()),
+        softcap: config.attention_softcap,
         bias: None,
     }
 }
 
+/// What a step of a block works with besides its weights.
+struct At<'a, B: Backend> {
+    backend: &'a B,
+    config: &'a DecoderConfig,
+    step: &'a B::Step,
+    layer: usize,
+}
+
 impl<B: Backend> Block<B> {
-    /// The linear layers, in the order of [`LinearRole`].
-    pub(crate) fn linears(&self) -> [(LinearRole, &B::Linear); 4] {
-        [
-            (LinearRole::Qkv, &self.qkv),
-            (LinearRole::AttentionOutput, &self.attention_output),
-            (LinearRole::Up, &self.up),
-            (LinearRole::Down, &self.down),
-        ]
+    /// The linear layers, in the order of [`LinearRole`], expert by expert; without a router.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
+        let (ups, downs) = match &self.mlp {
+            Mlp::Dense { up, down } => (std::slice::from_ref(up), std::slice::from_ref(down)),
+            Mlp::Experts(experts) => (&experts.up[..], &experts.down[..]),
+        };
+        let mlps = ups.iter().zip(downs);
+        [(LinearRole::Qkv, &self.qkv), (LinearRole::AttentionOutput, &self.attention_output)]
+            .into_iter()
+            .chain(mlps.flat_map(|(up, down)| [(LinearRole::Up, up), (LinearRole::Down, down)]))
+    }
+
+    /// Number of weights in these layers, without biases.
+    pub(crate) fn weights(&self) -> usize {
+        self.weights
     }
 
     /// Takes the residual stream `x [rows, hidden_size]` through the block, with `layer` of the cache.
@@ -151,35 +275,100 @@ impl<B: Backend> Block<B> {
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let Scratch { qkv, context, up } = scratch;
-        let activation = config.activation;
-        let gated = config.gated_mlp;
-        let expanded =
-            |up| if gated { Input::Gated(up, activation) } else { Input::Activated(up, activation) };
+        let at = At { backend, config, step, layer };
         match config.block {
             BlockKind::PreNorm => {
-                backend.project(Input::Normed(x, &self.attention_norm), &self.qkv, Output::Store(qkv))?;
-                backend.attention(step, layer, qkv, cache, context)?;
-                backend.project(Input::Plain(context), &self.attention_output, Output::Add(x))?;
-                backend.project(Input::Normed(x, &self.mlp_norm), &self.up, Output::Store(up))?;
-                backend.project(expanded(up), &self.down, Output::Add(x))
+                self.qkv(&at, input(x, self.attention_norm.as_ref()), cache, scratch)?;
+                let Scratch { context, branch, .. } = &mut *scratch;
+                match &self.branch_norms {
+                    None => backend.project(Input::Plain(context), &self.attention_output, Output::Add(x))?,
+                    Some([norm, _]) => {
+                        let output = Output::Store(&mut *branch);
+                        backend.project(Input::Plain(context), &self.attention_output, output)?;
+                        backend.add(x, branch, Some(norm))?;
+                    }
+                }
+                self.mlp(&at, self.mlp_norm.as_ref(), x, scratch)
             }
             BlockKind::Parallel => {
-                backend.project(Input::Normed(x, &self.attention_norm), &self.qkv, Output::Store(qkv))?;
-                backend.project(Input::Normed(x, &self.mlp_norm), &self.up, Output::Store(up))?;
-                backend.attention(step, layer, qkv, cache, context)?;
-                backend.project(Input::Plain(context), &self.attention_output, Output::Add(x))?;
-                backend.project(expanded(up), &self.down, Output::Add(x))
+                let Mlp::Dense { up: expansion, down } = &self.mlp else {
+                    return Err(Error::Unsupported("experts beside attention".to_owned()));
+                };
+                let mlp_input = input(x, self.mlp_norm.as_ref().or(self.attention_norm.as_ref()));
+                backend.project(mlp_input, expansion, Output::Store(&mut scratch.up))?;
+                self.qkv(&at, input(x, self.attention_norm.as_ref()), cache, scratch)?;
+                backend.project(Input::Plain(&scratch.context), &self.attention_output, Output::Add(x))?;
+                backend.project(expanded(config, &scratch.up), down, Output::Add(x))
             }
             BlockKind::PostNorm => {
-                backend.project(Input::Plain(x), &self.qkv, Output::Store(qkv))?;
-                backend.attention(step, layer, qkv, cache, context)?;
-                backend.project(Input::Plain(context), &self.attention_output, Output::Add(x))?;
-                backend.normalize(x, &self.attention_norm)?;
-                backend.project(Input::Plain(x), &self.up, Output::Store(up))?;
-                backend.project(expanded(up), &self.down, Output::Add(x))?;
-                backend.normalize(x, &self.mlp_norm)
+                let normalize = |x: &mut B::Activations, norm: &Option<B::Norm>| match norm {
+                    Some(norm) => backend.normalize(x, norm),
+                    None => Ok(()),
+                };
+                self.qkv(&at, Input::Plain(x), cache, scratch)?;
+                backend.project(Input::Plain(&scratch.context), &self.attention_output, Output::Add(x))?;
+                normalize(x, &self.attention_norm)?;
+                self.mlp(&at, None, x, scratch)?;
+                normalize(x, &self.mlp_norm)
             }
         }
+    }
+
+    /// Attention without its output projection: `scratch.context = attention(input)`.
+    fn qkv(
+        &self,
+        at: &At<'_, B>,
+        input: Input<'_, B>,
+        cache: &mut B::Cache,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
+        let Scratch { qkv, context, .. } = scratch;
+        at.backend.project(input, &self.qkv, Output::Store(qkv))?;
+        if let Some([queries, keys]) = &self.query_key_norms {
+            let first_key = at.config.heads * at.config.head_size;
+            let end = first_key + at.config.kv_heads * at.config.head_size;
+            at.backend.normalize_columns(qkv, 0..first_key, queries)?;
+            at.backend.normalize_columns(qkv, first_key..end, keys)?;
+        }
+        at.backend.attention(at.step, at.layer, qkv, cache, context)
+    }
+
+    /// `x += mlp(norm(x))`, or of experts.
+    fn mlp(
+        &self,
+        at: &At<'_, B>,
+        norm: Option<&B::Norm>,
+        x: &mut B::Activations,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
+        let Scratch { up, branch, .. } = scratch;
+        let backend = at.backend;
+        let branch_norm = self.branch_norms.as_ref().map(|[_, norm]| norm);
+        match &self.mlp {
+            Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
+            Mlp::Dense { up: expansion, down } => {
+                backend.project(input(x, norm), expansion, Output::Store(up))?;
+                if branch_norm.is_none() {
+                    return backend.project(expanded(at.config, up), down, Output::Add(x));
+                }
+                backend.project(expanded(at.config, up), down, Output::Store(branch))?;
+            }
+        }
+        backend.add(x, branch, branch_norm)
+    }
+}
+
+fn input<'a, B: Backend>(x: &'a B::Activations, norm: Option<&'a B::Norm>) -> Input<'a, B> {
+    match norm {
+        Some(norm) => Input::Normed(x, norm),
+        None => Input::Plain(x),
+    }
+}
+
+fn expanded<'a, B: Backend>(config: &DecoderConfig, up: &'a B::Activations) -> Input<'a, B> {
+    if config.gated_mlp {
+        Input::Gated(up, config.activation)
+    } else {
+        Input::Activated(up, config.activation)
     }
 }

@@ -1,10 +1,14 @@
 //! `config.json`, read with checks, and the normalised description of a decoder that every family is mapped onto.
 
-use half::{bf16, f16};
+mod rotary;
+
 use serde_json::Value;
 
 use crate::Error;
 use crate::checkpoint::Source;
+
+pub(crate) use rotary::RotaryDefaults;
+pub use rotary::{Rotary, RotaryPrecision, RotaryScaling};
 
 /// A parsed `config.json` that knows its name, so that each complaint can name file and key.
 #[derive(Debug, Clone)]
@@ -38,6 +42,11 @@ impl RawConfig {
     /// Name of the file, for messages.
     pub fn file(&self) -> &str {
         &self.file
+    }
+
+    /// Whether the key is there, be it with the value `null`.
+    pub(crate) fn mentions(&self, key: &str) -> bool {
+        self.json.get(key).is_some()
     }
 
     /// The value of a key; `null` counts as absent.
@@ -137,6 +146,32 @@ impl RawConfig {
         }
     }
 
+    /// The blocks with sliding-window attention of `layers`, from `layer_types`, or `default` without that key.
+    pub(crate) fn sliding_blocks(&self, layers: usize, default: BlockSet) -> Result<BlockSet, Error> {
+        const KEY: &str = "layer_types";
+        let Some(value) = self.get(KEY) else { return Ok(default) };
+        let types = value.as_array().filter(|types| types.len() == layers);
+        let types = types.ok_or_else(|| {
+            self.problem(KEY, format!("is no list of the types of {layers} layers, as many as the model has"))
+        })?;
+        let sliding = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => {
+                Err(self.problem(KEY, format!("has {kind}; implemented: full_attention, sliding_attention")))
+            }
+        };
+        Ok(BlockSet::Marked(types.iter().map(sliding).collect::<Result<_, _>>()?))
+    }
+
+    /// The object under `key` as a configuration of its own, or this one without that key.
+    pub(crate) fn section(&self, key: &str) -> Result<Self, Error> {
+        match self.get(key) {
+            None => Ok(self.clone()),
+            Some(json) => Self::from_json(format!("{}: {key}", self.file), json.clone()),
+        }
+    }
+
     /// The activation function under `key`.
     ///
     /// # Errors
@@ -179,6 +214,12 @@ pub struct DecoderConfig {
     pub norm_eps: f32,
     /// Where the normalisations stand.
     pub block: BlockKind,
+    /// One normalisation feeds attention and MLP of a parallel block.
+    pub shared_norm: bool,
+    /// What attention and MLP compute is normalised before it is added to the residual stream.
+    pub branch_norms: bool,
+    /// Queries and keys are normalised before they are rotated.
+    pub query_key_norms: Option<QueryKeyNorms>,
     /// How positions enter.
     pub positions: Positions,
     /// The MLP's activation.
@@ -187,6 +228,23 @@ pub struct DecoderConfig {
     pub gated_mlp: bool,
     /// Attention sees only this many latest positions, itself included.
     pub sliding_window: Option<usize>,
+    /// Blocks whose attention sees and places positions in another way; `positions` and `sliding_window` hold for the
+    /// others.
+    pub alternate: Option<AlternateAttention>,
+    /// Attention scores are divided by the square root of this; the head size unless a family says otherwise.
+    pub attention_divisor: Option<f64>,
+    /// `c·tanh(score/c)` on the attention scores.
+    pub attention_softcap: Option<f32>,
+    /// Gains of RMSNorms are stored less one.
+    pub norm_gain_less_one: bool,
+    /// The token embedding is multiplied by this.
+    pub embedding_scale: Option<f32>,
+    /// The logits are multiplied by this.
+    pub logit_scale: Option<f32>,
+    /// `c·tanh(logit/c)` on the logits.
+    pub logit_softcap: Option<f32>,
+    /// Some blocks have a mixture of experts instead of one MLP.
+    pub experts: Option<ExpertsConfig>,
     /// The head is the token embedding.
     pub tied_embeddings: bool,
     /// Width of the token embedding where it differs from `hidden_size` (OPT-350m projects in and out).
@@ -215,6 +273,15 @@ pub enum BlockKind {
     Parallel,
 }
 
+/// What a normalisation of queries or keys goes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryKeyNorms {
+    /// Each head for itself, with the same gains.
+    PerHead,
+    /// All heads together.
+    Whole,
+}
+
 /// How positions enter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Positions {
@@ -229,6 +296,8 @@ pub enum Positions {
     Rotary(Rotary),
     /// A learned bias on the attention scores for each head and bucket of distances (Raffel et al., 2020).
     Relative(Buckets),
+    /// Not at all; the causal mask alone tells positions apart.
+    None,
 }
 
 /// How distances between positions are sorted into buckets that share a bias: small distances have one each, larger ones
@@ -241,78 +310,68 @@ pub struct Buckets {
     pub max_distance: usize,
 }
 
-/// Rotary position embedding. Dimension pairs are `(i, i + dims/2)` ("rotate half").
+/// Attention that alternates from block to block.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rotary {
-    /// Leading dimensions of each head that are rotated (all, or a part); even.
-    pub dims: usize,
-    /// Base θ: pair `i` turns by `position·θ^(−2i/dims)`.
-    pub theta: f64,
-    /// Change of the frequencies for contexts longer than trained.
-    pub scaling: RotaryScaling,
-    /// Precision of the frequencies.
-    pub precision: RotaryPrecision,
+pub struct AlternateAttention {
+    /// Which blocks.
+    pub blocks: BlockSet,
+    /// How positions enter these blocks.
+    pub positions: Positions,
+    /// Number of latest positions these blocks see, itself included.
+    pub sliding_window: Option<usize>,
 }
 
-/// The precision in which rotary frequencies are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RotaryPrecision {
-    /// f32: what `from_pretrained` gives, whatever the type of the weights.
-    #[default]
-    F32,
-    /// Rounded to f16, as in a module that was cast as a whole (`model.half()`).
-    F16,
-    /// Rounded to bf16, as in a module that was cast as a whole (`model.bfloat16()`).
-    Bf16,
-}
-
-/// How the rotary frequencies `f_i = θ^(−2i/dims)` are changed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RotaryScaling {
-    /// Not at all.
-    None,
-    /// All divided by the factor.
-    Linear {
-        /// The factor.
-        factor: f64,
+/// Some of a model's blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlockSet {
+    /// All but each `period`-th: with 6, blocks 0 to 4, 6 to 10, …
+    AllButEach {
+        /// The period.
+        period: usize,
     },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, those between interpolated.
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_positions/low_factor` are low frequencies.
-        low_factor: f64,
-        /// Wavelengths below `original_positions/high_factor` are high frequencies.
-        high_factor: f64,
-        /// Context length the model was trained with.
-        original_positions: f64,
+    /// From block `first` on.
+    From {
+        /// The first one.
+        first: usize,
     },
+    /// Those marked, the marks taken over and over.
+    Marked(Vec<bool>),
 }
 
-impl Rotary {
-    /// Angle a position step turns each of the `dims/2` pairs by, in radians.
-    pub fn frequencies(&self) -> Vec<f64> {
-        let dims = crate::convert::f64_from(self.dims);
-        let base =
-            (0..self.dims / 2).map(|pair| self.theta.powf(-2.0 * crate::convert::f64_from(pair) / dims));
-        let frequencies: Vec<f64> = match self.scaling {
-            RotaryScaling::None => base.collect(),
-            RotaryScaling::Linear { factor } => base.map(|frequency| frequency / factor).collect(),
-            RotaryScaling::Llama3 { factor, low_factor, high_factor, original_positions } => base
-                .map(|frequency| {
-                    let wavelength = std::f64::consts::TAU / frequency;
-                    let smooth = (original_positions / wavelength - low_factor) / (high_factor - low_factor);
-                    let smooth = smooth.clamp(0.0, 1.0);
-                    (1.0 - smooth) * frequency / factor + smooth * frequency
-                })
-                .collect(),
-        };
-        let round = |frequency: f64| match self.precision {
-            RotaryPrecision::F32 => frequency,
-            RotaryPrecision::F16 => f16::from_f64(frequency).to_f64(),
-            RotaryPrecision::Bf16 => bf16::from_f64(frequency).to_f64(),
-        };
-        frequencies.into_iter().map(round).collect()
+impl BlockSet {
+    /// Whether block `index` is one of them.
+    pub fn contains(&self, index: usize) -> bool {
+        match self {
+            Self::AllButEach { period } => !(index + 1).is_multiple_of(*period),
+            Self::From { first } => index >= *first,
+            Self::Marked(marks) => !marks.is_empty() && marks[index % marks.len()],
+        }
+    }
+}
+
+/// A mixture of experts (Shazeer et al., 2017): a router in floating point chooses for each token the MLPs that see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// Number of experts that the router chooses from.
+    pub count: usize,
+    /// Experts a token.
+    pub chosen: usize,
+    /// The weights of the chosen experts are divided by their sum.
+    pub normalized: bool,
+    /// Width of an expert's hidden layer.
+    pub intermediate_size: usize,
+    /// Width of the hidden layer of an expert that sees every token, weighted by the logistic function of a gate of its own.
+    pub shared_intermediate_size: Option<usize>,
+    /// Only each `period`-th block has experts.
+    pub period: usize,
+    /// Blocks that have none all the same, by their index.
+    pub dense_blocks: Vec<usize>,
+}
+
+impl ExpertsConfig {
+    /// Whether block `index` has experts.
+    pub fn in_block(&self, index: usize) -> bool {
+        (index + 1).is_multiple_of(self.period) && !self.dense_blocks.contains(&index)
     }
 }
 
@@ -342,7 +401,75 @@ impl Activation {
     }
 }
 
+impl Default for DecoderConfig {
+    /// A pre-norm decoder without anything special, and without sizes: what a family does not mention.
+    fn default() -> Self {
+        Self {
+            family: "",
+            vocab_size: 0,
+            hidden_size: 0,
+            layers: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_size: 0,
+            intermediate_size: 0,
+            max_positions: 0,
+            norm: NormKind::LayerNorm,
+            norm_eps: 1e-5,
+            block: BlockKind::PreNorm,
+            shared_norm: false,
+            branch_norms: false,
+            query_key_norms: None,
+            positions: Positions::None,
+            activation: Activation::Gelu,
+            gated_mlp: false,
+            sliding_window: None,
+            alternate: None,
+            attention_divisor: None,
+            attention_softcap: None,
+            norm_gain_less_one: false,
+            embedding_scale: None,
+            logit_scale: None,
+            logit_softcap: None,
+            experts: None,
+            tied_embeddings: false,
+            embedding_size: 0,
+            eos_token_ids: Vec::new(),
+        }
+    }
+}
+
 impl DecoderConfig {
+    /// How positions enter block `index`, and how many it sees.
+    pub fn attention(&self, index: usize) -> (&Positions, Option<usize>) {
+        match &self.alternate {
+            Some(alternate) if alternate.blocks.contains(index) => {
+                (&alternate.positions, alternate.sliding_window)
+            }
+            _ => (&self.positions, self.sliding_window),
+        }
+    }
+
+    /// Dimensions of a head that are rotated in any block.
+    pub(crate) fn rotated_dims(&self) -> usize {
+        let alternate = self.alternate.as_ref().map(|alternate| &alternate.positions);
+        let dims = |positions: &Positions| match positions {
+            Positions::Rotary(rotary) => rotary.dims,
+            _ => 0,
+        };
+        std::iter::once(&self.positions).chain(alternate).map(dims).max().unwrap_or_default()
+    }
+
+    /// Holds all rotary frequencies in this precision.
+    pub(crate) fn set_rotary_precision(&mut self, precision: RotaryPrecision) {
+        let alternate = self.alternate.as_mut().map(|alternate| &mut alternate.positions);
+        for positions in std::iter::once(&mut self.positions).chain(alternate) {
+            if let Positions::Rotary(rotary) = positions {
+                rotary.precision = precision;
+            }
+        }
+    }
+
     /// Checks what every family needs: sizes that fit each other.
     ///
     /// # Errors
@@ -354,15 +481,18 @@ impl DecoderConfig {
                 format!("is {}; it must divide the {} attention heads", self.kv_heads, self.heads),
             ));
         }
-        if let Positions::Rotary(rotary) = &self.positions
-            && (!rotary.dims.is_multiple_of(2) || rotary.dims > self.head_size || rotary.dims == 0)
+        let alternate = self.alternate.as_ref().map(|alternate| &alternate.positions);
+        for positions in std::iter::once(&self.positions).chain(alternate) {
+            if let Positions::Rotary(rotary) = positions {
+                rotary.validate(raw, self.head_size)?;
+            }
+        }
+        if let Some(experts) = &self.experts
+            && experts.chosen > experts.count
         {
             return Err(raw.problem(
-                "partial_rotary_factor",
-                format!(
-                    "gives {} rotated dimensions; expected an even number from 2 to the head size {}",
-                    rotary.dims, self.head_size
-                ),
+                "num_experts_per_tok",
+                format!("is {}; there are only {} experts", experts.chosen, experts.count),
             ));
         }
         Ok(self)

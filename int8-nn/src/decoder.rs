@@ -24,6 +24,8 @@ pub struct Decoder<B: Backend> {
     final_norm: Option<B::Norm>,
     project_out: Option<B::Linear>,
     head: B::Linear,
+    /// Weights of the blocks' linear layers, without biases.
+    linear_weights: usize,
 }
 
 /// Where a model's bytes are.
@@ -70,9 +72,8 @@ impl<B: Backend> Decoder<B> {
         let raw = RawConfig::read(checkpoint.source())?;
         let family = families::of(&raw)?;
         let mut config = (family.config)(&raw)?;
-        if let Positions::Rotary(positions) = &mut config.positions {
-            positions.precision = rotary;
-        }
+        config.set_rotary_precision(rotary);
+        backend.accept(&config)?;
         let names = (family.names)(&config);
         let loader =
             Loader { checkpoint, backend: &*backend, config: &config, root: root(checkpoint, &names) };
@@ -108,11 +109,15 @@ impl<B: Backend> Decoder<B> {
         let final_norm = norm(names.final_norm)?;
 
         let mut blocks = Vec::new();
+        let mut linear_weights = 0;
         for layer in 0..config.layers {
-            blocks.push(loader.block((names.layer)(layer), precision)?);
+            let block = loader.block((names.layer)(layer), precision)?;
+            linear_weights += block.weights();
+            blocks.push(block);
             progress(layer + 1, config.layers);
         }
         Ok(Self {
+            linear_weights,
             embedding,
             positions,
             embedding_norm,
@@ -161,7 +166,7 @@ impl<B: Backend> Decoder<B> {
             step: backend.step(max_rows)?,
             narrow: rows(config.embedding_size)?,
             x: rows(config.hidden_size)?,
-            scratch: Scratch::new(backend, config, max_rows)?,
+            scratch: Scratch::new(backend, config, &self.blocks, max_rows)?,
             selected: rows(config.hidden_size)?,
             logits: backend.activations(0, config.vocab_size)?,
             host: Vec::new(),
@@ -176,26 +181,24 @@ impl<B: Backend> Decoder<B> {
     /// Where the weights' bytes are.
     pub fn footprint(&self) -> Footprint {
         let (backend, config) = (&*self.backend, &self.config);
-        let mut footprint = Footprint::default();
+        let mut footprint = Footprint { linear_weights: self.linear_weights, ..Footprint::default() };
         for (_, linear) in self.linears() {
             footprint.linear += backend.linear_bytes(linear);
         }
-        let attention = config.hidden_size * config.head_size * (2 * config.heads + 2 * config.kv_heads);
-        let mlp = config.hidden_size * config.intermediate_size * if config.gated_mlp { 3 } else { 2 };
-        footprint.linear_weights = config.layers * (attention + mlp);
         footprint.embedding = backend.embedding_bytes(&self.embedding)
             + self.positions.as_ref().map_or(0, |(table, _)| backend.embedding_bytes(table))
             + if config.tied_embeddings { 0 } else { backend.linear_bytes(&self.head) };
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let positions = match config.positions {
             Positions::Learned { offset } => (config.max_positions + offset) * config.hidden_size,
-            Positions::Alibi | Positions::Rotary(_) | Positions::Relative(_) => 0,
+            Positions::Alibi | Positions::Rotary(_) | Positions::Relative(_) | Positions::None => 0,
         };
         footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions;
         footprint
     }
 
-    /// What every linear layer of the blocks has met, in the order of the model; four a block.
+    /// What every linear layer of the blocks has met, in the order of the model; two a block, and
+    /// two for each of its MLPs: one, or one an expert.
     pub fn statistics(&self) -> Vec<(LinearRole, LinearStatistics)> {
         self.linears().map(|(role, linear)| (role, self.backend.statistics(linear))).collect()
     }
@@ -328,6 +331,12 @@ impl<B: Backend> Session<'_, B> {
             }
         })?;
         backend.read(&self.logits, &mut self.host)?;
+        if let Some(factor) = decoder.config.logit_scale {
+            self.host.iter_mut().for_each(|logit| *logit *= factor);
+        }
+        if let Some(cap) = decoder.config.logit_softcap {
+            self.host.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         Ok(&self.host)
     }
 
@@ -382,6 +391,9 @@ impl<B: Backend> Decoder<B> {
                 backend.project(Input::Plain(narrow), project, Output::Store(x))?;
                 backend.embed(step, None, positions, Output::Add(x))?;
             }
+        }
+        if let Some(factor) = self.config.embedding_scale {
+            backend.scale(x, factor)?;
         }
         match &self.embedding_norm {
             Some(norm) => backend.normalize(x, norm),

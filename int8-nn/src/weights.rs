@@ -12,6 +12,8 @@ use crate::checkpoint::{Checkpoint, CheckpointError, DType, ReadAs, TensorView};
 pub(crate) struct Part {
     name: String,
     transposed: bool,
+    /// The weight is this one of those that are stored as one tensor `[experts, out, in]`, under the name itself.
+    slab: Option<usize>,
     rows: Rows,
 }
 
@@ -27,12 +29,17 @@ pub(crate) enum Rows {
 impl Part {
     /// All rows of the layer `name`, whose weight is stored `[out, in]`.
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), transposed: false, rows: Rows::All }
+        Self { name: name.to_owned(), transposed: false, slab: None, rows: Rows::All }
     }
 
     /// The weight is stored `[in, out]` unless it is int8.
     pub(crate) fn conv1d(self) -> Self {
         Self { transposed: true, ..self }
+    }
+
+    /// One of the weights `[experts, out, in]` that the tensor `name` itself holds.
+    pub(crate) fn slab(self, index: usize) -> Self {
+        Self { slab: Some(index), ..self }
     }
 
     /// Only these rows.
@@ -112,7 +119,7 @@ impl LinearSource {
                 Rows::All => *outputs,
                 Rows::Gather { of, .. } => *of,
             };
-            let weight = checkpoint.tensor(&part.weight())?;
+            let weight = part.tensor(checkpoint)?;
             let transposed = part.transposed && weight.dtype() != DType::I8;
             weight.expect_shape(&if transposed { [inputs, stored] } else { [stored, inputs] })?;
             if let Some(tensor) = checkpoint.get(&format!("{}.bias", part.name)) {
@@ -166,11 +173,13 @@ impl LinearSource {
     /// If there is no such part.
     pub fn part(&self, index: usize) -> Result<StoredWeight, Error> {
         let part = &self.parts[index];
-        if let Some(int8) = self.checkpoint.int8_linear(&part.name)? {
+        if part.slab.is_none()
+            && let Some(int8) = self.checkpoint.int8_linear(&part.name)?
+        {
             let scales = part.select_vector(int8.scales);
             return Ok(StoredWeight::Int8 { codes: part.select(int8.codes.to_owned()), scales });
         }
-        let tensor = self.checkpoint.tensor(&part.weight())?;
+        let tensor = part.tensor(&self.checkpoint)?;
         Ok(StoredWeight::Float(read_matrix(&tensor)?.map(
             |matrix| part.arrange(matrix),
             |matrix| part.arrange(matrix),
@@ -204,7 +213,7 @@ impl LinearSource {
     pub fn exact_columns(&self, columns: &[usize]) -> Result<Option<FloatMatrix>, Error> {
         let mut parts = Vec::new();
         for part in &self.parts {
-            let tensor = self.checkpoint.tensor(&part.weight())?;
+            let tensor = part.tensor(&self.checkpoint)?;
             if tensor.dtype() == DType::I8 {
                 return Ok(None);
             }
@@ -221,8 +230,11 @@ impl LinearSource {
 }
 
 impl Part {
-    fn weight(&self) -> String {
-        format!("{}.weight", self.name)
+    fn tensor<'a>(&self, checkpoint: &'a Checkpoint) -> Result<TensorView<'a>, Error> {
+        Ok(match self.slab {
+            None => checkpoint.tensor(&format!("{}.weight", self.name))?,
+            Some(index) => checkpoint.tensor(&self.name)?.slab(index)?,
+        })
     }
 
     fn arrange<T: Copy + Clone>(&self, matrix: Array2<T>) -> Array2<T> {

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 /// The error of loading the tiny checkpoint of `family` with these keys of its `config.json` changed (`null` removes).
 fn error(family: &str, changes: &[(&str, Value)]) -> Result<(), String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(family);
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let models = data.join("models").join(family);
+    let source = if models.is_dir() { models } else { data.join("goldens").join(family) };
     let folder = tempfile::tempdir().expect("a folder");
     fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).expect("the weights");
     let text = fs::read_to_string(source.join("config.json")).expect("the config");
@@ -75,8 +77,22 @@ fn every_contradiction_is_named() {
         ("llama", vec![("rope_parameters", json!({"rope_theta": 0.0}))], vec!["rope_theta", "0"]),
         (
             "llama",
-            vec![("rope_parameters", json!({"rope_type": "yarn"}))],
-            vec!["rope_parameters", "yarn", "llama3"],
+            vec![("rope_parameters", json!({"rope_type": "dynamic"}))],
+            vec!["rope_parameters", "dynamic", "llama3"],
+        ),
+        ("llama", vec![("rope_parameters", json!("default"))], vec!["rope_parameters", "object"]),
+        (
+            "llama",
+            vec![("rope_parameters", json!({"rope_type": "yarn", "factor": 2}))],
+            vec!["original_max_position_embeddings", "missing"],
+        ),
+        (
+            "llama",
+            vec![(
+                "rope_parameters",
+                json!({"rope_type": "longrope", "original_max_position_embeddings": 1}),
+            )],
+            vec!["original_max_position_embeddings", "1"],
         ),
         ("llama", vec![("rope_parameters", json!({"rope_type": "linear"}))], vec!["factor", "missing"]),
         (
@@ -105,6 +121,112 @@ fn every_contradiction_is_named() {
         ),
         ("gpt_neox", vec![("intermediate_size", json!(128))], vec!["dense_h_to_4h", "128", "256"]),
     ];
+    check(cases);
+}
+
+/// The same for the families of `tests/data/goldens`.
+#[test]
+fn every_contradiction_of_further_families_is_named() {
+    let longrope = |key: &str, value: Value| {
+        let mut parameters = json!({
+            "rope_type": "longrope", "original_max_position_embeddings": 32,
+            "short_factor": [1, 1, 1, 1], "long_factor": [1, 1, 1, 1],
+        });
+        parameters[key] = value;
+        vec![("rope_parameters", parameters)]
+    };
+    let cases: Vec<Case> = vec![
+        ("opt_350m", vec![("word_embed_proj_dim", json!(32))], vec!["embed_tokens", "32", "24"]),
+        ("opt_350m", vec![("do_layer_norm_before", json!(true))], vec!["final_layer_norm"]),
+        ("gptj", vec![("rotary_dim", json!(3))], vec!["3", "even", "8"]),
+        ("gptj", vec![("rotary_dim", json!(64))], vec!["64", "head size 8"]),
+        ("gptj", vec![("n_head", json!(3))], vec!["config.json", "n_head", "3"]),
+        (
+            "phi",
+            vec![("partial_rotary_factor", json!(0.1)), ("rope_parameters", json!(null))],
+            vec!["partial_rotary_factor"],
+        ),
+        ("phi", vec![("qk_layernorm", json!(true))], vec!["q_layernorm"]),
+        ("phi_grouped", vec![("num_key_value_heads", json!(4))], vec!["k_proj", "32", "16"]),
+        ("phi3", longrope("short_factor", json!([1, 1])), vec!["factor", "2", "4"]),
+        ("phi3", longrope("long_factor", json!([1, 1, 1, 0])), vec!["long_factor", "0"]),
+        ("phi3", longrope("long_factor", json!(7)), vec!["long_factor", "list"]),
+        ("phi3", vec![("sliding_window", json!(-1))], vec!["sliding_window", "-1"]),
+        ("phi3", vec![("num_key_value_heads", json!(1))], vec!["qkv_proj", "48", "64"]),
+        ("gemma", vec![("head_dim", json!(8))], vec!["q_proj", "32", "64"]),
+        ("gemma", vec![("use_bidirectional_attention", json!(true))], vec!["use_bidirectional_attention"]),
+        ("gemma2", vec![("layer_types", json!(["full_attention"]))], vec!["layer_types", "3"]),
+        (
+            "gemma2",
+            vec![("layer_types", json!(["full_attention", "full_attention", "chunked_attention"]))],
+            vec!["layer_types", "chunked_attention"],
+        ),
+        ("gemma2", vec![("layer_types", json!(3))], vec!["layer_types"]),
+        ("gemma2", vec![("final_logit_softcapping", json!(0))], vec!["final_logit_softcapping", "0"]),
+        ("gemma2", vec![("query_pre_attn_scalar", json!("many"))], vec!["query_pre_attn_scalar", "many"]),
+        (
+            "gemma3",
+            vec![("sliding_window_pattern", json!(0)), ("layer_types", json!(null))],
+            vec!["sliding_window_pattern"],
+        ),
+        (
+            "gemma3",
+            vec![("rope_parameters", json!({"full_attention": {"rope_theta": -1}}))],
+            vec!["rope_parameters.full_attention.rope_theta", "-1"],
+        ),
+        ("gemma3", vec![("text_config", json!([]))], vec!["text_config", "object"]),
+        ("qwen3", vec![("head_dim", json!(8))], vec!["8"]),
+        (
+            "gpt_neo",
+            vec![("attention_layers", json!(["global", "nearby"]))],
+            vec!["attention_layers", "nearby"],
+        ),
+        ("gpt_neo", vec![("attention_layers", json!(["global"]))], vec!["attention_layers", "2"]),
+        (
+            "gpt_neo",
+            vec![("attention_layers", json!(null)), ("attention_types", json!([[["global"], 1_u64 << 62]]))],
+            vec!["attention_types", "2"],
+        ),
+        (
+            "gpt_neo",
+            vec![("attention_layers", json!(null)), ("attention_types", json!("all"))],
+            vec!["attention_types"],
+        ),
+        ("falcon", vec![("alibi", json!(true))], vec!["alibi"]),
+        ("falcon", vec![("multi_query", json!(false))], vec!["query_key_value", "96", "48"]),
+        ("falcon_grouped", vec![("num_kv_heads", json!(3))], vec!["3", "4"]),
+        ("falcon_grouped", vec![("num_ln_in_parallel_attn", json!(1))], vec!["input_layernorm"]),
+        ("gpt_bigcode", vec![("multi_query", json!(false))], vec!["c_attn", "96", "48"]),
+        ("stablelm", vec![("qk_layernorm", json!(true))], vec!["qk_layernorm"]),
+        ("olmo2", vec![("clip_qkv", json!(8.0))], vec!["clip_qkv", "8"]),
+        ("cohere", vec![("use_qk_norm", json!(true))], vec!["use_qk_norm"]),
+        ("cohere2", vec![("sliding_window", json!("wide"))], vec!["sliding_window", "wide"]),
+        ("mpt", vec![("n_heads", json!(3))], vec!["n_heads", "3"]),
+        ("mpt", vec![("attn_config", json!({"alibi": false}))], vec!["attn_config", "alibi"]),
+        ("mpt", vec![("attn_config", json!({"clip_qkv": 6}))], vec!["attn_config", "clip_qkv"]),
+        ("smollm3", vec![("no_rope_layers", json!([1]))], vec!["no_rope_layers", "2"]),
+        ("smollm3", vec![("no_rope_layers", json!([1, 2]))], vec!["no_rope_layers", "2"]),
+        ("mixtral", vec![("num_local_experts", json!(5))], vec!["gate", "5", "4"]),
+        ("mixtral", vec![("num_local_experts", json!(null))], vec!["num_local_experts", "missing"]),
+        ("mixtral", vec![("num_experts_per_tok", json!(5))], vec!["num_experts_per_tok", "5", "4"]),
+        ("mixtral", vec![("intermediate_size", json!(32))], vec!["experts.0.w1", "32", "24"]),
+        ("mixtral_fused", vec![("num_local_experts", json!(3))], vec!["gate", "3", "4"]),
+        ("mixtral_fused", vec![("intermediate_size", json!(32))], vec!["experts.gate_up_proj", "64", "48"]),
+        (
+            "qwen2_moe",
+            vec![("shared_expert_intermediate_size", json!(null))],
+            vec!["shared_expert_intermediate_size"],
+        ),
+        ("qwen2_moe", vec![("decoder_sparse_step", json!(0))], vec!["decoder_sparse_step", "0"]),
+        ("qwen2_moe", vec![("mlp_only_layers", json!([0.5]))], vec!["mlp_only_layers", "0.5"]),
+        ("qwen2_moe", vec![("mlp_only_layers", json!([1]))], vec!["layers.1.mlp.gate_proj"]),
+        ("qwen3_moe", vec![("num_experts_per_tok", json!(0))], vec!["num_experts_per_tok", "0"]),
+        ("olmoe", vec![("num_experts", json!(-4))], vec!["num_experts", "-4"]),
+    ];
+    check(cases);
+}
+
+fn check(cases: Vec<Case>) {
     let mut wrong = Vec::new();
     for (family, changes, words) in cases {
         match error(family, &changes) {
@@ -123,7 +245,9 @@ fn every_contradiction_is_named() {
 /// The unchanged checkpoints load: a table of errors could otherwise pass because nothing does.
 #[test]
 fn the_unchanged_checkpoints_run() {
-    for family in ["opt", "llama", "qwen2", "gpt2", "bloom", "gpt_neox"] {
+    for family in
+        ["opt", "llama", "qwen2", "gpt2", "bloom", "gpt_neox", "gptj", "gemma3", "mixtral", "qwen2_moe"]
+    {
         assert_eq!(error(family, &[]), Ok(()), "{family}");
     }
 }

@@ -17,7 +17,7 @@ use int8_core::Config;
 use ndarray::Array2;
 
 use crate::Error;
-use crate::config::{Activation, NormKind, Positions};
+use crate::config::{Activation, DecoderConfig, NormKind, Positions};
 use crate::weights::{FloatMatrix, LinearSource};
 
 /// One stretch of one sequence that a step computes.
@@ -106,24 +106,52 @@ pub struct DistanceBias {
 /// What attention needs to know about its model.
 #[derive(Debug, Clone)]
 pub struct AttentionSpec {
-    /// Number of blocks.
-    pub layers: usize,
+    /// What differs between the blocks, one entry a layer of the cache.
+    pub layers: Vec<LayerAttention>,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_size: usize,
-    /// How positions enter.
-    pub positions: Positions,
-    /// Number of latest positions seen, itself included.
-    pub sliding_window: Option<usize>,
     /// Which tokens are seen.
     pub mask: Mask,
     /// Factor of the scores: `1/√head_size`, or 1 for T5.
     pub scale: f32,
+    /// `c·tanh(score/c)` on the scaled scores, before biases are added.
+    pub softcap: Option<f32>,
     /// Added to the scores.
     pub bias: Option<DistanceBias>,
+}
+
+/// The attention of one block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerAttention {
+    /// How positions enter.
+    pub positions: Positions,
+    /// Number of latest positions seen, itself included.
+    pub sliding_window: Option<usize>,
+}
+
+/// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token.
+#[derive(Debug)]
+pub struct Experts<B: Backend> {
+    /// Logits of the experts, in floating point; with a shared expert, the logit of its gate behind them.
+    pub router: B::Linear,
+    /// Experts a token, without the shared one.
+    pub chosen: usize,
+    /// The weights `w_e`, a softmax over all experts, are divided by the sum over the chosen ones.
+    pub normalized: bool,
+    /// Each expert's expansion (and gate).
+    pub up: Vec<B::Linear>,
+    /// Each expert's contraction.
+    pub down: Vec<B::Linear>,
+    /// The last of the experts sees every token, with the logistic function of its logit as weight.
+    pub shared: bool,
+    /// The activation.
+    pub activation: Activation,
+    /// `act(gate)·up` instead of `act(up)`.
+    pub gated: bool,
 }
 
 /// The input of a projection: activations and what is done to them on the way.
@@ -187,6 +215,15 @@ pub trait Backend: Sized + Send + Sync {
     /// One line that names the device and what computes there.
     fn describe(&self) -> String;
 
+    /// Refuses a model that this backend cannot run, before its weights are read.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`].
+    fn accept(&self, config: &DecoderConfig) -> Result<(), Error> {
+        let _ = config;
+        Ok(())
+    }
+
     // Building a model.
 
     /// Reads (and quantises) a linear layer.
@@ -239,6 +276,46 @@ pub trait Backend: Sized + Send + Sync {
     ) -> Result<(), Error>;
     /// `x = norm(x)` in place, for the normalisations that no projection follows.
     fn normalize(&self, x: &mut Self::Activations, norm: &Self::Norm) -> Result<(), Error>;
+    /// Cuts the columns `columns` of `x` into stretches of the norm's width and normalises each in place: queries or keys,
+    /// head by head or all heads together.
+    fn normalize_columns(
+        &self,
+        x: &mut Self::Activations,
+        columns: Range<usize>,
+        norm: &Self::Norm,
+    ) -> Result<(), Error> {
+        let _ = (x, columns, norm);
+        Err(self.cannot("normalised queries and keys"))
+    }
+    /// `x += norm(y)`, or `x += y`: the residual addition of a branch that no projection ends.
+    fn add(
+        &self,
+        x: &mut Self::Activations,
+        y: &Self::Activations,
+        norm: Option<&Self::Norm>,
+    ) -> Result<(), Error> {
+        let _ = (x, y, norm);
+        Err(self.cannot("normalised branches or mixtures of experts"))
+    }
+    /// `x = factor·x` in place.
+    fn scale(&self, x: &mut Self::Activations, factor: f32) -> Result<(), Error> {
+        let _ = (x, factor);
+        Err(self.cannot("scaled embeddings"))
+    }
+    /// `out = experts(input)`; each expert computes only the rows it was chosen for.
+    fn experts(
+        &self,
+        input: Input<'_, Self>,
+        experts: &Experts<Self>,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (input, experts, out);
+        Err(self.cannot("mixtures of experts"))
+    }
+    /// The error of an operation that this backend lacks.
+    fn cannot(&self, what: &str) -> Error {
+        Error::Unsupported(format!("{} runs no models with {what}; use --device cpu", self.describe()))
+    }
     /// `out (+)= input · Wᵀ + b`
     fn project(
         &self,
@@ -266,7 +343,7 @@ pub trait Backend: Sized + Send + Sync {
         cache: &mut Self::Cache,
     ) -> Result<(), Error> {
         let _ = (step, layer, kv, cache);
-        Err(Error::Unsupported(format!("{}: no cross-attention", self.describe())))
+        Err(self.cannot("cross-attention"))
     }
     /// Cross-attention, at every step: `q [rows, heads·head_size]` attends to all that was remembered for its sequence in
     /// block `layer` → `out [rows, heads·head_size]`.
@@ -279,7 +356,7 @@ pub trait Backend: Sized + Send + Sync {
         out: &mut Self::Activations,
     ) -> Result<(), Error> {
         let _ = (step, layer, q, cache, out);
-        Err(Error::Unsupported(format!("{}: no cross-attention", self.describe())))
+        Err(self.cannot("cross-attention"))
     }
     /// Copies some rows: `out [selected, width]`.
     fn select(

@@ -93,6 +93,22 @@ impl<'a> TensorView<'a> {
         if self.shape == expected { Ok(self) } else { Err(self.shape_error(Dims(expected).to_string())) }
     }
 
+    /// What lies behind the first index `index`: of `[E, N, K]`, the matrix `[N, K]` of one expert.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Selection`] if there is no such index, [`CheckpointError::Shape`] for a scalar.
+    pub fn slab(&self, index: usize) -> Result<Self, CheckpointError> {
+        let Some((&count, shape)) = self.shape.split_first() else {
+            return Err(self.shape_error("of at least one dimension".to_owned()));
+        };
+        if index >= count {
+            return Err(self.selection_error(format!("an index below {count}"), index.to_string()));
+        }
+        // Inside the tensor, so no product can overflow.
+        let size = self.bytes.len() / count;
+        Ok(Self { shape, bytes: &self.bytes[index * size..(index + 1) * size], ..*self })
+    }
+
     /// `(rows, columns)` of a matrix.
     ///
     /// # Errors

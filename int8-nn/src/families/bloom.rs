@@ -1,7 +1,7 @@
 //! BLOOM (Scao et al., 2022): ALiBi positions, a LayerNorm after the embedding, tanh-GELU, query-key-value fused head by
 //! head.
 
-use super::{Family, LayerNames, TensorNames, interleaved_qkv};
+use super::{Family, LayerNames, MlpNames, TensorNames, interleaved_qkv};
 use crate::Error;
 use crate::config::{Activation, BlockKind, DecoderConfig, NormKind, Positions, RawConfig, head_size};
 use crate::weights::Part;
@@ -44,6 +44,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         embedding_size: hidden_size,
         eos_token_ids: raw.token_ids("eos_token_id")?,
+        ..DecoderConfig::default()
     }
     .validate(raw)
 }
@@ -62,12 +63,16 @@ fn names(config: &DecoderConfig) -> TensorNames {
         layer: Box::new(move |layer| {
             let name = |part: &str| format!("h.{layer}.{part}");
             LayerNames {
-                attention_norm: name("input_layernorm"),
-                mlp_norm: name("post_attention_layernorm"),
+                attention_norm: Some(name("input_layernorm")),
+                mlp_norm: Some(name("post_attention_layernorm")),
+                branch_norms: None,
                 qkv: interleaved_qkv(&name("self_attention.query_key_value"), &config),
+                query_key_norms: None,
                 attention_output: Part::new(&name("self_attention.dense")),
-                up: vec![Part::new(&name("mlp.dense_h_to_4h"))],
-                down: Part::new(&name("mlp.dense_4h_to_h")),
+                mlp: MlpNames::Dense {
+                    up: vec![Part::new(&name("mlp.dense_h_to_4h"))],
+                    down: Part::new(&name("mlp.dense_4h_to_h")),
+                },
             }
         }),
     }

@@ -1,7 +1,7 @@
 //! GPT-2 (Radford et al., 2019): learned positions, LayerNorm, tanh-GELU, fused query-key-value, and weights stored
 //! `[in, out]` (Conv1D). bitsandbytes saves the int8 weight of a Conv1D as `[out, in]`.
 
-use super::{Family, LayerNames, TensorNames};
+use super::{Family, LayerNames, MlpNames, TensorNames};
 use crate::Error;
 use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, RawConfig, head_size};
 use crate::weights::Part;
@@ -35,6 +35,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         embedding_size: hidden_size,
         eos_token_ids: raw.token_ids("eos_token_id")?,
+        ..DecoderConfig::default()
     }
     .validate(raw)
 }
@@ -52,12 +53,16 @@ fn names(_: &DecoderConfig) -> TensorNames {
         layer: Box::new(|layer| {
             let name = |part: &str| format!("h.{layer}.{part}");
             LayerNames {
-                attention_norm: name("ln_1"),
-                mlp_norm: name("ln_2"),
+                attention_norm: Some(name("ln_1")),
+                mlp_norm: Some(name("ln_2")),
+                branch_norms: None,
                 qkv: vec![Part::new(&name("attn.c_attn")).conv1d()],
+                query_key_norms: None,
                 attention_output: Part::new(&name("attn.c_proj")).conv1d(),
-                up: vec![Part::new(&name("mlp.c_fc")).conv1d()],
-                down: Part::new(&name("mlp.c_proj")).conv1d(),
+                mlp: MlpNames::Dense {
+                    up: vec![Part::new(&name("mlp.c_fc")).conv1d()],
+                    down: Part::new(&name("mlp.c_proj")).conv1d(),
+                },
             }
         }),
     }

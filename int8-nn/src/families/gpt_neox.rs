@@ -1,9 +1,11 @@
 //! GPT-NeoX and Pythia (Black et al., 2022; Biderman et al., 2023): partial rotary positions, attention and MLP in
 //! parallel (or in sequence), query-key-value fused head by head.
 
-use super::{Family, LayerNames, TensorNames, interleaved_qkv, llama};
+use super::{Family, LayerNames, MlpNames, TensorNames, interleaved_qkv};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, RawConfig, head_size};
+use crate::config::{
+    BlockKind, DecoderConfig, NormKind, Positions, RawConfig, Rotary, RotaryDefaults, head_size,
+};
 use crate::weights::Part;
 
 pub(crate) const FAMILY: Family = Family { model_types: &["gpt_neox"], config, names };
@@ -15,12 +17,8 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let hidden_size = raw.size("hidden_size")?;
     let heads = raw.size("num_attention_heads")?;
     let head_size = head_size(raw, "num_attention_heads", hidden_size, heads)?;
-    let mut rotary = llama::rotary(raw, head_size)?;
-    if raw.get("rope_parameters").is_none() {
-        rotary.theta = raw.positive_or("rotary_emb_base", rotary.theta)?;
-        rotary.dims =
-            crate::convert::fraction_of(head_size, raw.positive_or("rotary_pct", DEFAULT_ROTARY_SHARE)?);
-    }
+    let defaults = RotaryDefaults { share: DEFAULT_ROTARY_SHARE, ..RotaryDefaults::default() };
+    let rotary = Rotary::read(raw, head_size, defaults)?;
     DecoderConfig {
         family: "gpt_neox",
         vocab_size: raw.size("vocab_size")?,
@@ -45,6 +43,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         tied_embeddings: raw.flag_or("tie_word_embeddings", false)?,
         embedding_size: hidden_size,
         eos_token_ids: raw.token_ids("eos_token_id")?,
+        ..DecoderConfig::default()
     }
     .validate(raw)
 }
@@ -63,12 +62,16 @@ fn names(config: &DecoderConfig) -> TensorNames {
         layer: Box::new(move |layer| {
             let name = |part: &str| format!("layers.{layer}.{part}");
             LayerNames {
-                attention_norm: name("input_layernorm"),
-                mlp_norm: name("post_attention_layernorm"),
+                attention_norm: Some(name("input_layernorm")),
+                mlp_norm: Some(name("post_attention_layernorm")),
+                branch_norms: None,
                 qkv: interleaved_qkv(&name("attention.query_key_value"), &config),
+                query_key_norms: None,
                 attention_output: Part::new(&name("attention.dense")),
-                up: vec![Part::new(&name("mlp.dense_h_to_4h"))],
-                down: Part::new(&name("mlp.dense_4h_to_h")),
+                mlp: MlpNames::Dense {
+                    up: vec![Part::new(&name("mlp.dense_h_to_4h"))],
+                    down: Part::new(&name("mlp.dense_4h_to_h")),
+                },
             }
         }),
     }

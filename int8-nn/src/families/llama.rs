@@ -1,44 +1,43 @@
-//! LLaMA (Touvron et al., 2023) and the families with its tensor names: Mistral (sliding window) and Qwen2 (biases on
-//! queries, keys and values). Rotary positions, RMSNorm, gated SiLU, grouped-query attention.
+//! LLaMA (Touvron et al., 2023) and the families with its tensor names: Mistral (sliding window), Qwen2 (biases on queries,
+//! keys and values) and Qwen3 (norms on queries and keys). Rotary positions, RMSNorm, gated SiLU, grouped-query attention.
 
-use serde_json::Value;
-
-use super::{Family, LayerNames, TensorNames};
+use super::{Family, LayerNames, MlpNames, TensorNames};
 use crate::Error;
 use crate::config::{
-    BlockKind, DecoderConfig, NormKind, Positions, RawConfig, Rotary, RotaryPrecision, RotaryScaling,
-    head_size,
+    Activation, AlternateAttention, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig,
+    Rotary, RotaryDefaults, head_size,
 };
 use crate::weights::Part;
 
-pub(crate) const FAMILY: Family = Family { model_types: &["llama", "mistral", "qwen2"], config, names };
+pub(crate) const FAMILY: Family =
+    Family { model_types: &["llama", "mistral", "qwen2", "qwen3"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    let config = base(raw, RotaryDefaults::default())?;
+    match raw.text_or("model_type", "llama")? {
+        "mistral" => {
+            windowed(raw, DecoderConfig { family: "mistral", ..config }, BlockSet::From { first: 0 })
+        }
+        "qwen2" => qwen_windows(raw, DecoderConfig { family: "qwen2", ..config }),
+        "qwen3" => {
+            let query_key_norms = Some(QueryKeyNorms::PerHead);
+            qwen_windows(raw, DecoderConfig { family: "qwen3", query_key_norms, ..config })
+        }
+        _ => Ok(config),
+    }?
+    .validate(raw)
+}
+
+/// What most families since LLaMA say in the same keys.
+pub(super) fn base(raw: &RawConfig, rotary: RotaryDefaults) -> Result<DecoderConfig, Error> {
     let hidden_size = raw.size("hidden_size")?;
     let heads = raw.size("num_attention_heads")?;
     let head_size = match raw.get("head_dim") {
         Some(_) => raw.size("head_dim")?,
         None => head_size(raw, "num_attention_heads", hidden_size, heads)?,
     };
-    // Qwen2 writes a window that it does not use unless told to; Mistral uses the one it writes.
-    let windowed = raw.flag_or("use_sliding_window", raw.text_or("model_type", "")? == "mistral")?;
-    let sliding_window = if windowed && raw.get("sliding_window").is_some() {
-        Some(raw.size("sliding_window")?)
-    } else {
-        None
-    };
-    if windowed && sliding_window.is_some() && raw.size_or("max_window_layers", 0)? > 0 {
-        return Err(raw.problem(
-            "max_window_layers",
-            "gives some layers a sliding window and some not, which is not supported",
-        ));
-    }
-    DecoderConfig {
-        family: match raw.text_or("model_type", "llama")? {
-            "mistral" => "mistral",
-            "qwen2" => "qwen2",
-            _ => "llama",
-        },
+    Ok(DecoderConfig {
+        family: "llama",
         vocab_size: raw.size("vocab_size")?,
         hidden_size,
         layers: raw.size("num_hidden_layers")?,
@@ -49,66 +48,66 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         max_positions: raw.size_or("max_position_embeddings", 2048)?,
         norm: NormKind::RmsNorm,
         norm_eps: crate::convert::f32_from(raw.positive_or("rms_norm_eps", 1e-6)?),
-        block: BlockKind::PreNorm,
-        positions: Positions::Rotary(rotary(raw, head_size)?),
+        positions: Positions::Rotary(Rotary::read(raw, head_size, rotary)?),
         activation: raw.activation("hidden_act", "silu")?,
         gated_mlp: true,
-        sliding_window,
         tied_embeddings: raw.flag_or("tie_word_embeddings", false)?,
         embedding_size: hidden_size,
         eos_token_ids: raw.token_ids("eos_token_id")?,
-    }
-    .validate(raw)
-}
-
-/// Rotary settings: transformers 5 keeps them under `rope_parameters`, earlier ones in `rope_theta` and `rope_scaling`.
-pub(super) fn rotary(raw: &RawConfig, head_size: usize) -> Result<Rotary, Error> {
-    let nested = raw.get("rope_parameters");
-    let theta = match nested.and_then(|parameters| parameters.get("rope_theta")) {
-        Some(theta) => raw.positive("rope_parameters.rope_theta", theta)?,
-        None => raw.positive_or("rope_theta", 10_000.0)?,
-    };
-    let partial = match nested.and_then(|parameters| parameters.get("partial_rotary_factor")) {
-        Some(factor) => raw.positive("rope_parameters.partial_rotary_factor", factor)?,
-        None => raw.positive_or("partial_rotary_factor", raw.positive_or("rotary_pct", 1.0)?)?,
-    };
-    let (key, scaling) = match nested {
-        Some(parameters) => ("rope_parameters", Some(parameters)),
-        None => ("rope_scaling", raw.get("rope_scaling")),
-    };
-    Ok(Rotary {
-        dims: crate::convert::fraction_of(head_size, partial),
-        theta,
-        scaling: scaling.map_or(Ok(RotaryScaling::None), |scaling| rotary_scaling(raw, key, scaling))?,
-        precision: RotaryPrecision::F32,
+        ..DecoderConfig::default()
     })
 }
 
-fn rotary_scaling(raw: &RawConfig, key: &str, scaling: &Value) -> Result<RotaryScaling, Error> {
-    let kind =
-        scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str).unwrap_or("default");
-    let number = |name: &str| match scaling.get(name) {
-        Some(value) => raw.positive(&format!("{key}.{name}"), value),
-        None => {
-            Err(raw.problem(&format!("{key}.{name}"), format!("is missing; rope type {kind:?} needs it")))
-        }
+/// The same with a sliding window, if `sliding_window` is set, in the blocks that `layer_types` names, or else in `blocks`.
+pub(super) fn windowed(
+    raw: &RawConfig,
+    config: DecoderConfig,
+    blocks: BlockSet,
+) -> Result<DecoderConfig, Error> {
+    if raw.get("sliding_window").is_none() {
+        return Ok(config);
+    }
+    let alternate = AlternateAttention {
+        blocks: raw.sliding_blocks(config.layers, blocks)?,
+        positions: config.positions.clone(),
+        sliding_window: Some(raw.size("sliding_window")?),
     };
-    match kind {
-        "default" => Ok(RotaryScaling::None),
-        "linear" => Ok(RotaryScaling::Linear { factor: number("factor")? }),
-        "llama3" => Ok(RotaryScaling::Llama3 {
-            factor: number("factor")?,
-            low_factor: number("low_freq_factor")?,
-            high_factor: number("high_freq_factor")?,
-            original_positions: number("original_max_position_embeddings")?,
-        }),
-        other => {
-            Err(raw.problem(key, format!("has rope type {other:?}; implemented: default, linear, llama3")))
-        }
+    Ok(DecoderConfig { alternate: Some(alternate), ..config })
+}
+
+/// The Qwen families write a window that they do not use unless told to, and then only in the later blocks.
+pub(super) fn qwen_windows(raw: &RawConfig, config: DecoderConfig) -> Result<DecoderConfig, Error> {
+    if !raw.flag_or("use_sliding_window", false)? {
+        return Ok(config);
+    }
+    const FIRST: &str = "max_window_layers";
+    let first = if raw.get(FIRST).and_then(serde_json::Value::as_u64) == Some(0) {
+        0
+    } else {
+        raw.size_or(FIRST, 28)?
+    };
+    windowed(raw, config, BlockSet::From { first })
+}
+
+/// Gemma and some others have an older key for the activation.
+pub(super) fn activation_of(
+    raw: &RawConfig,
+    keys: &[&str],
+    default: Activation,
+) -> Result<Activation, Error> {
+    match keys.iter().find(|key| raw.get(key).is_some()) {
+        Some(key) => raw.activation(key, ""),
+        None => Ok(default),
     }
 }
 
-fn names(_: &DecoderConfig) -> TensorNames {
+fn names(config: &DecoderConfig) -> TensorNames {
+    let config = config.clone();
+    tensors(move |index| layer(index, &config))
+}
+
+/// The names of LLaMA around these blocks.
+pub(super) fn tensors(layer: impl Fn(usize) -> LayerNames + 'static) -> TensorNames {
     TensorNames {
         roots: &["model.", ""],
         token_embedding: "embed_tokens",
@@ -118,18 +117,29 @@ fn names(_: &DecoderConfig) -> TensorNames {
         project_out: None,
         final_norm: Some("norm"),
         head: "lm_head",
-        layer: Box::new(|layer| {
-            let name = |part: &str| format!("layers.{layer}.{part}");
-            LayerNames {
-                attention_norm: name("input_layernorm"),
-                mlp_norm: name("post_attention_layernorm"),
-                qkv: ["q_proj", "k_proj", "v_proj"]
-                    .map(|part| Part::new(&name(&format!("self_attn.{part}"))))
-                    .into(),
-                attention_output: Part::new(&name("self_attn.o_proj")),
-                up: ["gate_proj", "up_proj"].map(|part| Part::new(&name(&format!("mlp.{part}")))).into(),
-                down: Part::new(&name("mlp.down_proj")),
-            }
-        }),
+        layer: Box::new(layer),
+    }
+}
+
+/// The name of a part of block `index`.
+pub(super) fn name(index: usize, part: &str) -> String {
+    format!("layers.{index}.{part}")
+}
+
+/// The names of LLaMA's blocks, with the norms of queries and keys in the families that have them.
+pub(super) fn layer(index: usize, config: &DecoderConfig) -> LayerNames {
+    let parts = |names: &[&str]| names.iter().map(|part| Part::new(&name(index, part))).collect();
+    let query_key_norms = || ["self_attn.q_norm", "self_attn.k_norm"].map(|part| name(index, part));
+    LayerNames {
+        attention_norm: Some(name(index, "input_layernorm")),
+        mlp_norm: Some(name(index, "post_attention_layernorm")),
+        branch_norms: None,
+        qkv: parts(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+        query_key_norms: config.query_key_norms.map(|_| query_key_norms()),
+        attention_output: Part::new(&name(index, "self_attn.o_proj")),
+        mlp: MlpNames::Dense {
+            up: parts(&["mlp.gate_proj", "mlp.up_proj"]),
+            down: Part::new(&name(index, "mlp.down_proj")),
+        },
     }
 }

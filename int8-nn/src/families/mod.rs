@@ -3,10 +3,25 @@
 //! in `FAMILIES` and one golden.
 
 mod bloom;
+mod cohere;
+mod falcon;
+mod gemma;
 mod gpt2;
+mod gpt_bigcode;
+mod gpt_neo;
 mod gpt_neox;
+mod gptj;
 mod llama;
+mod mixtral;
+mod mpt;
+mod olmo2;
 mod opt;
+mod phi;
+mod phi3;
+mod qwen_moe;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
 
 use crate::Error;
 use crate::config::{DecoderConfig, RawConfig};
@@ -23,8 +38,28 @@ pub(crate) struct Family {
 }
 
 /// All families this crate runs.
-pub(crate) const FAMILIES: &[&Family] =
-    &[&opt::FAMILY, &llama::FAMILY, &gpt2::FAMILY, &bloom::FAMILY, &gpt_neox::FAMILY];
+pub(crate) const FAMILIES: &[&Family] = &[
+    &opt::FAMILY,
+    &llama::FAMILY,
+    &gpt2::FAMILY,
+    &bloom::FAMILY,
+    &gpt_neox::FAMILY,
+    &gptj::FAMILY,
+    &gpt_neo::FAMILY,
+    &gpt_bigcode::FAMILY,
+    &phi::FAMILY,
+    &phi3::FAMILY,
+    &gemma::FAMILY,
+    &falcon::FAMILY,
+    &mpt::FAMILY,
+    &starcoder2::FAMILY,
+    &stablelm::FAMILY,
+    &olmo2::FAMILY,
+    &cohere::FAMILY,
+    &smollm3::FAMILY,
+    &mixtral::FAMILY,
+    &qwen_moe::FAMILY,
+];
 
 /// The names of a decoder's tensors. All but `head` follow one of `roots`, whichever the checkpoint has: the same model
 /// is saved with and without the name of its outer module.
@@ -42,14 +77,40 @@ pub(crate) struct TensorNames {
 
 /// The names of one block's tensors; each linear layer may be stacked from several parts along its outputs.
 pub(crate) struct LayerNames {
-    pub(crate) attention_norm: String,
-    pub(crate) mlp_norm: String,
+    /// Before (in a post-norm block, after) attention.
+    pub(crate) attention_norm: Option<String>,
+    /// Before (in a post-norm block, after) the MLP; a parallel block without it has one norm for both.
+    pub(crate) mlp_norm: Option<String>,
+    /// At the end of the branches of attention and MLP, before they are added to the residual stream.
+    pub(crate) branch_norms: Option<[String; 2]>,
     /// Queries, keys, values, in this order.
     pub(crate) qkv: Vec<Part>,
+    /// Of queries and of keys.
+    pub(crate) query_key_norms: Option<[String; 2]>,
     pub(crate) attention_output: Part,
-    /// The gate, if there is one, and then the expansion.
-    pub(crate) up: Vec<Part>,
-    pub(crate) down: Part,
+    pub(crate) mlp: MlpNames,
+}
+
+/// The names of a block's MLP or experts.
+pub(crate) enum MlpNames {
+    Dense {
+        /// The gate, if there is one, and then the expansion.
+        up: Vec<Part>,
+        down: Part,
+    },
+    /// The first of these that the checkpoint has.
+    Experts(Vec<ExpertNames>),
+}
+
+/// The names of a mixture of experts.
+pub(crate) struct ExpertNames {
+    /// The router and, behind it, the gate of the shared expert, if there is one.
+    pub(crate) router: Vec<String>,
+    /// `up` and `down` of the expert with this index; with an index of their number, of the shared one.
+    pub(crate) expert: Box<dyn Fn(usize) -> (Vec<Part>, Part)>,
+    /// Tensors that may hold all experts but the shared one: `up [experts, gate and expansion, in]` and
+    /// `down [experts, out, in]`.
+    pub(crate) fused: [String; 2],
 }
 
 /// Finds the family of a checkpoint.
@@ -72,15 +133,29 @@ pub fn supported() -> Vec<&'static str> {
     FAMILIES.iter().flat_map(|family| family.model_types).copied().collect()
 }
 
-/// The three parts of a fused projection `[heads·3·head_size, K]` whose rows go head by head, each head's query, key and
-/// value rows together (BLOOM, GPT-NeoX), as queries, keys, values.
+/// The three parts of a fused projection whose rows go key head by key head, the rows of the queries that share it, its own
+/// and its value's together, as queries, keys, values. With as many key heads as heads each head has three stretches (BLOOM,
+/// GPT-NeoX), with one key head all queries come first (Falcon-7B).
 pub(crate) fn interleaved_qkv(name: &str, config: &DecoderConfig) -> Vec<Part> {
-    let (heads, size) = (config.heads, config.head_size);
-    (0..3)
-        .map(|which| {
-            let rows =
-                (0..heads).flat_map(|head| (0..size).map(move |d| (head * 3 + which) * size + d)).collect();
-            Part::new(name).rows(Rows::Gather { rows, of: heads * 3 * size })
+    let (groups, size) = (config.kv_heads, config.head_size);
+    let queries = config.heads / groups;
+    [0..queries, queries..queries + 1, queries + 1..queries + 2]
+        .into_iter()
+        .map(|stretches| {
+            let heads = (0..groups)
+                .flat_map(|group| stretches.clone().map(move |stretch| group * (queries + 2) + stretch));
+            let rows = heads.flat_map(|head| head * size..(head + 1) * size).collect();
+            Part::new(name).rows(Rows::Gather { rows, of: groups * (queries + 2) * size })
         })
         .collect()
+}
+
+/// All rows of the layer `name`, which makes `heads` heads, reordered so that the rotated pairs `(2i, 2i + 1)` of a family
+/// that interleaves them become the pairs `(i, i + dims/2)` of [`crate::config::Rotary`]. Done to queries and keys alike it
+/// changes no score.
+pub(crate) fn halves_from_pairs(name: &str, heads: usize, config: &DecoderConfig) -> Part {
+    let (size, dims) = (config.head_size, config.rotated_dims());
+    let order = |d: usize| if d < dims { 2 * (d % (dims / 2)) + d / (dims / 2) } else { d };
+    let rows = (0..heads).flat_map(|head| (0..size).map(move |d| head * size + order(d))).collect();
+    Part::new(name).rows(Rows::Gather { rows, of: heads * size })
 }

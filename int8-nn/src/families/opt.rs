@@ -1,7 +1,7 @@
 //! OPT (Zhang et al., 2022): learned positions with an offset of 2, LayerNorm, ReLU, biases everywhere. The 350m model
 //! normalises after the residual addition and projects its embedding.
 
-use super::{Family, LayerNames, TensorNames};
+use super::{Family, LayerNames, MlpNames, TensorNames};
 use crate::Error;
 use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, RawConfig, head_size};
 use crate::weights::Part;
@@ -35,6 +35,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         embedding_size: raw.size_or("word_embed_proj_dim", hidden_size)?,
         eos_token_ids: raw.token_ids("eos_token_id")?,
+        ..DecoderConfig::default()
     }
     .validate(raw)
 }
@@ -53,14 +54,15 @@ fn names(config: &DecoderConfig) -> TensorNames {
         layer: Box::new(|layer| {
             let name = |part: &str| format!("layers.{layer}.{part}");
             LayerNames {
-                attention_norm: name("self_attn_layer_norm"),
-                mlp_norm: name("final_layer_norm"),
+                attention_norm: Some(name("self_attn_layer_norm")),
+                mlp_norm: Some(name("final_layer_norm")),
+                branch_norms: None,
                 qkv: ["q_proj", "k_proj", "v_proj"]
                     .map(|part| Part::new(&name(&format!("self_attn.{part}"))))
                     .into(),
+                query_key_norms: None,
                 attention_output: Part::new(&name("self_attn.out_proj")),
-                up: vec![Part::new(&name("fc1"))],
-                down: Part::new(&name("fc2")),
+                mlp: MlpNames::Dense { up: vec![Part::new(&name("fc1"))], down: Part::new(&name("fc2")) },
             }
         }),
     }

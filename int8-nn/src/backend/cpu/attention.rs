@@ -1,5 +1,6 @@
 //! Attention with a cache of keys and values: causal, over a whole sequence, or over another sequence; grouped queries,
-//! rotary positions, ALiBi, learned biases and a sliding window.
+//! rotary positions, ALiBi, learned biases, sliding
+//! windows and soft caps.
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
@@ -9,7 +10,7 @@ use super::StepSegment;
 use super::elementwise::{dot, sum};
 use crate::Error;
 use crate::backend::{AttentionSpec, Mask};
-use crate::config::Positions;
+use crate::config::{Positions, Rotary};
 use crate::convert;
 
 /// Query rows of a task: their scores against 1024 positions take 256 KiB, within the L2 cache of a core.
@@ -26,9 +27,19 @@ pub struct CpuCache {
     sequences: usize,
     /// By `layer·sequences + sequence`; grown when a sequence first reaches a block.
     entries: Vec<Entry>,
-    rotation: Option<Rotation>,
+    /// Each different rotary table once.
+    rotations: Vec<Rotation>,
+    layers: Vec<Layer>,
+}
+
+/// How positions enter a block, and what it sees.
+#[derive(Debug)]
+struct Layer {
+    /// Index into the rotary tables.
+    rotation: Option<usize>,
     /// ALiBi: one slope for each head.
     slopes: Option<Vec<f32>>,
+    window: usize,
 }
 
 #[derive(Debug, Default)]
@@ -49,14 +60,27 @@ struct Rotation {
 
 impl CpuCache {
     pub(super) fn new(spec: &AttentionSpec, sequences: usize, max_positions: usize) -> Result<Self, Error> {
-        let rotation = match &spec.positions {
-            Positions::Rotary(rotary) => Some(Rotation::new(&rotary.frequencies(), max_positions)),
-            Positions::Learned { .. } | Positions::Alibi | Positions::Relative(_) => None,
-        };
-        let slopes = matches!(spec.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
+        let mut tables: Vec<&Rotary> = Vec::new();
+        let mut layers = Vec::new();
+        for layer in &spec.layers {
+            let rotation = match &layer.positions {
+                Positions::Rotary(rotary) => {
+                    Some(tables.iter().position(|known| *known == rotary).unwrap_or_else(|| {
+                        tables.push(rotary);
+                        tables.len() - 1
+                    }))
+                }
+                Positions::Learned { .. } | Positions::Alibi | Positions::Relative(_) | Positions::None => {
+                    None
+                }
+            };
+            let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
+            layers.push(Layer { rotation, slopes, window: layer.sliding_window.unwrap_or(usize::MAX) });
+        }
+        let rotations = tables.into_iter().map(|rotary| Rotation::new(rotary, max_positions)).collect();
         let mut entries = Vec::new();
-        entries.resize_with(spec.layers * sequences, Entry::default);
-        Ok(Self { spec: spec.clone(), max_positions, sequences, entries, rotation, slopes })
+        entries.resize_with(spec.layers.len() * sequences, Entry::default);
+        Ok(Self { spec: spec.clone(), max_positions, sequences, entries, rotations, layers })
     }
 
     /// `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
@@ -70,7 +94,7 @@ impl CpuCache {
         for segment in segments {
             let rows = segment.first_row..segment.first_row + segment.rows;
             let mut qkv = qkv.slice_mut(s![rows.clone(), ..]);
-            self.rotate(segment.position, &mut qkv);
+            self.rotate(layer, segment.position, &mut qkv);
             let queries = self.spec.heads * self.spec.head_size;
             self.remember(segment, layer, qkv.slice(s![.., queries..]));
             let queries = qkv.slice(s![.., ..queries]);
@@ -102,8 +126,8 @@ impl CpuCache {
     }
 
     /// Rotates queries and keys in place; pairs are `(i, i + dims/2)`.
-    fn rotate(&self, position: usize, qkv: &mut ArrayViewMut2<'_, f32>) {
-        let Some(rotation) = &self.rotation else { return };
+    fn rotate(&self, layer: usize, position: usize, qkv: &mut ArrayViewMut2<'_, f32>) {
+        let Some(rotation) = self.layers[layer].rotation.map(|table| &self.rotations[table]) else { return };
         let (half, size) = (rotation.half, self.spec.head_size);
         let rotated = (self.spec.heads + self.spec.kv_heads) * size;
         qkv.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(row, mut values)| {
@@ -156,14 +180,15 @@ impl CpuCache {
                 values: &entry.values[kv],
                 size,
                 position: segment.position,
-                window: self.spec.sliding_window.unwrap_or(usize::MAX),
+                window: self.layers[layer].window,
                 end: match self.spec.mask {
                     Mask::Causal => None,
                     Mask::Full => Some(entry.length),
                 },
-                slope: self.slopes.as_ref().map_or(0.0, |slopes| slopes[head]),
+                slope: self.layers[layer].slopes.as_ref().map_or(0.0, |slopes| slopes[head]),
                 bias: self.spec.bias.as_ref().map(|bias| bias.table.row(head)),
                 scale: self.spec.scale,
+                softcap: self.spec.softcap,
             };
             let queries = queries.slice(s![.., head * size..(head + 1) * size]);
             for (block, mut out) in out.axis_chunks_iter_mut(Axis(0), BLOCK).enumerate() {
@@ -199,6 +224,7 @@ struct Head<'a> {
     /// Bias by distance, from the most negative on.
     bias: Option<ArrayView1<'a, f32>>,
     scale: f32,
+    softcap: Option<f32>,
 }
 
 impl Head<'_> {
@@ -254,8 +280,12 @@ impl Head<'_> {
         general_mat_mul(1.0, &scores, &values, 0.0, &mut out);
     }
 
-    /// Softmax of the scores that the query at `position` has with the positions from `first` on, biases added.
+    /// Softmax of the scores that the query at `position` has with the positions from `first` on, soft cap and biases
+    /// applied.
     fn softmax(&self, scores: &mut [f32], position: usize, first: usize) {
+        if let Some(cap) = self.softcap {
+            scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+        }
         if self.slope != 0.0 {
             for (at, score) in (first..).zip(scores.iter_mut()) {
                 *score -= self.slope * convert::f32_from_count(position - at);
@@ -279,15 +309,16 @@ impl Head<'_> {
 }
 
 impl Rotation {
-    fn new(frequencies: &[f64], max_positions: usize) -> Self {
+    fn new(rotary: &Rotary, max_positions: usize) -> Self {
+        let (frequencies, magnitude) = (&rotary.frequencies(max_positions), rotary.magnitude());
         let angles = || {
             (0..max_positions)
                 .flat_map(|position| frequencies.iter().map(move |f| convert::f64_from(position) * f))
         };
         Self {
             half: frequencies.len(),
-            cos: angles().map(|angle| convert::f32_from(angle.cos())).collect(),
-            sin: angles().map(|angle| convert::f32_from(angle.sin())).collect(),
+            cos: angles().map(|angle| convert::f32_from(magnitude * angle.cos())).collect(),
+            sin: angles().map(|angle| convert::f32_from(magnitude * angle.sin())).collect(),
         }
     }
 }

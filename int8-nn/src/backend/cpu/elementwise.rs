@@ -14,10 +14,7 @@ const LANES: usize = 16;
 
 /// `x = norm(x)` for each row.
 pub(super) fn normalize(mut x: ArrayViewMut2<'_, f32>, norm: &NormSpec) {
-    let row = |row: &mut [f32]| match norm.kind {
-        NormKind::LayerNorm => layer_norm(row, norm),
-        NormKind::RmsNorm => rms_norm(row, norm),
-    };
+    let row = |row: &mut [f32]| normalize_row(row, norm);
     if x.nrows() < PARALLEL_ROWS {
         x.rows_mut()
             .into_iter()
@@ -26,6 +23,27 @@ pub(super) fn normalize(mut x: ArrayViewMut2<'_, f32>, norm: &NormSpec) {
         x.axis_iter_mut(Axis(0))
             .into_par_iter()
             .for_each(|mut values| row(values.as_slice_mut().expect("rows are contiguous")));
+    }
+}
+
+/// Normalises each stretch of the norm's width in `columns`, row by row.
+pub(super) fn normalize_columns(
+    mut x: ArrayViewMut2<'_, f32>,
+    columns: std::ops::Range<usize>,
+    norm: &NormSpec,
+) {
+    for mut row in x.rows_mut() {
+        let row = &mut row.as_slice_mut().expect("rows are contiguous")[columns.clone()];
+        for stretch in row.chunks_exact_mut(norm.gain.len()) {
+            normalize_row(stretch, norm);
+        }
+    }
+}
+
+fn normalize_row(row: &mut [f32], norm: &NormSpec) {
+    match norm.kind {
+        NormKind::LayerNorm => layer_norm(row, norm),
+        NormKind::RmsNorm => rms_norm(row, norm),
     }
 }
 

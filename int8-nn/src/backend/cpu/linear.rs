@@ -74,6 +74,23 @@ impl CpuLinear {
         Ok(())
     }
 
+    /// Outputs N.
+    pub(super) fn outputs(&self) -> usize {
+        self.dim().0
+    }
+
+    /// Inputs K.
+    pub(super) fn inputs(&self) -> usize {
+        self.dim().1
+    }
+
+    fn dim(&self) -> (usize, usize) {
+        match &self.weight {
+            Weight::Float { matrix, .. } => matrix.dim(),
+            Weight::Int8(layer) => layer.weight().dim(),
+        }
+    }
+
     pub(super) fn statistics(&self) -> LinearStatistics {
         let statistics = self.statistics.lock().unwrap_or_else(PoisonError::into_inner);
         let (column_calls, exact_columns) = match &self.weight {

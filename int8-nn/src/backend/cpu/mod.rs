@@ -2,6 +2,7 @@
 
 mod attention;
 mod elementwise;
+mod experts;
 mod float;
 mod linear;
 
@@ -11,7 +12,8 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, Input, LinearStatistics, NormSpec, Output, Precision, RowSelection, Segment,
+    AttentionSpec, Backend, Experts, Input, LinearStatistics, NormSpec, Output, Precision, RowSelection,
+    Segment,
 };
 use crate::convert;
 use crate::weights::{FloatMatrix, LinearSource};
@@ -67,6 +69,36 @@ impl CpuBackend {
     /// With this kernel.
     pub fn with_kernel(kernel: Kernel) -> Self {
         Self { kernel, scratch: Mutex::default() }
+    }
+
+    /// Computes the rows that a projection takes as its input.
+    fn with_rows<R>(&self, input: Input<'_, Self>, body: impl FnOnce(ArrayView2<'_, f32>) -> R) -> R {
+        let mut scratch = std::mem::take(&mut *self.scratch.lock().expect("no panic holds this lock"));
+        let x = match input {
+            Input::Plain(x) => x.view(),
+            Input::Normed(x, norm) => {
+                scratch.clear();
+                scratch.extend_from_slice(&x.data);
+                let mut rows =
+                    ArrayViewMut2::from_shape((x.rows, x.width), &mut scratch[..]).expect("a copy of x");
+                elementwise::normalize(rows.view_mut(), norm);
+                view(&scratch, x.rows, x.width)
+            }
+            Input::Activated(x, activation) => {
+                scratch.resize(x.data.len(), 0.0);
+                elementwise::activate(x.view(), activation, &mut scratch);
+                view(&scratch, x.rows, x.width)
+            }
+            Input::Gated(x, activation) => {
+                let width = x.width / 2;
+                scratch.resize(x.rows * width, 0.0);
+                elementwise::gate(x.view(), activation, &mut scratch);
+                view(&scratch, x.rows, width)
+            }
+        };
+        let done = body(x);
+        *self.scratch.lock().expect("no panic holds this lock") = scratch;
+        done
     }
 
     /// The kernel of the int8 layers.
@@ -187,41 +219,50 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn normalize_columns(
+        &self,
+        x: &mut CpuActivations,
+        columns: std::ops::Range<usize>,
+        norm: &NormSpec,
+    ) -> Result<(), Error> {
+        elementwise::normalize_columns(x.view_mut(), columns, norm);
+        Ok(())
+    }
+
+    fn add(&self, x: &mut CpuActivations, y: &CpuActivations, norm: Option<&NormSpec>) -> Result<(), Error> {
+        let y = norm.map_or(Input::Plain(y), |norm| Input::Normed(y, norm));
+        self.with_rows(y, |y| x.view_mut().zip_mut_with(&y, |x, y| *x += y));
+        Ok(())
+    }
+
+    fn scale(&self, x: &mut CpuActivations, factor: f32) -> Result<(), Error> {
+        x.data.iter_mut().for_each(|value| *value *= factor);
+        Ok(())
+    }
+
+    fn experts(
+        &self,
+        input: Input<'_, Self>,
+        experts: &Experts<Self>,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        self.with_rows(input, |x| {
+            let mut out = out.resize(x.nrows());
+            out.fill(0.0);
+            experts::add(x, experts, out)
+        })
+    }
+
     fn project(
         &self,
         input: Input<'_, Self>,
         linear: &CpuLinear,
         output: Output<'_, Self>,
     ) -> Result<(), Error> {
-        let mut scratch = std::mem::take(&mut *self.scratch.lock().expect("no panic holds this lock"));
-        let x = match input {
-            Input::Plain(x) => x.view(),
-            Input::Normed(x, norm) => {
-                scratch.clear();
-                scratch.extend_from_slice(&x.data);
-                let mut rows =
-                    ArrayViewMut2::from_shape((x.rows, x.width), &mut scratch[..]).expect("a copy of x");
-                elementwise::normalize(rows.view_mut(), norm);
-                view(&scratch, x.rows, x.width)
-            }
-            Input::Activated(x, activation) => {
-                scratch.resize(x.data.len(), 0.0);
-                elementwise::activate(x.view(), activation, &mut scratch);
-                view(&scratch, x.rows, x.width)
-            }
-            Input::Gated(x, activation) => {
-                let width = x.width / 2;
-                scratch.resize(x.rows * width, 0.0);
-                elementwise::gate(x.view(), activation, &mut scratch);
-                view(&scratch, x.rows, width)
-            }
-        };
-        let done = match output {
+        self.with_rows(input, |x| match output {
             Output::Store(out) => linear.apply(x, out.resize(x.nrows()), false),
             Output::Add(out) => linear.apply(x, out.view_mut(), true),
-        };
-        *self.scratch.lock().expect("no panic holds this lock") = scratch;
-        done
+        })
     }
 
     fn attention(

@@ -1,0 +1,66 @@
+//! A mixture of experts: who computes what is decided row by row, so that a token's result depends on no other token.
+
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
+
+use super::{CpuBackend, elementwise};
+use crate::Error;
+use crate::backend::Experts;
+
+/// `out += experts(x)`, `x [rows, K]`, `out [rows, K]`; experts in ascending order, so that the sums are too.
+pub(super) fn add(
+    x: ArrayView2<'_, f32>,
+    experts: &Experts<CpuBackend>,
+    mut out: ArrayViewMut2<'_, f32>,
+) -> Result<(), Error> {
+    let routed = experts.up.len() - usize::from(experts.shared);
+    let mut logits = Array2::zeros((x.nrows(), experts.up.len()));
+    experts.router.apply(x, logits.view_mut(), false)?;
+    let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); experts.up.len()];
+    for (row, logits) in logits.rows().into_iter().enumerate() {
+        for (expert, weight) in route(logits, routed, experts) {
+            chosen[expert].push((row, weight));
+        }
+    }
+    for ((up, down), rows) in experts.up.iter().zip(&experts.down).zip(&chosen) {
+        if rows.is_empty() {
+            continue;
+        }
+        let indices: Vec<usize> = rows.iter().map(|(row, _)| *row).collect();
+        let input = x.select(Axis(0), &indices);
+        let mut wide = Array2::zeros((rows.len(), up.outputs()));
+        up.apply(input.view(), wide.view_mut(), false)?;
+        let mut hidden = Array2::zeros((rows.len(), down.inputs()));
+        let flat = hidden.as_slice_mut().expect("just allocated");
+        if experts.gated {
+            elementwise::gate(wide.view(), experts.activation, flat);
+        } else {
+            elementwise::activate(wide.view(), experts.activation, flat);
+        }
+        let mut result = Array2::zeros((rows.len(), out.ncols()));
+        down.apply(hidden.view(), result.view_mut(), false)?;
+        for ((row, weight), result) in rows.iter().zip(result.rows()) {
+            out.row_mut(*row).scaled_add(*weight, &result);
+        }
+    }
+    Ok(())
+}
+
+/// The experts of one token with their weights: the most probable of the first `routed`, and the shared one behind them.
+fn route(logits: ArrayView1<'_, f32>, routed: usize, experts: &Experts<CpuBackend>) -> Vec<(usize, f32)> {
+    let logits = logits.to_vec();
+    let (routed_logits, shared) = logits.split_at(routed);
+    let max = routed_logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials: Vec<f32> = routed_logits.iter().map(|logit| (logit - max).exp()).collect();
+    let sum: f32 = exponentials.iter().sum();
+    let mut weights: Vec<(usize, f32)> =
+        exponentials.into_iter().map(|value| value / sum).enumerate().collect();
+    // Stable: of equally probable experts the first. A NaN makes every weight NaN, so any choice carries it on.
+    weights.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    weights.truncate(experts.chosen);
+    if experts.normalized {
+        let sum: f32 = weights.iter().map(|(_, weight)| weight).sum();
+        weights.iter_mut().for_each(|(_, weight)| *weight /= sum);
+    }
+    weights.extend(shared.iter().map(|logit| (routed, 1.0 / (1.0 + (-logit).exp()))));
+    weights
+}

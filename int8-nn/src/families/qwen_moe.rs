@@ -1,0 +1,80 @@
+//! Qwen1.5-MoE, Qwen2-MoE and Qwen3-MoE (Qwen Team, 2024, 2025): a mixture of many small experts in some blocks or all; up to
+//! the second version with an expert that sees every token.
+
+use serde_json::Value;
+
+use super::llama::{self, layer, name};
+use super::{ExpertNames, Family, LayerNames, MlpNames, TensorNames};
+use crate::Error;
+use crate::config::{DecoderConfig, ExpertsConfig, QueryKeyNorms, RawConfig, RotaryDefaults};
+use crate::weights::Part;
+
+pub(crate) const FAMILY: Family = Family { model_types: &["qwen2_moe", "qwen3_moe"], config, names };
+
+fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    let third = raw.text_or("model_type", "")? == "qwen3_moe";
+    if raw.flag_or("use_sliding_window", false)? {
+        return Err(raw.problem("use_sliding_window", "is true, which is not supported for this family"));
+    }
+    let base = llama::base(raw, RotaryDefaults::default())?;
+    let count = if raw.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
+    let experts = ExpertsConfig {
+        count: raw.size(count)?,
+        chosen: raw.size("num_experts_per_tok")?,
+        normalized: raw.flag_or("norm_topk_prob", false)?,
+        intermediate_size: raw.size("moe_intermediate_size")?,
+        shared_intermediate_size: match third {
+            true => None,
+            false => Some(raw.size("shared_expert_intermediate_size")?),
+        },
+        period: raw.size_or("decoder_sparse_step", 1)?,
+        dense_blocks: dense_blocks(raw)?,
+    };
+    DecoderConfig {
+        family: if third { "qwen3_moe" } else { "qwen2_moe" },
+        query_key_norms: third.then_some(QueryKeyNorms::PerHead),
+        experts: Some(experts),
+        ..base
+    }
+    .validate(raw)
+}
+
+fn dense_blocks(raw: &RawConfig) -> Result<Vec<usize>, Error> {
+    const KEY: &str = "mlp_only_layers";
+    let Some(value) = raw.get(KEY) else { return Ok(Vec::new()) };
+    let index = |value: &Value| value.as_u64().and_then(|index| usize::try_from(index).ok());
+    value
+        .as_array()
+        .and_then(|list| list.iter().map(index).collect())
+        .ok_or_else(|| raw.problem(KEY, format!("is {value}; expected a list of indices of layers")))
+}
+
+fn names(config: &DecoderConfig) -> TensorNames {
+    let config = config.clone();
+    llama::tensors(move |index| {
+        let plain = layer(index, &config);
+        match &config.experts {
+            Some(experts) if experts.in_block(index) => LayerNames { mlp: mlp(index, experts), ..plain },
+            _ => plain,
+        }
+    })
+}
+
+/// The names of the experts of block `index`.
+pub(super) fn mlp(index: usize, experts: &ExpertsConfig) -> MlpNames {
+    let (count, folder) = (experts.count, name(index, "mlp"));
+    let shared = experts.shared_intermediate_size.map(|_| name(index, "mlp.shared_expert_gate"));
+    MlpNames::Experts(vec![ExpertNames {
+        router: std::iter::once(name(index, "mlp.gate")).chain(shared).collect(),
+        expert: Box::new(move |expert| {
+            let part = |part: &str| {
+                Part::new(&match expert == count {
+                    true => format!("{folder}.shared_expert.{part}"),
+                    false => format!("{folder}.experts.{expert}.{part}"),
+                })
+            };
+            (vec![part("gate_proj"), part("up_proj")], part("down_proj"))
+        }),
+        fused: ["gate_up_proj", "down_proj"].map(|part| name(index, &format!("mlp.experts.{part}"))),
+    }])
+}

@@ -1,0 +1,246 @@
+#!/usr/bin/env python3
+"""Tiny random checkpoints of model families with what Hugging Face transformers computes from them.
+
+usage: make_goldens.py [FAMILY…]        all families without an argument; writes int8-nn/tests/data/goldens/FAMILY
+
+Each folder holds config.json, model.safetensors (as transformers saves it, in the family's dtype below) and
+golden.safetensors:
+
+    input_ids       i32 [2, 20]
+    logits          f32 [2, 20, vocabulary], after from_pretrained(…, dtype=float32): weights as stored, everything in f32
+    greedy_ids      i32 [20]: the first 8 tokens of row 0 and 12 that follow
+    int8_error      f32 [1]: relative L2 distance from `logits` of LLM.int8() (threshold 6) as bitsandbytes computes it, simulated
+                    for every linear layer but head and routers
+
+The gains of the norms are drawn so that some hidden dimensions become outliers. Makes its own environment in
+~/.cache/int8-tools (transformers, torch).
+"""
+import os
+import pathlib
+import subprocess
+import sys
+import venv
+
+HOME = pathlib.Path(os.environ.get("INT8_TOOLS", pathlib.Path.home() / ".cache/int8-tools")) / "transformers"
+NEEDS = ["torch==2.15.0", "transformers==5.23.0", "safetensors"]
+OUT = pathlib.Path(__file__).resolve().parent.parent / "int8-nn/tests/data/goldens"
+
+VOCAB = 96
+TOKENS = 20
+PROMPT = 8
+
+SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "intermediate_size": 64, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
+       "eos_token_id": 2}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 16}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
+            "long_factor": [1.0, 1.5, 2.5, 4.0]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+# name: (model_type, dtype, config)
+FAMILIES = {
+    "opt_350m": ("opt", "float16", {
+        "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
+        "max_position_embeddings": 64, "do_layer_norm_before": False, "word_embed_proj_dim": 24}),
+    "gptj": ("gptj", "float16", {**GPT, "rotary_dim": 4, "n_inner": 64}),
+    "phi": ("phi", "float16", {**SIZES, "partial_rotary_factor": 0.5}),
+    "phi_grouped": ("phi", "bfloat16", {**GROUPED, "partial_rotary_factor": 0.5, "qk_layernorm": True}),
+    # Short sequences have the short factors, all others the long ones.
+    "phi3": ("phi3", "bfloat16", {
+        **GROUPED, "sliding_window": 9, "original_max_position_embeddings": 32,
+        "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 32}}),
+    "phi3_long": ("phi3", "bfloat16", {
+        **GROUPED, "original_max_position_embeddings": 7,
+        "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 7}}),
+    "gemma": ("gemma", "bfloat16", {**GROUPED, "head_dim": 16, "num_key_value_heads": 1}),
+    "gemma2": ("gemma2", "bfloat16", {
+        **GROUPED, "head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 24, "num_hidden_layers": 3}),
+    "gemma3": ("gemma3_text", "bfloat16", {
+        **GROUPED, "head_dim": 16, "sliding_window": 7, "sliding_window_pattern": 3, "query_pre_attn_scalar": 24,
+        "num_hidden_layers": 4}),
+    "qwen3": ("qwen3", "bfloat16", {**GROUPED, "head_dim": 16}),
+    "qwen2_windows": ("qwen2", "bfloat16", {
+        **GROUPED, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "num_hidden_layers": 3}),
+    "mistral": ("mistral", "bfloat16", {**GROUPED, "sliding_window": 7}),
+    "gpt_neox_sequential": ("gpt_neox", "float16", {**SIZES, "use_parallel_residual": False, "rotary_pct": 0.5}),
+    "gpt_neo": ("gpt_neo", "float32", {
+        "vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 64,
+        "max_position_embeddings": 64, "window_size": 6, "attention_types": [[["global", "local"], 1]],
+        "bos_token_id": 1, "eos_token_id": 2}),
+    "llama3": ("llama", "bfloat16", {**GROUPED, "tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "llama_yarn": ("llama", "float16", {**GROUPED, "attention_bias": True, "rope_parameters": YARN}),
+    "falcon": ("falcon", "bfloat16", {
+        "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "bos_token_id": 1, "eos_token_id": 2}),
+    "falcon_grouped": ("falcon", "bfloat16", {
+        "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2,
+        "new_decoder_architecture": True, "bias": True, "bos_token_id": 1, "eos_token_id": 2}),
+    "gpt_bigcode": ("gpt_bigcode", "float16", {**GPT, "n_inner": 64}),
+    "starcoder2": ("starcoder2", "bfloat16", {**GROUPED, "sliding_window": 8}),
+    "stablelm": ("stablelm", "float16", {**GROUPED, "use_qkv_bias": True}),
+    "stablelm_parallel": ("stablelm", "float16", {**GROUPED, "use_parallel_residual": True}),
+    "olmo2": ("olmo2", "float32", {**GROUPED}),
+    "cohere": ("cohere", "float16", {**GROUPED}),
+    "cohere2": ("cohere2", "bfloat16", {**GROUPED, "sliding_window": 6, "sliding_window_pattern": 2}),
+    "mpt": ("mpt", "bfloat16", {
+        "vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 64,
+        "bos_token_id": 1, "eos_token_id": 2}),
+    "smollm3": ("smollm3", "bfloat16", {**GROUPED, "no_rope_layers": [1, 0]}),
+    "mixtral": ("mixtral", "bfloat16", {
+        **GROUPED, "intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}),
+    "qwen2_moe": ("qwen2_moe", "bfloat16", {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 40}),
+    "qwen2_moe_sparse": ("qwen2_moe", "float16", {
+        **GROUPED, **EXPERTS, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2}),
+    "qwen3_moe": ("qwen3_moe", "bfloat16", {**GROUPED, **EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
+    "olmoe": ("olmoe", "float16", {**GROUPED, "intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}),
+}
+# Also saved with the experts of a block in one tensor, as transformers 5 holds them.
+FUSED = {"mixtral": "mixtral_fused"}
+
+
+def in_environment():
+    python = HOME / "bin/python"
+    if not python.exists():
+        venv.create(HOME, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *NEEDS], check=True)
+    os.execv(python, [str(python), __file__, *sys.argv[1:]])
+
+
+def randomize(model, generator):
+    """Weights of a size that keeps logits apart; norm gains with a few large entries."""
+    import torch
+
+    gemma = type(model).__name__.startswith("Gemma")
+    for name, tensor in model.named_parameters():
+        short = name.rsplit(".", 1)[-1]
+        draw = torch.randn(tensor.shape, generator=generator)
+        is_norm = tensor.dim() == 1 and short == "weight"
+        if is_norm:
+            gain = 1 + 0.1 * draw
+            per_head = any(part in name for part in ("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
+            if not per_head:
+                gain[torch.randperm(len(gain), generator=generator)[:2]] *= 6
+            values = gain - 1 if gemma else gain
+        elif short == "bias":
+            values = 0.1 * draw
+        elif tensor.dim() >= 2 and "embed" not in name and "wte" not in name and "wpe" not in name:
+            # Tied heads are embeddings; everything else is scaled by its inputs.
+            values = draw * 1.2 / tensor.shape[-1] ** 0.5
+        else:
+            values = 0.5 * draw
+        tensor.data.copy_(values)
+
+
+def llm_int8(x, weight, bias=None):
+    """LLM.int8() as bitsandbytes has it: outlier columns with dequantised weights, everything else in int8."""
+    import torch
+
+    shape, x = x.shape, x.reshape(-1, x.shape[-1])
+    scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    codes = (weight * 127 / scale).round()
+    outlier = (x.abs() >= 6).any(0)
+    inside = torch.where(outlier, 0, x)
+    row = inside.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    y = ((inside * 127 / row).round() @ codes.T) * (row / 127) * (scale.T / 127)
+    y += torch.where(outlier, x, 0) @ (codes * scale / 127).T
+    return (y if bias is None else y + bias).reshape(*shape[:-1], -1)
+
+
+def int8_logits(model, ids):
+    """Logits with every linear layer but the head and the routers in int8, experts included."""
+    import torch
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+    from transformers.pytorch_utils import Conv1D
+
+    # Falcon multiplies without the function; what it computes is the same.
+    FalconLinear.forward = torch.nn.Linear.forward
+    plain = torch.nn.functional.linear
+    head = model.get_output_embeddings()
+    around = ("project_in", "project_out")
+    left = {id(head.weight)} | {id(module.weight) for name, module in model.named_modules()
+                                if name.endswith((".gate", "shared_expert_gate", *around)) and hasattr(module, "weight")}
+    assert not any(isinstance(module, Conv1D) for module in model.modules())
+
+    def linear(x, weight, bias=None):
+        return (plain if id(weight) in left else llm_int8)(x, weight, bias)
+
+    torch.nn.functional.linear = linear
+    try:
+        return model(ids).logits
+    finally:
+        torch.nn.functional.linear = plain
+
+
+def fuse_experts(folder, count):
+    """Stacks `experts.E.{w1,w3}` and `experts.E.w2` into one tensor each."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    blocks = {name.split(".experts.")[0] for name in tensors if ".experts." in name}
+    for block in sorted(blocks):
+        take = lambda expert, part: tensors.pop(f"{block}.experts.{expert}.{part}.weight")
+        up = [torch.cat([take(expert, "w1"), take(expert, "w3")]) for expert in range(count)]
+        tensors[f"{block}.experts.gate_up_proj"] = torch.stack(up)
+        tensors[f"{block}.experts.down_proj"] = torch.stack([take(expert, "w2") for expert in range(count)])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def make(name, generator):
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type, dtype, settings = FAMILIES[name]
+    config = AutoConfig.for_model(model_type, **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    randomize(model, generator)
+    folder = OUT / name
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    # As stored, in f32: casting the module would round what is no weight, too.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+    ids = torch.randint(3, VOCAB, (2, TOKENS), generator=generator)
+    with torch.no_grad():
+        logits = model(ids).logits
+        row = ids[:1, :PROMPT]
+        for _ in range(TOKENS - PROMPT):
+            row = torch.cat([row, model(row).logits[:, -1:].argmax(-1)], dim=1)
+        error = (int8_logits(model, ids) - logits).norm() / logits.norm()
+    top = logits.topk(2).values
+    save_file({
+        "input_ids": ids.int(), "logits": logits.contiguous(), "greedy_ids": row[0].int(),
+        "int8_error": error.reshape(1),
+    }, folder / "golden.safetensors")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{name}: {size / 1e3:.0f} kB, |logits| {logits.abs().max():.2f}, int8 error {error:.2e}, "
+          f"closest two logits {(top[..., 0] - top[..., 1]).min():.1e}, greedy {row[0, PROMPT:].tolist()}")
+    if name in FUSED:
+        other = OUT / FUSED[name]
+        shutil.copytree(folder, other, dirs_exist_ok=True)
+        fuse_experts(other, settings["num_local_experts"])
+
+
+def main(names):
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    for index, name in enumerate(FAMILIES):
+        if not names or name in names:
+            make(name, torch.Generator().manual_seed(1000 + index))
+
+
+if __name__ == "__main__":
+    if pathlib.Path(sys.prefix).resolve() != HOME.resolve():
+        in_environment()
+    main(sys.argv[1:])
