@@ -50,6 +50,12 @@ impl Buffer {
     }
 
     /// All bytes, as f32.
+    pub(crate) fn floats(&self) -> &[f32] {
+        // SAFETY: as in `floats_mut`; the borrow of `self` is shared.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * (LINE / 4)) }
+    }
+
+    /// All bytes, as f32.
     pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
         // SAFETY: 64-byte aligned initialised bytes, a multiple of 4 of them; f32 has no invalid pattern.
         unsafe {

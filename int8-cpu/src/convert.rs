@@ -53,6 +53,18 @@ pub(crate) fn count(value: usize) -> f64 {
     value as f64
 }
 
+/// A length as f32, for means and distances: exact up to 2²⁴, beyond that rounded.
+#[inline(always)]
+pub(crate) fn real(value: usize) -> f32 {
+    value as f32
+}
+
+/// 2ⁿ for n in [−126, 127]: n + 127 is the exponent's field.
+#[inline(always)]
+pub(crate) fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) as u32) << 23)
+}
+
 /// A value reduced modulo 2³²: used only where the final sum is known to fit i32, so that wrapping is exact.
 #[inline(always)]
 pub(crate) fn wrap(value: i64) -> i32 {

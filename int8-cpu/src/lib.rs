@@ -54,6 +54,7 @@ mod convert;
 mod driver;
 mod epilogue;
 mod error;
+pub mod float;
 mod input;
 pub mod kernel;
 mod linear;

@@ -89,6 +89,11 @@ impl<'a> Target<'a> {
         Ok(Self { first, kind, stride, _borrow: PhantomData })
     }
 
+    /// Elements between two rows.
+    pub(crate) fn stride(&self) -> isize {
+        self.stride
+    }
+
     /// `width` elements of a row, from `column` on.
     ///
     /// # Safety

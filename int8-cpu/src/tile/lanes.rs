@@ -33,9 +33,10 @@ pub(crate) trait Instructions: Copy {
     fn multiply(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a·b + c`, fused where that is one instruction.
     fn multiply_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// The smaller; neither is NaN.
+    fn divide(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a` if `a < b`, else `b`: a NaN in `b` stays.
     fn minimum(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The larger; neither is NaN.
+    /// `a` if `a > b`, else `b`: a NaN in `b` stays.
     fn maximum(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// 0 in the lanes with `|value| ≥ threshold`.
     fn below(self, value: Self::Floats, threshold: Self::Floats) -> Self::Floats;
@@ -61,6 +62,8 @@ pub(crate) trait Instructions: Copy {
     fn round(self, value: Self::Floats) -> Self::Ints;
     /// Half to even.
     fn to_floats(self, value: Self::Ints) -> Self::Floats;
+    /// 2ⁿ, n in [−126, 127].
+    fn power_of_two(self, n: Self::Ints) -> Self::Floats;
     /// The low byte of each lane, with all bits of `offset` flipped.
     fn store_codes(self, value: Self::Ints, offset: u8, to: &mut [i8; LANES]);
     /// Byte `lane` of each group of four, sign-extended.
@@ -112,6 +115,10 @@ impl Instructions for Portable {
     fn multiply_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats {
         // `mul_add` would be a library call without the instruction.
         std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn divide(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
+        std::array::from_fn(|i| a[i] / b[i])
     }
     #[inline(always)]
     fn minimum(self, a: Self::Floats, b: Self::Floats) -> Self::Floats {
@@ -173,6 +180,10 @@ impl Instructions for Portable {
     #[inline(always)]
     fn to_floats(self, value: Self::Ints) -> Self::Floats {
         value.map(convert::accumulator)
+    }
+    #[inline(always)]
+    fn power_of_two(self, n: Self::Ints) -> Self::Floats {
+        n.map(convert::power_of_two)
     }
     #[inline(always)]
     fn store_codes(self, value: Self::Ints, offset: u8, to: &mut [i8; LANES]) {

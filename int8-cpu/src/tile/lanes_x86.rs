@@ -36,6 +36,7 @@ macro_rules! all_operations {
             add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
             multiply(a: Self::Floats, b: Self::Floats) -> Self::Floats;
             multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+            divide(a: Self::Floats, b: Self::Floats) -> Self::Floats;
             minimum(a: Self::Floats, b: Self::Floats) -> Self::Floats;
             maximum(a: Self::Floats, b: Self::Floats) -> Self::Floats;
             below(value: Self::Floats, threshold: Self::Floats) -> Self::Floats;
@@ -51,6 +52,7 @@ macro_rules! all_operations {
             magnitude(value: Self::Floats) -> Self::Ints;
             round(value: Self::Floats) -> Self::Ints;
             to_floats(value: Self::Ints) -> Self::Floats;
+            power_of_two(n: Self::Ints) -> Self::Floats;
             store_codes(value: Self::Ints, offset: u8, to: &mut [i8; LANES]);
             byte_of_quads(quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
         }
@@ -125,6 +127,7 @@ mod avx512 {
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn multiply(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
         fn multiply_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        fn divide(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
         fn minimum(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
         fn maximum(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
         fn below(value: __m512, threshold: __m512) -> __m512 {
@@ -163,6 +166,10 @@ mod avx512 {
         // The default rounding mode, half to even: Rust code may not run in another.
         fn round(value: __m512) -> __m512i { _mm512_cvtps_epi32(value) }
         fn to_floats(value: __m512i) -> __m512 { _mm512_cvtepi32_ps(value) }
+        fn power_of_two(n: __m512i) -> __m512 {
+            let exponent = _mm512_add_epi32(n, _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+        }
         fn store_codes(value: __m512i, offset: u8, to: &mut [i8; LANES]) {
             let bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(value), _mm_set1_epi8(offset.cast_signed()));
             // SAFETY: 16 bytes.
@@ -241,6 +248,7 @@ mod avx2 {
         fn multiply_add(a: Floats, b: Floats, c: Floats) -> Floats {
             [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
         }
+        fn divide(a: Floats, b: Floats) -> Floats { [_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])] }
         fn minimum(a: Floats, b: Floats) -> Floats { [_mm256_min_ps(a[0], b[0]), _mm256_min_ps(a[1], b[1])] }
         fn maximum(a: Floats, b: Floats) -> Floats { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
         fn below(value: Floats, threshold: Floats) -> Floats {
@@ -307,6 +315,13 @@ mod avx2 {
         // The default rounding mode, half to even: Rust code may not run in another.
         fn round(value: Floats) -> Ints { [_mm256_cvtps_epi32(value[0]), _mm256_cvtps_epi32(value[1])] }
         fn to_floats(value: Ints) -> Floats { [_mm256_cvtepi32_ps(value[0]), _mm256_cvtepi32_ps(value[1])] }
+        fn power_of_two(n: Ints) -> Floats {
+            let bias = _mm256_set1_epi32(127);
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n[0], bias))),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n[1], bias))),
+            ]
+        }
         fn store_codes(value: Ints, offset: u8, to: &mut [i8; LANES]) {
             // Codes are in [−127, 127], so neither packing saturates; the permutation puts the quarters in order.
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(value[0], value[1]));
@@ -390,6 +405,14 @@ mod tests {
                 simd.maximum(simd.load(&small), simd.splat(0.25)),
                 plain.maximum(small, [0.25; LANES]),
             );
+            for limit in [-0.25, f32::INFINITY] {
+                same("minimum", simd.minimum(simd.splat(limit), x), plain.minimum([limit; LANES], y));
+                same("maximum", simd.maximum(simd.splat(limit), x), plain.maximum([limit; LANES], y));
+            }
+            same("divide", simd.divide(simd.splat(1.5), x), plain.divide([1.5; LANES], y));
+            let exponents = codes.map(|code| code.clamp(-126, 127));
+            let powers = simd.power_of_two(simd.load_int(&exponents));
+            same("power of two", powers, plain.power_of_two(exponents));
             let i = simd.load_int(&ints);
             same("to floats", simd.to_floats(i), plain.to_floats(ints));
             same_ints("add", simd.add_int(i, simd.splat_int(5)), plain.add_int(ints, [5; LANES]));

@@ -1,0 +1,365 @@
+//! Products with weights in floating point: `y = x · Wᵀ + b`, the weight held in its stored type.
+
+use gemm::Parallelism;
+use half::{bf16, f16};
+use int8_core::{Element, Error as CoreError};
+use ndarray::{ArrayView2, ArrayViewMut2};
+use rayon::prelude::*;
+
+use super::functions::{add_lanes, padded};
+use super::run;
+use crate::convert::{self, Typed, TypedMut};
+use crate::kernel::Kernel;
+use crate::linear::Store;
+use crate::matrix::{Source, Target};
+use crate::tile::{Instructions, LANES, Vectorized};
+use crate::{Error, rows_of};
+
+/// Rows of x up to which each output is a dot product: the weights are read once, and widened on the way.
+const DOT_ROWS: usize = 4;
+
+/// Weights below which dot products stay on the calling thread: some 10 µs, about what waking a sleeping thread costs.
+const SERIAL_WEIGHTS: usize = 1 << 16;
+
+/// Rows and outputs of a task of the matrix product: its widened weights, 1 MiB at K = 2048, fit an L2 cache.
+const TASK_ROWS: usize = 256;
+const TASK_OUTPUTS: usize = 128;
+
+/// Independent sums of a dot product: enough to hide the latency of a fused multiply-add.
+const CHAINS: usize = 4;
+
+/// `out [M, N] (+)= x [M, K] · Wᵀ + bias [N]`, W `[N, K]` in f32, f16 or bf16, products and sums in f32.
+///
+/// Up to four rows of x: dot products that read the weights once. More: the `gemm` crate on blocks of W widened to f32.
+///
+/// # Errors
+/// The reference's `InnerDimension`, `Length` (bias) and `Shape` (out); [`Error::NotRowMajor`].
+pub fn product<W: Element>(
+    kernel: Kernel,
+    x: ArrayView2<'_, f32>,
+    w: ArrayView2<'_, W>,
+    bias: Option<&[f32]>,
+    store: Store,
+    mut out: ArrayViewMut2<'_, f32>,
+) -> Result<(), Error> {
+    let ((rows, x_inner), (outputs, w_inner)) = (x.dim(), w.dim());
+    if x_inner != w_inner {
+        let operation = "float product";
+        return Err(CoreError::InnerDimension { operation, rows, x_inner, outputs, w_inner }.into());
+    }
+    if let Some(bias) = bias
+        && bias.len() != outputs
+    {
+        return Err(CoreError::Length { what: "bias", expected: outputs, found: bias.len() }.into());
+    }
+    if out.dim() != (rows, outputs) {
+        return Err(CoreError::Shape { what: "out", expected: (rows, outputs), found: out.dim() }.into());
+    }
+    rows_of(x, "x")?;
+    let job = Product {
+        kernel,
+        w: Source::new(w, "W")?,
+        x,
+        x_rows: Source::new(x, "x")?,
+        bias,
+        store,
+        target: Target::new(&mut out, "out")?,
+    };
+    if rows == 0 || outputs == 0 {
+        return Ok(());
+    }
+    if rows <= DOT_ROWS {
+        job.by_dots()
+    } else {
+        job.by_blocks()
+    }
+    Ok(())
+}
+
+struct Product<'a> {
+    kernel: Kernel,
+    x: ArrayView2<'a, f32>,
+    x_rows: Source<'a>,
+    w: Source<'a>,
+    bias: Option<&'a [f32]>,
+    store: Store,
+    target: Target<'a>,
+}
+
+impl Product<'_> {
+    fn by_dots(&self) {
+        let outputs = self.w.rows;
+        let task = |first: usize, last: usize| run(self.kernel, Dots { product: self, first, last });
+        let threads = rayon::current_num_threads();
+        if outputs * self.w.columns < SERIAL_WEIGHTS || threads == 1 {
+            return task(0, outputs);
+        }
+        // Each output is computed by itself, so the result does not depend on where the tasks begin.
+        let tasks = outputs.min(4 * threads);
+        (0..tasks).into_par_iter().for_each(|i| task(outputs * i / tasks, outputs * (i + 1) / tasks));
+    }
+
+    fn by_blocks(&self) {
+        let (rows, outputs) = (self.x.nrows(), self.w.rows);
+        let row_tasks = rows.div_ceil(TASK_ROWS);
+        let tasks = row_tasks * outputs.div_ceil(TASK_OUTPUTS);
+        let task = |scratch: &mut Vec<f32>, task: usize| {
+            let (row, output) = (task % row_tasks * TASK_ROWS, task / row_tasks * TASK_OUTPUTS);
+            self.block(row, TASK_ROWS.min(rows - row), output, TASK_OUTPUTS.min(outputs - output), scratch);
+        };
+        (0..tasks).into_par_iter().for_each_init(Vec::new, task);
+    }
+
+    /// `rows × outputs` results from `(row, output)` on.
+    fn block(&self, row: usize, rows: usize, output: usize, outputs: usize, scratch: &mut Vec<f32>) {
+        let inner = self.w.columns;
+        scratch.resize(outputs * inner, 0.0);
+        run(self.kernel, Widen { w: &self.w, first: output, target: scratch });
+        if self.store == Store::Overwrite || self.bias.is_some() {
+            for row in row..row + rows {
+                // SAFETY: blocks do not overlap and lie in the matrix.
+                let target = unsafe { floats(self.target.slice(row, output, outputs)) };
+                match (self.bias, self.store) {
+                    (None, _) => target.fill(0.0),
+                    (Some(bias), Store::Overwrite) => target.copy_from_slice(&bias[output..output + outputs]),
+                    (Some(bias), Store::Accumulate) => {
+                        target.iter_mut().zip(&bias[output..]).for_each(|(target, bias)| *target += bias);
+                    }
+                }
+            }
+        }
+        // SAFETY: as above; one element is enough for the address, and the slice is not kept.
+        let first = unsafe { floats(self.target.slice(row, output, 1)) }.as_mut_ptr();
+        // SAFETY: `first` begins a block of rows × outputs with the target's row stride that no other task touches;
+        // x holds `rows` rows of K contiguous values from `row` on; the scratch holds outputs × K values.
+        unsafe {
+            gemm::gemm(
+                rows,
+                outputs,
+                inner,
+                first,
+                1,
+                self.target.stride(),
+                true,
+                self.x.as_ptr().offset(convert::offset(row) * self.x.strides()[0]),
+                1,
+                self.x.strides()[0],
+                scratch.as_ptr(),
+                convert::offset(inner),
+                1,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    }
+}
+
+/// The target is a matrix of f32.
+fn floats(values: TypedMut<'_>) -> &mut [f32] {
+    match values {
+        TypedMut::F32(values) => values,
+        TypedMut::F16(_) | TypedMut::Bf16(_) => &mut [],
+    }
+}
+
+/// All rows of x times rows `first..last` of W.
+struct Dots<'a, 'p> {
+    product: &'a Product<'p>,
+    first: usize,
+    last: usize,
+}
+
+impl Vectorized for Dots<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        let Product { x_rows, w, bias, store, target, .. } = self.product;
+        for n in self.first..self.last {
+            let bias = bias.map_or(0.0, |bias| bias[n]);
+            for m in 0..x_rows.rows {
+                let Typed::F32(x) = x_rows.row(m) else { continue };
+                let value = bias
+                    + match w.row(n) {
+                        Typed::F32(w) => dot(simd, x, w),
+                        Typed::F16(w) => dot(simd, x, w),
+                        Typed::Bf16(w) => dot(simd, x, w),
+                    };
+                // SAFETY: tasks write different outputs, inside the matrix.
+                for target in unsafe { floats(target.slice(m, n, 1)) } {
+                    *target = if *store == Store::Accumulate { *target + value } else { value };
+                }
+            }
+        }
+    }
+}
+
+/// An element type of weights, as it is loaded.
+trait Load: Copy + Default {
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats;
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
+        simd.load(from)
+    }
+}
+
+impl Load for f16 {
+    #[inline(always)]
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
+        simd.load_f16(from)
+    }
+}
+
+impl Load for bf16 {
+    #[inline(always)]
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
+        simd.load_bf16(from)
+    }
+}
+
+#[inline(always)]
+fn dot<I: Instructions, W: Load>(simd: I, x: &[f32], w: &[W]) -> f32 {
+    let mut sums = [simd.splat(0.0); CHAINS];
+    let (x_blocks, x_rest) = x.as_chunks::<{ CHAINS * LANES }>();
+    let (w_blocks, w_rest) = w.as_chunks::<{ CHAINS * LANES }>();
+    for (x, w) in x_blocks.iter().zip(w_blocks) {
+        let (x, w) = (x.as_chunks::<LANES>().0, w.as_chunks::<LANES>().0);
+        for (sum, (x, w)) in sums.iter_mut().zip(x.iter().zip(w)) {
+            *sum = simd.multiply_add(simd.load(x), W::load(simd, w), *sum);
+        }
+    }
+    for (sum, (x, w)) in sums.iter_mut().zip(x_rest.chunks(LANES).zip(w_rest.chunks(LANES))) {
+        *sum = simd.multiply_add(simd.load(&padded(x, 0.0)), W::load(simd, &padded(w, W::default())), *sum);
+    }
+    let [a, b, c, d] = sums;
+    add_lanes(simd, simd.add(simd.add(a, b), simd.add(c, d)))
+}
+
+/// `target [rows, K] = W[first..]`, as many rows as the target holds.
+struct Widen<'a, 'w> {
+    w: &'a Source<'w>,
+    first: usize,
+    target: &'a mut [f32],
+}
+
+impl Vectorized for Widen<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        if self.w.columns == 0 {
+            return;
+        }
+        for (n, target) in self.target.chunks_exact_mut(self.w.columns).enumerate() {
+            match self.w.row(self.first + n) {
+                Typed::F32(row) => target.copy_from_slice(row),
+                Typed::F16(row) => widen(simd, row, target),
+                Typed::Bf16(row) => widen(simd, row, target),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn widen<I: Instructions, W: Load>(simd: I, row: &[W], target: &mut [f32]) {
+    let (vectors, rest) = row.as_chunks::<LANES>();
+    let (targets, last) = target.as_chunks_mut::<LANES>();
+    for (values, target) in vectors.iter().zip(targets) {
+        simd.store(W::load(simd, values), target);
+    }
+    if !rest.is_empty() {
+        let mut lanes = [0.0; LANES];
+        simd.store(W::load(simd, &padded(rest, W::default())), &mut lanes);
+        last.copy_from_slice(&lanes[..last.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use int8_core::corpus::Random;
+    use ndarray::{Array2, s};
+
+    use super::*;
+
+    /// Against f64 sums, for all kernels and element types, at the edges of rows, tasks and vectors, with strides.
+    #[test]
+    fn products_are_sums() {
+        let mut random = Random::new(11);
+        let mut check = |(rows, outputs, inner): (usize, usize, usize)| {
+            let wide_x = random.matrix(rows, inner + 3, 1.0);
+            let x = wide_x.slice(s![.., 2..inner + 2]);
+            let w = random.matrix(outputs, inner, 1.0).mapv(bf16::from_f32);
+            let bias: Vec<f32> = (0..outputs).map(|_| random.normal()).collect();
+            let expected = x.mapv(f64::from).dot(&w.mapv(|w| f64::from(w.to_f32())).t());
+            for kernel in Kernel::available() {
+                for (bias, store) in [
+                    (Some(&bias[..]), Store::Overwrite),
+                    (Some(&bias), Store::Accumulate),
+                    (None, Store::Overwrite),
+                    (None, Store::Accumulate),
+                ] {
+                    let mut found = [(); 3].map(|()| Array2::from_elem((rows, outputs), 0.5));
+                    let [a, b, c] = &mut found;
+                    product(kernel, x, w.view(), bias, store, a.view_mut()).expect("valid shapes");
+                    product(
+                        kernel,
+                        x,
+                        w.mapv(|w| f16::from_f32(w.to_f32())).view(),
+                        bias,
+                        store,
+                        b.view_mut(),
+                    )
+                    .expect("valid shapes");
+                    product(kernel, x, w.mapv(bf16::to_f32).view(), bias, store, c.view_mut())
+                        .expect("valid shapes");
+                    for found in &found {
+                        for ((m, n), found) in found.indexed_iter() {
+                            let start = if store == Store::Accumulate { 0.5 } else { 0.0 };
+                            let expected =
+                                expected[[m, n]] + f64::from(start + bias.map_or(0.0, |bias| bias[n]));
+                            let error = (f64::from(*found) - expected).abs();
+                            assert!(
+                                error < 1e-5 * convert::count(inner + 4),
+                                "{kernel} {rows}×{outputs}×{inner}"
+                            );
+                        }
+                    }
+                }
+            }
+        };
+        for inner in [0, 1, 15, 16, 17, 63, 64, 65, 130] {
+            for rows in [0, 1, 4, 5, 13] {
+                check((rows, 33, inner));
+            }
+        }
+        check((TASK_ROWS + 1, 3, 20));
+        check((5, TASK_OUTPUTS + 1, 20));
+        check((3, 700, 100));
+    }
+
+    #[test]
+    fn operands_that_do_not_fit_are_refused() {
+        let kernel = Kernel::best();
+        let (x, w) = (Array2::<f32>::zeros((2, 4)), Array2::<f32>::zeros((3, 4)));
+        let mut out = Array2::zeros((2, 3));
+        let mut call = |x: ArrayView2<'_, f32>, bias: Option<&[f32]>| {
+            product(kernel, x, w.view(), bias, Store::Overwrite, out.view_mut())
+        };
+        assert!(call(x.view(), None).is_ok());
+        assert!(matches!(
+            call(x.slice(s![.., ..3]), None),
+            Err(Error::Core(CoreError::InnerDimension { .. }))
+        ));
+        assert!(matches!(call(x.slice(s![..1, ..]), None), Err(Error::Core(CoreError::Shape { .. }))));
+        assert!(matches!(call(x.view(), Some(&[0.0; 2])), Err(Error::Core(CoreError::Length { .. }))));
+        let transposed = Array2::<f32>::zeros((4, 2));
+        assert!(matches!(call(transposed.t(), None), Err(Error::NotRowMajor { .. })));
+    }
+}
