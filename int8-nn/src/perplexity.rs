@@ -1,5 +1,6 @@
 //! Perplexity: `exp` of the mean negative log-likelihood of a text's tokens, in non-overlapping windows.
 
+use int8_cpu::{Kernel, float};
 use rayon::prelude::*;
 
 use crate::backend::{Backend, RowSelection};
@@ -64,6 +65,8 @@ impl<B: Backend> Model<B> {
         }
         let mut session = self.decoder().session(1, window, window)?;
         let vocabulary = self.config().vocab_size;
+        // The likelihoods are computed on the host, wherever the model is.
+        let kernel = Kernel::select()?;
         let mut windows = Vec::new();
         for ids in ids.chunks_exact(window).take(count) {
             session.clear(0);
@@ -77,7 +80,7 @@ impl<B: Backend> Model<B> {
                 let losses: Vec<f64> = logits
                     .par_chunks_exact(vocabulary)
                     .zip(targets)
-                    .map(|(logits, target)| negative_log_likelihood(logits, convert::index(*target)))
+                    .map(|(logits, target)| negative_log_likelihood(kernel, logits, convert::index(*target)))
                     .collect();
                 sum += losses.iter().sum::<f64>();
             }
@@ -90,9 +93,9 @@ impl<B: Backend> Model<B> {
 }
 
 /// `−ln softmax(logits)[target]`, summed in f64.
-fn negative_log_likelihood(logits: &[f32], target: usize) -> f64 {
+fn negative_log_likelihood(kernel: Kernel, logits: &[f32], target: usize) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from((*logit - largest).exp())).sum();
+    let sum = float::exp_sum(kernel, logits, largest);
     f64::from(largest) + sum.ln() - f64::from(logits[target])
 }
 
@@ -102,8 +105,9 @@ mod tests {
 
     #[test]
     fn likelihood_of_known_distributions() {
-        assert!((negative_log_likelihood(&[0.0; 4], 2) - 4.0_f64.ln()).abs() < 1e-12);
-        assert!((negative_log_likelihood(&[1000.0, 1000.0], 0) - 2.0_f64.ln()).abs() < 1e-6);
-        assert!(negative_log_likelihood(&[0.0, f32::NAN], 0).is_nan());
+        let likelihood = |logits: &[f32], target| negative_log_likelihood(Kernel::best(), logits, target);
+        assert!((likelihood(&[0.0; 4], 2) - 4.0_f64.ln()).abs() < 1e-12);
+        assert!((likelihood(&[1000.0, 1000.0], 0) - 2.0_f64.ln()).abs() < 1e-6);
+        assert!(likelihood(&[0.0, f32::NAN], 0).is_nan());
     }
 }

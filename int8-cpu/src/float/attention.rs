@@ -1,7 +1,7 @@
 //! Attention over a cache that is laid out as the tiles read it.
 //!
 //! ```text
-//! out[m] = Σ_p softmax_p(scale·q[m]·k[p] − slope·(last(m) − p))·v[p],   p in the span of row m
+//! out[m] = Σ_p softmax_p(cap(scale·q[m]·k[p]) + bias(m, p))·v[p],   p in the span of row m
 //! ```
 //!
 //! Keys and values are written in panels once, so that both products run on the tile that multiplies outliers
@@ -10,10 +10,10 @@
 use std::ops::Range;
 
 use int8_core::Error as CoreError;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::functions::{add_lanes, exp, padded};
+use super::functions::{add_lanes, exp, padded, tanh};
 use crate::buffer::Buffer;
 use crate::convert;
 use crate::kernel::{Dispatch, Kernel};
@@ -137,54 +137,83 @@ pub struct Attention<'a> {
     pub kernel: Kernel,
     /// Query heads: a multiple of the cache's heads. Query head h reads head `h / (heads / cache heads)`.
     pub heads: usize,
-    /// What scores are multiplied with: usually 1/√size.
+    /// What scores are multiplied with, positive: usually 1/√size.
     pub scale: f32,
-    /// ALiBi: for each query head, what a score loses per position before the last one of its span.
-    pub slopes: Option<&'a [f32]>,
+    /// `c`: a scaled score becomes `c·tanh(score/c)`.
+    pub softcap: Option<f32>,
+    /// What is added to a score.
+    pub bias: Bias<'a>,
+}
+
+/// What is added to the score of a query and a key, by head and distance.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Bias<'a> {
+    /// Nothing.
+    #[default]
+    None,
+    /// ALiBi: `−slope·(position of the query − position of the key)`, one slope for each query head.
+    Slopes(&'a [f32]),
+    /// `f32 [heads, 2·reach + 1]`, by `position of the key − position of the query` from −reach to reach; beyond, the
+    /// value at the end.
+    Distances(ArrayView2<'a, f32>),
+}
+
+/// One query row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Query {
+    /// Its position.
+    pub position: usize,
+    /// The positions it sees.
+    pub span: Range<usize>,
 }
 
 impl Attention<'_> {
-    /// `out [rows, heads·size]` from `queries [rows, heads·size]`; row m sees the positions `spans[m]`.
+    /// `out [rows, heads·size]` from `queries [rows, heads·size]`, of which `rows` tells the positions.
     ///
     /// The result does not depend on the number of threads.
     ///
     /// # Errors
-    /// The reference's `Length` (spans, slopes) and `Shape` (queries, out; also for a span that is empty or leaves the
-    /// cache); [`Error::NotRowMajor`].
+    /// The reference's `Length` (slopes, distances) and `Shape` (queries, out; also for a span that is empty or leaves
+    /// the cache); [`Error::NotRowMajor`].
     pub fn attend(
         &self,
         queries: ArrayView2<'_, f32>,
         cache: &KeyValues,
-        spans: &[Range<usize>],
+        rows: &[Query],
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
-        let (rows, heads, size) = (queries.nrows(), self.heads, cache.size);
-        let expected = (spans.len(), heads * size);
+        let (heads, size) = (self.heads, cache.size);
+        let expected = (rows.len(), heads * size);
         for (what, found) in [("queries", queries.dim()), ("attention output", out.dim())] {
             if found != expected || cache.heads == 0 || !heads.is_multiple_of(cache.heads) {
                 return Err(CoreError::Shape { what, expected, found }.into());
             }
         }
-        if let Some(slopes) = self.slopes
-            && slopes.len() != heads
-        {
-            return Err(CoreError::Length { what: "slopes", expected: heads, found: slopes.len() }.into());
+        let (biases, what) = match self.bias {
+            Bias::None => (heads, "bias"),
+            Bias::Slopes(slopes) => (slopes.len(), "slopes"),
+            Bias::Distances(table) if table.ncols() == 0 => (0, "distances"),
+            Bias::Distances(table) => (table.nrows(), "distances"),
+        };
+        if biases != heads {
+            return Err(CoreError::Length { what, expected: heads, found: biases }.into());
         }
-        if let Some(span) = spans.iter().find(|span| span.is_empty() || span.end > cache.capacity) {
+        if let Some(Query { span, .. }) =
+            rows.iter().find(|row| row.span.is_empty() || row.span.end > cache.capacity)
+        {
             let (expected, found) = ((0, cache.capacity), (span.start, span.end));
             return Err(CoreError::Shape { what: "span of positions", expected, found }.into());
         }
         rows_of(queries, "queries")?;
         rows_of(out.view(), "attention output")?;
-        if rows == 0 || size == 0 {
+        if rows.is_empty() || size == 0 {
             return Ok(());
         }
-        let work = 2 * heads * size * spans.iter().map(ExactSizeIterator::len).sum::<usize>();
+        let work = 2 * heads * size * rows.iter().map(|row| row.span.len()).sum::<usize>();
         let parallel = work >= SERIAL_WORK && rayon::current_num_threads() > 1;
-        let slope = |head: usize| self.slopes.map_or(0.0, |slopes| slopes[head]);
         let group = heads / cache.heads;
         const CONTIGUOUS: &str = "rows_of checked that rows are contiguous";
-        if rows == 1 {
+        if let [query] = rows {
             // The heads that share a cached head are the rows of a tile: its keys and values are read once.
             let shape = (heads, size);
             let row = queries.row(0);
@@ -195,9 +224,8 @@ impl Attention<'_> {
             let parts =
                 queries.axis_chunks_iter(Axis(0), group).zip(out.axis_chunks_iter_mut(Axis(0), group));
             let blocks = parts.enumerate().map(|(head, (queries, out))| {
-                let rows = head * group..(head + 1) * group;
-                let rows = rows.map(|head| Row { span: spans[0].clone(), slope: slope(head) }).collect();
-                Block { cache, head, scale: self.scale, queries, rows, out }
+                let rows = (head * group..(head + 1) * group).map(|head| (head, query)).collect();
+                Block { attention: self, cache, head, queries, rows, out }
             });
             self.run(blocks.collect(), parallel);
             return Ok(());
@@ -208,18 +236,17 @@ impl Attention<'_> {
             for head in 0..heads {
                 let (out, others) = rest.split_at(Axis(1), size);
                 rest = others;
-                let rows = spans[span.clone()].iter();
-                let rows = rows.map(|span| Row { span: span.clone(), slope: slope(head) }).collect();
+                let rows = rows[span.clone()].iter().map(|row| (head, row)).collect();
                 let queries = queries.slice(s![span.clone(), head * size..(head + 1) * size]);
-                blocks.push(Block { cache, head: head / group, scale: self.scale, queries, rows, out });
+                blocks.push(Block { attention: self, cache, head: head / group, queries, rows, out });
             }
         }
         self.run(blocks, parallel);
         Ok(())
     }
 
-    fn run(&self, blocks: Vec<Block<'_>>, parallel: bool) {
-        let task = |scores: &mut Vec<f32>, block: Block<'_>| self.kernel.dispatch(Job { block, scores });
+    fn run(&self, blocks: Vec<Block<'_, '_>>, parallel: bool) {
+        let task = |scores: &mut Vec<f32>, block: Block<'_, '_>| self.kernel.dispatch(Job { block, scores });
         if parallel {
             blocks.into_par_iter().for_each_init(Vec::new, task);
         } else {
@@ -229,31 +256,24 @@ impl Attention<'_> {
     }
 }
 
-/// What is known of one query row.
-struct Row {
-    /// The positions it sees.
-    span: Range<usize>,
-    /// What a score loses per position before the last one.
-    slope: f32,
-}
-
 /// Some query rows that read the same head of the cache.
-struct Block<'a> {
+struct Block<'a, 'b> {
+    attention: &'a Attention<'b>,
     cache: &'a KeyValues,
     head: usize,
-    scale: f32,
     queries: ArrayView2<'a, f32>,
-    rows: Vec<Row>,
+    /// For each row its query head.
+    rows: Vec<(usize, &'a Query)>,
     out: ArrayViewMut2<'a, f32>,
 }
 
-impl Block<'_> {
+impl Block<'_, '_> {
     /// The rows of one tile. `scores` is scratch.
     fn tile<K: TileKernel>(&mut self, tile: K, tile_rows: Range<usize>, scores: &mut Vec<f32>) {
         let (cache, head) = (self.cache, self.head);
         let rows = &self.rows[tile_rows.clone()];
-        let begin = rows.iter().map(|row| row.span.start).min().unwrap_or(0);
-        let end = rows.iter().map(|row| row.span.end).max().unwrap_or(0);
+        let begin = rows.iter().map(|(_, row)| row.span.start).min().unwrap_or(0);
+        let end = rows.iter().map(|(_, row)| row.span.end).max().unwrap_or(0);
         // Scores begin at a panel of keys. The rows lie one cache line more apart than they are long: with a power of
         // two they would share sets of the cache.
         let origin = begin / PANEL * PANEL;
@@ -278,12 +298,29 @@ impl Block<'_> {
             }
         }
         let mut inverse = [0.0; MAX_ROWS];
-        for ((row, scores), inverse) in rows.iter().zip(scores.chunks_exact_mut(stride)).zip(&mut inverse) {
+        for (((head, row), scores), inverse) in
+            rows.iter().zip(scores.chunks_exact_mut(stride)).zip(&mut inverse)
+        {
             let (first, last) = (row.span.start - origin, row.span.end - origin);
             scores[begin - origin..first].fill(0.0);
             scores[last..end - origin].fill(0.0);
-            let job = Exponentials { scores: &mut scores[first..last], scale: self.scale, slope: row.slope };
-            *inverse = 1.0 / tile.vectorize(job);
+            let Attention { scale, softcap, bias, .. } = *self.attention;
+            let (slope, distances) = match bias {
+                Bias::None => (0.0, Vec::new()),
+                Bias::Slopes(slopes) => (slopes[*head], Vec::new()),
+                Bias::Distances(table) => (0.0, by_position(table.row(*head), row)),
+            };
+            let first_distance = convert::real(row.span.start) - convert::real(row.position);
+            let scores = &mut scores[first..last];
+            *inverse = 1.0
+                / tile.vectorize(Exponentials {
+                    scores,
+                    scale,
+                    softcap,
+                    slope,
+                    first_distance,
+                    distances: &distances,
+                });
         }
         for panel in 0..cache.size.div_ceil(PANEL) {
             let operands = OuterOperands {
@@ -305,12 +342,12 @@ impl Block<'_> {
     }
 }
 
-struct Job<'a, 's> {
-    block: Block<'a>,
+struct Job<'a, 'b, 's> {
+    block: Block<'a, 'b>,
     scores: &'s mut Vec<f32>,
 }
 
-impl Dispatch for Job<'_, '_> {
+impl Dispatch for Job<'_, '_, '_> {
     type Output = ();
 
     fn run<K: TileKernel>(self, tile: K) {
@@ -322,26 +359,51 @@ impl Dispatch for Job<'_, '_> {
     }
 }
 
-/// `score = exp(t − max t)` with `t = scale·score − slope·(last − position)`; returns the sum.
+/// The biases of a row's span.
+fn by_position(table: ArrayView1<'_, f32>, row: &Query) -> Vec<f32> {
+    // The middle of the table is distance 0.
+    let (middle, last) = (table.len() / 2, table.len() - 1);
+    row.span
+        .clone()
+        .map(|position| table[(middle + position).saturating_sub(row.position).min(last)])
+        .collect()
+}
+
+/// `score = exp(t − max t)` with `t = cap(scale·score) + slope·(position of the key − that of the query) + distances`;
+/// returns the sum.
 struct Exponentials<'a> {
     scores: &'a mut [f32],
     scale: f32,
+    softcap: Option<f32>,
     slope: f32,
+    first_distance: f32,
+    /// One for each score, or nothing.
+    distances: &'a [f32],
 }
 
 impl Exponentials<'_> {
-    /// `t` of the vector that begins at `position`.
+    /// `t` of the vector that begins at `index`.
     #[inline(always)]
-    fn scaled<I: Instructions>(&self, simd: I, scores: &[f32; LANES], position: usize) -> I::Floats {
+    fn shifted<I: Instructions>(&self, simd: I, scores: &[f32; LANES], index: usize) -> I::Floats {
         const LANE: [f32; LANES] =
             [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
-        let scaled = simd.multiply(simd.load(scores), simd.splat(self.scale));
-        if self.slope == 0.0 {
-            return scaled;
+        let mut score = simd.multiply(simd.load(scores), simd.splat(self.scale));
+        if let Some(cap) = self.softcap {
+            let ratio = simd.divide(score, simd.splat(cap));
+            score = simd.multiply(tanh(simd, ratio), simd.splat(cap));
         }
-        let first = convert::real(position) - convert::real(self.scores.len() - 1);
-        let distance = simd.add(simd.load(&LANE), simd.splat(first));
-        simd.multiply_add(distance, simd.splat(self.slope), scaled)
+        if self.slope != 0.0 {
+            let first = self.first_distance + convert::real(index);
+            let distance = simd.add(simd.load(&LANE), simd.splat(first));
+            score = simd.multiply_add(distance, simd.splat(self.slope), score);
+        }
+        match self.distances.get(index..) {
+            Some(distances) if !distances.is_empty() => {
+                let count = distances.len().min(LANES);
+                simd.add(score, simd.load(&padded(&distances[..count], 0.0)))
+            }
+            _ => score,
+        }
     }
 }
 
@@ -355,9 +417,9 @@ impl Vectorized for Exponentials<'_> {
         let (vectors, rest) = self.scores.as_chunks::<LANES>();
         let (count, rest_length) = (vectors.len(), rest.len());
         for (i, scores) in vectors.iter().enumerate() {
-            largest = simd.maximum(largest, self.scaled(simd, scores, i * LANES));
+            largest = simd.maximum(largest, self.shifted(simd, scores, i * LANES));
         }
-        let last = self.scaled(simd, &padded(rest, 0.0), count * LANES);
+        let last = self.shifted(simd, &padded(rest, 0.0), count * LANES);
         let (mut lanes, mut last_lanes) = ([0.0; LANES], [0.0; LANES]);
         simd.store(largest, &mut lanes);
         simd.store(last, &mut last_lanes);
@@ -368,7 +430,7 @@ impl Vectorized for Exponentials<'_> {
         let mut sum = simd.splat(0.0);
         for i in 0..count {
             let scores = &self.scores.as_chunks::<LANES>().0[i];
-            let power = exp(simd, simd.add(self.scaled(simd, scores, i * LANES), shift));
+            let power = exp(simd, simd.add(self.shifted(simd, scores, i * LANES), shift));
             sum = simd.add(sum, power);
             simd.store(power, &mut self.scores.as_chunks_mut::<LANES>().0[i]);
         }
@@ -386,60 +448,104 @@ mod tests {
 
     use super::*;
 
+    /// What a case adds to its scores.
+    enum Added {
+        Nothing,
+        Slopes(Vec<f32>),
+        Distances(Array2<f32>),
+    }
+
     struct Case {
         heads: usize,
         kv_heads: usize,
         size: usize,
-        slopes: Option<Vec<f32>>,
-        spans: Vec<Range<usize>>,
+        softcap: Option<f32>,
+        added: Added,
+        rows: Vec<Query>,
     }
 
-    /// By the formula, in f64.
-    fn expected(case: &Case, scale: f32, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>) -> Array2<f64> {
-        let size = case.size;
-        let mut out = Array2::zeros(q.raw_dim());
-        for (m, span) in case.spans.iter().enumerate() {
-            for head in 0..case.heads {
-                let kv = head / (case.heads / case.kv_heads) * size;
-                let slope = f64::from(case.slopes.as_ref().map_or(0.0, |slopes| slopes[head]));
-                let score = |p: usize| {
-                    let dot: f64 = (0..size)
-                        .map(|d| f64::from(q[[m, head * size + d]]) * f64::from(k[[p, kv + d]]))
-                        .sum();
-                    f64::from(scale) * dot - slope * convert::count(span.end - 1 - p)
-                };
-                let weights: Vec<f64> = span.clone().map(|p| score(p).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                for d in 0..size {
-                    let products =
-                        span.clone().zip(&weights).map(|(p, weight)| weight * f64::from(v[[p, kv + d]]));
-                    out[[m, head * size + d]] = products.sum::<f64>() / sum;
-                }
+    impl Case {
+        fn new((heads, kv_heads, size): (usize, usize, usize), added: Added, rows: Vec<Query>) -> Self {
+            Self { heads, kv_heads, size, softcap: None, added, rows }
+        }
+
+        fn bias(&self) -> Bias<'_> {
+            match &self.added {
+                Added::Nothing => Bias::None,
+                Added::Slopes(slopes) => Bias::Slopes(slopes),
+                Added::Distances(table) => Bias::Distances(table.view()),
             }
         }
-        out
+
+        /// By the formula, in f64.
+        fn expected(&self, scale: f32, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>) -> Array2<f64> {
+            let size = self.size;
+            let mut out = Array2::zeros(q.raw_dim());
+            for (m, Query { position, span }) in self.rows.iter().enumerate() {
+                for head in 0..self.heads {
+                    let kv = head / (self.heads / self.kv_heads) * size;
+                    let score = |p: usize| {
+                        let dot: f64 = (0..size)
+                            .map(|d| f64::from(q[[m, head * size + d]]) * f64::from(k[[p, kv + d]]))
+                            .sum();
+                        let scaled = f64::from(scale) * dot;
+                        let capped = self
+                            .softcap
+                            .map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
+                        capped
+                            + match &self.added {
+                                Added::Nothing => 0.0,
+                                Added::Slopes(slopes) => {
+                                    -f64::from(slopes[head]) * convert::count(position - p)
+                                }
+                                Added::Distances(table) => {
+                                    let reach = table.ncols() / 2;
+                                    let index = (p + reach).max(*position) - position;
+                                    f64::from(table[[head, index.min(2 * reach)]])
+                                }
+                            }
+                    };
+                    let weights: Vec<f64> = span.clone().map(|p| score(p).exp()).collect();
+                    let sum: f64 = weights.iter().sum();
+                    for d in 0..size {
+                        let products =
+                            span.clone().zip(&weights).map(|(p, weight)| weight * f64::from(v[[p, kv + d]]));
+                        out[[m, head * size + d]] = products.sum::<f64>() / sum;
+                    }
+                }
+            }
+            out
+        }
     }
 
     #[test]
     fn attention_is_its_formula() {
         let mut random = Random::new(21);
-        let causal = |first: usize, rows: usize, window: usize| -> Vec<Range<usize>> {
-            (first..first + rows).map(|last| (last + 1).saturating_sub(window)..last + 1).collect()
+        let causal = |first: usize, rows: usize, window: usize| -> Vec<Query> {
+            let span = |last: usize| (last + 1).saturating_sub(window)..last + 1;
+            (first..first + rows).map(|position| Query { position, span: span(position) }).collect()
+        };
+        let full = |rows: usize, length: usize| -> Vec<Query> {
+            (0..rows).map(|position| Query { position, span: 0..length }).collect()
         };
         let all = usize::MAX;
-        let slopes = Some(vec![0.5, 0.25, 0.125, 0.0625]);
+        let slopes = || Added::Slopes(vec![0.5, 0.25, 0.125, 0.0625]);
         let cases = [
-            Case { heads: 4, kv_heads: 4, size: 8, slopes: None, spans: causal(0, 70, all) },
-            Case { heads: 4, kv_heads: 2, size: 33, slopes: None, spans: causal(5, 50, 7) },
-            Case { heads: 4, kv_heads: 1, size: 64, slopes: slopes.clone(), spans: causal(40, 49, all) },
-            Case { heads: 4, kv_heads: 2, size: 80, slopes, spans: causal(90, 1, all) },
-            Case { heads: 6, kv_heads: 2, size: 5, slopes: None, spans: causal(0, 1, all) },
-            Case { heads: 2, kv_heads: 2, size: 16, slopes: None, spans: vec![0..60; 60] },
-            Case { heads: 6, kv_heads: 2, size: 16, slopes: None, spans: causal(63, 1, 40) },
+            Case::new((4, 4, 8), Added::Nothing, causal(0, 70, all)),
+            Case::new((4, 2, 33), Added::Nothing, causal(5, 50, 7)),
+            Case::new((4, 1, 64), slopes(), causal(40, 49, all)),
+            Case::new((4, 2, 80), slopes(), causal(90, 1, all)),
+            Case::new((6, 2, 5), Added::Nothing, causal(0, 1, all)),
+            Case::new((2, 2, 16), Added::Nothing, full(60, 60)),
+            Case::new((6, 2, 16), Added::Nothing, causal(63, 1, 40)),
+            Case::new((2, 2, 16), Added::Distances(random.matrix(2, 21, 1.0)), full(50, 50)),
+            Case::new((2, 1, 16), Added::Distances(random.matrix(2, 21, 1.0)), causal(33, 1, all)),
+            Case { softcap: Some(0.7), ..Case::new((2, 2, 16), Added::Nothing, causal(0, 30, all)) },
+            Case { softcap: Some(0.7), ..Case::new((4, 2, 16), slopes(), causal(9, 30, all)) },
         ];
         for case in &cases {
-            let length = case.spans.iter().map(|span| span.end).max().expect("spans");
-            let q = random.matrix(case.spans.len(), case.heads * case.size, 1.0);
+            let length = case.rows.iter().map(|row| row.span.end).max().expect("rows");
+            let q = random.matrix(case.rows.len(), case.heads * case.size, 1.0);
             let k = random.matrix(length, case.kv_heads * case.size, 1.0);
             let v = random.matrix(length, case.kv_heads * case.size, 1.0);
             let scale = 1.0 / convert::real(case.size).sqrt();
@@ -450,12 +556,12 @@ mod tests {
                 let (k, v) = (k.slice(s![part.clone(), ..]), v.slice(s![part.clone(), ..]));
                 cache.write(part.start, k, v).expect("it fits");
             }
-            let expected = expected(case, scale, &q, &k, &v);
+            let expected = case.expected(scale, &q, &k, &v);
             for kernel in Kernel::available() {
                 let attention =
-                    Attention { kernel, heads: case.heads, scale, slopes: case.slopes.as_deref() };
+                    Attention { kernel, heads: case.heads, scale, softcap: case.softcap, bias: case.bias() };
                 let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
-                attention.attend(q.view(), &cache, &case.spans, out.view_mut()).expect("valid operands");
+                attention.attend(q.view(), &cache, &case.rows, out.view_mut()).expect("valid operands");
                 for (found, expected) in out.iter().zip(&expected) {
                     let error = (f64::from(*found) - expected).abs();
                     assert!(error < 2e-6, "{kernel} size {}: {found}, {expected}", case.size);
@@ -473,13 +579,14 @@ mod tests {
                 keys[[at, 1]] = f32::NAN;
                 let mut cache = KeyValues::new(1, 4, 20);
                 cache.write(0, keys.view(), ones.view()).expect("it fits");
-                let attention = Attention { kernel, heads: 1, scale: 0.5, slopes: None };
-                let mut out = Array2::zeros((1, 4));
-                let seen = std::slice::from_ref(&(0..20));
-                attention
-                    .attend(ones.slice(s![..1, ..]), &cache, seen, out.view_mut())
-                    .expect("valid operands");
-                assert!(out.iter().all(|value| value.is_nan()), "{kernel} {at}: {out}");
+                for softcap in [None, Some(3.0)] {
+                    let attention = Attention { kernel, heads: 1, scale: 0.5, softcap, bias: Bias::None };
+                    let mut out = Array2::zeros((1, 4));
+                    let row = Query { position: 19, span: 0..20 };
+                    let queries = ones.slice(s![..1, ..]);
+                    attention.attend(queries, &cache, &[row], out.view_mut()).expect("valid operands");
+                    assert!(out.iter().all(|value| value.is_nan()), "{kernel} {at}: {out}");
+                }
             }
         }
     }
@@ -488,29 +595,29 @@ mod tests {
     fn operands_that_do_not_fit_are_refused() {
         let mut cache = KeyValues::new(2, 4, 10);
         assert_eq!(cache.capacity(), PANEL);
-        let rows = |rows: usize, columns: usize| Array2::<f32>::zeros((rows, columns));
-        let mut write = |position, keys: Array2<f32>, values: Array2<f32>| {
-            cache.write(position, keys.view(), values.view())
+        let zeros = |rows: usize, columns: usize| Array2::<f32>::zeros((rows, columns));
+        let mut write = |position, keys: (usize, usize), values: (usize, usize)| {
+            cache.write(position, zeros(keys.0, keys.1).view(), zeros(values.0, values.1).view())
         };
-        assert!(write(PANEL - 3, rows(3, 8), rows(3, 8)).is_ok());
-        assert!(write(PANEL - 2, rows(3, 8), rows(3, 8)).is_err());
-        assert!(write(usize::MAX, rows(1, 8), rows(1, 8)).is_err());
-        assert!(write(0, rows(3, 8), rows(2, 8)).is_err());
-        assert!(write(0, rows(3, 7), rows(3, 8)).is_err());
-        let attend = |heads: usize,
-                      slopes: Option<&[f32]>,
-                      q: Array2<f32>,
-                      span: Range<usize>,
-                      out: (usize, usize)| {
-            let attention = Attention { kernel: Kernel::best(), heads, scale: 1.0, slopes };
-            attention.attend(q.view(), &cache, &[span], rows(out.0, out.1).view_mut())
-        };
-        assert!(attend(4, None, rows(1, 16), 0..1, (1, 16)).is_ok());
-        assert!(attend(3, None, rows(1, 12), 0..1, (1, 12)).is_err());
-        assert!(attend(4, Some(&[0.0; 3]), rows(1, 16), 0..1, (1, 16)).is_err());
-        assert!(attend(4, None, rows(1, 15), 0..1, (1, 16)).is_err());
-        assert!(attend(4, None, rows(1, 16), 0..1, (2, 16)).is_err());
-        assert!(attend(4, None, rows(1, 16), 3..3, (1, 16)).is_err());
-        assert!(attend(4, None, rows(1, 16), 0..PANEL + 1, (1, 16)).is_err());
+        assert!(write(PANEL - 3, (3, 8), (3, 8)).is_ok());
+        assert!(write(PANEL - 2, (3, 8), (3, 8)).is_err());
+        assert!(write(usize::MAX, (1, 8), (1, 8)).is_err());
+        assert!(write(0, (3, 8), (2, 8)).is_err());
+        assert!(write(0, (3, 7), (3, 8)).is_err());
+        let attend =
+            |heads: usize, bias: Bias<'_>, columns: usize, span: Range<usize>, out: (usize, usize)| {
+                let attention = Attention { kernel: Kernel::best(), heads, scale: 1.0, softcap: None, bias };
+                let row = Query { position: 0, span };
+                attention.attend(zeros(1, columns).view(), &cache, &[row], zeros(out.0, out.1).view_mut())
+            };
+        let table = zeros(4, 0);
+        assert!(attend(4, Bias::None, 16, 0..1, (1, 16)).is_ok());
+        assert!(attend(3, Bias::None, 12, 0..1, (1, 12)).is_err());
+        assert!(attend(4, Bias::Slopes(&[0.0; 3]), 16, 0..1, (1, 16)).is_err());
+        assert!(attend(4, Bias::Distances(table.view()), 16, 0..1, (1, 16)).is_err());
+        assert!(attend(4, Bias::None, 15, 0..1, (1, 16)).is_err());
+        assert!(attend(4, Bias::None, 16, 0..1, (2, 16)).is_err());
+        assert!(attend(4, Bias::None, 16, 3..3, (1, 16)).is_err());
+        assert!(attend(4, Bias::None, 16, 0..PANEL + 1, (1, 16)).is_err());
     }
 }

@@ -41,6 +41,13 @@ fn polynomial<I: Instructions>(simd: I, x: I::Floats, coefficients: &[f32]) -> I
     value
 }
 
+/// `tanh x = (1 − e⁻²ˣ)/(1 + e⁻²ˣ)`, to 1e-7.
+#[inline(always)]
+pub(super) fn tanh<I: Instructions>(simd: I, x: I::Floats) -> I::Floats {
+    let (one, power) = (simd.splat(1.0), exp(simd, simd.multiply(x, simd.splat(-2.0))));
+    simd.divide(simd.multiply_add(power, simd.splat(-1.0), one), simd.add(one, power))
+}
+
 /// `max(x, 0)`
 #[derive(Clone, Copy)]
 pub(super) struct Relu;

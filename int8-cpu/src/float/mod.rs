@@ -8,7 +8,7 @@ mod functions;
 mod product;
 mod rows;
 
-pub use attention::{Attention, KeyValues};
+pub use attention::{Attention, Bias, KeyValues, Query};
 pub use product::product;
 pub use rows::{Function, activate, exp_sum, gate, layer_norm, rms_norm};
 

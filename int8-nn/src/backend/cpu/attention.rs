@@ -1,31 +1,26 @@
 //! Attention with a cache of keys and values: causal, over a whole sequence, or over another sequence; grouped queries,
-//! rotary positions, ALiBi, learned biases, sliding
-//! windows and soft caps.
+//! rotary positions, ALiBi, learned biases, sliding windows
+//! and soft caps.
 
-use ndarray::linalg::general_mat_mul;
+use int8_cpu::Kernel;
+use int8_cpu::float::{Attention, Bias, KeyValues, Query};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::StepSegment;
-use super::elementwise::{dot, sum};
 use crate::Error;
 use crate::backend::{AttentionSpec, Mask};
 use crate::config::{Positions, Rotary};
 use crate::convert;
 
-/// Query rows of a task: their scores against 1024 positions take 256 KiB, within the L2 cache of a core.
-const BLOCK: usize = 64;
-
-/// Multiply-adds below which a step stays on one thread.
-const PARALLEL_WORK: usize = 1 << 17;
-
-/// Keys and values, `f32 [kv_heads, max_positions, head_size]` for each block and sequence.
+/// Keys and values for each block and sequence.
 #[derive(Debug)]
 pub struct CpuCache {
+    kernel: Kernel,
     spec: AttentionSpec,
     max_positions: usize,
     sequences: usize,
-    /// By `layer·sequences + sequence`; grown when a sequence first reaches a block.
+    /// By `layer·sequences + sequence`.
     entries: Vec<Entry>,
     /// Each different rotary table once.
     rotations: Vec<Rotation>,
@@ -44,8 +39,8 @@ struct Layer {
 
 #[derive(Debug, Default)]
 struct Entry {
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    /// Made when a sequence first reaches the block.
+    kept: Option<KeyValues>,
     /// Positions that hold a token.
     length: usize,
 }
@@ -59,7 +54,12 @@ struct Rotation {
 }
 
 impl CpuCache {
-    pub(super) fn new(spec: &AttentionSpec, sequences: usize, max_positions: usize) -> Result<Self, Error> {
+    pub(super) fn new(
+        kernel: Kernel,
+        spec: &AttentionSpec,
+        sequences: usize,
+        max_positions: usize,
+    ) -> Result<Self, Error> {
         let mut tables: Vec<&Rotary> = Vec::new();
         let mut layers = Vec::new();
         for layer in &spec.layers {
@@ -80,7 +80,7 @@ impl CpuCache {
         let rotations = tables.into_iter().map(|rotary| Rotation::new(rotary, max_positions)).collect();
         let mut entries = Vec::new();
         entries.resize_with(spec.layers.len() * sequences, Entry::default);
-        Ok(Self { spec: spec.clone(), max_positions, sequences, entries, rotations, layers })
+        Ok(Self { kernel, spec: spec.clone(), max_positions, sequences, entries, rotations, layers })
     }
 
     /// `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
@@ -90,24 +90,31 @@ impl CpuCache {
         layer: usize,
         mut qkv: ArrayViewMut2<'_, f32>,
         mut out: ArrayViewMut2<'_, f32>,
-    ) {
+    ) -> Result<(), Error> {
         for segment in segments {
             let rows = segment.first_row..segment.first_row + segment.rows;
             let mut qkv = qkv.slice_mut(s![rows.clone(), ..]);
             self.rotate(layer, segment.position, &mut qkv);
             let queries = self.spec.heads * self.spec.head_size;
-            self.remember(segment, layer, qkv.slice(s![.., queries..]));
+            self.remember(segment, layer, qkv.slice(s![.., queries..]))?;
             let queries = qkv.slice(s![.., ..queries]);
-            self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]));
+            self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]))?;
         }
+        Ok(())
     }
 
     /// Keeps `kv [rows, 2·kv_heads·head_size]` for [`recall`](Self::recall).
-    pub(super) fn remember_only(&mut self, segments: &[StepSegment], layer: usize, kv: ArrayView2<'_, f32>) {
+    pub(super) fn remember_only(
+        &mut self,
+        segments: &[StepSegment],
+        layer: usize,
+        kv: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
         for segment in segments {
             let rows = segment.first_row..segment.first_row + segment.rows;
-            self.remember(segment, layer, kv.slice(s![rows, ..]));
+            self.remember(segment, layer, kv.slice(s![rows, ..]))?;
         }
+        Ok(())
     }
 
     /// `q [rows, heads·head_size]` → `out [rows, heads·head_size]`, over what was remembered.
@@ -117,12 +124,13 @@ impl CpuCache {
         layer: usize,
         q: ArrayView2<'_, f32>,
         mut out: ArrayViewMut2<'_, f32>,
-    ) {
+    ) -> Result<(), Error> {
         for segment in segments {
             let rows = segment.first_row..segment.first_row + segment.rows;
             let queries = q.slice(s![rows.clone(), ..]);
-            self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]));
+            self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]))?;
         }
+        Ok(())
     }
 
     /// Rotates queries and keys in place; pairs are `(i, i + dims/2)`.
@@ -144,22 +152,18 @@ impl CpuCache {
     }
 
     /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the cache.
-    fn remember(&mut self, segment: &StepSegment, layer: usize, kv: ArrayView2<'_, f32>) {
+    fn remember(
+        &mut self,
+        segment: &StepSegment,
+        layer: usize,
+        kv: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
         let (size, kv_heads) = (self.spec.head_size, self.spec.kv_heads);
-        let first_value = kv_heads * size;
-        let length = kv_heads * self.max_positions * size;
         let entry = &mut self.entries[layer * self.sequences + segment.sequence];
-        entry.keys.resize(length, 0.0);
-        entry.values.resize(length, 0.0);
         entry.length = segment.position + segment.rows;
-        for (row, values) in kv.rows().into_iter().enumerate() {
-            let values = values.to_slice().expect("rows are contiguous");
-            for head in 0..kv_heads {
-                let at = (head * self.max_positions + segment.position + row) * size;
-                entry.keys[at..at + size].copy_from_slice(&values[head * size..][..size]);
-                entry.values[at..at + size].copy_from_slice(&values[first_value + head * size..][..size]);
-            }
-        }
+        let kept = entry.kept.get_or_insert_with(|| KeyValues::new(kv_heads, size, self.max_positions));
+        let (keys, values) = kv.split_at(Axis(1), kv_heads * size);
+        Ok(kept.write(segment.position, keys, values)?)
     }
 
     fn attend_segment(
@@ -167,144 +171,27 @@ impl CpuCache {
         segment: &StepSegment,
         layer: usize,
         queries: ArrayView2<'_, f32>,
-        mut out: ArrayViewMut2<'_, f32>,
-    ) {
-        let size = self.spec.head_size;
-        let group = self.spec.heads / self.spec.kv_heads;
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), Error> {
         let entry = &self.entries[layer * self.sequences + segment.sequence];
-        let length = self.max_positions * size;
-        let head_task = |(head, mut out): (usize, ArrayViewMut2<'_, f32>)| {
-            let kv = head / group * length..(head / group + 1) * length;
-            let attention = Head {
-                keys: &entry.keys[kv.clone()],
-                values: &entry.values[kv],
-                size,
-                position: segment.position,
-                window: self.layers[layer].window,
-                end: match self.spec.mask {
-                    Mask::Causal => None,
-                    Mask::Full => Some(entry.length),
-                },
-                slope: self.layers[layer].slopes.as_ref().map_or(0.0, |slopes| slopes[head]),
-                bias: self.spec.bias.as_ref().map(|bias| bias.table.row(head)),
-                scale: self.spec.scale,
-                softcap: self.spec.softcap,
-            };
-            let queries = queries.slice(s![.., head * size..(head + 1) * size]);
-            for (block, mut out) in out.axis_chunks_iter_mut(Axis(0), BLOCK).enumerate() {
-                let rows = block * BLOCK..block * BLOCK + out.nrows();
-                if rows.len() == 1 {
-                    attention.row(rows.start, queries.slice(s![rows.start, ..]).to_slice(), out.row_mut(0));
-                } else {
-                    attention.block(rows.start, queries.slice(s![rows, ..]), out);
-                }
-            }
+        let Some(kept) = &entry.kept else {
+            return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         };
-        let heads: Vec<_> = out.axis_chunks_iter_mut(Axis(1), size).enumerate().collect();
-        let work = segment.rows * entry.length * size * self.spec.heads;
-        if work < PARALLEL_WORK {
-            heads.into_iter().for_each(head_task);
-        } else {
-            heads.into_par_iter().for_each(head_task);
-        }
-    }
-}
-
-/// One head of one sequence.
-struct Head<'a> {
-    keys: &'a [f32],
-    values: &'a [f32],
-    size: usize,
-    /// Position of the segment's first row.
-    position: usize,
-    window: usize,
-    /// Every query sees the positions before this one; without it, those up to its own.
-    end: Option<usize>,
-    slope: f32,
-    /// Bias by distance, from the most negative on.
-    bias: Option<ArrayView1<'a, f32>>,
-    scale: f32,
-    softcap: Option<f32>,
-}
-
-impl Head<'_> {
-    /// First position that the query at `position` sees.
-    fn first_seen(&self, position: usize) -> usize {
-        match self.end {
-            None => (position + 1).saturating_sub(self.window),
-            Some(_) => 0,
-        }
-    }
-
-    /// One past the last position that the query at `position` sees.
-    fn end_seen(&self, position: usize) -> usize {
-        self.end.unwrap_or(position + 1)
-    }
-
-    /// One query, by dot products: no packing of keys for a single row.
-    fn row(&self, row: usize, query: Option<&[f32]>, mut out: ndarray::ArrayViewMut1<'_, f32>) {
-        let query = query.expect("a head of a row is contiguous");
-        let position = self.position + row;
-        let (first, end) = (self.first_seen(position), self.end_seen(position));
-        let key = |at: usize| &self.keys[at * self.size..(at + 1) * self.size];
-        let mut scores: Vec<f32> = (first..end).map(|at| dot(query, key(at)) * self.scale).collect();
-        self.softmax(&mut scores, position, first);
-        out.fill(0.0);
-        let out = out.as_slice_mut().expect("a head of a row is contiguous");
-        for (at, score) in (first..).zip(scores) {
-            for (out, value) in out.iter_mut().zip(&self.values[at * self.size..(at + 1) * self.size]) {
-                *out += score * value;
-            }
-        }
-    }
-
-    /// Several queries, by matrix products over the positions that any of them sees.
-    fn block(&self, row: usize, queries: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
-        let end = self.end_seen(self.position + row + queries.nrows() - 1);
-        let first = self.first_seen(self.position + row);
-        let seen = end - first;
-        let shape = (seen, self.size);
-        let range = first * self.size..end * self.size;
-        let keys = ArrayView2::from_shape(shape, &self.keys[range.clone()]).expect("whole rows");
-        let values = ArrayView2::from_shape(shape, &self.values[range]).expect("whole rows");
-        let mut scores = Array2::zeros((queries.nrows(), seen));
-        general_mat_mul(self.scale, &queries, &keys.t(), 0.0, &mut scores);
-        for (offset, mut scores) in scores.rows_mut().into_iter().enumerate() {
-            let position = self.position + row + offset;
-            let scores = scores.as_slice_mut().expect("just allocated");
-            let (begin, end) = (self.first_seen(position) - first, self.end_seen(position) - first);
-            scores[..begin].fill(0.0);
-            scores[end..].fill(0.0);
-            self.softmax(&mut scores[begin..end], position, first + begin);
-        }
-        general_mat_mul(1.0, &scores, &values, 0.0, &mut out);
-    }
-
-    /// Softmax of the scores that the query at `position` has with the positions from `first` on, soft cap and biases
-    /// applied.
-    fn softmax(&self, scores: &mut [f32], position: usize, first: usize) {
-        if let Some(cap) = self.softcap {
-            scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
-        }
-        if self.slope != 0.0 {
-            for (at, score) in (first..).zip(scores.iter_mut()) {
-                *score -= self.slope * convert::f32_from_count(position - at);
-            }
-        }
-        if let Some(bias) = self.bias {
-            // The middle of the table is distance 0.
-            let (middle, last) = (bias.len() / 2, bias.len() - 1);
-            for (at, score) in (first..).zip(scores.iter_mut()) {
-                *score += bias[(middle + at).saturating_sub(position).min(last)];
-            }
-        }
-        // A NaN score must not disappear: `max` would skip it, the sum of exponentials below does not.
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        for score in scores.iter_mut() {
-            *score = (*score - max).exp();
-        }
-        let inverse = 1.0 / sum(scores, |score| score);
-        scores.iter_mut().for_each(|score| *score *= inverse);
+        let Layer { slopes, window, .. } = &self.layers[layer];
+        let span = |position: usize| match self.spec.mask {
+            Mask::Causal => (position + 1).saturating_sub(*window)..position + 1,
+            Mask::Full => 0..entry.length,
+        };
+        let positions = segment.position..segment.position + segment.rows;
+        let rows: Vec<Query> = positions.map(|position| Query { position, span: span(position) }).collect();
+        let bias = match (slopes, &self.spec.bias) {
+            (Some(slopes), _) => Bias::Slopes(slopes),
+            (None, Some(bias)) => Bias::Distances(bias.table.view()),
+            (None, None) => Bias::None,
+        };
+        let AttentionSpec { heads, scale, softcap, .. } = self.spec;
+        let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias };
+        Ok(attention.attend(queries, kept, &rows, out)?)
     }
 }
 

@@ -2,12 +2,13 @@
 
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 
-use super::{CpuBackend, elementwise};
+use super::{CpuBackend, Kernel, elementwise};
 use crate::Error;
 use crate::backend::Experts;
 
 /// `out += experts(x)`, `x [rows, K]`, `out [rows, K]`; experts in ascending order, so that the sums are too.
 pub(super) fn add(
+    kernel: Kernel,
     x: ArrayView2<'_, f32>,
     experts: &Experts<CpuBackend>,
     mut out: ArrayViewMut2<'_, f32>,
@@ -32,9 +33,9 @@ pub(super) fn add(
         let mut hidden = Array2::zeros((rows.len(), down.inputs()));
         let flat = hidden.as_slice_mut().expect("just allocated");
         if experts.gated {
-            elementwise::gate(wide.view(), experts.activation, flat);
+            elementwise::gate(kernel, wide.view(), experts.activation, flat);
         } else {
-            elementwise::activate(wide.view(), experts.activation, flat);
+            elementwise::activate(kernel, wide.view(), experts.activation, flat);
         }
         let mut result = Array2::zeros((rows.len(), out.ncols()));
         down.apply(hidden.view(), result.view_mut(), false)?;

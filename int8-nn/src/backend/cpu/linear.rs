@@ -14,6 +14,7 @@ use crate::{Error, Linear8bit, convert};
 #[derive(Debug)]
 pub struct CpuLinear {
     name: String,
+    kernel: Kernel,
     weight: Weight,
     statistics: Mutex<Statistics>,
 }
@@ -43,12 +44,12 @@ impl CpuLinear {
                 Weight::Int8(Box::new(Linear8bit::load(kernel, source, *quantization)?))
             }
         };
-        Ok(Self { name: source.name().to_owned(), weight, statistics: Mutex::default() })
+        Ok(Self { name: source.name().to_owned(), kernel, weight, statistics: Mutex::default() })
     }
 
-    pub(super) fn from_matrix(name: &str, matrix: SharedMatrix) -> Self {
+    pub(super) fn from_matrix(kernel: Kernel, name: &str, matrix: SharedMatrix) -> Self {
         let weight = Weight::Float { matrix, bias: None };
-        Self { name: name.to_owned(), weight, statistics: Mutex::default() }
+        Self { name: name.to_owned(), kernel, weight, statistics: Mutex::default() }
     }
 
     /// `out (+)= x · Wᵀ + b`.
@@ -58,14 +59,14 @@ impl CpuLinear {
         out: ArrayViewMut2<'_, f32>,
         add: bool,
     ) -> Result<(), Error> {
+        let store = if add { Store::Accumulate } else { Store::Overwrite };
         let layer = match &self.weight {
             Weight::Float { matrix, bias } => {
-                matrix.multiply(x, bias.as_deref(), out, add);
-                return Ok(());
+                return matrix.multiply(self.kernel, x, bias.as_deref(), store, out);
             }
             Weight::Int8(layer) => layer,
         };
-        let met = layer.forward_into(x, if add { Store::Accumulate } else { Store::Overwrite }, out)?;
+        let met = layer.forward_into(x, store, out)?;
         let mut statistics = self.statistics.lock().unwrap_or_else(PoisonError::into_inner);
         statistics.calls += 1;
         statistics.outlier_columns += convert::bytes(met.outlier_columns);

@@ -81,18 +81,18 @@ impl CpuBackend {
                 scratch.extend_from_slice(&x.data);
                 let mut rows =
                     ArrayViewMut2::from_shape((x.rows, x.width), &mut scratch[..]).expect("a copy of x");
-                elementwise::normalize(rows.view_mut(), norm);
+                elementwise::normalize(self.kernel, rows.view_mut(), norm);
                 view(&scratch, x.rows, x.width)
             }
             Input::Activated(x, activation) => {
                 scratch.resize(x.data.len(), 0.0);
-                elementwise::activate(x.view(), activation, &mut scratch);
+                elementwise::activate(self.kernel, x.view(), activation, &mut scratch);
                 view(&scratch, x.rows, x.width)
             }
             Input::Gated(x, activation) => {
                 let width = x.width / 2;
                 scratch.resize(x.rows * width, 0.0);
-                elementwise::gate(x.view(), activation, &mut scratch);
+                elementwise::gate(self.kernel, x.view(), activation, &mut scratch);
                 view(&scratch, x.rows, width)
             }
         };
@@ -146,7 +146,7 @@ impl Backend for CpuBackend {
     }
 
     fn tied(&self, embedding: &SharedMatrix) -> Result<CpuLinear, Error> {
-        Ok(CpuLinear::from_matrix("tied head", embedding.clone()))
+        Ok(CpuLinear::from_matrix(self.kernel, "tied head", embedding.clone()))
     }
 
     fn norm(&self, spec: &NormSpec) -> Result<NormSpec, Error> {
@@ -166,7 +166,7 @@ impl Backend for CpuBackend {
     }
 
     fn cache(&self, spec: &AttentionSpec, sequences: usize, max_positions: usize) -> Result<CpuCache, Error> {
-        CpuCache::new(spec, sequences, max_positions)
+        CpuCache::new(self.kernel, spec, sequences, max_positions)
     }
 
     fn step(&self, _max_rows: usize) -> Result<CpuStep, Error> {
@@ -215,7 +215,7 @@ impl Backend for CpuBackend {
     }
 
     fn normalize(&self, x: &mut CpuActivations, norm: &NormSpec) -> Result<(), Error> {
-        elementwise::normalize(x.view_mut(), norm);
+        elementwise::normalize(self.kernel, x.view_mut(), norm);
         Ok(())
     }
 
@@ -225,7 +225,7 @@ impl Backend for CpuBackend {
         columns: std::ops::Range<usize>,
         norm: &NormSpec,
     ) -> Result<(), Error> {
-        elementwise::normalize_columns(x.view_mut(), columns, norm);
+        elementwise::normalize_columns(self.kernel, x.view_mut(), columns, norm);
         Ok(())
     }
 
@@ -249,7 +249,7 @@ impl Backend for CpuBackend {
         self.with_rows(input, |x| {
             let mut out = out.resize(x.nrows());
             out.fill(0.0);
-            experts::add(x, experts, out)
+            experts::add(self.kernel, x, experts, out)
         })
     }
 
@@ -274,8 +274,7 @@ impl Backend for CpuBackend {
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
         let out = out.resize(qkv.rows);
-        cache.attend(&step.segments, layer, qkv.view_mut(), out);
-        Ok(())
+        cache.attend(&step.segments, layer, qkv.view_mut(), out)
     }
 
     fn remember(
@@ -285,8 +284,7 @@ impl Backend for CpuBackend {
         kv: &CpuActivations,
         cache: &mut CpuCache,
     ) -> Result<(), Error> {
-        cache.remember_only(&step.segments, layer, kv.view());
-        Ok(())
+        cache.remember_only(&step.segments, layer, kv.view())
     }
 
     fn recall(
@@ -297,8 +295,7 @@ impl Backend for CpuBackend {
         cache: &CpuCache,
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
-        cache.recall(&step.segments, layer, q.view(), out.resize(q.rows));
-        Ok(())
+        cache.recall(&step.segments, layer, q.view(), out.resize(q.rows))
     }
 
     fn select(
