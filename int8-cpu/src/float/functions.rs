@@ -79,7 +79,7 @@ impl Unary for GeluTanh {
     #[inline(always)]
     fn at<I: Instructions>(self, simd: I, x: I::Floats) -> I::Floats {
         // −2·√(2/π)
-        const SCALE: f32 = -1.595_769_1;
+        const SCALE: f32 = -1.595_769;
         let square = simd.multiply(x, x);
         let factor = simd.multiply_add(square, simd.splat(SCALE * 0.044_715), simd.splat(SCALE));
         let power = exp(simd, simd.multiply(x, factor));
