@@ -17,11 +17,6 @@ pub(crate) fn f32_from(value: f64) -> f32 {
     value as f32
 }
 
-/// A size as f32, for means over a row: at most 2²⁴ wide, exact; beyond that rounded.
-pub(crate) fn f32_from_count(count: usize) -> f32 {
-    count as f32
-}
-
 /// `⌊size·fraction⌋` for a positive fraction, as Python's `int()` does it.
 pub(crate) fn fraction_of(size: usize, fraction: f64) -> usize {
     (size as f64 * fraction) as usize
