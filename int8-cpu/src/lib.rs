@@ -61,6 +61,7 @@ mod linear;
 mod matrix;
 mod outlier;
 pub mod probe;
+mod quantize;
 mod rows;
 mod tile;
 pub mod verify;
@@ -70,6 +71,7 @@ pub use error::Error;
 pub use kernel::{Kernel, Layout};
 pub use linear::{LinearStats, Store, int8_product, int8_product_into, linear};
 pub use outlier::{ExactColumn, ExactColumns, OutlierWeights};
+pub use quantize::quantize_rows;
 pub use weight::PackedWeight;
 
 use ndarray::ArrayView2;

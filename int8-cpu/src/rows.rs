@@ -78,6 +78,18 @@ impl Constants {
     }
 }
 
+impl Constants {
+    /// Absmax as bitsandbytes computes it on a CPU: `127/s` in PyTorch is `(1/s)·127`, rounded twice. A code differs from the
+    /// reference's by one where `x·127/s` lies within that rounding of a half, once in some ten thousand.
+    pub(crate) fn bitsandbytes(range: Range) -> Self {
+        let constants = Self::new(range, Encoding::Absmax);
+        if constants.inverse == 0.0 {
+            return constants;
+        }
+        Self { inverse: (1.0 / constants.scale) * 127.0, ..constants }
+    }
+}
+
 /// A row as f32 in blocks: the row itself, or its values widened into `scratch`, with zeros behind the last one.
 ///
 /// `scratch` must hold [`scratch_length`] elements.

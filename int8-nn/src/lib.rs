@@ -25,6 +25,7 @@ pub mod generate;
 pub mod linear8bit;
 pub mod model;
 pub mod perplexity;
+pub mod quantize;
 pub mod sampler;
 pub mod tokenizer;
 pub mod weights;

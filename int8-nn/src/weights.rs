@@ -42,6 +42,11 @@ impl Part {
         Self { slab: Some(index), ..self }
     }
 
+    /// The name of its weight below the checkpoint's root, and whether a 16-bit one is stored `[in, out]`.
+    pub(crate) fn stored(&self) -> (String, bool) {
+        (self.weight(), self.transposed)
+    }
+
     /// Only these rows.
     pub(crate) fn rows(self, rows: Rows) -> Self {
         Self { rows, ..self }

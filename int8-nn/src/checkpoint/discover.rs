@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::CheckpointError;
 use super::source::Source;
+use super::write::RUN_NOTE;
 
 /// The weight files of a checkpoint.
 #[derive(Debug)]
@@ -54,6 +55,9 @@ const BY_CONTENT: [(&[u8], &str, &str); 6] = [
 /// Chooses as Hugging Face does: `model.safetensors`, its index, `pytorch_model.bin`, its index; then, beyond it, the only
 /// index or the only file of weights.
 pub(super) fn weights(source: &Source) -> Result<Weights, CheckpointError> {
+    if source.is_present(RUN_NOTE) {
+        return Err(CheckpointError::Incomplete { folder: source.label(""), note: RUN_NOTE });
+    }
     for (single, index) in SINGLE.into_iter().zip(INDEX) {
         if source.is_present(single) {
             return Ok(Weights::Single(single.to_owned()));

@@ -419,6 +419,30 @@ pub enum CheckpointError {
         /// What to do.
         help: &'static str,
     },
+    /// The folder holds what an interrupted conversion has left.
+    #[error(
+        "{folder}: expected a complete checkpoint, found an unfinished one (a conversion was interrupted: {note} is \
+             there). Run the same command again with --resume, or delete the folder"
+    )]
+    Incomplete {
+        /// The folder.
+        folder: String,
+        /// The file that shows it.
+        note: &'static str,
+    },
+    /// The disk is too small for what is to be written.
+    #[error(
+        "{folder}: {needed} bytes are needed on this disk, and {available} are free. Free some space, or name a folder \
+             on another disk"
+    )]
+    DiskSpace {
+        /// The folder to be written.
+        folder: String,
+        /// Bytes still to be written.
+        needed: u64,
+        /// Bytes that may be written.
+        available: u64,
+    },
     /// A checkpoint was to be finished before all its tensors were written.
     #[error(
         "{file}: tensor {}: expected {expected} bytes to be written, found {found}. \

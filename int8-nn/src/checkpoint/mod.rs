@@ -288,6 +288,16 @@ impl Checkpoint {
         }
     }
 
+    /// [`Self::release`] for the bytes `part` of a tensor.
+    pub fn release_part(&self, name: &str, part: std::ops::Range<usize>) {
+        if let Some(&(file, entry)) = self.inner.places.get(name) {
+            let file = &self.inner.files[file];
+            let range = &file.entries[entry].range;
+            let end = range.end.min(range.start.saturating_add(part.end));
+            file.storage.release(range.start.saturating_add(part.start)..end);
+        }
+    }
+
     fn missing(&self, name: &str) -> CheckpointError {
         self.missing_because(name, self.similar(name))
     }

@@ -237,6 +237,20 @@ impl<'a> TensorView<'a> {
         Ok(())
     }
 
+    /// Reads the elements `elements`, counted row-major, into `out`, which has room for exactly these.
+    ///
+    /// # Errors
+    /// As [`Self::read_rows`].
+    pub fn read_elements<T: ReadAs>(
+        &self,
+        elements: Range<usize>,
+        out: &mut [T],
+    ) -> Result<(), CheckpointError> {
+        let flat = [self.len()];
+        let row = TensorView { shape: &flat, ..*self };
+        row.read_rows(elements, out)
+    }
+
     /// [`Self::read_rows`] as f32.
     ///
     /// # Errors

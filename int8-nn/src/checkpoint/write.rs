@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorInfo;
@@ -115,7 +115,8 @@ struct Place {
 }
 
 const PARTIAL: &str = ".partial";
-const RUN_NOTE: &str = "int8-write.partial";
+/// In a folder that a writer has not finished.
+pub(super) const RUN_NOTE: &str = "int8-write.partial";
 const CONFIG: &str = "config.json";
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 
@@ -191,6 +192,34 @@ impl CheckpointWriter {
         if shard.missing == 0 { self.complete(number) } else { Ok(()) }
     }
 
+    /// Copies another file of the checkpoint (tokenizer, licence, …), piece by piece and under a temporary name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::UnsafeName`] for a name that leads out of the folder or that the writer uses itself,
+    /// [`CheckpointError::Io`].
+    pub fn write_other(&self, name: &str, mut contents: impl Read) -> Result<(), CheckpointError> {
+        let is_ours = [CONFIG, INDEX, RUN_NOTE].contains(&name) || name.ends_with(PARTIAL);
+        if is_ours || self.shards.iter().any(|shard| shard.name == name) {
+            return Err(self.unsafe_name(name));
+        }
+        self.check_name(name)?;
+        write_from(&self.folder, name, &mut contents)
+    }
+
+    fn check_name(&self, name: &str) -> Result<(), CheckpointError> {
+        if super::source::is_safe_name(name) { Ok(()) } else { Err(self.unsafe_name(name)) }
+    }
+
+    fn unsafe_name(&self, name: &str) -> CheckpointError {
+        let file = self.folder.display().to_string();
+        CheckpointError::UnsafeName { file, tensor: None, found: name.to_owned() }
+    }
+
+    /// Number of shards.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
     /// Writes the index if there is more than one shard, then `files` (name, contents), `config.json` among them last.
     /// After this the checkpoint is complete and safely on disk.
     ///
@@ -221,13 +250,7 @@ impl CheckpointWriter {
             write_file(&self.folder, INDEX, self.index().as_bytes())?;
         }
         for (name, contents) in files.iter().filter(|(name, _)| *name != CONFIG) {
-            if !super::source::is_safe_name(name) {
-                return Err(CheckpointError::UnsafeName {
-                    file: self.folder.display().to_string(),
-                    tensor: None,
-                    found: (*name).to_owned(),
-                });
-            }
+            self.check_name(name)?;
             write_file(&self.folder, name, contents)?;
         }
         for (name, contents) in files.iter().filter(|(name, _)| *name == CONFIG) {
@@ -471,13 +494,17 @@ fn partial(folder: &Path, name: &str) -> PathBuf {
 }
 
 /// Writes a whole small file so that it is either absent or complete under its name.
-fn write_file(folder: &Path, name: &str, contents: &[u8]) -> Result<(), CheckpointError> {
+fn write_file(folder: &Path, name: &str, mut contents: &[u8]) -> Result<(), CheckpointError> {
+    write_from(folder, name, &mut contents)
+}
+
+fn write_from(folder: &Path, name: &str, contents: &mut dyn Read) -> Result<(), CheckpointError> {
     let path = partial(folder, name);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| path_error(parent, "create this folder", error))?;
     }
     let mut file = File::create(&path).map_err(|error| path_error(&path, "create this file", error))?;
-    let written = file.write_all(contents).and_then(|()| file.sync_all());
+    let written = std::io::copy(contents, &mut file).and_then(|_| file.sync_all());
     written.map_err(|error| path_error(&path, "write to this file", error))?;
     rename(folder, &path, name)
 }

@@ -23,7 +23,10 @@ mod smollm3;
 mod stablelm;
 mod starcoder2;
 
+use std::collections::BTreeMap;
+
 use crate::Error;
+use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, RawConfig};
 use crate::weights::{Part, Rows};
 
@@ -126,6 +129,26 @@ pub(crate) fn of(raw: &RawConfig) -> Result<&'static Family, Error> {
             supported: supported().join(", "),
         }
     })
+}
+
+/// The weights of a checkpoint's linear layers by name, and whether a 16-bit one is stored `[in, out]`; `None` when no
+/// family here runs it.
+pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option<BTreeMap<String, bool>> {
+    let family = of(raw).ok()?;
+    let config = (family.config)(raw).ok()?;
+    let names = (family.names)(&config);
+    let root = names
+        .roots
+        .iter()
+        .find(|root| checkpoint.contains(&format!("{root}{}.weight", names.token_embedding)))?;
+    let mut parts = Vec::new();
+    for layer in 0..config.layers {
+        let layer = (names.layer)(layer);
+        parts.extend(layer.qkv.into_iter().chain(layer.up).chain([layer.attention_output, layer.down]));
+    }
+    parts.extend([names.project_in, names.project_out].into_iter().flatten().map(Part::new));
+    let stored = parts.iter().map(Part::stored);
+    Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).collect())
 }
 
 /// Every `model_type` that runs.

@@ -1,0 +1,414 @@
+//! Which tensors of a checkpoint are the weights of linear layers, of any Hugging Face model.
+//!
+//! transformers replaces the modules that are exactly `nn.Linear` or `Conv1D`; a checkpoint holds names and shapes only.
+//! A family that this crate runs says which they are. For everything else the rules below go by name and shape, and when
+//! in doubt leave a tensor alone: an unconverted linear layer costs memory, a converted embedding breaks the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde_json::Value;
+
+use super::patterns::{Globs, ModuleNames};
+use crate::checkpoint::{Checkpoint, TensorView};
+use crate::config::RawConfig;
+use crate::families;
+
+/// Why a tensor stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Kept {
+    /// Integers, masks, 8-bit floats.
+    NotFloat,
+    /// One dimension or none: biases, norms.
+    Vector,
+    /// Two dimensions, but not a module's `weight`.
+    Parameter,
+    /// A table that is looked up.
+    Embedding,
+    /// More than two dimensions.
+    Convolution,
+    /// More than two dimensions, all experts of a layer at once.
+    FusedExperts,
+    /// One expert's projection.
+    Expert,
+    /// Chooses the experts of a token.
+    Router,
+    /// The layer that scores tokens or classes.
+    Head,
+    /// The head is the embedding.
+    Tied,
+    /// transformers keeps this layer in 32-bit whatever is asked for.
+    KeptIn32Bit,
+    /// The module that owns this layer reads the weight itself.
+    ReadDirectly,
+    /// One row or one column.
+    Narrow,
+    /// Named by [`Options::skip_modules`](super::Options).
+    SkipModules,
+    /// Named by [`Options::exclude`](super::Options).
+    Excluded,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotFloat => "not floating-point",
+            Self::Vector => "bias, norm or other vector",
+            Self::Parameter => "parameter that is no layer's `weight`",
+            Self::Embedding => "embedding",
+            Self::Convolution => "convolution",
+            Self::FusedExperts => "experts fused into one tensor, for which there is no int8 format",
+            Self::Expert => "expert of a mixture, 16-bit in transformers (--experts converts them)",
+            Self::Router => "router of a mixture of experts",
+            Self::Head => "output head",
+            Self::Tied => "output head tied to the embedding",
+            Self::KeptIn32Bit => "kept in 32-bit by transformers",
+            Self::ReadDirectly => "weight that its layer does not multiply with itself",
+            Self::Narrow => "a single row or column",
+            Self::SkipModules => "named by --skip-modules",
+            Self::Excluded => "named by --exclude",
+        })
+    }
+}
+
+/// What becomes of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// It becomes int8 `[out, in]`.
+    Int8 {
+        /// It is stored `[in, out]` (Conv1D).
+        transposed: bool,
+    },
+    /// It stays.
+    Keep(Kept),
+}
+
+/// The decisions for a whole checkpoint.
+#[derive(Debug)]
+pub(super) struct Selection {
+    /// In reading order.
+    pub(super) decisions: Vec<(String, Decision)>,
+    /// What `llm_int8_skip_modules` must say so that transformers decides the same; `None` when it does so by itself.
+    pub(super) skip_modules: Option<Vec<String>>,
+}
+
+/// What the caller wants otherwise than the rules.
+pub(super) struct Wishes {
+    pub(super) include: Globs,
+    pub(super) exclude: Globs,
+    /// Replaces the rule for heads.
+    pub(super) skip_modules: Option<ModuleNames>,
+    pub(super) experts: bool,
+}
+
+/// Decides for every tensor.
+pub(super) fn select(checkpoint: &Checkpoint, config: &Value, wishes: &Wishes) -> Selection {
+    let facts = Facts::new(checkpoint, config);
+    let mut decisions = Vec::with_capacity(checkpoint.len());
+    // Linear layers, as far as we know, that stay, by the reason.
+    let mut skipped: Vec<(String, Kept)> = Vec::new();
+    for tensor in checkpoint.tensors() {
+        let decision = facts.decide(&tensor, wishes);
+        if let (Decision::Keep(reason), [_, _], Some(module)) =
+            (decision, tensor.shape(), tensor.name().strip_suffix(".weight"))
+            && !matches!(reason, Kept::Embedding | Kept::NotFloat)
+        {
+            skipped.push((module.to_owned(), reason));
+        }
+        decisions.push((tensor.name().to_owned(), decision));
+    }
+    let is_default = wishes.skip_modules.is_none() && skipped.iter().all(|(_, reason)| *reason == Kept::Head);
+    let skip_modules = (!(facts.default_is_known && is_default)).then(|| {
+        let mut names: BTreeSet<String> =
+            skipped.into_iter().map(|(module, _)| experts_root(module)).collect();
+        // A tied head has no tensor, yet it is a module that must not be replaced.
+        names.extend(HEADS_WITHOUT_TENSOR.iter().map(|name| (*name).to_owned()));
+        if let Some(given) = &wishes.skip_modules {
+            names.extend(given.names().map(str::to_owned));
+            if !facts.tied && checkpoint.contains("lm_head.weight") && !given.match_module("lm_head") {
+                names.remove("lm_head");
+            }
+        }
+        names.into_iter().collect()
+    });
+    Selection { decisions, skip_modules }
+}
+
+/// The weights that the model stores `[in, out]` in floating point, as far as names tell.
+pub(super) fn conv1d_weights(checkpoint: &Checkpoint, config: &Value) -> BTreeSet<String> {
+    let facts = Facts::new(checkpoint, config);
+    checkpoint.tensors().filter(|tensor| facts.is_transposed(tensor)).map(|t| t.name().to_owned()).collect()
+}
+
+/// Heads that may be in the module tree without a tensor in the file.
+const HEADS_WITHOUT_TENSOR: [&str; 1] = ["lm_head"];
+
+/// `layers.3.mlp.experts.17.w1` as `layers.3.mlp.experts`: a prefix stands for all modules below it.
+fn experts_root(module: String) -> String {
+    match module.find(".experts.") {
+        Some(at) => module[..at + ".experts".len()].to_owned(),
+        None => module,
+    }
+}
+
+/// What is known of a checkpoint as a whole.
+struct Facts {
+    /// Weights of linear layers as the family names them, and whether they are stored `[in, out]`.
+    family: BTreeMap<String, bool>,
+    /// transformers' own skip list is known: the heads, and nothing else.
+    default_is_known: bool,
+    /// Rows that a table over the vocabulary has.
+    vocabularies: BTreeSet<u64>,
+    tied: bool,
+    kept_in_32_bit: Option<ModuleNames>,
+    /// Last components of the names of modules that are Conv1D.
+    conv1d: BTreeSet<String>,
+    /// Parents with a fused `in_proj_weight`: nn.MultiheadAttention.
+    attentions: BTreeSet<String>,
+    /// The weights of these are multiplied with outside their layers.
+    state_space: bool,
+}
+
+/// Model types whose linear layers are Conv1D.
+const CONV1D_TYPES: [&str; 5] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"];
+
+/// The Conv1D modules of these.
+const CONV1D_LEAVES: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
+
+/// Modules that transformers keeps in 32-bit (`_keep_in_fp32_modules` of 5.23), by model type. They are left out of int8
+/// whatever skip list is given.
+const KEPT_IN_32_BIT: [(&str, &[&str]); 14] = [
+    ("t5", &["wo"]),
+    ("mt5", &["wo"]),
+    ("umt5", &["wo"]),
+    ("udop", &["wo"]),
+    ("pop2piano", &["wo"]),
+    ("longt5", &["wo"]),
+    ("switch_transformers", &["wo"]),
+    ("pix2struct", &["wo"]),
+    ("blip-2", &["query_tokens", "qformer"]),
+    ("deepseek_v32", &["indexer.weights_proj"]),
+    ("glm_moe_dsa", &["indexer.weights_proj"]),
+    ("mistral_large4", &["indexer.weights_proj"]),
+    ("axk2", &["indexer.weights_proj"]),
+    ("rwkv", &["time_decay", "time_first"]),
+];
+
+impl Facts {
+    fn new(checkpoint: &Checkpoint, config: &Value) -> Self {
+        let (mut types, mut vocabularies) = (BTreeSet::new(), BTreeSet::new());
+        walk(config, &mut |key, value| {
+            if key == "model_type"
+                && let Some(name) = value.as_str()
+            {
+                types.insert(name.to_owned());
+            }
+            if key.ends_with("vocab_size")
+                && let Some(rows) = value.as_u64()
+            {
+                vocabularies.insert(rows);
+            }
+        });
+        let label = checkpoint.source().label("config.json");
+        let family = RawConfig::from_json(label, config.clone())
+            .ok()
+            .and_then(|raw| families::linear_weights(&raw, checkpoint))
+            .unwrap_or_default();
+        let kept: Vec<String> = KEPT_IN_32_BIT
+            .iter()
+            .filter(|(model_type, _)| types.contains(*model_type))
+            .flat_map(|(_, modules)| modules.iter().map(|module| (*module).to_owned()))
+            .collect();
+        let default_is_known = if family.is_empty() { is_plain_bert(config) } else { is_causal(config) };
+        let mut conv1d = conv1d_by_bias(checkpoint);
+        if CONV1D_TYPES.iter().any(|name| types.contains(*name)) {
+            conv1d.extend(CONV1D_LEAVES.map(str::to_owned));
+        }
+        let attentions = checkpoint.names().filter_map(|name| name.strip_suffix("in_proj_weight"));
+        let tied = config.get("tie_word_embeddings").and_then(Value::as_bool);
+        Self {
+            default_is_known,
+            vocabularies,
+            tied: tied.unwrap_or(false),
+            kept_in_32_bit: ModuleNames::new(&kept).ok().filter(|_| !kept.is_empty()),
+            conv1d,
+            attentions: attentions.map(str::to_owned).collect(),
+            state_space: types.iter().any(|name| name.contains("mamba") || name.contains("jamba")),
+            family,
+        }
+    }
+
+    fn decide(&self, tensor: &TensorView<'_>, wishes: &Wishes) -> Decision {
+        let name = tensor.name();
+        let module = name.strip_suffix(".weight");
+        let is_matrix = tensor.dtype().is_float() && tensor.shape().len() == 2;
+        let int8 = || Decision::Int8 { transposed: self.is_transposed(tensor) };
+        if let Some(reason) = by_shape(tensor) {
+            return Decision::Keep(reason);
+        }
+        if wishes.exclude.matches(name) {
+            return Decision::Keep(Kept::Excluded);
+        }
+        let Some(module) = module else { return Decision::Keep(Kept::Parameter) };
+        if is_matrix && wishes.include.matches(name) {
+            return int8();
+        }
+        if self.kept_in_32_bit.as_ref().is_some_and(|kept| kept.match_module(module)) {
+            return Decision::Keep(Kept::KeptIn32Bit);
+        }
+        if wishes.skip_modules.as_ref().is_some_and(|skip| skip.match_module(module)) {
+            return Decision::Keep(Kept::SkipModules);
+        }
+        match self.by_name(module, tensor.shape(), wishes) {
+            Some(reason) => Decision::Keep(reason),
+            None => int8(),
+        }
+    }
+
+    /// Why the module, which is a matrix, is no linear layer that should become int8.
+    fn by_name(&self, module: &str, shape: &[usize], wishes: &Wishes) -> Option<Kept> {
+        let parts: Vec<&str> = module.split('.').collect();
+        let leaf = parts.last().copied().unwrap_or_default();
+        let has = |names: &[&str]| parts.iter().any(|part| names.contains(part));
+        if has(&["experts"]) && !wishes.experts {
+            return Some(Kept::Expert);
+        }
+        if self.family.contains_key(&format!("{module}.weight")) {
+            return None;
+        }
+        // Layers stand in numbered lists; heads and tables over the vocabulary do not.
+        let in_list = parts.iter().any(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
+        let rows = shape.first().map_or(0, |rows| crate::convert::bytes(*rows));
+        let is_head = HEADS.contains(&leaf)
+            || leaf.ends_with("_head")
+            || has(&CLASSIFIERS)
+            || module.ends_with("predictions.decoder")
+            || (!in_list && (OUTER_HEADS.contains(&leaf) || self.vocabularies.contains(&rows)));
+        let is_embedding = leaf != "embed_out"
+            && (parts.iter().any(|part| part.contains("embed") || part.ends_with("_emb")) || has(&TABLES));
+        if is_embedding {
+            return Some(Kept::Embedding);
+        }
+        if is_head {
+            return match (&wishes.skip_modules, self.tied) {
+                (_, true) => Some(Kept::Tied),
+                (None, false) => Some(Kept::Head),
+                // A given list replaces the default one.
+                (Some(_), false) => None,
+            };
+        }
+        if ROUTERS.contains(&leaf) || has(&["router"]) {
+            return Some(Kept::Router);
+        }
+        if has(&["norm", "layer_norm", "layernorm", "conv", "conv1d"]) {
+            return Some(Kept::Parameter);
+        }
+        let parent = module.strip_suffix(leaf).unwrap_or_default();
+        let in_attention = leaf == "out_proj" && self.attentions.contains(parent);
+        if in_attention || (self.state_space && STATE_SPACE.contains(&leaf)) {
+            return Some(Kept::ReadDirectly);
+        }
+        shape.iter().any(|dim| *dim < 2).then_some(Kept::Narrow)
+    }
+
+    fn is_transposed(&self, tensor: &TensorView<'_>) -> bool {
+        if let Some(transposed) = self.family.get(tensor.name()) {
+            return *transposed;
+        }
+        let module = tensor.name().strip_suffix(".weight").unwrap_or_default();
+        self.conv1d.contains(module.rsplit('.').next().unwrap_or_default())
+    }
+}
+
+/// Modules that score tokens.
+const HEADS: [&str; 6] =
+    ["lm_head", "embed_out", "qa_outputs", "output_projection", "seq_relationship", "score"];
+
+/// Modules that score classes, with all below them.
+const CLASSIFIERS: [&str; 4] = ["classifier", "classification_head", "classifiers", "heads"];
+
+/// Names of heads where they stand outside the numbered layers.
+const OUTER_HEADS: [&str; 5] = ["head", "output", "logits_proj", "proj_out", "decoder"];
+
+/// Tables whose names do not say so.
+const TABLES: [&str; 9] = [
+    "wte",
+    "wpe",
+    "shared",
+    "emb",
+    "relative_attention_bias",
+    "relative_position_bias_table",
+    "rel_pos",
+    "codebook",
+    "token_type",
+];
+
+/// Modules that choose experts.
+const ROUTERS: [&str; 4] = ["gate", "router", "shared_expert_gate", "wg"];
+
+/// Projections of state-space layers whose weights a fused kernel takes.
+const STATE_SPACE: [&str; 3] = ["dt_proj", "x_proj", "out_proj"];
+
+/// What the type and the number of dimensions alone decide.
+fn by_shape(tensor: &TensorView<'_>) -> Option<Kept> {
+    if !tensor.dtype().is_float() {
+        return Some(Kept::NotFloat);
+    }
+    match tensor.shape() {
+        [] | [_] => Some(Kept::Vector),
+        [_, _] => None,
+        _ if tensor.name().contains("experts") => Some(Kept::FusedExperts),
+        _ if tensor.name().ends_with(".weight") => Some(Kept::Convolution),
+        _ => Some(Kept::Parameter),
+    }
+}
+
+/// Last components of the modules that show by the length of their bias that they are stored `[in, out]`. A square weight
+/// shows nothing; it goes with the others of its name.
+fn conv1d_by_bias(checkpoint: &Checkpoint) -> BTreeSet<String> {
+    let mut votes: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for tensor in checkpoint.tensors() {
+        let (Some(module), &[rows, columns]) = (tensor.name().strip_suffix(".weight"), tensor.shape()) else {
+            continue;
+        };
+        let Some(bias) = checkpoint.get(&format!("{module}.bias")) else { continue };
+        let leaf = module.rsplit('.').next().unwrap_or_default();
+        let (straight, transposed) = votes.entry(leaf).or_default();
+        match bias.shape() {
+            _ if rows == columns => {}
+            [length] if *length == columns => *transposed += 1,
+            [length] if *length == rows => *straight += 1,
+            _ => {}
+        }
+    }
+    let transposed = votes.into_iter().filter(|(_, (straight, transposed))| transposed > straight);
+    transposed.map(|(leaf, _)| leaf.to_owned()).collect()
+}
+
+/// A language model, or the same without its head: what transformers skips is the head and nothing else.
+fn is_causal(config: &Value) -> bool {
+    let architecture = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
+    architecture
+        .is_some_and(|name| ["ForCausalLM", "LMHeadModel", "Model"].iter().any(|end| name.ends_with(end)))
+}
+
+/// `BertModel` alone: its last parameter is a bias, so that transformers skips nothing.
+fn is_plain_bert(config: &Value) -> bool {
+    let is = |key: &str, value: &Value| config.get(key) == Some(value);
+    is("model_type", &Value::from("bert")) && is("architectures", &Value::from(vec!["BertModel"]))
+}
+
+/// Calls `visit` for every key of every object.
+fn walk(value: &Value, visit: &mut dyn FnMut(&str, &Value)) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                visit(key, value);
+                walk(value, visit);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| walk(value, visit)),
+        _ => {}
+    }
+}
