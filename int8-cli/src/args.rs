@@ -78,6 +78,21 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// What a checkpoint consists of: tensors, types, sizes, quantisation
     Inspect(InspectArgs),
+    /// Convert a checkpoint on disk to bitsandbytes int8, whatever its size
+    #[command(
+        after_help = "Reads tensor by tensor, so that memory stays bounded; what is written loads here and with one line of \
+        from_pretrained (transformers with bitsandbytes). An interrupted run leaves a folder that does not load, and \
+        --resume completes it.\n\n\
+        Works for every Hugging Face model: linear weights become int8; embeddings, norms, heads, convolutions, routers and \
+        experts stay, and the report says why.\n\n\
+        Examples:\n  int8 quantize ./opt-6.7b ./opt-6.7b-int8\n  \
+        int8 quantize ./opt-6.7b ./opt-6.7b-int8 --resume          (after an interruption)\n  \
+        int8 quantize ./vit ./vit-int8 --exclude '*.pooler.*' --verify"
+    )]
+    Quantize(QuantizeArgs),
+    /// Convert a bitsandbytes int8 checkpoint back to 16 or 32 bit
+    #[command(after_help = "Examples:\n  int8 dequantize ./opt-6.7b-int8 ./opt-6.7b-f16 --dtype f16")]
+    Dequantize(DequantizeArgs),
     /// Every kernel of this machine against the reference mathematics
     Verify(VerifyArgs),
     /// Completions for a shell, to be sourced
@@ -267,6 +282,70 @@ pub(crate) struct InspectArgs {
     /// Every tensor, not only the summary
     #[arg(long, short)]
     pub(crate) tensors: bool,
+}
+
+/// `int8 quantize`
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// Folder of a 16- or 32-bit checkpoint, or one .safetensors file with config.json beside it
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) write: WriteArgs,
+    /// Convert tensors of this name although a rule would leave them alone (pattern; repeat for more)
+    #[arg(help_heading = "What becomes int8", long, value_name = "PATTERN")]
+    pub(crate) include: Vec<String>,
+    /// Leave tensors of this name alone (pattern; repeat for more)
+    #[arg(help_heading = "What becomes int8", long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// Leave these modules alone, as transformers' llm_int8_skip_modules means it: replaces the default, the output head
+    #[arg(help_heading = "What becomes int8", long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) skip_modules: Option<Vec<String>>,
+    /// Convert the experts of a mixture, too; transformers keeps them in 16-bit and does not load them as int8
+    #[arg(help_heading = "What becomes int8", long)]
+    pub(crate) experts: bool,
+}
+
+/// `int8 dequantize`
+#[derive(Debug, Args)]
+pub(crate) struct DequantizeArgs {
+    /// Folder of a bitsandbytes int8 checkpoint
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) write: WriteArgs,
+    /// Type of the weights afterwards [default: what config.json says, or f16]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) dtype: Option<FloatType>,
+}
+
+/// How a checkpoint is written.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Writing")]
+pub(crate) struct WriteArgs {
+    /// Folder to write
+    pub(crate) out: PathBuf,
+    /// Size from which on a new file begins: bytes, or with kB, MB, GB, MiB, GiB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = crate::plan::size)]
+    pub(crate) max_shard_size: u64,
+    /// Go on where an interrupted run of the same command stopped
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) resume: bool,
+    /// Replace a checkpoint that is in the folder
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Read everything again afterwards and compare
+    #[arg(long)]
+    pub(crate) verify: bool,
+}
+
+/// `--dtype`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FloatType {
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 32-bit.
+    F32,
 }
 
 /// `int8 verify`

@@ -1,5 +1,10 @@
 //! Every numeric conversion of this crate that can lose something, each with the reason why it does not.
-#![allow(clippy::cast_precision_loss, reason = "this is the one file where they are decided")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "this is the one file where they are decided"
+)]
 
 /// A count or size, below 2⁵³: exact.
 pub(crate) fn real(count: usize) -> f64 {
@@ -14,4 +19,9 @@ pub(crate) fn real_u64(count: u64) -> f64 {
 /// A count as the progress bar takes it: no target has more than 64 bits.
 pub(crate) fn count(count: usize) -> u64 {
     count as u64
+}
+
+/// A rate that is not negative, without its fraction; what no u64 holds is the largest.
+pub(crate) fn whole(value: f64) -> u64 {
+    value as u64
 }

@@ -36,6 +36,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Eval(arguments) => commands::eval::run(&arguments, &output),
         Command::Logits(arguments) => commands::logits::run(&arguments, &output),
         Command::Inspect(arguments) => commands::inspect::run(&arguments, &output),
+        Command::Quantize(arguments) => commands::quantize::run(&arguments, &output),
+        Command::Dequantize(arguments) => commands::dequantize::run(&arguments, &output),
         Command::Verify(arguments) => commands::verify::run(&arguments, &output),
         Command::Completions { shell } => commands::completions::run(shell, &output),
     }

@@ -61,13 +61,20 @@ impl Output {
     /// # Errors
     /// When there is no such kernel.
     pub(crate) fn backend(&self) -> Result<Arc<CpuBackend>, Failure> {
-        let kernel = match &self.kernel {
+        Ok(Arc::new(CpuBackend::with_kernel(self.kernel()?)))
+    }
+
+    /// The kernel asked for.
+    ///
+    /// # Errors
+    /// When there is no such kernel.
+    pub(crate) fn kernel(&self) -> Result<Kernel, Failure> {
+        match &self.kernel {
             Some(name) if !name.is_empty() => {
-                Kernel::by_name(name).map_err(|error| Failure::usage(error.to_string()))?
+                Kernel::by_name(name).map_err(|error| Failure::usage(error.to_string()))
             }
-            _ => Kernel::best(),
-        };
-        Ok(Arc::new(CpuBackend::with_kernel(kernel)))
+            _ => Ok(Kernel::best()),
+        }
     }
 
     /// Writes text to standard output at once.
@@ -116,11 +123,21 @@ impl Output {
 
     /// A progress bar on standard error; drawn only on a terminal.
     pub(crate) fn bar(&self, verb: &str, unit: &str) -> Bar {
-        let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(None, target).with_message(verb.to_owned());
         let template =
             format!("{{msg}} [{{bar:32}}] {{pos}}/{{len}} {unit}, {{elapsed}} (about {{eta}} left)");
-        if let Ok(style) = ProgressStyle::with_template(&template) {
+        self.bar_with(verb, &template)
+    }
+
+    /// A progress bar of bytes, with their rate.
+    pub(crate) fn byte_bar(&self, verb: &str) -> Bar {
+        let numbers = "{decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}";
+        self.bar_with(verb, &format!("{{msg}} [{{bar:32}}] {numbers}, {{elapsed}} (about {{eta}} left)"))
+    }
+
+    fn bar_with(&self, verb: &str, template: &str) -> Bar {
+        let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(None, target).with_message(verb.to_owned());
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.enable_steady_tick(Duration::from_millis(200));
@@ -139,10 +156,28 @@ impl Bar {
         self.0.set_position(crate::convert::count(done));
     }
 
+    /// So many bytes are done of so many, in this stage.
+    pub(crate) fn set_bytes(&self, verb: &'static str, done: u64, all: u64) {
+        if self.0.message() != verb {
+            // Rate and time left are those of the new stage.
+            self.0.reset();
+            self.0.set_message(verb);
+        }
+        self.0.set_length(all);
+        self.0.set_position(done);
+    }
+
     /// Removes the bar.
     pub(crate) fn clear(&self) {
         self.0.finish_and_clear();
     }
+}
+
+/// The most memory this process has had in use, in bytes, where the system tells (Linux).
+pub(crate) fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// A size in bytes, in decimal units, three digits.

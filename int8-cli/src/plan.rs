@@ -3,12 +3,13 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use int8_core::{Config, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme, scheme};
 use int8_nn::backend::{OutlierWeights, Precision, Quantization};
-use int8_nn::checkpoint::DType;
+use int8_nn::checkpoint::{DType, Existing};
 use int8_nn::config::RotaryPrecision;
+use int8_nn::quantize::WriteSettings;
 use int8_nn::{Loader, Model};
 
 use crate::Failure;
-use crate::args::{self, ModelArgs, PrecisionArgs};
+use crate::args::{self, ModelArgs, PrecisionArgs, WriteArgs};
 use crate::output::Output;
 
 /// τ of the relative rule when none is given.
@@ -95,6 +96,49 @@ fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {
         0.0 => OutlierRule::None,
         threshold => OutlierRule::Absolute(threshold),
     })
+}
+
+/// How a checkpoint is to be written.
+///
+/// # Errors
+/// When there is no such kernel.
+pub(crate) fn write_settings(arguments: &WriteArgs, output: &Output) -> Result<WriteSettings, Failure> {
+    Ok(WriteSettings {
+        max_shard_bytes: arguments.max_shard_size,
+        existing: match (arguments.resume, arguments.force) {
+            (true, _) => Existing::Resume,
+            (_, true) => Existing::Replace,
+            _ => Existing::Refuse,
+        },
+        verify: arguments.verify,
+        kernel: output.kernel()?,
+    })
+}
+
+/// Parses a size: `5GB`, `500 MB`, `2GiB`, or a number of bytes.
+///
+/// # Errors
+/// When it is none, or 0.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 11] = [
+        ("", 1),
+        ("B", 1),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("K", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+    ];
+    let end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let unit = unit.trim().to_ascii_uppercase();
+    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let bytes = digits.parse::<u64>().ok().zip(factor).and_then(|(count, factor)| count.checked_mul(factor));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected a size such as 5GB, 500MB or 2GiB".to_owned())
 }
 
 /// The name of a precision in output: `float` or a scheme's name.

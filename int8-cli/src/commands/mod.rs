@@ -2,9 +2,11 @@
 
 pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod dequantize;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod verify;
 

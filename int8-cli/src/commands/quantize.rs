@@ -1,0 +1,177 @@
+//! `int8 quantize`: a checkpoint on disk becomes int8.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use int8_nn::checkpoint::Checkpoint;
+use int8_nn::quantize::{Options, Progress, Report, Stage, quantize_checkpoint};
+use serde_json::{Value, json};
+
+use crate::Failure;
+use crate::args::QuantizeArgs;
+use crate::convert::real_u64;
+use crate::output::{Bar, Output, bytes, peak_memory};
+use crate::plan;
+
+/// Converts, and says what became of what.
+pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failure> {
+    let options = Options {
+        include: arguments.include.clone(),
+        exclude: arguments.exclude.clone(),
+        skip_modules: arguments.skip_modules.clone(),
+        experts: arguments.experts,
+        write: plan::write_settings(&arguments.write, output)?,
+    };
+    let begin = Instant::now();
+    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let bar = output.byte_bar(verb(Stage::Convert));
+    let report = quantize_checkpoint(&checkpoint, &arguments.write.out, &options, &mut |progress| {
+        show(&bar, progress);
+    });
+    bar.clear();
+    let report = report?;
+    let seconds = begin.elapsed().as_secs_f64();
+    if output.json {
+        output.object(&as_json(arguments, &report, seconds))
+    } else {
+        print(arguments, &report, seconds, output)
+    }
+}
+
+/// Draws the progress of a conversion.
+pub(super) fn show(bar: &Bar, progress: Progress) {
+    bar.set_bytes(verb(progress.stage), progress.done, progress.total);
+}
+
+fn verb(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Verify => "verifying",
+        _ => "converting",
+    }
+}
+
+/// Tensors that stayed for the same reason.
+struct Group<'a> {
+    tensors: usize,
+    bytes: u64,
+    first: &'a str,
+}
+
+fn groups(report: &Report) -> BTreeMap<String, Group<'_>> {
+    let mut groups = BTreeMap::new();
+    for tensor in &report.kept {
+        let group = groups.entry(tensor.reason.to_string()).or_insert(Group {
+            tensors: 0,
+            bytes: 0,
+            first: &tensor.name,
+        });
+        group.tensors += 1;
+        group.bytes += tensor.bytes;
+    }
+    groups
+}
+
+fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Output) -> Result<(), Failure> {
+    let before: u64 = report.int8.iter().map(|layer| layer.source_bytes).sum();
+    let after: u64 = report.int8.iter().map(|layer| layer.written_bytes).sum();
+    output.line(&format!(
+        "int8    {} linear layers, {} → {}",
+        report.int8.len(),
+        bytes(before),
+        bytes(after)
+    ))?;
+    let transposed = report.int8.iter().filter(|layer| layer.transposed).count();
+    if transposed > 0 {
+        output.line(&format!("        {transposed} of them transposed (Conv1D)"))?;
+    }
+    let mut groups: Vec<_> = groups(report).into_iter().collect();
+    groups.sort_by_key(|(_, group)| std::cmp::Reverse(group.bytes));
+    for (index, (reason, group)) in groups.iter().enumerate() {
+        let label = if index == 0 { "kept" } else { "" };
+        let more = if group.tensors > 1 { format!(" and {} more", group.tensors - 1) } else { String::new() };
+        output.line(&format!(
+            "{label:8}{:>8}  {reason}: {}{more}",
+            bytes(group.bytes),
+            group.first.escape_debug()
+        ))?;
+    }
+    let share = 100.0 * real_u64(report.written_bytes) / real_u64(report.source_bytes.max(1));
+    output.line(&format!(
+        "size    {} → {} ({share:.0} %), {} file{}{}",
+        bytes(report.source_bytes),
+        output.bold(&bytes(report.written_bytes)),
+        report.shards,
+        if report.shards == 1 { "" } else { "s" },
+        if report.verified { ", read again and compared" } else { "" },
+    ))?;
+    if report.int8.is_empty() {
+        output.remark(
+            "no linear layer was found; --include names tensors that should be converted all the same",
+        );
+    }
+    let peak = peak_memory().map_or_else(String::new, |peak| format!(", at most {} of memory", bytes(peak)));
+    let resumed = match report.resumed_bytes {
+        0 => String::new(),
+        resumed => format!(", {} of the result were there already", bytes(resumed)),
+    };
+    output.remark(
+        &output
+            .dim(&format!("{seconds:.1} s, {}/s{peak}{resumed}", bytes(rate(report.source_bytes, seconds)))),
+    );
+    let out = arguments.write.out.display();
+    output.remark(&output.dim(&format!(
+        "try it: int8 run {out} -p \"…\", or in Python: AutoModelForCausalLM.from_pretrained(\"{out}\")"
+    )));
+    Ok(())
+}
+
+/// Bytes a second, whole.
+pub(super) fn rate(bytes: u64, seconds: f64) -> u64 {
+    crate::convert::whole(real_u64(bytes) / seconds.max(1e-9))
+}
+
+fn as_json(arguments: &QuantizeArgs, report: &Report, seconds: f64) -> Value {
+    let int8: Vec<Value> = report
+        .int8
+        .iter()
+        .map(|layer| {
+            json!({
+                "name": layer.name,
+                "outputs": layer.outputs,
+                "inputs": layer.inputs,
+                "transposed": layer.transposed,
+                "source_bytes": layer.source_bytes,
+                "written_bytes": layer.written_bytes,
+            })
+        })
+        .collect();
+    let kept: Vec<Value> = report
+        .kept
+        .iter()
+        .map(|tensor| {
+            json!({
+                "name": tensor.name,
+                "dtype": tensor.dtype.name(),
+                "shape": tensor.shape,
+                "bytes": tensor.bytes,
+                "reason": tensor.reason.to_string(),
+            })
+        })
+        .collect();
+    json!({
+        "model": arguments.model,
+        "out": arguments.write.out,
+        "int8": int8,
+        "kept": kept,
+        "skip_modules": report.skip_modules,
+        "source_bytes": report.source_bytes,
+        "written_bytes": report.written_bytes,
+        "resumed_bytes": report.resumed_bytes,
+        "files": report.files,
+        "shards": report.shards,
+        "verified": report.verified,
+        "seconds": seconds,
+        "source_bytes_per_second": rate(report.source_bytes, seconds),
+        "peak_memory_bytes": peak_memory(),
+    })
+}
