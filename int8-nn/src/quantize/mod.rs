@@ -38,7 +38,7 @@ use select::{Decision, Wishes};
 use stream::{Compare, Job, Work};
 
 /// How a checkpoint is converted to int8.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Tensors (patterns of names) that become int8 although a rule would leave them alone; they must be matrices.
     pub include: Vec<String>,
@@ -73,18 +73,6 @@ impl Default for WriteSettings {
             existing: Existing::Refuse,
             verify: false,
             kernel: Kernel::best(),
-        }
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            include: Vec::new(),
-            exclude: Vec::new(),
-            skip_modules: None,
-            experts: false,
-            write: WriteSettings::default(),
         }
     }
 }
