@@ -44,7 +44,7 @@ impl Part {
 
     /// The name of its weight below the checkpoint's root, and whether a 16-bit one is stored `[in, out]`.
     pub(crate) fn stored(&self) -> (String, bool) {
-        (self.weight(), self.transposed)
+        (format!("{}.weight", self.name), self.transposed)
     }
 
     /// Only these rows.

@@ -95,6 +95,12 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
             group.first.escape_debug()
         ))?;
     }
+    if !report.tied.is_empty() {
+        output.line(&format!(
+            "tied    {}: not written, the model has them from its embedding",
+            report.tied.join(", ")
+        ))?;
+    }
     let share = 100.0 * real_u64(report.written_bytes) / real_u64(report.source_bytes.max(1));
     output.line(&format!(
         "size    {} → {} ({share:.0} %), {} file{}{}",
@@ -163,6 +169,7 @@ fn as_json(arguments: &QuantizeArgs, report: &Report, seconds: f64) -> Value {
         "out": arguments.write.out,
         "int8": int8,
         "kept": kept,
+        "tied": report.tied,
         "skip_modules": report.skip_modules,
         "source_bytes": report.source_bytes,
         "written_bytes": report.written_bytes,

@@ -246,9 +246,16 @@ impl<'a> TensorView<'a> {
         elements: Range<usize>,
         out: &mut [T],
     ) -> Result<(), CheckpointError> {
-        let flat = [self.len()];
-        let row = TensorView { shape: &flat, ..*self };
-        row.read_rows(elements, out)
+        let (flat, bytes) = ([self.len()], self.bytes());
+        TensorView { shape: &flat, ..self.with_bytes(&bytes) }.read_rows(elements, out)
+    }
+
+    /// The same tensor with these as its [`bytes`](Self::bytes), which are row-major: read once, used often.
+    pub(crate) fn with_bytes<'b>(&self, bytes: &'b [u8]) -> TensorView<'b>
+    where
+        'a: 'b,
+    {
+        TensorView { bytes, strides: None, ..*self }
     }
 
     /// [`Self::read_rows`] as f32.

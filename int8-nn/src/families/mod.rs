@@ -144,7 +144,11 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     let mut parts = Vec::new();
     for layer in 0..config.layers {
         let layer = (names.layer)(layer);
-        parts.extend(layer.qkv.into_iter().chain(layer.up).chain([layer.attention_output, layer.down]));
+        parts.extend(layer.qkv.into_iter().chain([layer.attention_output]));
+        // Experts are linear layers here and none in transformers: that is for the caller to decide.
+        if let MlpNames::Dense { up, down } = layer.mlp {
+            parts.extend(up.into_iter().chain([down]));
+        }
     }
     parts.extend([names.project_in, names.project_out].into_iter().flatten().map(Part::new));
     let stored = parts.iter().map(Part::stored);

@@ -137,6 +137,8 @@ pub struct Report {
     pub int8: Vec<Int8Layer>,
     /// What stayed, in reading order.
     pub kept: Vec<KeptTensor>,
+    /// What was not written, because it is the same memory as an embedding (PyTorch files only).
+    pub tied: Vec<String>,
     /// `llm_int8_skip_modules` as written; `None` where transformers' default says the same.
     pub skip_modules: Option<Vec<String>>,
     /// Bytes of all tensors before.
@@ -177,13 +179,17 @@ pub fn quantize_checkpoint(
     };
     let selection = select::select(checkpoint, &source_config, &wishes);
 
-    let (mut int8, mut kept, mut jobs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut int8, mut kept, mut tied, mut jobs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (name, decision) in &selection.decisions {
         let tensor = checkpoint.tensor(name)?;
-        let source_bytes = crate::convert::bytes(tensor.bytes().len());
+        let source_bytes = crate::convert::bytes(tensor.byte_len());
         let work = match *decision {
             Decision::Int8 { transposed } => Work::Quantize { transposed },
             Decision::Keep(_) => Work::Copy,
+            Decision::LeaveOut => {
+                tied.push(name.clone());
+                continue;
+            }
         };
         let job = Job { tensor, work };
         match *decision {
@@ -201,6 +207,7 @@ pub fn quantize_checkpoint(
                 bytes: source_bytes,
                 reason,
             }),
+            Decision::LeaveOut => {}
         }
         jobs.push(job);
     }
@@ -209,6 +216,7 @@ pub fn quantize_checkpoint(
     Ok(Report {
         int8,
         kept,
+        tied,
         skip_modules: selection.skip_modules,
         source_bytes: checkpoint.total_bytes(),
         written_bytes: written.bytes,

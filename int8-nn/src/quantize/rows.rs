@@ -44,15 +44,15 @@ pub(super) fn quantize(
     let count = rows.len();
     let mut copy = Vec::new();
     let mut wide = Vec::new();
+    let bytes = tensor.bytes();
     let halves: &[f16] = if tensor.dtype() == DType::F16 {
-        let bytes =
-            &tensor.bytes()[if transposed { 0..0 } else { rows.start * width * 2..rows.end * width * 2 }];
-        match bytemuck::try_cast_slice(bytes) {
+        let place = if transposed { 0..0 } else { rows.start * width * 2..rows.end * width * 2 };
+        match bytemuck::try_cast_slice(&bytes[place]) {
             Ok(halves) if !transposed && cfg!(target_endian = "little") => halves,
             _ => {
                 copy.resize(count * inner, f16::ZERO);
                 if transposed {
-                    read_columns(tensor.bytes(), width, rows.clone(), &mut copy, f16::from_le_bytes);
+                    read_columns(&bytes, width, rows.clone(), &mut copy, f16::from_le_bytes);
                 } else {
                     tensor.read_rows(rows.clone(), &mut copy)?;
                 }
@@ -100,9 +100,9 @@ fn read_f32(
     match tensor.dtype() {
         _ if !transposed => tensor.read_rows(rows, out)?,
         DType::BF16 => {
-            read_columns(tensor.bytes(), width, rows, out, |bytes| bf16::from_le_bytes(bytes).to_f32());
+            read_columns(&tensor.bytes(), width, rows, out, |bytes| bf16::from_le_bytes(bytes).to_f32());
         }
-        DType::F32 => read_columns(tensor.bytes(), width, rows, out, f32::from_le_bytes),
+        DType::F32 => read_columns(&tensor.bytes(), width, rows, out, f32::from_le_bytes),
         _ => {
             let columns: Vec<usize> = rows.clone().collect();
             let values: Vec<f32> = tensor.columns(&columns)?;

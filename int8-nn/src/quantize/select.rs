@@ -82,6 +82,8 @@ pub(super) enum Decision {
     },
     /// It stays.
     Keep(Kept),
+    /// It is the same memory as a tensor that stays, and the model ties the two: it is not written again.
+    LeaveOut,
 }
 
 /// The decisions for a whole checkpoint.
@@ -118,6 +120,7 @@ pub(super) fn select(checkpoint: &Checkpoint, config: &Value, wishes: &Wishes) -
         }
         decisions.push((tensor.name().to_owned(), decision));
     }
+    leave_out_tied(checkpoint, config, &mut decisions);
     let is_default = wishes.skip_modules.is_none() && skipped.iter().all(|(_, reason)| *reason == Kept::Head);
     let skip_modules = (!(facts.default_is_known && is_default)).then(|| {
         let mut names: BTreeSet<String> =
@@ -133,6 +136,30 @@ pub(super) fn select(checkpoint: &Checkpoint, config: &Value, wishes: &Wishes) -
         names.into_iter().collect()
     });
     Selection { decisions, skip_modules }
+}
+
+/// PyTorch files hold tied tensors, which safetensors files leave out: the head that is the embedding, and the embeddings
+/// of encoder and decoder where they share one.
+fn leave_out_tied(checkpoint: &Checkpoint, config: &Value, decisions: &mut [(String, Decision)]) {
+    const SHARED: &str = "shared.weight";
+    if config.get("tie_word_embeddings").and_then(Value::as_bool) == Some(false) {
+        return;
+    }
+    let root = |name: &str| checkpoint.tied_to(name).unwrap_or(name).to_owned();
+    let embedding = |(_, decision): &&(String, Decision)| *decision == Decision::Keep(Kept::Embedding);
+    let embeddings: BTreeSet<String> =
+        decisions.iter().filter(embedding).map(|(name, _)| root(name)).collect();
+    let shared = root(SHARED);
+    for (name, decision) in decisions {
+        let is_head = matches!(decision, Decision::Keep(Kept::Head | Kept::Tied));
+        let is_copy = *decision == Decision::Keep(Kept::Embedding)
+            && name != SHARED
+            && checkpoint.contains(SHARED)
+            && root(name) == shared;
+        if is_copy || (is_head && embeddings.contains(&root(name))) {
+            *decision = Decision::LeaveOut;
+        }
+    }
 }
 
 /// The weights that the model stores `[in, out]` in floating point, as far as names tell.

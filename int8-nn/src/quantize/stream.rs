@@ -113,7 +113,7 @@ impl<'a> Compare<'a> {
     pub(super) fn finish(self) -> Result<(), Error> {
         for tensor in self.checkpoint.tensors() {
             let compared = self.compared.get(tensor.name()).copied().unwrap_or_default();
-            if compared != tensor.bytes().len() {
+            if compared != tensor.byte_len() {
                 return Err(differs(&tensor, compared));
             }
         }
@@ -125,7 +125,8 @@ impl Sink for Compare<'_> {
     fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
         let tensor = self.checkpoint.tensor(name)?;
         let begin = self.compared.entry(name.to_owned()).or_default();
-        let written = tensor.bytes().get(*begin..).unwrap_or_default();
+        let written = tensor.bytes();
+        let written = written.get(*begin..).unwrap_or_default();
         if written.get(..bytes.len()) != Some(bytes) {
             let same =
                 written.iter().zip(bytes).take_while(|(written, expected)| written == expected).count();
@@ -167,9 +168,9 @@ pub(super) fn run(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<(), Error> {
     let is_done = |job: &Job<'_>| job.outputs().iter().all(|output| done.contains(&output.name));
-    let total = jobs.iter().map(|job| crate::convert::bytes(job.tensor.bytes().len())).sum();
+    let total = jobs.iter().map(|job| crate::convert::bytes(job.tensor.byte_len())).sum();
     let skipped = jobs.iter().filter(|job| is_done(job));
-    let mut finished = skipped.map(|job| crate::convert::bytes(job.tensor.bytes().len())).sum();
+    let mut finished = skipped.map(|job| crate::convert::bytes(job.tensor.byte_len())).sum();
     thread::scope(|scope| {
         let (sender, pieces) = mpsc::sync_channel::<Piece>(QUEUE);
         let (give_back, used) = mpsc::channel();
@@ -232,7 +233,9 @@ impl Producer<'_> {
     }
 
     fn job(&mut self, job: &Job<'_>) -> Result<(), Stop> {
-        let tensor = &job.tensor;
+        // Row-major from here on: what lies in another order in its file is copied once.
+        let bytes = job.tensor.bytes();
+        let tensor = &job.tensor.with_bytes(&bytes);
         match &job.work {
             Work::Copy => self.copy(tensor)?,
             Work::Cast(to) => self.cast(tensor, *to)?,
