@@ -189,6 +189,17 @@ impl<B: Backend> Loader<'_, B> {
     }
 }
 
+/// The root under which this checkpoint keeps a model's tensors, by the name of one of them below it; the first one if it
+/// keeps them nowhere, so that the error names what was expected.
+pub(crate) fn root(
+    checkpoint: &Checkpoint,
+    roots: &'static [&'static str],
+    token_embedding: &str,
+) -> &'static str {
+    let held = |root: &&&str| checkpoint.contains(&format!("{root}{token_embedding}.weight"));
+    roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
+}
+
 /// What a block computes between its projections; allocated once for all blocks.
 #[derive(Debug)]
 pub(crate) struct Scratch<B: Backend> {

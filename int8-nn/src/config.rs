@@ -1,5 +1,6 @@
 //! `config.json`, read with checks, and the normalised description of a decoder that every family is mapped onto.
 
+mod encoder;
 mod rotary;
 
 use serde_json::Value;
@@ -7,6 +8,7 @@ use serde_json::Value;
 use crate::Error;
 use crate::checkpoint::Source;
 
+pub use encoder::EncoderConfig;
 pub(crate) use rotary::RotaryDefaults;
 pub use rotary::{Rotary, RotaryPrecision, RotaryScaling};
 

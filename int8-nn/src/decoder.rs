@@ -8,7 +8,7 @@ pub use crate::block::LinearRole;
 use crate::block::{self, Block, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision};
-use crate::families::{self, TensorNames};
+use crate::families;
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// A decoder-only transformer whose weights are on a backend.
@@ -75,8 +75,12 @@ impl<B: Backend> Decoder<B> {
         config.set_rotary_precision(rotary);
         backend.accept(&config)?;
         let names = (family.names)(&config);
-        let loader =
-            Loader { checkpoint, backend: &*backend, config: &config, root: root(checkpoint, &names) };
+        let loader = Loader {
+            checkpoint,
+            backend: &*backend,
+            config: &config,
+            root: block::root(checkpoint, names.roots, names.token_embedding),
+        };
 
         let token_table = loader.name(names.token_embedding) + ".weight";
         let tokens =
@@ -211,13 +215,6 @@ impl<B: Backend> Decoder<B> {
     fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
         self.blocks.iter().flat_map(Block::linears)
     }
-}
-
-/// The root under which this checkpoint keeps the family's tensors; the first one if it keeps them nowhere, so that the
-/// error names what was expected.
-fn root(checkpoint: &Checkpoint, names: &TensorNames) -> &'static str {
-    let held = |root: &&&str| checkpoint.contains(&format!("{root}{}.weight", names.token_embedding));
-    names.roots.iter().find(held).or(names.roots.first()).copied().unwrap_or_default()
 }
 
 /// A decoder at work: the cache of past tokens and the activations of a step, allocated once.

@@ -19,6 +19,8 @@ pub mod checkpoint;
 pub mod config;
 mod convert;
 pub mod decoder;
+pub mod embedder;
+pub mod encoder;
 mod error;
 pub mod families;
 pub mod generate;
@@ -30,6 +32,7 @@ pub mod sampler;
 pub mod tokenizer;
 pub mod weights;
 
+pub use embedder::Embedder;
 pub use error::Error;
 pub use generate::{GenerateOptions, Generation, StopReason};
 pub use linear8bit::Linear8bit;

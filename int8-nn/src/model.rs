@@ -11,6 +11,8 @@ use crate::backend::{Backend, OutlierWeights, Precision, Quantization};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, RawConfig, RotaryPrecision};
 use crate::decoder::Decoder;
+use crate::embedder::Embedder;
+use crate::encoder::Encoder;
 use crate::tokenizer::Tokenizer;
 
 /// A causal language model, ready to use.
@@ -106,6 +108,24 @@ impl Loader {
         self.build_on(Arc::new(backend))
     }
 
+    /// Builds an encoder for sentence embeddings on the CPU.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn embedder(self) -> Result<Embedder, Error> {
+        self.embedder_on(Arc::new(CpuBackend::new()?))
+    }
+
+    /// Builds an encoder for sentence embeddings on any backend.
+    ///
+    /// # Errors
+    /// As [`build_on`](Self::build_on).
+    pub fn embedder_on<B: Backend>(self, backend: Arc<B>) -> Result<Embedder<B>, Error> {
+        let Self { checkpoint, precision, progress, .. } = self;
+        let encoder = Encoder::load(&checkpoint, backend, &precision, progress)?;
+        Embedder::new(encoder, checkpoint, precision)
+    }
+
     /// Builds the model on any backend.
     ///
     /// # Errors
@@ -141,12 +161,7 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::Tokenizer`] when the checkpoint has no `tokenizer.json`.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            Error::Tokenizer(format!(
-                "{} is missing, so text cannot be turned into tokens; give token ids instead",
-                self.checkpoint.source().label("tokenizer.json")
-            ))
-        })
+        Tokenizer::require(self.tokenizer.as_ref(), &self.checkpoint)
     }
 
     /// Tokens that end a text.

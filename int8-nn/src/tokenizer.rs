@@ -1,9 +1,9 @@
 //! Text to token ids and back, by a checkpoint's `tokenizer.json`.
 
-use tokenizers::Tokenizer as Inner;
+use tokenizers::{Tokenizer as Inner, TruncationParams};
 
 use crate::Error;
-use crate::checkpoint::Source;
+use crate::checkpoint::{Checkpoint, Source};
 
 /// A checkpoint's tokenizer.
 #[derive(Debug, Clone)]
@@ -28,6 +28,39 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|error| failed(error.to_string()))?;
         inner.with_padding(None);
         Ok(Some(Self { inner }))
+    }
+
+    /// The tokenizer that a checkpoint should have.
+    pub(crate) fn require<'a>(
+        tokenizer: Option<&'a Self>,
+        checkpoint: &Checkpoint,
+    ) -> Result<&'a Self, Error> {
+        tokenizer.ok_or_else(|| {
+            Error::Tokenizer(format!(
+                "{} is missing, so text cannot be turned into tokens; give token ids instead",
+                checkpoint.source().label("tokenizer.json")
+            ))
+        })
+    }
+
+    /// From now on [`encode_truncated`](Self::encode_truncated) cuts texts to `max_tokens`.
+    ///
+    /// # Errors
+    /// When these are fewer than the special tokens that are put around a text.
+    pub(crate) fn truncate(&mut self, max_tokens: usize) -> Result<(), Error> {
+        let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
+        match self.inner.with_truncation(Some(truncation)) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::Tokenizer(format!("texts of at most {max_tokens} tokens: {error}"))),
+        }
+    }
+
+    /// Token ids of a text with its special tokens, cut as [`truncate`](Self::truncate) said, and whether this is the
+    /// whole text.
+    pub(crate) fn encode_truncated(&self, text: &str) -> Result<(Vec<u32>, bool), Error> {
+        let encoding =
+            self.inner.encode_fast(text, true).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_overflowing().is_empty()))
     }
 
     /// Token ids of a text, with the special tokens that the tokenizer puts around a text (a leading `<s>`, say) if

@@ -2,6 +2,7 @@
 //! its tensor names; what a decoder computes stands once, in [`crate::decoder`]. A new family is one file here, one line
 //! in `FAMILIES` and one golden.
 
+mod bert;
 mod bloom;
 mod cohere;
 mod falcon;
@@ -27,7 +28,7 @@ use std::collections::BTreeMap;
 
 use crate::Error;
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, RawConfig};
+use crate::config::{DecoderConfig, EncoderConfig, RawConfig};
 use crate::weights::{Part, Rows};
 
 /// One family.
@@ -63,6 +64,38 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &mixtral::FAMILY,
     &qwen_moe::FAMILY,
 ];
+
+/// A family of encoders.
+pub(crate) struct EncoderFamily {
+    /// Values of `model_type` it answers to.
+    pub(crate) model_types: &'static [&'static str],
+    /// Reads `config.json`.
+    pub(crate) config: fn(&RawConfig) -> Result<EncoderConfig, Error>,
+    /// Names the tensors.
+    pub(crate) names: fn(&EncoderConfig) -> EncoderNames,
+}
+
+/// All families of encoders.
+pub(crate) const ENCODERS: &[&EncoderFamily] = &[&bert::FAMILY, &bert::DISTILBERT];
+
+/// What can be done with the models of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Continues a text: [`Model`](crate::Model).
+    Decoder,
+    /// Turns a text into vectors: [`Embedder`](crate::Embedder).
+    Encoder,
+}
+
+/// The names of an encoder's tensors, all below one of `roots`.
+pub(crate) struct EncoderNames {
+    pub(crate) roots: &'static [&'static str],
+    pub(crate) token_embedding: &'static str,
+    pub(crate) position_embedding: &'static str,
+    pub(crate) token_type_embedding: Option<&'static str>,
+    pub(crate) embedding_norm: &'static str,
+    pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
+}
 
 /// The names of a decoder's tensors. All but `head` follow one of `roots`, whichever the checkpoint has: the same model
 /// is saved with and without the name of its outer module.
@@ -116,13 +149,47 @@ pub(crate) struct ExpertNames {
     pub(crate) fused: [String; 2],
 }
 
-/// Finds the family of a checkpoint.
+/// Finds the family of a decoder.
 pub(crate) fn of(raw: &RawConfig) -> Result<&'static Family, Error> {
+    let model_type = model_type(raw)?;
+    match kind(model_type) {
+        Some(Kind::Encoder) => Err(Error::Unsupported(format!(
+            "{}: model_type `{model_type}` is an encoder: it turns a text into vectors and does not continue it. \
+             `int8 embed` (Embedder) runs it",
+            raw.file()
+        ))),
+        _ => find(raw, model_type, FAMILIES, |family| family.model_types),
+    }
+}
+
+/// Finds the family of an encoder.
+pub(crate) fn encoder(raw: &RawConfig) -> Result<&'static EncoderFamily, Error> {
+    let model_type = model_type(raw)?;
+    match kind(model_type) {
+        Some(Kind::Decoder) => Err(Error::Unsupported(format!(
+            "{}: model_type `{model_type}` is a decoder: it continues a text and has no sentence embeddings. `int8 run` \
+             (Model) runs it",
+            raw.file()
+        ))),
+        _ => find(raw, model_type, ENCODERS, |family| family.model_types),
+    }
+}
+
+fn model_type(raw: &RawConfig) -> Result<&str, Error> {
     let model_type = raw.text_or("model_type", "")?;
     if model_type.is_empty() {
         return Err(raw.problem("model_type", "is missing; it names the model family"));
     }
-    FAMILIES.iter().copied().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
+    Ok(model_type)
+}
+
+fn find<F>(
+    raw: &RawConfig,
+    model_type: &str,
+    families: &[&'static F],
+    model_types: impl Fn(&F) -> &'static [&'static str],
+) -> Result<&'static F, Error> {
+    families.iter().copied().find(|family| model_types(family).contains(&model_type)).ok_or_else(|| {
         Error::UnknownFamily {
             file: raw.file().to_owned(),
             model_type: model_type.escape_debug().to_string(),
@@ -155,9 +222,23 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).collect())
 }
 
+/// What models of this `model_type` do; `None` for one that does not run.
+pub fn kind(model_type: &str) -> Option<Kind> {
+    let is = |types: &[&str]| types.contains(&model_type);
+    if FAMILIES.iter().any(|family| is(family.model_types)) {
+        Some(Kind::Decoder)
+    } else if ENCODERS.iter().any(|family| is(family.model_types)) {
+        Some(Kind::Encoder)
+    } else {
+        None
+    }
+}
+
 /// Every `model_type` that runs.
 pub fn supported() -> Vec<&'static str> {
-    FAMILIES.iter().flat_map(|family| family.model_types).copied().collect()
+    let decoders = FAMILIES.iter().flat_map(|family| family.model_types);
+    let encoders = ENCODERS.iter().flat_map(|family| family.model_types);
+    decoders.chain(encoders).copied().collect()
 }
 
 /// The three parts of a fused projection whose rows go key head by key head, the rows of the queries that share it, its own
