@@ -74,6 +74,15 @@ pub(crate) enum Command {
         int8 eval ./opt-125m --text wiki.txt --rule relative --tau 30 --granularity value"
     )]
     Eval(EvalArgs),
+    /// Sentence embeddings: texts become vectors, and their cosines say how alike they are
+    #[command(
+        after_help = "For encoders of the BERT family (MiniLM, E5, …). Pooling, normalisation and length come from \
+        sentence-transformers' files beside the model, if there are any.\n\n\
+        Examples:\n  int8 embed ./all-MiniLM-L6-v2 --text \"A man is eating food.\" --text \"A man is eating bread.\"\n  \
+        int8 embed ./all-MiniLM-L6-v2 --file lines.txt --out vectors.npy\n  \
+        int8 embed ./all-MiniLM-L6-v2 --compare --file pairs.tsv    (how far int8 is from floating point)"
+    )]
+    Embed(EmbedArgs),
     /// Logits of a sequence of tokens, as a safetensors file
     Logits(LogitsArgs),
     /// What a checkpoint consists of: tensors, types, sizes, quantisation
@@ -147,6 +156,21 @@ pub(crate) struct PrecisionArgs {
     /// module that was cast as a whole [default: f32]
     #[arg(long, value_name = "PRECISION")]
     pub(crate) rotary: Option<RotaryPrecision>,
+}
+
+impl PrecisionArgs {
+    /// Whether any of them was given.
+    pub(crate) fn any(&self) -> bool {
+        self.fp
+            || self.scheme.is_some()
+            || self.rule.is_some()
+            || self.threshold.is_some()
+            || self.tau.is_some()
+            || self.statistic.is_some()
+            || self.granularity.is_some()
+            || self.outlier_weights.is_some()
+            || self.row_maximum.is_some()
+    }
 }
 
 /// `--rule`
@@ -260,6 +284,46 @@ pub(crate) struct EvalArgs {
     /// Most windows to score [default: the whole text]
     #[arg(help_heading = "Input", long, value_name = "N")]
     pub(crate) windows: Option<usize>,
+}
+
+/// `int8 embed`
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A text; may be given more than once
+    #[arg(help_heading = "Input", long, short, value_name = "TEXT")]
+    pub(crate) text: Vec<String>,
+    /// UTF-8 file with one text a line [default: standard input]
+    #[arg(help_heading = "Input", long, short, value_name = "FILE", conflicts_with = "text")]
+    pub(crate) file: Option<PathBuf>,
+    /// Cut texts to N tokens [default: what the model was trained with]
+    #[arg(help_heading = "Input", long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// How the tokens' vectors become one [default: as the model says, or mean]
+    #[arg(help_heading = "Output", long, value_name = "HOW")]
+    pub(crate) pooling: Option<Pooling>,
+    /// Divide each vector by its length
+    #[arg(help_heading = "Output", long)]
+    pub(crate) normalize: bool,
+    /// File to write: embeddings f32 [texts, dimensions], .safetensors or .npy
+    #[arg(help_heading = "Output", long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Texts are pairs with a tab between them: how far their cosines in int8 are from those in floating point, for every
+    /// scheme or for the one given
+    #[arg(help_heading = "Output", long, conflicts_with = "out")]
+    pub(crate) compare: bool,
+}
+
+/// `--pooling`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pooling {
+    /// The mean over the tokens.
+    Mean,
+    /// The first token.
+    Cls,
+    /// The largest value in each dimension.
+    Max,
 }
 
 /// `int8 logits`

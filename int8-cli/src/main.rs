@@ -34,6 +34,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo => commands::demo::run(&output),
         Command::Run(arguments) => commands::run::run(&arguments, &output),
         Command::Eval(arguments) => commands::eval::run(&arguments, &output),
+        Command::Embed(arguments) => commands::embed::run(&arguments, &output),
         Command::Logits(arguments) => commands::logits::run(&arguments, &output),
         Command::Inspect(arguments) => commands::inspect::run(&arguments, &output),
         Command::Quantize(arguments) => commands::quantize::run(&arguments, &output),

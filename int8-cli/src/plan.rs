@@ -10,10 +10,10 @@ use int8_nn::{Loader, Model};
 
 use crate::Failure;
 use crate::args::{self, ModelArgs, PrecisionArgs, WriteArgs};
-use crate::output::Output;
+use crate::output::{Bar, Output};
 
 /// τ of the relative rule when none is given.
-const DEFAULT_TAU: f32 = 30.0;
+pub(crate) const DEFAULT_TAU: f32 = 30.0;
 
 /// Parses the name of a scheme and lists them all in the help.
 pub(crate) fn scheme_parser() -> impl TypedValueParser<Value = Scheme> {
@@ -152,6 +152,21 @@ pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
 /// When the arguments contradict each other or the checkpoint cannot be loaded.
 pub(crate) fn load(arguments: &ModelArgs, output: &Output) -> Result<Model, Failure> {
     let precision = precision(&arguments.precision)?;
+    let (loader, bar) = loader(arguments, precision, output)?;
+    let model = loader.build_on(output.backend()?)?;
+    bar.clear();
+    Ok(model)
+}
+
+/// Opens the checkpoint, to be loaded with a progress bar.
+///
+/// # Errors
+/// When the checkpoint cannot be opened.
+pub(crate) fn loader(
+    arguments: &ModelArgs,
+    precision: Precision,
+    output: &Output,
+) -> Result<(Loader, Bar), Failure> {
     let loader = Model::load(&arguments.model).map_err(|error| not_found_hint(arguments, error))?;
     let rotary = rotary(&loader, arguments.precision.rotary);
     let verb = if precision == Precision::Float { "loading" } else { "converting to int8" };
@@ -160,9 +175,7 @@ pub(crate) fn load(arguments: &ModelArgs, output: &Output) -> Result<Model, Fail
     let loader = loader.precision(precision).rotary_precision(rotary).on_progress(move |done, all| {
         progress.set(done, all);
     });
-    let model = loader.build_on(output.backend()?)?;
-    bar.clear();
-    Ok(model)
+    Ok((loader, bar))
 }
 
 fn rotary(loader: &Loader, wanted: Option<args::RotaryPrecision>) -> RotaryPrecision {

@@ -1,6 +1,6 @@
 //! Text to token ids and back, by a checkpoint's `tokenizer.json`.
 
-use tokenizers::{Tokenizer as Inner, TruncationParams};
+use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationParams};
 
 use crate::Error;
 use crate::checkpoint::{Checkpoint, Source};
@@ -48,6 +48,13 @@ impl Tokenizer {
     /// # Errors
     /// When these are fewer than the special tokens that are put around a text.
     pub(crate) fn truncate(&mut self, max_tokens: usize) -> Result<(), Error> {
+        // The library subtracts them without looking.
+        let added = self.inner.get_post_processor().map_or(0, |post| post.added_tokens(false));
+        if max_tokens <= added {
+            return Err(Error::Tokenizer(format!(
+                "texts of at most {max_tokens} tokens: the tokenizer adds {added}, so that no text would be left"
+            )));
+        }
         let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
         match self.inner.with_truncation(Some(truncation)) {
             Ok(_) => Ok(()),

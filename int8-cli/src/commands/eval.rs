@@ -5,7 +5,7 @@ use std::time::Instant;
 use int8_nn::PerplexityOptions;
 use serde_json::json;
 
-use super::{outlier_share, settings};
+use super::{outlier_share, read_text, settings};
 use crate::Failure;
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
@@ -17,7 +17,7 @@ const DEFAULT_WINDOW: usize = 1024;
 
 /// Scores a text.
 pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
-    let text = read_text(arguments)?;
+    let text = read_text("--text", &arguments.text)?;
     let model = plan::load(&arguments.model, output)?;
     let most = model.config().max_positions;
     let window = arguments.window.unwrap_or(DEFAULT_WINDOW.min(most));
@@ -76,18 +76,4 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
         bytes(count(footprint.total())),
         bytes(count(footprint.at(2)))
     ))
-}
-
-fn read_text(arguments: &EvalArgs) -> Result<String, Failure> {
-    let file = arguments.text.display();
-    let bytes =
-        std::fs::read(&arguments.text).map_err(|error| Failure::new(format!("--text {file}: {error}")))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        Failure::new(format!(
-            "--text {file}: not UTF-8 from byte {} on; convert it (iconv -t UTF-8) first",
-            error.utf8_error().valid_up_to()
-        ))
-    })?;
-    // Every end of line is `\n`, as in Python's text mode: models have hardly seen a carriage return.
-    Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }

@@ -1,6 +1,7 @@
 //! `int8 inspect`: what a checkpoint consists of.
 
 use int8_nn::checkpoint::Checkpoint;
+use int8_nn::families::Kind;
 use serde_json::{Value, json};
 
 use crate::Failure;
@@ -67,11 +68,12 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         model_type.as_str().unwrap_or("unknown (no config.json or model_type)")
     ))?;
     if let Some(name) = model_type.as_str() {
-        let runs = int8_nn::families::supported().contains(&name);
-        output.line(&format!(
-            "runs          {}",
-            if runs { "yes" } else { "not yet: this family is not implemented" }
-        ))?;
+        let runs = match int8_nn::families::kind(name) {
+            Some(Kind::Decoder) => "yes",
+            Some(Kind::Encoder) => "yes, an encoder: int8 embed",
+            None => "not yet: this family is not implemented",
+        };
+        output.line(&format!("runs          {runs}"))?;
     }
     for (label, names) in [
         ("layers", ["num_hidden_layers", "n_layer"]),

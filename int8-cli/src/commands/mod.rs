@@ -3,12 +3,17 @@
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod dequantize;
+pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod verify;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
 
 use int8_core::{OutlierGranularity, OutlierRule, RowStatistic};
 use int8_nn::Model;
@@ -70,4 +75,36 @@ fn outlier_share(model: &Model) -> OutlierShare {
     }
     let share = |part, whole| if whole == 0 { 0.0 } else { real_u64(part) / real_u64(whole) };
     OutlierShare { columns: share(columns, all_columns), values: share(values, all_values) }
+}
+
+/// Writes a file under another name first, so that no half of it is ever seen under its own.
+fn write_whole(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = (|| {
+        let mut file = fs::File::create_new(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Reads a text file that `option` names.
+fn read_text(option: &str, file: &Path) -> Result<String, Failure> {
+    let name = file.display();
+    let bytes = fs::read(file).map_err(|error| Failure::new(format!("{option} {name}: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        Failure::new(format!(
+            "{option} {name}: not UTF-8 from byte {} on; convert it (iconv -t UTF-8) first",
+            error.utf8_error().valid_up_to()
+        ))
+    })?;
+    // Every end of line is `\n`, as in Python's text mode: models have hardly seen a carriage return.
+    Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }
