@@ -261,7 +261,9 @@ impl<B: Backend> Embedder<B> {
 
 fn pool(states: ArrayView2<'_, f32>, settings: EmbedSettings, mut out: ArrayViewMut1<'_, f32>) {
     match settings.pooling {
-        Pooling::Mean => out.assign(&(states.sum_axis(Axis(0)) / convert::f32_from_count(states.nrows()))),
+        Pooling::Mean => {
+            out.assign(&(states.sum_axis(Axis(0)) / convert::f32_from(convert::f64_from(states.nrows()))))
+        }
         Pooling::Cls => out.assign(&states.row(0)),
         // A NaN stays one.
         Pooling::Max => out.assign(&states.fold_axis(Axis(0), f32::NEG_INFINITY, |largest, value| {
