@@ -104,6 +104,15 @@ pub(crate) enum Command {
     Dequantize(DequantizeArgs),
     /// Every kernel of this machine against the reference mathematics
     Verify(VerifyArgs),
+    /// How fast int8 is here: the layer against the same in 16 and 32 bit, or a whole model against itself in 16 bit
+    #[command(
+        after_help = "Contestants take turns in one run, so ratios hold on a machine that changes its speed; shares are of what \
+        the machine was found to do at best in the same run. Close other programs first.\n\n\
+        Examples:\n  int8 bench --quick\n  int8 bench --plot bench.svg            (some ten minutes)\n  \
+        int8 bench ./opt-125m                  (tokens per second, int8 and as stored)\n  \
+        int8 bench --threads 1 --json > bench.json"
+    )]
+    Bench(BenchArgs),
     /// Completions for a shell, to be sourced
     Completions {
         /// The shell
@@ -410,6 +419,26 @@ pub(crate) enum FloatType {
     Bf16,
     /// 32-bit.
     F32,
+/// `int8 bench`
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Folder of a checkpoint: times the model instead of single layers
+    pub(crate) model: Option<PathBuf>,
+    /// Fewer shapes and rounds: an impression in less than a minute
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// The best round instead of the median: for a machine that has other work
+    #[arg(long)]
+    pub(crate) best: bool,
+    /// Draws the layer's speed-ups as an SVG file
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    pub(crate) plot: Option<PathBuf>,
+    /// Tokens of the prompt (with MODEL)
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) prompt_tokens: usize,
+    /// Tokens to generate (with MODEL)
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) new_tokens: usize,
 }
 
 /// `int8 verify`

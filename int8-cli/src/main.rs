@@ -39,6 +39,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Inspect(arguments) => commands::inspect::run(&arguments, &output),
         Command::Quantize(arguments) => commands::quantize::run(&arguments, &output),
         Command::Dequantize(arguments) => commands::dequantize::run(&arguments, &output),
+        Command::Bench(arguments) => commands::bench::run(&arguments, &output),
         Command::Verify(arguments) => commands::verify::run(&arguments, &output),
         Command::Completions { shell } => commands::completions::run(shell, &output),
     }

@@ -218,3 +218,22 @@ fn completions_name_the_commands() {
         assert!(script.contains("inspect") && script.contains("outlier-weights"), "{shell}");
     }
 }
+
+#[test]
+fn a_model_is_timed_in_int8_and_as_stored() {
+    let arguments = ["bench", &model("llama"), "--quick", "--prompt-tokens", "5", "--new-tokens", "3"];
+    let bench = json(&arguments);
+    let runs = bench["runs"].as_array().expect("runs");
+    assert_eq!(runs.iter().map(|run| &run["weights"]).collect::<Vec<_>>(), ["int8", "as stored"]);
+    for run in runs {
+        for rate in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
+            assert!(run[rate].as_f64().expect("a rate") > 0.0, "{run}");
+        }
+    }
+    assert!(runs[0]["weight_bytes"].as_u64() < runs[1]["weight_bytes"].as_u64());
+    assert!(bench["decode_speed_up"].as_f64().expect("a ratio") > 0.0);
+    let (code, message) = failure(&["bench", &model("llama"), "--new-tokens", "0"]);
+    assert!(code == 2 && message.contains("--new-tokens"), "{message}");
+    let (code, message) = failure(&["bench", &model("llama"), "--prompt-tokens", "1000000"]);
+    assert!(code == 1 && message.contains("positions"), "{message}");
+}

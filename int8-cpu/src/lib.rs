@@ -49,6 +49,7 @@
 //! `convert` and `buffer`. The contract of the tile functions is stated once, on the trait `TileKernel`, and cited by
 //! line wherever they are called.
 
+pub mod bench;
 mod buffer;
 mod convert;
 mod driver;

@@ -15,8 +15,12 @@ use crate::matrix::{Source, Target};
 use crate::tile::{Instructions, LANES, Vectorized};
 use crate::{Error, rows_of};
 
-/// Rows of x up to which each output is a dot product: the weights are read once, and widened on the way.
-const DOT_ROWS: usize = 4;
+/// Rows of x up to which each output is a dot product, the weights read once and widened on the way: beyond, widening a
+/// block of them and packing it for the matrix product costs less than it saves.
+const DOT_ROWS: usize = 16;
+
+/// Rows of x that share a load of the weights: with two chains each, 8 registers of sums (16 of AVX2's).
+const GROUP: usize = 4;
 
 /// Weights below which dot products stay on the calling thread: some 10 µs, about what waking a sleeping thread costs.
 const SERIAL_WEIGHTS: usize = 1 << 16;
@@ -25,12 +29,12 @@ const SERIAL_WEIGHTS: usize = 1 << 16;
 const TASK_ROWS: usize = 256;
 const TASK_OUTPUTS: usize = 128;
 
-/// Independent sums of a dot product: enough to hide the latency of a fused multiply-add.
-const CHAINS: usize = 4;
+/// Independent sums of a dot product. The same for any number of rows, so that a row's result does not depend on others.
+const CHAINS: usize = 2;
 
 /// `out [M, N] (+)= x [M, K] · Wᵀ + bias [N]`, W `[N, K]` in f32, f16 or bf16, products and sums in f32.
 ///
-/// Up to four rows of x: dot products that read the weights once. More: the `gemm` crate on blocks of W widened to f32.
+/// Up to 16 rows of x: dot products that read the weights once. More: the `gemm` crate on blocks of W widened to f32.
 ///
 /// # Errors
 /// The reference's `InnerDimension`, `Length` (bias) and `Shape` (out); [`Error::NotRowMajor`].
@@ -178,21 +182,42 @@ impl Vectorized for Dots<'_, '_> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Product { x_rows, w, bias, store, target, .. } = self.product;
+        let rows = self.product.x_rows.rows;
         for n in self.first..self.last {
-            let bias = bias.map_or(0.0, |bias| bias[n]);
-            for m in 0..x_rows.rows {
-                let Typed::F32(x) = x_rows.row(m) else { continue };
-                let value = bias
-                    + match w.row(n) {
-                        Typed::F32(w) => dot(simd, x, w),
-                        Typed::F16(w) => dot(simd, x, w),
-                        Typed::Bf16(w) => dot(simd, x, w),
-                    };
-                // SAFETY: tasks write different outputs, inside the matrix.
-                for target in unsafe { floats(target.slice(m, n, 1)) } {
-                    *target = if *store == Store::Accumulate { *target + value } else { value };
+            for first in (0..rows).step_by(GROUP) {
+                match rows - first {
+                    1 => self.group::<I, 1>(simd, first, n),
+                    2 => self.group::<I, 2>(simd, first, n),
+                    3 => self.group::<I, 3>(simd, first, n),
+                    _ => self.group::<I, GROUP>(simd, first, n),
                 }
+            }
+        }
+    }
+}
+
+impl Dots<'_, '_> {
+    /// Output n of R rows.
+    #[inline(always)]
+    fn group<I: Instructions, const R: usize>(&self, simd: I, first: usize, n: usize) {
+        let Product { x_rows, w, bias, store, target, .. } = self.product;
+        let mut x: [&[f32]; R] = [&[]; R];
+        for (m, x) in x.iter_mut().enumerate() {
+            if let Typed::F32(row) = x_rows.row(first + m) {
+                *x = row;
+            }
+        }
+        let values = match w.row(n) {
+            Typed::F32(w) => dots(simd, x, w),
+            Typed::F16(w) => dots(simd, x, w),
+            Typed::Bf16(w) => dots(simd, x, w),
+        };
+        let bias = bias.map_or(0.0, |bias| bias[n]);
+        for (m, value) in values.into_iter().enumerate() {
+            // SAFETY: tasks write different outputs, inside the matrix.
+            for target in unsafe { floats(target.slice(first + m, n, 1)) } {
+                let value = value + bias;
+                *target = if *store == Store::Accumulate { *target + value } else { value };
             }
         }
     }
@@ -224,22 +249,33 @@ impl Load for bf16 {
     }
 }
 
+/// Dot products of R rows, all as long as `w`.
 #[inline(always)]
-fn dot<I: Instructions, W: Load>(simd: I, x: &[f32], w: &[W]) -> f32 {
-    let mut sums = [simd.splat(0.0); CHAINS];
-    let (x_blocks, x_rest) = x.as_chunks::<{ CHAINS * LANES }>();
+fn dots<I: Instructions, W: Load, const R: usize>(simd: I, x: [&[f32]; R], w: &[W]) -> [f32; R] {
+    let mut sums = [[simd.splat(0.0); CHAINS]; R];
     let (w_blocks, w_rest) = w.as_chunks::<{ CHAINS * LANES }>();
-    for (x, w) in x_blocks.iter().zip(w_blocks) {
-        let (x, w) = (x.as_chunks::<LANES>().0, w.as_chunks::<LANES>().0);
-        for (sum, (x, w)) in sums.iter_mut().zip(x.iter().zip(w)) {
-            *sum = simd.multiply_add(simd.load(x), W::load(simd, w), *sum);
+    let x = x.map(|x| x.as_chunks::<{ CHAINS * LANES }>());
+    for (i, w) in w_blocks.iter().enumerate() {
+        for (chain, w) in w.as_chunks::<LANES>().0.iter().enumerate() {
+            let w = W::load(simd, w);
+            for (sums, (x, _)) in sums.iter_mut().zip(&x) {
+                let x = simd.load(&x[i].as_chunks::<LANES>().0[chain]);
+                sums[chain] = simd.multiply_add(x, w, sums[chain]);
+            }
         }
     }
-    for (sum, (x, w)) in sums.iter_mut().zip(x_rest.chunks(LANES).zip(w_rest.chunks(LANES))) {
-        *sum = simd.multiply_add(simd.load(&padded(x, 0.0)), W::load(simd, &padded(w, W::default())), *sum);
+    for (chain, w) in w_rest.chunks(LANES).enumerate() {
+        let w = W::load(simd, &padded(w, W::default()));
+        for (sums, (_, x)) in sums.iter_mut().zip(&x) {
+            let x = x.chunks(LANES).nth(chain).unwrap_or_default();
+            sums[chain] = simd.multiply_add(simd.load(&padded(x, 0.0)), w, sums[chain]);
+        }
     }
-    let [a, b, c, d] = sums;
-    add_lanes(simd, simd.add(simd.add(a, b), simd.add(c, d)))
+    let mut totals = [0.0; R];
+    for (total, [a, b]) in totals.iter_mut().zip(sums) {
+        *total = add_lanes(simd, simd.add(a, b));
+    }
+    totals
 }
 
 /// `target [rows, K] = W[first..]`, as many rows as the target holds.
@@ -335,12 +371,12 @@ mod tests {
             }
         };
         for inner in [0, 1, 15, 16, 17, 63, 64, 65, 130] {
-            for rows in [0, 1, 4, 5, 13] {
+            for rows in [0, 1, 3, 4, 6, DOT_ROWS, DOT_ROWS + 1] {
                 check((rows, 33, inner));
             }
         }
         check((TASK_ROWS + 1, 3, 20));
-        check((5, TASK_OUTPUTS + 1, 20));
+        check((DOT_ROWS + 1, TASK_OUTPUTS + 1, 20));
         check((3, 700, 100));
     }
 

@@ -98,11 +98,15 @@ impl Vectorized for Normalize<'_> {
 #[inline(always)]
 fn sum<I: Instructions>(simd: I, x: &[f32]) -> f32 {
     let mut sums = [simd.splat(0.0); CHAINS];
-    let (vectors, rest) = x.as_chunks::<LANES>();
-    for (i, x) in vectors.iter().enumerate() {
-        sums[i % CHAINS] = simd.add(sums[i % CHAINS], simd.load(x));
+    let (blocks, rest) = x.as_chunks::<{ CHAINS * LANES }>();
+    for block in blocks {
+        for (sum, x) in sums.iter_mut().zip(block.as_chunks::<LANES>().0) {
+            *sum = simd.add(*sum, simd.load(x));
+        }
     }
-    sums[0] = simd.add(sums[0], simd.load(&padded(rest, 0.0)));
+    for (sum, x) in sums.iter_mut().zip(rest.chunks(LANES)) {
+        *sum = simd.add(*sum, simd.load(&padded(x, 0.0)));
+    }
     add_chains(simd, sums)
 }
 
@@ -111,13 +115,17 @@ fn sum<I: Instructions>(simd: I, x: &[f32]) -> f32 {
 fn squares<I: Instructions>(simd: I, x: &[f32], mean: f32) -> f32 {
     let shift = simd.splat(-mean);
     let mut sums = [simd.splat(0.0); CHAINS];
-    let (vectors, rest) = x.as_chunks::<LANES>();
-    for (i, x) in vectors.iter().enumerate() {
-        let x = simd.add(simd.load(x), shift);
-        sums[i % CHAINS] = simd.multiply_add(x, x, sums[i % CHAINS]);
+    let (blocks, rest) = x.as_chunks::<{ CHAINS * LANES }>();
+    for block in blocks {
+        for (sum, x) in sums.iter_mut().zip(block.as_chunks::<LANES>().0) {
+            let x = simd.add(simd.load(x), shift);
+            *sum = simd.multiply_add(x, x, *sum);
+        }
     }
-    let last = simd.add(simd.load(&padded(rest, mean)), shift);
-    sums[0] = simd.multiply_add(last, last, sums[0]);
+    for (sum, x) in sums.iter_mut().zip(rest.chunks(LANES)) {
+        let x = simd.add(simd.load(&padded(x, mean)), shift);
+        *sum = simd.multiply_add(x, x, *sum);
+    }
     add_chains(simd, sums)
 }
 

@@ -1,0 +1,180 @@
+//! `int8 bench`: the layer and whole models, int8 against 16 and 32 bit.
+
+mod model;
+mod plot;
+
+use int8_core::Scheme;
+use int8_nn::backend::cpu::bench::{Effort, Machine, Problem, Shape, Times, outlier_costs};
+use serde_json::{Value, json};
+
+use crate::Failure;
+use crate::args::BenchArgs;
+use crate::convert::real;
+use crate::output::Output;
+
+/// Outputs and inputs of the layers: square ones of BERT to Llama size, and the MLP of Llama-7B.
+const LAYERS: [(usize, usize); 6] =
+    [(768, 768), (1024, 1024), (2048, 2048), (4096, 4096), (11008, 4096), (4096, 11008)];
+/// One token, a small batch, a prompt, a window.
+const ROWS: [usize; 4] = [1, 8, 64, 512];
+/// Outlier columns of the main table: one in a thousand.
+const OUTLIER_SHARE: usize = 1000;
+/// Outlier columns of the second table, in a thousand.
+const PER_MILLE: [usize; 5] = [0, 1, 10, 50, 200];
+
+/// One shape with what was measured.
+struct Line {
+    shape: Shape,
+    times: Times,
+}
+
+impl Line {
+    fn share_of_peak(&self, machine: &Machine) -> Option<f64> {
+        machine.peak.map(|peak| self.shape.work() / self.times.raw / peak)
+    }
+
+    fn share_of_bandwidth(&self, machine: &Machine) -> f64 {
+        self.shape.weight_bytes() / self.times.layer / machine.bandwidth
+    }
+
+    fn over_raw(&self) -> f64 {
+        self.times.layer / self.times.raw
+    }
+
+    fn against_bf16(&self) -> f64 {
+        self.times.bf16 / self.times.layer
+    }
+
+    fn against_f32(&self) -> f64 {
+        self.times.f32 / self.times.layer
+    }
+
+    fn json(&self, machine: &Machine) -> Value {
+        let Shape { rows, outputs, inner } = self.shape;
+        json!({
+            "m": rows, "n": outputs, "k": inner,
+            "raw_seconds": self.times.raw,
+            "layer_seconds": self.times.layer,
+            "bf16_seconds": self.times.bf16,
+            "f32_seconds": self.times.f32,
+            "raw_share_of_peak": self.share_of_peak(machine),
+            "layer_share_of_bandwidth": self.share_of_bandwidth(machine),
+            "layer_over_raw": self.over_raw(),
+            "layer_vs_bf16": self.against_bf16(),
+            "layer_vs_f32": self.against_f32(),
+        })
+    }
+}
+
+/// Prints the tables.
+pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure> {
+    let effort =
+        Effort { best: arguments.best, ..if arguments.quick { Effort::QUICK } else { Effort::FULL } };
+    if let Some(path) = &arguments.model {
+        return model::run(path, arguments, output);
+    }
+    let kernel = output.backend()?.kernel();
+    output.remark(&output.dim("probing the machine"));
+    let machine = Machine::probe(kernel);
+    let peak = machine.peak.map_or(String::new(), |peak| format!(", peak {:.2} TOPS", 2.0 * peak / 1e12));
+    if !output.json {
+        output.line(&output.bold(&format!(
+            "{kernel}, {} threads{peak}, read bandwidth {:.1} GB/s",
+            machine.threads,
+            machine.bandwidth / 1e9
+        )))?;
+        output.line("")?;
+        output.line(&output.bold(
+            "   M       N      K      layer   raw: share   layer: share  layer /   faster than   faster than",
+        ))?;
+        output.line(&output.bold(
+            "                       seconds      of peak   of bandwidth      raw  bf16 weights  f32 weights",
+        ))?;
+    }
+    let layers = if arguments.quick { &LAYERS[..3] } else { &LAYERS[..] };
+    let mut lines = Vec::new();
+    for rows in ROWS {
+        for &(outputs, inner) in layers {
+            let shape = Shape { rows, outputs, inner };
+            let problem = Problem::new(shape, (inner / OUTLIER_SHARE).max(1));
+            let times = problem.measure(kernel, &effort, Vec::new()).map_err(int8_nn::Error::from)?;
+            let line = Line { shape, times };
+            if !output.json {
+                output.line(&format!(
+                    "{rows:4} {outputs:7} {inner:6} {:>10} {:>12} {:>13.0}% {:>8.2} {:>12.2}x {:>11.2}x",
+                    seconds(line.times.layer),
+                    line.share_of_peak(&machine)
+                        .map_or("-".to_owned(), |share| format!("{:.0}%", 100.0 * share)),
+                    100.0 * line.share_of_bandwidth(&machine),
+                    line.over_raw(),
+                    line.against_bf16(),
+                    line.against_f32(),
+                ))?;
+            }
+            lines.push(line);
+        }
+    }
+    let outliers = outlier_table(arguments, &effort, output)?;
+    if let Some(file) = &arguments.plot {
+        let title =
+            format!("LLM.int8() layer on {kernel}, {} threads, against bf16 weights", machine.threads);
+        std::fs::write(file, plot::speed_ups(&title, &lines)).map_err(|error| {
+            Failure::new(format!("--plot {}: {error}", file.display()))
+                .hint("the folder must exist and be writable")
+        })?;
+        output.remark(&format!("drawn in {}", file.display()));
+    }
+    if output.json {
+        output.object(&json!({
+            "kernel": kernel.name(),
+            "threads": machine.threads,
+            "peak_tops": machine.peak.map(|peak| 2.0 * peak / 1e12),
+            "read_gb_per_second": machine.bandwidth / 1e9,
+            "statistic": if effort.best { "best" } else { "median" },
+            "outlier_columns": "0.1 %, at least one",
+            "shapes": lines.iter().map(|line| line.json(&machine)).collect::<Vec<_>>(),
+            "outliers": outliers,
+        }))?;
+    }
+    Ok(())
+}
+
+/// What outlier columns cost.
+fn outlier_table(arguments: &BenchArgs, effort: &Effort, output: &Output) -> Result<Value, Failure> {
+    let size = if arguments.quick { 1024 } else { 4096 };
+    let kernel = output.backend()?.kernel();
+    if !output.json {
+        output.line("")?;
+        output.line(&output.bold(&format!("layer / raw at shares of outlier columns, N = K = {size}")))?;
+        let shares = PER_MILLE.map(|share| format!("{:>8}%", real(share) / 10.0)).concat();
+        output.line(&output.bold(&format!("   M {shares}")))?;
+    }
+    let mut table = Vec::new();
+    for rows in ROWS {
+        let shape = Shape { rows, outputs: size, inner: size };
+        let config = Scheme::LlmInt8Absmax.config();
+        let costs =
+            outlier_costs(kernel, shape, &config, &PER_MILLE, effort).map_err(int8_nn::Error::from)?;
+        if !output.json {
+            let cells: String = costs.iter().map(|cost| format!("{cost:>9.2}")).collect();
+            output.line(&format!("{rows:4} {cells}"))?;
+        }
+        table.push(json!({
+            "m": rows, "n": size, "k": size, "outliers_per_mille": PER_MILLE, "layer_over_raw": costs,
+        }));
+    }
+    Ok(Value::Array(table))
+}
+
+/// A short time, three digits.
+fn seconds(seconds: f64) -> String {
+    let (value, unit) = if seconds < 1e-3 { (seconds * 1e6, "µs") } else { (seconds * 1e3, "ms") };
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.digits$} {unit}")
+}

@@ -1,0 +1,120 @@
+//! `int8 bench MODEL`: tokens per second of a model in int8 and as stored, in turns.
+
+use std::path::Path;
+use std::time::Instant;
+
+use int8_nn::Model;
+use int8_nn::backend::{Precision, RowSelection};
+use int8_nn::decoder::Session;
+use serde_json::json;
+
+use crate::Failure;
+use crate::args::{BenchArgs, ModelArgs, PrecisionArgs};
+use crate::convert::{count, real};
+use crate::output::{Output, bytes};
+use crate::plan;
+
+/// Rounds: the two take turns, and the median of each is reported.
+const ROUNDS: usize = 5;
+const QUICK_ROUNDS: usize = 2;
+
+/// One way of holding the weights.
+struct Runner {
+    name: &'static str,
+    model: Model,
+    prefill: Vec<f64>,
+    decode: Vec<f64>,
+}
+
+impl Runner {
+    fn load(path: &Path, fp: bool, output: &Output) -> Result<Self, Failure> {
+        let precision = PrecisionArgs { fp, ..PrecisionArgs::default() };
+        let model = plan::load(&ModelArgs { model: path.to_owned(), precision }, output)?;
+        let name = if *model.precision() == Precision::Float { "as stored" } else { "int8" };
+        Ok(Self { name, model, prefill: Vec::new(), decode: Vec::new() })
+    }
+
+    /// One prompt and one continuation; the tokens are always the same, so that both do the same work.
+    fn round(&mut self, prompt: &[u32], new: &[u32]) -> Result<(), Failure> {
+        let mut session = self.model.decoder().session(1, prompt.len() + new.len(), prompt.len())?;
+        let last =
+            |session: &mut Session<'_, _>| session.logits(&RowSelection::LastOfSegments).map(<[f32]>::len);
+        let begin = Instant::now();
+        session.forward(&[(0, prompt)])?;
+        last(&mut session)?;
+        self.prefill.push(begin.elapsed().as_secs_f64());
+        let begin = Instant::now();
+        for id in new {
+            session.forward(&[(0, &[*id])])?;
+            last(&mut session)?;
+        }
+        self.decode.push(begin.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+/// The median, or the best.
+fn pick(times: &[f64], best: bool) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_by(f64::total_cmp);
+    times.get(if best { 0 } else { times.len() / 2 }).copied().unwrap_or(f64::NAN)
+}
+
+/// Prints the table.
+pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result<(), Failure> {
+    let (prompt, new) = (arguments.prompt_tokens, arguments.new_tokens);
+    if prompt == 0 || new == 0 {
+        return Err(Failure::usage("--prompt-tokens and --new-tokens must be at least 1"));
+    }
+    let mut runners = [Runner::load(path, false, output)?, Runner::load(path, true, output)?];
+    let vocabulary = runners[0].model.config().vocab_size;
+    let id = |i: usize| u32::try_from(i * 7919 % vocabulary).unwrap_or(0);
+    let ids: Vec<u32> = (0..prompt + new).map(id).collect();
+    let rounds = if arguments.quick { QUICK_ROUNDS } else { ROUNDS };
+    let bar = output.bar("timing", "rounds");
+    for round in 0..=rounds {
+        for runner in &mut runners {
+            runner.round(&ids[..prompt], &ids[prompt..])?;
+            if round == 0 {
+                // It warmed up pages and clocks, and fetched the exact columns.
+                runner.prefill.clear();
+                runner.decode.clear();
+            }
+        }
+        bar.set(round, rounds);
+    }
+    bar.clear();
+
+    let rate = |tokens: usize, times: &[f64]| real(tokens) / pick(times, arguments.best);
+    let rates: Vec<[f64; 2]> =
+        runners.iter().map(|runner| [rate(prompt, &runner.prefill), rate(new, &runner.decode)]).collect();
+    let ratio = [0, 1].map(|i| rates[0][i] / rates[1][i]);
+    if output.json {
+        let row = |runner: &Runner, rates: &[f64; 2]| {
+            json!({
+                "weights": runner.name,
+                "prefill_tokens_per_second": rates[0],
+                "decode_tokens_per_second": rates[1],
+                "weight_bytes": runner.model.decoder().footprint().total(),
+            })
+        };
+        return output.object(&json!({
+            "model": path,
+            "kernel": output.backend()?.kernel().name(),
+            "threads": rayon::current_num_threads(),
+            "statistic": if arguments.best { "best" } else { "median" },
+            "rounds": rounds,
+            "prompt_tokens": prompt,
+            "new_tokens": new,
+            "runs": runners.iter().zip(&rates).map(|(runner, rates)| row(runner, rates)).collect::<Vec<_>>(),
+            "prefill_speed_up": ratio[0],
+            "decode_speed_up": ratio[1],
+        }));
+    }
+    output.line(&output.bold("weights       bytes   prompt tokens/s   new tokens/s"))?;
+    for (runner, [prefill, decode]) in runners.iter().zip(&rates) {
+        let size = bytes(count(runner.model.decoder().footprint().total()));
+        output.line(&format!("{:10} {size:>8} {prefill:>17.1} {decode:>14.1}", runner.name))?;
+    }
+    output.line(&format!("{:10} {:>8} {:>16.2}x {:>13.2}x", "speed-up", "", ratio[0], ratio[1]))
+}

@@ -1,0 +1,334 @@
+//! Timing the integer product and the complete layer: contestants take turns in one run, A B C A B C…, so that a machine
+//! that changes its speed changes it for all of them. `int8 bench` and `cargo bench` are made of this.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use half::bf16;
+use int8_core::corpus::Random;
+use int8_core::{Config, Element, Scheme};
+use ndarray::{Array1, Array2};
+
+use crate::kernel::Kernel;
+use crate::{Error, OutlierWeights, PackedWeight, Store, convert, float, int8_product_into, linear, probe};
+
+/// How long and how carefully is timed.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Rounds before the timed ones: threads, pages and clocks warm up.
+    pub warm_up: usize,
+    /// Timed rounds: at least so many, and not more than `most` or after `budget`.
+    pub least: usize,
+    /// Most timed rounds.
+    pub most: usize,
+    /// Time after which no round begins once there are enough.
+    pub budget: Duration,
+    /// Bytes of weights that rounds go through before one is read again, so that caches do not keep them.
+    pub rotate_bytes: usize,
+    /// The best round instead of the median: for a machine that has other work.
+    pub best: bool,
+}
+
+impl Effort {
+    /// For a record.
+    pub const FULL: Self = Self {
+        warm_up: 2,
+        least: 20,
+        most: 400,
+        budget: Duration::from_millis(2500),
+        rotate_bytes: 256 << 20,
+        best: false,
+    };
+    /// For an impression.
+    pub const QUICK: Self = Self {
+        warm_up: 1,
+        least: 5,
+        most: 50,
+        budget: Duration::from_millis(250),
+        rotate_bytes: 64 << 20,
+        best: false,
+    };
+    /// One round, to see that it runs.
+    pub const ONCE: Self =
+        Self { warm_up: 0, least: 1, most: 1, budget: Duration::ZERO, rotate_bytes: 0, best: false };
+
+    /// How many copies of a weight make up `rotate_bytes`: at most 64.
+    pub fn copies(&self, bytes: usize) -> usize {
+        self.rotate_bytes.div_ceil(bytes.max(1)).clamp(1, 64)
+    }
+}
+
+/// What is timed; it is handed the number of the round, to rotate its operands.
+pub type Contestant<'a> = Box<dyn FnMut(usize) + 'a>;
+
+/// Seconds of each contestant, called in turn.
+pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<f64> {
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
+    let start = Instant::now();
+    for round in 0..effort.warm_up + effort.most {
+        if round >= effort.warm_up + effort.least && start.elapsed() > effort.budget {
+            break;
+        }
+        for (times, run) in times.iter_mut().zip(contestants.iter_mut()) {
+            let start = Instant::now();
+            run(round);
+            let elapsed = start.elapsed().as_secs_f64();
+            if round >= effort.warm_up {
+                times.push(elapsed);
+            }
+        }
+    }
+    let pick = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times.get(if effort.best { 0 } else { times.len() / 2 }).copied().unwrap_or(f64::NAN)
+    };
+    times.iter_mut().map(pick).collect()
+}
+
+/// What the machine can do, probed.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// The kernel whose instruction was probed.
+    pub kernel: Kernel,
+    /// Threads of the pool.
+    pub threads: usize,
+    /// Multiply-adds per second of all threads, where the kernel has one instruction that can be probed.
+    pub peak: Option<f64>,
+    /// Bytes per second that all threads read together.
+    pub bandwidth: f64,
+}
+
+impl Machine {
+    /// Takes a second or two.
+    pub fn probe(kernel: Kernel) -> Self {
+        let threads = rayon::current_num_threads();
+        let peak = probe::peak_per_thread(kernel).map(|peak| peak * convert::count(threads));
+        Self { kernel, threads, peak, bandwidth: probe::read_bandwidth() }
+    }
+}
+
+/// `y [rows, outputs] = x [rows, inner] · Wᵀ`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// M.
+    pub rows: usize,
+    /// N.
+    pub outputs: usize,
+    /// K.
+    pub inner: usize,
+}
+
+impl Shape {
+    /// Multiply-adds.
+    pub fn work(&self) -> f64 {
+        convert::count(self.rows) * self.weight_bytes()
+    }
+
+    /// Bytes of the int8 weight.
+    pub fn weight_bytes(&self) -> f64 {
+        convert::count(self.outputs) * convert::count(self.inner)
+    }
+}
+
+/// Seconds of one call each.
+#[derive(Debug, Clone)]
+pub struct Times {
+    /// The integer product: i8 in, i32 out.
+    pub raw: f64,
+    /// The complete layer, bf16 in and out.
+    pub layer: f64,
+    /// f32 in and out, bf16 weights: [`float::product`].
+    pub bf16: f64,
+    /// f32 in and out, f32 weights.
+    pub f32: f64,
+    /// The contestants that were handed in.
+    pub others: Vec<f64>,
+}
+
+/// The operands of one shape.
+#[derive(Debug)]
+pub struct Problem {
+    /// The shape.
+    pub shape: Shape,
+    /// Codes of x, i8 `[rows, inner]`.
+    pub a: Array2<i8>,
+    /// Codes of W, i8 `[outputs, inner]`.
+    pub w: Array2<i8>,
+    /// x with outlier columns, bf16 `[rows, inner]`.
+    pub x: Array2<bf16>,
+}
+
+impl Problem {
+    /// Random operands, with so many outlier columns.
+    pub fn new(shape: Shape, outlier_columns: usize) -> Self {
+        let mut random = Random::new(1);
+        let w = codes(&mut random, shape.outputs, shape.inner);
+        let a = codes(&mut random, shape.rows, shape.inner);
+        let x = activations(&mut random, shape.rows, shape.inner, outlier_columns);
+        Self { shape, a, w, x }
+    }
+
+    /// Copies of the packed weight for rounds to go through.
+    ///
+    /// # Errors
+    /// As [`PackedWeight::from_codes`].
+    pub fn weights(&self, kernel: Kernel, effort: &Effort) -> Result<Vec<PackedWeight>, Error> {
+        let scales = Array1::from_elem(self.shape.outputs, 0.5);
+        (0..effort.copies(self.w.len()))
+            .map(|_| PackedWeight::from_codes(kernel, self.w.view(), scales.view(), None))
+            .collect()
+    }
+
+    /// Product and layer with the paper's settings, the same in 16 and 32 bit, and whoever else is to be timed in the
+    /// same run.
+    ///
+    /// # Errors
+    /// When the shape is one that no layer has.
+    ///
+    /// # Panics
+    /// If the timed product is wrong.
+    pub fn measure(
+        &self,
+        kernel: Kernel,
+        effort: &Effort,
+        others: Vec<Contestant<'_>>,
+    ) -> Result<Times, Error> {
+        let Shape { rows, outputs, .. } = self.shape;
+        let weights = self.weights(kernel, effort)?;
+        // As many bytes of each type.
+        let share = |times: usize| weights.len().div_ceil(times);
+        let halves: Vec<Array2<bf16>> =
+            (0..share(2)).map(|_| self.w.mapv(|code| bf16::from_f32(f32::from(code)))).collect();
+        let singles: Vec<Array2<f32>> = (0..share(4)).map(|_| self.w.mapv(f32::from)).collect();
+        let x = self.x.mapv(bf16::to_f32);
+        let mut raw = Array2::<i32>::zeros((rows, outputs));
+        let mut y = Array2::<bf16>::zeros((rows, outputs));
+        let mut y_half = Array2::<f32>::zeros((rows, outputs));
+        let mut y_single = y_half.clone();
+        let config = Scheme::LlmInt8Absmax.config();
+        // Once outside the timing, for the errors.
+        int8_product_into(self.a.view(), &weights[0], raw.view_mut())?;
+        let mut layer = |i: usize| {
+            let (weight, outliers) = (&weights[i % weights.len()], OutlierWeights::Dequantized);
+            linear(self.x.view(), weight, outliers, None, &config, Store::Overwrite, y.view_mut())
+        };
+        layer(0)?;
+        let mut contestants: Vec<Contestant<'_>> = vec![
+            Box::new(|i| {
+                let _ = int8_product_into(self.a.view(), &weights[i % weights.len()], raw.view_mut());
+            }),
+            Box::new(|i| {
+                let _ = layer(i);
+            }),
+            Box::new(|i| {
+                let w = halves[i % halves.len()].view();
+                let _ = float::product(kernel, x.view(), w, None, Store::Overwrite, y_half.view_mut());
+            }),
+            Box::new(|i| {
+                let w = singles[i % singles.len()].view();
+                let _ = float::product(kernel, x.view(), w, None, Store::Overwrite, y_single.view_mut());
+            }),
+        ];
+        contestants.extend(others);
+        let times = race(&mut contestants, effort);
+        drop(contestants);
+        black_box((&y, &y_half, &y_single));
+        if let (Some(found), Some(a), Some(w)) =
+            (raw.first(), self.a.rows().into_iter().next(), self.w.rows().into_iter().next())
+        {
+            let expected: i32 = a.iter().zip(w).map(|(a, w)| i32::from(*a) * i32::from(*w)).sum();
+            assert_eq!(*found, expected, "the timed product is wrong");
+        }
+        let others = times[4..].to_vec();
+        Ok(Times { raw: times[0], layer: times[1], bf16: times[2], f32: times[3], others })
+    }
+}
+
+/// Time of the layer over time of the raw product, at each of these shares of outlier columns.
+///
+/// # Errors
+/// When the shape is one that no layer has.
+pub fn outlier_costs(
+    kernel: Kernel,
+    shape: Shape,
+    config: &Config,
+    per_mille: &[usize],
+    effort: &Effort,
+) -> Result<Vec<f64>, Error> {
+    let problem = Problem::new(shape, 0);
+    let weights = problem.weights(kernel, effort)?;
+    let (weights, (rows, outputs)) = (&weights, (shape.rows, shape.outputs));
+    let mut raw = Array2::<i32>::zeros((rows, outputs));
+    int8_product_into(problem.a.view(), &weights[0], raw.view_mut())?;
+    let mut contestants: Vec<Contestant<'_>> = vec![Box::new(|i| {
+        let _ = int8_product_into(problem.a.view(), &weights[i % weights.len()], raw.view_mut());
+    })];
+    let mut random = Random::new(2);
+    for share in per_mille {
+        let columns = (share * shape.inner + 500) / 1000;
+        let x = activations::<bf16>(&mut random, rows, shape.inner, columns);
+        let mut y = Array2::<bf16>::zeros((rows, outputs));
+        contestants.push(Box::new(move |i| {
+            let (weight, outliers) = (&weights[i % weights.len()], OutlierWeights::Dequantized);
+            let _ = linear(x.view(), weight, outliers, None, config, Store::Overwrite, y.view_mut());
+        }));
+    }
+    let times = race(&mut contestants, effort);
+    Ok(times[1..].iter().map(|time| time / times[0]).collect())
+}
+
+/// Random codes in [−127, 127]: all bit patterns but −128.
+pub fn codes(random: &mut Random, rows: usize, columns: usize) -> Array2<i8> {
+    Array2::from_shape_simple_fn((rows, columns), || random.bits().to_le_bytes()[0].cast_signed().max(-127))
+}
+
+/// Roughly normal activations with so many one-sided outlier columns. A table is repeated: values, not quality, matter
+/// here.
+pub fn activations<T: Element>(
+    random: &mut Random,
+    rows: usize,
+    columns: usize,
+    outliers: usize,
+) -> Array2<T> {
+    let table: Vec<f32> = (0..4093).map(|_| random.normal()).collect();
+    let mut at = 0;
+    let mut x = Array2::from_shape_simple_fn((rows, columns), || {
+        at = (at + 1) % table.len();
+        T::from_f32(table[at])
+    });
+    for o in 0..outliers {
+        x.column_mut(o * columns / outliers + columns / outliers / 2).fill(T::from_f32(-9.5));
+    }
+    x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn races_count_their_rounds() {
+        let (mut first, mut second) = (0, 0);
+        let effort = Effort { warm_up: 1, least: 3, most: 5, budget: Duration::ZERO, ..Effort::QUICK };
+        let times = race(&mut [Box::new(|_| first += 1), Box::new(|_| second += 1)], &effort);
+        assert_eq!((times.len(), first, second), (2, 4, 4));
+        assert!(times.iter().all(|time| *time >= 0.0));
+        assert_eq!(Effort::FULL.copies(1), 64);
+        assert_eq!(Effort::ONCE.copies(0), 1);
+    }
+
+    #[test]
+    fn every_kernel_can_be_measured() {
+        let shape = Shape { rows: 3, outputs: 40, inner: 70 };
+        for kernel in Kernel::available() {
+            let mut called = 0;
+            let others: Vec<Contestant<'_>> = vec![Box::new(|_| called += 1)];
+            let times = Problem::new(shape, 2).measure(kernel, &Effort::ONCE, others).expect("a shape");
+            assert!([times.raw, times.layer, times.bf16, times.f32].iter().all(|time| *time > 0.0));
+            assert_eq!((times.others.len(), called), (1, 1));
+            let config = Scheme::LlmInt8Absmax.config();
+            let costs = outlier_costs(kernel, shape, &config, &[0, 200], &Effort::ONCE).expect("a shape");
+            assert_eq!(costs.len(), 2);
+        }
+    }
+}
