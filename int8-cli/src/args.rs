@@ -419,6 +419,8 @@ pub(crate) enum FloatType {
     Bf16,
     /// 32-bit.
     F32,
+}
+
 /// `int8 bench`
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
