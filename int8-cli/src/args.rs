@@ -64,7 +64,9 @@ pub(crate) enum Command {
     /// Load a checkpoint, convert it to int8 and continue a text
     #[command(after_help = "Examples:\n  int8 run ./opt-125m -p \"Once upon a time\"\n  \
         int8 run ./opt-125m -p \"Once upon a time\" --greedy --fp      (16/32-bit, for comparison)\n  \
-        int8 run ./opt-125m --ids 5,17,42 --greedy --json           (token ids in and out)")]
+        int8 run ./opt-125m --ids 5,17,42 --greedy --json           (token ids in and out)\n  \
+        int8 run ./smollm2 --chat -p \"Why is the sky blue?\"        (a question to a chat model)\n  \
+        int8 run ./smollm2 --chat                                   (a conversation; an empty line ends it)")]
     Run(RunArgs),
     /// Perplexity of a text
     #[command(
@@ -243,6 +245,13 @@ pub(crate) struct RunArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) input: InputArgs,
+    /// The prompt is a question: write it in the model's chat template and print only the answer. Without a prompt, one is
+    /// read from standard input, or a conversation is held on a terminal
+    #[arg(help_heading = "Input", long, conflicts_with = "ids")]
+    pub(crate) chat: bool,
+    /// What the model is told before the conversation
+    #[arg(help_heading = "Input", long, value_name = "TEXT", requires = "chat")]
+    pub(crate) system: Option<String>,
     /// Most tokens to add
     #[arg(help_heading = "Generation", long, short = 'n', value_name = "N", default_value_t = 128)]
     pub(crate) max_tokens: usize,
@@ -269,7 +278,7 @@ pub(crate) struct RunArgs {
 /// A prompt, as text or as token ids.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 pub(crate) struct InputArgs {
     /// Text to continue
     #[arg(long, short, value_name = "TEXT")]

@@ -172,6 +172,35 @@ fn kernels_agree() {
 }
 
 #[test]
+fn a_question_is_asked_in_the_models_template() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in std::fs::read_dir(demo_folder()).expect("the demo") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
+    }
+    let template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}<assistant>";
+    let config = serde_json::json!({"chat_template": template}).to_string();
+    std::fs::write(folder.path().join("tokenizer_config.json"), config).expect("a file");
+    let model = folder.path().to_str().expect("a path");
+    let chat = ["run", model, "--chat", "--system", "Be brief.", "--greedy", "-n", "5"];
+    let answer = json(&[&chat[..], &["-p", "Who is there?"]].concat());
+    let prompt = answer["prompt"].as_str().expect("a text");
+    assert_eq!(prompt, "<system> Be brief.\n<user> Who is there?\n<assistant>");
+    assert_eq!(answer["new_ids"].as_array().expect("ids").len(), 5);
+    let roles: Vec<&str> = answer["messages"]
+        .as_array()
+        .expect("messages")
+        .iter()
+        .map(|message| message["role"].as_str().expect("a role"))
+        .collect();
+    assert_eq!(roles, ["system", "user", "assistant"]);
+    // Only the answer is printed.
+    let printed = int8(&[&chat[..], &["-p", "Who is there?"]].concat());
+    let printed = String::from_utf8(printed.stdout).expect("UTF-8");
+    assert_eq!(printed.trim_end(), answer["text"].as_str().expect("a text").trim_end());
+}
+
+#[test]
 fn mistakes_are_explained() {
     let opt = model("opt");
     let missing = "no/such-model";
@@ -180,6 +209,11 @@ fn mistakes_are_explained() {
         (vec!["run", missing, "-p", "x"], 1, vec!["no/such-model", "hf download"]),
         (vec!["run", &opt, "-p", "x"], 1, vec!["tokenizer.json", "token ids"]),
         (vec!["run", &opt], 2, vec!["--prompt", "--ids"]),
+        (vec!["run", &opt, "--chat", "-p", "x"], 1, vec!["tokenizer_config.json", "no chat model"]),
+        (vec!["run", &opt, "--chat"], 2, vec!["--chat", "--prompt"]),
+        (vec!["run", &opt, "--chat", "--ids", "5"], 2, vec!["--chat", "--ids"]),
+        (vec!["run", &opt, "-p", "x", "--system", "y"], 2, vec!["--system", "--chat"]),
+        (vec!["logits", &opt, "--out", "x"], 2, vec!["--prompt", "--ids"]),
         (vec!["run", &opt, "--ids", "5,160"], 1, vec!["160", "vocabulary"]),
         (vec!["run", &opt, "--ids", "5", "--greedy", "--seed", "3"], 2, vec!["--seed"]),
         (vec!["run", &opt, "--ids", "5", "--temperature", "0"], 1, vec!["temperature"]),

@@ -32,6 +32,14 @@ pub enum Error {
     /// `tokenizer.json` is missing or damaged, or a text cannot be encoded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// A chat template cannot be understood, refuses the conversation, or there is none.
+    #[error("{file}: chat template: {problem}")]
+    ChatTemplate {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// Token ids, positions or lengths that this model cannot take.
     #[error("{0}")]
     Input(String),

@@ -16,14 +16,16 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// How each is chosen.
     pub sampling: Sampling,
-    /// Stop at the model's end-of-text tokens.
+    /// Stop at the model's end-of-text tokens, and at `stop_ids`.
     pub stop_at_eos: bool,
+    /// Further tokens that end the text: what ends a message of a chat, say.
+    pub stop_ids: Vec<u32>,
 }
 
 impl Default for GenerateOptions {
     /// 64 tokens, greedy, stopping at the end of the text.
     fn default() -> Self {
-        Self { max_new_tokens: 64, sampling: Sampling::Greedy, stop_at_eos: true }
+        Self { max_new_tokens: 64, sampling: Sampling::Greedy, stop_at_eos: true, stop_ids: Vec::new() }
     }
 }
 
@@ -92,7 +94,8 @@ impl<B: Backend> Model<B> {
         let begin = Instant::now();
         while generation.ids.len() < options.max_new_tokens {
             let id = next(&mut session, &mut sampler)?;
-            if options.stop_at_eos && self.eos_token_ids().contains(&id) {
+            let ends = self.eos_token_ids().contains(&id) || options.stop_ids.contains(&id);
+            if options.stop_at_eos && ends {
                 generation.stop = StopReason::EndOfText;
                 break;
             }

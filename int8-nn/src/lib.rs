@@ -15,6 +15,7 @@
 
 pub mod backend;
 mod block;
+pub mod chat;
 pub mod checkpoint;
 pub mod config;
 mod convert;
@@ -32,6 +33,7 @@ pub mod sampler;
 pub mod tokenizer;
 pub mod weights;
 
+pub use chat::{ChatTemplate, Message};
 pub use embedder::Embedder;
 pub use error::Error;
 pub use generate::{GenerateOptions, Generation, StopReason};

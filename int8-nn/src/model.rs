@@ -8,6 +8,7 @@ use int8_core::{Config, Scheme};
 use crate::Error;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, OutlierWeights, Precision, Quantization};
+use crate::chat::ChatTemplate;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, RawConfig, RotaryPrecision};
 use crate::decoder::Decoder;
@@ -162,6 +163,18 @@ impl<B: Backend> Model<B> {
     /// [`Error::Tokenizer`] when the checkpoint has no `tokenizer.json`.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
         Tokenizer::require(self.tokenizer.as_ref(), &self.checkpoint)
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// [`Error::ChatTemplate`] when the checkpoint has none, or one that cannot be understood.
+    pub fn chat_template(&self) -> Result<ChatTemplate, Error> {
+        let source = self.checkpoint.source();
+        ChatTemplate::read(source)?.ok_or_else(|| Error::ChatTemplate {
+            file: source.label("tokenizer_config.json"),
+            problem: "there is none, so this is no chat model; continue a text instead".to_owned(),
+        })
     }
 
     /// Tokens that end a text.

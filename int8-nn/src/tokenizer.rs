@@ -89,6 +89,11 @@ impl Tokenizer {
         self.inner.decode(ids, true).map_err(|error| Error::Tokenizer(error.to_string()))
     }
 
+    /// The id of a token, added ones included.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -4,7 +4,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
 
-use super::{input_ids, write_whole};
+use super::{input_ids, no_input, write_whole};
 use crate::Failure;
 use crate::args::LogitsArgs;
 use crate::output::Output;
@@ -12,6 +12,9 @@ use crate::plan;
 
 /// Writes the logits.
 pub(crate) fn run(arguments: &LogitsArgs, output: &Output) -> Result<(), Failure> {
+    if arguments.input.prompt.is_none() && arguments.input.ids.is_none() {
+        return Err(no_input());
+    }
     let model = plan::load(&arguments.model, output)?;
     let ids = input_ids(&model, &arguments.input)?;
     let logits = model.logits(&ids)?;

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+mod chat;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod dequantize;
@@ -29,8 +30,14 @@ use crate::convert::real_u64;
 fn input_ids(model: &Model, input: &InputArgs) -> Result<Vec<u32>, Failure> {
     match (&input.prompt, &input.ids) {
         (Some(prompt), _) => Ok(model.tokenizer()?.encode(prompt, true)?),
-        (None, ids) => Ok(ids.clone().unwrap_or_default()),
+        (None, Some(ids)) => Ok(ids.clone()),
+        (None, None) => Err(no_input()),
     }
+}
+
+/// The error of a command without a prompt; to be found before a model is loaded.
+fn no_input() -> Failure {
+    Failure::usage("no prompt: give --prompt TEXT or --ids IDS")
 }
 
 /// The settings of a precision, for JSON.
