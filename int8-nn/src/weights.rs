@@ -211,7 +211,8 @@ impl LinearSource {
     }
 
     /// The columns `columns` of the weight exactly as stored, each column contiguous: `[columns, N]`. `None` when the
-    /// checkpoint holds int8 codes, so that there are no exact values.
+    /// checkpoint holds int8 codes and nothing else. Where it holds exact columns beside them, these, in f32, and for the
+    /// others what the codes stand for.
     ///
     /// # Errors
     /// As [`part`](Self::part), and for a column out of range.
@@ -220,7 +221,11 @@ impl LinearSource {
         for part in &self.parts {
             let tensor = part.tensor(&self.checkpoint)?;
             if tensor.dtype() == DType::I8 {
-                return Ok(None);
+                if !self.checkpoint.has_outlier_columns() {
+                    return Ok(None);
+                }
+                parts.push(FloatMatrix::F32(part.int8_columns(&self.checkpoint, &tensor, columns)?));
+                continue;
             }
             // `[N, columns]`, so that the rows can be selected and stacked like those of a weight.
             let matrix = match tensor.dtype() {
@@ -246,6 +251,30 @@ impl Part {
         let matrix =
             if self.transposed { matrix.reversed_axes().as_standard_layout().into_owned() } else { matrix };
         self.select(matrix)
+    }
+
+    /// Columns `[N, columns]` of an int8 weight: exact where they are stored beside it.
+    fn int8_columns(
+        &self,
+        checkpoint: &Checkpoint,
+        codes: &TensorView<'_>,
+        columns: &[usize],
+    ) -> Result<Array2<f32>, Error> {
+        let shape = codes.matrix_shape()?;
+        let scales = checkpoint.tensor(&format!("{}.SCB", self.name))?.expect_shape(&[shape.0])?.to_f32()?;
+        let codes: Vec<i8> = codes.columns(columns)?;
+        let codes = ArrayView2::from_shape((shape.0, columns.len()), &codes)
+            .map_err(|error| Error::Input(format!("{}: {error}", self.name)))?;
+        let mut values = dequantize(codes, &scales);
+        if let Some(kept) = checkpoint.outlier_columns(&self.name, shape)? {
+            for (index, column) in columns.iter().enumerate() {
+                let Ok(place) = kept.columns.binary_search(column) else { continue };
+                let mut exact = vec![0.0; shape.0];
+                kept.weights.read_rows_f32(place..place + 1, &mut exact)?;
+                values.column_mut(index).assign(&ndarray::ArrayView1::from(&exact));
+            }
+        }
+        Ok(self.select(values))
     }
 
     fn columns<T: ReadAs>(&self, tensor: &TensorView<'_>, columns: &[usize]) -> Result<Array2<T>, Error> {

@@ -3,8 +3,10 @@
 mod checks;
 mod cuda_toolkit;
 mod dist;
+mod interruptions;
 mod scan;
 mod shell;
+mod synthetic;
 mod tidy;
 mod verify;
 
@@ -18,7 +20,7 @@ struct Task {
     run: fn(&[String]) -> Result<(), String>,
 }
 
-const TASKS: [Task; 5] = [
+const TASKS: [Task; 7] = [
     Task { name: "test", summary: "everything a change must pass", help: checks::HELP, run: checks::run },
     Task {
         name: "tidy",
@@ -43,6 +45,18 @@ const TASKS: [Task; 5] = [
         summary: "stand-alone programs for a machine without a toolchain",
         help: dist::HELP,
         run: dist::run,
+    },
+    Task {
+        name: "synthetic-checkpoint",
+        summary: "a checkpoint of any size with pseudo-random weights",
+        help: synthetic::HELP,
+        run: synthetic::run,
+    },
+    Task {
+        name: "interruptions",
+        summary: "memory and rate of a conversion, and what ten kills of it leave behind",
+        help: interruptions::HELP,
+        run: interruptions::run,
     },
 ];
 
@@ -96,7 +110,7 @@ fn find(name: &str) -> Result<&'static Task, String> {
 fn overview() -> String {
     let mut text = String::from("cargo xtask TASK [arguments]; `cargo xtask help TASK` says more\n");
     for task in &TASKS {
-        text.push_str(&format!("\n  {:<14}{}", task.name, task.summary));
+        text.push_str(&format!("\n  {:<22}{}", task.name, task.summary));
     }
     text
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::CheckpointError;
+use super::outliers::OUTLIERS;
 use super::source::Source;
 use super::write::RUN_NOTE;
 
@@ -72,7 +73,7 @@ pub(super) fn weights(source: &Source) -> Result<Weights, CheckpointError> {
         return Ok(Weights::Sharded(index.clone()));
     }
     let is_adapter = |name: &str| name.starts_with("adapter_model");
-    let is_weights = |name: &str| !is_adapter(name) && !is_other_torch(name);
+    let is_weights = |name: &str| !is_adapter(name) && !is_other_torch(name) && name != OUTLIERS;
     let of_kind = |suffixes: &[&str]| -> Vec<_> {
         let fits = |name: &String| suffixes.iter().any(|suffix| name.ends_with(suffix)) && is_weights(name);
         names.iter().filter(|name| fits(name)).collect()

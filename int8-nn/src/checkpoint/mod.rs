@@ -30,6 +30,7 @@ mod header;
 mod index;
 mod int8;
 mod mmap;
+mod outliers;
 mod pickle;
 mod source;
 mod strided;
@@ -51,9 +52,12 @@ pub use dtype::DType;
 pub use element::ReadAs;
 pub use error::CheckpointError;
 pub use int8::Int8Tensor;
+pub(crate) use outliers::OUTLIERS;
+pub use outliers::OutlierColumns;
 pub use source::Source;
 pub use summary::{DTypeTotal, Format, Quantization};
 pub use tensor::TensorView;
+pub(crate) use write::file_header;
 pub use write::{CheckpointWriter, Existing, TensorSpec, WriteOptions};
 
 use discover::Weights;
@@ -75,6 +79,8 @@ struct Inner {
     places: BTreeMap<String, (usize, usize)>,
     /// The names in reading order: numbers inside names compare as numbers.
     order: Vec<String>,
+    /// Exact columns beside int8 weights.
+    outliers: Option<Checkpoint>,
 }
 
 #[derive(Debug)]
@@ -138,7 +144,15 @@ impl Checkpoint {
     /// As [`Self::open`].
     pub fn from_source(source: Source) -> Result<Self, CheckpointError> {
         let weights = discover::weights(&source)?;
-        Self::read(source, &weights)
+        let outliers = match source.is_present(OUTLIERS) {
+            true => Some(Self::read(source.clone(), &Weights::Single(OUTLIERS.to_owned()))?),
+            false => None,
+        };
+        let mut checkpoint = Self::read(source, &weights)?;
+        if let Some(inner) = Arc::get_mut(&mut checkpoint.inner) {
+            inner.outliers = outliers;
+        }
+        Ok(checkpoint)
     }
 
     fn read(source: Source, weights: &Weights) -> Result<Self, CheckpointError> {
@@ -202,7 +216,7 @@ impl Checkpoint {
         }
         let mut order: Vec<_> = places.keys().cloned().collect();
         order.sort_by(|left, right| natural(left).cmp(natural(right)).then_with(|| left.cmp(right)));
-        Ok(Self { inner: Arc::new(Inner { source, label, files, places, order }) })
+        Ok(Self { inner: Arc::new(Inner { source, label, files, places, order, outliers: None }) })
     }
 
     /// The other files of the checkpoint: configuration, tokenizer.

@@ -19,6 +19,7 @@ use safetensors::tensor::TensorInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::header::METADATA_KEY;
+use super::outliers::OUTLIERS;
 use super::source::path_error;
 use super::{CheckpointError, DType};
 
@@ -291,7 +292,7 @@ impl CheckpointWriter {
         match (options.existing, earlier) {
             (Existing::Replace, _) => {
                 // First what makes it look finished, so that no moment shows new weights under an old configuration.
-                for name in [CONFIG, INDEX] {
+                for name in [CONFIG, INDEX, OUTLIERS] {
                     remove(&folder.join(name))?;
                 }
                 for name in present.iter().map(String::as_str).chain([RUN_NOTE]) {
@@ -428,6 +429,17 @@ fn plan(
         });
     }
     Ok((shards, places))
+}
+
+/// What stands before the data of a file of these tensors, which are put into the order in which their data follow: the
+/// length of the header and the header. `None` for sizes that overflow.
+pub(crate) fn file_header(tensors: &mut [TensorSpec]) -> Option<Vec<u8>> {
+    tensors.sort_by(|left, right| {
+        right.dtype.to_stored().cmp(&left.dtype.to_stored()).then_with(|| left.name.cmp(&right.name))
+    });
+    let sized: Option<Vec<_>> = tensors.iter().map(|tensor| Some((tensor, tensor.byte_len()?))).collect();
+    let header = header(&sized?);
+    Some([&to_u64(header.len()).to_le_bytes()[..], &header].concat())
 }
 
 /// The JSON header, padded with spaces to whole multiples of 8 bytes. The tensors fill the data in the order given.

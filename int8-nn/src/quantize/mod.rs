@@ -17,25 +17,28 @@
 
 mod config;
 mod files;
+mod outliers;
 mod patterns;
 mod rows;
 mod select;
 mod stream;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use int8_core::scheme::PAPER_THRESHOLD;
 use int8_cpu::Kernel;
 use serde_json::Value;
 
+pub use outliers::outlier_columns;
 pub use select::Kept;
 
 use crate::Error;
-use crate::checkpoint::{Checkpoint, CheckpointWriter, DType, Existing, TensorSpec, WriteOptions};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, DType, Existing, OUTLIERS, TensorSpec, WriteOptions};
+use outliers::OutlierFile;
 use patterns::{Globs, ModuleNames};
 use select::{Decision, Wishes};
-use stream::{Compare, Job, Work};
+use stream::{Compare, Exact, Job, Work};
 
 /// How a checkpoint is converted to int8.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +52,8 @@ pub struct Options {
     pub skip_modules: Option<Vec<String>>,
     /// Convert the experts of a mixture, too, where they are stored one by one. transformers has no int8 for them.
     pub experts: bool,
+    /// Columns to be kept exactly beside the int8 weights, by the weight's name: what [`outlier_columns`] found.
+    pub outlier_columns: BTreeMap<String, Vec<usize>>,
     /// How it is written.
     pub write: WriteSettings,
 }
@@ -141,9 +146,13 @@ pub struct Report {
     pub tied: Vec<String>,
     /// `llm_int8_skip_modules` as written; `None` where transformers' default says the same.
     pub skip_modules: Option<Vec<String>>,
+    /// Columns kept exactly beside the int8 weights.
+    pub outlier_columns: usize,
+    /// Bytes of the file that holds them.
+    pub outlier_bytes: u64,
     /// Bytes of all tensors before.
     pub source_bytes: u64,
-    /// Bytes of all tensors after.
+    /// Bytes of all tensors after, without exact columns.
     pub written_bytes: u64,
     /// Bytes that an interrupted run had left complete.
     pub resumed_bytes: u64,
@@ -212,8 +221,12 @@ pub fn quantize_checkpoint(
         jobs.push(job);
     }
     let new_config = config::with_int8(source_config, selection.skip_modules.as_deref(), PAPER_THRESHOLD);
-    let written = convert(checkpoint, out, &jobs, &new_config, &options.write, progress)?;
+    let columns = OutlierFile::new(checkpoint, &options.outlier_columns, &int8)?;
+    let written = convert(checkpoint, out, &jobs, &new_config, columns.as_ref(), &options.write, progress)?;
+    let (outlier_columns, outlier_bytes) = columns.map_or((0, 0), |file| (file.columns(), file.bytes()));
     Ok(Report {
+        outlier_columns,
+        outlier_bytes,
         int8,
         kept,
         tied,
@@ -275,7 +288,12 @@ pub fn dequantize_checkpoint(
         let work = match int8 {
             Some(int8) => {
                 layers += 1;
-                Work::Dequantize { scales: int8.scales, to, transposed: conv1d.contains(name) }
+                let kept = checkpoint.outlier_columns(module, int8.codes.dim())?;
+                let exact = match kept {
+                    Some(kept) => Some(Exact { values: kept.weights.to_f32()?, columns: kept.columns }),
+                    None => None,
+                };
+                Work::Dequantize { scales: int8.scales, to, transposed: conv1d.contains(name), exact }
             }
             None if tensor.dtype().is_float() && tensor.dtype() != to => Work::Cast(to),
             None => Work::Copy,
@@ -288,7 +306,7 @@ pub fn dequantize_checkpoint(
         return Err(Error::Input(format!("{label}: expected bitsandbytes int8 weights, found none")));
     }
     let new_config = config::without_int8(source_config, to);
-    let written = convert(checkpoint, out.as_ref(), &jobs, &new_config, settings, progress)?;
+    let written = convert(checkpoint, out.as_ref(), &jobs, &new_config, None, settings, progress)?;
     Ok(DequantizeReport {
         layers,
         dtype: to,
@@ -312,6 +330,7 @@ fn convert(
     out: &Path,
     jobs: &[Job<'_>],
     new_config: &Value,
+    columns: Option<&OutlierFile<'_>>,
     settings: &WriteSettings,
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Written, Error> {
@@ -319,11 +338,17 @@ fn convert(
     let others = files::others(checkpoint.source())?;
     let specs: Vec<TensorSpec> = jobs.iter().flat_map(Job::outputs).collect();
     let bytes = total_bytes(&specs);
-    files::check_space(out, bytes + others.iter().map(|file| file.bytes).sum::<u64>(), settings.existing)?;
+    let more = columns.map_or(0, OutlierFile::bytes);
+    files::check_space(
+        out,
+        bytes + more + others.iter().map(|file| file.bytes).sum::<u64>(),
+        settings.existing,
+    )?;
     let options = WriteOptions {
         max_shard_bytes: settings.max_shard_bytes,
         existing: settings.existing,
-        fingerprint: files::fingerprint(checkpoint, new_config)?,
+        fingerprint: files::fingerprint(checkpoint, new_config)?
+            + columns.map_or(String::new(), OutlierFile::fingerprint).as_str(),
     };
     let mut writer = CheckpointWriter::create(out, &specs, &options)?;
     let (_, resumed) = writer.progress();
@@ -332,6 +357,9 @@ fn convert(
     stream::run(checkpoint, jobs, settings.kernel, Stage::Convert, &done, &mut writer, progress)?;
     for file in &others {
         writer.write_other(&file.name, file.open(checkpoint.source())?)?;
+    }
+    if let Some(columns) = columns {
+        writer.write_other(OUTLIERS, columns.read())?;
     }
     let shards = writer.shards();
     writer.finish(&[("config.json", format!("{new_config:#}\n").as_bytes())])?;

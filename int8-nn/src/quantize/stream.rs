@@ -43,7 +43,17 @@ pub(super) enum Work {
         to: DType,
         /// It is to be stored `[in, out]`.
         transposed: bool,
+        /// Columns that are known exactly.
+        exact: Option<Exact>,
     },
+}
+
+/// Columns of a weight, exactly.
+#[derive(Debug)]
+pub(super) struct Exact {
+    pub(super) columns: Vec<usize>,
+    /// `[columns, outputs]`.
+    pub(super) values: Vec<f32>,
 }
 
 /// One tensor of the source and its work.
@@ -240,8 +250,8 @@ impl Producer<'_> {
             Work::Copy => self.copy(tensor)?,
             Work::Cast(to) => self.cast(tensor, *to)?,
             Work::Quantize { transposed } => self.quantize(tensor, *transposed)?,
-            Work::Dequantize { scales, to, transposed } => {
-                self.dequantize(tensor, scales, *to, *transposed)?
+            Work::Dequantize { scales, to, transposed, exact } => {
+                self.dequantize(tensor, scales, *to, *transposed, exact.as_ref())?;
             }
         }
         self.checkpoint.release(tensor.name());
@@ -322,6 +332,7 @@ impl Producer<'_> {
         scales: &[f32],
         to: DType,
         transposed: bool,
+        exact: Option<&Exact>,
     ) -> Result<(), Stop> {
         let (height, width) = tensor.matrix_shape()?;
         let (lines, length) = if transposed { (width, height) } else { (height, width) };
@@ -333,7 +344,23 @@ impl Producer<'_> {
             buffer.par_chunks_mut((task * line_bytes).max(1)).enumerate().try_for_each(|(index, out)| {
                 let first = block.start + index * task;
                 let lines = first..first + out.len() / line_bytes.max(1);
-                let values = rows::dequantize(codes, (height, width), scales, lines, transposed);
+                let mut values = rows::dequantize(codes, (height, width), scales, lines.clone(), transposed);
+                if let Some(exact) = exact {
+                    let exact_values = exact.values.chunks_exact(height.max(1));
+                    for (column, exact) in exact.columns.iter().zip(exact_values) {
+                        match (transposed, column.checked_sub(lines.start)) {
+                            (false, _) => {
+                                let line = |(row, value)| (row * width + column, value);
+                                let rows = exact[lines.clone()].iter().enumerate().map(line);
+                                rows.for_each(|(place, value)| values[place] = *value);
+                            }
+                            (true, Some(line)) if line < lines.len() => {
+                                values[line * height..][..height].copy_from_slice(exact);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
                 rows::store(&values, to, out)
                     .map_err(|(at, value)| too_large(tensor, first * length + at, value, to))
             })?;
