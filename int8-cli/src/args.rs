@@ -98,7 +98,8 @@ pub(crate) enum Command {
         experts stay, and the report says why.\n\n\
         Examples:\n  int8 quantize ./opt-6.7b ./opt-6.7b-int8\n  \
         int8 quantize ./opt-6.7b ./opt-6.7b-int8 --resume          (after an interruption)\n  \
-        int8 quantize ./vit ./vit-int8 --exclude '*.pooler.*' --verify"
+        int8 quantize ./vit ./vit-int8 --exclude '*.pooler.*' --verify\n  \
+        int8 quantize ./opt-6.7b ./opt-6.7b-int8 --keep-outliers wiki.txt"
     )]
     Quantize(QuantizeArgs),
     /// Convert a bitsandbytes int8 checkpoint back to 16 or 32 bit
@@ -385,6 +386,19 @@ pub(crate) struct QuantizeArgs {
     /// Convert the experts of a mixture, too; transformers keeps them in 16-bit and does not load them as int8
     #[arg(help_heading = "What becomes int8", long)]
     pub(crate) experts: bool,
+    /// Run the model over this text and keep the weights of the columns that meet outliers exactly, in a file beside the
+    /// int8 weights; other programs ignore it
+    #[arg(help_heading = "Outliers", long, value_name = "FILE")]
+    pub(crate) keep_outliers: Option<PathBuf>,
+    /// Most tokens of that text
+    #[arg(
+        help_heading = "Outliers",
+        long,
+        value_name = "N",
+        default_value_t = 2048,
+        requires = "keep_outliers"
+    )]
+    pub(crate) calibration_tokens: usize,
 }
 
 /// `int8 dequantize`

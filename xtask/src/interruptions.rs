@@ -43,6 +43,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         giga(number("source_bytes")) / duration.as_secs_f64(),
         1000.0 * giga(number("peak_memory_bytes")),
     );
+    // What may be in memory: two of the largest tensor and a quarter of a gigabyte.
+    let limit = 2 * largest(&report) + (256 << 20);
+    if number("peak_memory_bytes") > limit {
+        return Err(format!("peak memory: at most {limit} bytes are allowed"));
+    }
 
     let mut random = 0x2545_F491_4F6C_DD1D_u64;
     let mut events = Vec::new();
@@ -89,6 +94,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
             "peak_memory_bytes": number("peak_memory_bytes"),
             "peak_memory_bytes_of_killed_runs": most_memory,
             "largest_tensor_bytes": largest(&report),
+            "peak_memory_limit_bytes": limit,
             "kills": events,
             "resumed_bytes_of_last_run": last["resumed_bytes"],
             "files_compared": files,

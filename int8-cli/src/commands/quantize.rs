@@ -1,10 +1,12 @@
 //! `int8 quantize`: a checkpoint on disk becomes int8.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
+use int8_nn::Loader;
 use int8_nn::checkpoint::Checkpoint;
-use int8_nn::quantize::{Options, Progress, Report, Stage, quantize_checkpoint};
+use int8_nn::quantize::{Options, Progress, Report, Stage, outlier_columns, quantize_checkpoint};
 use serde_json::{Value, json};
 
 use crate::Failure;
@@ -15,15 +17,19 @@ use crate::plan;
 
 /// Converts, and says what became of what.
 pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failure> {
+    let begin = Instant::now();
+    let checkpoint = Checkpoint::open(&arguments.model)?;
     let options = Options {
+        outlier_columns: match &arguments.keep_outliers {
+            Some(text) => calibrate(&checkpoint, text, arguments.calibration_tokens, output)?,
+            None => BTreeMap::new(),
+        },
         include: arguments.include.clone(),
         exclude: arguments.exclude.clone(),
         skip_modules: arguments.skip_modules.clone(),
         experts: arguments.experts,
         write: plan::write_settings(&arguments.write, output)?,
     };
-    let begin = Instant::now();
-    let checkpoint = Checkpoint::open(&arguments.model)?;
     let bar = output.byte_bar(verb(Stage::Convert));
     let report = quantize_checkpoint(&checkpoint, &arguments.write.out, &options, &mut |progress| {
         show(&bar, progress);
@@ -36,6 +42,27 @@ pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failu
     } else {
         print(arguments, &report, seconds, output)
     }
+}
+
+/// Tokens that calibration computes at a time.
+const WINDOW: usize = 512;
+
+/// The columns that meet outliers in this text.
+fn calibrate(
+    checkpoint: &Checkpoint,
+    text: &Path,
+    tokens: usize,
+    output: &Output,
+) -> Result<BTreeMap<String, Vec<usize>>, Failure> {
+    let text = super::read_text("--keep-outliers", text)?;
+    let model = Loader::new(checkpoint.clone()).int8().build_on(output.backend()?)?;
+    let mut ids = model.tokenizer()?.encode(&text, false)?;
+    ids.truncate(tokens);
+    let bar = output.bar("calibrating", "windows");
+    let window = WINDOW.min(model.config().max_positions);
+    let columns = outlier_columns(&model, &ids, window, |done, all| bar.set(done, all))?;
+    bar.clear();
+    Ok(columns)
 }
 
 /// Draws the progress of a conversion.
@@ -99,6 +126,12 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
         output.line(&format!(
             "tied    {}: not written, the model has them from its embedding",
             report.tied.join(", ")
+        ))?;
+    }
+    if arguments.keep_outliers.is_some() {
+        let (columns, size) = (report.outlier_columns, bytes(report.outlier_bytes));
+        output.line(&format!(
+            "exact   {columns} columns that met outliers, {size} in a file beside the weights"
         ))?;
     }
     let share = 100.0 * real_u64(report.written_bytes) / real_u64(report.source_bytes.max(1));
@@ -171,6 +204,8 @@ fn as_json(arguments: &QuantizeArgs, report: &Report, seconds: f64) -> Value {
         "kept": kept,
         "tied": report.tied,
         "skip_modules": report.skip_modules,
+        "outlier_columns": report.outlier_columns,
+        "outlier_bytes": report.outlier_bytes,
         "source_bytes": report.source_bytes,
         "written_bytes": report.written_bytes,
         "resumed_bytes": report.resumed_bytes,

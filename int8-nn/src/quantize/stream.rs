@@ -190,8 +190,11 @@ pub(super) fn run(
                 sink.put(&name, &bytes)?;
                 finished += crate::convert::bytes(source);
                 progress(Progress { stage, done: finished, total });
-                // The producer may have ended.
-                let _ = give_back.send(bytes);
+                // Only blocks: every small buffer that went around would come back as a large one. The producer may have
+                // ended.
+                if source > 0 {
+                    let _ = give_back.send(bytes);
+                }
             }
             Ok(())
         });
