@@ -133,7 +133,7 @@ impl<B: Backend> Loader<'_, B> {
         let hidden = config.hidden_size;
         let pair = |up: Vec<Part>, down: Part, wide: usize| -> Result<_, Error> {
             let outputs: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
-            let up = self.linear(up, outputs, hidden, precision)?;
+            let up = self.linear(up, outputs, hidden, &precision.of(LinearRole::Up))?;
             let down = self.linear(vec![down], &[hidden], wide, precision)?;
             Ok((up, down, (outputs.len() + 1) * wide * hidden))
         };

@@ -212,7 +212,8 @@ impl<B: Backend> Decoder<B> {
         self.linears().for_each(|(_, linear)| self.backend.reset_statistics(linear));
     }
 
-    fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
+    /// The linear layers of the blocks, in the order of the model; four a block.
+    pub fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
         self.blocks.iter().flat_map(Block::linears)
     }
 }

@@ -215,7 +215,7 @@ fn quantize(
 /// The largest magnitude of each output row.
 fn row_scales(kernel: Kernel, source: &LinearSource) -> Result<Vec<f32>, Error> {
     let vector_wise = Scheme::AbsmaxVectorWise.config();
-    let quantization = Quantization { config: vector_wise, outlier_weights: OutlierWeights::Dequantized };
+    let quantization = Quantization::new(vector_wise, OutlierWeights::Dequantized);
     Ok(quantize(kernel, &source.float()?, &quantization)?.scales().to_vec())
 }
 

@@ -79,7 +79,7 @@ impl Loader {
 
     /// Converts to int8 with these settings.
     pub fn quantize(self, config: Config, outlier_weights: OutlierWeights) -> Self {
-        self.precision(Precision::Int8(Quantization { config, outlier_weights }))
+        self.precision(Precision::Int8(Quantization::new(config, outlier_weights)))
     }
 
     /// Holds the linear layers as said.

@@ -13,10 +13,11 @@ pub mod cpu;
 
 use std::ops::Range;
 
-use int8_core::Config;
+use int8_core::{Config, OutlierGranularity, OutlierRule, RowStatistic, Scheme};
 use ndarray::Array2;
 
 use crate::Error;
+use crate::block::LinearRole;
 use crate::config::{Activation, DecoderConfig, NormKind, Positions};
 use crate::weights::{FloatMatrix, LinearSource};
 
@@ -47,7 +48,49 @@ pub struct Quantization {
     pub config: Config,
     /// What outliers are multiplied with.
     pub outlier_weights: OutlierWeights,
+    /// Outlier rule of the MLPs' expansions (and gates), where it differs from that of `config`: their inputs are light-tailed,
+    /// a smaller threshold takes few values out, and what they get wrong is multiplied by what follows.
+    pub expansion_rule: Option<OutlierRule>,
 }
+
+impl Quantization {
+    /// The same settings for every layer.
+    pub fn new(config: Config, outlier_weights: OutlierWeights) -> Self {
+        Self { config, outlier_weights, expansion_rule: None }
+    }
+
+    /// The setting called `best`, the same for every model: zero-point rows, single values out by the relative rule, exact
+    /// weights for them. `docs/quality.md` has what it was chosen from, and what it costs.
+    pub fn best() -> Self {
+        let relative = |tau| OutlierRule::RelativeToRow { tau, statistic: RowStatistic::MedianAbs };
+        let config = Config {
+            rule: relative(BEST_TAU),
+            outlier_granularity: OutlierGranularity::Value,
+            ..Scheme::LlmInt8Zeropoint.config()
+        };
+        Self { expansion_rule: Some(relative(BEST_EXPANSION_TAU)), ..Self::new(config, OutlierWeights::Exact) }
+    }
+}
+
+impl Precision {
+    /// The precision of a layer that is there for this.
+    pub fn of(&self, role: LinearRole) -> Self {
+        match *self {
+            Self::Int8(Quantization { config, outlier_weights, expansion_rule: Some(rule) })
+                if role == LinearRole::Up =>
+            {
+                Self::Int8(Quantization::new(Config { rule, ..config }, outlier_weights))
+            }
+            other => other,
+        }
+    }
+}
+
+/// τ of [`Quantization::best`]: 0.1 to 0.2 % of the values leave the int8 product.
+const BEST_TAU: f32 = 32.0;
+
+/// τ of the expansions in [`Quantization::best`].
+const BEST_EXPANSION_TAU: f32 = 10.0;
 
 /// What the outliers of an activation are multiplied with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use int8_cpu::{Kernel, Store};
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::float::SharedMatrix;
 use crate::backend::{LinearStatistics, Precision};
@@ -89,6 +89,26 @@ impl CpuLinear {
         match &self.weight {
             Weight::Float { matrix, .. } => matrix.dim(),
             Weight::Int8(layer) => layer.weight().dim(),
+        }
+    }
+
+    /// Name of the layer in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `y [M, N] = x [M, K] · Wᵀ + b` beside the model: not counted in its statistics.
+    ///
+    /// # Errors
+    /// When `x` has not K columns or its rows are not contiguous.
+    pub fn multiply(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, Error> {
+        match &self.weight {
+            Weight::Int8(layer) => layer.forward(x),
+            Weight::Float { matrix, bias } => {
+                let mut y = Array2::zeros((x.nrows(), matrix.dim().0));
+                matrix.multiply(x, bias.as_deref(), y.view_mut(), false);
+                Ok(y)
+            }
         }
     }
 

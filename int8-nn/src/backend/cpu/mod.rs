@@ -6,7 +6,7 @@ mod experts;
 mod float;
 mod linear;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -31,6 +31,13 @@ pub struct CpuBackend {
     kernel: Kernel,
     /// Input rows after their normalisation or activation, reused from call to call.
     scratch: Mutex<Vec<f32>>,
+    observer: Mutex<Option<Arc<dyn Observer>>>,
+}
+
+/// Sees the input of every projection before it is computed, and may change it: what the analysis of a model is built on.
+pub trait Observer: Send + Sync + std::fmt::Debug {
+    /// `input [rows, K]`, after its normalisation or activation; `linear` can be told by its name.
+    fn input(&self, linear: &CpuLinear, input: ArrayViewMut2<'_, f32>);
 }
 
 /// Activations `f32 [rows, width]`.
@@ -68,11 +75,21 @@ impl CpuBackend {
 
     /// With this kernel.
     pub fn with_kernel(kernel: Kernel) -> Self {
-        Self { kernel, scratch: Mutex::default() }
+        Self { kernel, scratch: Mutex::default(), observer: Mutex::default() }
     }
 
-    /// Computes the rows that a projection takes as its input.
-    fn with_rows<R>(&self, input: Input<'_, Self>, body: impl FnOnce(ArrayView2<'_, f32>) -> R) -> R {
+    /// From now on `observer` sees the input of every projection; `None` ends that.
+    pub fn observe(&self, observer: Option<Arc<dyn Observer>>) {
+        *self.observer.lock().expect("no panic holds this lock") = observer;
+    }
+
+    /// Computes the rows that a projection takes as its input, and shows them to the observer.
+    fn with_rows<R>(
+        &self,
+        input: Input<'_, Self>,
+        linear: Option<&CpuLinear>,
+        body: impl FnOnce(ArrayView2<'_, f32>) -> R,
+    ) -> R {
         let mut scratch = std::mem::take(&mut *self.scratch.lock().expect("no panic holds this lock"));
         let x = match input {
             Input::Plain(x) => x.view(),
@@ -96,7 +113,15 @@ impl CpuBackend {
                 view(&scratch, x.rows, width)
             }
         };
-        let done = body(x);
+        let observer = self.observer.lock().expect("no panic holds this lock").clone();
+        let done = match (observer, linear) {
+            (Some(observer), Some(linear)) => {
+                let mut x = x.to_owned();
+                observer.input(linear, x.view_mut());
+                body(x.view())
+            }
+            _ => body(x),
+        };
         *self.scratch.lock().expect("no panic holds this lock") = scratch;
         done
     }
@@ -231,7 +256,7 @@ impl Backend for CpuBackend {
 
     fn add(&self, x: &mut CpuActivations, y: &CpuActivations, norm: Option<&NormSpec>) -> Result<(), Error> {
         let y = norm.map_or(Input::Plain(y), |norm| Input::Normed(y, norm));
-        self.with_rows(y, |y| x.view_mut().zip_mut_with(&y, |x, y| *x += y));
+        self.with_rows(y, None, |y| x.view_mut().zip_mut_with(&y, |x, y| *x += y));
         Ok(())
     }
 
@@ -246,7 +271,8 @@ impl Backend for CpuBackend {
         experts: &Experts<Self>,
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
-        self.with_rows(input, |x| {
+        // Experts share their input: an observer sees it once, as that of the first one.
+        self.with_rows(input, experts.up.first(), |x| {
             let mut out = out.resize(x.nrows());
             out.fill(0.0);
             experts::add(self.kernel, x, experts, out)
@@ -259,7 +285,7 @@ impl Backend for CpuBackend {
         linear: &CpuLinear,
         output: Output<'_, Self>,
     ) -> Result<(), Error> {
-        self.with_rows(input, |x| match output {
+        self.with_rows(input, Some(linear), |x| match output {
             Output::Store(out) => linear.apply(x, out.resize(x.nrows()), false),
             Output::Add(out) => linear.apply(x, out.view_mut(), true),
         })
