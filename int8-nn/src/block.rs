@@ -34,7 +34,8 @@ enum Mlp<B: Backend> {
 }
 
 /// What a linear layer is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum LinearRole {
     /// Queries, keys and values.
     Qkv,

@@ -41,3 +41,24 @@ pub(crate) fn bytes(length: usize) -> u64 {
 pub(crate) fn unit_interval(bits: u64) -> f64 {
     (bits >> 11) as f64 / (1_u64 << 53) as f64
 }
+
+/// A count of tokens or values, below 2⁵³: exact.
+pub(crate) fn f64_from_u64(count: u64) -> f64 {
+    count as f64
+}
+
+/// `⌊value⌋`, for NaN and what is out of range the nearest end.
+pub(crate) fn step(value: f32) -> i32 {
+    if value.is_nan() { i32::MAX } else { value.floor() as i32 }
+}
+
+/// A bin's number: small, exact.
+pub(crate) fn f32_from_step(step: i32) -> f32 {
+    step as f32
+}
+
+/// An integer that orders as the value does; not for NaN.
+pub(crate) fn ordered(value: f32) -> i64 {
+    let magnitude = i64::from(value.abs().to_bits());
+    if value < 0.0 { -magnitude } else { magnitude }
+}

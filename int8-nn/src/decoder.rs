@@ -186,7 +186,7 @@ impl<B: Backend> Decoder<B> {
     pub fn footprint(&self) -> Footprint {
         let (backend, config) = (&*self.backend, &self.config);
         let mut footprint = Footprint { linear_weights: self.linear_weights, ..Footprint::default() };
-        for (_, linear) in self.linears() {
+        for (_, _, linear) in self.linears() {
             footprint.linear += backend.linear_bytes(linear);
         }
         footprint.embedding = backend.embedding_bytes(&self.embedding)
@@ -204,17 +204,18 @@ impl<B: Backend> Decoder<B> {
     /// What every linear layer of the blocks has met, in the order of the model; two a block, and
     /// two for each of its MLPs: one, or one an expert.
     pub fn statistics(&self) -> Vec<(LinearRole, LinearStatistics)> {
-        self.linears().map(|(role, linear)| (role, self.backend.statistics(linear))).collect()
+        self.linears().map(|(_, role, linear)| (role, self.backend.statistics(linear))).collect()
     }
 
     /// Forgets what the linear layers have met.
     pub fn reset_statistics(&self) {
-        self.linears().for_each(|(_, linear)| self.backend.reset_statistics(linear));
+        self.linears().for_each(|(_, _, linear)| self.backend.reset_statistics(linear));
     }
 
-    /// The linear layers of the blocks, in the order of the model; four a block.
-    pub fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
-        self.blocks.iter().flat_map(Block::linears)
+    /// The linear layers of the blocks and what they are for, with the number of their block, in the order of the model.
+    pub fn linears(&self) -> impl Iterator<Item = (usize, LinearRole, &B::Linear)> {
+        let blocks = self.blocks.iter().enumerate();
+        blocks.flat_map(|(number, block)| block.linears().map(move |(role, linear)| (number, role, linear)))
     }
 }
 

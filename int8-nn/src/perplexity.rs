@@ -39,7 +39,69 @@ impl Perplexity {
     }
 }
 
+impl PerplexityOptions {
+    /// Tokens a window and number of windows in a text of `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there would be nothing to score.
+    pub fn cut(&self, tokens: usize) -> Result<(usize, usize), Error> {
+        let window = self.window.min(tokens);
+        if window < 2 {
+            return Err(Error::Input(format!(
+                "a text of {tokens} tokens in windows of {}: at least 2 tokens are needed, the first is not scored",
+                self.window
+            )));
+        }
+        match (tokens / window).min(self.windows.unwrap_or(usize::MAX)) {
+            0 => Err(Error::Input("0 windows asked for: at least 1 is needed".to_owned())),
+            count => Ok((window, count)),
+        }
+    }
+}
+
+/// Some rows of logits of a text, and the tokens they should have predicted.
+pub(crate) struct LogitRows<'a> {
+    /// Number of the window.
+    pub(crate) window: usize,
+    /// Whether they are the window's last.
+    pub(crate) last: bool,
+    /// `f32 [rows, vocabulary]`, row-major.
+    pub(crate) logits: &'a [f32],
+    /// Entries of the vocabulary.
+    pub(crate) vocabulary: usize,
+    /// The token after each row.
+    pub(crate) targets: &'a [u32],
+}
+
 impl<B: Backend> Model<B> {
+    /// Calls `visit` with all logits of a text that predict a token of their window, in order, some rows at a time.
+    ///
+    /// # Errors
+    /// As [`perplexity`](Self::perplexity), and what `visit` returns.
+    pub(crate) fn visit_logits(
+        &self,
+        ids: &[u32],
+        options: &PerplexityOptions,
+        mut visit: impl FnMut(LogitRows<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let (window, count) = options.cut(ids.len())?;
+        let mut session = self.decoder().session(1, window, window)?;
+        let vocabulary = self.config().vocab_size;
+        for (index, ids) in ids.chunks_exact(window).take(count).enumerate() {
+            session.clear(0);
+            session.forward(&[(0, ids)])?;
+            // The logits of row r predict token r + 1; the last row predicts nothing that is known.
+            for first in (0..window - 1).step_by(LOGIT_ROWS) {
+                let rows = first..(window - 1).min(first + LOGIT_ROWS);
+                let targets = &ids[rows.start + 1..=rows.end];
+                let last = rows.end == window - 1;
+                let logits = session.logits(&RowSelection::Range(rows))?;
+                visit(LogitRows { window: index, last, logits, vocabulary, targets })?;
+            }
+        }
+        Ok(())
+    }
+
     /// Scores `ids`. `progress(done, windows)` is called after each window. A remainder shorter than a window is left
     /// out; a text shorter than one window is a window of its own.
     ///
@@ -51,49 +113,30 @@ impl<B: Backend> Model<B> {
         options: &PerplexityOptions,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Perplexity, Error> {
-        let window = options.window.min(ids.len());
-        if window < 2 {
-            return Err(Error::Input(format!(
-                "a text of {} tokens in windows of {}: at least 2 tokens are needed, the first is not scored",
-                ids.len(),
-                options.window
-            )));
-        }
-        let count = (ids.len() / window).min(options.windows.unwrap_or(usize::MAX));
-        if count == 0 {
-            return Err(Error::Input("0 windows asked for: at least 1 is needed".to_owned()));
-        }
-        let mut session = self.decoder().session(1, window, window)?;
-        let vocabulary = self.config().vocab_size;
+        let (window, count) = options.cut(ids.len())?;
         // The likelihoods are computed on the host, wherever the model is.
         let kernel = Kernel::select()?;
-        let mut windows = Vec::new();
-        for ids in ids.chunks_exact(window).take(count) {
-            session.clear(0);
-            session.forward(&[(0, ids)])?;
-            let mut sum = 0.0;
-            // The logits of row r predict token r + 1; the last row predicts nothing that is known.
-            for first in (0..window - 1).step_by(LOGIT_ROWS) {
-                let rows = first..(window - 1).min(first + LOGIT_ROWS);
-                let targets = &ids[rows.start + 1..=rows.end];
-                let logits = session.logits(&RowSelection::Range(rows))?;
-                let losses: Vec<f64> = logits
-                    .par_chunks_exact(vocabulary)
-                    .zip(targets)
-                    .map(|(logits, target)| negative_log_likelihood(kernel, logits, convert::index(*target)))
-                    .collect();
-                sum += losses.iter().sum::<f64>();
+        let mut windows = vec![0.0; count];
+        self.visit_logits(ids, options, |rows| {
+            let losses: Vec<f64> = rows
+                .logits
+                .par_chunks_exact(rows.vocabulary)
+                .zip(rows.targets)
+                .map(|(logits, target)| negative_log_likelihood(kernel, logits, convert::index(*target)))
+                .collect();
+            windows[rows.window] += losses.iter().sum::<f64>() / convert::f64_from(window - 1);
+            if rows.last {
+                progress(rows.window + 1, count);
             }
-            windows.push(sum / convert::f64_from(window - 1));
-            progress(windows.len(), count);
-        }
+            Ok(())
+        })?;
         let mean_nll = windows.iter().sum::<f64>() / convert::f64_from(windows.len());
         Ok(Perplexity { mean_nll, tokens: windows.len() * (window - 1), window, windows })
     }
 }
 
 /// `−ln softmax(logits)[target]`, summed in f64.
-fn negative_log_likelihood(kernel: Kernel, logits: &[f32], target: usize) -> f64 {
+pub(crate) fn negative_log_likelihood(kernel: Kernel, logits: &[f32], target: usize) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum = float::exp_sum(kernel, logits, largest);
     f64::from(largest) + sum.ln() - f64::from(logits[target])

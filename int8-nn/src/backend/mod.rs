@@ -68,7 +68,10 @@ impl Quantization {
             outlier_granularity: OutlierGranularity::Value,
             ..Scheme::LlmInt8Zeropoint.config()
         };
-        Self { expansion_rule: Some(relative(BEST_EXPANSION_TAU)), ..Self::new(config, OutlierWeights::Exact) }
+        Self {
+            expansion_rule: Some(relative(BEST_EXPANSION_TAU)),
+            ..Self::new(config, OutlierWeights::Exact)
+        }
     }
 }
 

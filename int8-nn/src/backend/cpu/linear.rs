@@ -106,7 +106,7 @@ impl CpuLinear {
             Weight::Int8(layer) => layer.forward(x),
             Weight::Float { matrix, bias } => {
                 let mut y = Array2::zeros((x.nrows(), matrix.dim().0));
-                matrix.multiply(x, bias.as_deref(), y.view_mut(), false);
+                matrix.multiply(self.kernel, x, bias.as_deref(), Store::Overwrite, y.view_mut())?;
                 Ok(y)
             }
         }

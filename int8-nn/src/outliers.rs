@@ -1,0 +1,595 @@
+//! Which features of a model are outliers: the statistics of §4 of the paper, over any length of text in bounded memory.
+//!
+//! A hidden dimension is an *outlier feature* when its magnitude reaches 6 in at least 25 % of the layers and in at least 6 %
+//! of the sequence positions, looking at the inputs of the attention projections and of the MLPs' expansions: the hidden
+//! states after their normalisation. The other inputs (of the attention's output and the MLP's contraction) have dimensions
+//! of their own, and are measured but not searched for features.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use int8_core::corpus::Random;
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use serde::Serialize;
+
+use crate::backend::cpu::{CpuBackend, CpuLinear, Observer};
+use crate::block::LinearRole;
+use crate::model::Model;
+use crate::perplexity::PerplexityOptions;
+use crate::{Error, convert};
+
+/// When a dimension is an outlier feature.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Criterion {
+    /// Magnitude that has to be reached.
+    pub magnitude: f32,
+    /// In this share of the layers at least.
+    pub layers: f64,
+    /// And in this share of the sequence positions, over all hidden states looked at.
+    pub positions: f64,
+}
+
+impl Default for Criterion {
+    /// The paper's.
+    fn default() -> Self {
+        Self { magnitude: 6.0, layers: 0.25, positions: 0.06 }
+    }
+}
+
+/// Magnitudes over which shares are reported.
+pub const SWEEP: [f32; 12] = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 14.0, 20.0, 30.0, 50.0];
+
+/// Shares of values below which [`SiteReport::quantiles`] lie.
+pub const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
+
+/// What a model's hidden states look like.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutlierReport {
+    /// The criterion used.
+    pub criterion: Criterion,
+    /// Tokens looked at.
+    pub tokens: usize,
+    /// Blocks of the model.
+    pub layers: usize,
+    /// Width of the hidden states.
+    pub hidden_size: usize,
+    /// The outlier features, ascending by dimension.
+    pub features: Vec<Feature>,
+    /// The inputs of every projection, in the order of the model.
+    pub sites: Vec<SiteReport>,
+    /// For each magnitude of [`SWEEP`]: what leaves the int8 product, and how far the most widespread dimension reaches.
+    pub sweep: Vec<SweepPoint>,
+}
+
+/// An outlier feature.
+#[derive(Debug, Clone, Serialize)]
+pub struct Feature {
+    /// Hidden dimension, from 0.
+    pub dimension: usize,
+    /// Share of layers where it reaches the magnitude.
+    pub layers: f64,
+    /// Share of sequence positions where it does, over all hidden states looked at.
+    pub positions: f64,
+    /// Whether all its outlying values have the same sign.
+    pub one_sided: bool,
+    /// Quartiles of its outlying values, to a part in 44.
+    pub quartiles: [f32; 3],
+    /// Largest magnitude.
+    pub largest: f32,
+}
+
+/// The input of one projection.
+#[derive(Debug, Clone, Serialize)]
+pub struct SiteReport {
+    /// Name of the layer in the checkpoint.
+    pub name: String,
+    /// Number of its block.
+    pub block: usize,
+    /// What it is for.
+    pub role: LinearRole,
+    /// Whether features are looked for here: hidden states as opposed to heads' outputs and the MLP's inside.
+    pub counted: bool,
+    /// Width K.
+    pub inputs: usize,
+    /// Largest magnitude.
+    pub largest: f32,
+    /// Magnitudes below which the shares [`QUANTILES`] of all values lie, to a part in 44.
+    pub quantiles: [f32; 5],
+    /// Dimensions that reach the criterion's magnitude anywhere.
+    pub dimensions: usize,
+    /// Share of columns with an outlier, mean over the windows, for each magnitude of [`SWEEP`].
+    pub columns: [f64; SWEEP.len()],
+    /// Share of values that are outliers, for each magnitude of [`SWEEP`].
+    pub values: [f64; SWEEP.len()],
+    /// The dimensions that reach the criterion's magnitude most often: dimension, share of positions, largest magnitude.
+    pub strongest: Vec<(usize, f64, f32)>,
+}
+
+/// One magnitude of the sweep.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct SweepPoint {
+    /// The magnitude.
+    pub magnitude: f32,
+    /// Share of columns with an outlier, over all projections and windows.
+    pub columns: f64,
+    /// Share of values that are outliers, over all projections.
+    pub values: f64,
+    /// Dimensions that meet the criterion with this magnitude.
+    pub features: usize,
+    /// Largest share of layers in which one dimension reaches it.
+    pub layers: f64,
+    /// Largest share of positions in which one dimension reaches it.
+    pub positions: f64,
+}
+
+/// What a model does with some dimensions set to zero in all hidden states that features are looked for in.
+#[derive(Debug, Clone, Serialize)]
+pub struct Ablation {
+    /// The dimensions.
+    pub dimensions: Vec<usize>,
+    /// Perplexity.
+    pub perplexity: f64,
+    /// Mean probability of the most probable token.
+    pub top1_probability: f64,
+}
+
+/// Collects statistics of `model` over `ids`, window by window; `progress(done, windows)` is called after each.
+///
+/// # Errors
+/// As [`Model::perplexity`].
+pub fn analyse(
+    model: &Model<CpuBackend>,
+    ids: &[u32],
+    options: &PerplexityOptions,
+    criterion: Criterion,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<OutlierReport, Error> {
+    let (window, count) = options.cut(ids.len())?;
+    let decoder = model.decoder();
+    let linears = decoder.linears();
+    let linears: Vec<(String, usize, LinearRole)> =
+        linears.map(|(block, role, linear)| (linear.name().to_owned(), block, role)).collect();
+    let hidden = model.config().hidden_size;
+    let layers = model.config().layers;
+    let sites = linears.iter().map(|(name, block, role)| {
+        (name.clone(), Site { block: *block, role: *role, statistics: Mutex::default() })
+    });
+    let collector =
+        Arc::new(Collector { sites: sites.collect(), magnitudes: thresholds(criterion.magnitude) });
+    let mut session = decoder.session(1, window, window)?;
+    decoder.backend().observe(Some(collector.clone()));
+    let mut done = Ok(());
+    for (index, ids) in ids.chunks_exact(window).take(count).enumerate() {
+        session.clear(0);
+        done = session.forward(&[(0, ids)]);
+        if done.is_err() {
+            break;
+        }
+        progress(index + 1, count);
+    }
+    decoder.backend().observe(None);
+    done?;
+    let order: Vec<&str> = linears.iter().map(|(name, _, _)| name.as_str()).collect();
+    Ok(collector.report(&order, criterion, (window * count, layers, hidden)))
+}
+
+/// Scores `ids` with these dimensions set to zero.
+///
+/// # Errors
+/// As [`Model::perplexity`].
+pub fn ablate(
+    model: &Model<CpuBackend>,
+    dimensions: &[usize],
+    ids: &[u32],
+    options: &PerplexityOptions,
+    progress: impl FnMut(usize, usize),
+) -> Result<Ablation, Error> {
+    let backend = model.decoder().backend();
+    let names = model.decoder().linears().filter(|(_, role, _)| counted(*role));
+    let names = names.map(|(_, _, linear)| linear.name().to_owned()).collect();
+    backend.observe(Some(Arc::new(Zeroed { names, dimensions: dimensions.to_vec() })));
+    let baseline = model.baseline(ids, options, 0, progress);
+    backend.observe(None);
+    let baseline = baseline?;
+    Ok(Ablation {
+        dimensions: dimensions.to_vec(),
+        perplexity: baseline.perplexity.perplexity(),
+        top1_probability: baseline.top1_probability,
+    })
+}
+
+/// `count` dimensions below `hidden_size` that are none of `except`, drawn from `seed`; fewer if there are no more.
+pub fn random_dimensions(count: usize, hidden_size: usize, except: &[usize], seed: u64) -> Vec<usize> {
+    let mut random = Random::new(seed);
+    let mut pool: Vec<usize> = (0..hidden_size).filter(|dimension| !except.contains(dimension)).collect();
+    let mut drawn = BTreeSet::new();
+    while drawn.len() < count && !pool.is_empty() {
+        let dimension = random.choose(&pool);
+        pool.retain(|other| *other != dimension);
+        drawn.insert(dimension);
+    }
+    drawn.into_iter().collect()
+}
+
+/// Whether features are looked for in the inputs of such layers.
+fn counted(role: LinearRole) -> bool {
+    matches!(role, LinearRole::Qkv | LinearRole::Up)
+}
+
+/// The magnitudes counted: those of the sweep, and the criterion's.
+fn thresholds(magnitude: f32) -> Vec<f32> {
+    let mut all = SWEEP.to_vec();
+    all.push(magnitude);
+    all.sort_by(f32::total_cmp);
+    all.dedup();
+    all
+}
+
+#[derive(Debug)]
+struct Zeroed {
+    names: BTreeSet<String>,
+    dimensions: Vec<usize>,
+}
+
+impl Observer for Zeroed {
+    fn input(&self, linear: &CpuLinear, mut input: ArrayViewMut2<'_, f32>) {
+        if self.names.contains(linear.name()) {
+            for dimension in &self.dimensions {
+                if *dimension < input.ncols() {
+                    input.column_mut(*dimension).fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Collector {
+    sites: HashMap<String, Site>,
+    /// Ascending.
+    magnitudes: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Site {
+    block: usize,
+    role: LinearRole,
+    statistics: Mutex<Statistics>,
+}
+
+/// What one input has shown so far: per magnitude and dimension a count, so that memory depends on the model alone.
+#[derive(Debug, Default)]
+struct Statistics {
+    positions: u64,
+    windows: u64,
+    /// `[magnitude][dimension]`: positions at which it is reached.
+    hits: Vec<Vec<u32>>,
+    /// For each magnitude: columns that reached it, added up over the windows.
+    columns: Vec<u64>,
+    /// Largest magnitude of each dimension.
+    largest: Vec<f32>,
+    histogram: Histogram,
+    /// Outlying values of the dimensions that have any, with their sign; only where features are looked for.
+    outlying: BTreeMap<usize, [Histogram; 2]>,
+}
+
+impl Observer for Collector {
+    fn input(&self, linear: &CpuLinear, input: ArrayViewMut2<'_, f32>) {
+        let Some(site) = self.sites.get(linear.name()) else { return };
+        let mut statistics = site.statistics.lock().unwrap_or_else(PoisonError::into_inner);
+        statistics.add(input.view(), &self.magnitudes, counted(site.role));
+    }
+}
+
+impl Statistics {
+    fn add(&mut self, x: ArrayView2<'_, f32>, magnitudes: &[f32], counted: bool) {
+        let (rows, width) = x.dim();
+        self.hits.resize_with(magnitudes.len(), || vec![0; width]);
+        self.columns.resize(magnitudes.len(), 0);
+        self.largest.resize(width, 0.0);
+        self.positions += convert::bytes(rows);
+        self.windows += 1;
+        let mut window = vec![0.0_f32; width];
+        for row in x.axis_iter(Axis(0)) {
+            for (dimension, value) in row.iter().enumerate() {
+                let magnitude = value.abs();
+                self.histogram.add(magnitude);
+                window[dimension] = window[dimension].max(magnitude);
+                if magnitude < magnitudes[0] {
+                    continue;
+                }
+                for (hits, _) in self.hits.iter_mut().zip(magnitudes).take_while(|(_, m)| magnitude >= **m) {
+                    hits[dimension] += 1;
+                }
+                if counted {
+                    let signs = self.outlying.entry(dimension).or_default();
+                    signs[usize::from(*value < 0.0)].add(magnitude);
+                }
+            }
+        }
+        for (largest, window) in self.largest.iter_mut().zip(&window) {
+            *largest = largest.max(*window);
+        }
+        for (columns, magnitude) in self.columns.iter_mut().zip(magnitudes) {
+            *columns += convert::bytes(window.iter().filter(|largest| *largest >= magnitude).count());
+        }
+    }
+
+    fn share(&self, count: u64) -> f64 {
+        convert::f64_from_u64(count) / convert::f64_from_u64(self.positions.max(1))
+    }
+}
+
+/// Magnitudes counted in bins of 1/32 octave, exact in count and to a part in 44 in magnitude.
+#[derive(Debug, Default, Clone)]
+struct Histogram {
+    bins: BTreeMap<i32, u64>,
+    /// The bins that nearly all values fall into, as an array: from 2⁻³² to 2³².
+    common: Vec<u64>,
+    count: u64,
+}
+
+/// Bins an octave.
+const STEPS: f32 = 32.0;
+/// Number of the common bins.
+const COMMON: usize = 64 * 32;
+
+impl Histogram {
+    fn add(&mut self, magnitude: f32) {
+        self.count += 1;
+        // Zero is the smallest magnitude, NaN and infinity the largest.
+        let step = if magnitude == 0.0 { i32::MIN } else { convert::step(magnitude.log2() * STEPS) };
+        match usize::try_from(step.saturating_add(32 * 32)) {
+            Ok(bin) if bin < COMMON => {
+                self.common.resize(COMMON, 0);
+                self.common[bin] += 1;
+            }
+            _ => *self.bins.entry(step).or_default() += 1,
+        }
+    }
+
+    /// The bins that hold something, ascending: magnitude in their middle, count.
+    fn ascending(&self) -> impl DoubleEndedIterator<Item = (f32, u64)> {
+        let middle = |step: i32| match step {
+            i32::MIN => 0.0,
+            step => ((convert::f32_from_step(step) + 0.5) / STEPS).exp2(),
+        };
+        let low = self.bins.range(..0).map(move |(step, count)| (middle(*step), *count));
+        let common = self
+            .common
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+            .map(move |(bin, count)| (middle(i32::try_from(bin).unwrap_or(i32::MAX) - 32 * 32), *count));
+        let high = self.bins.range(0..).map(move |(step, count)| (middle(*step), *count));
+        low.chain(common).chain(high)
+    }
+}
+
+/// The value below which the share `share` of all lies, of bins in ascending order.
+fn quantile(bins: impl Iterator<Item = (f32, u64)>, count: u64, share: f64) -> f32 {
+    let rank = convert::f64_from_u64(count) * share;
+    let (mut below, mut last) = (0, 0.0);
+    for (value, count) in bins {
+        below += count;
+        last = value;
+        if convert::f64_from_u64(below) >= rank {
+            break;
+        }
+    }
+    last
+}
+
+impl Collector {
+    fn report(
+        &self,
+        order: &[&str],
+        criterion: Criterion,
+        (tokens, layers, hidden_size): (usize, usize, usize),
+    ) -> OutlierReport {
+        let statistics: Vec<(&str, &Site, std::sync::MutexGuard<'_, Statistics>)> = order
+            .iter()
+            .map(|name| {
+                let site = &self.sites[*name];
+                (*name, site, site.statistics.lock().unwrap_or_else(PoisonError::into_inner))
+            })
+            // Of experts only the first one's input is seen: it is that of all.
+            .filter(|(_, _, statistics)| statistics.positions > 0)
+            .collect();
+        let place = |magnitude: f32| self.magnitudes.iter().position(|m| *m == magnitude).unwrap_or(0);
+        let sites: Vec<SiteReport> = statistics
+            .iter()
+            .map(|(name, site, statistics)| site_report(name, site, statistics, place, criterion))
+            .collect();
+
+        // Of each dimension: layers and positions in which it reaches a magnitude, over the hidden states looked at.
+        let hidden: Vec<_> = statistics.iter().filter(|(_, site, _)| counted(site.role)).collect();
+        let reach = |magnitude: f32| -> Vec<(f64, f64)> {
+            let place = place(magnitude);
+            let mut reached = vec![(BTreeSet::new(), 0_u64); hidden_size];
+            let mut positions = 0;
+            for (_, site, statistics) in &hidden {
+                positions += statistics.positions;
+                let hits = statistics.hits.get(place).map_or(&[][..], Vec::as_slice);
+                for ((layers, count), hits) in reached.iter_mut().zip(hits) {
+                    if *hits > 0 {
+                        layers.insert(site.block);
+                        *count += u64::from(*hits);
+                    }
+                }
+            }
+            let share = |part: f64, whole: f64| if whole == 0.0 { 0.0 } else { part / whole };
+            reached
+                .into_iter()
+                .map(|(in_layers, count)| {
+                    (
+                        share(convert::f64_from(in_layers.len()), convert::f64_from(layers)),
+                        share(convert::f64_from_u64(count), convert::f64_from_u64(positions)),
+                    )
+                })
+                .collect()
+        };
+        let meets =
+            |(layers, positions): (f64, f64)| layers >= criterion.layers && positions >= criterion.positions;
+        let features =
+            reach(criterion.magnitude).into_iter().enumerate().filter(|(_, reached)| meets(*reached));
+        let features = features
+            .map(|(dimension, (layers, positions))| {
+                let hidden = hidden.iter().map(|(_, _, statistics)| &**statistics);
+                feature(dimension, (layers, positions), hidden, criterion.magnitude)
+            })
+            .collect();
+        let sweep = SWEEP.map(|magnitude| {
+            let reached = reach(magnitude);
+            let place = place(magnitude);
+            let all = |what: &dyn Fn(&Statistics) -> (u64, u64)| {
+                let (part, whole) = statistics.iter().fold((0, 0), |(part, whole), (_, _, statistics)| {
+                    let (p, w) = what(statistics);
+                    (part + p, whole + w)
+                });
+                convert::f64_from_u64(part) / convert::f64_from_u64(whole.max(1))
+            };
+            SweepPoint {
+                magnitude,
+                columns: all(&|s| {
+                    (s.columns.get(place).copied().unwrap_or(0), s.windows * convert::bytes(s.largest.len()))
+                }),
+                values: all(&|s| (s.values(place), s.positions * convert::bytes(s.largest.len()))),
+                features: reached.iter().filter(|reached| meets(**reached)).count(),
+                layers: reached.iter().map(|(layers, _)| *layers).fold(0.0, f64::max),
+                positions: reached.iter().map(|(_, positions)| *positions).fold(0.0, f64::max),
+            }
+        });
+        OutlierReport { criterion, tokens, layers, hidden_size, features, sites, sweep: sweep.to_vec() }
+    }
+}
+
+impl Statistics {
+    /// Values that reach the magnitude at this place.
+    fn values(&self, place: usize) -> u64 {
+        self.hits.get(place).map_or(0, |hits| hits.iter().map(|hits| u64::from(*hits)).sum())
+    }
+}
+
+fn site_report(
+    name: &str,
+    site: &Site,
+    statistics: &Statistics,
+    place: impl Fn(f32) -> usize,
+    criterion: Criterion,
+) -> SiteReport {
+    let width = statistics.largest.len();
+    let at = place(criterion.magnitude);
+    let none = Vec::new();
+    let hits = statistics.hits.get(at).unwrap_or(&none);
+    let mut strongest: Vec<(usize, f64, f32)> = hits
+        .iter()
+        .enumerate()
+        .filter(|(_, hits)| **hits > 0)
+        .map(|(dimension, hits)| {
+            (dimension, statistics.share(u64::from(*hits)), statistics.largest[dimension])
+        })
+        .collect();
+    let dimensions = strongest.len();
+    strongest.sort_by(|a, b| b.1.total_cmp(&a.1).then(b.2.total_cmp(&a.2)));
+    strongest.truncate(STRONGEST);
+    let of = |part: u64, whole: u64| convert::f64_from_u64(part) / convert::f64_from_u64(whole.max(1));
+    let wide = convert::bytes(width);
+    SiteReport {
+        name: name.to_owned(),
+        block: site.block,
+        role: site.role,
+        counted: counted(site.role),
+        inputs: width,
+        largest: statistics.largest.iter().copied().fold(0.0, f32::max),
+        quantiles: QUANTILES
+            .map(|share| quantile(statistics.histogram.ascending(), statistics.histogram.count, share)),
+        dimensions,
+        columns: SWEEP
+            .map(|m| of(statistics.columns.get(place(m)).copied().unwrap_or(0), statistics.windows * wide)),
+        values: SWEEP.map(|m| of(statistics.values(place(m)), statistics.positions * wide)),
+        strongest,
+    }
+}
+
+/// Dimensions listed for each site.
+const STRONGEST: usize = 16;
+
+fn feature<'a>(
+    dimension: usize,
+    (layers, positions): (f64, f64),
+    hidden: impl Iterator<Item = &'a Statistics>,
+    magnitude: f32,
+) -> Feature {
+    // Bins of signed values, ascending: the negative ones from the largest magnitude on.
+    let mut signed: BTreeMap<i64, (f32, u64)> = BTreeMap::new();
+    let mut largest = 0.0_f32;
+    for statistics in hidden {
+        largest = largest.max(statistics.largest.get(dimension).copied().unwrap_or(0.0));
+        let Some(signs) = statistics.outlying.get(&dimension) else { continue };
+        for (sign, histogram) in [1.0, -1.0].into_iter().zip(signs) {
+            // The sweep begins below the criterion's magnitude; what does not reach it is not outlying.
+            for (value, count) in histogram.ascending().filter(|(value, _)| *value >= magnitude) {
+                let value = sign * value;
+                let entry = signed.entry(convert::ordered(value)).or_insert((value, 0));
+                entry.1 += count;
+            }
+        }
+    }
+    let count = signed.values().map(|(_, count)| count).sum();
+    let at = |share| quantile(signed.values().copied(), count, share);
+    let signs: BTreeSet<bool> = signed.values().map(|(value, _)| *value < 0.0).collect();
+    Feature {
+        dimension,
+        layers,
+        positions,
+        one_sided: signs.len() < 2,
+        quartiles: [0.25, 0.5, 0.75].map(at),
+        largest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn statistics_of_a_known_input() {
+        let mut statistics = Statistics::default();
+        let magnitudes = thresholds(6.0);
+        statistics.add(array![[7.0, 0.0, -3.0], [-8.0, 1.0, 0.5]].view(), &magnitudes, true);
+        statistics.add(array![[1.0, 0.0, 60.0]].view(), &magnitudes, true);
+        let at = magnitudes.iter().position(|m| *m == 6.0).unwrap_or_default();
+        assert_eq!(statistics.hits[at], [2, 0, 1]);
+        assert_eq!(statistics.largest, [8.0, 1.0, 60.0]);
+        assert_eq!(statistics.columns[at], 2);
+        assert_eq!((statistics.positions, statistics.windows, statistics.values(at)), (3, 2, 3));
+        let found = feature(0, (1.0, 0.5), [&statistics].into_iter(), 6.0);
+        assert!(!found.one_sided && found.quartiles[0] < -7.0 && found.quartiles[2] > 6.5, "{found:?}");
+        assert!(feature(2, (1.0, 0.5), [&statistics].into_iter(), 6.0).one_sided);
+    }
+
+    #[test]
+    fn quantiles_to_their_resolution() {
+        let mut histogram = Histogram::default();
+        for value in 1..=1000_u16 {
+            histogram.add(f32::from(value));
+        }
+        histogram.add(0.0);
+        for (share, expected) in [(0.5, 500.0), (0.9, 900.0), (0.99, 990.0)] {
+            let found = quantile(histogram.ascending(), histogram.count, share);
+            assert!((found / expected - 1.0_f32).abs() < 1.0 / 40.0, "{share}: {found}, not {expected}");
+        }
+        assert_eq!(quantile(histogram.ascending(), histogram.count, 0.0), 0.0);
+    }
+
+    #[test]
+    fn random_dimensions_are_distinct_and_others() {
+        let drawn = random_dimensions(6, 20, &[3, 4], 1);
+        assert_eq!(drawn.iter().collect::<BTreeSet<_>>().len(), 6);
+        assert!(drawn.iter().all(|dimension| *dimension < 20 && ![3, 4].contains(dimension)));
+        assert_eq!(random_dimensions(9, 4, &[1], 1), [0, 2, 3]);
+    }
+}
