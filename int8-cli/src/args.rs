@@ -73,7 +73,9 @@ pub(crate) enum Command {
         after_help = "The text is cut into windows that do not overlap; the first token of each is not scored.\n\n\
         Examples:\n  int8 eval ./opt-125m --text wiki.txt --window 1024\n  \
         int8 eval ./opt-125m --text wiki.txt --scheme absmax-vector-wise\n  \
-        int8 eval ./opt-125m --text wiki.txt --rule relative --tau 30 --granularity value"
+        int8 eval ./opt-125m --text wiki.txt --preset best\n  \
+        int8 eval ./opt-125m --text wiki.txt --compare --windows 16 --report quality.html\n  \
+        int8 eval ./opt-125m --last-words lambada.jsonl"
     )]
     Eval(EvalArgs),
     /// Sentence embeddings: texts become vectors, and their cosines say how alike they are
@@ -85,6 +87,15 @@ pub(crate) enum Command {
         int8 embed ./all-MiniLM-L6-v2 --compare --file pairs.tsv    (how far int8 is from floating point)"
     )]
     Embed(EmbedArgs),
+    /// Which features of a model are outliers, where, and what happens without them (section 4 of the paper)
+    #[command(
+        after_help = "An outlier feature is a hidden dimension that reaches magnitude 6 in at least 25 % of the layers and 6 % of \
+        the positions, in the inputs of the attention projections and of the MLPs' expansions. The text may be of any length: \
+        memory depends on the model alone.\n\n\
+        Examples:\n  int8 outliers ./opt-125m --text wiki.txt\n  \
+        int8 outliers ./opt-125m --text wiki.txt --windows 8 --report outliers.html --plots ./plots"
+    )]
+    Outliers(OutliersArgs),
     /// Logits of a sequence of tokens, as a safetensors file
     Logits(LogitsArgs),
     /// What a checkpoint consists of: tensors, types, sizes, quantisation
@@ -137,8 +148,11 @@ pub(crate) struct ModelArgs {
 #[command(next_help_heading = "Precision")]
 pub(crate) struct PrecisionArgs {
     /// Weights as stored, 16- or 32-bit, computed in 32-bit: the baseline
-    #[arg(long, conflicts_with_all = ["scheme", "threshold", "rule", "tau", "statistic", "granularity", "outlier_weights", "row_maximum"])]
+    #[arg(long, conflicts_with_all = ["preset", "scheme", "threshold", "rule", "tau", "statistic", "granularity", "outlier_weights", "row_maximum"])]
     pub(crate) fp: bool,
+    /// A setting by name: the paper's, or the one that loses least (docs/quality.md) [default: paper]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["scheme", "threshold", "rule", "tau", "statistic", "granularity", "outlier_weights", "row_maximum"])]
+    pub(crate) preset: Option<Preset>,
     /// Quantisation, one of the eight of the paper's Table 1 [default: llm-int8]
     #[arg(long, value_name = "NAME", value_parser = crate::plan::scheme_parser())]
     pub(crate) scheme: Option<int8_core::Scheme>,
@@ -174,6 +188,7 @@ impl PrecisionArgs {
     /// Whether any of them was given.
     pub(crate) fn any(&self) -> bool {
         self.fp
+            || self.preset.is_some()
             || self.scheme.is_some()
             || self.rule.is_some()
             || self.threshold.is_some()
@@ -183,6 +198,15 @@ impl PrecisionArgs {
             || self.outlier_weights.is_some()
             || self.row_maximum.is_some()
     }
+}
+
+/// `--preset`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Preset {
+    /// LLM.int8() with columns from magnitude 6 on, and exact weights for them.
+    Paper,
+    /// Zero-point rows, single values out by the relative rule, exact weights for them.
+    Best,
 }
 
 /// `--rule`
@@ -294,14 +318,49 @@ pub(crate) struct InputArgs {
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// UTF-8 text to score; ends of line count as \n, whatever the file has
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    /// JSONL file of passages, one object with "text" a line: how often the model finds a passage's last word (the form of
+    /// LAMBADA)
     #[arg(help_heading = "Input", long, value_name = "FILE")]
-    pub(crate) text: PathBuf,
+    pub(crate) last_words: Option<PathBuf>,
+    /// Table 1 of the paper for this model: float, the eight schemes, the outlier weights of bitsandbytes, and the preset `best`
+    #[arg(help_heading = "Comparison", long, requires = "text", conflicts_with_all = PRECISION_OPTIONS)]
+    pub(crate) compare: bool,
+    /// The comparison as CSV
+    #[arg(help_heading = "Comparison", long, value_name = "FILE", requires = "compare")]
+    pub(crate) csv: Option<PathBuf>,
+    /// The comparison as a page with plots, which also shows loss against threshold and the error of each layer
+    #[arg(help_heading = "Comparison", long, value_name = "FILE.html", requires = "compare")]
+    pub(crate) report: Option<PathBuf>,
+}
+
+/// Options that say how linear layers are held: a comparison sets them itself.
+const PRECISION_OPTIONS: [&str; 10] = [
+    "fp",
+    "preset",
+    "scheme",
+    "threshold",
+    "rule",
+    "tau",
+    "statistic",
+    "granularity",
+    "outlier_weights",
+    "row_maximum",
+];
+
+/// A text and how it is cut.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub(crate) struct TextArgs {
+    /// UTF-8 text; ends of line count as \n, whatever the file has
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
     /// Tokens a window [default: 1024, or all positions the model has]
-    #[arg(help_heading = "Input", long, value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub(crate) window: Option<usize>,
-    /// Most windows to score [default: the whole text]
-    #[arg(help_heading = "Input", long, value_name = "N")]
+    /// Most windows [default: the whole text]
+    #[arg(long, value_name = "N")]
     pub(crate) windows: Option<usize>,
 }
 
@@ -343,6 +402,33 @@ pub(crate) enum Pooling {
     Cls,
     /// The largest value in each dimension.
     Max,
+}
+
+/// `int8 outliers`
+#[derive(Debug, Args)]
+pub(crate) struct OutliersArgs {
+    /// Folder of a checkpoint, or one .safetensors file with config.json beside it
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    /// Magnitude from which on a value is an outlier
+    #[arg(help_heading = "Criterion", long, value_name = "T", default_value_t = 6.0)]
+    pub(crate) magnitude: f32,
+    /// Share of the layers in which a feature must reach it
+    #[arg(help_heading = "Criterion", long, value_name = "SHARE", default_value_t = 0.25)]
+    pub(crate) layers: f64,
+    /// Share of the positions in which it must
+    #[arg(help_heading = "Criterion", long, value_name = "SHARE", default_value_t = 0.06)]
+    pub(crate) positions: f64,
+    /// Leave out what the model does with the features set to zero
+    #[arg(help_heading = "Output", long)]
+    pub(crate) no_ablation: bool,
+    /// Write a page with plots
+    #[arg(help_heading = "Output", long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
+    /// Write the plots as SVG files into this folder
+    #[arg(help_heading = "Output", long, value_name = "FOLDER")]
+    pub(crate) plots: Option<PathBuf>,
 }
 
 /// `int8 logits`

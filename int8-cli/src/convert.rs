@@ -25,3 +25,8 @@ pub(crate) fn count(count: usize) -> u64 {
 pub(crate) fn whole(value: f64) -> u64 {
     value as u64
 }
+
+/// A place in a plot, in pixels: small, and at the edge for what is not finite.
+pub(crate) fn pixels(length: f64) -> i32 {
+    length as i32
+}

@@ -5,6 +5,7 @@ mod commands;
 mod convert;
 mod output;
 mod plan;
+mod report;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -35,6 +36,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Run(arguments) => commands::run::run(&arguments, &output),
         Command::Eval(arguments) => commands::eval::run(&arguments, &output),
         Command::Embed(arguments) => commands::embed::run(&arguments, &output),
+        Command::Outliers(arguments) => commands::outliers::run(&arguments, &output),
         Command::Logits(arguments) => commands::logits::run(&arguments, &output),
         Command::Inspect(arguments) => commands::inspect::run(&arguments, &output),
         Command::Quantize(arguments) => commands::quantize::run(&arguments, &output),

@@ -28,6 +28,9 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
     if arguments.fp {
         return Ok(Precision::Float);
     }
+    if arguments.preset == Some(args::Preset::Best) {
+        return Ok(Precision::Int8(Quantization::best()));
+    }
     let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
     let about_outliers = [
         ("--rule", arguments.rule.is_some()),
@@ -68,7 +71,7 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
         Some(args::OutlierWeights::Dequantized) => OutlierWeights::Dequantized,
         Some(args::OutlierWeights::Exact) | None => OutlierWeights::Exact,
     };
-    Ok(Precision::Int8(Quantization { config, outlier_weights }))
+    Ok(Precision::Int8(Quantization::new(config, outlier_weights)))
 }
 
 fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {
@@ -143,7 +146,13 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 
 /// The name of a precision in output: `float` or a scheme's name.
 pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
-    if arguments.fp { "float" } else { arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax).name() }
+    if arguments.fp {
+        "float"
+    } else if arguments.preset == Some(args::Preset::Best) {
+        "best"
+    } else {
+        arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax).name()
+    }
 }
 
 /// Loads the model as the arguments say, with a progress bar.
@@ -151,7 +160,14 @@ pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
 /// # Errors
 /// When the arguments contradict each other or the checkpoint cannot be loaded.
 pub(crate) fn load(arguments: &ModelArgs, output: &Output) -> Result<Model, Failure> {
-    let precision = precision(&arguments.precision)?;
+    load_as(arguments, precision(&arguments.precision)?, output)
+}
+
+/// Loads the model with its linear layers held so, whatever the arguments say of that, with a progress bar.
+///
+/// # Errors
+/// When the checkpoint cannot be loaded.
+pub(crate) fn load_as(arguments: &ModelArgs, precision: Precision, output: &Output) -> Result<Model, Failure> {
     let (loader, bar) = loader(arguments, precision, output)?;
     let model = loader.build_on(output.backend()?)?;
     bar.clear();

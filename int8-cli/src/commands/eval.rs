@@ -1,44 +1,99 @@
 //! `int8 eval`: perplexity of a text.
 
+use std::path::Path;
 use std::time::Instant;
 
-use int8_nn::PerplexityOptions;
-use serde_json::json;
+use int8_nn::Model;
+use serde_json::{Value, json};
 
-use super::{outlier_share, read_text, settings};
+use super::{outlier_share, read_text, settings, text};
 use crate::Failure;
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::output::{Output, bytes};
 use crate::plan;
 
-/// Window when none is given and the model has room for it.
-const DEFAULT_WINDOW: usize = 1024;
-
-/// Scores a text.
+/// Scores a text, passages, or both.
 pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
-    let text = read_text("--text", &arguments.text)?;
+    if arguments.compare {
+        return super::compare::run(arguments, output);
+    }
+    if arguments.text.text.is_none() && arguments.last_words.is_none() {
+        return Err(Failure::usage("nothing to score: give --text FILE, --last-words FILE.jsonl, or both"));
+    }
     let model = plan::load(&arguments.model, output)?;
-    let most = model.config().max_positions;
-    let window = arguments.window.unwrap_or(DEFAULT_WINDOW.min(most));
-    // Special tokens belong to a prompt; a text is scored as it is.
-    let ids = model.tokenizer()?.encode(&text, false)?;
+    let mut object = match arguments.text.text {
+        Some(_) => perplexity(arguments, &model, output)?,
+        None => json!({"model": arguments.model.model}),
+    };
+    if let Some(file) = &arguments.last_words {
+        let passages = read_passages(file)?;
+        let bar = output.bar("last words", "passages");
+        let found = model.last_words(&passages, |done, all| bar.set(done, all))?;
+        bar.clear();
+        let accuracy = real(found.correct) / real(found.passages);
+        if output.json {
+            object["last_words"] = json!({
+                "file": file,
+                "accuracy": accuracy,
+                "correct": found.correct,
+                "passages": found.passages,
+                "perplexity": found.perplexity,
+            });
+        } else {
+            output.line(&format!(
+                "last words  {} ({} of {}; perplexity of a last word {:.3})",
+                output.bold(&format!("{:.2} %", 100.0 * accuracy)),
+                found.correct,
+                found.passages,
+                found.perplexity
+            ))?;
+        }
+    }
+    if output.json { output.object(&object) } else { Ok(()) }
+}
 
+/// The passages of a JSONL file.
+pub(super) fn read_passages(path: &Path) -> Result<Vec<String>, Failure> {
+    let text = read_text("--last-words", path)?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let passages: Vec<String> = lines
+        .map(|(number, line)| {
+            let object: Value = serde_json::from_str(line).map_err(|error| {
+                Failure::new(format!("--last-words {}: line {}: {error}", path.display(), number + 1))
+            })?;
+            object["text"].as_str().map(str::to_owned).ok_or_else(|| {
+                Failure::new(format!(
+                    "--last-words {}: line {}: expected an object with a string \"text\", as {{\"text\": \"… word\"}}",
+                    path.display(),
+                    number + 1
+                ))
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    if passages.is_empty() {
+        return Err(Failure::new(format!("--last-words {}: no passages", path.display())));
+    }
+    Ok(passages)
+}
+
+/// Scores a text; returns it as JSON and prints it otherwise.
+fn perplexity(arguments: &EvalArgs, model: &Model, output: &Output) -> Result<Value, Failure> {
+    let (ids, options) = text(model, &arguments.text)?;
     let begin = Instant::now();
     let bar = output.bar("scoring", "windows");
-    let options = PerplexityOptions { window, windows: arguments.windows };
     let result = model.perplexity(&ids, &options, |done, all| bar.set(done, all))?;
     bar.clear();
     let seconds = begin.elapsed().as_secs_f64();
 
     let scheme = plan::precision_name(&arguments.model.precision);
-    let share = outlier_share(&model);
+    let share = outlier_share(model);
     let footprint = model.decoder().footprint();
     let computed = result.windows.len() * result.window;
     if output.json {
-        return output.object(&json!({
+        return Ok(json!({
             "model": arguments.model.model,
-            "text": arguments.text,
+            "text": arguments.text.text,
             "scheme": scheme,
             "settings": settings(model.precision()),
             "perplexity": result.perplexity(),
@@ -75,5 +130,6 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
         "weights     {} ({} in 16-bit)",
         bytes(count(footprint.total())),
         bytes(count(footprint.at(2)))
-    ))
+    ))?;
+    Ok(Value::Null)
 }

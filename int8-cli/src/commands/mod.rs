@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 mod chat;
+pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod demo;
 pub(crate) mod dequantize;
@@ -10,6 +11,7 @@ pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod quantize;
+pub(crate) mod outliers;
 pub(crate) mod run;
 pub(crate) mod verify;
 
@@ -18,12 +20,12 @@ use std::io::Write;
 use std::path::Path;
 
 use int8_core::{OutlierGranularity, OutlierRule, RowStatistic};
-use int8_nn::Model;
+use int8_nn::{Model, PerplexityOptions};
 use int8_nn::backend::{OutlierWeights, Precision};
 use serde_json::{Value, json};
 
 use crate::Failure;
-use crate::args::InputArgs;
+use crate::args::{InputArgs, TextArgs};
 use crate::convert::real_u64;
 
 /// Token ids of the input, and whether they came from text.
@@ -40,10 +42,27 @@ fn no_input() -> Failure {
     Failure::usage("no prompt: give --prompt TEXT or --ids IDS")
 }
 
+/// Window when none is given and the model has room for it.
+const DEFAULT_WINDOW: usize = 1024;
+
+/// The tokens of a text, and how they are cut into windows.
+///
+/// # Errors
+/// When there is no file, or it is no UTF-8.
+fn text(model: &Model, arguments: &TextArgs) -> Result<(Vec<u32>, PerplexityOptions), Failure> {
+    let Some(path) = &arguments.text else {
+        return Err(Failure::usage("--text FILE is needed: the text to read"));
+    };
+    let window = arguments.window.unwrap_or(DEFAULT_WINDOW.min(model.config().max_positions));
+    // Special tokens belong to a prompt; a text is scored as it is.
+    let ids = model.tokenizer()?.encode(&read_text("--text", path)?, false)?;
+    Ok((ids, PerplexityOptions { window, windows: arguments.windows }))
+}
+
 /// The settings of a precision, for JSON.
 fn settings(precision: &Precision) -> Value {
     let Precision::Int8(quantization) = precision else { return Value::Null };
-    let rule = match quantization.config.rule {
+    let described = |rule| match rule {
         OutlierRule::Absolute(threshold) => json!({"rule": "absolute", "threshold": threshold}),
         OutlierRule::RelativeToRow { tau, statistic } => {
             let statistic = match statistic {
@@ -52,8 +71,12 @@ fn settings(precision: &Precision) -> Value {
             };
             json!({"rule": "relative", "tau": tau, "statistic": statistic})
         }
-        _ => return json!({"rule": "none"}),
+        _ => json!({"rule": "none"}),
     };
+    if quantization.config.rule == OutlierRule::None {
+        return described(OutlierRule::None);
+    }
+    let rule = described(quantization.config.rule);
     let granularity = match quantization.config.outlier_granularity {
         OutlierGranularity::Column => "column",
         OutlierGranularity::Value => "value",
@@ -62,7 +85,8 @@ fn settings(precision: &Precision) -> Value {
         OutlierWeights::Exact => "exact",
         OutlierWeights::Dequantized => "dequantized",
     };
-    json!({"outliers": rule, "granularity": granularity, "outlier_weights": weights})
+    let expansion = quantization.expansion_rule.map(described);
+    json!({"outliers": rule, "outliers_of_expansion": expansion, "granularity": granularity, "outlier_weights": weights})
 }
 
 /// What left the int8 products of all layers, as shares.

@@ -1,0 +1,178 @@
+//! Reports: one HTML file that holds all it shows, and CSV. Nothing in a page runs or is fetched.
+
+pub(crate) mod charts;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::Failure;
+
+/// A page under construction.
+pub(crate) struct Page {
+    body: String,
+    title: String,
+}
+
+/// A table: a heading for each column, whether the column holds numbers, and rows of cells.
+pub(crate) struct Table {
+    pub(crate) columns: Vec<(&'static str, bool)>,
+    pub(crate) rows: Vec<Vec<String>>,
+}
+
+/// Light and dark, wide and narrow: what is wider than the screen scrolls by itself.
+const STYLE: &str = "\
+:root{color-scheme:light}\
+body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;background:#fff;max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}\
+h1{font-size:1.6rem;line-height:1.25;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .4em}\
+p{max-width:44rem;margin:.5em 0}.lead{color:#444}\
+.wide{overflow-x:auto;margin:.8em 0}.wide svg{display:block;min-width:640px;width:100%;height:auto}\
+table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}\
+th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}\
+th{border-bottom:2px solid #888;vertical-align:bottom}.n{text-align:right}tbody tr:hover{background:#f3f6fa}\
+code{background:#f2f2f2;padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}";
+
+impl Page {
+    /// A page with its title and a sentence below it.
+    pub(crate) fn new(title: &str, lead: &str) -> Self {
+        let body = format!("<h1>{}</h1>\n<p class=\"lead\">{}</p>\n", escape(title), escape(lead));
+        Self { body, title: title.to_owned() }
+    }
+
+    /// A heading and what to see below it.
+    pub(crate) fn section(&mut self, heading: &str, text: &str) {
+        // Writing to a string cannot fail.
+        let _ = write!(self.body, "<h2>{}</h2>\n<p>{}</p>\n", escape(heading), escape(text));
+    }
+
+    /// A plot.
+    pub(crate) fn plot(&mut self, svg: &str, description: &str) {
+        // Of the file's form only the element belongs into a page.
+        let svg = svg.find("<svg").map_or(svg, |start| &svg[start..]);
+        let labelled = svg.replacen("<svg", &format!("<svg role=\"img\" aria-label=\"{}\"", escape(description)), 1);
+        let _ = writeln!(self.body, "<div class=\"wide\">{labelled}</div>");
+    }
+
+    /// A table.
+    pub(crate) fn table(&mut self, table: &Table) {
+        self.body.push_str("<div class=\"wide\"><table><thead><tr>");
+        let class = |number: bool| if number { " class=\"n\"" } else { "" };
+        for (heading, number) in &table.columns {
+            let _ = write!(self.body, "<th{}>{}</th>", class(*number), escape(heading));
+        }
+        self.body.push_str("</tr></thead><tbody>\n");
+        for row in &table.rows {
+            self.body.push_str("<tr>");
+            for (cell, (_, number)) in row.iter().zip(&table.columns) {
+                let _ = write!(self.body, "<td{}>{}</td>", class(*number), escape(cell));
+            }
+            self.body.push_str("</tr>\n");
+        }
+        self.body.push_str("</tbody></table></div>\n");
+    }
+
+    /// Writes the page.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), Failure> {
+        let page = format!(
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+             <link rel=\"icon\" href=\"data:,\"><title>{}</title><style>{STYLE}</style></head>\n<body>\n{}\
+             <p class=\"lead\">Made by int8 {}.</p>\n</body></html>\n",
+            escape(&self.title),
+            self.body,
+            env!("CARGO_PKG_VERSION")
+        );
+        write_file(path, page.as_bytes())
+    }
+}
+
+impl Table {
+    /// Writes the table as CSV (RFC 4180).
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(crate) fn write_csv(&self, path: &Path) -> Result<(), Failure> {
+        let field = |text: &str| {
+            if text.contains([',', '"', '\n']) {
+                format!("\"{}\"", text.replace('"', "\"\""))
+            } else {
+                text.to_owned()
+            }
+        };
+        let line = |cells: &mut dyn Iterator<Item = &str>| cells.map(field).collect::<Vec<_>>().join(",") + "\r\n";
+        let mut csv = line(&mut self.columns.iter().map(|(heading, _)| *heading));
+        for row in &self.rows {
+            csv += &line(&mut row.iter().map(String::as_str));
+        }
+        write_file(path, csv.as_bytes())
+    }
+
+    /// The table as text, columns aligned.
+    pub(crate) fn to_text(&self) -> String {
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+            cells.max().unwrap_or(0).max(self.columns[column].0.chars().count())
+        };
+        let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();
+        let mut text = String::new();
+        let mut line = |cells: &[&str]| {
+            let mut padded = String::new();
+            for ((cell, width), (_, number)) in cells.iter().zip(&widths).zip(&self.columns) {
+                let _ = if *number {
+                    write!(padded, "{cell:>width$}  ")
+                } else {
+                    write!(padded, "{cell:<width$}  ")
+                };
+            }
+            let _ = writeln!(text, "{}", padded.trim_end());
+        };
+        line(&self.columns.iter().map(|(heading, _)| *heading).collect::<Vec<_>>());
+        for row in &self.rows {
+            line(&row.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+        text
+    }
+}
+
+/// Writes a file as a whole: what was there before stays until the new one is complete.
+///
+/// # Errors
+/// When the folder does not exist or the disk is full.
+pub(crate) fn write_file(path: &Path, contents: &[u8]) -> Result<(), Failure> {
+    let named = |error: std::io::Error| Failure::new(format!("{}: {error}", path.display()));
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".part");
+    std::fs::write(&temporary, contents).map_err(named)?;
+    std::fs::rename(&temporary, path).map_err(named)
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_text_whatever_they_hold() {
+        let mut page = Page::new("a < b", "");
+        page.table(&Table { columns: vec![("x", false)], rows: vec![vec!["<script>\"&".to_owned()]] });
+        assert!(page.body.contains("&lt;script&gt;&quot;&amp;") && !page.body.contains("<script"));
+    }
+
+    #[test]
+    fn text_is_aligned_and_csv_quoted() {
+        let table = Table {
+            columns: vec![("name", false), ("n", true)],
+            rows: vec![vec!["a, b".to_owned(), "1".to_owned()], vec!["c".to_owned(), "10".to_owned()]],
+        };
+        assert_eq!(table.to_text(), "name   n\na, b   1\nc     10\n");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("t.csv");
+        table.write_csv(&path).expect("written");
+        assert_eq!(std::fs::read_to_string(path).expect("read"), "name,n\r\n\"a, b\",1\r\nc,10\r\n");
+    }
+}
