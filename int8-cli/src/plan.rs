@@ -167,7 +167,11 @@ pub(crate) fn load(arguments: &ModelArgs, output: &Output) -> Result<Model, Fail
 ///
 /// # Errors
 /// When the checkpoint cannot be loaded.
-pub(crate) fn load_as(arguments: &ModelArgs, precision: Precision, output: &Output) -> Result<Model, Failure> {
+pub(crate) fn load_as(
+    arguments: &ModelArgs,
+    precision: Precision,
+    output: &Output,
+) -> Result<Model, Failure> {
     let (loader, bar) = loader(arguments, precision, output)?;
     let model = loader.build_on(output.backend()?)?;
     bar.clear();

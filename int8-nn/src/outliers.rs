@@ -103,6 +103,9 @@ pub struct SiteReport {
     pub values: [f64; SWEEP.len()],
     /// The dimensions that reach the criterion's magnitude most often: dimension, share of positions, largest magnitude.
     pub strongest: Vec<(usize, f64, f32)>,
+    /// Largest magnitude of each dimension; for plots, left out of JSON.
+    #[serde(skip)]
+    pub dimension_largest: Vec<f32>,
 }
 
 /// One magnitude of the sweep.
@@ -509,6 +512,7 @@ fn site_report(
             .map(|m| of(statistics.columns.get(place(m)).copied().unwrap_or(0), statistics.windows * wide)),
         values: SWEEP.map(|m| of(statistics.values(place(m)), statistics.positions * wide)),
         strongest,
+        dimension_largest: statistics.largest.clone(),
     }
 }
 

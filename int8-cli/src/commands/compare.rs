@@ -246,10 +246,10 @@ fn table(baseline: &Baseline, float_bytes: usize, words: Option<&LastWords>, fou
         Some(values) => values.map(|value| format!("{value:.2}")).to_vec(),
         None => vec![String::new(); 5],
     };
-    let word_cell =
-        |words: Option<&LastWords>| words.map(|w| format!("{:.2}", 100.0 * real(w.correct) / real(w.passages)));
-    let mut first =
-        vec!["float".to_owned(), format!("{:.3}", baseline.perplexity.perplexity())];
+    let word_cell = |words: Option<&LastWords>| {
+        words.map(|w| format!("{:.2}", 100.0 * real(w.correct) / real(w.passages)))
+    };
+    let mut first = vec!["float".to_owned(), format!("{:.3}", baseline.perplexity.perplexity())];
     first.extend(vec![String::new(); 6]);
     first.push(bytes(count(float_bytes)));
     first.extend(paper_cells(Some(paper(None))));
@@ -378,7 +378,8 @@ fn page(context: &Context<'_>, table: &Table, found: &[Found], sweep: &Sweep) ->
             ("columns %", true),
             ("values %", true),
         ],
-        rows: [rows("absolute, columns", &sweep.absolute), rows("relative, values", &sweep.relative)].concat(),
+        rows: [rows("absolute, columns", &sweep.absolute), rows("relative, values", &sweep.relative)]
+            .concat(),
     });
     page.section(
         "Error of each layer",

@@ -52,8 +52,7 @@ pub(crate) fn run(output: &Output) -> Result<(), Failure> {
     let load = |precision: Precision| -> Result<Model, Failure> {
         Ok(Loader::new(checkpoint.clone()).precision(precision).build_on(output.backend()?)?)
     };
-    let int8 =
-        |config: Config| Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
+    let int8 = |config: Config| Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
 
     let float = load(Precision::Float)?;
     let ids = float.tokenizer()?.encode(TEXT, false)?;

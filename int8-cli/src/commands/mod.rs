@@ -10,8 +10,8 @@ pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod inspect;
 pub(crate) mod logits;
-pub(crate) mod quantize;
 pub(crate) mod outliers;
+pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod verify;
 
@@ -20,8 +20,8 @@ use std::io::Write;
 use std::path::Path;
 
 use int8_core::{OutlierGranularity, OutlierRule, RowStatistic};
-use int8_nn::{Model, PerplexityOptions};
 use int8_nn::backend::{OutlierWeights, Precision};
+use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
 use crate::Failure;

@@ -100,7 +100,8 @@ pub(crate) fn lines(x: Axis, y: Axis, series: &[Series]) -> Result<String, Failu
         .collect();
     let range = |pick: fn(&(f64, f64)) -> f64| {
         let values = || placed.iter().flatten().map(pick);
-        let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+        let (low, high) =
+            (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
         if low.is_finite() && high > low { low..high + (high - low) * 0.04 } else { 0.0..1.0 }
     };
     let (x_range, y_range) = (range(|point| point.0), range(|point| point.1));
@@ -190,8 +191,10 @@ pub(crate) fn heat_map(
                 let left = LEFT + pixels(real(cell) * wide);
                 let right = (LEFT + pixels(real(cell + 1) * wide)).max(left + 1);
                 let shade = f64::from(value / floor).ln() / range;
-                let mark =
-                    Rectangle::new([(left, top), (right, top + TALL - 1)], COLORS[1].mix(0.2 + 0.8 * shade).filled());
+                let mark = Rectangle::new(
+                    [(left, top), (right, top + TALL - 1)],
+                    COLORS[1].mix(0.2 + 0.8 * shade).filled(),
+                );
                 area.draw(&mark).map_err(failed)?;
             }
         }
@@ -200,6 +203,11 @@ pub(crate) fn heat_map(
         text(area, "0", (LEFT, below + 6), &BLACK)?;
         text(area, &(width - 1).to_string(), (LEFT + pixels(real(CELLS)) - 36, below + 6), &BLACK)?;
         text(area, columns_label, (LEFT + 240, below + 6), &BLACK)?;
-        text(area, &format!("{floor} (pale) to {largest:.0} (dark), logarithmic"), (LEFT + 180, below + 28), &BLACK)
+        text(
+            area,
+            &format!("{floor} (pale) to {largest:.0} (dark), logarithmic"),
+            (LEFT + 180, below + 28),
+            &BLACK,
+        )
     })
 }

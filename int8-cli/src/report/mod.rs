@@ -48,7 +48,8 @@ impl Page {
     pub(crate) fn plot(&mut self, svg: &str, description: &str) {
         // Of the file's form only the element belongs into a page.
         let svg = svg.find("<svg").map_or(svg, |start| &svg[start..]);
-        let labelled = svg.replacen("<svg", &format!("<svg role=\"img\" aria-label=\"{}\"", escape(description)), 1);
+        let labelled =
+            svg.replacen("<svg", &format!("<svg role=\"img\" aria-label=\"{}\"", escape(description)), 1);
         let _ = writeln!(self.body, "<div class=\"wide\">{labelled}</div>");
     }
 
@@ -101,7 +102,8 @@ impl Table {
                 text.to_owned()
             }
         };
-        let line = |cells: &mut dyn Iterator<Item = &str>| cells.map(field).collect::<Vec<_>>().join(",") + "\r\n";
+        let line =
+            |cells: &mut dyn Iterator<Item = &str>| cells.map(field).collect::<Vec<_>>().join(",") + "\r\n";
         let mut csv = line(&mut self.columns.iter().map(|(heading, _)| *heading));
         for row in &self.rows {
             csv += &line(&mut row.iter().map(String::as_str));
