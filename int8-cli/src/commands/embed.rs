@@ -289,7 +289,7 @@ fn compare(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
 
 /// Every scheme of the paper, and our settings beside LLM.int8().
 fn all_settings() -> Vec<(String, Precision)> {
-    let int8 = |config, outlier_weights| Precision::Int8(Quantization { config, outlier_weights });
+    let int8 = |config, outlier_weights| Precision::Int8(Quantization::new(config, outlier_weights));
     let mut settings: Vec<(String, Precision)> = Vec::new();
     for scheme in Scheme::ALL {
         if scheme.decomposes() {
