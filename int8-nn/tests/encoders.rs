@@ -21,7 +21,7 @@ fn embedder(folder: &Path, precision: Precision) -> Embedder {
 
 fn int8() -> Precision {
     let config = Scheme::LlmInt8Absmax.config();
-    Precision::Int8(int8_nn::backend::Quantization { config, outlier_weights: OutlierWeights::Exact })
+    Precision::Int8(int8_nn::backend::Quantization::new(config, OutlierWeights::Exact))
 }
 
 /// Token ids of each text, and what is expected for its tokens, one after the other.
@@ -95,7 +95,7 @@ fn texts_do_not_see_each_other() {
     let folder = data().join("bert");
     let golden = Golden::read(&folder);
     let config = Config { outlier_granularity: OutlierGranularity::Value, ..Scheme::LlmInt8Absmax.config() };
-    let values = int8_nn::backend::Quantization { config, outlier_weights: OutlierWeights::Exact };
+    let values = int8_nn::backend::Quantization::new(config, OutlierWeights::Exact);
     for precision in [Precision::Float, Precision::Int8(values)] {
         let embedder = embedder(&folder, precision);
         let together = embedder.embed_ids(&golden.texts, |_, _| ()).expect("vectors");

@@ -100,8 +100,7 @@ fn every_golden_family_is_byte_for_byte_what_bitsandbytes_writes() {
 #[test]
 fn our_engine_gives_the_same_logits_for_theirs_and_ours() {
     const IDS: [u32; 8] = [3, 1, 4, 1, 5, 9, 2, 6];
-    let quantization =
-        Quantization { config: Scheme::LlmInt8Absmax.config(), outlier_weights: OutlierWeights::Exact };
+    let quantization = Quantization::new(Scheme::LlmInt8Absmax.config(), OutlierWeights::Exact);
     for (source, theirs) in pairs() {
         let is_encoder = json(&source.join("config.json"))["model_type"] == "bert";
         let folder = tempfile::tempdir().expect("a folder");
