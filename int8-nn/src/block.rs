@@ -2,12 +2,12 @@
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, Experts, Input, LayerAttention, Mask, NormSpec, Output, Precision,
+    AttentionSpec, Backend, DistanceBias, Experts, Input, LayerAttention, Mask, NormSpec, Output, Precision,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, DecoderConfig, NormKind, QueryKeyNorms};
-use crate::families::{ExpertNames, LayerNames, MlpNames};
-use crate::weights::{LinearSource, Part};
+use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
+use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
+use crate::weights::{LinearSource, Part, read_matrix};
 
 /// The weights of a block.
 #[derive(Debug)]
@@ -23,8 +23,19 @@ pub(crate) struct Block<B: Backend> {
     query_key_norms: Option<[B::Norm; 2]>,
     attention_output: B::Linear,
     mlp: Mlp<B>,
+    /// After attention to the tokens before, attention to another text.
+    cross: Option<Cross<B>>,
     /// Number of weights in the linear layers.
     weights: usize,
+}
+
+/// Attention of a decoder's block to the text that an encoder has read.
+#[derive(Debug)]
+struct Cross<B: Backend> {
+    norm: B::Norm,
+    query: B::Linear,
+    key_value: B::Linear,
+    output: B::Linear,
 }
 
 #[derive(Debug)]
@@ -124,8 +135,38 @@ impl<B: Backend> Loader<'_, B> {
             query_key_norms,
             attention_output: self.linear(vec![names.attention_output], &[hidden], queries, precision)?,
             mlp,
+            cross: None,
             weights: hidden * (2 * queries + 2 * keys) + mlp_weights,
         })
+    }
+
+    /// A block that attends to another text, too.
+    pub(crate) fn cross_block(
+        &self,
+        names: LayerNames,
+        cross: CrossNames,
+        precision: &Precision,
+    ) -> Result<Block<B>, Error> {
+        let config = self.config;
+        let hidden = config.hidden_size;
+        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
+        let mut block = self.block(names, precision)?;
+        block.weights += hidden * (2 * queries + 2 * keys);
+        block.cross = Some(Cross {
+            norm: self.norm(&cross.norm)?,
+            query: self.linear(vec![cross.query], &[queries], hidden, precision)?,
+            key_value: self.linear(cross.key_value, &[keys, keys], hidden, precision)?,
+            output: self.linear(vec![cross.output], &[hidden], queries, precision)?,
+        });
+        Ok(block)
+    }
+
+    /// The bias by distance `name`, if positions enter that way.
+    pub(crate) fn distance_bias(&self, name: &str, mask: Mask) -> Result<Option<DistanceBias>, Error> {
+        let Positions::Relative(buckets) = self.config.positions else { return Ok(None) };
+        let tensor = self.checkpoint.tensor(&(self.name(name) + ".weight"))?;
+        let table = read_matrix(&tensor.expect_shape(&[buckets.count, self.config.heads])?)?.to_f32();
+        Ok(Some(buckets.biases(table.view(), mask)))
     }
 
     /// The MLP or the experts of a block, and their number of weights.
@@ -134,8 +175,15 @@ impl<B: Backend> Loader<'_, B> {
         let hidden = config.hidden_size;
         let pair = |up: Vec<Part>, down: Part, wide: usize| -> Result<_, Error> {
             let outputs: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
-            let up = self.linear(up, outputs, hidden, &precision.of(LinearRole::Up))?;
-            let down = self.linear(vec![down], &[hidden], wide, precision)?;
+            let find = |parts, outputs, inputs| {
+                LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)
+            };
+            let (up, down) = (find(up, outputs, hidden)?, find(vec![down], &[hidden], wide)?);
+            // A checkpoint whose expansion is int8 left the contraction in floating point on purpose: transformers does so
+            // with T5's (`_keep_in_fp32_modules`).
+            let kept = up.is_int8()? && !down.is_int8()?;
+            let down = self.backend.linear(&down, if kept { &Precision::Float } else { precision })?;
+            let up = self.backend.linear(&up, &precision.of(LinearRole::Up))?;
             Ok((up, down, (outputs.len() + 1) * wide * hidden))
         };
         let names = match names {
@@ -206,6 +254,8 @@ pub(crate) fn root(
 pub(crate) struct Scratch<B: Backend> {
     qkv: B::Activations,
     context: B::Activations,
+    /// Queries to another text.
+    query: B::Activations,
     up: B::Activations,
     /// A branch that no projection adds to the residual stream.
     branch: B::Activations,
@@ -221,11 +271,14 @@ impl<B: Backend> Scratch<B> {
     ) -> Result<Self, Error> {
         let rows = |width| backend.activations(max_rows, width);
         let gates = if config.gated_mlp { 2 } else { 1 };
+        let crossed = blocks.iter().any(Block::needs_memory);
         let branches =
             blocks.iter().any(|block| block.branch_norms.is_some() || matches!(block.mlp, Mlp::Experts(_)));
         Ok(Self {
             qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
             context: rows(config.heads * config.head_size)?,
+            query: backend
+                .activations(if crossed { max_rows } else { 0 }, config.heads * config.head_size)?,
             up: rows(gates * config.intermediate_size)?,
             branch: backend.activations(if branches { max_rows } else { 0 }, config.hidden_size)?,
         })
@@ -268,8 +321,16 @@ impl<B: Backend> Block<B> {
             Mlp::Experts(experts) => (&experts.up[..], &experts.down[..]),
         };
         let mlps = ups.iter().zip(downs);
+        let cross = self.cross.iter().flat_map(|cross| {
+            [
+                (LinearRole::Qkv, &cross.query),
+                (LinearRole::Qkv, &cross.key_value),
+                (LinearRole::AttentionOutput, &cross.output),
+            ]
+        });
         [(LinearRole::Qkv, &self.qkv), (LinearRole::AttentionOutput, &self.attention_output)]
             .into_iter()
+            .chain(cross)
             .chain(mlps.flat_map(|(up, down)| [(LinearRole::Up, up), (LinearRole::Down, down)]))
     }
 
@@ -278,12 +339,33 @@ impl<B: Backend> Block<B> {
         self.weights
     }
 
-    /// Takes the residual stream `x [rows, hidden_size]` through the block, with `layer` of the cache.
+    /// Keeps what the block attends to of another text, `source [rows, hidden_size]`, in `layer` of `memory`.
+    pub(crate) fn remember(
+        &self,
+        backend: &B,
+        step: &B::Step,
+        source: &B::Activations,
+        kv: &mut B::Activations,
+        (layer, memory): (usize, &mut B::Cache),
+    ) -> Result<(), Error> {
+        let Some(cross) = &self.cross else { return Ok(()) };
+        backend.project(Input::Plain(source), &cross.key_value, Output::Store(kv))?;
+        backend.remember(step, layer, kv, memory)
+    }
+
+    /// Whether the block attends to another text.
+    pub(crate) fn needs_memory(&self) -> bool {
+        self.cross.is_some()
+    }
+
+    /// Takes the residual stream `x [rows, hidden_size]` through the block, with `layer` of the cache and of the memory of
+    /// another text.
     pub(crate) fn forward(
         &self,
         (backend, config): (&B, &DecoderConfig),
         step: &B::Step,
         (layer, cache): (usize, &mut B::Cache),
+        memory: Option<&B::Cache>,
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
@@ -299,6 +381,12 @@ impl<B: Backend> Block<B> {
                         backend.project(Input::Plain(context), &self.attention_output, output)?;
                         backend.add(x, branch, Some(norm))?;
                     }
+                }
+                if let (Some(cross), Some(memory)) = (&self.cross, memory) {
+                    let Scratch { query, context, .. } = &mut *scratch;
+                    backend.project(Input::Normed(x, &cross.norm), &cross.query, Output::Store(query))?;
+                    backend.recall(step, layer, query, memory, context)?;
+                    backend.project(Input::Plain(context), &cross.output, Output::Add(x))?;
                 }
                 self.mlp(&at, self.mlp_norm.as_ref(), x, scratch)
             }

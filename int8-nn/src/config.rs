@@ -1,7 +1,9 @@
 //! `config.json`, read with checks, and the normalised description of a decoder that every family is mapped onto.
 
 mod encoder;
+mod relative;
 mod rotary;
+mod seq2seq;
 
 use serde_json::Value;
 
@@ -9,8 +11,10 @@ use crate::Error;
 use crate::checkpoint::Source;
 
 pub use encoder::EncoderConfig;
+pub use relative::Buckets;
 pub(crate) use rotary::RotaryDefaults;
 pub use rotary::{Rotary, RotaryPrecision, RotaryScaling};
+pub use seq2seq::Seq2SeqConfig;
 
 /// A parsed `config.json` that knows its name, so that each complaint can name file and key.
 #[derive(Debug, Clone)]
@@ -300,16 +304,6 @@ pub enum Positions {
     Relative(Buckets),
     /// Not at all; the causal mask alone tells positions apart.
     None,
-}
-
-/// How distances between positions are sorted into buckets that share a bias: small distances have one each, larger ones
-/// share with a range that grows like a logarithm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Buckets {
-    /// Number of buckets.
-    pub count: usize,
-    /// From this distance on, all share the last one.
-    pub max_distance: usize,
 }
 
 /// Attention that alternates from block to block.

@@ -22,6 +22,16 @@ pub(crate) fn fraction_of(size: usize, fraction: f64) -> usize {
     (size as f64 * fraction) as usize
 }
 
+/// `1/√size`.
+pub(crate) fn inverse_root(size: usize) -> f32 {
+    (1.0 / (size as f64).sqrt()) as f32
+}
+
+/// `⌊x⌋` for 0 ≤ x < 2³¹; 0 below.
+pub(crate) fn floor(x: f32) -> usize {
+    x as usize
+}
+
 /// A token id as an index: every supported target has at least 32-bit addresses.
 pub(crate) fn index(id: u32) -> usize {
     id as usize

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use crate::Error;
-use crate::backend::{Backend, Input, LinearStatistics, Mask, Output, Precision, RowSelection, Segment};
+use crate::backend::{
+    AttentionSpec, Backend, DistanceBias, Input, LinearStatistics, Mask, Output, Precision, RowSelection,
+    Segment,
+};
 pub use crate::block::LinearRole;
 use crate::block::{self, Block, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision};
-use crate::families;
+use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
+use crate::families::{self, CrossNames, TensorNames};
+use crate::seq2seq::SourceEncoder;
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// A decoder-only transformer whose weights are on a backend.
@@ -24,6 +28,7 @@ pub struct Decoder<B: Backend> {
     final_norm: Option<B::Norm>,
     project_out: Option<B::Linear>,
     head: B::Linear,
+    bias: Option<DistanceBias>,
     /// Weights of the blocks' linear layers, without biases.
     linear_weights: usize,
 }
@@ -73,8 +78,61 @@ impl<B: Backend> Decoder<B> {
         let family = families::of(&raw)?;
         let mut config = (family.config)(&raw)?;
         config.set_rotary_precision(rotary);
-        backend.accept(&config)?;
         let names = (family.names)(&config);
+        let layers = config.layers;
+        let mut loaded = 0;
+        Self::assemble(checkpoint, backend, config, names, None, precision, || {
+            loaded += 1;
+            progress(loaded, layers);
+        })
+    }
+
+    /// Loads a decoder whose blocks attend to the output of an encoder, and that encoder.
+    pub(crate) fn load_with_source(
+        checkpoint: &Checkpoint,
+        backend: Arc<B>,
+        precision: &Precision,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<(Self, SourceEncoder<B>), Error> {
+        let raw = RawConfig::read(checkpoint.source())?;
+        let family = families::seq2seq(&raw)?;
+        let Seq2SeqConfig { encoder, mut decoder, start_token } = (family.config)(&raw)?;
+        let names = (family.names)(&decoder);
+        if checkpoint.contains(&format!("{}.weight", names.decoder.head)) {
+            decoder.tied_embeddings = false;
+        }
+        let all = encoder.layers + decoder.layers;
+        let mut loaded = 0;
+        let mut loaded = || {
+            loaded += 1;
+            progress(loaded, all);
+        };
+        backend.accept(&encoder)?;
+        let source = SourceEncoder::load(
+            checkpoint,
+            &*backend,
+            (encoder, start_token),
+            &names,
+            precision,
+            &mut loaded,
+        )?;
+        let cross = Some((names.decoder_bias, names.cross));
+        let decoder =
+            Self::assemble(checkpoint, backend, decoder, names.decoder, cross, precision, &mut loaded)?;
+        Ok((decoder, source))
+    }
+
+    /// `cross`: the name of the bias by distance, and those of each block's attention to another text.
+    fn assemble(
+        checkpoint: &Checkpoint,
+        backend: Arc<B>,
+        config: DecoderConfig,
+        names: TensorNames,
+        cross: Option<(&str, Box<dyn Fn(usize) -> CrossNames>)>,
+        precision: &Precision,
+        mut loaded: impl FnMut(),
+    ) -> Result<Self, Error> {
+        backend.accept(&config)?;
         let loader = Loader {
             checkpoint,
             backend: &*backend,
@@ -115,12 +173,21 @@ impl<B: Backend> Decoder<B> {
         let mut blocks = Vec::new();
         let mut linear_weights = 0;
         for layer in 0..config.layers {
-            let block = loader.block((names.layer)(layer), precision)?;
+            let names = (names.layer)(layer);
+            let block = match &cross {
+                None => loader.block(names, precision)?,
+                Some((_, cross)) => loader.cross_block(names, cross(layer), precision)?,
+            };
             linear_weights += block.weights();
             blocks.push(block);
-            progress(layer + 1, config.layers);
+            loaded();
         }
+        let bias = match cross {
+            None => None,
+            Some((name, _)) => loader.distance_bias(name, Mask::Causal)?,
+        };
         Ok(Self {
+            bias,
             linear_weights,
             embedding,
             positions,
@@ -155,6 +222,33 @@ impl<B: Backend> Decoder<B> {
         max_positions: usize,
         max_rows: usize,
     ) -> Result<Session<'_, B>, Error> {
+        if self.blocks.iter().any(Block::needs_memory) {
+            return Err(Error::Unsupported(format!(
+                "a {} model writes a text about another one, and cannot continue or score a text alone; `int8 run` \
+                 (generate) gives it a text to read",
+                self.config.family
+            )));
+        }
+        self.any_session(None, sequences, max_positions, max_rows)
+    }
+
+    /// A session of one sequence whose blocks attend to what `memory` holds.
+    pub(crate) fn session_with(
+        &self,
+        memory: B::Cache,
+        max_positions: usize,
+        max_rows: usize,
+    ) -> Result<Session<'_, B>, Error> {
+        self.any_session(Some(memory), 1, max_positions, max_rows)
+    }
+
+    fn any_session(
+        &self,
+        memory: Option<B::Cache>,
+        sequences: usize,
+        max_positions: usize,
+        max_rows: usize,
+    ) -> Result<Session<'_, B>, Error> {
         let config = &self.config;
         if max_positions > config.max_positions {
             return Err(Error::Input(format!(
@@ -163,10 +257,12 @@ impl<B: Backend> Decoder<B> {
             )));
         }
         let spec = block::attention_spec(config, config.layers, Mask::Causal);
+        let spec = AttentionSpec { bias: self.bias.clone(), ..spec };
         let backend = &*self.backend;
         let rows = |width| backend.activations(max_rows, width);
         Ok(Session {
             cache: backend.cache(&spec, sequences, max_positions)?,
+            memory,
             step: backend.step(max_rows)?,
             narrow: rows(config.embedding_size)?,
             x: rows(config.hidden_size)?,
@@ -180,6 +276,39 @@ impl<B: Backend> Decoder<B> {
             rows: 0,
             decoder: self,
         })
+    }
+
+    /// What attention to another text needs to know: keys and values of each block, seen from everywhere.
+    pub(crate) fn memory_spec(&self) -> AttentionSpec {
+        block::attention_spec(&self.config, self.config.layers, Mask::Full)
+    }
+
+    /// Keeps what each block attends to of another text, `source [rows, hidden_size]`.
+    pub(crate) fn remember(
+        &self,
+        step: &B::Step,
+        source: &B::Activations,
+        kv: &mut B::Activations,
+        memory: &mut B::Cache,
+    ) -> Result<(), Error> {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            block.remember(&self.backend, step, source, kv, (layer, memory))?;
+        }
+        Ok(())
+    }
+
+    /// The token embedding.
+    pub(crate) fn embedding(&self) -> &B::Embedding {
+        &self.embedding
+    }
+
+    /// Checks that all ids are in the vocabulary.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
+        let vocabulary = self.config.vocab_size;
+        match ids.iter().find(|id| crate::convert::index(**id) >= vocabulary) {
+            Some(id) => Err(Error::Input(format!("token id {id} is not in the vocabulary of {vocabulary}"))),
+            None => Ok(()),
+        }
     }
 
     /// Where the weights' bytes are.
@@ -224,6 +353,8 @@ impl<B: Backend> Decoder<B> {
 pub struct Session<'m, B: Backend> {
     decoder: &'m Decoder<B>,
     cache: B::Cache,
+    /// What the blocks attend to of another text.
+    memory: Option<B::Cache>,
     step: B::Step,
     /// Token embeddings where they are narrower than the residual stream.
     narrow: B::Activations,
@@ -283,11 +414,11 @@ impl<B: Backend> Session<'_, B> {
         backend.set_step(&mut self.step, &segments)?;
         let (step, x) = (&self.step, &mut self.x);
         let (narrow, scratch, cache) = (&mut self.narrow, &mut self.scratch, &mut self.cache);
-        let model = (backend, &decoder.config);
+        let (model, memory) = ((backend, &decoder.config), self.memory.as_ref());
         backend.run(step, &mut || {
             decoder.embed(step, narrow, x)?;
             for (layer, block) in decoder.blocks.iter().enumerate() {
-                block.forward(model, step, (layer, cache), x, scratch)?;
+                block.forward(model, step, (layer, cache), memory, x, scratch)?;
             }
             Ok(())
         })?;
@@ -340,7 +471,6 @@ impl<B: Backend> Session<'_, B> {
     }
 
     fn check(&self, batch: &[(usize, &[u32])]) -> Result<usize, Error> {
-        let vocabulary = self.decoder.config.vocab_size;
         let mut seen = vec![false; self.lengths.len()];
         for &(sequence, ids) in batch {
             let Some(length) = self.lengths.get(sequence) else {
@@ -359,9 +489,7 @@ impl<B: Backend> Session<'_, B> {
                     self.max_positions
                 )));
             }
-            if let Some(id) = ids.iter().find(|id| crate::convert::index(**id) >= vocabulary) {
-                return Err(Error::Input(format!("token id {id} is not in the vocabulary of {vocabulary}")));
-            }
+            self.decoder.check_ids(ids)?;
         }
         let rows = batch.iter().map(|(_, ids)| ids.len()).sum();
         if rows == 0 || rows > self.max_rows || batch.iter().any(|(_, ids)| ids.is_empty()) {

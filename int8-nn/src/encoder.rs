@@ -5,7 +5,9 @@ use std::sync::Arc;
 use ndarray::Array2;
 
 use crate::Error;
-use crate::backend::{Backend, LinearStatistics, Mask, Output, Precision, Segment};
+use crate::backend::{
+    AttentionSpec, Backend, DistanceBias, LinearStatistics, Mask, Output, Precision, Segment,
+};
 use crate::block::{self, Block, LinearRole, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, RawConfig};
@@ -22,6 +24,7 @@ pub struct Encoder<B: Backend> {
     /// The row of token type 0 is part of each of its rows.
     positions: B::Embedding,
     embedding_norm: B::Norm,
+    bias: Option<DistanceBias>,
     blocks: Vec<Block<B>>,
 }
 
@@ -60,12 +63,16 @@ impl<B: Backend> Encoder<B> {
         }
         let positions = backend.embedding(positions)?;
         let embedding_norm = loader.norm(names.embedding_norm)?;
+        let bias = match names.distance_bias {
+            Some(name) => loader.distance_bias(name, Mask::Full)?,
+            None => None,
+        };
         let mut blocks = Vec::new();
         for layer in 0..network.layers {
             blocks.push(loader.block((names.layer)(layer), precision)?);
             progress(layer + 1, network.layers);
         }
-        Ok(Self { embedding, positions, embedding_norm, blocks, config, backend })
+        Ok(Self { embedding, positions, embedding_norm, bias, blocks, config, backend })
     }
 
     /// The normalised configuration.
@@ -87,7 +94,7 @@ impl<B: Backend> Encoder<B> {
             return Ok(Vec::new());
         }
         // Nothing is kept from block to block, so one layer of a cache serves them all.
-        let spec = block::attention_spec(config, 1, Mask::Full);
+        let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
         let mut cache = backend.cache(&spec, sequences.len(), longest)?;
         let mut step = backend.step(rows)?;
         let mut x = backend.activations(rows, config.hidden_size)?;
@@ -103,7 +110,7 @@ impl<B: Backend> Encoder<B> {
             backend.embed(&step, Some(&self.embedding), positions, Output::Store(&mut x))?;
             backend.normalize(&mut x, &self.embedding_norm)?;
             for block in &self.blocks {
-                block.forward((backend, config), &step, (0, &mut cache), &mut x, &mut scratch)?;
+                block.forward((backend, config), &step, (0, &mut cache), None, &mut x, &mut scratch)?;
             }
             Ok(())
         })?;

@@ -60,7 +60,7 @@ pub struct Generation {
 pub const PREFILL_ROWS: usize = 1024;
 
 impl<B: Backend> Model<B> {
-    /// Continues `prompt`; `on_token` sees each new token as it is chosen and may end the generation.
+    /// Continues `prompt`, or writes what a model says that has read it; `on_token` sees each new token as it is chosen and may end the generation.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt, ids outside the vocabulary, a prompt longer than the model's positions, or
@@ -82,10 +82,12 @@ impl<B: Backend> Model<B> {
             )));
         }
         let mut sampler = Sampler::new(options.sampling)?;
-        let positions = most.min(prompt.len() + options.max_new_tokens);
-        let mut session = self.decoder().session(1, positions, PREFILL_ROWS.min(prompt.len()))?;
         let begin = Instant::now();
-        for chunk in prompt.chunks(PREFILL_ROWS) {
+        let start = self.source().map(|source| [source.start_token()]);
+        let written = start.as_ref().map_or(prompt, |start| &start[..]);
+        let positions = most.min(written.len() + options.max_new_tokens);
+        let mut session = self.reading(prompt, positions, PREFILL_ROWS.min(written.len()))?;
+        for chunk in written.chunks(PREFILL_ROWS) {
             session.forward(&[(0, chunk)])?;
         }
         let prefill = begin.elapsed();
@@ -117,7 +119,16 @@ impl<B: Backend> Model<B> {
         Ok(generation)
     }
 
-    /// Continues a text and returns prompt and continuation.
+    /// A session for a text that continues `prompt`; or one whose model has read `prompt` and begins another text.
+    fn reading(&self, prompt: &[u32], positions: usize, rows: usize) -> Result<Session<'_, B>, Error> {
+        match self.source() {
+            None => self.decoder().session(1, positions, rows),
+            Some(source) => source.session(self.decoder(), prompt, positions, rows),
+        }
+    }
+
+    /// Continues a text and returns prompt and continuation; of a model that reads one text and writes another, what it
+    /// writes.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] when the checkpoint has no tokenizer; as [`generate_ids`](Self::generate_ids).
@@ -125,8 +136,34 @@ impl<B: Backend> Model<B> {
         let tokenizer = self.tokenizer()?;
         let mut ids = tokenizer.encode(prompt, true)?;
         let new = self.generate_ids(&ids, options, |_| ControlFlow::Continue(()))?;
+        if self.answers() {
+            return tokenizer.decode(&new.ids);
+        }
         ids.extend(new.ids);
         tokenizer.decode(&ids)
+    }
+
+    /// Logits `f32 [targets.len(), vocab_size]` of a text `targets` that a model writes about `source`. What it writes
+    /// begins with its start token, which is the first of `targets`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the model continues texts; [`Error::Input`] as [`logits`](Self::logits).
+    pub fn target_logits(&self, source: &[u32], targets: &[u32]) -> Result<ndarray::Array2<f32>, Error> {
+        if !self.answers() {
+            return Err(Error::Unsupported(format!(
+                "a {} model continues texts and reads none besides; ask for logits of its text",
+                self.config().family
+            )));
+        }
+        let mut session = self.reading(source, targets.len(), targets.len())?;
+        session.forward(&[(0, targets)])?;
+        let logits = session.logits(&RowSelection::Range(0..targets.len()))?.to_vec();
+        self.logit_rows(targets.len(), logits)
+    }
+
+    fn logit_rows(&self, rows: usize, logits: Vec<f32>) -> Result<ndarray::Array2<f32>, Error> {
+        ndarray::Array2::from_shape_vec((rows, self.config().vocab_size), logits)
+            .map_err(|error| Error::Input(format!("logits: {error}")))
     }
 
     /// Logits `f32 [ids.len(), vocab_size]` of one sequence, computed in one step.
@@ -137,8 +174,7 @@ impl<B: Backend> Model<B> {
         let mut session = self.decoder().session(1, ids.len(), ids.len())?;
         session.forward(&[(0, ids)])?;
         let logits = session.logits(&RowSelection::Range(0..ids.len()))?.to_vec();
-        ndarray::Array2::from_shape_vec((ids.len(), self.config().vocab_size), logits)
-            .map_err(|error| Error::Input(format!("logits: {error}")))
+        self.logit_rows(ids.len(), logits)
     }
 }
 

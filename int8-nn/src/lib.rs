@@ -32,6 +32,7 @@ pub mod perplexity;
 pub mod quality;
 pub mod quantize;
 pub mod sampler;
+mod seq2seq;
 pub mod tokenizer;
 pub mod weights;
 

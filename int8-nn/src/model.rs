@@ -11,9 +11,11 @@ use crate::backend::{Backend, OutlierWeights, Precision, Quantization};
 use crate::chat::ChatTemplate;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, RawConfig, RotaryPrecision};
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, Footprint};
 use crate::embedder::Embedder;
 use crate::encoder::Encoder;
+use crate::families::{self, Kind};
+use crate::seq2seq::SourceEncoder;
 use crate::tokenizer::Tokenizer;
 
 /// A causal language model, ready to use.
@@ -28,6 +30,8 @@ use crate::tokenizer::Tokenizer;
 #[derive(Debug)]
 pub struct Model<B: Backend = CpuBackend> {
     decoder: Decoder<B>,
+    /// Reads the text that the decoder writes about.
+    source: Option<SourceEncoder<B>>,
     tokenizer: Option<Tokenizer>,
     eos_token_ids: Vec<u32>,
     precision: Precision,
@@ -133,16 +137,24 @@ impl Loader {
     /// As [`build`](Self::build), and when the backend's memory is too small.
     pub fn build_on<B: Backend>(self, backend: Arc<B>) -> Result<Model<B>, Error> {
         let Self { checkpoint, precision, rotary, progress } = self;
-        let decoder = Decoder::load(&checkpoint, backend, &precision, rotary, progress)?;
-        let source = checkpoint.source();
-        let tokenizer = Tokenizer::read(source)?;
+        let raw = RawConfig::read(checkpoint.source())?;
+        let (decoder, source) = match families::kind(raw.text_or("model_type", "")?) {
+            Some(Kind::Seq2Seq) => {
+                let (decoder, source) =
+                    Decoder::load_with_source(&checkpoint, backend, &precision, progress)?;
+                (decoder, Some(source))
+            }
+            _ => (Decoder::load(&checkpoint, backend, &precision, rotary, progress)?, None),
+        };
+        let files = checkpoint.source();
+        let tokenizer = Tokenizer::read(files)?;
         let mut eos_token_ids = decoder.config().eos_token_ids.clone();
         const GENERATION: &str = "generation_config.json";
-        if source.contains(GENERATION) {
-            let generation = RawConfig::from_json(source.label(GENERATION), source.read_json(GENERATION)?)?;
+        if files.contains(GENERATION) {
+            let generation = RawConfig::from_json(files.label(GENERATION), files.read_json(GENERATION)?)?;
             eos_token_ids.extend(generation.token_ids("eos_token_id")?);
         }
-        Ok(Model { decoder, tokenizer, eos_token_ids, precision, checkpoint })
+        Ok(Model { decoder, source, tokenizer, eos_token_ids, precision, checkpoint })
     }
 }
 
@@ -150,6 +162,27 @@ impl<B: Backend> Model<B> {
     /// The network.
     pub fn decoder(&self) -> &Decoder<B> {
         &self.decoder
+    }
+
+    /// The encoder of a model that reads one text and writes another.
+    pub(crate) fn source(&self) -> Option<&SourceEncoder<B>> {
+        self.source.as_ref()
+    }
+
+    /// Whether the model reads the prompt and writes another text, instead of continuing it.
+    pub fn answers(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Where the weights' bytes are, those of an encoder included.
+    pub fn footprint(&self) -> Footprint {
+        let mut footprint = self.decoder.footprint();
+        for block in self.source.iter().flat_map(SourceEncoder::blocks) {
+            footprint.linear_weights += block.weights();
+            footprint.linear +=
+                block.linears().map(|(_, linear)| self.decoder.backend().linear_bytes(linear)).sum::<usize>();
+        }
+        footprint
     }
 
     /// The normalised configuration.

@@ -169,6 +169,19 @@ impl LinearSource {
         self.parts.len()
     }
 
+    /// Whether the checkpoint holds any part of it as int8.
+    ///
+    /// # Errors
+    /// When a tensor is missing.
+    pub(crate) fn is_int8(&self) -> Result<bool, Error> {
+        for part in &self.parts {
+            if part.tensor(&self.checkpoint)?.dtype() == DType::I8 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Reads part `index`, `[out, in]` in the order the layer stacks it.
     ///
     /// # Errors

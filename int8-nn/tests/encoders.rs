@@ -65,7 +65,7 @@ impl Golden {
     }
 }
 
-const ENCODERS: [&str; 4] = ["bert", "roberta", "xlm_roberta", "distilbert"];
+const ENCODERS: [&str; 5] = ["bert", "roberta", "xlm_roberta", "distilbert", "mpnet"];
 
 #[test]
 fn encoders_agree_with_transformers() {

@@ -70,6 +70,7 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
     if let Some(name) = model_type.as_str() {
         let runs = match int8_nn::families::kind(name) {
             Some(Kind::Decoder) => "yes",
+            Some(Kind::Seq2Seq) => "yes, reads one text and writes another: int8 run",
             Some(Kind::Encoder) => "yes, an encoder: int8 embed",
             None => "not yet: this family is not implemented",
         };

@@ -13,7 +13,7 @@ pub(crate) const FAMILY: EncoderFamily =
 pub(crate) const DISTILBERT: EncoderFamily =
     EncoderFamily { model_types: &["distilbert"], config: distilbert_config, names: distilbert_names };
 
-fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
+pub(super) fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
     let positions = raw.text_or("position_embedding_type", "absolute")?;
     if positions != "absolute" {
         return Err(
@@ -25,6 +25,7 @@ fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
     }
     let family = match raw.text_or("model_type", "bert")? {
         "roberta" => "roberta",
+        "mpnet" => "mpnet",
         "xlm-roberta" => "xlm-roberta",
         "camembert" => "camembert",
         _ => "bert",
@@ -67,13 +68,14 @@ fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
     })
 }
 
-fn names(_: &EncoderConfig) -> EncoderNames {
+pub(super) fn names(_: &EncoderConfig) -> EncoderNames {
     EncoderNames {
         roots: &["", "bert.", "roberta."],
         token_embedding: "embeddings.word_embeddings",
         position_embedding: "embeddings.position_embeddings",
         token_type_embedding: Some("embeddings.token_type_embeddings"),
         embedding_norm: "embeddings.LayerNorm",
+        distance_bias: None,
         layer: Box::new(|layer| {
             let name = |part: &str| format!("encoder.layer.{layer}.{part}");
             LayerNames {
@@ -125,6 +127,7 @@ fn distilbert_names(_: &EncoderConfig) -> EncoderNames {
         position_embedding: "embeddings.position_embeddings",
         token_type_embedding: None,
         embedding_norm: "embeddings.LayerNorm",
+        distance_bias: None,
         layer: Box::new(|layer| {
             let name = |part: &str| format!("transformer.layer.{layer}.{part}");
             LayerNames {

@@ -14,6 +14,7 @@ mod gpt_neox;
 mod gptj;
 mod llama;
 mod mixtral;
+mod mpnet;
 mod mpt;
 mod olmo2;
 mod opt;
@@ -23,12 +24,13 @@ mod qwen_moe;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod t5;
 
 use std::collections::BTreeMap;
 
 use crate::Error;
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, EncoderConfig, RawConfig};
+use crate::config::{DecoderConfig, EncoderConfig, RawConfig, Seq2SeqConfig};
 use crate::weights::{Part, Rows};
 
 /// One family.
@@ -76,7 +78,20 @@ pub(crate) struct EncoderFamily {
 }
 
 /// All families of encoders.
-pub(crate) const ENCODERS: &[&EncoderFamily] = &[&bert::FAMILY, &bert::DISTILBERT];
+pub(crate) const ENCODERS: &[&EncoderFamily] = &[&bert::FAMILY, &bert::DISTILBERT, &mpnet::FAMILY];
+
+/// A family of models with an encoder and a decoder.
+pub(crate) struct Seq2SeqFamily {
+    /// Values of `model_type` it answers to.
+    pub(crate) model_types: &'static [&'static str],
+    /// Reads `config.json`.
+    pub(crate) config: fn(&RawConfig) -> Result<Seq2SeqConfig, Error>,
+    /// Names the tensors; takes the description of the decoder.
+    pub(crate) names: fn(&DecoderConfig) -> Seq2SeqNames,
+}
+
+/// All families of models with an encoder and a decoder.
+pub(crate) const SEQ2SEQ: &[&Seq2SeqFamily] = &[&t5::FAMILY];
 
 /// What can be done with the models of a family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +100,29 @@ pub enum Kind {
     Decoder,
     /// Turns a text into vectors: [`Embedder`](crate::Embedder).
     Encoder,
+    /// Reads a text and writes another: [`Model`](crate::Model).
+    Seq2Seq,
+}
+
+/// The names of the tensors of a model with an encoder and a decoder.
+pub(crate) struct Seq2SeqNames {
+    pub(crate) decoder: TensorNames,
+    /// The biases by distance of encoder and decoder.
+    pub(crate) encoder_bias: &'static str,
+    pub(crate) decoder_bias: &'static str,
+    /// Of a decoder's block, besides what a block has.
+    pub(crate) cross: Box<dyn Fn(usize) -> CrossNames>,
+    pub(crate) encoder_norm: &'static str,
+    pub(crate) encoder_layer: Box<dyn Fn(usize) -> LayerNames>,
+}
+
+/// The names of a block's attention to another text.
+pub(crate) struct CrossNames {
+    pub(crate) norm: String,
+    pub(crate) query: Part,
+    /// Keys, values.
+    pub(crate) key_value: Vec<Part>,
+    pub(crate) output: Part,
 }
 
 /// The names of an encoder's tensors, all below one of `roots`.
@@ -94,6 +132,8 @@ pub(crate) struct EncoderNames {
     pub(crate) position_embedding: &'static str,
     pub(crate) token_type_embedding: Option<&'static str>,
     pub(crate) embedding_norm: &'static str,
+    /// The bias by distance that all blocks share.
+    pub(crate) distance_bias: Option<&'static str>,
     pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
 }
 
@@ -158,7 +198,12 @@ pub(crate) fn of(raw: &RawConfig) -> Result<&'static Family, Error> {
              `int8 embed` (Embedder) runs it",
             raw.file()
         ))),
-        _ => find(raw, model_type, FAMILIES, |family| family.model_types),
+        Some(Kind::Seq2Seq) => Err(Error::Unsupported(format!(
+            "{}: model_type `{model_type}` reads one text and writes another, and is no decoder alone; `int8 run` \
+             (Model) runs it",
+            raw.file()
+        ))),
+        Some(Kind::Decoder) | None => find(raw, model_type, FAMILIES, |family| family.model_types),
     }
 }
 
@@ -171,8 +216,18 @@ pub(crate) fn encoder(raw: &RawConfig) -> Result<&'static EncoderFamily, Error> 
              (Model) runs it",
             raw.file()
         ))),
-        _ => find(raw, model_type, ENCODERS, |family| family.model_types),
+        Some(Kind::Seq2Seq) => Err(Error::Unsupported(format!(
+            "{}: model_type `{model_type}` reads one text and writes another; sentence embeddings of its encoder are not \
+             implemented. `int8 run` (Model) runs it",
+            raw.file()
+        ))),
+        Some(Kind::Encoder) | None => find(raw, model_type, ENCODERS, |family| family.model_types),
     }
+}
+
+/// Finds the family of a model with an encoder and a decoder.
+pub(crate) fn seq2seq(raw: &RawConfig) -> Result<&'static Seq2SeqFamily, Error> {
+    find(raw, model_type(raw)?, SEQ2SEQ, |family| family.model_types)
 }
 
 fn model_type(raw: &RawConfig) -> Result<&str, Error> {
@@ -229,6 +284,8 @@ pub fn kind(model_type: &str) -> Option<Kind> {
         Some(Kind::Decoder)
     } else if ENCODERS.iter().any(|family| is(family.model_types)) {
         Some(Kind::Encoder)
+    } else if SEQ2SEQ.iter().any(|family| is(family.model_types)) {
+        Some(Kind::Seq2Seq)
     } else {
         None
     }
@@ -238,7 +295,8 @@ pub fn kind(model_type: &str) -> Option<Kind> {
 pub fn supported() -> Vec<&'static str> {
     let decoders = FAMILIES.iter().flat_map(|family| family.model_types);
     let encoders = ENCODERS.iter().flat_map(|family| family.model_types);
-    decoders.chain(encoders).copied().collect()
+    let seq2seq = SEQ2SEQ.iter().flat_map(|family| family.model_types);
+    decoders.chain(encoders).chain(seq2seq).copied().collect()
 }
 
 /// The three parts of a fused projection whose rows go key head by key head, the rows of the queries that share it, its own

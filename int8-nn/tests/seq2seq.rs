@@ -1,0 +1,236 @@
+//! Tiny random T5 checkpoints against logits and greedy texts of Hugging Face transformers
+//! (`tools/make_encoder_goldens.py`): version 1.0 (ReLU, tied and scaled head) and 1.1 (gated, a head of its own).
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use int8_core::metrics::relative_l2;
+use int8_nn::checkpoint::Checkpoint;
+use int8_nn::{GenerateOptions, Model, PerplexityOptions, Sampling};
+use serde_json::{Value, json};
+
+const MODELS: [&str; 2] = ["t5", "t5_gated"];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/encoders").join(name)
+}
+
+struct Golden {
+    sources: Vec<Vec<u32>>,
+    targets: Vec<Vec<u32>>,
+    /// One text after the other, `[tokens, vocabulary]`.
+    logits: Vec<f32>,
+    greedy: Vec<u32>,
+    int8_error: f64,
+}
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let file = Checkpoint::open(folder(name).join("golden.safetensors")).expect("a golden file");
+        let ids = |name: &str| -> Vec<u32> {
+            let ids = file.tensor(name).and_then(|tensor| tensor.to_vec::<i32>()).expect("i32");
+            ids.into_iter().map(|id| u32::try_from(id).expect("an id")).collect()
+        };
+        let rows = |name: &str| -> Vec<Vec<u32>> {
+            let width = file.tensor(name).expect("ids").shape()[1];
+            ids(name).chunks(width).map(<[u32]>::to_vec).collect()
+        };
+        let floats = |name: &str| file.tensor(name).and_then(|tensor| tensor.to_f32()).expect("f32");
+        let lengths = ids("lengths");
+        let mut sources = rows("input_ids");
+        for (source, length) in sources.iter_mut().zip(lengths) {
+            source.truncate(usize::try_from(length).expect("small"));
+        }
+        Self {
+            sources,
+            targets: rows("decoder_input_ids"),
+            logits: floats("logits"),
+            greedy: ids("greedy_ids"),
+            int8_error: f64::from(floats("int8_error")[0]),
+        }
+    }
+
+    fn error(&self, model: &Model) -> f64 {
+        let texts = self.sources.iter().zip(&self.targets);
+        let logits: Vec<f32> = texts
+            .flat_map(|(source, target)| model.target_logits(source, target).expect("logits").into_iter())
+            .collect();
+        relative_l2(&logits, &self.logits)
+    }
+}
+
+fn generate(model: &Model, source: &[u32], count: usize, sampling: Sampling) -> Vec<u32> {
+    let options =
+        GenerateOptions { max_new_tokens: count, stop_at_eos: false, sampling, ..GenerateOptions::default() };
+    model.generate_ids(source, &options, |_| ControlFlow::Continue(())).expect("a text").ids
+}
+
+#[test]
+fn t5_agrees_with_transformers() {
+    let mut wrong = Vec::new();
+    for name in MODELS {
+        let golden = Golden::read(name);
+        let load = || Model::load(folder(name)).expect("a checkpoint");
+        let float = load().build().expect("a model");
+        let error = golden.error(&float);
+        let int8 = golden.error(&load().int8().build().expect("a model"));
+        eprintln!(
+            "{name}: float {error:.1e}, LLM.int8() {int8:.2e}, bitsandbytes' {:.2e}",
+            golden.int8_error
+        );
+        // Not `>`: a NaN is wrong. Theirs saw the padding, too, so that other columns are outliers.
+        if !(error <= 1e-5 && int8 <= 1.25 * golden.int8_error) {
+            wrong.push(format!("{name}: logits"));
+        }
+        let written = generate(&float, &golden.sources[0], golden.greedy.len(), Sampling::Greedy);
+        if written != golden.greedy {
+            wrong.push(format!("{name}: wrote {written:?} instead of {:?}", golden.greedy));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A text written token by token has the logits of the same text at once: the caches hold what they should.
+#[test]
+fn sampled_texts_are_likely_and_repeatable() {
+    let golden = Golden::read("t5");
+    let model = Model::load(folder("t5")).expect("a checkpoint").int8().build().expect("a model");
+    let sampling = |seed| Sampling::Random { temperature: 1.0, top_k: Some(3), top_p: None, seed };
+    let source = &golden.sources[1];
+    let written = generate(&model, source, 10, sampling(1));
+    assert_eq!(written, generate(&model, source, 10, sampling(1)));
+    assert_ne!(written, generate(&model, source, 10, sampling(2)));
+    let targets = [&[0], &written[..9]].concat();
+    let logits = model.target_logits(source, &targets).expect("logits");
+    for (row, id) in logits.rows().into_iter().zip(&written) {
+        let chosen = row[usize::try_from(*id).expect("small")];
+        // int8 columns are chosen over the rows of a step, so that a step of one differs a little.
+        let larger = row.iter().filter(|logit| **logit > chosen + 0.2).count();
+        assert!(larger < 3, "token {id} was none of the three most probable");
+    }
+}
+
+#[test]
+fn what_reads_and_writes_cannot_continue() {
+    let model = Model::load(folder("t5")).expect("a checkpoint").build().expect("a model");
+    assert!(model.answers());
+    let options = PerplexityOptions { window: 4, windows: None };
+    let refused = [
+        model.logits(&[5, 6]).map(drop),
+        model.perplexity(&[5, 6, 7, 8], &options, |_, _| ()).map(drop),
+        Model::load(folder("t5")).expect("a checkpoint").embedder().map(drop),
+    ];
+    for refused in refused {
+        let message = refused.expect_err("refused").to_string();
+        assert!(message.contains("t5") && message.contains("int8 run"), "{message}");
+    }
+    let error = |ids: &[u32]| {
+        let options = GenerateOptions::default();
+        model.generate_ids(ids, &options, |_| ControlFlow::Continue(())).expect_err("refused").to_string()
+    };
+    assert!(error(&[]).contains("empty"), "{}", error(&[]));
+    assert!(error(&[96]).contains("96 is not in the vocabulary of 96"), "{}", error(&[96]));
+    let decoder = Model::load(folder("../models/opt")).expect("a checkpoint").build().expect("a model");
+    let message = decoder.target_logits(&[5], &[6]).expect_err("no source").to_string();
+    assert!(message.contains("opt") && message.contains("continues"), "{message}");
+}
+
+/// The error of loading and running a checkpoint with these keys of its `config.json` changed (`null` removes).
+fn error(name: &str, changes: &[(&str, Value)]) -> Result<(), String> {
+    let source = folder(name);
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).expect("the weights");
+    let text = fs::read_to_string(source.join("config.json")).expect("the config");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    for (key, value) in changes {
+        config[*key] = value.clone();
+    }
+    fs::write(folder.path().join("config.json"), config.to_string()).expect("a config");
+    let loader = Model::load(folder.path()).map_err(|error| error.to_string())?.int8();
+    if name.starts_with("t5") {
+        let model = loader.build().map_err(|error| error.to_string())?;
+        model.target_logits(&[5, 17, 42], &[0, 7]).map(drop)
+    } else {
+        let embedder = loader.embedder().map_err(|error| error.to_string())?;
+        embedder.embed_ids(&[vec![5, 17, 42]], |_, _| ()).map(drop)
+    }
+    .map_err(|error| format!("only when run: {error}"))
+}
+
+/// A checkpoint, changes of its config, and words that the error must have.
+type Case = (&'static str, Vec<(&'static str, Value)>, Vec<&'static str>);
+
+#[test]
+fn every_contradiction_is_named() {
+    let cases: Vec<Case> = vec![
+        ("t5", vec![("d_model", json!(null))], vec!["config.json", "d_model", "missing"]),
+        ("t5", vec![("d_model", json!(64))], vec!["model.safetensors", "64", "32"]),
+        ("t5", vec![("d_kv", json!(8))], vec!["SelfAttention.q", "32", "48"]),
+        ("t5", vec![("num_heads", json!(0))], vec!["config.json", "num_heads", "1 to"]),
+        ("t5", vec![("num_layers", json!(3))], vec!["model.safetensors", "encoder.block.2"]),
+        ("t5", vec![("num_decoder_layers", json!(4))], vec!["model.safetensors", "decoder.block.3"]),
+        ("t5", vec![("vocab_size", json!(97))], vec!["shared.weight", "97", "96"]),
+        ("t5", vec![("d_ff", json!(65))], vec!["DenseReluDense.wi", "65", "64"]),
+        ("t5", vec![("feed_forward_proj", json!("gated-gelu"))], vec!["DenseReluDense.wi_0"]),
+        ("t5", vec![("feed_forward_proj", json!("gated-maybe"))], vec!["feed_forward_proj", "gated-maybe"]),
+        ("t5", vec![("feed_forward_proj", json!(3))], vec!["feed_forward_proj", "string"]),
+        ("t5", vec![("relative_attention_num_buckets", json!(3))], vec!["num_buckets", "3", "4"]),
+        (
+            "t5",
+            vec![("relative_attention_num_buckets", json!(10))],
+            vec!["relative_attention_bias", "10", "8"],
+        ),
+        ("t5", vec![("relative_attention_max_distance", json!(4))], vec!["max_distance", "4", "5"]),
+        ("t5", vec![("relative_attention_max_distance", json!(1_u64 << 30))], vec!["max_distance", "65536"]),
+        ("t5", vec![("layer_norm_epsilon", json!(-1))], vec!["layer_norm_epsilon", "-1"]),
+        ("t5", vec![("decoder_start_token_id", json!(96))], vec!["decoder_start_token_id", "96"]),
+        ("t5", vec![("scale_decoder_outputs", json!("yes"))], vec!["scale_decoder_outputs", "true or false"]),
+        ("t5", vec![("model_type", json!("umt5"))], vec!["umt5", "supported", "mt5"]),
+        ("t5_gated", vec![("feed_forward_proj", json!("relu"))], vec!["DenseReluDense.wi"]),
+        ("bert", vec![("hidden_size", json!(31))], vec!["num_attention_heads", "4", "31"]),
+        ("bert", vec![("hidden_size", json!(64))], vec!["word_embeddings", "64", "32"]),
+        ("bert", vec![("max_position_embeddings", json!(41))], vec!["position_embeddings", "41", "40"]),
+        ("bert", vec![("type_vocab_size", json!(3))], vec!["token_type_embeddings", "3", "2"]),
+        ("bert", vec![("num_hidden_layers", json!(3))], vec!["encoder.layer.2"]),
+        ("bert", vec![("intermediate_size", json!(63))], vec!["intermediate.dense", "63", "64"]),
+        ("bert", vec![("hidden_act", json!("gelu_maybe"))], vec!["hidden_act", "gelu_maybe"]),
+        ("bert", vec![("layer_norm_eps", json!("small"))], vec!["layer_norm_eps", "small"]),
+        ("bert", vec![("position_embedding_type", json!("relative_key"))], vec!["relative_key", "absolute"]),
+        ("bert", vec![("is_decoder", json!(true))], vec!["is_decoder"]),
+        ("roberta", vec![("pad_token_id", json!(39))], vec!["max_position_embeddings", "40"]),
+        ("roberta", vec![("pad_token_id", json!(-1))], vec!["pad_token_id", "-1"]),
+        ("distilbert", vec![("dim", json!(null))], vec!["config.json", "dim", "missing"]),
+        ("distilbert", vec![("n_heads", json!(5))], vec!["n_heads", "5", "32"]),
+        ("distilbert", vec![("hidden_dim", json!(65))], vec!["ffn.lin1", "65", "64"]),
+        (
+            "mpnet",
+            vec![("relative_attention_num_buckets", json!(30))],
+            vec!["relative_attention_bias", "30", "32"],
+        ),
+    ];
+    let mut wrong = Vec::new();
+    for (name, changes, words) in cases {
+        match error(name, &changes) {
+            Ok(()) => wrong.push(format!("{name} {changes:?}: loads and runs")),
+            Err(message) => {
+                let missing: Vec<_> = words.iter().filter(|word| !message.contains(**word)).collect();
+                if !missing.is_empty() || message.starts_with("only when run") {
+                    wrong.push(format!("{name} {changes:?}: {missing:?} not in: {message}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The unchanged checkpoints load: a table of errors could otherwise pass because nothing does.
+#[test]
+fn the_unchanged_checkpoints_run() {
+    for name in ["t5", "t5_gated", "bert", "roberta", "distilbert", "mpnet"] {
+        assert_eq!(error(name, &[]), Ok(()), "{name}");
+    }
+    // The multilingual models are of the same architecture and never scale.
+    let multilingual = [("model_type", json!("mt5")), ("scale_decoder_outputs", json!(null))];
+    assert_eq!(error("t5_gated", &multilingual), Ok(()));
+}
