@@ -61,12 +61,13 @@ pub(crate) enum Color {
 pub(crate) enum Command {
     /// The whole story on a 3M-parameter model inside this program: memory, outliers, quality, text
     Demo,
-    /// Load a checkpoint, convert it to int8 and continue a text
+    /// Load a checkpoint, convert it to int8 and continue a text, or answer it (T5)
     #[command(after_help = "Examples:\n  int8 run ./opt-125m -p \"Once upon a time\"\n  \
         int8 run ./opt-125m -p \"Once upon a time\" --greedy --fp      (16/32-bit, for comparison)\n  \
         int8 run ./opt-125m --ids 5,17,42 --greedy --json           (token ids in and out)\n  \
         int8 run ./smollm2 --chat -p \"Why is the sky blue?\"        (a question to a chat model)\n  \
-        int8 run ./smollm2 --chat                                   (a conversation; an empty line ends it)")]
+        int8 run ./smollm2 --chat                                   (a conversation; an empty line ends it)\n  \
+        int8 run ./flan-t5-small -p \"translate English to German: How old are you?\"")]
     Run(RunArgs),
     /// Perplexity of a text
     #[command(

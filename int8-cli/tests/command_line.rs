@@ -69,6 +69,25 @@ fn ids_go_in_and_out() {
     }
 }
 
+/// T5 reads the prompt and writes another text; what needs a text to continue says so.
+#[test]
+fn a_prompt_is_read_and_another_text_written() {
+    let t5 = model("../encoders/t5");
+    let run = json(&["run", &t5, "--ids", "5,17,42", "--greedy", "-n", "4", "--ignore-eos"]);
+    assert_eq!(run["prompt_ids"], serde_json::json!([5, 17, 42]));
+    assert_eq!(run["new_ids"].as_array().map(Vec::len), Some(4));
+    assert_eq!(run["ids"], run["new_ids"], "the prompt is no part of the text");
+    let streamed = int8(&["run", &t5, "--ids", "5,17,42", "--greedy", "-n", "4", "--ignore-eos"]);
+    assert_eq!(String::from_utf8_lossy(&streamed.stdout).split_whitespace().count(), 4);
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("logits.safetensors");
+    let out = out.to_str().expect("UTF-8");
+    let (code, message) = failure(&["logits", &t5, "--ids", "5,17", "--out", out]);
+    assert!(code == 1 && message.contains("t5") && message.contains("int8 run"), "{message}");
+    let (code, message) = failure(&["embed", &t5, "--text", "a"]);
+    assert!(code == 1 && message.contains("`t5`") && message.contains("int8 run"), "{message}");
+}
+
 #[test]
 fn text_streams_as_it_is_decoded() {
     let folder = demo_folder();

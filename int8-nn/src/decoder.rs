@@ -11,7 +11,7 @@ pub use crate::block::LinearRole;
 use crate::block::{self, Block, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
-use crate::families::{self, CrossNames, TensorNames};
+use crate::families::{self, CrossNamesOf, TensorNames};
 use crate::seq2seq::SourceEncoder;
 use crate::weights::{LinearSource, Part, read_matrix};
 
@@ -128,7 +128,7 @@ impl<B: Backend> Decoder<B> {
         backend: Arc<B>,
         config: DecoderConfig,
         names: TensorNames,
-        cross: Option<(&str, Box<dyn Fn(usize) -> CrossNames>)>,
+        cross: Option<(&str, CrossNamesOf)>,
         precision: &Precision,
         mut loaded: impl FnMut(),
     ) -> Result<Self, Error> {

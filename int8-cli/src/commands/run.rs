@@ -33,13 +33,18 @@ pub(crate) fn run(arguments: &RunArgs, output: &Output) -> Result<(), Failure> {
     };
     let generation = run.generate(&prompt, tokenizer, Echo::Prompt, Vec::new())?;
     if output.json {
-        let all = [&prompt[..], &generation.ids].concat();
+        let all = [continued(&model, &prompt), &generation.ids].concat();
         let text = tokenizer.map(|tokenizer| tokenizer.decode(&all)).transpose()?;
         return output.object(&run.report(&prompt, &generation, json!({"text": text, "ids": all})));
     }
     output.line("")?;
     run.remark(&prompt, &generation);
     Ok(())
+}
+
+/// The text that the new tokens continue: the prompt, but of a model that has read it and writes another text, nothing.
+fn continued<'a>(model: &Model, prompt: &'a [u32]) -> &'a [u32] {
+    if model.answers() { &[] } else { prompt }
 }
 
 /// Whether the prompt is printed before what follows it.
@@ -90,7 +95,7 @@ impl Run<'_> {
             None => Ok(format!("{id} ")),
         };
         // A prompt that is not shown is context all the same: decoders treat a first token differently.
-        for id in prompt {
+        for id in continued(self.model, prompt) {
             let text = piece(*id)?;
             if echo == Echo::Prompt {
                 print(&text)?;
@@ -133,7 +138,7 @@ impl Run<'_> {
             "load_seconds": self.load_seconds,
             "prefill_tokens_per_second": prefill_rate(prompt, generation),
             "decode_tokens_per_second": decode_rate(generation),
-            "weight_bytes": self.model.decoder().footprint().total(),
+            "weight_bytes": self.model.footprint().total(),
         });
         if let (Value::Object(report), Value::Object(more)) = (&mut report, more) {
             report.extend(more);
@@ -143,7 +148,7 @@ impl Run<'_> {
 
     /// Speed and memory, on standard error.
     pub(super) fn remark(&self, prompt: &[u32], generation: &Generation) {
-        let footprint = self.model.decoder().footprint();
+        let footprint = self.model.footprint();
         self.output.remark(&self.output.dim(&format!(
             "{}; loaded in {:.2} s, prompt {} tokens at {:.1}/s, then {:.1} tokens/s; weights {} ({} in 16-bit)",
             plan::precision_name(&self.arguments.model.precision),

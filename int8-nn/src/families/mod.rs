@@ -111,10 +111,13 @@ pub(crate) struct Seq2SeqNames {
     pub(crate) encoder_bias: &'static str,
     pub(crate) decoder_bias: &'static str,
     /// Of a decoder's block, besides what a block has.
-    pub(crate) cross: Box<dyn Fn(usize) -> CrossNames>,
+    pub(crate) cross: CrossNamesOf,
     pub(crate) encoder_norm: &'static str,
     pub(crate) encoder_layer: Box<dyn Fn(usize) -> LayerNames>,
 }
+
+/// The names of a block's attention to another text, by the block's index.
+pub(crate) type CrossNamesOf = Box<dyn Fn(usize) -> CrossNames>;
 
 /// The names of a block's attention to another text.
 pub(crate) struct CrossNames {
