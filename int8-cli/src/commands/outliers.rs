@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failu
         layers: arguments.layers,
         positions: arguments.positions,
     };
-    if !(criterion.magnitude > 0.0) {
+    if criterion.magnitude.is_nan() || criterion.magnitude <= 0.0 {
         return Err(Failure::usage(format!(
             "--magnitude {}: expected a number above 0",
             criterion.magnitude
