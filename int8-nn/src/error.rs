@@ -52,4 +52,8 @@ pub enum Error {
     /// The mathematics refused a setting.
     #[error(transparent)]
     Core(#[from] int8_core::Error),
+    /// A model of the hub cannot be had.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
 }

@@ -25,6 +25,8 @@ pub mod encoder;
 mod error;
 pub mod families;
 pub mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod linear8bit;
 pub mod model;
 pub mod outliers;

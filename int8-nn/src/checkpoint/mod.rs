@@ -55,6 +55,8 @@ pub use int8::Int8Tensor;
 pub(crate) use outliers::OUTLIERS;
 pub use outliers::OutlierColumns;
 pub use source::Source;
+#[cfg(feature = "hub")]
+pub(crate) use source::is_safe_name;
 pub use summary::{DTypeTotal, Format, Quantization};
 pub use tensor::TensorView;
 pub(crate) use write::file_header;

@@ -277,7 +277,7 @@ impl Storage {
 
 /// Whether `name`, as found in a file, stays inside the folder it is joined to: relative, plain components only, and no
 /// backslash, which separates on some systems and not on others.
-pub(super) fn is_safe_name(name: &str) -> bool {
+pub(crate) fn is_safe_name(name: &str) -> bool {
     !name.is_empty()
         && !name.contains(['\\', '\0'])
         && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))

@@ -105,8 +105,16 @@ impl<'a> TensorView<'a> {
             return Err(self.selection_error(format!("an index below {count}"), index.to_string()));
         }
         // Inside the tensor, so no product can overflow.
-        let size = self.bytes.len() / count;
-        Ok(Self { shape, bytes: &self.bytes[index * size..(index + 1) * size], ..*self })
+        let (bytes, strides) = match self.strides.and_then(<[usize]>::split_first) {
+            None => {
+                let size = self.bytes.len() / count;
+                (&self.bytes[index * size..][..size], None)
+            }
+            Some((stride, strides)) => {
+                (&self.bytes[index * stride * (self.dtype.bits() / 8)..], Some(strides))
+            }
+        };
+        Ok(Self { shape, bytes, strides, ..*self })
     }
 
     /// `(rows, columns)` of a matrix.
