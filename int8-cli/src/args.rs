@@ -11,8 +11,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     version,
     about = "Run, evaluate and inspect transformer checkpoints in 8-bit (LLM.int8())",
     after_help = "Start with `int8 demo`; it needs no files.\n\n\
-        MODEL is a folder with config.json, tokenizer.json and model.safetensors (or its shards), as Hugging Face writes \
-        them, 16- or 32-bit, or int8 by bitsandbytes.\n\n\
+        MODEL is a folder with config.json, tokenizer.json and model.safetensors or pytorch_model.bin (or their shards), as \
+        Hugging Face writes them, 16- or 32-bit, or int8 by bitsandbytes. A folder that is not there is looked up on the \
+        Hugging Face hub: facebook/opt-125m, or facebook/opt-125m@REVISION. What is downloaded is shared with Python; HF_HOME, \
+        HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean there.\n\n\
         Exit codes: 0 success; 1 the command failed, the message says why; 2 the command line makes no sense."
 )]
 pub(crate) struct Cli {
@@ -101,6 +103,18 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// What a checkpoint consists of: tensors, types, sizes, quantisation
     Inspect(InspectArgs),
+    /// How much memory a model takes in fp32, fp16 and int8, and which GPUs hold it
+    #[command(
+        after_help = "Nothing is loaded: a folder's headers are read, of a model of the hub only its configuration and headers \
+        are downloaded, and the paper's models are known by name. Linear layers become int8; embeddings, output head and \
+        norms stay in 16 bits, and so do the keys and values of past tokens (the KV cache), which grow with context and \
+        batch.\n\n\
+        Examples:\n  int8 plan                                   the paper's table: what fits on which machine\n  \
+        int8 plan BLOOM-176B                        704 GB, 352 GB, 180 GB, and the GPUs that takes\n  \
+        int8 plan ./opt-6.7b --context 2048 --batch 8\n  \
+        int8 plan org/name --gpus 2 --gpu-memory 24GB"
+    )]
+    Plan(PlanArgs),
     /// Convert a checkpoint on disk to bitsandbytes int8, whatever its size
     #[command(
         after_help = "Reads tensor by tensor, so that memory stays bounded; what is written loads here and with one line of \
@@ -138,8 +152,12 @@ pub(crate) enum Command {
 /// Where the model is and how it is held.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Folder of a checkpoint, or one .safetensors or .bin file with config.json beside it
+    /// Folder of a checkpoint; one .safetensors or .bin file with config.json beside it; or a model of the Hugging Face hub,
+    /// org/name[@revision]
     pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
     #[command(flatten)]
     pub(crate) precision: PrecisionArgs,
 }
@@ -447,18 +465,48 @@ pub(crate) struct LogitsArgs {
 /// `int8 inspect`
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Folder of a checkpoint, or one .safetensors or .bin file
+    /// Folder of a checkpoint; one .safetensors or .bin file; or a model of the hub, org/name[@revision]
     pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
     /// Every tensor, not only the summary
     #[arg(long, short)]
     pub(crate) tensors: bool,
 }
 
+/// `int8 plan`
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    /// Folder of a checkpoint, model of the hub (org/name[@revision]), or a name such as OPT-66B; without it, the paper's
+    /// table
+    pub(crate) model: Option<String>,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "NAME", requires = "model")]
+    pub(crate) revision: Option<String>,
+    /// Tokens of a sequence, prompt and continuation [default: 2048, or all the model has]
+    #[arg(help_heading = "Load", long, value_name = "N", requires = "model")]
+    pub(crate) context: Option<u64>,
+    /// Sequences at a time
+    #[arg(help_heading = "Load", long, value_name = "N", default_value_t = 1)]
+    pub(crate) batch: u64,
+    /// Number of GPUs there are: say for each kind whether they hold the model
+    #[arg(help_heading = "Hardware", long, value_name = "N", requires = "model", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) gpus: Option<u64>,
+    /// Memory of one GPU, instead of the table of common ones: 24GB, 80GiB
+    #[arg(help_heading = "Hardware", long, value_name = "SIZE", requires = "model", value_parser = crate::plan::size)]
+    pub(crate) gpu_memory: Option<u64>,
+}
+
 /// `int8 quantize`
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// Folder of a 16- or 32-bit checkpoint, or one .safetensors file with config.json beside it
+    /// Folder of a 16- or 32-bit checkpoint; one .safetensors or .bin file with config.json beside it; or a model of the
+    /// hub, org/name[@revision]
     pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
     #[command(flatten)]
     pub(crate) write: WriteArgs,
     /// Convert tensors of this name although a rule would leave them alone (pattern; repeat for more)
@@ -491,8 +539,11 @@ pub(crate) struct QuantizeArgs {
 /// `int8 dequantize`
 #[derive(Debug, Args)]
 pub(crate) struct DequantizeArgs {
-    /// Folder of a bitsandbytes int8 checkpoint
+    /// Folder of a bitsandbytes int8 checkpoint, or a model of the hub, org/name[@revision]
     pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
     #[command(flatten)]
     pub(crate) write: WriteArgs,
     /// Type of the weights afterwards [default: what config.json says, or f16]

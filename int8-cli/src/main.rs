@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod convert;
+mod hub;
 mod output;
 mod plan;
 mod report;
@@ -39,6 +40,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Outliers(arguments) => commands::outliers::run(&arguments, &output),
         Command::Logits(arguments) => commands::logits::run(&arguments, &output),
         Command::Inspect(arguments) => commands::inspect::run(&arguments, &output),
+        Command::Plan(arguments) => commands::plan::run(&arguments, &output),
         Command::Quantize(arguments) => commands::quantize::run(&arguments, &output),
         Command::Dequantize(arguments) => commands::dequantize::run(&arguments, &output),
         Command::Bench(arguments) => commands::bench::run(&arguments, &output),
@@ -85,6 +87,12 @@ impl fmt::Display for Failure {
 
 impl From<int8_nn::Error> for Failure {
     fn from(error: int8_nn::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+impl From<int8_nn::hub::HubError> for Failure {
+    fn from(error: int8_nn::hub::HubError) -> Self {
         Self::new(error.to_string())
     }
 }

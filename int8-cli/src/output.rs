@@ -157,11 +157,11 @@ impl Bar {
     }
 
     /// So many bytes are done of so many, in this stage.
-    pub(crate) fn set_bytes(&self, verb: &'static str, done: u64, all: u64) {
+    pub(crate) fn set_bytes(&self, verb: &str, done: u64, all: u64) {
         if self.0.message() != verb {
             // Rate and time left are those of the new stage.
             self.0.reset();
-            self.0.set_message(verb);
+            self.0.set_message(verb.to_owned());
         }
         self.0.set_length(all);
         self.0.set_position(done);

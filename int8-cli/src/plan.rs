@@ -10,6 +10,7 @@ use int8_nn::{Loader, Model};
 
 use crate::Failure;
 use crate::args::{self, ModelArgs, PrecisionArgs, WriteArgs};
+use crate::hub;
 use crate::output::{Bar, Output};
 
 /// τ of the relative rule when none is given.
@@ -187,7 +188,7 @@ pub(crate) fn loader(
     precision: Precision,
     output: &Output,
 ) -> Result<(Loader, Bar), Failure> {
-    let loader = Model::load(&arguments.model).map_err(|error| not_found_hint(arguments, error))?;
+    let loader = Model::load(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?;
     let rotary = rotary(&loader, arguments.precision.rotary);
     let verb = if precision == Precision::Float { "loading" } else { "converting to int8" };
     let bar = output.bar(verb, "blocks");
@@ -204,21 +205,5 @@ fn rotary(loader: &Loader, wanted: Option<args::RotaryPrecision>) -> RotaryPreci
         (Some(args::RotaryPrecision::Stored), Some(DType::F16)) => RotaryPrecision::F16,
         (Some(args::RotaryPrecision::Stored), Some(DType::BF16)) => RotaryPrecision::Bf16,
         _ => RotaryPrecision::F32,
-    }
-}
-
-/// A name like `facebook/opt-125m` that is no folder was probably meant as one of the hub's.
-fn not_found_hint(arguments: &ModelArgs, error: int8_nn::Error) -> Failure {
-    let path = &arguments.model;
-    let failure = Failure::from(error);
-    let looks_like_id = path.is_relative() && path.components().count() == 2 && !path.exists();
-    if looks_like_id {
-        failure.hint(format!(
-            "`{}` is no folder here. If it is a name on the Hugging Face hub, download it first: hf download {} --local-dir {0}",
-            path.display(),
-            path.display()
-        ))
-    } else {
-        failure
     }
 }

@@ -10,6 +10,8 @@ fn int8(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_int8"))
         .args(arguments)
         .env_remove("INT8_KERNEL")
+        // No test may ask the hub.
+        .env("HF_HUB_OFFLINE", "1")
         .output()
         .expect("the program")
 }
@@ -225,7 +227,7 @@ fn mistakes_are_explained() {
     let missing = "no/such-model";
     let mut wrong = Vec::new();
     for (arguments, code, words) in [
-        (vec!["run", missing, "-p", "x"], 1, vec!["no/such-model", "hf download"]),
+        (vec!["run", missing, "-p", "x"], 1, vec!["no/such-model", "HF_HUB_OFFLINE", "no folder"]),
         (vec!["run", &opt, "-p", "x"], 1, vec!["tokenizer.json", "token ids"]),
         (vec!["run", &opt], 2, vec!["--prompt", "--ids"]),
         (vec!["run", &opt, "--chat", "-p", "x"], 1, vec!["tokenizer_config.json", "no chat model"]),

@@ -28,6 +28,7 @@ pub mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod linear8bit;
+pub mod memory;
 pub mod model;
 pub mod outliers;
 pub mod perplexity;

@@ -10,7 +10,7 @@ use super::quantize::{rate, show};
 use crate::Failure;
 use crate::args::{DequantizeArgs, FloatType};
 use crate::output::{Output, bytes, peak_memory};
-use crate::plan;
+use crate::{hub, plan};
 
 /// Converts back.
 pub(crate) fn run(arguments: &DequantizeArgs, output: &Output) -> Result<(), Failure> {
@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &DequantizeArgs, output: &Output) -> Result<(), Fai
     });
     let settings = plan::write_settings(&arguments.write, output)?;
     let begin = Instant::now();
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let checkpoint = Checkpoint::open(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?;
     let bar = output.byte_bar("converting");
     let report =
         dequantize_checkpoint(&checkpoint, &arguments.write.out, dtype, &settings, &mut |progress| {

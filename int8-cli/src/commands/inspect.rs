@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 use crate::Failure;
 use crate::args::InspectArgs;
 use crate::convert::count;
+use crate::hub;
 use crate::output::{Output, bytes};
 
 /// Prints the summary, and the tensors if asked for.
 pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failure> {
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let folder = hub::folder(&arguments.model, arguments.revision.as_deref(), output)?;
+    let checkpoint = Checkpoint::open(folder)?;
     let format = checkpoint.format();
     let config =
         checkpoint.source().contains("config.json").then(|| checkpoint.source().read_config()).transpose()?;

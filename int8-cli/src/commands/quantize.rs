@@ -13,12 +13,12 @@ use crate::Failure;
 use crate::args::QuantizeArgs;
 use crate::convert::real_u64;
 use crate::output::{Bar, Output, bytes, peak_memory};
-use crate::plan;
+use crate::{hub, plan};
 
 /// Converts, and says what became of what.
 pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failure> {
     let begin = Instant::now();
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let checkpoint = Checkpoint::open(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?;
     let options = Options {
         outlier_columns: match &arguments.keep_outliers {
             Some(text) => calibrate(&checkpoint, text, arguments.calibration_tokens, output)?,

@@ -16,7 +16,7 @@ pub enum CheckpointError {
     // ---- which files ------------------------------------------------------------------------------------------
     /// Nothing is at the given path.
     #[error("{}: no such file or folder; expected a Hugging Face checkpoint folder, or a .safetensors or .bin file. \
-             Check the spelling, or download the checkpoint to this path first", path.display())]
+             Check the spelling, or download the checkpoint to this path first; models of the hub are named org/name", path.display())]
     NotFound {
         /// The path as given.
         path: PathBuf,

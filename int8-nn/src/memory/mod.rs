@@ -1,0 +1,312 @@
+//! How much memory a transformer needs, and on how many GPUs it fits: arithmetic on shapes, before anything is loaded.
+//!
+//! ```
+//! use int8_nn::memory::{Load, Precision, Shape};
+//!
+//! let bloom = Shape::built_in("bloom-176b").unwrap();
+//! let weights = |precision| bloom.estimate(precision, Load::NONE).weights();
+//! assert_eq!(weights(Precision::F32) / 1_000_000_000, 704);
+//! assert_eq!(weights(Precision::F16) / 1_000_000_000, 352);
+//! // 176 GB, and 3.6 more: the embedding stays in 16 bits.
+//! assert_eq!(weights(Precision::Int8) / 1_000_000_000, 179);
+//! ```
+//!
+//! What is counted:
+//! - **weights**: linear layers of the blocks at 4, 2 or 1 byte each, the latter with a 4-byte scale for each output;
+//!   embeddings, output head, norms and biases at 4 or 2 bytes: LLM.int8() leaves them in 16 bits;
+//! - **cache**: keys and values of every token at 4 or 2 bytes, which grow with context and batch;
+//! - **activations**: the residual stream (f32) and the widest intermediate result while a whole prompt goes through
+//!   one block, and the logits of the last token. Attention scores are not counted: kernels that need them all at once
+//!   take `batch · heads · context²` values more.
+
+mod gpus;
+mod models;
+mod tensors;
+
+use crate::config::{DecoderConfig, NormKind, Positions};
+use crate::convert::bytes as wide;
+
+pub use gpus::{Gpu, PAPER_SETUPS, PaperSetup, RESERVED};
+
+/// The type of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// 32-bit floating point.
+    F32,
+    /// f16 or bf16.
+    F16,
+    /// LLM.int8(): linear layers of the blocks in int8, everything else in 16 bits.
+    Int8,
+}
+
+impl Precision {
+    /// All of them, largest first.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Int8];
+
+    /// `fp32`, `fp16`, `int8`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "fp32",
+            Self::F16 => "fp16",
+            Self::Int8 => "int8",
+        }
+    }
+
+    /// Bytes of a weight of a linear layer.
+    const fn linear(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// Bytes of all other values.
+    const fn other(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Int8 => 2,
+        }
+    }
+}
+
+/// What a model is asked to do at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Tokens of a sequence, prompt and continuation together.
+    pub context: u64,
+    /// Sequences at a time.
+    pub batch: u64,
+}
+
+impl Load {
+    /// Nothing: the weights alone.
+    pub const NONE: Self = Self { context: 0, batch: 0 };
+}
+
+/// Blocks that keep keys and values of the same width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachedBlocks {
+    /// Number of blocks.
+    pub blocks: u64,
+    /// Values that one token leaves in each: its keys and values.
+    pub width: u64,
+    /// Most tokens that are kept, if there is a limit below the context.
+    pub window: Option<u64>,
+}
+
+/// What a transformer consists of, as far as memory is concerned. All counts are of values, not bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Shape {
+    /// The model's name.
+    pub name: String,
+    /// Number of blocks, of encoder and decoder together.
+    pub blocks: u64,
+    /// Weights of the linear layers of all blocks.
+    pub linear: u64,
+    /// Outputs of these layers.
+    pub linear_outputs: u64,
+    /// Weights of token and position embeddings.
+    pub embeddings: u64,
+    /// Weights of the output head; 0 where it is the embedding.
+    pub head: u64,
+    /// Norms, biases, routers.
+    pub other: u64,
+    /// What is kept of each token.
+    pub cache: Vec<CachedBlocks>,
+    /// Width of the residual stream.
+    pub hidden: u64,
+    /// Values of one token that a block holds at once beside the residual stream.
+    pub widest: u64,
+    /// Widest input of a linear layer, whose codes are held, too.
+    pub widest_input: u64,
+    /// Logits of a token.
+    pub vocabulary: u64,
+    /// Most tokens of a sequence, where the model has a limit.
+    pub max_positions: Option<u64>,
+}
+
+/// Memory in bytes, by what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Estimate {
+    /// Linear layers of the blocks.
+    pub linear: u64,
+    /// Their scales.
+    pub scales: u64,
+    /// Embeddings.
+    pub embeddings: u64,
+    /// Output head of its own.
+    pub head: u64,
+    /// Norms, biases, routers.
+    pub other: u64,
+    /// Keys and values.
+    pub cache: u64,
+    /// Intermediate results.
+    pub activations: u64,
+}
+
+impl Estimate {
+    /// All weights, in bytes.
+    pub fn weights(&self) -> u64 {
+        sum(&[self.linear, self.scales, self.embeddings, self.head, self.other])
+    }
+
+    /// Everything, in bytes.
+    pub fn total(&self) -> u64 {
+        sum(&[self.weights(), self.cache, self.activations])
+    }
+}
+
+impl Shape {
+    /// The shape of a decoder. `biases`: its linear layers have them.
+    pub fn of_decoder(name: impl Into<String>, config: &DecoderConfig, biases: bool) -> Self {
+        let hidden = wide(config.hidden_size);
+        let (heads, head_size) = (wide(config.heads), wide(config.head_size));
+        let queries = product(&[heads, head_size]);
+        let keys_values = product(&[2, wide(config.kv_heads), head_size]);
+        let gates = if config.gated_mlp { 2 } else { 1 };
+        // Weights and outputs of `hidden → width → hidden`.
+        let mlp = |width: u64| {
+            let outputs = sum(&[product(&[gates, width]), hidden]);
+            (product(&[gates + 1, width, hidden]), outputs)
+        };
+        let attention_weights =
+            sum(&[product(&[sum(&[queries, keys_values]), hidden]), product(&[queries, hidden])]);
+        let attention_outputs = sum(&[queries, keys_values, hidden]);
+        let mut shape = Self {
+            name: name.into(),
+            blocks: wide(config.layers),
+            hidden,
+            vocabulary: wide(config.vocab_size),
+            max_positions: match config.positions {
+                Positions::Alibi => None,
+                _ => Some(wide(config.max_positions)),
+            },
+            ..Self::default()
+        };
+        let mut widest_mlp = 0;
+        for index in 0..config.layers {
+            let experts = config.experts.as_ref().filter(|experts| {
+                index % experts.period == experts.period - 1 && !experts.dense_blocks.contains(&index)
+            });
+            let (weights, outputs) = match experts {
+                None => {
+                    widest_mlp = widest_mlp.max(wide(config.intermediate_size));
+                    mlp(wide(config.intermediate_size))
+                }
+                Some(experts) => {
+                    let (weights, outputs) = mlp(wide(experts.intermediate_size));
+                    let shared = experts.shared_intermediate_size.map_or((0, 0), |width| mlp(wide(width)));
+                    let count = wide(experts.count);
+                    shape.other = sum(&[shape.other, product(&[count, hidden])]);
+                    widest_mlp = widest_mlp.max(wide(experts.intermediate_size));
+                    (
+                        sum(&[product(&[count, weights]), shared.0]),
+                        sum(&[product(&[count, outputs]), shared.1]),
+                    )
+                }
+            };
+            let outputs = sum(&[attention_outputs, outputs]);
+            shape.linear = sum(&[shape.linear, attention_weights, weights]);
+            shape.linear_outputs = sum(&[shape.linear_outputs, outputs]);
+            let per_norm = if config.norm == NormKind::LayerNorm { 2 } else { 1 };
+            let norms = if config.shared_norm { 1 } else { 2 };
+            shape.other = sum(&[shape.other, product(&[norms, per_norm, hidden])]);
+            if biases {
+                shape.other = sum(&[shape.other, outputs]);
+            }
+        }
+        shape.cache = cache(config, keys_values);
+        shape.widest_input = hidden.max(queries).max(widest_mlp);
+        shape.widest =
+            sum(&[hidden, sum(&[product(&[2, queries]), keys_values]).max(product(&[gates, widest_mlp]))]);
+        let table = product(&[wide(config.vocab_size), wide(config.embedding_size)]);
+        let positions = match config.positions {
+            Positions::Learned { offset } => product(&[wide(config.max_positions + offset), hidden]),
+            _ => 0,
+        };
+        let projections = match config.embedding_size == config.hidden_size {
+            true => 0,
+            false => product(&[2, wide(config.embedding_size), hidden]),
+        };
+        shape.embeddings = sum(&[table, positions, projections]);
+        shape.head = if config.tied_embeddings { 0 } else { table };
+        shape
+    }
+
+    /// All weights.
+    pub fn weights(&self) -> u64 {
+        sum(&[self.linear, self.embeddings, self.head, self.other])
+    }
+
+    /// The memory that the model takes.
+    pub fn estimate(&self, precision: Precision, load: Load) -> Estimate {
+        let other = precision.other();
+        let cached = |blocks: &CachedBlocks| {
+            let tokens = blocks.window.map_or(load.context, |window| window.min(load.context));
+            product(&[blocks.blocks, blocks.width, tokens, load.batch, other])
+        };
+        let tokens = product(&[load.context, load.batch]);
+        let codes = if precision == Precision::Int8 { self.widest_input } else { 0 };
+        let a_token = sum(&[product(&[4, self.hidden]), product(&[other, self.widest]), codes]);
+        Estimate {
+            linear: product(&[self.linear, precision.linear()]),
+            scales: if precision == Precision::Int8 { product(&[4, self.linear_outputs]) } else { 0 },
+            embeddings: product(&[self.embeddings, other]),
+            head: product(&[self.head, other]),
+            other: product(&[self.other, other]),
+            cache: self.cache.iter().map(cached).fold(0, u64::saturating_add),
+            activations: sum(&[product(&[tokens, a_token]), product(&[load.batch, self.vocabulary, 4])]),
+        }
+    }
+
+    /// How many GPUs of `memory` bytes, of which [`RESERVED`] are not to be had, hold the model when its blocks are
+    /// spread over them one after the other; `None` if no number does.
+    ///
+    /// The first one also holds the embeddings and the last one the head; each needs room for the activations.
+    pub fn gpus_needed(&self, precision: Precision, load: Load, memory: u64) -> Option<u64> {
+        let estimate = self.estimate(precision, load);
+        let room = memory.checked_sub(RESERVED)?;
+        if estimate.total() <= room {
+            return Some(1);
+        }
+        let blocks = self.blocks.max(1);
+        let in_blocks = sum(&[estimate.linear, estimate.scales, estimate.other, estimate.cache]);
+        let block = in_blocks.div_ceil(blocks).max(1);
+        let room = room.checked_sub(estimate.activations)?;
+        let middle = room / block;
+        let first = room.checked_sub(estimate.embeddings)? / block;
+        let last = room.checked_sub(estimate.head)? / block;
+        let rest = blocks.saturating_sub(first + last);
+        match (rest, middle) {
+            (0, _) => Some(2),
+            (_, 0) => None,
+            _ => Some(2 + rest.div_ceil(middle)),
+        }
+    }
+}
+
+/// Blocks by what they see.
+fn cache(config: &DecoderConfig, width: u64) -> Vec<CachedBlocks> {
+    let mut groups: Vec<CachedBlocks> = Vec::new();
+    for index in 0..config.layers {
+        let window = config.attention(index).1.map(wide);
+        match groups.iter_mut().find(|group| group.window == window) {
+            Some(group) => group.blocks += 1,
+            None => groups.push(CachedBlocks { blocks: 1, width, window }),
+        }
+    }
+    groups
+}
+
+/// Sizes come out of files that anybody may have written: what no u64 holds is the largest one.
+fn product(factors: &[u64]) -> u64 {
+    factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor))
+}
+
+fn sum(terms: &[u64]) -> u64 {
+    terms.iter().fold(0, |sum: u64, &term| sum.saturating_add(term))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+//! The shape of a model from the names and shapes of its tensors, which a header tells without any weights.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::{Shape, product, sum};
+use crate::Error;
+use crate::checkpoint::Checkpoint;
+use crate::config::{DecoderConfig, RawConfig};
+use crate::convert::bytes as wide;
+use crate::families;
+
+impl Shape {
+    /// The shape of a checkpoint: its weights by its tensors, tied ones once; what grows with the context by its
+    /// `config.json`, if that is one of a decoder that this crate knows.
+    ///
+    /// # Errors
+    /// When `config.json` is there and cannot be read.
+    pub fn of_checkpoint(name: impl Into<String>, checkpoint: &Checkpoint) -> Result<Self, Error> {
+        let source = checkpoint.source();
+        let config = match source.contains("config.json") {
+            true => Some((source.label("config.json"), source.read_config()?)),
+            false => None,
+        };
+        let tensors = checkpoint.tensors().filter(|tensor| checkpoint.tied_to(tensor.name()).is_none());
+        let tensors =
+            tensors.map(|tensor| (tensor.name(), tensor.shape().iter().map(|&dim| wide(dim)).collect()));
+        Ok(of_tensors(name.into(), tensors, decoder(config).as_ref()))
+    }
+
+    /// The shape of a model by files of its repository: `config.json`, and headers of safetensors files, each by its
+    /// name. See [`Hub::headers`](crate::hub::Hub::headers).
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is too little to know the weights, or a header is no JSON.
+    pub fn of_headers(name: impl Into<String>, files: &[(String, Vec<u8>)]) -> Result<Self, Error> {
+        let name = name.into();
+        let mut config = None;
+        let mut tensors: Vec<(String, Vec<u64>)> = Vec::new();
+        for (file, bytes) in files {
+            let json: Value = serde_json::from_slice(bytes)
+                .map_err(|error| Error::Input(format!("{name}: {file}: expected JSON: {error}")))?;
+            if file == "config.json" {
+                config = Some((format!("{name}/{file}"), json));
+                continue;
+            }
+            for (tensor, entry) in json.as_object().into_iter().flatten() {
+                if let Some(shape) = entry["shape"].as_array() {
+                    tensors.push((tensor.clone(), shape.iter().filter_map(Value::as_u64).collect()));
+                }
+            }
+        }
+        let decoder = decoder(config);
+        match (&decoder, tensors.is_empty()) {
+            // No safetensors: biases are a ten-thousandth of the weights.
+            (Some(config), true) => Ok(Self::of_decoder(name, config, true)),
+            (None, true) => Err(Error::Input(format!(
+                "{name}: there are no safetensors headers, and config.json is not one of a known decoder, so the weights \
+                 cannot be counted without downloading them; fetch the model first (int8 inspect {name})"
+            ))),
+            (_, false) => {
+                let tensors = tensors.iter().map(|(tensor, shape)| (tensor.as_str(), shape.clone()));
+                Ok(of_tensors(name, tensors, decoder.as_ref()))
+            }
+        }
+    }
+}
+
+/// The decoder that a configuration describes, if it is one that this crate knows: without it, only what grows with the
+/// context is unknown.
+fn decoder(config: Option<(String, Value)>) -> Option<DecoderConfig> {
+    let (file, json) = config?;
+    let raw = RawConfig::from_json(file, json).ok()?;
+    let family = families::of(&raw).ok()?;
+    (family.config)(&raw).ok()
+}
+
+fn of_tensors<'a>(
+    name: String,
+    tensors: impl Iterator<Item = (&'a str, Vec<u64>)>,
+    config: Option<&DecoderConfig>,
+) -> Shape {
+    let (mut linear, mut outputs, mut embeddings, mut head, mut other) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
+    let mut blocks = BTreeSet::new();
+    for (tensor, shape) in tensors {
+        // Scales and layouts of weights that are int8 already.
+        if tensor.ends_with(".SCB") || tensor.ends_with(".weight_format") {
+            continue;
+        }
+        let values = product(&shape);
+        let block = block(tensor);
+        blocks.extend(block);
+        let has = |words: &[&str]| words.iter().any(|word| tensor.contains(word));
+        let add = |total: &mut u64| *total = total.saturating_add(values);
+        match (block, &shape[..]) {
+            (_, [] | [_]) => add(&mut other),
+            (Some(_), [first, second, ..])
+                if *first > 1
+                    && *second > 1
+                    && !has(&["embed", "norm", "relative_attention_bias", "router", "gate.weight"]) =>
+            {
+                // Which side is the output does not matter much: it counts scales.
+                outputs = outputs.saturating_add(values / second.max(&1));
+                add(&mut linear);
+            }
+            (None, _) if has(&["lm_head", "embed_out", "output.weight"]) => add(&mut head),
+            (None, _) if has(&["embed", "wte", "wpe", "shared.weight", "tok"]) => add(&mut embeddings),
+            _ => add(&mut other),
+        }
+    }
+    let known = config.map(|config| Shape::of_decoder("", config, true)).unwrap_or_default();
+    // Files may repeat the tied embedding as a head.
+    let head = if config.is_some_and(|config| config.tied_embeddings) { 0 } else { head };
+    Shape {
+        name,
+        blocks: wide(blocks.len()),
+        linear,
+        linear_outputs: outputs,
+        embeddings: sum(&[embeddings]),
+        head,
+        other,
+        ..known
+    }
+}
+
+/// The part of a name up to the first number in it, which is the block's: `model.layers.17`.
+fn block(tensor: &str) -> Option<&str> {
+    let mut end = 0;
+    for part in tensor.split('.') {
+        end += part.len();
+        if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) {
+            return tensor.get(..end);
+        }
+        end += 1;
+    }
+    None
+}
