@@ -585,7 +585,7 @@ pub(crate) enum FloatType {
 /// `int8 bench`
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// Folder of a checkpoint: times the model instead of single layers
+    /// Folder of a checkpoint, or a model of the hub: times the model instead of single layers
     pub(crate) model: Option<PathBuf>,
     /// Fewer shapes and rounds: an impression in less than a minute
     #[arg(long)]

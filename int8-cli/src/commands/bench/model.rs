@@ -29,7 +29,7 @@ struct Runner {
 impl Runner {
     fn load(path: &Path, fp: bool, output: &Output) -> Result<Self, Failure> {
         let precision = PrecisionArgs { fp, ..PrecisionArgs::default() };
-        let model = plan::load(&ModelArgs { model: path.to_owned(), precision }, output)?;
+        let model = plan::load(&ModelArgs { model: path.to_owned(), revision: None, precision }, output)?;
         let name = if *model.precision() == Precision::Float { "as stored" } else { "int8" };
         Ok(Self { name, model, prefill: Vec::new(), decode: Vec::new() })
     }
