@@ -1,4 +1,4 @@
-//! The command line as typed. What it means is decided in [`crate::plan`].
+//! The command line as typed. What it means is decided in [`crate::resolve`].
 
 use std::path::PathBuf;
 
@@ -173,7 +173,7 @@ pub(crate) struct PrecisionArgs {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["scheme", "threshold", "rule", "tau", "statistic", "granularity", "outlier_weights", "row_maximum"])]
     pub(crate) preset: Option<Preset>,
     /// Quantisation, one of the eight of the paper's Table 1 [default: llm-int8]
-    #[arg(long, value_name = "NAME", value_parser = crate::plan::scheme_parser())]
+    #[arg(long, value_name = "NAME", value_parser = crate::resolve::scheme_parser())]
     pub(crate) scheme: Option<int8_core::Scheme>,
     /// What makes a value an outlier: its magnitude (the paper), or its size relative to its row [default: absolute]
     #[arg(long, value_name = "RULE")]
@@ -494,7 +494,7 @@ pub(crate) struct PlanArgs {
     #[arg(help_heading = "Hardware", long, value_name = "N", requires = "model", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) gpus: Option<u64>,
     /// Memory of one GPU, instead of the table of common ones: 24GB, 80GiB
-    #[arg(help_heading = "Hardware", long, value_name = "SIZE", requires = "model", value_parser = crate::plan::size)]
+    #[arg(help_heading = "Hardware", long, value_name = "SIZE", requires = "model", value_parser = crate::resolve::size)]
     pub(crate) gpu_memory: Option<u64>,
 }
 
@@ -558,7 +558,7 @@ pub(crate) struct WriteArgs {
     /// Folder to write
     pub(crate) out: PathBuf,
     /// Size from which on a new file begins: bytes, or with kB, MB, GB, MiB, GiB
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = crate::plan::size)]
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = crate::resolve::size)]
     pub(crate) max_shard_size: u64,
     /// Go on where an interrupted run of the same command stopped
     #[arg(long, conflicts_with = "force")]

@@ -5,7 +5,7 @@ mod commands;
 mod convert;
 mod hub;
 mod output;
-mod plan;
+mod resolve;
 mod report;
 
 use std::fmt;

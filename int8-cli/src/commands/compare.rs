@@ -15,7 +15,7 @@ use crate::Failure;
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::output::{Output, bytes};
-use crate::plan;
+use crate::resolve;
 use crate::report::charts::{self, Axis, Series};
 use crate::report::{Page, Table};
 
@@ -95,7 +95,7 @@ fn entries() -> Vec<Entry> {
 /// Compares all schemes.
 pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
     let passages = arguments.last_words.as_deref().map(read_passages).transpose()?;
-    let float = plan::load_as(&arguments.model, Precision::Float, output)?;
+    let float = resolve::load_as(&arguments.model, Precision::Float, output)?;
     let (ids, options) = text(&float, &arguments.text)?;
     let bar = output.bar("scoring float", "windows");
     let baseline = float.baseline(&ids, &options, BASELINE_BYTES, |done, all| bar.set(done, all))?;
@@ -111,7 +111,7 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
     let mut found = Vec::new();
     for (index, entry) in entries.into_iter().enumerate() {
         let step = format!("{} of {all}, {}", index + 1, entry.name);
-        let model = Arc::new(plan::load_as(&arguments.model, entry.precision, output)?);
+        let model = Arc::new(resolve::load_as(&arguments.model, entry.precision, output)?);
         let comparison = context.score(&step, &model, &baseline, &options)?;
         let layer_ids = &ids[..LAYER_TOKENS.min(options.window).min(ids.len())];
         found.push(Found {
@@ -203,7 +203,7 @@ impl Context<'_> {
                     let config =
                         int8_core::Config { rule, outlier_granularity: granularity, ..base.config() };
                     let precision = Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
-                    let model = plan::load_as(&self.arguments.model, precision, self.output)?;
+                    let model = resolve::load_as(&self.arguments.model, precision, self.output)?;
                     let found = self.score(&format!("{name} {parameter}"), &model, &baseline, &options)?;
                     let share = outlier_share(&model);
                     let loss = 100.0 * found.loss;

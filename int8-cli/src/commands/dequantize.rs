@@ -10,7 +10,7 @@ use super::quantize::{rate, show};
 use crate::Failure;
 use crate::args::{DequantizeArgs, FloatType};
 use crate::output::{Output, bytes, peak_memory};
-use crate::{hub, plan};
+use crate::{hub, resolve};
 
 /// Converts back.
 pub(crate) fn run(arguments: &DequantizeArgs, output: &Output) -> Result<(), Failure> {
@@ -19,7 +19,7 @@ pub(crate) fn run(arguments: &DequantizeArgs, output: &Output) -> Result<(), Fai
         FloatType::Bf16 => DType::BF16,
         FloatType::F32 => DType::F32,
     });
-    let settings = plan::write_settings(&arguments.write, output)?;
+    let settings = resolve::write_settings(&arguments.write, output)?;
     let begin = Instant::now();
     let checkpoint = Checkpoint::open(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?;
     let bar = output.byte_bar("converting");

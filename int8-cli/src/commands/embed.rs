@@ -18,7 +18,7 @@ use crate::Failure;
 use crate::args::{self, EmbedArgs, PrecisionArgs};
 use crate::convert::{count, real};
 use crate::output::{Output, bytes};
-use crate::plan;
+use crate::resolve;
 
 /// Texts up to which the matrix of their cosines is printed: more columns do not fit a screen.
 const MATRIX_TEXTS: usize = 12;
@@ -38,7 +38,7 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
         ))
         .hint("write the vectors with --out vectors.safetensors (or .npy), or print them with --json"));
     }
-    let precision = plan::precision(&arguments.model.precision)?;
+    let precision = resolve::precision(&arguments.model.precision)?;
     let embedder = load(arguments, precision, output)?;
     let (ids, cut) = embedder.tokenize(&texts)?;
     warn_of_cut_texts(&embedder, cut, texts.len(), output);
@@ -61,7 +61,7 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
             arguments.out.is_none().then(|| vectors.rows().into_iter().map(|row| row.to_vec()).collect());
         return output.object(&json!({
             "model": arguments.model.model,
-            "scheme": plan::precision_name(&arguments.model.precision),
+            "scheme": resolve::precision_name(&arguments.model.precision),
             "settings": settings(embedder.precision()),
             "pooling": pooling_name(embedder.settings().pooling),
             "normalized": embedder.settings().normalize,
@@ -87,7 +87,7 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
     }
     output.remark(&output.dim(&format!(
         "{}, {} pooling; {} texts, {tokens} tokens at {:.0}/s; weights {} ({} in 16-bit)",
-        plan::precision_name(&arguments.model.precision),
+        resolve::precision_name(&arguments.model.precision),
         pooling_name(embedder.settings().pooling),
         texts.len(),
         real(tokens) / seconds,
@@ -98,7 +98,7 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
 }
 
 fn load(arguments: &EmbedArgs, precision: Precision, output: &Output) -> Result<Embedder, Failure> {
-    let (loader, bar) = plan::loader(&arguments.model, precision, output)?;
+    let (loader, bar) = resolve::loader(&arguments.model, precision, output)?;
     let mut embedder = loader.embedder_on(output.backend()?)?;
     bar.clear();
     let mut settings = embedder.settings();
@@ -248,13 +248,13 @@ fn compare(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
     warn_of_cut_texts(&float, cut, both.len(), output);
     let exact = vectors(&float, &ids, output)?;
     drop(float);
-    let given = plan::precision(&arguments.model.precision)?;
+    let given = resolve::precision(&arguments.model.precision)?;
     let settings = match arguments.model.precision {
         PrecisionArgs { fp: true, .. } => {
             return Err(Failure::usage("--compare compares int8 with --fp; leave --fp out"));
         }
         PrecisionArgs { .. } if arguments.model.precision.any() => {
-            vec![(plan::precision_name(&arguments.model.precision).to_owned(), given)]
+            vec![(resolve::precision_name(&arguments.model.precision).to_owned(), given)]
         }
         PrecisionArgs { .. } => all_settings(),
     };
@@ -298,7 +298,8 @@ fn all_settings() -> Vec<(String, Precision)> {
         }
         settings.push((scheme.to_string(), int8(scheme.config(), OutlierWeights::Exact)));
     }
-    let relative = OutlierRule::RelativeToRow { tau: plan::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
+    let relative =
+        OutlierRule::RelativeToRow { tau: resolve::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
     for scheme in [Scheme::LlmInt8Absmax, Scheme::LlmInt8Zeropoint] {
         let config = int8_core::Config {
             rule: relative,

@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::output::{Output, bytes};
-use crate::plan;
+use crate::resolve;
 
 /// Scores a text, passages, or both.
 pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
     if arguments.text.text.is_none() && arguments.last_words.is_none() {
         return Err(Failure::usage("nothing to score: give --text FILE, --last-words FILE.jsonl, or both"));
     }
-    let model = plan::load(&arguments.model, output)?;
+    let model = resolve::load(&arguments.model, output)?;
     let mut object = match arguments.text.text {
         Some(_) => perplexity(arguments, &model, output)?,
         None => json!({"model": arguments.model.model}),
@@ -86,7 +86,7 @@ fn perplexity(arguments: &EvalArgs, model: &Model, output: &Output) -> Result<Va
     bar.clear();
     let seconds = begin.elapsed().as_secs_f64();
 
-    let scheme = plan::precision_name(&arguments.model.precision);
+    let scheme = resolve::precision_name(&arguments.model.precision);
     let share = outlier_share(model);
     let footprint = model.decoder().footprint();
     let computed = result.windows.len() * result.window;

@@ -12,7 +12,7 @@ use super::text;
 use crate::Failure;
 use crate::args::{ModelArgs, OutliersArgs, PrecisionArgs};
 use crate::output::Output;
-use crate::plan;
+use crate::resolve;
 use crate::report::charts::{self, Axis, Series};
 use crate::report::{Page, Table, write_file};
 
@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failu
         return Err(Failure::usage(format!("{option} {value}: expected a share from 0 to 1")));
     }
     let model_arguments = ModelArgs { model: arguments.model.clone(), precision: PrecisionArgs::default() };
-    let model = plan::load_as(&model_arguments, Precision::Float, output)?;
+    let model = resolve::load_as(&model_arguments, Precision::Float, output)?;
     let (ids, options) = text(&model, &arguments.text)?;
     let bar = output.bar("looking for outliers", "windows");
     let report = analyse(&model, &ids, &options, criterion, |done, all| bar.set(done, all))?;

@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::args::QuantizeArgs;
 use crate::convert::real_u64;
 use crate::output::{Bar, Output, bytes, peak_memory};
-use crate::{hub, plan};
+use crate::{hub, resolve};
 
 /// Converts, and says what became of what.
 pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failure> {
@@ -28,7 +28,7 @@ pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failu
         exclude: arguments.exclude.clone(),
         skip_modules: arguments.skip_modules.clone(),
         experts: arguments.experts,
-        write: plan::write_settings(&arguments.write, output)?,
+        write: resolve::write_settings(&arguments.write, output)?,
     };
     let bar = output.byte_bar(verb(Stage::Convert));
     let report = quantize_checkpoint(&checkpoint, &arguments.write.out, &options, &mut |progress| {

@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::args::RunArgs;
 use crate::convert::{count, real};
 use crate::output::{Output, bytes};
-use crate::plan;
+use crate::resolve;
 
 /// Continues a prompt, or answers it.
 pub(crate) fn run(arguments: &RunArgs, output: &Output) -> Result<(), Failure> {
@@ -20,7 +20,7 @@ pub(crate) fn run(arguments: &RunArgs, output: &Output) -> Result<(), Failure> {
         return Err(no_input());
     }
     let begin = Instant::now();
-    let model = plan::load(&arguments.model, output)?;
+    let model = resolve::load(&arguments.model, output)?;
     let run = Run { arguments, output, model: &model, load_seconds: begin.elapsed().as_secs_f64() };
     if let Some(input) = chat {
         return chat::run(&run, input);
@@ -125,7 +125,7 @@ impl Run<'_> {
         let precision = &self.arguments.model.precision;
         let mut report = json!({
             "model": self.arguments.model.model,
-            "scheme": plan::precision_name(precision),
+            "scheme": resolve::precision_name(precision),
             "settings": settings(self.model.precision()),
             "prompt_ids": prompt,
             "new_ids": generation.ids,
@@ -151,7 +151,7 @@ impl Run<'_> {
         let footprint = self.model.footprint();
         self.output.remark(&self.output.dim(&format!(
             "{}; loaded in {:.2} s, prompt {} tokens at {:.1}/s, then {:.1} tokens/s; weights {} ({} in 16-bit)",
-            plan::precision_name(&self.arguments.model.precision),
+            resolve::precision_name(&self.arguments.model.precision),
             self.load_seconds,
             prompt.len(),
             prefill_rate(prompt, generation),

@@ -12,7 +12,7 @@ use crate::Failure;
 use crate::args::{BenchArgs, ModelArgs, PrecisionArgs};
 use crate::convert::{count, real};
 use crate::output::{Output, bytes};
-use crate::plan;
+use crate::resolve;
 
 /// Rounds: the two take turns, and the median of each is reported.
 const ROUNDS: usize = 5;
@@ -29,7 +29,7 @@ struct Runner {
 impl Runner {
     fn load(path: &Path, fp: bool, output: &Output) -> Result<Self, Failure> {
         let precision = PrecisionArgs { fp, ..PrecisionArgs::default() };
-        let model = plan::load(&ModelArgs { model: path.to_owned(), revision: None, precision }, output)?;
+        let model = resolve::load(&ModelArgs { model: path.to_owned(), revision: None, precision }, output)?;
         let name = if *model.precision() == Precision::Float { "as stored" } else { "int8" };
         Ok(Self { name, model, prefill: Vec::new(), decode: Vec::new() })
     }
