@@ -428,6 +428,9 @@ pub(crate) enum Pooling {
 pub(crate) struct OutliersArgs {
     /// Folder of a checkpoint, or one .safetensors file with config.json beside it
     pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
     #[command(flatten)]
     pub(crate) text: TextArgs,
     /// Magnitude from which on a value is an outlier

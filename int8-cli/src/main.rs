@@ -5,8 +5,8 @@ mod commands;
 mod convert;
 mod hub;
 mod output;
-mod resolve;
 mod report;
+mod resolve;
 
 use std::fmt;
 use std::io::{self, Write};

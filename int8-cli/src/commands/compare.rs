@@ -15,9 +15,9 @@ use crate::Failure;
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::output::{Output, bytes};
-use crate::resolve;
 use crate::report::charts::{self, Axis, Series};
 use crate::report::{Page, Table};
+use crate::resolve;
 
 /// Memory for the predictions of the float model, which the others are compared to: 1 GiB holds some 10,000 positions of a
 /// vocabulary of 50,000.

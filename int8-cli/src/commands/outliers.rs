@@ -12,9 +12,9 @@ use super::text;
 use crate::Failure;
 use crate::args::{ModelArgs, OutliersArgs, PrecisionArgs};
 use crate::output::Output;
-use crate::resolve;
 use crate::report::charts::{self, Axis, Series};
 use crate::report::{Page, Table, write_file};
+use crate::resolve;
 
 /// Seed of the random dimensions that are zeroed for comparison.
 const SEED: u64 = 0;
@@ -45,7 +45,11 @@ pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failu
     if let Some((option, value)) = shares.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
         return Err(Failure::usage(format!("{option} {value}: expected a share from 0 to 1")));
     }
-    let model_arguments = ModelArgs { model: arguments.model.clone(), precision: PrecisionArgs::default() };
+    let model_arguments = ModelArgs {
+        model: arguments.model.clone(),
+        revision: arguments.revision.clone(),
+        precision: PrecisionArgs::default(),
+    };
     let model = resolve::load_as(&model_arguments, Precision::Float, output)?;
     let (ids, options) = text(&model, &arguments.text)?;
     let bar = output.bar("looking for outliers", "windows");
