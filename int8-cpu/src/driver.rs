@@ -10,7 +10,7 @@ use crate::convert;
 use crate::input::row_stride;
 use crate::kernel::Dispatch;
 use crate::matrix::IntegerTarget;
-use crate::tile::{Ahead, MAX_ROWS, Operands, PANEL, Tile, TileKernel};
+use crate::tile::{Ahead, Instructions, LANES, MAX_ROWS, Operands, PANEL, Tile, TileKernel, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// Multiply-adds below which a problem stays on the calling thread: 64 of them take a cycle, so this is some 10 µs,
@@ -19,6 +19,9 @@ const SERIAL_WORK: usize = 1 << 20;
 
 /// Tasks for each thread: enough to even out threads that run at different speeds.
 const TASKS_PER_THREAD: usize = 4;
+
+/// Rows of codes that a task copies.
+const SHIFT_ROWS: usize = 16;
 
 /// Bytes of input codes that a task goes through for each panel: half of the 2 MiB of L2 that cores with AMX have. From
 /// L3, AMX tiles were measured to load half as fast.
@@ -123,14 +126,20 @@ impl Dispatch for Product<'_> {
         let Self { a, weight, target } = self;
         let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
         let (stride, k) = (row_stride(inner), padded(inner));
+        let grid = Grid::new(rows, weight);
         let mut codes = Buffer::zeroed((rows + K::ROW_STEP) * stride);
-        for (row, target) in a.rows().into_iter().zip(codes.codes_mut().chunks_exact_mut(stride)) {
-            for (target, code) in target.iter_mut().zip(row.to_slice().unwrap_or_default()) {
-                *target = convert::code_byte(i32::from(*code), K::OFFSET);
-            }
+        let shift = |(row, target): (usize, &mut [i8])| {
+            let codes = a.row(row).to_slice().unwrap_or_default();
+            tile.vectorize(ShiftCodes { codes, offset: K::OFFSET, target });
+        };
+        let targets = &mut codes.codes_mut()[..rows * stride];
+        if grid.is_parallel() {
+            targets.par_chunks_exact_mut(stride).enumerate().with_min_len(SHIFT_ROWS).for_each(shift);
+        } else {
+            targets.chunks_exact_mut(stride).enumerate().for_each(shift);
         }
         let (codes, sums) = (codes.codes(), &weight.columns().sums);
-        for_each_block(Grid::new(rows, weight), tile, |block| {
+        for_each_block(grid, tile, |block| {
             let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
             for panel in block.panels {
                 let first = panel * PANEL;
@@ -149,15 +158,72 @@ impl Dispatch for Product<'_> {
                     // the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
                     // are run inside `scoped`.
                     unsafe { tile.product(operands, &mut acc) };
-                    for (acc, row) in acc.0.iter().zip(rows) {
-                        // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.
-                        let target = unsafe { target.slice(row, first, width) };
-                        for ((target, acc), sum) in target.iter_mut().zip(acc).zip(&sums[first..]) {
-                            *target = acc.wrapping_sub(i32::from(K::OFFSET).wrapping_mul(*sum));
-                        }
-                    }
+                    let sums = &sums[first..first + PANEL];
+                    tile.vectorize(StoreTile {
+                        acc: &acc,
+                        rows,
+                        sums,
+                        offset: K::OFFSET,
+                        first,
+                        width,
+                        target: &target,
+                    });
                 }
             }
         });
+    }
+}
+
+/// `target = codes + offset`, modulo 2⁸.
+struct ShiftCodes<'a> {
+    codes: &'a [i8],
+    offset: u8,
+    target: &'a mut [i8],
+}
+
+impl Vectorized for ShiftCodes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, _: I) {
+        for (target, code) in self.target.iter_mut().zip(self.codes) {
+            *target = convert::code_byte(i32::from(*code), self.offset);
+        }
+    }
+}
+
+/// Takes `offset·Σw` off a tile and stores it.
+struct StoreTile<'a> {
+    acc: &'a Tile<i32>,
+    rows: Range<usize>,
+    /// One for each output of the panel.
+    sums: &'a [i32],
+    offset: u8,
+    /// First output, and how many exist.
+    first: usize,
+    width: usize,
+    target: &'a IntegerTarget<'a>,
+}
+
+impl Vectorized for StoreTile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        let offset = simd.splat_int(i32::from(self.offset));
+        for (acc, row) in self.acc.0.iter().zip(self.rows) {
+            let mut corrected = [0; PANEL];
+            // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.
+            let target = unsafe { self.target.slice(row, self.first, self.width) };
+            let whole = target.len() == PANEL;
+            let to = if whole { &mut *target } else { &mut corrected[..] };
+            let parts = acc.as_chunks::<LANES>().0.iter().zip(self.sums.as_chunks::<LANES>().0);
+            for ((acc, sums), to) in parts.zip(to.as_chunks_mut::<LANES>().0) {
+                simd.store_int(simd.subtract_product(simd.load_int(acc), offset, simd.load_int(sums)), to);
+            }
+            if !whole {
+                target.copy_from_slice(&corrected[..target.len()]);
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use ndarray::aview1;
 use rayon::prelude::*;
 
 use crate::buffer::{Buffer, LINE};
-use crate::convert;
+use crate::convert::{self, Typed};
 use crate::matrix::Source;
 use crate::rows::{self, BLOCK, Constants, Keep, Range, scratch_length};
 use crate::tile::{Instructions, TileKernel, Vectorized};
@@ -150,7 +150,8 @@ impl<K: TileKernel> Quantizer<'_, K> {
     }
 
     fn serial(&self) -> bool {
-        self.x.rows * self.x.columns < SERIAL_ELEMENTS
+        // With one thread in the pool, handing it the work would only mean waiting for it to wake up.
+        self.x.rows * self.x.columns < SERIAL_ELEMENTS || rayon::current_num_threads() == 1
     }
 
     fn scratch(&self) -> Scratch {
@@ -271,9 +272,15 @@ impl<K: TileKernel> Vectorized for FlagColumns<'_, '_, K> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         for row in self.span {
-            let blocks = rows::widen(simd, self.quantizer.x.row(row), &mut self.scratch.row);
+            let row = self.quantizer.x.row(row);
+            if let OutlierRule::Absolute(threshold) = self.quantizer.config.rule {
+                rows::flag_outliers(simd, row, threshold, self.flags);
+                continue;
+            }
+            let blocks = rows::widen(simd, row, &mut self.scratch.row);
             let threshold = self.quantizer.threshold(blocks, &mut self.scratch.magnitudes);
-            rows::flag_outliers(simd, blocks, threshold, self.flags);
+            let values = &blocks.as_flattened()[..self.quantizer.x.columns];
+            rows::flag_outliers(simd, Typed::F32(values), threshold, self.flags);
         }
     }
 }

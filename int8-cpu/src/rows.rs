@@ -8,7 +8,7 @@ use int8_core::quantize::MIN_SCALE;
 use int8_core::{Encoding, RowStatistic};
 
 use crate::convert::{self, Typed};
-use crate::tile::{Instructions, K_STEP, LANES, Vectorized};
+use crate::tile::{Instructions, K_STEP, LANES, Load, Vectorized};
 
 /// Values handled at once: the codes of one cache line.
 pub(crate) const BLOCK: usize = K_STEP;
@@ -228,22 +228,36 @@ pub(crate) fn encode<I: Instructions>(
     lanes.into_iter().sum::<i32>() - convert::wrap(convert::length(padding)) * constants.zero_point
 }
 
-/// Sets the flag of every column in which this row has an outlier.
+/// Sets the flag of every column in which this row has an outlier. The row is not widened into memory for it.
 #[inline(always)]
-pub(crate) fn flag_outliers<I: Instructions>(
-    simd: I,
-    blocks: &[[f32; BLOCK]],
-    threshold: f32,
-    flags: &mut [u8],
-) {
+pub(crate) fn flag_outliers<I: Instructions>(simd: I, row: Typed<'_>, threshold: f32, flags: &mut [u8]) {
+    match row {
+        Typed::F32(row) => flag(simd, row, threshold, flags),
+        Typed::F16(row) => flag(simd, row, threshold, flags),
+        Typed::Bf16(row) => flag(simd, row, threshold, flags),
+    }
+}
+
+#[inline(always)]
+fn flag<I: Instructions, T: Load>(simd: I, row: &[T], threshold: f32, flags: &mut [u8]) {
     let limit = simd.splat(threshold);
-    let vectors = blocks.as_flattened().as_chunks::<LANES>().0;
-    for (values, flags) in vectors.iter().zip(flags.chunks_mut(LANES)) {
-        if simd.any_reaches(simd.load(values), limit) {
-            for (flag, value) in flags.iter_mut().zip(values) {
+    let (vectors, rest) = row.as_chunks::<LANES>();
+    for (values, flags) in vectors.iter().zip(flags.chunks_exact_mut(LANES)) {
+        let values = T::load(simd, values);
+        if simd.any_reaches(values, limit) {
+            let mut lanes = [0.0; LANES];
+            simd.store(values, &mut lanes);
+            for (flag, value) in flags.iter_mut().zip(lanes) {
                 *flag |= u8::from(value.abs() >= threshold);
             }
         }
+    }
+    let mut last = [T::default(); LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut lanes = [0.0; LANES];
+    simd.store(T::load(simd, &last), &mut lanes);
+    for (flag, value) in flags[row.len() - rest.len()..].iter_mut().zip(lanes) {
+        *flag |= u8::from(value.abs() >= threshold);
     }
 }
 

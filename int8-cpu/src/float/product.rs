@@ -1,7 +1,6 @@
 //! Products with weights in floating point: `y = x · Wᵀ + b`, the weight held in its stored type.
 
 use gemm::Parallelism;
-use half::{bf16, f16};
 use int8_core::{Element, Error as CoreError};
 use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
@@ -12,7 +11,7 @@ use crate::convert::{self, Typed, TypedMut};
 use crate::kernel::Kernel;
 use crate::linear::Store;
 use crate::matrix::{Source, Target};
-use crate::tile::{Instructions, LANES, Vectorized};
+use crate::tile::{Instructions, LANES, Load, Vectorized};
 use crate::{Error, rows_of};
 
 /// Rows of x up to which each output is a dot product, the weights read once and widened on the way: beyond, widening a
@@ -223,32 +222,6 @@ impl Dots<'_, '_> {
     }
 }
 
-/// An element type of weights, as it is loaded.
-trait Load: Copy + Default {
-    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats;
-}
-
-impl Load for f32 {
-    #[inline(always)]
-    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
-        simd.load(from)
-    }
-}
-
-impl Load for f16 {
-    #[inline(always)]
-    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
-        simd.load_f16(from)
-    }
-}
-
-impl Load for bf16 {
-    #[inline(always)]
-    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
-        simd.load_bf16(from)
-    }
-}
-
 /// Dot products of R rows, all as long as `w`.
 #[inline(always)]
 fn dots<I: Instructions, W: Load, const R: usize>(simd: I, x: [&[f32]; R], w: &[W]) -> [f32; R] {
@@ -319,6 +292,7 @@ fn widen<I: Instructions, W: Load>(simd: I, row: &[W], target: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use int8_core::corpus::Random;
     use ndarray::{Array2, s};
 

@@ -70,6 +70,32 @@ pub(crate) trait Instructions: Copy {
     fn byte_of_quads(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
 }
 
+/// An element type, as it is loaded.
+pub(crate) trait Load: Copy + Default {
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats;
+}
+
+impl Load for f32 {
+    #[inline(always)]
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
+        simd.load(from)
+    }
+}
+
+impl Load for f16 {
+    #[inline(always)]
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
+        simd.load_f16(from)
+    }
+}
+
+impl Load for bf16 {
+    #[inline(always)]
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
+        simd.load_bf16(from)
+    }
+}
+
 impl Instructions for Portable {
     type Floats = [f32; LANES];
     type Ints = [i32; LANES];

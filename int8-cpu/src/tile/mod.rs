@@ -17,7 +17,7 @@ mod lanes_x86;
 pub(crate) mod neon;
 pub(crate) mod portable;
 
-pub(crate) use lanes::{Instructions, LANES};
+pub(crate) use lanes::{Instructions, LANES, Load};
 
 /// Output rows of a weight that are packed together: two zmm registers of i32 accumulators, so that one broadcast of
 /// `x` serves two dot-product instructions; two AMX tiles side by side.
