@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use int8_core::metrics::relative_l2;
 use int8_nn::checkpoint::{Checkpoint, DType};
 use int8_nn::config::RotaryPrecision;
+use int8_nn::decoder::LinearRole;
 use int8_nn::{GenerateOptions, Model};
 use serde_json::{Value, json};
 
@@ -172,6 +173,29 @@ fn tiny_failures(folder: &Path) -> Vec<String> {
     }
     eprintln!("{name}: float {error:.1e}, LLM.int8() {ours:.2e}, bitsandbytes {theirs:.2e}");
     failures
+}
+
+/// An expert sees the tokens it was chosen for and no others: together two for each token, and all for a shared expert.
+#[test]
+fn experts_compute_only_their_tokens() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens");
+    for (name, experts, shared) in [("mixtral", 4, 0), ("mixtral_fused", 4, 0), ("qwen2_moe", 4, 1)] {
+        let model = Model::load(data.join(name)).and_then(|loader| loader.int8().build()).expect("a model");
+        let ids: Vec<u32> = (3..20).collect();
+        model.logits(&ids).expect("logits");
+        let statistics = model.decoder().statistics();
+        let ups: Vec<_> = statistics.iter().filter(|(role, _)| *role == LinearRole::Up).collect();
+        assert_eq!(ups.len(), 2 * (experts + shared), "{name}: two blocks");
+        let rows: Vec<u64> = ups
+            .iter()
+            .map(|(_, layer)| layer.values / u64::try_from(layer.inputs).expect("a width"))
+            .collect();
+        for block in rows.chunks(experts + shared) {
+            let tokens = u64::try_from(ids.len()).expect("a length");
+            assert_eq!(block[..experts].iter().sum::<u64>(), 2 * tokens, "{name}: {block:?}");
+            assert!(block[experts..].iter().all(|rows| *rows == tokens), "{name}: {block:?}");
+        }
+    }
 }
 
 /// Checkpoints made before transformers 5 say the same in other keys, and leave out what follows from the rest.
