@@ -27,6 +27,9 @@ struct GemmParams {
   int32_t weights_are_codes;       // outlier_w holds q - z: the column scale comes after the outlier product
   int32_t only_beyond_capacity;    // MMA: do nothing unless *outlier_count > outlier_ld
 
+  uint32_t *state;                 // WGMMA zeroes these words for the next row pass; or null
+  int32_t state_words;
+
   // MMA and SKINNY read the outliers' weights where they lie, and MMA their x.
   OutlierWeights weight;
   const void *x;                // T [m, k] row-major, ld = ldx
@@ -41,6 +44,11 @@ constexpr int kSkinnyRows = 32;
 
 // K up to which one row's codes, mask and list fit into shared memory two blocks at a time (228 KB an SM).
 constexpr int kSkinnyOneInner = 65536;
+
+// Rows of x that the streaming kernel takes: two tiles of eight. K that one row's values in registers allow: 8 pieces of 8 a thread.
+constexpr int kStreamRows = 16, kStreamOneInner = 16384;
+bool stream_takes(int64_t m, int64_t k, int element, bool one, const Device &device);
+int8_cuda_status launch_stream(const GemmParams &params, int element, bool one, bool zero_point, cudaStream_t stream, int multiprocessors);
 
 int8_cuda_status launch_skinny_one(const GemmParams &params, int element, bool zero_point, cudaStream_t stream, bool overlap);
 int8_cuda_status launch_skinny(const GemmParams &params, int element, cudaStream_t stream, bool overlap);

@@ -30,6 +30,10 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *barrier, uint32_t rank)
       "r"(rank)
       : "memory");
 }
+// Arrives at a barrier of this block.
+__device__ __forceinline__ void barrier_arrive_here(uint64_t *barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
 __device__ __forceinline__ void barrier_wait(uint64_t *barrier, uint32_t phase) {
   asm volatile(
       "{ .reg .pred done;\n"
@@ -45,6 +49,16 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 }
 __device__ __forceinline__ void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Consecutive bytes, a multiple of 16 from a multiple of 16; completes on `barrier`.
+__device__ __forceinline__ void copy_bytes_in(void *to, const void *from, uint32_t bytes, uint64_t *barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+__device__ __forceinline__ void prefetch_bytes_to_l2(const void *from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 // Box at (column, row) into shared memory; completes on `barrier`.
 __device__ __forceinline__ void copy_in(void *to, const CUtensorMap &map, int column, int row, uint64_t *barrier) {

@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kBlock, kBlock == kThreads && kCached == 2 ? 7
   // Rows from the last to the first: the search for outlier columns, before this, left the last ones in the L2 cache.
   const int64_t m = blockIdx.x < gather_blocks ? -1 : p.m - 1 - (blockIdx.x - gather_blocks);
   const int chunks = static_cast<int>(p.ldq / kChunk);
-  let_successor_start();
+  if (p.early) let_successor_start();
   wait_for_predecessor();
 
   // All of a row's loads are issued before anything waits for one.

@@ -24,11 +24,14 @@ struct RowsParams {
   int32_t *code_sums;   // or null
   float *thresholds;    // f32 [m]: for the relative rules
   float4 *ranges;       // [m]: for tensor granularity (low, high, not finite, -)
+  uint32_t *state;      // of the row pass (row_pass.cuh), or null
   Outliers outliers;
   OutlierWeights weight; // gathered into outliers.w when that is not null
   int64_t m, n, k, ldx, ldq;
   int32_t element, encoding, granularity, rule, outlier_granularity, row_maximum;
   float threshold;
+  int32_t early;             // 1: the next kernel may start before this one ends. 0 where the codes may be its weights, which
+                             // it reads without waiting
   int32_t weights_are_codes; // 1: outliers.w holds q - z as T, exactly; 0: the weight rounded to T
 };
 

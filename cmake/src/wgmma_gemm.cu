@@ -94,6 +94,9 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
   const int end = p.outlier_ld < p.k && outliers > p.outlier_ld ? 0 : tiles.count();
 
   if (group < 0) {
+    if (blockIdx.x == 0) {
+      for (int i = static_cast<int>(threadIdx.x) - 32; i >= 0 && i < p.state_words; i += 96) p.state[i] = 0;
+    }
     if (kGroups > 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 0) {
       uint32_t stage = 0, phase = 0;

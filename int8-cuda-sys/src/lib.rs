@@ -94,6 +94,10 @@ pub const INT8_CUDA_WGMMA_64X128: i32 = 5;
 /// `INT8_CUDA_SKINNY_ONE` of the header.
 pub const INT8_CUDA_SKINNY_ONE: i32 = 7;
 
+/// `INT8_CUDA_STREAM` of the header.
+pub const INT8_CUDA_STREAM: i32 = 8;
+/// `INT8_CUDA_STREAM_ONE` of the header.
+pub const INT8_CUDA_STREAM_ONE: i32 = 9;
 /// `INT8_CUDA_CUBLASLT` of the header.
 pub const INT8_CUDA_CUBLASLT: i32 = 6;
 
@@ -233,7 +237,8 @@ pub struct int8_cuda_linear_params {
     pub algorithm: i32,
 }
 
-/// Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics. SKINNY_ONE leaves none.
+/// Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics.
+/// SKINNY_ONE and STREAM_ONE leave none.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_linear_layout {

@@ -1,0 +1,382 @@
+// The whole row pass of a decomposed layer in one launch (sm_90): outlier columns, codes, scales and the compact operands of
+// the outlier product, with x read from memory once.
+//
+//   1  Blocks take slabs of rows by ticket. The copy engine brings a slab into shared memory; each thread keeps the largest
+//      magnitude of its columns, and the block joins the columns it found into the mask of all blocks.
+//   2  When all slabs have been looked through, each block quantises the rows it took. Those that are still in shared memory
+//      are not read again; the others come from the L2 cache.
+//   3  The blocks share out the rows of W and gather the outlier columns.
+//
+// Blocks wait for each other between 1 and 2. That cannot deadlock, however few of them run at a time: a block waits only
+// once all tickets are taken, and whoever holds one is running and waits for nobody.
+#include "codes.cuh"
+#include "hopper.cuh"
+#include "row_pass.cuh"
+
+namespace int8_cuda {
+namespace {
+
+constexpr int kThreads = 512, kWarps = kThreads / 32;
+// Pieces of eight columns that a thread watches.
+constexpr int kSlots = kRowPassInner / kChunk / kThreads;
+// Slabs that fit into shared memory, at most; and rows of a slab.
+constexpr int kMaxBuffers = 16, kMaxSlabRows = 4;
+constexpr int kBytes = 227 * 1024;
+// Words of the state: tickets, finished slabs, mask; each on cache lines of its own.
+constexpr int kTicket = 0, kDone = 32, kMask = 64;
+
+struct Shape {
+  int slab_rows, slabs, buffers;
+};
+
+// Shared memory behind the row buffers.
+struct Tail {
+  uint64_t full[kMaxBuffers];
+  uint32_t scratch[2][kWarps];
+  uint32_t mask[kRowPassInner / 32];
+  uint32_t before[kRowPassInner / 32];
+  uint16_t slab[kRowPassSlabs];
+  // Followed by the list of outlier columns, u16 [k].
+};
+
+
+// Over the warps of one group, which share a row. `turn` alternates between two places, so that one barrier a call will do.
+template <typename V, typename Op>
+__device__ __forceinline__ V group_reduce(V v, Op op, uint32_t (&scratch)[2][kWarps], int *turn, int group, int warps) {
+  static_assert(sizeof(V) == 4, "words");
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) v = op(v, __shfl_xor_sync(0xffffffffu, v, offset));
+  if (warps == 1) return v;
+  V *words = reinterpret_cast<V *>(scratch[*turn & 1]);
+  ++*turn;
+  if (threadIdx.x % 32 == 0) words[threadIdx.x / 32] = v;
+  named_barrier(1 + group, warps * 32);
+  v = words[group * warps];
+  for (int i = 1; i < warps; ++i) v = op(v, words[group * warps + i]);
+  return v;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ RowsParams p, const Shape shape) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) uint8_t memory[];
+  const int inner = static_cast<int>(p.k), chunks = inner / kChunk, words = ceil_div(inner, 32), rows = static_cast<int>(p.m);
+  const int row_bytes = inner * 2, slab_bytes = shape.slab_rows * row_bytes;
+  Tail &tail = *reinterpret_cast<Tail *>(memory + round_up(shape.buffers * slab_bytes, 128));
+  uint16_t *list = reinterpret_cast<uint16_t *>(&tail + 1);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const bool relative = p.rule != INT8_CUDA_RULE_ABSOLUTE, by_value = p.outlier_granularity == INT8_CUDA_VALUE;
+  const T *x = static_cast<const T *>(p.x);
+
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < shape.buffers; ++i) barrier_init(&tail.full[i], 1);
+    barrier_init_fence();
+  }
+  let_successor_start();
+  wait_for_predecessor();
+
+  // Local slab i lies in buffer i, or, once they are all in use, in one of the last two in turn.
+  auto buffer_of = [&](int i) { return i < shape.buffers ? i : shape.buffers - 2 + (i - shape.buffers) % 2; };
+  auto rows_in = [&](int slab) { return min(shape.slab_rows, rows - slab * shape.slab_rows); };
+  auto fetch = [&](int slab, int buffer) {
+    const int count = rows_in(slab);
+    barrier_expect(&tail.full[buffer], static_cast<uint32_t>(count * row_bytes));
+    for (int r = 0; r < count; ++r) {
+      copy_bytes_in(memory + buffer * slab_bytes + r * row_bytes, x + (static_cast<int64_t>(slab) * shape.slab_rows + r) * p.ldx,
+                   static_cast<uint32_t>(row_bytes), &tail.full[buffer]);
+    }
+  };
+  uint32_t next = 0;  // thread 0: a ticket on its way
+  if (threadIdx.x == 0) {
+    const uint32_t first = atomicAdd(&p.state[kTicket], 1u);
+    next = atomicAdd(&p.state[kTicket], 1u);
+    tail.slab[0] = static_cast<uint16_t>(min(first, static_cast<uint32_t>(shape.slabs)));
+    if (first < static_cast<uint32_t>(shape.slabs)) fetch(static_cast<int>(first), 0);
+  }
+
+  // --- 1: outlier columns
+  const uint32_t floor = relative ? 0 : Packed<T>::at_least(p.threshold);
+  uint32_t hits[kSlots] = {};
+  int taken = 0;
+  for (;; ++taken) {
+    __syncthreads();  // the slab's number is there, and nobody reads the one before the last any more
+    const int slab = tail.slab[taken];
+    if (slab >= shape.slabs) break;
+    if (threadIdx.x == 0) {
+      tail.slab[taken + 1] = static_cast<uint16_t>(min(next, static_cast<uint32_t>(shape.slabs)));
+      if (next < static_cast<uint32_t>(shape.slabs)) {
+        fetch(static_cast<int>(next), buffer_of(taken + 1));
+        next = atomicAdd(&p.state[kTicket], 1u);
+      }
+    }
+    const int buffer = buffer_of(taken), count = rows_in(slab);
+    const uint8_t *from = memory + buffer * slab_bytes;
+    barrier_wait(&tail.full[buffer], taken < shape.buffers ? 0u : static_cast<uint32_t>((taken - shape.buffers) / 2 + 1) & 1u);
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      const int chunk = static_cast<int>(threadIdx.x) + s * kThreads;
+      if (chunk >= chunks) break;
+      bool each = relative;
+      if (!relative) {
+        uint4 most = make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (int r = 0; r < kMaxSlabRows; ++r) {
+          if (r >= count) break;
+          const uint4 v = *reinterpret_cast<const uint4 *>(from + r * row_bytes + chunk * 16);
+          most.x = __vmaxu2(most.x, v.x & kMagnitudes);
+          most.y = __vmaxu2(most.y, v.y & kMagnitudes);
+          most.z = __vmaxu2(most.z, v.z & kMagnitudes);
+          most.w = __vmaxu2(most.w, v.w & kMagnitudes);
+        }
+        const uint32_t all[4] = {most.x, most.y, most.z, most.w};
+        const uint32_t largest = larger_half(__vmaxu2(__vmaxu2(all[0], all[1]), __vmaxu2(all[2], all[3])));
+        // A NaN is no outlier, and hides what is below it.
+        each = largest > Packed<T>::kInfinity;
+        if (!each && largest >= floor) {
+#pragma unroll
+          for (int i = 0; i < kChunk; ++i) {
+            const uint32_t bits = i % 2 == 0 ? all[i / 2] & 0xffffu : all[i / 2] >> 16;
+            hits[s] |= (bits >= floor ? 1u : 0u) << i;
+          }
+        }
+      }
+      if (each) {
+        for (int r = 0; r < count; ++r) {
+          const T(&v)[kChunk] = *reinterpret_cast<const T(*)[kChunk]>(from + r * row_bytes + chunk * 16);
+          const float threshold = relative ? p.thresholds[static_cast<int64_t>(slab) * shape.slab_rows + r] : p.threshold;
+          hits[s] |= hits_of<T, true>(v, threshold, floor_of<T, true>(threshold));
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < kSlots; ++s) {
+    if (warp * 32 + s * kThreads >= chunks) break;
+    const int chunk = static_cast<int>(threadIdx.x) + s * kThreads;
+    uint32_t word = (chunk < chunks ? hits[s] : 0u) << (lane % 4 * kChunk);
+    word |= __shfl_xor_sync(0xffffffffu, word, 1);
+    word |= __shfl_xor_sync(0xffffffffu, word, 2);
+    uint32_t *at = &p.state[kMask + chunk / 4];
+    if (lane % 4 == 0 && word != 0 && (word & ~__ldcg(at)) != 0) atomicOr(at, word);
+  }
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (taken > 0) atomicAdd(&p.state[kDone], static_cast<uint32_t>(taken));
+    uint32_t done;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(done) : "l"(&p.state[kDone]) : "memory");
+    } while (done < static_cast<uint32_t>(shape.slabs));
+  }
+  __syncthreads();
+
+  // --- the columns' list: one word a thread
+  uint32_t bits = 0;
+  if (static_cast<int>(threadIdx.x) < words) bits = __ldcg(&p.state[kMask + threadIdx.x]);
+  const uint32_t own = __popc(bits);
+  uint32_t inclusive = own;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const uint32_t other = __shfl_up_sync(0xffffffffu, inclusive, offset);
+    if (lane >= offset) inclusive += other;
+  }
+  if (lane == 31) tail.scratch[0][warp] = inclusive;
+  if (static_cast<int>(threadIdx.x) < words) tail.mask[threadIdx.x] = bits;
+  __syncthreads();
+  uint32_t base = 0, outliers = 0;
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    if (w == warp) base = outliers;
+    outliers += tail.scratch[0][w];
+  }
+  for (uint32_t rank = base + inclusive - own; bits != 0; ++rank, bits &= bits - 1) {
+    list[rank] = static_cast<uint16_t>(threadIdx.x * 32 + __ffs(bits) - 1);
+  }
+  __syncthreads();
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) *p.outliers.count = outliers;
+    for (uint32_t j = threadIdx.x; j < outliers; j += kThreads) p.outliers.columns[j] = list[j];
+  }
+  const uint32_t padded = round_up(outliers, 64u), held = static_cast<uint32_t>(p.outliers.ld);
+  const uint8_t *mask_bytes = reinterpret_cast<const uint8_t *>(tail.mask);
+
+  // --- 2: codes
+  const bool both_ends = p.encoding == INT8_CUDA_ZEROPOINT;
+  const bool own_range = by_value || p.row_maximum == INT8_CUDA_MAXIMUM_BITSANDBYTES;
+  int turn = 0;
+  auto quantize = [&](const uint8_t *from, int64_t m, int group, int warps) {
+    const float threshold = relative ? p.thresholds[m] : p.threshold;
+    const uint32_t row_floor = floor_of<T, true>(threshold);
+    const int first = (warp % warps) * 32 + lane, stride = warps * 32;
+    auto chunk_at = [&](int chunk) -> const T(&)[kChunk] { return *reinterpret_cast<const T(*)[kChunk]>(from + chunk * 16); };
+    PackedRange<T> packed;
+#pragma unroll 4
+    for (int chunk = first; chunk < chunks; chunk += stride) {
+      const uint4 raw = *reinterpret_cast<const uint4 *>(from + chunk * 16);
+      const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(raw);
+      const uint32_t skip = own_range ? hits_of<T, true>(v, threshold, row_floor) : mask_bytes[chunk];
+#pragma unroll
+      for (int i = 0; i < kChunk / 2; ++i) {
+        uint32_t word = words_of(v)[i];
+        if (skip != 0) word &= (skip >> (2 * i) & 1u ? 0u : 0xffffu) | (skip >> (2 * i) & 2u ? 0u : 0xffff0000u);
+        packed.add(word, both_ends);
+      }
+    }
+    RangeOfRow range;
+    const uint32_t most = group_reduce(larger_half(packed.most), [](uint32_t a, uint32_t b) { return max(a, b); }, tail.scratch,
+                                       &turn, group, warps);
+    range.infinite = most >= Packed<T>::kInfinity;
+    range.high = Packed<T>::unpack(most).x;
+    if (both_ends) {
+      const float2 low = Packed<T>::unpack(packed.low), high = Packed<T>::unpack(packed.high);
+      range.low = group_reduce(fminf(low.x, low.y), [](float a, float b) { return fminf(a, b); }, tail.scratch, &turn, group, warps);
+      range.high = group_reduce(fmaxf(high.x, high.y), [](float a, float b) { return fmaxf(a, b); }, tail.scratch, &turn, group, warps);
+    }
+    const Constants constants(range, p.encoding);
+    int8_t *codes = p.codes + m * p.ldq;
+    int32_t sum = 0;
+#pragma unroll 4
+    for (int chunk = first; chunk < chunks; chunk += stride) {
+      const uint4 raw = *reinterpret_cast<const uint4 *>(from + chunk * 16);
+      const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(raw);
+      const uint32_t out = by_value ? hits_of<T, true>(v, threshold, row_floor) : mask_bytes[chunk];
+      uint32_t q[2];
+      encode_chunk<T, true>(v, constants, both_ends, out, kChunk, q);
+      sum = __dp4a(static_cast<int>(q[0]), 0x01010101, __dp4a(static_cast<int>(q[1]), 0x01010101, sum));
+      *reinterpret_cast<uint2 *>(codes + chunk * kChunk) = make_uint2(q[0], q[1]);
+    }
+    // k is a multiple of 8, ldq of 16.
+    if (first == 0 && chunks * kChunk < p.ldq) *reinterpret_cast<uint2 *>(codes + chunks * kChunk) = make_uint2(0, 0);
+    if (p.code_sums != nullptr) {
+      sum = group_reduce(sum, [](int32_t a, int32_t b) { return a + b; }, tail.scratch, &turn, group, warps);
+    }
+    if (first == 0) {
+      p.scales[m] = constants.scale;
+      if (p.zero_points != nullptr) p.zero_points[m] = constants.zero;
+      if (p.code_sums != nullptr) p.code_sums[m] = sum;
+    }
+    if (p.outliers.x == nullptr) return;
+    T *to = static_cast<T *>(p.outliers.x);
+    for (uint32_t j = 2 * first; j < min(padded, held); j += 2 * stride) {
+      T pair[2];
+#pragma unroll
+      for (uint32_t e = 0; e < 2; ++e) {
+        const T v = j + e < outliers ? reinterpret_cast<const T *>(from)[list[j + e]] : from_f32<T>(0.0f);
+        pair[e] = !by_value || fabsf(to_f32(v)) >= threshold ? v : from_f32<T>(0.0f);
+      }
+      *reinterpret_cast<uint32_t *>(to + outlier_index(p.m, m, j)) = *reinterpret_cast<const uint32_t *>(pair);
+    }
+  };
+  // Rows of slabs [first, end) by local number, `slot` giving each one's buffer.
+  auto quantize_slabs = [&](int count, auto slab_of, auto slot_of) {
+    const int all = count * shape.slab_rows;
+    const int warps = all > 4 ? 2 : all > 2 ? 4 : all > 1 ? 8 : 16;
+    const int group = warp / warps;
+    for (int i = group; i < all; i += kWarps / warps) {
+      const int index = i / shape.slab_rows, r = i % shape.slab_rows, slab = tail.slab[slab_of(index)];
+      const int64_t m = static_cast<int64_t>(slab) * shape.slab_rows + r;
+      if (m < p.m) quantize(memory + slot_of(index) * slab_bytes + r * row_bytes, m, group, warps);
+    }
+  };
+  // In shared memory: the slabs of the first buffers, and the last two.
+  const int resident = min(taken, shape.buffers), ring = shape.buffers - 2, gone = taken - resident;
+  quantize_slabs(
+      resident, [&](int i) { return i < ring ? i : i + gone; },
+      [&](int i) { return buffer_of(i < ring ? i : i + gone); });
+
+  // The slabs between come back while W's columns are gathered.
+  int fetched = 0;
+  auto fetch_back = [&] {
+    __syncthreads();
+    const int count = min(gone - fetched, shape.buffers);
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < count; ++i) fetch(tail.slab[ring + fetched + i], i);
+    }
+    return count;
+  };
+  // Loads into buffer i that have been waited for: one in phase 1, more for the last two.
+  auto parity_of = [&](int buffer, int round) {
+    const int before = buffer < ring ? 1 : 1 + (gone + (buffer == ring ? 1 : 0)) / 2;
+    return static_cast<uint32_t>(before + round) & 1u;
+  };
+  int count = gone > 0 ? fetch_back() : 0;
+
+  // --- 3: W's outlier columns; a thread puts eight together
+  if (p.outliers.w != nullptr && outliers > 0) {
+    const int64_t each = ceil_div<int64_t>(p.n, gridDim.x), first_n = each * blockIdx.x, end_n = min(p.n, first_n + each);
+    const uint32_t pieces = min(padded, held) / kChunk;
+    const uint32_t all = end_n > first_n ? static_cast<uint32_t>(end_n - first_n) * pieces : 0u;
+    T *to = static_cast<T *>(p.outliers.w);
+    for (uint32_t i = threadIdx.x; i < all; i += kThreads) {
+      const int64_t n = first_n + i / pieces;
+      const uint32_t j = i % pieces * kChunk;
+      alignas(16) T out[kChunk];
+      if (p.weights_are_codes) {
+        const int zero = p.weight.zero_points != nullptr ? p.weight.zero_points[n] : 0;
+        const int8_t *from = p.weight.codes + n * p.weight.ldw;
+        int code[kChunk];
+#pragma unroll
+        for (uint32_t e = 0; e < kChunk; ++e) code[e] = j + e < outliers ? __ldg(from + list[j + e]) - zero : 0;
+#pragma unroll
+        for (uint32_t e = 0; e < kChunk; ++e) out[e] = from_f32<T>(static_cast<float>(code[e]));
+      } else {
+#pragma unroll
+        for (uint32_t e = 0; e < kChunk; ++e) {
+          out[e] = j + e < outliers ? from_f32<T>(outlier_weight<T>(p.weight, n, list[j + e])) : from_f32<T>(0.0f);
+        }
+      }
+      *reinterpret_cast<uint4 *>(to + outlier_index(p.n, n, j)) = *reinterpret_cast<const uint4 *>(out);
+    }
+  }
+
+  for (int round = 0; count > 0; ++round) {
+    for (int i = 0; i < count; ++i) barrier_wait(&tail.full[i], parity_of(i, round));
+    quantize_slabs(
+        count, [&](int i) { return ring + fetched + i; }, [](int i) { return i; });
+    fetched += count;
+    count = fetched < gone ? fetch_back() : 0;
+  }
+#endif
+}
+
+// How x is cut up; slabs == 0: this kernel cannot take it.
+Shape shape_of(const RowsParams &p, int multiprocessors) {
+  const int64_t row_bytes = p.k * 2, room = kBytes - static_cast<int64_t>(sizeof(Tail)) - row_bytes - 128;
+  Shape shape{kMaxSlabRows, 0, 0};
+  while (shape.slab_rows > 1 && (shape.slab_rows / 2 >= ceil_div<int64_t>(p.m, multiprocessors) || room / (shape.slab_rows * row_bytes) < 4)) {
+    shape.slab_rows /= 2;
+  }
+  const int64_t slabs = ceil_div<int64_t>(p.m, shape.slab_rows), fitting = room / (shape.slab_rows * row_bytes);
+  if (slabs >= kRowPassSlabs || fitting < 4) return shape;
+  shape.slabs = static_cast<int>(slabs);
+  shape.buffers = static_cast<int>(fitting < kMaxBuffers ? fitting : kMaxBuffers);
+  return shape;
+}
+
+template <typename T>
+int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, int multiprocessors) {
+  const Shape shape = shape_of(p, multiprocessors);
+  const size_t shared = round_up(static_cast<size_t>(shape.buffers) * shape.slab_rows * p.k * 2, size_t{128}) + sizeof(Tail) +
+                        static_cast<size_t>(p.k) * 2;
+  INT8_CUDA_TRY(allow_shared(row_pass<T>, shared));
+  Launch launch(dim3(static_cast<unsigned>(multiprocessors)), dim3(kThreads), shared, stream, true);
+  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, row_pass<T>, p, shape));
+  return INT8_CUDA_OK;
+}
+
+}  // namespace
+
+bool row_pass_takes(const RowsParams &p, const Device &device) {
+  const bool aligned = p.ldx % kChunk == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0 && p.k % kChunk == 0;
+  return device.major == 9 && p.element != INT8_CUDA_F32 && p.rule != INT8_CUDA_RULE_NONE && aligned && p.k > 0 &&
+         p.k <= kRowPassInner && p.granularity == INT8_CUDA_PER_ROW && p.state != nullptr && p.outliers.count != nullptr &&
+         shape_of(p, device.multiprocessors).slabs > 0;
+}
+
+int8_cuda_status launch_row_pass(const RowsParams &p, cudaStream_t stream, int multiprocessors) {
+  INT8_CUDA_PASS(launch_thresholds(p, stream, true));
+  return p.element == INT8_CUDA_F16 ? launch_typed<__half>(p, stream, multiprocessors)
+                                    : launch_typed<__nv_bfloat16>(p, stream, multiprocessors);
+}
+
+}  // namespace int8_cuda
