@@ -55,10 +55,8 @@ typedef enum int8_cuda_algorithm {
   INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, M <= 64 */
   INT8_CUDA_SKINNY_ONE = 7,    /* M = 1, x f16|bf16 and 16-byte aligned, K <= 65536: SKINNY that quantises x itself; leaves no
                                 * intermediate results in the workspace */
-  INT8_CUDA_STREAM = 8,        /* M <= 16, sm_90: weights streamed once through shared memory by the copy engine; the codes of
-                                * x have to fit beside them (M * K up to some 70,000) */
-  INT8_CUDA_STREAM_ONE = 9,    /* M = 1, x f16|bf16 and 16-byte aligned, K <= 16384: STREAM that quantises x itself; leaves no
-                                * intermediate results in the workspace */
+  INT8_CUDA_STREAM = 8,        /* M = 1, x f16|bf16 and 16-byte aligned, K <= 16384 a multiple of 128, sm_90: SKINNY_ONE whose
+                                * weights come through shared memory by the copy engine */
   INT8_CUDA_CUBLASLT = 6       /* int8_cuda_product alone: cuBLASLt's i8 x i8 -> i32, if the library is found */
 } int8_cuda_algorithm;
 
@@ -122,7 +120,7 @@ typedef struct int8_cuda_linear_params {
 } int8_cuda_linear_params;
 
 /* Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics.
- * SKINNY_ONE and STREAM_ONE leave none. */
+ * SKINNY_ONE and STREAM leave none. */
 typedef struct int8_cuda_linear_layout {
   uint64_t codes;        /* i8 [m, ldq] */
   uint64_t scales;       /* f32 [m] */

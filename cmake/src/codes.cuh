@@ -231,14 +231,20 @@ __device__ __forceinline__ void encode_chunk(const T (&v)[kChunk], const Constan
     packed[1] = reinterpret_cast<const uint32_t *>(q)[1];
   }
   // Left-out values get the code of 0.
-  if (out != 0 || after < kChunk) {
+  if (out != 0) {
+    const uint32_t zeros = (static_cast<uint32_t>(constants.zero) & 0xffu) * 0x01010101u;
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) {
-      const uint32_t shift = i % 4 * 8;
-      const bool padding = i >= after;
-      if (!(out >> i & 1u) && !padding) continue;
-      const uint32_t code = padding ? 0u : static_cast<uint32_t>(constants.zero) & 0xffu;
-      packed[i / 4] = (packed[i / 4] & ~(0xffu << shift)) | (code << shift);
+    for (int i = 0; i < 2; ++i) {
+      // Each of four bits becomes a byte of ones.
+      const uint32_t bytes = ((out >> (4 * i) & 0xfu) * 0x00204081u & 0x01010101u) * 0xffu;
+      packed[i] = (packed[i] & ~bytes) | (zeros & bytes);
+    }
+  }
+  if (after < kChunk) {
+    for (int i = after < 0 ? 0 : static_cast<int>(after); i < kChunk; ++i) {
+      const uint32_t byte = ~(0xffu << (i % 4 * 8));
+      packed[0] &= i < 4 ? byte : ~0u;
+      packed[1] &= i < 4 ? ~0u : byte;
     }
   }
 }

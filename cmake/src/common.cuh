@@ -94,7 +94,8 @@ struct Launch {
   }
 };
 
-// Raises a kernel's limit of dynamic shared memory (48 KB by default).
+// Raises a kernel's limit of dynamic shared memory (48 KB by default). Always to the same for a kernel: other threads may be
+// launching it.
 template <typename Kernel>
 cudaError_t allow_shared(Kernel kernel, size_t bytes) {
   if (bytes <= 48 * 1024) return cudaSuccess;

@@ -45,10 +45,10 @@ constexpr int kSkinnyRows = 32;
 // K up to which one row's codes, mask and list fit into shared memory two blocks at a time (228 KB an SM).
 constexpr int kSkinnyOneInner = 65536;
 
-// Rows of x that the streaming kernel takes: two tiles of eight. K that one row's values in registers allow: 8 pieces of 8 a thread.
-constexpr int kStreamRows = 16, kStreamOneInner = 16384;
-bool stream_takes(int64_t m, int64_t k, int element, bool one, const Device &device);
-int8_cuda_status launch_stream(const GemmParams &params, int element, bool one, bool zero_point, cudaStream_t stream, int multiprocessors);
+// K up to which one row's values stay in registers: 8 pieces of 8 a thread.
+constexpr int kStreamInner = 16384;
+bool stream_takes(int64_t m, int64_t n, int64_t k, int element, const Device &device);
+int8_cuda_status launch_stream(const GemmParams &params, int element, bool zero_point, cudaStream_t stream, int multiprocessors);
 
 int8_cuda_status launch_skinny_one(const GemmParams &params, int element, bool zero_point, cudaStream_t stream, bool overlap);
 int8_cuda_status launch_skinny(const GemmParams &params, int element, cudaStream_t stream, bool overlap);

@@ -57,9 +57,6 @@ __device__ __forceinline__ void copy_bytes_in(void *to, const void *from, uint32
                "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
-__device__ __forceinline__ void prefetch_bytes_to_l2(const void *from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
 // Box at (column, row) into shared memory; completes on `barrier`.
 __device__ __forceinline__ void copy_in(void *to, const CUtensorMap &map, int column, int row, uint64_t *barrier) {
   asm volatile(
@@ -67,6 +64,18 @@ __device__ __forceinline__ void copy_in(void *to, const CUtensorMap &map, int co
           shared_address(to)),
       "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
       : "memory");
+}
+// Box of a three-dimensional map.
+__device__ __forceinline__ void copy_in_3d(void *to, const CUtensorMap &map, int x, int y, int z, uint64_t *barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+          shared_address(to)),
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
+      : "memory");
+}
+__device__ __forceinline__ void prefetch_to_l2_3d(const CUtensorMap &map, int x, int y, int z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(&map), "r"(x), "r"(y), "r"(z)
+               : "memory");
 }
 // The same, into every block of the cluster that `mask` names, at the same offset, completing on each one's barrier.
 __device__ __forceinline__ void copy_in_multicast(void *to, const CUtensorMap &map, int column, int row,

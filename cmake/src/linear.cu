@@ -103,8 +103,7 @@ RowsLayout lay_out_rows(Arena *arena, int64_t rows, int64_t inner, int granulari
 // Which kernel serves a shape best, from the records under docs/benchmarks: tiles large enough to reuse operands, small
 // enough that all multiprocessors have one.
 int choose(const int8_cuda_linear_params &p, const Device &device) {
-  if (stream_takes(p.m, p.k, p.element, true, device)) return INT8_CUDA_STREAM_ONE;
-  if (stream_takes(p.m, p.k, p.element, false, device)) return INT8_CUDA_STREAM;
+  if (stream_takes(p.m, p.n, p.k, p.element, device)) return INT8_CUDA_STREAM;
   // One row: below 64 MB of weights a second launch costs more than every block quantising x for itself.
   if (p.m == 1 && p.element != INT8_CUDA_F32 && p.k <= kSkinnyOneInner && p.n * p.k <= 64 << 20) return INT8_CUDA_SKINNY_ONE;
   if (p.m <= 16) return INT8_CUDA_SKINNY;
@@ -131,10 +130,10 @@ int8_cuda_status lay_out(const int8_cuda_linear_params &p, const Device &device,
   *layout = LinearLayout{};
   int8_cuda_linear_layout &v = layout->visible;
   v.algorithm = p.algorithm == INT8_CUDA_AUTO ? choose(p, device) : p.algorithm;
-  const bool stream = v.algorithm == INT8_CUDA_STREAM || v.algorithm == INT8_CUDA_STREAM_ONE;
-  const bool one = v.algorithm == INT8_CUDA_SKINNY_ONE || v.algorithm == INT8_CUDA_STREAM_ONE;
-  if (!one && !stream && (v.algorithm < INT8_CUDA_SKINNY || v.algorithm > INT8_CUDA_WGMMA_64X128)) return INT8_CUDA_INVALID;
-  if (stream && !stream_takes(p.m, p.k, p.element, one, device)) return INT8_CUDA_UNSUPPORTED;
+  const bool stream = v.algorithm == INT8_CUDA_STREAM;
+  const bool one = v.algorithm == INT8_CUDA_SKINNY_ONE || stream;
+  if (!one && (v.algorithm < INT8_CUDA_SKINNY || v.algorithm > INT8_CUDA_WGMMA_64X128)) return INT8_CUDA_INVALID;
+  if (stream && p.m > 0 && p.n > 0 && !stream_takes(p.m, p.n, p.k, p.element, device)) return INT8_CUDA_UNSUPPORTED;
   if (one && (p.m > 1 || p.element == INT8_CUDA_F32 || p.k > kSkinnyOneInner)) return INT8_CUDA_UNSUPPORTED;
   const bool wgmma = is_wgmma(v.algorithm);
   if (device.major < 8 || (wgmma && (device.major != 9 || p.element == INT8_CUDA_F32 || p.k == 0))) return INT8_CUDA_UNSUPPORTED;
@@ -156,7 +155,7 @@ int8_cuda_status lay_out(const int8_cuda_linear_params &p, const Device &device,
       const int64_t fitting = kOutlierBytes / (width * (p.m + p.n + 1)) / 64 * 64;
       layout->capacity = all < fitting ? all : fitting < 64 ? 64 : fitting;
       layout->outlier_w = arena.take(p.n * layout->capacity * width);
-    } else if (one || stream || v.algorithm == INT8_CUDA_SKINNY) {
+    } else if (one || v.algorithm == INT8_CUDA_SKINNY) {
       layout->capacity = all;
     }
     layout->outlier_x = arena.take(p.m * layout->capacity * width);
@@ -218,8 +217,8 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
   rows.threshold = p.threshold;
   rows.early = 1;
   rows.weights_are_codes = p.exact == nullptr ? 1 : 0;
-  // The ..._ONE forms read x 16 bytes at a time. Their workspace is SKINNY's, which takes over where AUTO was asked for.
-  const bool wants_one = v.algorithm == INT8_CUDA_SKINNY_ONE || v.algorithm == INT8_CUDA_STREAM_ONE;
+  // SKINNY_ONE and STREAM read x 16 bytes at a time. Their workspace is SKINNY's, which takes over where AUTO was asked for.
+  const bool wants_one = v.algorithm == INT8_CUDA_SKINNY_ONE || v.algorithm == INT8_CUDA_STREAM;
   const bool one = wants_one && aligned(p.x, 16);
   if (wants_one && !one && p.algorithm != INT8_CUDA_AUTO) return INT8_CUDA_INVALID;
   rows.state = wgmma ? at<uint32_t>(p.workspace, layout.state) : nullptr;
@@ -261,8 +260,9 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
   g.thresholds = p.rule > INT8_CUDA_RULE_ABSOLUTE ? rows.thresholds : nullptr;
   g.threshold = p.threshold;
   g.by_value = p.outlier_granularity == INT8_CUDA_VALUE ? 1 : 0;
-  const bool streams = v.algorithm == INT8_CUDA_STREAM || (one && v.algorithm == INT8_CUDA_STREAM_ONE);
-  if (streams) return launch_stream(g, p.element, one, p.encoding == INT8_CUDA_ZEROPOINT, stream, device.multiprocessors);
+  if (one && v.algorithm == INT8_CUDA_STREAM) {
+    return launch_stream(g, p.element, p.encoding == INT8_CUDA_ZEROPOINT, stream, device.multiprocessors);
+  }
   if (one) return launch_skinny_one(g, p.element, p.encoding == INT8_CUDA_ZEROPOINT, stream, overlap);
   if (v.algorithm == INT8_CUDA_SKINNY || wants_one) return launch_skinny(g, p.element, stream, overlap);
   if (v.algorithm == INT8_CUDA_MMA) return launch_mma(g, p.element, stream, overlap);

@@ -21,12 +21,14 @@ constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kSlots = kRowPassInner / kChunk / kThreads;
 // Slabs that fit into shared memory, at most; and rows of a slab.
 constexpr int kMaxBuffers = 16, kMaxSlabRows = 4;
+// Buffers that take turns once all others hold a slab to keep: one looked through and two on their way.
+constexpr int kRing = 3;
 constexpr int kBytes = 227 * 1024;
 // Words of the state: tickets, finished slabs, mask; each on cache lines of its own.
 constexpr int kTicket = 0, kDone = 32, kMask = 64;
 
 struct Shape {
-  int slab_rows, slabs, buffers;
+  int slab_rows, slabs, buffers, ahead;  // ahead: slabs on their way beside the one looked through
 };
 
 // Shared memory behind the row buffers.
@@ -35,7 +37,7 @@ struct Tail {
   uint32_t scratch[2][kWarps];
   uint32_t mask[kRowPassInner / 32];
   uint32_t before[kRowPassInner / 32];
-  uint16_t slab[kRowPassSlabs];
+  uint16_t slab[kRowPassSlabs + kRing];
   // Followed by the list of outlier columns, u16 [k].
 };
 
@@ -56,7 +58,9 @@ __device__ __forceinline__ V group_reduce(V v, Op op, uint32_t (&scratch)[2][kWa
   return v;
 }
 
-template <typename T>
+// kUsual: absmax codes, whole columns of values above a fixed threshold, the paper's row maximum, no sums of codes. What else
+// there is costs instructions, of which this kernel is short.
+template <typename T, bool kUsual>
 __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ RowsParams p, const Shape shape) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) uint8_t memory[];
@@ -65,7 +69,8 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   Tail &tail = *reinterpret_cast<Tail *>(memory + round_up(shape.buffers * slab_bytes, 128));
   uint16_t *list = reinterpret_cast<uint16_t *>(&tail + 1);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const bool relative = p.rule != INT8_CUDA_RULE_ABSOLUTE, by_value = p.outlier_granularity == INT8_CUDA_VALUE;
+  const bool relative = !kUsual && p.rule != INT8_CUDA_RULE_ABSOLUTE, by_value = !kUsual && p.outlier_granularity == INT8_CUDA_VALUE;
+  const bool sums = !kUsual && p.code_sums != nullptr;
   const T *x = static_cast<const T *>(p.x);
 
   if (threadIdx.x == 0) {
@@ -75,8 +80,9 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   let_successor_start();
   wait_for_predecessor();
 
-  // Local slab i lies in buffer i, or, once they are all in use, in one of the last two in turn.
-  auto buffer_of = [&](int i) { return i < shape.buffers ? i : shape.buffers - 2 + (i - shape.buffers) % 2; };
+  // Local slab i lies in buffer i, or, once they are all in use, in one of the last few in turn.
+  const int ring = shape.buffers - kRing;
+  auto buffer_of = [&](int i) { return i < shape.buffers ? i : ring + (i - shape.buffers) % kRing; };
   auto rows_in = [&](int slab) { return min(shape.slab_rows, rows - slab * shape.slab_rows); };
   auto fetch = [&](int slab, int buffer) {
     const int count = rows_in(slab);
@@ -86,41 +92,51 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
                    static_cast<uint32_t>(row_bytes), &tail.full[buffer]);
     }
   };
+  auto start = [&](int i, uint32_t ticket) {
+    tail.slab[i] = static_cast<uint16_t>(min(ticket, static_cast<uint32_t>(shape.slabs)));
+    if (ticket < static_cast<uint32_t>(shape.slabs)) fetch(static_cast<int>(ticket), buffer_of(i));
+  };
   uint32_t next = 0;  // thread 0: a ticket on its way
   if (threadIdx.x == 0) {
-    const uint32_t first = atomicAdd(&p.state[kTicket], 1u);
+    uint32_t first[kRing - 1];
+    // All at once: each takes its time.
+#pragma unroll
+    for (int i = 0; i < kRing - 1; ++i) first[i] = i < shape.ahead ? atomicAdd(&p.state[kTicket], 1u) : 0;
     next = atomicAdd(&p.state[kTicket], 1u);
-    tail.slab[0] = static_cast<uint16_t>(min(first, static_cast<uint32_t>(shape.slabs)));
-    if (first < static_cast<uint32_t>(shape.slabs)) fetch(static_cast<int>(first), 0);
+#pragma unroll
+    for (int i = 0; i < kRing - 1; ++i) {
+      if (i < shape.ahead) start(i, first[i]);
+    }
   }
 
   // --- 1: outlier columns
   const uint32_t floor = relative ? 0 : Packed<T>::at_least(p.threshold);
   uint32_t hits[kSlots] = {};
+  // Short rows: the two halves of the block take alternate ones.
+  const int sharing = 2 * chunks <= kThreads ? 2 : 1, first_row = static_cast<int>(threadIdx.x) / (kThreads / sharing);
+  const int watched = static_cast<int>(threadIdx.x) % (kThreads / sharing);
   int taken = 0;
   for (;; ++taken) {
     __syncthreads();  // the slab's number is there, and nobody reads the one before the last any more
     const int slab = tail.slab[taken];
     if (slab >= shape.slabs) break;
     if (threadIdx.x == 0) {
-      tail.slab[taken + 1] = static_cast<uint16_t>(min(next, static_cast<uint32_t>(shape.slabs)));
-      if (next < static_cast<uint32_t>(shape.slabs)) {
-        fetch(static_cast<int>(next), buffer_of(taken + 1));
-        next = atomicAdd(&p.state[kTicket], 1u);
-      }
+      start(taken + shape.ahead, next);
+      if (next < static_cast<uint32_t>(shape.slabs)) next = atomicAdd(&p.state[kTicket], 1u);
     }
     const int buffer = buffer_of(taken), count = rows_in(slab);
     const uint8_t *from = memory + buffer * slab_bytes;
-    barrier_wait(&tail.full[buffer], taken < shape.buffers ? 0u : static_cast<uint32_t>((taken - shape.buffers) / 2 + 1) & 1u);
+    barrier_wait(&tail.full[buffer], taken < shape.buffers ? 0u : static_cast<uint32_t>((taken - shape.buffers) / kRing + 1) & 1u);
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
-      const int chunk = static_cast<int>(threadIdx.x) + s * kThreads;
+      const int chunk = watched + s * kThreads;
       if (chunk >= chunks) break;
       bool each = relative;
       if (!relative) {
         uint4 most = make_uint4(0, 0, 0, 0);
 #pragma unroll
-        for (int r = 0; r < kMaxSlabRows; ++r) {
+        for (int i = 0; i < kMaxSlabRows; ++i) {
+          const int r = first_row + i * sharing;
           if (r >= count) break;
           const uint4 v = *reinterpret_cast<const uint4 *>(from + r * row_bytes + chunk * 16);
           most.x = __vmaxu2(most.x, v.x & kMagnitudes);
@@ -141,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
         }
       }
       if (each) {
-        for (int r = 0; r < count; ++r) {
+        for (int r = first_row; r < count; r += sharing) {
           const T(&v)[kChunk] = *reinterpret_cast<const T(*)[kChunk]>(from + r * row_bytes + chunk * 16);
           const float threshold = relative ? p.thresholds[static_cast<int64_t>(slab) * shape.slab_rows + r] : p.threshold;
           hits[s] |= hits_of<T, true>(v, threshold, floor_of<T, true>(threshold));
@@ -151,8 +167,8 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   }
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) {
-    if (warp * 32 + s * kThreads >= chunks) break;
-    const int chunk = static_cast<int>(threadIdx.x) + s * kThreads;
+    const int chunk = watched + s * kThreads;
+    if (chunk - lane >= chunks) break;
     uint32_t word = (chunk < chunks ? hits[s] : 0u) << (lane % 4 * kChunk);
     word |= __shfl_xor_sync(0xffffffffu, word, 1);
     word |= __shfl_xor_sync(0xffffffffu, word, 2);
@@ -201,27 +217,46 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   const uint8_t *mask_bytes = reinterpret_cast<const uint8_t *>(tail.mask);
 
   // --- 2: codes
-  const bool both_ends = p.encoding == INT8_CUDA_ZEROPOINT;
-  const bool own_range = by_value || p.row_maximum == INT8_CUDA_MAXIMUM_BITSANDBYTES;
+  const bool both_ends = !kUsual && p.encoding == INT8_CUDA_ZEROPOINT;
+  const bool own_range = !kUsual && (by_value || p.row_maximum == INT8_CUDA_MAXIMUM_BITSANDBYTES);
   int turn = 0;
   auto quantize = [&](const uint8_t *from, int64_t m, int group, int warps) {
     const float threshold = relative ? p.thresholds[m] : p.threshold;
     const uint32_t row_floor = floor_of<T, true>(threshold);
     const int first = (warp % warps) * 32 + lane, stride = warps * 32;
-    auto chunk_at = [&](int chunk) -> const T(&)[kChunk] { return *reinterpret_cast<const T(*)[kChunk]>(from + chunk * 16); };
+    // kBatch pieces are read before the first is looked at.
+    constexpr int kBatch = 4;
+    auto for_each = [&](bool own, auto body) {
+      for (int at = first; at < chunks; at += kBatch * stride) {
+        uint4 raw[kBatch];
+        uint32_t hits[kBatch];
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          const int chunk = at + b * stride;
+          raw[b] = make_uint4(0, 0, 0, 0);
+          hits[b] = 0;
+          if (chunk < chunks) {
+            raw[b] = *reinterpret_cast<const uint4 *>(from + chunk * 16);
+            if (!own) hits[b] = mask_bytes[chunk];
+          }
+        }
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(raw[b]);
+          if (own) hits[b] = hits_of<T, true>(v, threshold, row_floor);
+          body(at + b * stride, v, hits[b]);
+        }
+      }
+    };
     PackedRange<T> packed;
-#pragma unroll 4
-    for (int chunk = first; chunk < chunks; chunk += stride) {
-      const uint4 raw = *reinterpret_cast<const uint4 *>(from + chunk * 16);
-      const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(raw);
-      const uint32_t skip = own_range ? hits_of<T, true>(v, threshold, row_floor) : mask_bytes[chunk];
+    for_each(own_range, [&](int, const T(&v)[kChunk], uint32_t skip) {
 #pragma unroll
       for (int i = 0; i < kChunk / 2; ++i) {
         uint32_t word = words_of(v)[i];
         if (skip != 0) word &= (skip >> (2 * i) & 1u ? 0u : 0xffffu) | (skip >> (2 * i) & 2u ? 0u : 0xffff0000u);
         packed.add(word, both_ends);
       }
-    }
+    });
     RangeOfRow range;
     const uint32_t most = group_reduce(larger_half(packed.most), [](uint32_t a, uint32_t b) { return max(a, b); }, tail.scratch,
                                        &turn, group, warps);
@@ -232,28 +267,25 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
       range.low = group_reduce(fminf(low.x, low.y), [](float a, float b) { return fminf(a, b); }, tail.scratch, &turn, group, warps);
       range.high = group_reduce(fmaxf(high.x, high.y), [](float a, float b) { return fmaxf(a, b); }, tail.scratch, &turn, group, warps);
     }
-    const Constants constants(range, p.encoding);
+    const Constants constants(range, kUsual ? INT8_CUDA_ABSMAX : p.encoding);
     int8_t *codes = p.codes + m * p.ldq;
     int32_t sum = 0;
-#pragma unroll 4
-    for (int chunk = first; chunk < chunks; chunk += stride) {
-      const uint4 raw = *reinterpret_cast<const uint4 *>(from + chunk * 16);
-      const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(raw);
-      const uint32_t out = by_value ? hits_of<T, true>(v, threshold, row_floor) : mask_bytes[chunk];
+    for_each(by_value, [&](int chunk, const T(&v)[kChunk], uint32_t out) {
       uint32_t q[2];
       encode_chunk<T, true>(v, constants, both_ends, out, kChunk, q);
-      sum = __dp4a(static_cast<int>(q[0]), 0x01010101, __dp4a(static_cast<int>(q[1]), 0x01010101, sum));
+      if (chunk >= chunks) return;
+      if (sums) sum = __dp4a(static_cast<int>(q[0]), 0x01010101, __dp4a(static_cast<int>(q[1]), 0x01010101, sum));
       *reinterpret_cast<uint2 *>(codes + chunk * kChunk) = make_uint2(q[0], q[1]);
-    }
+    });
     // k is a multiple of 8, ldq of 16.
     if (first == 0 && chunks * kChunk < p.ldq) *reinterpret_cast<uint2 *>(codes + chunks * kChunk) = make_uint2(0, 0);
-    if (p.code_sums != nullptr) {
+    if (sums) {
       sum = group_reduce(sum, [](int32_t a, int32_t b) { return a + b; }, tail.scratch, &turn, group, warps);
     }
     if (first == 0) {
       p.scales[m] = constants.scale;
       if (p.zero_points != nullptr) p.zero_points[m] = constants.zero;
-      if (p.code_sums != nullptr) p.code_sums[m] = sum;
+      if (sums) p.code_sums[m] = sum;
     }
     if (p.outliers.x == nullptr) return;
     T *to = static_cast<T *>(p.outliers.x);
@@ -270,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   // Rows of slabs [first, end) by local number, `slot` giving each one's buffer.
   auto quantize_slabs = [&](int count, auto slab_of, auto slot_of) {
     const int all = count * shape.slab_rows;
-    const int warps = all > 4 ? 2 : all > 2 ? 4 : all > 1 ? 8 : 16;
+    const int warps = all > 4 ? kWarps / 8 : all > 2 ? kWarps / 4 : all > 1 ? kWarps / 2 : kWarps;
     const int group = warp / warps;
     for (int i = group; i < all; i += kWarps / warps) {
       const int index = i / shape.slab_rows, r = i % shape.slab_rows, slab = tail.slab[slab_of(index)];
@@ -278,8 +310,22 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
       if (m < p.m) quantize(memory + slot_of(index) * slab_bytes + r * row_bytes, m, group, warps);
     }
   };
-  // In shared memory: the slabs of the first buffers, and the last two.
-  const int resident = min(taken, shape.buffers), ring = shape.buffers - 2, gone = taken - resident;
+  // In shared memory: the slabs of the first buffers, and the last few.
+  const int resident = min(taken, shape.buffers), gone = taken - resident;
+  // The first piece of W's outlier columns is asked for now and used after the codes.
+  const int64_t each = ceil_div<int64_t>(p.n, gridDim.x), first_n = each * blockIdx.x, end_n = min(p.n, first_n + each);
+  const uint32_t pieces = min(padded, held) / kChunk;
+  const uint32_t all_pieces = p.outliers.w != nullptr && end_n > first_n ? static_cast<uint32_t>(end_n - first_n) * pieces : 0u;
+  int early[kChunk];
+  auto load_codes = [&](uint32_t i, int(&code)[kChunk]) {
+    const int64_t n = first_n + i / pieces;
+    const uint32_t j = i % pieces * kChunk;
+    const int8_t *from = p.weight.codes + n * p.weight.ldw;
+    const int zero = p.weight.zero_points != nullptr ? p.weight.zero_points[n] : 0;
+#pragma unroll
+    for (uint32_t e = 0; e < kChunk; ++e) code[e] = j + e < outliers ? __ldg(from + list[j + e]) - zero : 0;
+  };
+  if (p.weights_are_codes && threadIdx.x < all_pieces) load_codes(threadIdx.x, early);
   quantize_slabs(
       resident, [&](int i) { return i < ring ? i : i + gone; },
       [&](int i) { return buffer_of(i < ring ? i : i + gone); });
@@ -294,39 +340,29 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
     }
     return count;
   };
-  // Loads into buffer i that have been waited for: one in phase 1, more for the last two.
+  // Loads into a buffer that have been waited for: one in phase 1, more for the last few.
   auto parity_of = [&](int buffer, int round) {
-    const int before = buffer < ring ? 1 : 1 + (gone + (buffer == ring ? 1 : 0)) / 2;
+    const int before = buffer < ring ? 1 : 1 + (gone - (buffer - ring) + kRing - 1) / kRing;
     return static_cast<uint32_t>(before + round) & 1u;
   };
   int count = gone > 0 ? fetch_back() : 0;
 
   // --- 3: W's outlier columns; a thread puts eight together
-  if (p.outliers.w != nullptr && outliers > 0) {
-    const int64_t each = ceil_div<int64_t>(p.n, gridDim.x), first_n = each * blockIdx.x, end_n = min(p.n, first_n + each);
-    const uint32_t pieces = min(padded, held) / kChunk;
-    const uint32_t all = end_n > first_n ? static_cast<uint32_t>(end_n - first_n) * pieces : 0u;
-    T *to = static_cast<T *>(p.outliers.w);
-    for (uint32_t i = threadIdx.x; i < all; i += kThreads) {
-      const int64_t n = first_n + i / pieces;
-      const uint32_t j = i % pieces * kChunk;
-      alignas(16) T out[kChunk];
-      if (p.weights_are_codes) {
-        const int zero = p.weight.zero_points != nullptr ? p.weight.zero_points[n] : 0;
-        const int8_t *from = p.weight.codes + n * p.weight.ldw;
-        int code[kChunk];
+  for (uint32_t i = threadIdx.x; i < all_pieces; i += kThreads) {
+    const int64_t n = first_n + i / pieces;
+    const uint32_t j = i % pieces * kChunk;
+    alignas(16) T out[kChunk];
+    if (p.weights_are_codes) {
+      if (i != threadIdx.x) load_codes(i, early);
 #pragma unroll
-        for (uint32_t e = 0; e < kChunk; ++e) code[e] = j + e < outliers ? __ldg(from + list[j + e]) - zero : 0;
+      for (uint32_t e = 0; e < kChunk; ++e) out[e] = from_f32<T>(static_cast<float>(early[e]));
+    } else {
 #pragma unroll
-        for (uint32_t e = 0; e < kChunk; ++e) out[e] = from_f32<T>(static_cast<float>(code[e]));
-      } else {
-#pragma unroll
-        for (uint32_t e = 0; e < kChunk; ++e) {
-          out[e] = j + e < outliers ? from_f32<T>(outlier_weight<T>(p.weight, n, list[j + e])) : from_f32<T>(0.0f);
-        }
+      for (uint32_t e = 0; e < kChunk; ++e) {
+        out[e] = j + e < outliers ? from_f32<T>(outlier_weight<T>(p.weight, n, list[j + e])) : from_f32<T>(0.0f);
       }
-      *reinterpret_cast<uint4 *>(to + outlier_index(p.n, n, j)) = *reinterpret_cast<const uint4 *>(out);
     }
+    *reinterpret_cast<uint4 *>(static_cast<T *>(p.outliers.w) + outlier_index(p.n, n, j)) = *reinterpret_cast<const uint4 *>(out);
   }
 
   for (int round = 0; count > 0; ++round) {
@@ -342,25 +378,28 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
 // How x is cut up; slabs == 0: this kernel cannot take it.
 Shape shape_of(const RowsParams &p, int multiprocessors) {
   const int64_t row_bytes = p.k * 2, room = kBytes - static_cast<int64_t>(sizeof(Tail)) - row_bytes - 128;
-  Shape shape{kMaxSlabRows, 0, 0};
-  while (shape.slab_rows > 1 && (shape.slab_rows / 2 >= ceil_div<int64_t>(p.m, multiprocessors) || room / (shape.slab_rows * row_bytes) < 4)) {
-    shape.slab_rows /= 2;
-  }
-  const int64_t slabs = ceil_div<int64_t>(p.m, shape.slab_rows), fitting = room / (shape.slab_rows * row_bytes);
-  if (slabs >= kRowPassSlabs || fitting < 4) return shape;
+  Shape shape{kMaxSlabRows, 0, 0, 1};
+  auto fitting = [&] { return room / (shape.slab_rows * row_bytes); };
+  // Half a block's rows at most, so that the blocks end together.
+  while (shape.slab_rows > 1 && (2 * shape.slab_rows > ceil_div<int64_t>(p.m, multiprocessors) || fitting() <= kRing)) shape.slab_rows /= 2;
+  const int64_t slabs = ceil_div<int64_t>(p.m, shape.slab_rows);
+  if (slabs >= kRowPassSlabs || fitting() <= kRing) return shape;
   shape.slabs = static_cast<int>(slabs);
-  shape.buffers = static_cast<int>(fitting < kMaxBuffers ? fitting : kMaxBuffers);
+  shape.buffers = static_cast<int>(fitting() < kMaxBuffers ? fitting() : kMaxBuffers);
+  // With more on their way, the first blocks would leave nothing to the last.
+  if (slabs > 4 * multiprocessors) shape.ahead = kRing - 1;
   return shape;
 }
 
-template <typename T>
+template <typename T, bool kUsual>
 int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, int multiprocessors) {
   const Shape shape = shape_of(p, multiprocessors);
   const size_t shared = round_up(static_cast<size_t>(shape.buffers) * shape.slab_rows * p.k * 2, size_t{128}) + sizeof(Tail) +
                         static_cast<size_t>(p.k) * 2;
-  INT8_CUDA_TRY(allow_shared(row_pass<T>, shared));
+  auto *kernel = row_pass<T, kUsual>;
+  INT8_CUDA_TRY(allow_shared(kernel, kBytes));
   Launch launch(dim3(static_cast<unsigned>(multiprocessors)), dim3(kThreads), shared, stream, true);
-  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, row_pass<T>, p, shape));
+  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, p, shape));
   return INT8_CUDA_OK;
 }
 
@@ -368,15 +407,21 @@ int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, int mult
 
 bool row_pass_takes(const RowsParams &p, const Device &device) {
   const bool aligned = p.ldx % kChunk == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0 && p.k % kChunk == 0;
-  return device.major == 9 && p.element != INT8_CUDA_F32 && p.rule != INT8_CUDA_RULE_NONE && aligned && p.k > 0 &&
+  // Between 64 and 1024 rows a block has too few to keep its threads busy, and separate kernels are some percent ahead.
+  const bool worth = p.m <= 64 || p.m >= 1024;
+  return worth && device.major == 9 && p.element != INT8_CUDA_F32 && p.rule != INT8_CUDA_RULE_NONE && aligned && p.k > 0 &&
          p.k <= kRowPassInner && p.granularity == INT8_CUDA_PER_ROW && p.state != nullptr && p.outliers.count != nullptr &&
          shape_of(p, device.multiprocessors).slabs > 0;
 }
 
 int8_cuda_status launch_row_pass(const RowsParams &p, cudaStream_t stream, int multiprocessors) {
   INT8_CUDA_PASS(launch_thresholds(p, stream, true));
-  return p.element == INT8_CUDA_F16 ? launch_typed<__half>(p, stream, multiprocessors)
-                                    : launch_typed<__nv_bfloat16>(p, stream, multiprocessors);
+  const bool usual = p.encoding == INT8_CUDA_ABSMAX && p.rule == INT8_CUDA_RULE_ABSOLUTE && p.code_sums == nullptr &&
+                     p.outlier_granularity == INT8_CUDA_COLUMN && p.row_maximum == INT8_CUDA_MAXIMUM_PAPER;
+  if (p.element == INT8_CUDA_F16) {
+    return usual ? launch_typed<__half, true>(p, stream, multiprocessors) : launch_typed<__half, false>(p, stream, multiprocessors);
+  }
+  return usual ? launch_typed<__nv_bfloat16, true>(p, stream, multiprocessors) : launch_typed<__nv_bfloat16, false>(p, stream, multiprocessors);
 }
 
 }  // namespace int8_cuda

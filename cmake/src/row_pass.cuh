@@ -6,7 +6,7 @@
 namespace int8_cuda {
 
 // Longest row it takes, and so many slabs of rows at most.
-constexpr int kRowPassInner = 16384, kRowPassSlabs = 4096;
+constexpr int kRowPassInner = 16384, kRowPassSlabs = 8192;
 // Bytes of its state (RowsParams::state). Zero before its first use; whoever comes after the row pass zeroes it again.
 constexpr int kRowPassState = 4096;
 

@@ -240,9 +240,16 @@ template <typename T, bool kVector, int kBlock>
 __device__ __forceinline__ void find_mask(const RowsParams &p, bool relative, int words, uint32_t *mask) {
   const T *x = static_cast<const T *>(p.x);
   uint8_t *bytes = reinterpret_cast<uint8_t *>(mask);
-  for (int chunk = threadIdx.x; chunk < words * 4; chunk += kBlock) {
+  // Short rows: two threads share the rows of a piece.
+  const bool share = words * 8 <= kBlock;
+  const int pieces = words * 4, half = share && static_cast<int>(threadIdx.x) >= pieces ? 1 : 0;
+  if (share) {
+    for (int i = threadIdx.x; i < words; i += kBlock) mask[i] = 0;
+    __syncthreads();
+  }
+  for (int chunk = static_cast<int>(threadIdx.x) - half * pieces; chunk < pieces; chunk += kBlock) {
     uint32_t hits = 0;
-    for (int first = 0; first < p.m; first += kSmallBatch) {
+    for (int first = half * kSmallBatch; first < p.m; first += (share ? 2 : 1) * kSmallBatch) {
       T v[kSmallBatch][kChunk];
 #pragma unroll
       for (int r = 0; r < kSmallBatch; ++r) {
@@ -256,7 +263,8 @@ __device__ __forceinline__ void find_mask(const RowsParams &p, bool relative, in
         hits |= hits_of<T, kVector>(v[r], threshold, floor_of<T, kVector>(threshold));
       }
     }
-    bytes[chunk] = static_cast<uint8_t>(hits);
+    if (!share) bytes[chunk] = static_cast<uint8_t>(hits);
+    if (share && hits != 0) atomicOr(&mask[chunk / 4], hits << (chunk % 4 * kChunk));
   }
 }
 

@@ -367,7 +367,7 @@ int8_cuda_status launch_typed(const GemmParams &p, cudaStream_t stream, bool ove
 template <typename T>
 int8_cuda_status launch_one_typed(const GemmParams &p, bool zero_point, cudaStream_t stream, bool overlap) {
   const size_t shared = static_cast<size_t>(round_up(p.k, kWindow)) + ceil_div(p.k, 32) * 8 + kListed * 4;
-  INT8_CUDA_TRY(allow_shared(skinny_one<T>, shared));
+  INT8_CUDA_TRY(allow_shared(skinny_one<T>, kSkinnyOneInner + kSkinnyOneInner / 4 + kListed * 4));
   Launch launch(dim3(static_cast<unsigned>(ceil_div(p.n, 16))), dim3(kThreads), shared, stream, overlap);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, skinny_one<T>, p, zero_point ? 1 : 0, early_bytes_of(p, overlap)));
   return INT8_CUDA_OK;

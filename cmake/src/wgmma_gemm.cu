@@ -7,6 +7,7 @@
 // stages: 128 bytes a row. How many steps of 16 bits there are is read from the device, so no host waits for it.
 #include "gemm.cuh"
 #include "hopper.cuh"
+#include "tensor_map.cuh"
 #include "wgmma.cuh"
 
 namespace int8_cuda {
@@ -292,26 +293,6 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
   // No block of a cluster may end while another can still arrive at its barriers.
   if (kCluster > 1) cluster_sync();
 #endif
-}
-
-using EncodeTiled = CUresult (*)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                                 const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                                 CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-// The driver's encoder, looked up once: linking to libcuda would keep programs from starting where there is no driver.
-int8_cuda_status find_encoder(EncodeTiled *encode) {
-  static EncodeTiled found = nullptr;
-  EncodeTiled local = __atomic_load_n(&found, __ATOMIC_ACQUIRE);
-  if (local == nullptr) {
-    void *symbol = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    INT8_CUDA_TRY(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000, cudaEnableDefault, &result));
-    if (symbol == nullptr) return INT8_CUDA_UNSUPPORTED;
-    local = reinterpret_cast<EncodeTiled>(symbol);
-    __atomic_store_n(&found, local, __ATOMIC_RELEASE);
-  }
-  *encode = local;
-  return INT8_CUDA_OK;
 }
 
 // A row-major matrix [rows, columns], ld elements between rows, read or written in boxes of box_rows x 128 bytes.

@@ -96,8 +96,6 @@ pub const INT8_CUDA_SKINNY_ONE: i32 = 7;
 
 /// `INT8_CUDA_STREAM` of the header.
 pub const INT8_CUDA_STREAM: i32 = 8;
-/// `INT8_CUDA_STREAM_ONE` of the header.
-pub const INT8_CUDA_STREAM_ONE: i32 = 9;
 /// `INT8_CUDA_CUBLASLT` of the header.
 pub const INT8_CUDA_CUBLASLT: i32 = 6;
 
@@ -238,7 +236,7 @@ pub struct int8_cuda_linear_params {
 }
 
 /// Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics.
-/// SKINNY_ONE and STREAM_ONE leave none.
+/// SKINNY_ONE and STREAM leave none.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_linear_layout {

@@ -40,21 +40,18 @@ pub enum Algorithm {
     Wgmma128x128,
     /// 64×128 tiles, `wgmma` (sm_90a), f16 and bf16.
     Wgmma64x128,
-    /// Weights streamed once through shared memory by the copy engine (sm_90), `m ≤ 16`, `m·k` up to some 70,000.
+    /// The same with weights that the copy engine brings to shared memory (sm_90), `k ≤ 16384` a multiple of 128.
     Stream,
-    /// The same for one row of f16 or bf16, `k ≤ 16384`, which every block quantises for itself.
-    StreamOne,
     /// cuBLASLt's i8·i8→i32, for [`crate::int8_product`] alone.
     CublasLt,
 }
 
 impl Algorithm {
     /// All that compute the layer.
-    pub const LAYER: [Self; 8] = [
+    pub const LAYER: [Self; 7] = [
         Self::Skinny,
         Self::SkinnyOne,
         Self::Stream,
-        Self::StreamOne,
         Self::Mma,
         Self::Wgmma128x256,
         Self::Wgmma128x128,
@@ -71,7 +68,6 @@ impl Algorithm {
             Self::Wgmma128x128 => sys::INT8_CUDA_WGMMA_128X128,
             Self::Wgmma64x128 => sys::INT8_CUDA_WGMMA_64X128,
             Self::Stream => sys::INT8_CUDA_STREAM,
-            Self::StreamOne => sys::INT8_CUDA_STREAM_ONE,
             Self::CublasLt => sys::INT8_CUDA_CUBLASLT,
         }
     }
@@ -193,13 +189,13 @@ impl<T: Float> LinearPlan<T> {
     }
 
     /// What the last run left behind; `None` for [`Algorithm::SkinnyOne`] and
-    /// [`Algorithm::StreamOne`], which leave nothing. Waits for the stream.
+    /// [`Algorithm::Stream`], which leave nothing. Waits for the stream.
     ///
     /// # Errors
     /// [`Error::Device`].
     pub fn intermediates(&self, stream: &Stream) -> Result<Option<Intermediates>, Error> {
         let Shape { m, k, .. } = self.shape;
-        if matches!(self.algorithm(), Algorithm::SkinnyOne | Algorithm::StreamOne) {
+        if matches!(self.algorithm(), Algorithm::SkinnyOne | Algorithm::Stream) {
             return Ok(None);
         }
         let ld = convert::from_size(self.layout.ldq);

@@ -62,8 +62,8 @@ fn run() -> Anything<()> {
     let info = device.info();
     println!("{}, driver {}, built with CUDA {}", info.name, info.driver, info.runtime);
     println!(
-        "{:>5} {:>12} {:>9} {:>9} {:>9} {:>8}  algorithm",
-        "M", "NxK", "outliers", "fp16 us", "int8 us", "speed-up"
+        "{:>5} {:>12} {:>9} {:>9} {:>9} {:>8} {:>9}  algorithm",
+        "M", "NxK", "outliers", "fp16 us", "int8 us", "speed-up", "raw us"
     );
     let shapes = if flag("--quick") { &SHAPES[..1] } else { &SHAPES[..] };
     let mut records = Vec::new();
@@ -106,6 +106,13 @@ struct Bench<'a> {
     dense: Vec<Matrix<f16>>,
     weights: Vec<Weight<f16>>,
     bias: Buffer<f32>,
+}
+
+/// The graph goes first, before what it reads and writes.
+struct RawProduct {
+    graph: Graph,
+    _codes: Weight<f16>,
+    _out: Matrix<i32>,
 }
 
 impl<'a> Bench<'a> {
@@ -190,10 +197,18 @@ impl<'a> Bench<'a> {
         dense.candidate = candidate;
         let error = self.relative_error(&mut plan, &x, &dense, &mut y, &mut y_dense)?;
 
-        let (mut fp16_times, mut int8_times) = (Vec::new(), Vec::new());
+        // The bare int8 product, i32 out, once for each shape: what the layer may at best come near to.
+        let raw = if (share - SHARES[1]).abs() < f32::EPSILON && algorithm == Algorithm::Auto {
+            self.raw_product(&order)?
+        } else {
+            None
+        };
+        let (mut fp16_times, mut int8_times, mut raw_times) = (Vec::new(), Vec::new(), Vec::new());
         // In turn by blocks: each side settles at the clock its own power draw allows, as in a program that runs it alone.
         for _ in 0..BLOCKS {
-            for (graph, times) in [(&fp16, &mut fp16_times), (&int8, &mut int8_times)] {
+            let raw = raw.as_ref().map(|raw| (&raw.graph, &mut raw_times));
+            for (graph, times) in [(&fp16, &mut fp16_times), (&int8, &mut int8_times)].into_iter().chain(raw)
+            {
                 for turn in 0..REPEATS / BLOCKS + 2 {
                     let time = timer.measure(self.stream, || graph.launch(self.stream))?;
                     if turn >= 2 {
@@ -204,20 +219,47 @@ impl<'a> Bench<'a> {
         }
         let layers = convert(order.len());
         let (fp16_us, int8_us) = (median(&mut fp16_times) / layers, median(&mut int8_times) / layers);
+        let raw_us = raw.is_some().then(|| median(&mut raw_times) / layers);
         let name = format!("{:?}", plan.algorithm());
         let speed_up = fp16_us / int8_us;
         println!(
-            "{m:>5} {:>12} {:>8}% {fp16_us:>9.1} {int8_us:>9.1} {speed_up:>8.2}  {name}",
+            "{m:>5} {:>12} {:>8}% {fp16_us:>9.1} {int8_us:>9.1} {speed_up:>8.2} {:>9}  {name}",
             format!("{n}x{k}"),
-            share * 100.0
+            share * 100.0,
+            raw_us.map_or(String::new(), |raw| format!("{raw:.1}")),
         );
         Ok(json!({
             "m": m, "n": n, "k": k, "outlier_share": share, "auto": algorithm == Algorithm::Auto, "algorithm": name,
-            "fp16_us": fp16_us, "int8_us": int8_us, "speed_up": speed_up, "cublaslt_candidate": candidate,
+            "fp16_us": fp16_us, "int8_us": int8_us, "speed_up": speed_up,
+            "cublaslt_int8_product_us": raw_us, "share_of_int8_product": raw_us.map(|raw| raw / int8_us), "cublaslt_candidate": candidate,
             "relative_error": error, "weights_rotated": self.weights.len(),
             "tera_operations_per_second": 2.0 * convert(m) * convert(n) * convert(k) / int8_us / 1e6,
             "weight_terabytes_per_second": convert(n) * convert(k) / int8_us / 1e6,
         }))
+    }
+
+    /// cuBLASLt's i8·i8→i32 on codes of x, recorded, and what it reads and writes; `None` where it does not take the shape.
+    fn raw_product(&self, order: &[usize]) -> Anything<Option<RawProduct>> {
+        let Shape { m, n, .. } = self.shape;
+        let x = self.input(0.0)?;
+        let codes = Weight::quantize(self.stream, x, &Scheme::LlmInt8Absmax.config(), KeepExact::None)?;
+        let mut out = Matrix::<i32>::zeros(self.device, m, n)?;
+        let mut product = |i: usize| {
+            int8_cuda::int8_product(
+                self.stream,
+                codes.codes(),
+                self.weights[i].codes(),
+                &mut out,
+                Algorithm::CublasLt,
+            )
+        };
+        match product(0) {
+            Err(int8_cuda::Error::Unsupported { .. } | int8_cuda::Error::Invalid { .. }) => return Ok(None),
+            other => other?,
+        }
+        // SAFETY: codes and out are returned beside the graph and dropped after it, the weights outlive it in `self`.
+        let graph = unsafe { Graph::capture(self.stream, || order.iter().try_for_each(|i| product(*i))) }?;
+        Ok(Some(RawProduct { graph, _codes: codes, _out: out }))
     }
 
     /// ‖int8 − fp16‖ / ‖fp16‖ on one weight, without bias: a timed variant that is wrong is not worth timing.

@@ -251,9 +251,7 @@ fn try_case<T: Float>(stream: &Stream, tally: &Tally, case: &Case, variant: usiz
                 same_codes(&reference, &found)?;
             }
             let arithmetic = match plan.algorithm() {
-                Algorithm::Skinny | Algorithm::SkinnyOne | Algorithm::Stream | Algorithm::StreamOne => {
-                    Arithmetic::F32
-                }
+                Algorithm::Skinny | Algorithm::SkinnyOne | Algorithm::Stream => Arithmetic::F32,
                 _ if T::ELEMENT == f32::ELEMENT => Arithmetic::F32,
                 _ => Arithmetic::tensor_core::<T>(),
             };
