@@ -151,6 +151,12 @@ fn edge_cases(quick: bool) -> Vec<Case> {
         (65_536, 8, 32),
         (4, 65_536, 16),
         (40, 65_536, 16),
+        // The row pass with rows that stay in shared memory and rows that come back; one row that is streamed.
+        (1100, 40, 4096),
+        (4500, 8, 4096),
+        (1030, 8, 16_384),
+        (1, 100, 16_384),
+        (1, 33, 1152),
     ];
     let mut random = Random::new(0xED6E);
     let mut cases = Vec::new();
