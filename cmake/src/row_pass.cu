@@ -301,6 +301,7 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   };
   // Rows of slabs [first, end) by local number, `slot` giving each one's buffer.
   auto quantize_slabs = [&](int count, auto slab_of, auto slot_of) {
+    turn = 0;  // the groups are new, and their warps may have had different numbers of rows before
     const int all = count * shape.slab_rows;
     const int warps = all > 4 ? kWarps / 8 : all > 2 ? kWarps / 4 : all > 1 ? kWarps / 2 : kWarps;
     const int group = warp / warps;
