@@ -68,6 +68,13 @@ pub(crate) fn provide() -> Result<PathBuf, String> {
     Ok(root)
 }
 
+/// The toolkit that `CUDA_PATH` names or that was made before; makes none.
+pub(crate) fn existing() -> Option<PathBuf> {
+    let named = std::env::var_os("CUDA_PATH").map(PathBuf::from);
+    let private = target_folder().ok().map(|target| target.join("cuda-toolkit"));
+    named.into_iter().chain(private).find(|root| root.join("bin/nvcc").is_file())
+}
+
 /// `target/` of this workspace, whatever folder the command runs in. `CARGO_TARGET_DIR` does not move the toolkit:
 /// `.cargo/config.toml` names it by a path relative to the workspace.
 fn target_folder() -> Result<PathBuf, String> {

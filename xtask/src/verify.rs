@@ -2,9 +2,11 @@
 //!
 //! The work is done by `int8 verify`, so that a machine without a toolchain can do it too; this builds and runs it.
 
+use std::path::Path;
+
 use serde_json::Value;
 
-use crate::shell;
+use crate::{cuda_toolkit, shell};
 
 /// Shown by `cargo xtask help verify`.
 pub(crate) const HELP: &str = "\
@@ -12,7 +14,8 @@ cargo xtask verify [--cases N] [--require cpu|cuda] [--json]
 
 Builds `int8` and runs `int8 verify`: every kernel of every backend that this machine has computes the corpus of int8-core
 and N random cases; integers must be equal, floats within the derived bound. Prints backend, kernel, cases and the worst
-error as a share of its bound, and says which backends are absent.
+error as a share of its bound, and says which backends are absent. With a CUDA toolkit and an NVIDIA driver it then builds
+and runs `int8-cuda-verify`, the same for the GPU's kernels; without, it says which of them is missing.
 
   --cases N        random cases besides the corpus
   --require NAME   an absent backend is a failure; `cuda` also builds it in
@@ -20,7 +23,49 @@ error as a share of its bound, and says which backends are absent.
 
 /// Builds and runs `int8 verify` with these arguments.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    shell::run(shell::cargo(&command_line(arguments, &shell::metadata()?)?)?)
+    shell::run(shell::cargo(&command_line(arguments, &shell::metadata()?)?)?)?;
+    if arguments.iter().any(|argument| argument == "--json") {
+        return Ok(());
+    }
+    match missing_for_gpu() {
+        Some(missing) => println!("GPU kernels: not checked, {missing}"),
+        None => shell::run(shell::cargo(&gpu_command_line(arguments))?)?,
+    }
+    Ok(())
+}
+
+/// What the GPU check lacks on this machine.
+fn missing_for_gpu() -> Option<&'static str> {
+    if cuda_toolkit::existing().is_none() {
+        Some("there is no CUDA toolkit (set CUDA_PATH, or run `cargo xtask cuda-toolkit`)")
+    } else if !["/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg"]
+        .iter()
+        .any(|path| Path::new(path).exists())
+    {
+        Some(
+            "there is no NVIDIA driver; `cargo xtask dist --cuda` collects the check for a machine that has one",
+        )
+    } else {
+        None
+    }
+}
+
+/// Of the arguments it knows `--cases` alone.
+fn gpu_command_line(arguments: &[String]) -> Vec<&str> {
+    let mut line =
+        vec!["run", "--quiet", "--release", "--package", "int8-cuda", "--bin", "int8-cuda-verify", "--"];
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match argument.split_once('=') {
+            Some(("--cases", number)) => line.extend(["--cases", number]),
+            None if argument == "--cases" => {
+                line.push("--cases");
+                line.extend(rest.next().map(String::as_str));
+            }
+            _ => {}
+        }
+    }
+    line
 }
 
 /// `metadata` tells whether `int8` can be built with CUDA; if not, `int8 verify` says that it was not.
@@ -97,6 +142,16 @@ mod tests {
         assert!(!line("--cases 3").expect("valid arguments").contains("--features"));
         let without = line_with("--require cuda", &json!({})).expect("valid arguments");
         assert!(!without.contains("--features") && without.ends_with("--require cuda"), "{without}");
+    }
+
+    #[test]
+    fn the_gpu_check_gets_the_number_of_cases() {
+        for text in ["--cases 50 --require cuda", "--require cuda --cases=50"] {
+            let arguments: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+            let line = gpu_command_line(&arguments).join(" ");
+            assert!(line.ends_with("--bin int8-cuda-verify -- --cases 50"), "{line}");
+        }
+        assert_eq!(gpu_command_line(&[]).last(), Some(&"--"));
     }
 
     #[test]
