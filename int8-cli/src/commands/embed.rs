@@ -287,7 +287,7 @@ fn compare(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Every scheme of the paper, and our settings beside LLM.int8().
+/// Every scheme of the paper, and our settings beside LLM.int8(), the preset `best` among them.
 fn all_settings() -> Vec<(String, Precision)> {
     let int8 = |config, outlier_weights| Precision::Int8(Quantization::new(config, outlier_weights));
     let mut settings: Vec<(String, Precision)> = Vec::new();
@@ -298,16 +298,15 @@ fn all_settings() -> Vec<(String, Precision)> {
         }
         settings.push((scheme.to_string(), int8(scheme.config(), OutlierWeights::Exact)));
     }
-    let relative =
-        OutlierRule::RelativeToRow { tau: resolve::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
-    for scheme in [Scheme::LlmInt8Absmax, Scheme::LlmInt8Zeropoint] {
-        let config = int8_core::Config {
-            rule: relative,
-            outlier_granularity: OutlierGranularity::Value,
-            ..scheme.config()
-        };
-        settings.push((format!("{scheme}, relative rule, values"), int8(config, OutlierWeights::Exact)));
-    }
+    let relative = OutlierRule::RelativeToRow { tau: resolve::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
+    let scheme = Scheme::LlmInt8Absmax;
+    let config = int8_core::Config {
+        rule: relative,
+        outlier_granularity: OutlierGranularity::Value,
+        ..scheme.config()
+    };
+    settings.push((format!("{scheme}, relative rule, values"), int8(config, OutlierWeights::Exact)));
+    settings.push(("best".to_owned(), Precision::Int8(Quantization::best())));
     settings
 }
 
