@@ -298,7 +298,8 @@ fn all_settings() -> Vec<(String, Precision)> {
         }
         settings.push((scheme.to_string(), int8(scheme.config(), OutlierWeights::Exact)));
     }
-    let relative = OutlierRule::RelativeToRow { tau: resolve::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
+    let relative =
+        OutlierRule::RelativeToRow { tau: resolve::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
     let scheme = Scheme::LlmInt8Absmax;
     let config = int8_core::Config {
         rule: relative,
