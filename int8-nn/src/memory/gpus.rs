@@ -40,7 +40,7 @@ impl Gpu {
     }
 }
 
-/// A row of the paper's table of which models run on which hardware (Section 6, Table 3).
+/// A row of the paper's table of which models run on which hardware (Appendix A, Table 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PaperSetup {
     /// Who has such a machine.

@@ -30,7 +30,7 @@ impl Shape {
     }
 
     /// The shape of a model by files of its repository: `config.json`, and headers of safetensors files, each by its
-    /// name. See [`Hub::headers`](crate::hub::Hub::headers).
+    /// name. `hub::Hub::headers` fetches them.
     ///
     /// # Errors
     /// [`Error::Input`] where there is too little to know the weights, or a header is no JSON.
