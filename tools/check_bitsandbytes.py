@@ -67,7 +67,9 @@ def check(program, folder, extra):
             raise AssertionError(report.stderr.strip())
         report = json.loads(report.stdout)
         ours = cls.from_pretrained(out)
-        theirs = cls.from_pretrained(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+        # What we leave alone on purpose (a router of one row, say) they leave alone, too.
+        own = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=report["skip_modules"])
+        theirs = cls.from_pretrained(folder, quantization_config=own)
 
         int8 = {}
         for which, model in [("ours", ours), ("theirs", theirs)]:
@@ -91,7 +93,9 @@ def check(program, folder, extra):
         if not torch.equal(a, b):
             raise AssertionError(f"outputs differ by {off:.2e} (relative L2)")
         changed = sum(p.numel() for p in theirs.parameters())
-        return [cls.__name__, config["model_type"], str(len(report["int8"])), f"{changed:,}", str(tuple(a.shape)), f"{off:g}"]
+        skip = "default" if report["skip_modules"] is None else "written"
+        numbers = [str(len(report["int8"])), skip, f"{changed:,}", str(tuple(a.shape)), f"{off:g}"]
+        return [cls.__name__, config["model_type"], *numbers]
 
 
 def main():
@@ -117,13 +121,13 @@ def main():
             print("FAILED ", failures[-1], flush=True)
     if arguments.record and not failures:
         version = subprocess.run([arguments.program, "--version"], capture_output=True, text=True).stdout.strip()
-        head = ["checkpoint", "class", "model_type", "int8 layers", "parameters", "outputs", "difference"]
+        head = ["checkpoint", "class", "model_type", "int8 layers", "skip list", "parameters", "outputs", "difference"]
         lines = [
             "# `int8 quantize` against transformers and bitsandbytes",
             "",
             "Made by `tools/check_bitsandbytes.py`: each checkpoint is converted by `int8 quantize` and loaded with "
             "`CLASS.from_pretrained(FOLDER)`; beside it the 16/32-bit checkpoint is loaded with "
-            "`BitsAndBytesConfig(load_in_8bit=True)`. The same layers are int8, their codes and scales are equal bit for bit, "
+            "`BitsAndBytesConfig(load_in_8bit=True)` and, where our config.json has a skip list, the same one. The same layers are int8, their codes and scales are equal bit for bit, "
             "and so are the outputs for 24 fixed tokens (last column: relative L2).",
             "",
             f"{version}; transformers {transformers.__version__}, bitsandbytes {bitsandbytes.__version__}, "

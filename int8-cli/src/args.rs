@@ -521,9 +521,9 @@ pub(crate) struct QuantizeArgs {
     /// Leave these modules alone, as transformers' llm_int8_skip_modules means it: replaces the default, the output head
     #[arg(help_heading = "What becomes int8", long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) skip_modules: Option<Vec<String>>,
-    /// Convert the experts of a mixture, too; transformers keeps them in 16-bit and does not load them as int8
+    /// Convert also what this program runs in int8 and transformers does not load: experts of a mixture, Falcon's layers
     #[arg(help_heading = "What becomes int8", long)]
-    pub(crate) experts: bool,
+    pub(crate) beyond_transformers: bool,
     /// Run the model over this text and keep the weights of the columns that meet outliers exactly, in a file beside the
     /// int8 weights; other programs ignore it
     #[arg(help_heading = "Outliers", long, value_name = "FILE")]

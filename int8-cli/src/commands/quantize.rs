@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failu
         include: arguments.include.clone(),
         exclude: arguments.exclude.clone(),
         skip_modules: arguments.skip_modules.clone(),
-        experts: arguments.experts,
+        beyond_transformers: arguments.beyond_transformers,
         write: resolve::write_settings(&arguments.write, output)?,
     };
     let bar = output.byte_bar(verb(Stage::Convert));

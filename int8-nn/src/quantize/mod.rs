@@ -50,8 +50,9 @@ pub struct Options {
     /// Modules that stay as they are, with the meaning of transformers' `llm_int8_skip_modules`: a list that is given
     /// replaces the default one, the output head.
     pub skip_modules: Option<Vec<String>>,
-    /// Convert the experts of a mixture, too, where they are stored one by one. transformers has no int8 for them.
-    pub experts: bool,
+    /// Convert also what transformers does not load as int8: the experts of a mixture, where they are stored one by one, and
+    /// layers of a class of their own (Falcon).
+    pub beyond_transformers: bool,
     /// Columns to be kept exactly beside the int8 weights, by the weight's name: what [`outlier_columns`] found.
     pub outlier_columns: BTreeMap<String, Vec<usize>>,
     /// How it is written.
@@ -184,7 +185,7 @@ pub fn quantize_checkpoint(
         include: Globs::new("--include", &options.include, &names)?,
         exclude: Globs::new("--exclude", &options.exclude, &names)?,
         skip_modules: options.skip_modules.as_deref().map(ModuleNames::new).transpose()?,
-        experts: options.experts,
+        beyond_transformers: options.beyond_transformers,
     };
     let selection = select::select(checkpoint, &source_config, &wishes);
 
@@ -194,6 +195,8 @@ pub fn quantize_checkpoint(
         let source_bytes = crate::convert::bytes(tensor.byte_len());
         let work = match *decision {
             Decision::Int8 { transposed } => Work::Quantize { transposed },
+            // As transformers saves it: what it would widen when it loads F16 is wide in the file.
+            Decision::Keep(Kept::KeptIn32Bit) if tensor.dtype() == DType::F16 => Work::Cast(DType::F32),
             Decision::Keep(_) => Work::Copy,
             Decision::LeaveOut => {
                 tied.push(name.clone());

@@ -32,6 +32,8 @@ pub enum Kept {
     FusedExperts,
     /// One expert's projection.
     Expert,
+    /// A linear layer of a class of its own, which transformers does not convert.
+    OtherClass,
     /// Chooses the experts of a token.
     Router,
     /// The layer that scores tokens or classes.
@@ -59,7 +61,12 @@ impl fmt::Display for Kept {
             Self::Embedding => "embedding",
             Self::Convolution => "convolution",
             Self::FusedExperts => "experts fused into one tensor, for which there is no int8 format",
-            Self::Expert => "expert of a mixture, 16-bit in transformers (--experts converts them)",
+            Self::Expert => {
+                "expert of a mixture, 16-bit in transformers (--beyond-transformers converts them)"
+            }
+            Self::OtherClass => {
+                "linear layer of a class that transformers does not convert (--beyond-transformers does)"
+            }
             Self::Router => "router of a mixture of experts",
             Self::Head => "output head",
             Self::Tied => "output head tied to the embedding",
@@ -101,7 +108,7 @@ pub(super) struct Wishes {
     pub(super) exclude: Globs,
     /// Replaces the rule for heads.
     pub(super) skip_modules: Option<ModuleNames>,
-    pub(super) experts: bool,
+    pub(super) beyond_transformers: bool,
 }
 
 /// Decides for every tensor.
@@ -193,12 +200,17 @@ struct Facts {
     conv1d: BTreeSet<String>,
     /// Parents with a fused `in_proj_weight`: nn.MultiheadAttention.
     attentions: BTreeSet<String>,
+    /// The layers are a subclass of nn.Linear.
+    other_class: bool,
     /// The weights of these are multiplied with outside their layers.
     state_space: bool,
 }
 
 /// Model types whose linear layers are Conv1D.
 const CONV1D_TYPES: [&str; 5] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"];
+
+/// Model types whose linear layers are a subclass of nn.Linear; transformers 5 converts nn.Linear alone.
+const OTHER_CLASS_TYPES: [&str; 1] = ["falcon"];
 
 /// The Conv1D modules of these.
 const CONV1D_LEAVES: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
@@ -261,6 +273,7 @@ impl Facts {
             kept_in_32_bit: ModuleNames::new(&kept).ok().filter(|_| !kept.is_empty()),
             conv1d,
             attentions: attentions.map(str::to_owned).collect(),
+            other_class: OTHER_CLASS_TYPES.iter().any(|name| types.contains(*name)),
             state_space: types.iter().any(|name| name.contains("mamba") || name.contains("jamba")),
             family,
         }
@@ -298,11 +311,11 @@ impl Facts {
         let parts: Vec<&str> = module.split('.').collect();
         let leaf = parts.last().copied().unwrap_or_default();
         let has = |names: &[&str]| parts.iter().any(|part| names.contains(part));
-        if has(&["experts"]) && !wishes.experts {
+        if has(&["experts"]) && !wishes.beyond_transformers {
             return Some(Kept::Expert);
         }
         if self.family.contains_key(&format!("{module}.weight")) {
-            return None;
+            return (self.other_class && !wishes.beyond_transformers).then_some(Kept::OtherClass);
         }
         // Layers stand in numbered lists; heads and tables over the vocabulary do not.
         let in_list = parts.iter().any(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
