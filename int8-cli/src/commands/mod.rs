@@ -56,7 +56,8 @@ fn text(model: &Model, arguments: &TextArgs) -> Result<(Vec<u32>, PerplexityOpti
     };
     let window = arguments.window.unwrap_or(DEFAULT_WINDOW.min(model.config().max_positions));
     // Special tokens belong to a prompt; a text is scored as it is.
-    let ids = model.tokenizer()?.encode(&read_text("--text", path)?, false)?;
+    let text = read_text("--text", path)?;
+    let ids = model.tokenizer()?.encode(&text, false)?;
     Ok((ids, PerplexityOptions { window, windows: arguments.windows }))
 }
 
