@@ -2,7 +2,8 @@
 //!
 //! A hidden dimension is an *outlier feature* when its magnitude reaches 6 in at least 25 % of the layers and in at least 6 %
 //! of the sequence positions, looking at the inputs of the attention projections and of the MLPs' expansions: the hidden
-//! states after their normalisation. The other inputs (of the attention's output and the MLP's contraction) have dimensions
+//! states after their normalisation. Both kinds of inputs have to meet it: a feature in the paper's sense is one of the
+//! residual stream, which both are made from. What one kind alone shows is reported beside. The other inputs (of the attention's output and the MLP's contraction) have dimensions
 //! of their own, and are measured but not searched for features.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -55,6 +56,8 @@ pub struct OutlierReport {
     pub hidden_size: usize,
     /// The outlier features, ascending by dimension.
     pub features: Vec<Feature>,
+    /// Dimensions that meet the criterion in the inputs of attention projections or of expansions alone.
+    pub partial: Vec<Feature>,
     /// The inputs of every projection, in the order of the model.
     pub sites: Vec<SiteReport>,
     /// For each magnitude of [`SWEEP`]: what leaves the int8 product, and how far the most widespread dimension reaches.
@@ -66,6 +69,8 @@ pub struct OutlierReport {
 pub struct Feature {
     /// Hidden dimension, from 0.
     pub dimension: usize,
+    /// The kinds of projections in whose inputs it meets the criterion; its other figures are of these.
+    pub roles: Vec<LinearRole>,
     /// Share of layers where it reaches the magnitude.
     pub layers: f64,
     /// Share of sequence positions where it does, over all hidden states looked at.
@@ -214,9 +219,12 @@ pub fn random_dimensions(count: usize, hidden_size: usize, except: &[usize], see
     drawn.into_iter().collect()
 }
 
+/// The layers in whose inputs features are looked for.
+const COUNTED: [LinearRole; 2] = [LinearRole::Qkv, LinearRole::Up];
+
 /// Whether features are looked for in the inputs of such layers.
 fn counted(role: LinearRole) -> bool {
-    matches!(role, LinearRole::Qkv | LinearRole::Up)
+    COUNTED.contains(&role)
 }
 
 /// The magnitudes counted: those of the sweep, and the criterion's.
@@ -407,11 +415,11 @@ impl Collector {
 
         // Of each dimension: layers and positions in which it reaches a magnitude, over the hidden states looked at.
         let hidden: Vec<_> = statistics.iter().filter(|(_, site, _)| counted(site.role)).collect();
-        let reach = |magnitude: f32| -> Vec<(f64, f64)> {
+        let reach = |magnitude: f32, roles: &[LinearRole]| -> Vec<(f64, f64)> {
             let place = place(magnitude);
             let mut reached = vec![(BTreeSet::new(), 0_u64); hidden_size];
             let mut positions = 0;
-            for (_, site, statistics) in &hidden {
+            for (_, site, statistics) in hidden.iter().filter(|(_, site, _)| roles.contains(&site.role)) {
                 positions += statistics.positions;
                 let hits = statistics.hits.get(place).map_or(&[][..], Vec::as_slice);
                 for ((layers, count), hits) in reached.iter_mut().zip(hits) {
@@ -434,16 +442,31 @@ impl Collector {
         };
         let meets =
             |(layers, positions): (f64, f64)| layers >= criterion.layers && positions >= criterion.positions;
-        let features =
-            reach(criterion.magnitude).into_iter().enumerate().filter(|(_, reached)| meets(*reached));
-        let features = features
-            .map(|(dimension, (layers, positions))| {
-                let hidden = hidden.iter().map(|(_, _, statistics)| &**statistics);
-                feature(dimension, (layers, positions), hidden, criterion.magnitude)
+        // For each dimension: the kinds of inputs in which it meets the criterion with this magnitude.
+        let roles_met = |magnitude: f32| -> Vec<Vec<LinearRole>> {
+            let mut met = vec![Vec::new(); hidden_size];
+            for role in COUNTED {
+                for (met, reached) in met.iter_mut().zip(reach(magnitude, &[role])) {
+                    if meets(reached) {
+                        met.push(role);
+                    }
+                }
+            }
+            met
+        };
+        let found = roles_met(criterion.magnitude).into_iter().enumerate();
+        let (features, partial) = found
+            .filter(|(_, roles)| !roles.is_empty())
+            .map(|(dimension, roles)| {
+                let reached = reach(criterion.magnitude, &roles)[dimension];
+                let sites = hidden.iter().filter(|(_, site, _)| roles.contains(&site.role));
+                let statistics: Vec<&Statistics> = sites.map(|(_, _, statistics)| &**statistics).collect();
+                feature(dimension, roles, reached, &statistics, criterion.magnitude)
             })
-            .collect();
+            .partition(|feature| feature.roles.len() == COUNTED.len());
         let sweep = SWEEP.map(|magnitude| {
-            let reached = reach(magnitude);
+            let reached = reach(magnitude, &COUNTED);
+            let met = roles_met(magnitude);
             let place = place(magnitude);
             let all = |what: &dyn Fn(&Statistics) -> (u64, u64)| {
                 let (part, whole) = statistics.iter().fold((0, 0), |(part, whole), (_, _, statistics)| {
@@ -458,12 +481,21 @@ impl Collector {
                     (s.columns.get(place).copied().unwrap_or(0), s.windows * convert::bytes(s.largest.len()))
                 }),
                 values: all(&|s| (s.values(place), s.positions * convert::bytes(s.largest.len()))),
-                features: reached.iter().filter(|reached| meets(**reached)).count(),
+                features: met.iter().filter(|roles| roles.len() == COUNTED.len()).count(),
                 layers: reached.iter().map(|(layers, _)| *layers).fold(0.0, f64::max),
                 positions: reached.iter().map(|(_, positions)| *positions).fold(0.0, f64::max),
             }
         });
-        OutlierReport { criterion, tokens, layers, hidden_size, features, sites, sweep: sweep.to_vec() }
+        OutlierReport {
+            criterion,
+            tokens,
+            layers,
+            hidden_size,
+            features,
+            partial,
+            sites,
+            sweep: sweep.to_vec(),
+        }
     }
 }
 
@@ -519,10 +551,11 @@ fn site_report(
 /// Dimensions listed for each site.
 const STRONGEST: usize = 16;
 
-fn feature<'a>(
+fn feature(
     dimension: usize,
+    roles: Vec<LinearRole>,
     (layers, positions): (f64, f64),
-    hidden: impl Iterator<Item = &'a Statistics>,
+    hidden: &[&Statistics],
     magnitude: f32,
 ) -> Feature {
     // Bins of signed values, ascending: the negative ones from the largest magnitude on.
@@ -545,6 +578,7 @@ fn feature<'a>(
     let signs: BTreeSet<bool> = signed.values().map(|(value, _)| *value < 0.0).collect();
     Feature {
         dimension,
+        roles,
         layers,
         positions,
         one_sided: signs.len() < 2,
@@ -570,9 +604,10 @@ mod tests {
         assert_eq!(statistics.largest, [8.0, 1.0, 60.0]);
         assert_eq!(statistics.columns[at], 2);
         assert_eq!((statistics.positions, statistics.windows, statistics.values(at)), (3, 2, 3));
-        let found = feature(0, (1.0, 0.5), [&statistics].into_iter(), 6.0);
+        let of = |dimension| feature(dimension, COUNTED.to_vec(), (1.0, 0.5), &[&statistics], 6.0);
+        let found = of(0);
         assert!(!found.one_sided && found.quartiles[0] < -7.0 && found.quartiles[2] > 6.5, "{found:?}");
-        assert!(feature(2, (1.0, 0.5), [&statistics].into_iter(), 6.0).one_sided);
+        assert!(of(2).one_sided);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use int8_nn::backend::Precision;
+use int8_nn::decoder::LinearRole;
 use int8_nn::outliers::{
-    Ablation, Criterion, OutlierReport, QUANTILES, SWEEP, SiteReport, ablate, analyse, random_dimensions,
+    Ablation, Criterion, Feature, OutlierReport, QUANTILES, SWEEP, SiteReport, ablate, analyse,
+    random_dimensions,
 };
 use serde_json::json;
 
@@ -109,7 +111,13 @@ pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failu
 fn print(report: &OutlierReport, effect: Option<&Effect>, output: &Output) -> Result<(), Failure> {
     output.line(&summary(report))?;
     if !report.features.is_empty() {
-        output.text(&format!("\n{}", features(report).to_text()))?;
+        output.text(&format!("\n{}", features(&report.features).to_text()))?;
+    }
+    if !report.partial.is_empty() {
+        output.text(&format!(
+            "\nIn the inputs of one kind of projection alone:\n{}",
+            features(&report.partial).to_text()
+        ))?;
     }
     if let Some(effect) = effect {
         output.text(&format!("\n{}", effects(effect).to_text()))?;
@@ -134,11 +142,12 @@ fn summary(report: &OutlierReport) -> String {
 }
 
 /// A row of the paper's Table 4 for each feature.
-fn features(report: &OutlierReport) -> Table {
-    let row = |feature: &int8_nn::outliers::Feature| {
+fn features(features: &[Feature]) -> Table {
+    let row = |feature: &Feature| {
         let [q1, q2, q3] = feature.quartiles;
         vec![
             feature.dimension.to_string(),
+            feature.roles.iter().map(|role| role_name(*role)).collect::<Vec<_>>().join(" and "),
             percent(feature.layers),
             percent(feature.positions),
             if feature.one_sided { "yes" } else { "no" }.to_owned(),
@@ -149,13 +158,14 @@ fn features(report: &OutlierReport) -> Table {
     Table {
         columns: vec![
             ("dimension", true),
+            ("inputs of", false),
             ("layers %", true),
             ("positions %", true),
             ("one-sided", false),
             ("quartiles", true),
             ("largest", true),
         ],
-        rows: report.features.iter().map(row).collect(),
+        rows: features.iter().map(row).collect(),
     }
 }
 
@@ -261,7 +271,7 @@ fn plots(report: &OutlierReport) -> Result<Vec<Plot>, Failure> {
     let heat = |counted: bool| {
         let sites = report.sites.iter().filter(|site| site.counted == counted);
         let rows: Vec<(String, &[f32])> = sites
-            .map(|site| (format!("{} {}", site.block, role(site)), &site.dimension_largest[..]))
+            .map(|site| (format!("{} {}", site.block, role_name(site.role)), &site.dimension_largest[..]))
             .collect();
         charts::heat_map(&rows, HEAT_FLOOR, "dimension")
     };
@@ -331,9 +341,8 @@ fn plots(report: &OutlierReport) -> Result<Vec<Plot>, Failure> {
     ])
 }
 
-fn role(site: &SiteReport) -> &'static str {
-    use int8_nn::decoder::LinearRole;
-    match site.role {
+fn role_name(role: LinearRole) -> &'static str {
+    match role {
         LinearRole::Qkv => "q, k, v",
         LinearRole::AttentionOutput => "attn out",
         LinearRole::Up => "MLP up",
@@ -350,7 +359,14 @@ fn page(arguments: &OutliersArgs, report: &OutlierReport, effect: Option<&Effect
         "Shares of layers and positions in which the magnitude is reached, and quartiles of the values that reach it (Table 4 of the \
          paper).",
     );
-    page.table(&features(report));
+    page.table(&features(&report.features));
+    if !report.partial.is_empty() {
+        page.section(
+            "In one kind of input alone",
+            "Dimensions that meet the criterion in the inputs of attention projections or of expansions, but not in both.",
+        );
+        page.table(&features(&report.partial));
+    }
     if let Some(effect) = effect {
         page.section(
             "Without them",
