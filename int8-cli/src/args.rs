@@ -153,7 +153,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
     /// Folder of a checkpoint; one .safetensors or .bin file with config.json beside it; or a model of the Hugging Face hub,
-    /// org/name[@revision]
+    /// org/name@revision
     pub(crate) model: PathBuf,
     /// Branch, tag or commit of a model of the hub [default: main]
     #[arg(long, value_name = "NAME")]
@@ -468,7 +468,7 @@ pub(crate) struct LogitsArgs {
 /// `int8 inspect`
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Folder of a checkpoint; one .safetensors or .bin file; or a model of the hub, org/name[@revision]
+    /// Folder of a checkpoint; one .safetensors or .bin file; or a model of the hub, org/name@revision
     pub(crate) model: PathBuf,
     /// Branch, tag or commit of a model of the hub [default: main]
     #[arg(long, value_name = "NAME")]
@@ -481,7 +481,7 @@ pub(crate) struct InspectArgs {
 /// `int8 plan`
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
-    /// Folder of a checkpoint, model of the hub (org/name[@revision]), or a name such as OPT-66B; without it, the paper's
+    /// Folder of a checkpoint, model of the hub (org/name@revision), or a name such as OPT-66B; without it, the paper's
     /// table
     pub(crate) model: Option<String>,
     /// Branch, tag or commit of a model of the hub [default: main]
@@ -505,7 +505,7 @@ pub(crate) struct PlanArgs {
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
     /// Folder of a 16- or 32-bit checkpoint; one .safetensors or .bin file with config.json beside it; or a model of the
-    /// hub, org/name[@revision]
+    /// hub, org/name@revision
     pub(crate) model: PathBuf,
     /// Branch, tag or commit of a model of the hub [default: main]
     #[arg(long, value_name = "NAME")]
@@ -542,7 +542,7 @@ pub(crate) struct QuantizeArgs {
 /// `int8 dequantize`
 #[derive(Debug, Args)]
 pub(crate) struct DequantizeArgs {
-    /// Folder of a bitsandbytes int8 checkpoint, or a model of the hub, org/name[@revision]
+    /// Folder of a bitsandbytes int8 checkpoint, or a model of the hub, org/name@revision
     pub(crate) model: PathBuf,
     /// Branch, tag or commit of a model of the hub [default: main]
     #[arg(long, value_name = "NAME")]
