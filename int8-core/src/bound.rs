@@ -1,17 +1,18 @@
 //! How far a backend may be from [`linear()`](crate::linear()): a bound derived from what it computes, never a hand-picked tolerance.
 //!
 //! Integers (codes, accumulators, zero points) and scales must be *equal*; this bound is for `y` alone. With
-//! `γ_n(u) = n·u/(1 − n·u)` (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1), `u = 2⁻²⁴` for f32, p the
-//! number of outlier columns, `w` the roundoff of the outlier weights as the backend stores them, `w₀` what they lose
+//! `γ_n(u) = n·u/(1 − n·u)` (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1), `u = 2⁻²⁴` for f32, G the
+//! number of groups of K (1 without group granularity), p the number of outlier columns, `w` the roundoff of the outlier weights as the backend stores them, `w₀` what they lose
 //! below the normal range and `a` the roundoff of one addition in its outlier sum, a result before its last rounding
 //! may differ by
 //!
 //! ```text
-//! e = γ_6(u)·|int8 part|                       acc → f32, two divisions by 127 or one constant, two or three products
+//! e = γ_{G+5}(u)·Σ_g|int8 part|                acc → f32, two divisions by 127 or one constant, two or three products,
+//!                                              and G − 1 additions
 //!   + (γ_{p+3}(a) + w)·Σ|x·W|                  p products and additions in any order, weights rounded once
 //!   + w₀·Σ|x|                                    weights that underflow
-//!   + γ_2(u)·(|int8 part| + Σ|x·W| + |bias|)   the two additions of the epilogue
-//!   + (|acc| + p + 2)·2⁻¹²⁶                    products that underflow, flushed or not
+//!   + γ_2(u)·(Σ_g|int8 part| + Σ|x·W| + |bias|)  the two additions of the epilogue
+//!   + (Σ_g|acc| + p + G + 1)·2⁻¹²⁶             products that underflow, flushed or not
 //! ```
 //!
 //! with `acc` the accumulator after the zero-point correction, and after it by `e + u_T·(|y| + e) + η_T`, η_T the smallest subnormal of the output type. Where the exact result
@@ -61,15 +62,17 @@ pub fn linear_bound<T: Element>(
     arithmetic: Arithmetic,
 ) -> Array2<f64> {
     let columns = convert::count(reference.outliers.columns().len());
+    let groups = convert::count(reference.products.dim().0);
     let outlier_share = gamma(columns + 3.0, arithmetic.accumulate) + arithmetic.outlier_weight;
     Array2::from_shape_fn(reference.exact.dim(), |index| {
-        let int8_part = reference.int8_part[index].abs();
+        let int8_part = reference.int8_magnitude[index];
         let outlier_part = reference.outlier_magnitude[index];
         let bias = bias.map_or(0.0, |bias| f64::from(bias[index.1].abs()));
-        let accumulator = convert::i64_to_f64(reference.corrected[index]).abs();
-        let underflow = (accumulator + columns + 2.0) * SMALLEST_NORMAL
+        let products = (0..reference.products.dim().0).map(|g| reference.products[[g, index.0, index.1]]);
+        let accumulators: f64 = products.map(|product| convert::i64_to_f64(product).abs()).sum();
+        let underflow = (accumulators + columns + groups + 1.0) * SMALLEST_NORMAL
             + arithmetic.outlier_weight_floor * reference.outlier_input[index.0];
-        let before_rounding = gamma(6.0, F32) * int8_part
+        let before_rounding = gamma(groups + 5.0, F32) * int8_part
             + outlier_share * outlier_part
             + gamma(2.0, F32) * (int8_part + outlier_part + bias)
             + underflow;

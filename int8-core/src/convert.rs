@@ -34,6 +34,12 @@ pub(crate) fn code(value: f32) -> i8 {
     value.round_ties_even().clamp(-127.0, 127.0) as i8
 }
 
+/// The smallest bf16 number that is not below a finite, non-negative `value`, or the largest finite one, as f32.
+pub(crate) fn bf16_up(value: f32) -> f32 {
+    let up = f32::from_bits(value.to_bits().wrapping_add(0xFFFF) & 0xFFFF_0000);
+    if up.is_finite() { up } else { f32::from_bits(value.to_bits() & 0xFFFF_0000) }
+}
+
 /// An integer-valued `f32` of magnitude at most 254 (a rounded zero point) as `i32`.
 pub(crate) fn small_integer(value: f32) -> i32 {
     value as i32

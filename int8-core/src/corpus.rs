@@ -95,12 +95,15 @@ pub fn random(seed: u64) -> Case {
     Case { name: format!("random {seed}"), x, w, bias, config: random_config(&mut random) }
 }
 
+const GRANULARITIES: [Granularity; 4] =
+    [Granularity::Row, Granularity::Row, Granularity::Group, Granularity::Tensor];
+
 fn random_config(random: &mut Random) -> Config {
     Config {
         input_encoding: random.choose(&[Encoding::Absmax, Encoding::Absmax, Encoding::Zeropoint]),
         weight_encoding: random.choose(&[Encoding::Absmax, Encoding::Absmax, Encoding::Zeropoint]),
-        input_granularity: random.choose(&[Granularity::Row, Granularity::Row, Granularity::Tensor]),
-        weight_granularity: random.choose(&[Granularity::Row, Granularity::Row, Granularity::Tensor]),
+        input_granularity: random.choose(&GRANULARITIES),
+        weight_granularity: random.choose(&GRANULARITIES),
         rule: random.choose(&[
             OutlierRule::None,
             OutlierRule::Absolute(6.0),
@@ -155,6 +158,28 @@ fn settings() -> Vec<(&'static str, Config)> {
             rule: OutlierRule::RelativeToRow { tau: 4.0, statistic: RowStatistic::MeanAbs },
             ..llm_int8
         },
+    ));
+    let groups = Config {
+        input_encoding: Encoding::Zeropoint,
+        input_granularity: Granularity::Group,
+        weight_granularity: Granularity::Group,
+        rule: OutlierRule::RelativeToRow { tau: 10.0, statistic: RowStatistic::MedianAbs },
+        outlier_granularity: OutlierGranularity::Value,
+        ..llm_int8
+    };
+    settings.push(("groups", groups));
+    settings.push((
+        "groups of x alone, columns",
+        Config {
+            input_encoding: Encoding::Absmax,
+            input_granularity: Granularity::Group,
+            row_maximum: RowMaximum::Bitsandbytes,
+            ..llm_int8
+        },
+    ));
+    settings.push((
+        "groups of W alone, both with zero points",
+        Config { weight_encoding: Encoding::Zeropoint, input_granularity: Granularity::Row, ..groups },
     ));
     settings
 }

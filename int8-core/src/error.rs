@@ -76,6 +76,16 @@ pub enum Error {
         /// Value given.
         value: i32,
     },
+    /// A scale of a group that backends could not store.
+    #[error("scale {scale:e} of group {group} in row {row} is no bf16 number; scales of groups are")]
+    GroupScale {
+        /// Row it belongs to.
+        row: usize,
+        /// Group within the row.
+        group: usize,
+        /// Value given.
+        scale: f32,
+    },
     /// An outlier rule whose parameter makes no sense.
     #[error(
         "{parameter} = {value} is no outlier threshold: it must be positive (use OutlierRule::None for no outliers)"

@@ -59,5 +59,5 @@ pub use element::Element;
 pub use error::Error;
 pub use linear::{LinearOutput, Weight, input_gradient, linear};
 pub use outlier::{OutlierGranularity, OutlierRule, Outliers, RowStatistic, find_outliers};
-pub use quantize::{Encoding, Granularity, QuantizedMatrix, RowMaximum};
+pub use quantize::{Encoding, GROUP, Granularity, QuantizedMatrix, RowMaximum};
 pub use scheme::{Config, Scheme};

@@ -3,7 +3,7 @@
 //! Everything after the integer product is computed in f64 and rounded once to the output type, so that a backend's
 //! error can be measured against a number that has practically none of its own.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, Axis};
 
 use crate::quantize::{self, QuantizedMatrix};
 use crate::scheme::Config;
@@ -85,10 +85,13 @@ pub struct LinearOutput<T> {
     pub input: QuantizedMatrix,
     /// The plain integer product `[M, N]`, before the zero-point correction.
     pub accumulator: Array2<i32>,
-    /// `Σ_k (q_x − z_x)(q_w − z_w)` `[M, N]`: the product after the zero-point correction.
-    pub corrected: Array2<i64>,
+    /// `Σ_{k ∈ g} (q_x − z_x)(q_w − z_w)` `[G, M, N]`: the products after the zero-point correction, one where neither
+    /// side has group granularity.
+    pub products: Array3<i64>,
     /// The int8 part of `y`.
     pub int8_part: Array2<f64>,
+    /// `[M, N]`: the magnitudes that `int8_part` is the sum of, one for each group.
+    pub int8_magnitude: Array2<f64>,
     /// `Σ_{k left out} |x[m, k]·W[n, k]|`: what the rounding error of the outlier part is proportional to.
     pub outlier_magnitude: Array2<f64>,
     /// `Σ_{k left out} |x[m, k]|` `[M]`: what an absolute error of the outlier weights is multiplied with.
@@ -125,8 +128,9 @@ pub fn linear<T: Element>(
         config.row_maximum,
     );
     let accumulator = product::int8_product(input.codes(), weight.quantized.codes())?;
-    let corrected = product::correct_zero_points(accumulator.view(), &input, &weight.quantized)?;
-    let int8_part = product::dequantize(corrected.view(), input.scales(), weight.quantized.scales())?;
+    let products = product::group_products(&input, &weight.quantized)?;
+    let (int8_part, int8_magnitude) =
+        product::dequantize_groups(products.view(), &input, &weight.quantized);
     let (outlier_part, outlier_magnitude) = outlier_product(x, &outliers, weight);
 
     let outlier_input = Array1::from_shape_fn(rows, |m| {
@@ -144,8 +148,9 @@ pub fn linear<T: Element>(
         outliers,
         input,
         accumulator,
-        corrected,
+        products,
         int8_part,
+        int8_magnitude,
         outlier_magnitude,
         outlier_input,
     })

@@ -1,8 +1,8 @@
 //! The integer product and its way back to real numbers (paper §2.2, eq. 4–7).
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
+use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis};
 
-use crate::{Error, QuantizedMatrix, convert};
+use crate::{Error, GROUP, QuantizedMatrix, convert};
 
 /// Largest K for which `Σ_k q_a·q_b` of codes in [−127, 127] cannot overflow an i32: ⌊(2³¹ − 1)/127²⌋ = 133 144.
 pub const MAX_INNER: usize = 2_147_483_647 / (127 * 127);
@@ -40,7 +40,8 @@ pub fn int8_product(a: ArrayView2<i8>, w: ArrayView2<i8>) -> Result<Array2<i32>,
 /// `acc − z_w·Σq_a − z_a·Σq_w + K·z_a·z_w`. Exact in i64; equal to `acc` when all zero points are 0.
 ///
 /// # Errors
-/// [`Error::Shape`] when `acc` is not `[M, N]`.
+/// [`Error::Shape`] when `acc` is not `[M, N]`, [`Error::Length`] when a row has more than one constant:
+/// [`group_products`] is for those.
 pub fn correct_zero_points(
     acc: ArrayView2<i32>,
     a: &QuantizedMatrix,
@@ -50,12 +51,67 @@ pub fn correct_zero_points(
     if acc.dim() != expected {
         return Err(Error::Shape { what: "accumulator", expected, found: acc.dim() });
     }
+    for matrix in [a, w] {
+        if matrix.groups() != 1 {
+            let (expected, found) = (matrix.dim().0, matrix.scales().len());
+            return Err(Error::Length { what: "scales", expected, found });
+        }
+    }
     let inner = convert::length(a.dim().1);
     let (a_sums, w_sums) = (code_sums(a.codes()), code_sums(w.codes()));
     Ok(Array2::from_shape_fn(expected, |(m, n)| {
         let (z_a, z_w) = (i64::from(a.zero_points()[m]), i64::from(w.zero_points()[n]));
         i64::from(acc[[m, n]]) - z_w * a_sums[m] - z_a * w_sums[n] + inner * z_a * z_w
     }))
+}
+
+/// `Σ_{k ∈ g} (q_a − z_a)(q_w − z_w)` for each group g of K: `i64 [G, M, N]`, where G is the larger number of constants
+/// that the rows of the two have. Exact.
+///
+/// # Errors
+/// As [`int8_product`].
+pub fn group_products(a: &QuantizedMatrix, w: &QuantizedMatrix) -> Result<Array3<i64>, Error> {
+    let groups = a.groups().max(w.groups());
+    if groups == 1 {
+        let acc = int8_product(a.codes(), w.codes())?;
+        return Ok(correct_zero_points(acc.view(), a, w)?.insert_axis(Axis(0)));
+    }
+    let ((rows, inner), (outputs, w_inner)) = (a.dim(), w.dim());
+    if inner != w_inner {
+        let operation = "group_products";
+        return Err(Error::InnerDimension { operation, rows, x_inner: inner, outputs, w_inner });
+    }
+    let steps = |matrix: &QuantizedMatrix, row: usize, k: usize| {
+        i64::from(matrix.codes()[[row, k]]) - i64::from(matrix.constants(row, k).1)
+    };
+    Ok(Array3::from_shape_fn((groups, rows, outputs), |(group, m, n)| {
+        (group * GROUP..inner.min((group + 1) * GROUP)).map(|k| steps(a, m, k) * steps(w, n, k)).sum()
+    }))
+}
+
+/// `Σ_g products[g, m, n]·(s_a[m, g]/127)·(s_w[n, g]/127)` in f64 (eq. 5 for each group), and the same sum of
+/// magnitudes: what the rounding of a sum over groups is proportional to. A NaN scale makes its row or column NaN.
+///
+/// # Panics
+/// If the products are not those of `a` and `w`.
+pub fn dequantize_groups(
+    products: ArrayView3<i64>,
+    a: &QuantizedMatrix,
+    w: &QuantizedMatrix,
+) -> (Array2<f64>, Array2<f64>) {
+    let (groups, rows, outputs) = products.dim();
+    let mut sums = (Array2::zeros((rows, outputs)), Array2::zeros((rows, outputs)));
+    for ((group, m, n), product) in products.indexed_iter() {
+        let scale = |matrix: &QuantizedMatrix, row: usize| {
+            let of_row = matrix.groups();
+            assert!(of_row == 1 || of_row == groups, "products of other matrices");
+            f64::from(matrix.scales()[row * of_row + if of_row == 1 { 0 } else { group }]) / 127.0
+        };
+        let term = convert::i64_to_f64(*product) * (scale(a, m) * scale(w, n));
+        sums.0[[m, n]] += term;
+        sums.1[[m, n]] += term.abs();
+    }
+    sums
 }
 
 /// `acc[m, n]·(s_a[m]/127)·(s_w[n]/127)` in f64 (eq. 5). A NaN scale makes its row or column NaN.

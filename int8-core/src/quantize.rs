@@ -1,6 +1,7 @@
-//! Floating-point rows to int8 codes and back (paper §2.1): absmax and zero-point, per tensor or per row.
+//! Floating-point rows to int8 codes and back (paper §2.1): absmax and zero-point, per tensor, row or
+//! group of a row.
 //!
-//! For the values of one row (or of the whole tensor) that count:
+//! For the values of one row (or of the whole tensor, or of a group) that count:
 //!
 //! | | absmax | zero-point |
 //! |---|---|---|
@@ -23,6 +24,12 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::{Element, Error, Outliers, convert};
 
+/// Values of a row that share one constant in [`Granularity::Group`]. The last group of a row may be shorter.
+///
+/// A half or a quarter of the usual 64 to 128: with 32 the loss of a whole model is below what can be measured
+/// (docs/quality.md), and a sum of 32 products of codes is exact in f32, so that a backend may leave the integers early.
+pub const GROUP: usize = 32;
+
 /// Below this range a row is treated as zero: `127/s` would overflow f32. 2⁻¹²⁰ ≈ 7.5e-37.
 pub const MIN_SCALE: f32 = f32::from_bits((127 - 120) << 23);
 
@@ -44,6 +51,9 @@ pub enum Granularity {
     /// One for each row. On both sides of a product: "vector-wise".
     #[default]
     Row,
+    /// One for each [`GROUP`] consecutive values of a row ("group-wise"). Its scale is rounded up to bf16, so that the
+    /// constants of a weight take half a bit a value.
+    Group,
 }
 
 /// Which values count for the scale of a row of `x` that has outliers.
@@ -61,8 +71,15 @@ pub enum RowMaximum {
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
     codes: Array2<i8>,
+    /// `[R·G]` with G constants for each row.
     scales: Array1<f32>,
     zero_points: Array1<i32>,
+    groups: usize,
+}
+
+/// G for rows of `inner` values, at least 1.
+fn group_count(inner: usize) -> usize {
+    inner.div_ceil(GROUP).max(1)
 }
 
 /// Quantises `x [R, K]`, every value counting.
@@ -90,22 +107,25 @@ pub fn quantize_without<T: Element>(
         RowMaximum::Paper => !outliers.is_left_out(row, column),
         RowMaximum::Bitsandbytes => !outliers.is_hit(row, column),
     };
-    let mut ranges: Vec<Range> = x
-        .rows()
-        .into_iter()
-        .enumerate()
-        .map(|(row, values)| {
-            let counted = values.iter().enumerate().filter(|(column, _)| counts(row, *column));
-            Range::of(counted.map(|(_, value)| value.to_f32()))
+    let (rows, inner) = x.dim();
+    let groups = if granularity == Granularity::Group { group_count(inner) } else { 1 };
+    let width = if granularity == Granularity::Group { GROUP } else { inner };
+    let mut ranges: Vec<Range> = (0..rows)
+        .flat_map(|row| (0..groups).map(move |group| (row, group)))
+        .map(|(row, group)| {
+            let span = group * width..inner.min((group + 1) * width);
+            let counted = span.filter(|column| counts(row, *column));
+            Range::of(counted.map(|column| x[[row, column]].to_f32()))
         })
         .collect();
     if granularity == Granularity::Tensor {
         let whole = ranges.iter().fold(Range::EMPTY, |whole, range| whole.union(*range));
         ranges.fill(whole);
     }
-    let constants: Vec<Constants> = ranges.iter().map(|range| Constants::new(*range, encoding)).collect();
+    let constants: Vec<Constants> =
+        ranges.iter().map(|range| Constants::new(*range, encoding, granularity)).collect();
     let codes = Array2::from_shape_fn(x.dim(), |(row, column)| {
-        let constants = constants[row];
+        let constants = constants[row * groups + if groups == 1 { 0 } else { column / GROUP }];
         if outliers.is_left_out(row, column) {
             convert::clamped_code(constants.zero_point)
         } else {
@@ -116,34 +136,37 @@ pub fn quantize_without<T: Element>(
         codes,
         scales: constants.iter().map(|constants| constants.scale).collect(),
         zero_points: constants.iter().map(|constants| constants.zero_point).collect(),
+        groups,
     }
 }
 
 impl QuantizedMatrix {
-    /// Takes codes `[R, K]` with one scale and one zero point for each row, as read from a file.
+    /// Takes codes `[R, K]` with one scale and one zero point for each row, or for each [`GROUP`] values of each row
+    /// (`[R·G]`, row-major), as read from a file.
     ///
     /// # Errors
-    /// [`Error::Length`] when a vector has not R elements, [`Error::CodeOutOfRange`] for a code of −128,
-    /// [`Error::ZeroPointOutOfRange`] for a zero point outside [−127, 127].
+    /// [`Error::Length`] when a vector has neither R nor R·G elements, or the two differ in that;
+    /// [`Error::CodeOutOfRange`] for a code of −128, [`Error::ZeroPointOutOfRange`] for a zero point outside
+    /// [−127, 127], [`Error::GroupScale`] for a scale of a group that is no bf16 number.
     pub fn from_parts(
         codes: Array2<i8>,
         scales: Array1<f32>,
         zero_points: Option<Array1<i32>>,
     ) -> Result<Self, Error> {
-        let rows = codes.nrows();
-        let zero_points = zero_points.unwrap_or_else(|| Array1::zeros(rows));
-        for (what, found) in [("scales", scales.len()), ("zero points", zero_points.len())] {
-            if found != rows {
-                return Err(Error::Length { what, expected: rows, found });
-            }
+        let groups = constants_per_row(codes.dim(), scales.len())?;
+        let zero_points = zero_points.unwrap_or_else(|| Array1::zeros(scales.len()));
+        if zero_points.len() != scales.len() {
+            let (expected, found) = (scales.len(), zero_points.len());
+            return Err(Error::Length { what: "zero points", expected, found });
         }
+        check_group_scales(scales.view(), groups)?;
         if let Some(((row, column), _)) = codes.indexed_iter().find(|(_, code)| **code == i8::MIN) {
             return Err(Error::CodeOutOfRange { what: "codes", row, column });
         }
-        if let Some((row, value)) = zero_points.iter().enumerate().find(|(_, z)| !(-127..=127).contains(*z)) {
-            return Err(Error::ZeroPointOutOfRange { row, value: *value });
+        if let Some((at, value)) = zero_points.iter().enumerate().find(|(_, z)| !(-127..=127).contains(*z)) {
+            return Err(Error::ZeroPointOutOfRange { row: at / groups, value: *value });
         }
-        Ok(Self { codes, scales, zero_points })
+        Ok(Self { codes, scales, zero_points, groups })
     }
 
     /// Codes `[R, K]`, row-major, in [−127, 127].
@@ -151,15 +174,27 @@ impl QuantizedMatrix {
         self.codes.view()
     }
 
-    /// One scale for each row (repeated for tensor granularity), in the unit of the values: half the range. The step
-    /// between two codes is `scale/127`. For absmax this is the largest magnitude, bitsandbytes' `SCA`/`SCB`.
+    /// One scale for each row (repeated for tensor granularity), or [`groups`](Self::groups) for each row, row-major,
+    /// in the unit of the values: half the range. The step between two codes is `scale/127`. For absmax this is the
+    /// largest magnitude, bitsandbytes' `SCA`/`SCB`.
     pub fn scales(&self) -> ArrayView1<'_, f32> {
         self.scales.view()
     }
 
-    /// One zero point for each row, in [−127, 127]; 0 for absmax.
+    /// A zero point for each scale, in [−127, 127]; 0 for absmax.
     pub fn zero_points(&self) -> ArrayView1<'_, i32> {
         self.zero_points.view()
+    }
+
+    /// Constants of each row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Scale and zero point of one code.
+    pub fn constants(&self, row: usize, column: usize) -> (f32, i32) {
+        let at = row * self.groups + if self.groups == 1 { 0 } else { column / GROUP };
+        (self.scales[at], self.zero_points[at])
     }
 
     /// Shape `(R, K)`.
@@ -169,13 +204,38 @@ impl QuantizedMatrix {
 
     /// The value a code stands for, `(q − z)·s/127`, in f64: exact but for the division.
     pub fn value(&self, row: usize, column: usize) -> f64 {
-        let steps = i32::from(self.codes[[row, column]]) - self.zero_points[row];
-        f64::from(steps) * f64::from(self.scales[row]) / 127.0
+        let (scale, zero_point) = self.constants(row, column);
+        f64::from(i32::from(self.codes[[row, column]]) - zero_point) * f64::from(scale) / 127.0
     }
 
     /// All values `[R, K]`, rounded once to `T`.
     pub fn dequantize<T: Element>(&self) -> Array2<T> {
         Array2::from_shape_fn(self.dim(), |(row, column)| T::from_f64(self.value(row, column)))
+    }
+}
+
+/// How many constants each row of a matrix `(R, K)` has when there are `found` of them: 1 or ⌈K/[`GROUP`]⌉.
+///
+/// # Errors
+/// [`Error::Length`] when it is neither.
+pub fn constants_per_row((rows, inner): (usize, usize), found: usize) -> Result<usize, Error> {
+    let groups = group_count(inner);
+    match found {
+        _ if found == rows => Ok(1),
+        _ if found == rows * groups => Ok(groups),
+        _ => Err(Error::Length { what: "scales", expected: rows, found }),
+    }
+}
+
+/// Checks that the scales of groups are bf16 numbers, which backends store them as. One constant a row may be any.
+///
+/// # Errors
+/// [`Error::GroupScale`].
+pub fn check_group_scales(scales: ArrayView1<f32>, groups: usize) -> Result<(), Error> {
+    let fits = |scale: f32| scale.is_nan() || convert::bf16_up(scale).to_bits() == scale.to_bits();
+    match scales.iter().position(|scale| groups > 1 && !fits(*scale)) {
+        Some(at) => Err(Error::GroupScale { row: at / groups, group: at % groups, scale: scales[at] }),
+        None => Ok(()),
     }
 }
 
@@ -208,7 +268,7 @@ impl Range {
     }
 }
 
-/// What maps the values of one row to codes.
+/// What maps the values of one row or group to codes.
 #[derive(Debug, Clone, Copy)]
 struct Constants {
     scale: f32,
@@ -218,7 +278,7 @@ struct Constants {
 }
 
 impl Constants {
-    fn new(range: Range, encoding: Encoding) -> Self {
+    fn new(range: Range, encoding: Encoding, granularity: Granularity) -> Self {
         if !range.finite {
             return Self { scale: f32::NAN, inverse: 0.0, zero_point: 0 };
         }
@@ -229,6 +289,7 @@ impl Constants {
         };
         // A row of zeros of either sign has scale +0, not whichever zero `max` returns on this machine.
         let scale = scale.abs();
+        let scale = if granularity == Granularity::Group { convert::bf16_up(scale) } else { scale };
         if scale < MIN_SCALE {
             return Self { scale, inverse: 0.0, zero_point: 0 };
         }

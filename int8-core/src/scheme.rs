@@ -27,6 +27,13 @@ pub struct Config {
     pub row_maximum: RowMaximum,
 }
 
+impl Config {
+    /// Whether either side has constants for groups of a row, so that the integer product is cut along K.
+    pub fn has_groups(&self) -> bool {
+        [self.input_granularity, self.weight_granularity].contains(&Granularity::Group)
+    }
+}
+
 /// The eight quantised rows of Table 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {

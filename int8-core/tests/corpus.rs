@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};
 use int8_core::corpus::{Case, cases, random};
-use int8_core::{Element, LinearOutput, Weight, linear};
+use int8_core::{Element, LinearOutput, QuantizedMatrix, Weight, linear};
+use ndarray::s;
 
 /// What holds for the result of every case, whatever it is there for.
 fn check<T: Element>(case: &Case, exact_columns: bool) {
@@ -30,13 +31,17 @@ fn check<T: Element>(case: &Case, exact_columns: bool) {
     assert!(columns.is_sorted() && columns.iter().all(|column| *column < k), "{name}: outlier columns");
     for ((row, column), code) in output.input.codes().indexed_iter() {
         if output.outliers.is_left_out(row, column) {
-            let zero = output.input.zero_points()[row];
+            let zero = output.input.constants(row, column).1;
             assert_eq!(i32::from(*code), zero, "{name}: a left-out value contributes at [{row}, {column}]");
         }
     }
     // A NaN scale is the only thing that makes the int8 part anything but finite.
     for ((row, column), value) in output.int8_part.indexed_iter() {
-        let nan = output.input.scales()[row].is_nan() || weight.quantized().scales()[column].is_nan();
+        let has_nan = |matrix: &QuantizedMatrix, row: usize| {
+            let groups = matrix.groups();
+            matrix.scales().slice(s![row * groups..(row + 1) * groups]).iter().any(|scale| scale.is_nan())
+        };
+        let nan = has_nan(&output.input, row) || has_nan(weight.quantized(), column);
         assert_eq!(value.is_finite(), !nan, "{name}: int8 part at [{row}, {column}]");
     }
     let found = compare(output.y.view(), &output, bias, Arithmetic::F32);

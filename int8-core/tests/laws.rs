@@ -3,10 +3,10 @@
 use std::ops::RangeInclusive;
 
 use int8_core::corpus::Random;
-use int8_core::product::{correct_zero_points, int8_product};
+use int8_core::product::{correct_zero_points, dequantize_groups, group_products, int8_product};
 use int8_core::quantize::{MIN_SCALE, quantize, quantize_without};
 use int8_core::{
-    Config, Element, Encoding, Granularity, OutlierGranularity, OutlierRule, QuantizedMatrix, RowMaximum,
+    Config, Element, Encoding, GROUP, Granularity, OutlierGranularity, OutlierRule, QuantizedMatrix, RowMaximum,
     RowStatistic, Scheme, Weight, find_outliers, linear,
 };
 use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate, s};
@@ -43,7 +43,7 @@ fn encoding() -> impl Strategy<Value = Encoding> {
 }
 
 fn granularity() -> impl Strategy<Value = Granularity> {
-    select(vec![Granularity::Row, Granularity::Tensor])
+    select(vec![Granularity::Row, Granularity::Group, Granularity::Tensor])
 }
 
 /// Every rule whose outcome does not depend on the order of a sum.
@@ -135,7 +135,7 @@ proptest! {
     ) {
         let quantized = quantize(x.view(), encoding, granularity);
         for (at, x) in x.indexed_iter() {
-            let step = f64::from(quantized.scales()[at.0]) / 127.0;
+            let step = f64::from(quantized.constants(at.0, at.1).0) / 127.0;
             let largest = if encoding == Encoding::Absmax { 127.0 } else { 254.0 };
             let error = (quantized.value(at.0, at.1) - f64::from(*x)).abs();
             prop_assert!(error <= step * (0.5 + largest * 4.0 * U32), "{} steps at {:?}", error / step, at);
@@ -154,7 +154,7 @@ proptest! {
         prop_assert!(quantized.zero_points().iter().all(|zero_point| (-127..=127).contains(zero_point)));
         let finite = |row: usize| x.row(row).iter().all(|value| value.is_finite());
         for row in 0..4 {
-            let valid = if granularity == Granularity::Row { finite(row) } else { (0..4).all(finite) };
+            let valid = if granularity == Granularity::Tensor { (0..4).all(finite) } else { finite(row) };
             let scale = quantized.scales()[row];
             let right = if valid { scale.is_finite() && scale.is_sign_positive() } else { scale.is_nan() };
             prop_assert!(right, "scale {} of row {}", scale, row);
@@ -174,7 +174,7 @@ proptest! {
             prop_assert_eq!(plain.codes().mapv(|code| -code), negated.codes());
         }
         for ((row, column), _) in x.indexed_iter() {
-            let step = f64::from(plain.scales()[row]) / 127.0;
+            let step = f64::from(plain.constants(row, column).0) / 127.0;
             let difference = (plain.value(row, column) + negated.value(row, column)).abs();
             prop_assert!(difference <= step * 1.000_001, "{} steps", difference / step);
         }
@@ -191,15 +191,22 @@ proptest! {
         prop_assert_eq!(plain.exact.select(Axis(0), &rows).select(Axis(1), &outputs), permuted.exact);
     }
 
-    /// Nor in which order the inner dimension comes: the integers are equal, the outliers are summed in another order.
+    /// Nor, without groups, in which order the inner dimension comes: the integers are equal, the outliers are summed in
+    /// another order.
     #[test]
     fn permuted_inner_dimension_changes_nothing((x, w) in operands(), config in config(), seed in any::<u64>()) {
+        let rows = |granularity| if granularity == Granularity::Group { Granularity::Row } else { granularity };
+        let config = Config {
+            input_granularity: rows(config.input_granularity),
+            weight_granularity: rows(config.weight_granularity),
+            ..config
+        };
         let order = permutation(x.ncols(), seed);
         let plain = layer(&x, &w, &config);
         let permuted = layer(&x.select(Axis(1), &order), &w.select(Axis(1), &order), &config);
         prop_assert_eq!(plain.input.codes().select(Axis(1), &order), permuted.input.codes());
         prop_assert_eq!(plain.input.scales(), permuted.input.scales());
-        prop_assert_eq!(&plain.corrected, &permuted.corrected);
+        prop_assert_eq!(&plain.products, &permuted.products);
         prop_assert_eq!(&plain.int8_part, &permuted.int8_part);
         for (at, plain_y) in plain.exact.indexed_iter() {
             let slack = 80.0 * f64::EPSILON * (plain.outlier_magnitude[at] + plain.int8_part[at].abs());
@@ -218,7 +225,8 @@ proptest! {
 
     /// `acc − z_w·Σq_a − z_a·Σq_w + K·z_a·z_w` is the sum it stands for.
     #[test]
-    fn zero_point_correction_is_the_unrolled_sum((x, w) in operands(), granularity in granularity()) {
+    fn zero_point_correction_is_the_unrolled_sum((x, w) in operands(), row in any::<bool>()) {
+        let granularity = if row { Granularity::Row } else { Granularity::Tensor };
         let [a, b] = [&x, &w].map(|matrix| quantize(matrix.view(), Encoding::Zeropoint, granularity));
         let accumulator = int8_product(a.codes(), b.codes()).expect("equal K");
         let corrected = correct_zero_points(accumulator.view(), &a, &b).expect("matching shapes");
@@ -227,6 +235,42 @@ proptest! {
         };
         for ((m, n), corrected) in corrected.indexed_iter() {
             prop_assert_eq!(*corrected, (0..x.ncols()).map(|k| steps(&a, m, k) * steps(&b, n, k)).sum::<i64>());
+        }
+    }
+
+    /// The products of the groups add up to the whole, zero points and all, whichever side has the groups.
+    #[test]
+    fn products_of_groups_add_up(
+        (x, w) in operands(), of_x in granularity(), of_w in granularity(), encoding in encoding(),
+    ) {
+        let (a, b) = (quantize(x.view(), encoding, of_x), quantize(w.view(), Encoding::Zeropoint, of_w));
+        let products = group_products(&a, &b).expect("equal K");
+        prop_assert_eq!(products.dim().0, a.groups().max(b.groups()));
+        let steps = |matrix: &QuantizedMatrix, row: usize, k: usize| {
+            i64::from(matrix.codes()[[row, k]]) - i64::from(matrix.constants(row, k).1)
+        };
+        for ((m, n), sum) in products.sum_axis(Axis(0)).indexed_iter() {
+            prop_assert_eq!(*sum, (0..x.ncols()).map(|k| steps(&a, m, k) * steps(&b, n, k)).sum::<i64>());
+        }
+        let (sum, magnitude) = dequantize_groups(products.view(), &a, &b);
+        for ((m, n), sum) in sum.indexed_iter() {
+            let values: f64 = (0..x.ncols()).map(|k| a.value(m, k) * b.value(n, k)).sum();
+            prop_assert!((sum - values).abs() <= 1e-12 * (magnitude[[m, n]] + 1e-30), "{} {}", sum, values);
+        }
+    }
+
+    /// A group is quantised as a row of its own would be.
+    #[test]
+    fn a_group_is_a_row_of_its_own(x in matrix(1..=4, 1..=100), encoding in encoding()) {
+        let whole = quantize(x.view(), encoding, Granularity::Group);
+        prop_assert_eq!(whole.groups(), x.ncols().div_ceil(GROUP));
+        for (group, part) in x.axis_chunks_iter(Axis(1), GROUP).enumerate() {
+            let alone = quantize(part, encoding, Granularity::Group);
+            for ((row, column), code) in alone.codes().indexed_iter() {
+                let at = group * GROUP + column;
+                prop_assert_eq!(*code, whole.codes()[[row, at]]);
+                prop_assert_eq!(alone.constants(row, column), whole.constants(row, at));
+            }
         }
     }
 
@@ -301,12 +345,15 @@ proptest! {
         let weight = Weight::quantize(w.view(), &config).with_all_columns_exact(w.view()).expect("its own W");
         let output = linear(x.view(), &weight, None, &config).expect("a valid layer");
         let (exact, _) = exact_product(x.view(), w.view());
-        let half_step = |matrix: &QuantizedMatrix, row: usize| 0.501 * f64::from(matrix.scales()[row]) / 127.0;
+        let half_step =
+            |matrix: &QuantizedMatrix, row, column| 0.501 * f64::from(matrix.constants(row, column).0) / 127.0;
         for ((m, n), exact) in exact.indexed_iter() {
-            let (dx, dw) = (half_step(&output.input, m), half_step(weight.quantized(), n));
             let bound: f64 = (0..x.ncols())
                 .filter(|k| !output.outliers.is_left_out(m, *k))
-                .map(|k| dx * f64::from(w[[n, k]].abs()) + dw * f64::from(x[[m, k]].abs()) + dx * dw)
+                .map(|k| {
+                    let (dx, dw) = (half_step(&output.input, m, k), half_step(weight.quantized(), n, k));
+                    dx * f64::from(w[[n, k]].abs()) + dw * f64::from(x[[m, k]].abs()) + dx * dw
+                })
                 .sum();
             prop_assert!((output.exact[[m, n]] - exact).abs() <= bound + 1e-9, "at [{}, {}]", m, n);
         }
