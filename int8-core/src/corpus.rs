@@ -95,15 +95,24 @@ pub fn random(seed: u64) -> Case {
     Case { name: format!("random {seed}"), x, w, bias, config: random_config(&mut random) }
 }
 
-const GRANULARITIES: [Granularity; 4] =
-    [Granularity::Row, Granularity::Row, Granularity::Group, Granularity::Tensor];
+/// As [`random`], with constants for groups of K on one side or both: for backends that have them.
+pub fn random_groups(seed: u64) -> Case {
+    use Granularity::{Group, Row, Tensor};
+    let mut case = random(seed);
+    let sides =
+        [(Group, Group), (Group, Group), (Group, Row), (Row, Group), (Tensor, Group), (Group, Tensor)];
+    let (input_granularity, weight_granularity) = Random::new(!seed).choose(&sides);
+    case.config = Config { input_granularity, weight_granularity, ..case.config };
+    case.name = format!("random {seed} in groups");
+    case
+}
 
 fn random_config(random: &mut Random) -> Config {
     Config {
         input_encoding: random.choose(&[Encoding::Absmax, Encoding::Absmax, Encoding::Zeropoint]),
         weight_encoding: random.choose(&[Encoding::Absmax, Encoding::Absmax, Encoding::Zeropoint]),
-        input_granularity: random.choose(&GRANULARITIES),
-        weight_granularity: random.choose(&GRANULARITIES),
+        input_granularity: random.choose(&[Granularity::Row, Granularity::Row, Granularity::Tensor]),
+        weight_granularity: random.choose(&[Granularity::Row, Granularity::Row, Granularity::Tensor]),
         rule: random.choose(&[
             OutlierRule::None,
             OutlierRule::Absolute(6.0),
@@ -119,8 +128,17 @@ fn random_config(random: &mut Random) -> Config {
 
 /// The named cases, each under every setting that makes a difference to it.
 pub fn cases() -> Vec<Case> {
+    named(settings())
+}
+
+/// The named cases with constants for groups of K: for backends that have them.
+pub fn group_cases() -> Vec<Case> {
+    named(group_settings())
+}
+
+fn named(settings: Vec<(&'static str, Config)>) -> Vec<Case> {
     let mut cases = Vec::new();
-    for (setting, config) in settings() {
+    for (setting, config) in settings {
         for (name, x, w, bias) in operands() {
             cases.push(Case { name: format!("{name} / {setting}"), x, w, bias, config });
         }
@@ -159,6 +177,11 @@ fn settings() -> Vec<(&'static str, Config)> {
             ..llm_int8
         },
     ));
+    settings
+}
+
+fn group_settings() -> Vec<(&'static str, Config)> {
+    let llm_int8 = crate::Scheme::LlmInt8Absmax.config();
     let groups = Config {
         input_encoding: Encoding::Zeropoint,
         input_granularity: Granularity::Group,
@@ -167,21 +190,15 @@ fn settings() -> Vec<(&'static str, Config)> {
         outlier_granularity: OutlierGranularity::Value,
         ..llm_int8
     };
-    settings.push(("groups", groups));
-    settings.push((
-        "groups of x alone, columns",
-        Config {
-            input_encoding: Encoding::Absmax,
-            input_granularity: Granularity::Group,
-            row_maximum: RowMaximum::Bitsandbytes,
-            ..llm_int8
-        },
-    ));
-    settings.push((
-        "groups of W alone, both with zero points",
-        Config { weight_encoding: Encoding::Zeropoint, input_granularity: Granularity::Row, ..groups },
-    ));
-    settings
+    let of_x =
+        Config { input_granularity: Granularity::Group, row_maximum: RowMaximum::Bitsandbytes, ..llm_int8 };
+    let of_w = Config { weight_encoding: Encoding::Zeropoint, input_granularity: Granularity::Row, ..groups };
+    vec![
+        ("groups", groups),
+        ("groups, no rule", Config { rule: OutlierRule::None, ..groups }),
+        ("groups of x alone, columns", of_x),
+        ("groups of W alone, both with zero points", of_w),
+    ]
 }
 
 type Operands = (&'static str, Array2<f32>, Array2<f32>, Option<Array1<f32>>);

@@ -129,8 +129,7 @@ pub fn linear<T: Element>(
     );
     let accumulator = product::int8_product(input.codes(), weight.quantized.codes())?;
     let products = product::group_products(&input, &weight.quantized)?;
-    let (int8_part, int8_magnitude) =
-        product::dequantize_groups(products.view(), &input, &weight.quantized);
+    let (int8_part, int8_magnitude) = product::dequantize_groups(products.view(), &input, &weight.quantized);
     let (outlier_part, outlier_magnitude) = outlier_product(x, &outliers, weight);
 
     let outlier_input = Array1::from_shape_fn(rows, |m| {

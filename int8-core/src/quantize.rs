@@ -214,6 +214,12 @@ impl QuantizedMatrix {
     }
 }
 
+/// What a scale becomes in [`Granularity::Group`]: the smallest bf16 number that is not below it, or the largest finite
+/// one. For finite scales ≥ 0; NaN stays NaN.
+pub fn group_scale(scale: f32) -> f32 {
+    if scale.is_nan() { scale } else { convert::bf16_up(scale) }
+}
+
 /// How many constants each row of a matrix `(R, K)` has when there are `found` of them: 1 or ⌈K/[`GROUP`]⌉.
 ///
 /// # Errors
@@ -232,7 +238,7 @@ pub fn constants_per_row((rows, inner): (usize, usize), found: usize) -> Result<
 /// # Errors
 /// [`Error::GroupScale`].
 pub fn check_group_scales(scales: ArrayView1<f32>, groups: usize) -> Result<(), Error> {
-    let fits = |scale: f32| scale.is_nan() || convert::bf16_up(scale).to_bits() == scale.to_bits();
+    let fits = |scale: f32| scale.is_nan() || group_scale(scale).to_bits() == scale.to_bits();
     match scales.iter().position(|scale| groups > 1 && !fits(*scale)) {
         Some(at) => Err(Error::GroupScale { row: at / groups, group: at % groups, scale: scales[at] }),
         None => Ok(()),
@@ -289,7 +295,7 @@ impl Constants {
         };
         // A row of zeros of either sign has scale +0, not whichever zero `max` returns on this machine.
         let scale = scale.abs();
-        let scale = if granularity == Granularity::Group { convert::bf16_up(scale) } else { scale };
+        let scale = if granularity == Granularity::Group { group_scale(scale) } else { scale };
         if scale < MIN_SCALE {
             return Self { scale, inverse: 0.0, zero_point: 0 };
         }

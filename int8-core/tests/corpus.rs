@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};
-use int8_core::corpus::{Case, cases, random};
+use int8_core::corpus::{Case, cases, group_cases, random, random_groups};
 use int8_core::{Element, LinearOutput, QuantizedMatrix, Weight, linear};
 use ndarray::s;
 
@@ -58,18 +58,19 @@ fn check_in_every_type(case: &Case) {
 
 #[test]
 fn named_cases_hold() {
-    cases().iter().for_each(check_in_every_type);
+    cases().iter().chain(&group_cases()).for_each(check_in_every_type);
 }
 
 #[test]
 fn random_cases_hold() {
     (0..400).for_each(|seed| check_in_every_type(&random(seed)));
+    (0..200).for_each(|seed| check_in_every_type(&random_groups(seed)));
 }
 
 #[test]
 fn names_are_unique() {
     let mut names = HashSet::new();
-    for case in cases() {
+    for case in cases().into_iter().chain(group_cases()) {
         assert!(names.insert(case.name.clone()), "two cases are called {}", case.name);
     }
 }

@@ -6,8 +6,8 @@ use int8_core::corpus::Random;
 use int8_core::product::{correct_zero_points, dequantize_groups, group_products, int8_product};
 use int8_core::quantize::{MIN_SCALE, quantize, quantize_without};
 use int8_core::{
-    Config, Element, Encoding, GROUP, Granularity, OutlierGranularity, OutlierRule, QuantizedMatrix, RowMaximum,
-    RowStatistic, Scheme, Weight, find_outliers, linear,
+    Config, Element, Encoding, GROUP, Granularity, OutlierGranularity, OutlierRule, QuantizedMatrix,
+    RowMaximum, RowStatistic, Scheme, Weight, find_outliers, linear,
 };
 use ndarray::{Array1, Array2, ArrayView2, Axis, concatenate, s};
 use proptest::prelude::*;

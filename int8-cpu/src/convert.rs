@@ -29,6 +29,12 @@ pub(crate) fn code_byte(code: i32, offset: u8) -> i8 {
     (code as i8) ^ (offset as i8)
 }
 
+/// A zero point, in [−127, 127].
+#[inline(always)]
+pub(crate) fn small(value: i32) -> i8 {
+    value as i8
+}
+
 /// An accumulator, rounded once, half to even.
 #[inline(always)]
 pub(crate) fn accumulator(value: i32) -> f32 {

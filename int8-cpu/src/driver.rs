@@ -152,6 +152,7 @@ impl Dispatch for Product<'_> {
                         rows: rows.len(),
                         panel: weight.panel(panel).as_ptr(),
                         k,
+                        ldw: weight.row_bytes(),
                         ahead: Ahead::share(ahead, tile_index, tiles),
                     };
                     // SAFETY: line 1: `codes` holds every row, and ROW_STEP more, at this stride ≥ k; line 2: a panel of

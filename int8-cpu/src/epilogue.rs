@@ -105,11 +105,20 @@ impl PanelTerms {
     }
 }
 
+/// The int8 part of a tile.
+#[derive(Clone, Copy)]
+pub(crate) enum Product<'a> {
+    /// Accumulators over all of K, still to be corrected and scaled.
+    Integers(&'a Tile<i32>),
+    /// Finished: constants for groups of K are applied on the way.
+    Floats(&'a Tile<f32>),
+}
+
 /// Finishes one tile: scales, outlier part, bias, and the store.
 pub(crate) struct Finish<'a> {
-    pub(crate) acc: &'a Tile<i32>,
+    pub(crate) product: Product<'a>,
     pub(crate) outlier_part: Option<&'a Tile<f32>>,
-    /// The rows of the tile in the output, and what is known of each.
+    /// The rows of the tile in the output, and what is known of each (nothing where the product is finished).
     pub(crate) rows: Range<usize>,
     pub(crate) terms: &'a [RowTerms],
     pub(crate) panel: &'a PanelTerms,
@@ -126,7 +135,13 @@ impl Vectorized for Finish<'_> {
         let accumulate = self.store == Store::Accumulate;
         let bias = [simd.load(&self.panel.bias[0]), simd.load(&self.panel.bias[1])];
         for (r, row) in self.rows.enumerate() {
-            let mut y = self.panel.scale(simd, &self.acc.0[r], self.terms[r], self.offset);
+            let mut y = match self.product {
+                Product::Integers(acc) => self.panel.scale(simd, &acc.0[r], self.terms[r], self.offset),
+                Product::Floats(product) => {
+                    let part = product.0[r].as_chunks::<LANES>().0;
+                    [simd.load(&part[0]), simd.load(&part[1])]
+                }
+            };
             if let Some(outlier_part) = self.outlier_part {
                 let part = outlier_part.0[r].as_chunks::<LANES>().0;
                 y = [simd.add(y[0], simd.load(&part[0])), simd.add(y[1], simd.load(&part[1]))];

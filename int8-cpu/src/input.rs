@@ -2,12 +2,13 @@
 
 use std::ops::Range as Span;
 
-use int8_core::{Config, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
+use int8_core::{Config, GROUP, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
 use ndarray::aview1;
 use rayon::prelude::*;
 
 use crate::buffer::{Buffer, LINE};
 use crate::convert::{self, Typed};
+use crate::groups::{GroupTerms, padded_groups};
 use crate::matrix::Source;
 use crate::rows::{self, BLOCK, Constants, Keep, Range, scratch_length};
 use crate::tile::{Instructions, TileKernel, Vectorized};
@@ -53,6 +54,9 @@ pub(crate) struct Input {
     pub(crate) codes: Buffer,
     pub(crate) stride: usize,
     pub(crate) terms: Vec<RowTerms>,
+    /// `[M, group_count]`: where constants are those of groups, they are here and `terms` are zero.
+    groups: Vec<GroupTerms>,
+    group_count: usize,
     /// Outlier columns, ascending.
     pub(crate) columns: Vec<usize>,
     pub(crate) outliers: Outliers,
@@ -65,7 +69,21 @@ pub(crate) fn row_stride(inner: usize) -> usize {
     (lines + 1 - lines % 2) * LINE
 }
 
+/// Whether the product needs constants for groups of K.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InputGroups {
+    None,
+    Plain,
+    /// With [`GroupTerms::rest`], which zero points of the weight are multiplied with.
+    WithRests,
+}
+
 impl Input {
+    /// The terms of the groups of these rows; nothing where there are none.
+    pub(crate) fn group_terms(&self, rows: Span<usize>) -> &[GroupTerms] {
+        &self.groups[rows.start * self.group_count..rows.end * self.group_count]
+    }
+
     /// How many values left the int8 product.
     pub(crate) fn outlier_values(&self) -> usize {
         match &self.outliers {
@@ -86,6 +104,7 @@ struct Scratch {
 pub(crate) struct Quantizer<'a, K> {
     pub(crate) x: Source<'a>,
     pub(crate) config: &'a Config,
+    pub(crate) groups: InputGroups,
     pub(crate) tile: K,
 }
 
@@ -105,6 +124,8 @@ impl<K: TileKernel> Quantizer<'_, K> {
         let mut results: Vec<RowResult> = Vec::new();
         results.resize_with(rows, RowResult::default);
         let mut dense = vec![0.0_f32; rows * columns.len()];
+        let group_count = if self.groups == InputGroups::None { 0 } else { padded_groups(inner) };
+        let mut groups = vec![GroupTerms::default(); rows * group_count];
         let task_codes = &mut codes.codes_mut()[..rows * stride];
         let job = |span: Span<usize>, scratch: &mut Scratch, part: Part<'_>| {
             self.tile.vectorize(EncodeRows {
@@ -121,16 +142,18 @@ impl<K: TileKernel> Quantizer<'_, K> {
             job(
                 0..rows,
                 &mut self.scratch(),
-                Part { codes: task_codes, results: &mut results, dense: &mut dense },
+                Part { codes: task_codes, results: &mut results, groups: &mut groups, dense: &mut dense },
             );
         } else {
-            let dense_parts = parts(&mut dense, TASK_ROWS * columns.len(), rows.div_ceil(TASK_ROWS));
+            let tasks = rows.div_ceil(TASK_ROWS);
+            let dense_parts = parts(&mut dense, TASK_ROWS * columns.len(), tasks);
+            let group_parts = parts(&mut groups, TASK_ROWS * group_count, tasks);
             let tasks = task_codes.par_chunks_mut(TASK_ROWS * stride).zip(results.par_chunks_mut(TASK_ROWS));
-            tasks.zip(dense_parts).enumerate().for_each_init(
+            tasks.zip(dense_parts).zip(group_parts).enumerate().for_each_init(
                 || self.scratch(),
-                |scratch, (task, ((codes, results), dense))| {
+                |scratch, (task, (((codes, results), dense), groups))| {
                     let first = task * TASK_ROWS;
-                    job(first..first + results.len(), scratch, Part { codes, results, dense });
+                    job(first..first + results.len(), scratch, Part { codes, results, groups, dense });
                 },
             );
         }
@@ -140,13 +163,15 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 codes,
                 stride,
                 terms,
+                groups,
+                group_count,
                 columns,
                 outliers: Outliers::Dense { count: dense.len(), values: dense },
             };
         }
         let lists: Vec<_> = results.into_iter().map(|row| row.outliers).collect();
         let (columns, outliers) = union(inner, lists);
-        Input { codes, stride, terms, columns, outliers }
+        Input { codes, stride, terms, groups, group_count, columns, outliers }
     }
 
     fn serial(&self) -> bool {
@@ -196,7 +221,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
 
     /// The constants of the whole matrix, where the configuration wants one for all rows.
     fn tensor_constants(&self, mask: &[u32]) -> Option<Constants> {
-        if self.config.input_granularity == Granularity::Row {
+        if self.config.input_granularity != Granularity::Tensor {
             return None;
         }
         let rows = 0..self.x.rows;
@@ -256,6 +281,7 @@ struct RowResult {
 struct Part<'a> {
     codes: &'a mut [i8],
     results: &'a mut [RowResult],
+    groups: &'a mut [GroupTerms],
     dense: &'a mut [f32],
 }
 
@@ -340,16 +366,36 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
                 f32::NAN
             };
             let (counted, encoded) = quantizer.kept(threshold, mask);
-            let constants = constants.unwrap_or_else(|| {
-                Constants::new(
-                    rows::range(simd, blocks, counted, config.input_encoding),
-                    config.input_encoding,
-                )
-            });
             let codes = &mut part.codes[i * stride..(i + 1) * stride];
-            let sum = rows::encode(simd, blocks, quantizer.x.columns, encoded, constants, K::OFFSET, codes);
             let result = &mut part.results[i];
-            result.terms = RowTerms { step: constants.scale / 127.0, zero_point: constants.zero_point, sum };
+            let constants = match constants {
+                None if config.input_granularity == Granularity::Group => None,
+                None => {
+                    let range = rows::range(simd, blocks, counted, config.input_encoding);
+                    Some(Constants::new(range, config.input_encoding))
+                }
+                whole => whole,
+            };
+            match constants {
+                Some(constants) if quantizer.groups == InputGroups::None => {
+                    let inner = quantizer.x.columns;
+                    let sum = rows::encode(simd, blocks, inner, encoded, constants, K::OFFSET, codes);
+                    let (step, zero_point) = (constants.scale / 127.0, constants.zero_point);
+                    result.terms = RowTerms { step, zero_point, sum };
+                }
+                constants => {
+                    let count = blocks.len() * BLOCK / GROUP;
+                    let job = rows::Groups {
+                        constants,
+                        counted,
+                        encoded,
+                        encoding: config.input_encoding,
+                        offset: K::OFFSET,
+                        rests: quantizer.groups == InputGroups::WithRests,
+                    };
+                    job.encode(simd, blocks, codes, &mut part.groups[i * count..(i + 1) * count]);
+                }
+            }
             if by_value {
                 rows::list_outliers(simd, blocks, threshold, &mut result.outliers);
             }

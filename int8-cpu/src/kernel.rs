@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::Error;
-use crate::tile::{self, TileKernel};
+use crate::tile::{self, GroupKernel, TileKernel};
 
 /// The environment variable that forces a kernel by name.
 pub const KERNEL_VARIABLE: &str = "INT8_KERNEL";
@@ -259,6 +259,32 @@ impl Kernel {
             Self::Avx512Vnni(token) => job.run(tile::avx512::Avx512Tile(token)),
             #[cfg(target_arch = "x86_64")]
             Self::AmxInt8(token) => job.run(tile::amx::AmxTile(token)),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(token) => job.run(tile::neon::NeonTile(token)),
+        }
+    }
+}
+
+/// A computation that is generic over the functions for groups of K.
+pub(crate) trait DispatchGroups {
+    type Output;
+    fn run<T: GroupKernel>(self, tile: T) -> Self::Output;
+}
+
+impl Kernel {
+    /// The kernel itself, but for AMX: a group of 32 is half a tile register, and what a tile multiplies would have to be
+    /// stored after each, so that AVX-512 VNNI, which reads the same layout, is faster.
+    pub(crate) fn dispatch_groups<D: DispatchGroups>(self, job: D) -> D::Output {
+        match self {
+            Self::Portable(token) => job.run(tile::portable::PortableTile(token)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(token) => job.run(tile::avx2::Avx2Tile(token)),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(token) => job.run(tile::avx2::AvxVnniTile(token)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(token) => job.run(tile::avx512::Avx512Tile(token)),
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxInt8(token) => job.run(tile::avx512::Avx512Tile(token.avx512())),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(token) => job.run(tile::neon::NeonTile(token)),
         }

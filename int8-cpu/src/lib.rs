@@ -56,6 +56,7 @@ mod driver;
 mod epilogue;
 mod error;
 pub mod float;
+mod groups;
 mod input;
 pub mod kernel;
 mod linear;

@@ -2,17 +2,18 @@
 
 use std::cell::Cell;
 
-use int8_core::{Config, Element, Error as CoreError};
+use int8_core::{Config, Element, Error as CoreError, Granularity};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
 use crate::driver::{self, Grid, next_panel};
 use crate::epilogue::{Finish, PanelTerms, SparseRow};
-use crate::input::{Input, Outliers, Quantizer};
-use crate::kernel::Dispatch;
+use crate::groups::{Grouped, PanelProduct, Whole};
+use crate::input::{Input, InputGroups, Outliers, Quantizer};
+use crate::kernel::{Dispatch, DispatchGroups};
 use crate::matrix::{IntegerTarget, Source, Target};
 use crate::outlier::{Columns, FillPanel, OutlierWeights};
-use crate::tile::{Ahead, MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
+use crate::tile::{Ahead, GroupKernel, MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
 use crate::weight::{PackedWeight, padded};
 use crate::{Error, rows_of};
 
@@ -38,8 +39,8 @@ pub struct LinearStats {
 /// `y [M, N] = x [M, K] · Wᵀ + bias [N]`, with the decomposition of `config`, in f32 arithmetic after the exact integer
 /// product; `y` is stored to `out` once, rounded half to even.
 ///
-/// Encoding, granularity, outlier rule and row maximum of `x` are those of `config`; the encoding of `W` was fixed when
-/// it was packed. `x` and `out` may have different element types. The result is the same for any number of threads;
+/// Encoding, granularity, outlier rule and row maximum of `x` are those of `config`; encoding and granularity of `W`
+/// were fixed when it was packed. `x` and `out` may have different element types. The result is the same for any number of threads;
 /// work runs on the current rayon pool, small problems on the calling thread.
 ///
 /// # Errors
@@ -72,10 +73,18 @@ pub fn linear<X: Element, Y: Element>(
     let job = Linear { x, weight, outlier_weights, bias, config, store, target };
     // From outside the pool, each parallel step would pay for waking it: enter it once, and only for work that is
     // worth it. A caller inside the pool (`rayon::scope` around a whole model) never pays.
+    let run = || {
+        // One side with constants for groups is enough: the product is then cut along K.
+        if config.input_granularity == Granularity::Group || weight.groups().is_some() {
+            weight.kernel().dispatch_groups(job)
+        } else {
+            weight.kernel().dispatch(job)
+        }
+    };
     if rayon::current_thread_index().is_none() && grid.is_parallel() {
-        return rayon::scope(|_| weight.kernel().dispatch(job));
+        return rayon::scope(|_| run());
     }
-    weight.kernel().dispatch(job)
+    run()
 }
 
 thread_local! {
@@ -97,14 +106,36 @@ impl Dispatch for Linear<'_> {
     type Output = Result<LinearStats, Error>;
 
     fn run<K: TileKernel>(self, tile: K) -> Self::Output {
+        self.run_with(tile, InputGroups::None, || Whole::new(tile))
+    }
+}
+
+impl DispatchGroups for Linear<'_> {
+    type Output = Result<LinearStats, Error>;
+
+    fn run<K: GroupKernel>(self, tile: K) -> Self::Output {
+        let weight = self.weight;
+        let groups = if weight.has_zero_points() { InputGroups::WithRests } else { InputGroups::Plain };
+        self.run_with(tile, groups, || Grouped::new(tile, weight))
+    }
+}
+
+impl Linear<'_> {
+    /// Quantises the input and computes all blocks, each with a product of its own.
+    fn run_with<K: TileKernel, P: PanelProduct>(
+        self,
+        tile: K,
+        groups: InputGroups,
+        product: impl Fn() -> P + Sync,
+    ) -> Result<LinearStats, Error> {
         let Self { x, weight, outlier_weights, bias, config, store, target } = self;
-        let input = Quantizer { x, config, tile }.run(CODES.take());
+        let input = Quantizer { x, config, groups, tile }.run(CODES.take());
         let stats =
             LinearStats { outlier_columns: input.columns.len(), outlier_values: input.outlier_values() };
         let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
         let layer = Layer { tile, input: &input, weight, columns: &columns, bias, store, target };
         let grid = Grid::new(x.rows, weight);
-        driver::for_each_block(grid, tile, |block| layer.block(block));
+        driver::for_each_block(grid, tile, |block| layer.block(block, &mut product()));
         CODES.set(input.codes);
         Ok(stats)
     }
@@ -122,10 +153,9 @@ struct Layer<'a, K> {
 }
 
 impl<K: TileKernel> Layer<'_, K> {
-    fn block(&self, block: driver::Block) {
+    fn block(&self, block: driver::Block, product: &mut impl PanelProduct) {
         let padded_inner = padded(self.weight.dim().1);
         let mut outlier_panel = Buffer::zeroed(self.columns.len() * PANEL * 4);
-        let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
         let mut outlier_sums = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
         let tiles = block.rows.tiles().count();
         for panel in block.panels {
@@ -134,6 +164,7 @@ impl<K: TileKernel> Layer<'_, K> {
                 let target = outlier_panel.floats_mut();
                 self.tile.vectorize(FillPanel { columns: self.columns, weight: self.weight, panel, target });
             }
+            product.start(panel);
             let terms = PanelTerms::new(self.weight, panel, self.bias);
             let ahead = next_panel(self.weight, panel);
             for (tile_index, rows) in block.rows.tiles().enumerate() {
@@ -143,16 +174,17 @@ impl<K: TileKernel> Layer<'_, K> {
                     rows: rows.len(),
                     panel: codes.as_ptr(),
                     k: padded_inner,
+                    ldw: self.weight.row_bytes(),
                     ahead: Ahead::share(ahead, tile_index, tiles),
                 };
                 // SAFETY: line 1: the code buffer holds every row of x, and ROW_STEP more, at this stride ≥ padded K;
                 // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
-                // are run inside `scoped`.
-                unsafe { self.tile.product(operands, &mut acc) };
+                // are run inside `scoped`; line 9: the terms of these rows.
+                let product = unsafe { product.tile(operands, self.input.group_terms(rows.clone())) };
                 let outlier_part =
                     self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
                 self.tile.vectorize(Finish {
-                    acc: &acc,
+                    product,
                     outlier_part,
                     rows: rows.clone(),
                     terms: &self.input.terms[rows],

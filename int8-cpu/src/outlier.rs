@@ -141,9 +141,7 @@ impl Vectorized for FillPanel<'_> {
                                 }
                             }
                         };
-                        let terms = weight.columns();
-                        let zero = simd.load_int(&terms.zero_points.as_chunks::<LANES>().0[2 * panel + half]);
-                        let step = simd.load(&terms.steps.as_chunks::<LANES>().0[2 * panel + half]);
+                        let (step, zero) = weight.constants(simd, panel, half, k);
                         let code = simd.to_floats(simd.subtract_product(code, zero, simd.splat_int(1)));
                         simd.store(simd.multiply(code, step), row);
                     }

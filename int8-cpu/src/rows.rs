@@ -4,10 +4,11 @@
 //! kernel enables.
 
 use half::{bf16, f16};
-use int8_core::quantize::MIN_SCALE;
-use int8_core::{Encoding, RowStatistic};
+use int8_core::quantize::{MIN_SCALE, group_scale};
+use int8_core::{Encoding, GROUP, RowStatistic};
 
 use crate::convert::{self, Typed};
+use crate::groups::GroupTerms;
 use crate::tile::{Instructions, K_STEP, LANES, Load, Vectorized};
 
 /// Values handled at once: the codes of one cache line.
@@ -58,6 +59,11 @@ pub(crate) struct Constants {
 
 impl Constants {
     pub(crate) fn new(range: Range, encoding: Encoding) -> Self {
+        Self::with_scale(range, encoding, |scale| scale)
+    }
+
+    #[inline(always)]
+    fn with_scale(range: Range, encoding: Encoding, rounded: impl Fn(f32) -> f32) -> Self {
         if !range.finite() {
             return Self { scale: f32::NAN, inverse: 0.0, zero_point: 0 };
         }
@@ -66,6 +72,7 @@ impl Constants {
             // Halved before the subtraction, so that a range wider than f32 does not overflow.
             Encoding::Zeropoint => range.high * 0.5 - range.low * 0.5,
         };
+        let scale = rounded(scale);
         if scale < MIN_SCALE {
             return Self { scale, inverse: 0.0, zero_point: 0 };
         }
@@ -79,6 +86,11 @@ impl Constants {
 }
 
 impl Constants {
+    /// Those of a group: the scale is rounded up to bf16.
+    pub(crate) fn of_group(range: Range, encoding: Encoding) -> Self {
+        Self::with_scale(range, encoding, group_scale)
+    }
+
     /// Absmax as bitsandbytes computes it on a CPU: `127/s` in PyTorch is `(1/s)·127`, rounded twice. A code differs from the
     /// reference's by one where `x·127/s` lies within that rounding of a half, once in some ten thousand.
     pub(crate) fn bitsandbytes(range: Range) -> Self {
@@ -228,6 +240,101 @@ pub(crate) fn encode<I: Instructions>(
     lanes.into_iter().sum::<i32>() - convert::wrap(convert::length(padding)) * constants.zero_point
 }
 
+/// How the groups of a row are quantised.
+pub(crate) struct Groups<'a> {
+    /// Of the whole row, or nothing: each group has its own.
+    pub(crate) constants: Option<Constants>,
+    /// Which values count for the range of their group.
+    pub(crate) counted: Keep<'a>,
+    /// Which get a code of their own; the others get that of 0.
+    pub(crate) encoded: Keep<'a>,
+    pub(crate) encoding: Encoding,
+    pub(crate) offset: u8,
+    /// Whether to compute [`GroupTerms::rest`].
+    pub(crate) rests: bool,
+}
+
+/// Vectors of a group.
+const GROUP_VECTORS: usize = GROUP / LANES;
+
+impl Groups<'_> {
+    /// Writes the codes of a row, plus the offset, in whole blocks, and the terms of its groups. Values behind the last one
+    /// are zeros.
+    #[inline(always)]
+    pub(crate) fn encode<I: Instructions>(
+        &self,
+        simd: I,
+        blocks: &[[f32; BLOCK]],
+        codes: &mut [i8],
+        terms: &mut [GroupTerms],
+    ) {
+        let values = blocks.as_flattened().as_chunks::<GROUP>().0;
+        let codes = codes.as_chunks_mut::<GROUP>().0;
+        for (group, ((values, codes), terms)) in values.iter().zip(codes).zip(terms).enumerate() {
+            let constants = match self.constants {
+                Some(constants) => constants,
+                None => Constants::of_group(self.range(simd, group, values), self.encoding),
+            };
+            let rest = self.group(simd, group, values, constants, codes);
+            *terms = GroupTerms {
+                step: constants.scale / 127.0,
+                zero: convert::accumulator(constants.zero_point + i32::from(self.offset)),
+                rest: convert::accumulator(rest),
+            };
+        }
+    }
+
+    #[inline(always)]
+    fn range<I: Instructions>(&self, simd: I, group: usize, values: &[f32; GROUP]) -> Range {
+        let zero = simd.splat(0.0);
+        let (mut magnitude, mut low, mut high) = (simd.splat_int(0), zero, zero);
+        for (i, values) in values.as_chunks::<LANES>().0.iter().enumerate() {
+            let values = self.counted.vector(simd, group * GROUP_VECTORS + i, values);
+            magnitude = simd.maximum_int(magnitude, simd.magnitude(values));
+            low = simd.minimum(low, values);
+            high = simd.maximum(high, values);
+        }
+        let magnitude = simd.largest_int(magnitude).cast_unsigned();
+        match self.encoding {
+            Encoding::Absmax => Range { low: 0.0, high: 0.0, magnitude },
+            // A NaN may leave any number here; the magnitude tells.
+            Encoding::Zeropoint => Range { low: simd.smallest(low), high: simd.largest(high), magnitude },
+        }
+    }
+
+    /// Writes the codes of one group and returns `Σ(q − z)`, if it is asked for.
+    #[inline(always)]
+    fn group<I: Instructions>(
+        &self,
+        simd: I,
+        group: usize,
+        values: &[f32; GROUP],
+        constants: Constants,
+        codes: &mut [i8; GROUP],
+    ) -> i32 {
+        if constants.inverse == 0.0 {
+            codes.fill(convert::code_byte(0, self.offset));
+            return 0;
+        }
+        let (inverse, zero_point) = (simd.splat(constants.inverse), simd.splat_int(constants.zero_point));
+        let mut sums = simd.splat_int(0);
+        let vectors = values.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0);
+        for (i, (values, target)) in vectors.enumerate() {
+            let values = self.encoded.vector(simd, group * GROUP_VECTORS + i, values);
+            let steps = simd.round(simd.multiply(values, inverse));
+            let code = simd.clamp_code(simd.add_int(steps, zero_point));
+            sums = simd.add_int(sums, code);
+            simd.store_codes(code, self.offset, target);
+        }
+        if !self.rests {
+            return 0;
+        }
+        let mut lanes = [0; LANES];
+        simd.store_int(sums, &mut lanes);
+        lanes.into_iter().sum::<i32>() - convert::wrap(convert::length(GROUP)) * constants.zero_point
+    }
+}
+
 /// Sets the flag of every column in which this row has an outlier. The row is not widened into memory for it.
 #[inline(always)]
 pub(crate) fn flag_outliers<I: Instructions>(simd: I, row: Typed<'_>, threshold: f32, flags: &mut [u8]) {
@@ -364,6 +471,47 @@ impl Vectorized for EncodeRow<'_> {
         let sum = encode(simd, blocks, inner, Keep::All, constants, 0, self.codes);
         self.codes[inner..].fill(0);
         (constants, sum)
+    }
+}
+
+/// Quantises one row in groups, every value counting, compiled for the kernel's instruction set.
+pub(crate) struct EncodeGroups<'a> {
+    pub(crate) row: Typed<'a>,
+    pub(crate) scratch: &'a mut [f32],
+    pub(crate) encoding: Encoding,
+    /// Whole blocks; behind the last value zero codes are left.
+    pub(crate) codes: &'a mut [i8],
+    /// Scale and zero point of each group.
+    pub(crate) constants: &'a mut [(f32, i32)],
+}
+
+impl Vectorized for EncodeGroups<'_> {
+    /// The sum of the codes.
+    type Output = i32;
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) -> i32 {
+        let inner = self.row.len();
+        let blocks = widen(simd, self.row, self.scratch);
+        let groups = Groups {
+            constants: None,
+            counted: Keep::All,
+            encoded: Keep::All,
+            encoding: self.encoding,
+            offset: 0,
+            rests: false,
+        };
+        let values = blocks.as_flattened().as_chunks::<GROUP>().0;
+        let codes = self.codes.as_chunks_mut::<GROUP>().0.iter_mut();
+        for (group, (values, codes)) in values.iter().zip(codes).enumerate() {
+            let constants = Constants::of_group(groups.range(simd, group, values), self.encoding);
+            groups.group(simd, group, values, constants, codes);
+            if let Some(to) = self.constants.get_mut(group) {
+                *to = (constants.scale, constants.zero_point);
+            }
+        }
+        self.codes[inner..].fill(0);
+        self.codes.iter().map(|code| i32::from(*code)).sum()
     }
 }
 

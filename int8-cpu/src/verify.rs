@@ -28,7 +28,10 @@ pub struct Report {
 
 /// Runs every available kernel over the corpus and `random_cases` seeded random cases.
 pub fn run(random_cases: u64) -> Vec<Report> {
-    let cases: Vec<Case> = corpus::cases().into_iter().chain((0..random_cases).map(corpus::random)).collect();
+    let named = corpus::cases().into_iter().chain(corpus::group_cases());
+    let random =
+        (0..random_cases).map(corpus::random).chain((0..random_cases / 2).map(corpus::random_groups));
+    let cases: Vec<Case> = named.chain(random).collect();
     Kernel::available().into_iter().map(|kernel| run_kernel(kernel, &cases)).collect()
 }
 

@@ -1,17 +1,22 @@
 //! A weight packed once, at load, in the layout of the kernel that will read it.
 
-use int8_core::{Element, Encoding, Error as CoreError, Granularity, QuantizedMatrix, product};
+use half::bf16;
+use int8_core::{
+    Element, Encoding, Error as CoreError, GROUP, Granularity, QuantizedMatrix, product, quantize,
+};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use crate::buffer::Buffer;
+use crate::groups::{WeightGroups, padded_groups};
 use crate::kernel::{Dispatch, Kernel, Layout};
 use crate::matrix::Source;
-use crate::rows::{Constants, EncodeRow, Range, RowRange, scratch_length};
-use crate::tile::{K_STEP, PANEL, TileKernel};
+use crate::rows::{Constants, EncodeGroups, EncodeRow, Range, RowRange, scratch_length};
+use crate::tile::{Instructions, K_STEP, LANES, PANEL, TileKernel};
 use crate::{Error, convert, rows_of};
 
-/// `W [N, K]` as int8 codes in panels of 32 rows, with one scale, zero point and code sum for each row.
+/// `W [N, K]` as int8 codes in panels of 32 rows, with a scale and a zero point for each row, or for each group of
+/// [`GROUP`] values of a row.
 ///
 /// The value of a code is `(q − z)·s/127`, as in [`QuantizedMatrix`]. The packing remembers its layout; a kernel that
 /// reads another one is refused.
@@ -24,6 +29,8 @@ pub struct PackedWeight {
     /// Panels of `PANEL * padded_inner` bytes; rows and columns of padding hold zero codes.
     panels: Buffer,
     columns: ColumnTerms,
+    /// Where the constants are those of groups; scales, steps and zero points of `columns` are then 0.
+    groups: Option<WeightGroups>,
 }
 
 /// What the epilogue needs of each output column, padded with zeros to whole panels.
@@ -60,11 +67,12 @@ impl PackedWeight {
         kernel.dispatch(Quantize { kernel, w: Source::new(w, "W")?, encoding, granularity })
     }
 
-    /// Packs codes `[N, K]` with their scales and zero points (none means 0), as read from a checkpoint.
+    /// Packs codes `[N, K]` with their scales and zero points (none means 0), as read from a checkpoint: one for each
+    /// row, or, as in [`QuantizedMatrix`], one for each group of a row.
     ///
     /// # Errors
-    /// [`Error::NotRowMajor`]; the reference's `Length`, `CodeOutOfRange` for a code of −128, and
-    /// `AccumulatorOverflow` when K exceeds 133,144.
+    /// [`Error::NotRowMajor`]; the reference's `Length`, `GroupScale`, `CodeOutOfRange` for a code of −128,
+    /// `ZeroPointOutOfRange`, and `AccumulatorOverflow` when K exceeds 133,144.
     pub fn from_codes(
         kernel: Kernel,
         codes: ArrayView2<'_, i8>,
@@ -73,10 +81,18 @@ impl PackedWeight {
     ) -> Result<Self, Error> {
         rows_of(codes, "W")?;
         let (outputs, inner) = codes.dim();
-        let lengths = [("scales", Some(scales.len())), ("zero points", zero_points.map(|z| z.len()))];
-        for (what, found) in lengths.into_iter().filter_map(|(what, found)| Some((what, found?))) {
-            if found != outputs {
-                return Err(CoreError::Length { what, expected: outputs, found }.into());
+        let groups = quantize::constants_per_row(codes.dim(), scales.len())?;
+        quantize::check_group_scales(scales, groups)?;
+        if let Some(zero_points) = zero_points {
+            if zero_points.len() != scales.len() {
+                let (expected, found) = (scales.len(), zero_points.len());
+                return Err(CoreError::Length { what: "zero points", expected, found }.into());
+            }
+            let outside = |z: &i32| !(-127..=127).contains(z);
+            if let Some(at) = zero_points.iter().position(outside) {
+                return Err(
+                    CoreError::ZeroPointOutOfRange { row: at / groups, value: zero_points[at] }.into()
+                );
             }
         }
         let bad_row =
@@ -85,7 +101,7 @@ impl PackedWeight {
             let column = codes.row(row).iter().position(|q| *q == i8::MIN).unwrap_or(0);
             return Err(CoreError::CodeOutOfRange { what: "W", row, column }.into());
         }
-        pack(kernel, outputs, inner, |row, target| {
+        pack(kernel, outputs, inner, groups, |row, target, constants| {
             let source = codes.row(row);
             // `target` is padded; the padding stays zero.
             let mut sum = 0;
@@ -93,7 +109,11 @@ impl PackedWeight {
                 *target = *code;
                 sum += i32::from(*code);
             }
-            (scales[row], zero_points.map_or(0, |z| z[row]), sum)
+            for (group, constant) in constants.iter_mut().enumerate() {
+                let at = row * groups + group;
+                *constant = (scales[at], zero_points.map_or(0, |z| z[at]));
+            }
+            sum
         })
     }
 
@@ -142,7 +162,8 @@ impl PackedWeight {
     /// None that a packed weight can cause; the signature is that of packing.
     pub fn repack(&self, kernel: Kernel) -> Result<Self, Error> {
         let codes = self.codes();
-        Self::from_codes(kernel, codes.view(), self.scales(), Some(self.zero_points()))
+        let (scales, zero_points) = (self.scales(), self.zero_points());
+        Self::from_codes(kernel, codes.view(), scales.view(), Some(zero_points.view()))
     }
 
     /// Codes `[N, K]`, row-major, for saving.
@@ -160,14 +181,33 @@ impl PackedWeight {
         codes
     }
 
-    /// One scale for each output row: the absmax (`SCB`) or, for zero-point, half the range.
-    pub fn scales(&self) -> ArrayView1<'_, f32> {
-        ArrayView1::from(&self.columns.scales[..self.outputs])
+    /// One scale for each output row, the absmax (`SCB`) or, for zero-point, half the range; or
+    /// [`groups_per_row`](Self::groups_per_row) for each row, row-major.
+    pub fn scales(&self) -> Array1<f32> {
+        match &self.groups {
+            None => Array1::from(self.columns.scales[..self.outputs].to_vec()),
+            Some(groups) => self.row_major(|at| groups.scales[at].to_f32()),
+        }
     }
 
-    /// One zero point for each output row; 0 for absmax.
-    pub fn zero_points(&self) -> ArrayView1<'_, i32> {
-        ArrayView1::from(&self.columns.zero_points[..self.outputs])
+    /// A zero point for each scale; 0 for absmax.
+    pub fn zero_points(&self) -> Array1<i32> {
+        match &self.groups {
+            None => Array1::from(self.columns.zero_points[..self.outputs].to_vec()),
+            Some(groups) => self.row_major(|at| groups.zero_points.get(at).map_or(0, |z| i32::from(*z))),
+        }
+    }
+
+    /// Constants of each row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
+    pub fn groups_per_row(&self) -> usize {
+        if self.groups.is_some() { self.inner.div_ceil(GROUP).max(1) } else { 1 }
+    }
+
+    /// The constants of groups in the order of rows.
+    fn row_major<T>(&self, constant: impl Fn(usize) -> T) -> Array1<T> {
+        let (groups, padded) = (self.groups_per_row(), padded_groups(self.inner));
+        let at = |row: usize, group| ((row / PANEL) * padded + group) * PANEL + row % PANEL;
+        (0..self.outputs).flat_map(|row| (0..groups).map(move |group| at(row, group))).map(constant).collect()
     }
 
     /// `Σ_k q` for each output row.
@@ -180,13 +220,51 @@ impl PackedWeight {
     /// # Errors
     /// None that a packed weight can cause; the signature is that of the reference's constructor.
     pub fn to_quantized(&self) -> Result<QuantizedMatrix, Error> {
-        let zero_points = Array1::from_iter(self.zero_points().iter().copied());
-        Ok(QuantizedMatrix::from_parts(self.codes(), self.scales().to_owned(), Some(zero_points))?)
+        Ok(QuantizedMatrix::from_parts(self.codes(), self.scales(), Some(self.zero_points()))?)
     }
 
     /// Bytes that the packed codes, scales, sums and zero points take.
     pub fn bytes(&self) -> usize {
-        self.panels.codes().len() + self.columns.steps.len() * 16
+        let of_groups = |groups: &WeightGroups| groups.scales.len() * 2 + groups.zero_points.len();
+        let of_rows = self.columns.steps.len() * 16;
+        self.panels.codes().len() + of_rows + self.groups.as_ref().map_or(0, of_groups)
+    }
+
+    /// The constants of its groups, if it has such.
+    pub(crate) fn groups(&self) -> Option<&WeightGroups> {
+        self.groups.as_ref()
+    }
+
+    /// Whether any zero point is not 0.
+    pub(crate) fn has_zero_points(&self) -> bool {
+        self.columns.has_zero_points
+            || self.groups.as_ref().is_some_and(|groups| !groups.zero_points.is_empty())
+    }
+
+    /// Step and zero point of 16 outputs of a panel, for column `k`.
+    #[inline(always)]
+    pub(crate) fn constants<I: Instructions>(
+        &self,
+        simd: I,
+        panel: usize,
+        half: usize,
+        k: usize,
+    ) -> (I::Floats, I::Ints) {
+        let Some(groups) = &self.groups else {
+            let at = 2 * panel + half;
+            let steps = simd.load(&self.columns.steps.as_chunks::<LANES>().0[at]);
+            return (steps, simd.load_int(&self.columns.zero_points.as_chunks::<LANES>().0[at]));
+        };
+        let at = 2 * (panel * padded_groups(self.inner) + k / GROUP) + half;
+        let scales = simd.load_bf16(&groups.scales.as_chunks::<LANES>().0[at]);
+        let zeros =
+            groups.zero_points.as_chunks::<LANES>().0.get(at).map_or([0; LANES], |z| z.map(i32::from));
+        (simd.divide(scales, simd.splat(127.0)), simd.load_int(&zeros))
+    }
+
+    /// Bytes between two rows of a panel; 0 where it is laid out in quads.
+    pub(crate) fn row_bytes(&self) -> usize {
+        if self.layout == Layout::Rows { padded(self.inner) } else { 0 }
     }
 
     pub(crate) fn columns(&self) -> &ColumnTerms {
@@ -240,27 +318,35 @@ impl Dispatch for Quantize<'_> {
             );
             Constants::new(ranges.reduce(|| Range::EMPTY, Range::union), encoding)
         });
-        pack(kernel, outputs, inner, |row, codes| {
+        let groups = if granularity == Granularity::Group { inner.div_ceil(GROUP).max(1) } else { 1 };
+        pack(kernel, outputs, inner, groups, |row, codes, constants| {
             let mut scratch = vec![0.0; scratch_length(inner)];
-            let job = EncodeRow {
-                row: w.row(row),
-                scratch: &mut scratch,
-                constants: whole,
-                encoding,
-                codes: &mut *codes,
-            };
-            let (constants, sum) = tile.vectorize(job);
-            (constants.scale, constants.zero_point, sum)
+            let row = w.row(row);
+            if granularity == Granularity::Group {
+                return tile.vectorize(EncodeGroups {
+                    row,
+                    scratch: &mut scratch,
+                    encoding,
+                    codes,
+                    constants,
+                });
+            }
+            let job = EncodeRow { row, scratch: &mut scratch, constants: whole, encoding, codes };
+            let (found, sum) = tile.vectorize(job);
+            constants.fill((found.scale, found.zero_point));
+            sum
         })
     }
 }
 
-/// Packs rows that `fill` writes as codes `[padded K]`, zero behind K, returning their scale, zero point and sum. One task a panel.
+/// Packs rows that `fill` writes as codes `[padded K]`, zero behind K, with the scales and zero points of their groups,
+/// returning the sum of the codes. One task a panel.
 fn pack(
     kernel: Kernel,
     outputs: usize,
     inner: usize,
-    fill: impl Fn(usize, &mut [i8]) -> (f32, i32, i32) + Sync,
+    groups: usize,
+    fill: impl Fn(usize, &mut [i8], &mut [(f32, i32)]) -> i32 + Sync,
 ) -> Result<PackedWeight, Error> {
     if inner > product::MAX_INNER {
         return Err(CoreError::AccumulatorOverflow { inner, max: product::MAX_INNER }.into());
@@ -275,6 +361,10 @@ fn pack(
         zero_points: vec![0; panels * PANEL],
         has_zero_points: false,
     };
+    // Where K is a single group, its constants are those of the row.
+    let padded_groups = if groups > 1 { padded_groups(inner) } else { 0 };
+    let mut group_scales = vec![bf16::ZERO; panels * padded_groups * PANEL];
+    let mut group_zeros = vec![0_i8; group_scales.len()];
     // With K = 0 there are no bytes to cut into panels, but scales and sums there are.
     let mut targets: Vec<&mut [i8]> = Vec::with_capacity(panels);
     let mut rest = &mut buffer.codes_mut()[..panels * panel_bytes];
@@ -289,8 +379,15 @@ fn pack(
         .zip(columns.steps.par_chunks_mut(PANEL))
         .zip(columns.sums.par_chunks_mut(PANEL))
         .zip(columns.zero_points.par_chunks_mut(PANEL));
-    targets.into_par_iter().zip(terms).enumerate().for_each(
-        |(panel, (target, (((scales, steps), sums), zeros)))| {
+    let group_terms: Vec<_> = if groups > 1 {
+        let size = padded_groups * PANEL;
+        group_scales.chunks_mut(size).zip(group_zeros.chunks_mut(size)).collect()
+    } else {
+        (0..panels).map(|_| Default::default()).collect()
+    };
+    targets.into_par_iter().zip(terms).zip(group_terms).enumerate().for_each(
+        |(panel, ((target, (((scales, steps), sums), zeros)), (group_scales, group_zeros)))| {
+            let mut constants = vec![(0.0, 0); groups];
             let mut staging = match layout {
                 Layout::Rows => Vec::new(),
                 Layout::Quads => vec![0_i8; panel_bytes],
@@ -298,8 +395,16 @@ fn pack(
             for n in 0..PANEL.min(outputs - panel * PANEL) {
                 let rows = if layout == Layout::Rows { &mut *target } else { &mut staging };
                 let row = &mut rows[n * padded_inner..][..padded_inner];
-                (scales[n], zeros[n], sums[n]) = fill(panel * PANEL + n, row);
-                steps[n] = scales[n] / 127.0;
+                sums[n] = fill(panel * PANEL + n, row, &mut constants);
+                if groups == 1 {
+                    (scales[n], zeros[n]) = constants[0];
+                    steps[n] = scales[n] / 127.0;
+                    continue;
+                }
+                for (group, (scale, zero_point)) in constants.iter().enumerate() {
+                    group_scales[group * PANEL + n] = bf16::from_f32(*scale);
+                    group_zeros[group * PANEL + n] = convert::small(*zero_point);
+                }
             }
             if layout == Layout::Quads {
                 interleave(&staging, padded_inner, target);
@@ -307,7 +412,11 @@ fn pack(
         },
     );
     columns.has_zero_points = columns.zero_points.iter().any(|z| *z != 0);
-    Ok(PackedWeight { kernel, layout, outputs, inner, panels: buffer, columns })
+    if group_zeros.iter().all(|z| *z == 0) {
+        group_zeros = Vec::new();
+    }
+    let groups = (groups > 1).then_some(WeightGroups { scales: group_scales, zero_points: group_zeros });
+    Ok(PackedWeight { kernel, layout, outputs, inner, panels: buffer, columns, groups })
 }
 
 /// `i8 [PANEL, K] → i8 [K/4, PANEL, 4]`.

@@ -61,9 +61,13 @@ impl<T: Float> Weight<T> {
     /// Uploads codes that exist already, for instance from a checkpoint.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Device`].
+    /// [`Error::Unsupported`] for constants of groups of K, [`Error::OutOfMemory`], [`Error::Device`].
     pub fn from_host(device: &Device, quantized: &QuantizedMatrix) -> Result<Self, Error> {
         let (rows, inner) = quantized.dim();
+        if quantized.groups() != 1 {
+            let shape = format!("W [{rows}, {inner}] with constants for groups of K");
+            return Err(Error::Unsupported { operation: "Weight::from_host", shape });
+        }
         let ld = inner.next_multiple_of(16);
         let mut padded = vec![0_i8; rows * ld];
         for ((row, column), code) in quantized.codes().indexed_iter() {
@@ -157,6 +161,8 @@ pub(crate) fn granularity(granularity: Granularity) -> i32 {
     match granularity {
         Granularity::Tensor => sys::INT8_CUDA_PER_TENSOR,
         Granularity::Row => sys::INT8_CUDA_PER_ROW,
+        // The kernels have no constants for groups of K: −1 is refused by them as invalid.
+        Granularity::Group => -1,
     }
 }
 

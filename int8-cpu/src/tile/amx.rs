@@ -125,7 +125,7 @@ unsafe impl TileKernel for AmxTile {
     }
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
-        let Operands { a, lda, rows, panel, k, ahead } = operands;
+        let Operands { a, lda, rows, panel, k, ahead, .. } = operands;
         let two = rows > TILE_ROWS;
         // SAFETY: line 4: the tiles are configured. Eight full tiles: rows beyond `rows` are computed and not looked at.
         unsafe {

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{GroupKernel, K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::{Avx2, AvxVnni};
 
 /// The AVX2 tile functions.
@@ -72,6 +72,12 @@ unsafe impl TileKernel for AvxVnniTile {
         unsafe { vectorize(self.0.avx2(), job) }
     }
 }
+
+// SAFETY: line 10: any k that is a multiple of 4.
+unsafe impl GroupKernel for Avx2Tile {}
+
+// SAFETY: line 10: any k that is a multiple of 4.
+unsafe impl GroupKernel for AvxVnniTile {}
 
 /// Output rows of one pass over K: two ymm registers of i32.
 const HALF: usize = PANEL / 2;
@@ -252,6 +258,7 @@ mod tests {
                 rows,
                 panel: panel.0.as_ptr(),
                 k: 128,
+                ldw: 0,
                 ahead: Ahead::share(panel.0.as_ptr(), 0, 1),
             };
             // SAFETY: 6 rows of 128 bytes, an aligned panel of 128·PANEL bytes; features checked above.

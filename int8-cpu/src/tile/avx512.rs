@@ -5,8 +5,13 @@
 
 use std::arch::x86_64::*;
 
-use super::{K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
-use crate::kernel::Avx512Vnni;
+use int8_core::GROUP;
+
+use super::{
+    GroupColumns, GroupKernel, GroupOperands, K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel,
+    Vectorized,
+};
+use crate::kernel::{Avx512Vnni, Layout};
 
 /// The AVX-512 VNNI tile functions.
 #[derive(Clone, Copy)]
@@ -82,6 +87,131 @@ unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
         unsafe {
             _mm512_store_si512(row.as_mut_ptr().cast(), sum[0]);
             _mm512_store_si512(row.as_mut_ptr().add(16).cast(), sum[1]);
+        }
+    }
+}
+
+/// Rows whose integer and f32 accumulators fit the registers: 6 rows × 4 = 24, weights, a broadcast and temporaries.
+const GROUP_ROWS: usize = 6;
+
+/// Calls `$function::<R, $zeros>` for the R that equals `$rows`, 1 to 6.
+macro_rules! by_group_rows {
+    ($rows:expr, $zeros:literal, $function:ident($($argument:expr),*)) => {
+        match $rows {
+            1 => $function::<1, $zeros>($($argument),*),
+            2 => $function::<2, $zeros>($($argument),*),
+            3 => $function::<3, $zeros>($($argument),*),
+            4 => $function::<4, $zeros>($($argument),*),
+            5 => $function::<5, $zeros>($($argument),*),
+            _ => $function::<6, $zeros>($($argument),*),
+        }
+    };
+}
+
+// SAFETY: line 10: `group_product` is its own. Line 8: the parts cover rows 0..rows, each stores its own.
+unsafe impl GroupKernel for Avx512Tile {
+    unsafe fn group_product(self, operands: GroupOperands, product: &mut Tile<f32>) {
+        let GroupOperands { codes, x, ldx, columns } = operands;
+        let parts = codes.rows.div_ceil(GROUP_ROWS);
+        for part in 0..parts {
+            let (first, end) = (codes.rows * part / parts, codes.rows * (part + 1) / parts);
+            let sums = &mut product.0[first..end];
+            // SAFETY: lines 1 to 4 and 9 for rows first..end; line 7 for the instructions.
+            unsafe {
+                let rows = Operands { a: codes.a.add(first * codes.lda), rows: end - first, ..codes };
+                let part = GroupOperands { codes: rows, x: x.add(first * ldx), ldx, columns };
+                if columns.zero_points.is_some() {
+                    by_group_rows!(end - first, true, group_product(part, first == 0, sums));
+                } else {
+                    by_group_rows!(end - first, false, group_product(part, first == 0, sums));
+                }
+            }
+        }
+    }
+
+    fn group_sums(self, _: Layout, panel: &[i8], sums: &mut [[f32; PANEL]]) {
+        // SAFETY: line 7 for the instructions.
+        unsafe { group_sums(panel, sums) }
+    }
+}
+
+/// # Safety
+/// Lines 1 to 4 of [`TileKernel`] and 9 of [`GroupKernel`] with `rows = R`, and the processor has the enabled features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn group_product<const R: usize, const ZERO_POINTS: bool>(
+    operands: GroupOperands,
+    fetch: bool,
+    product: &mut [[f32; PANEL]],
+) {
+    let GroupOperands { codes: Operands { a, lda, panel, k, ahead, .. }, x, ldx, columns } = operands;
+    let GroupColumns { steps, sums, zero_points } = columns;
+    let mut y = [[_mm512_setzero_ps(); 2]; R];
+    for group in 0..k / GROUP {
+        let first = group * GROUP;
+        if fetch && first.is_multiple_of(K_STEP) {
+            ahead.fetch(first);
+        }
+        let mut acc = [[_mm512_setzero_si512(); 2]; R];
+        for offset in (first..first + GROUP).step_by(4) {
+            // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, aligned.
+            let w = unsafe {
+                let at = panel.add(offset * PANEL);
+                [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
+            };
+            for (r, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: line 1: r < rows and offset + 4 ≤ k.
+                let x = unsafe { _mm512_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned()) };
+                acc[0] = _mm512_dpbusd_epi32(acc[0], x, w[0]);
+                acc[1] = _mm512_dpbusd_epi32(acc[1], x, w[1]);
+            }
+        }
+        for half in 0..2 {
+            let at = group * PANEL + half * PANEL / 2;
+            // SAFETY: line 9: group < k/GROUP.
+            let (steps, sums) = unsafe { (_mm512_load_ps(steps.add(at)), _mm512_load_ps(sums.add(at))) };
+            for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
+                // SAFETY: line 9: r < rows.
+                let terms = unsafe { &*x.add(r * ldx + group) };
+                let acc = _mm512_cvtepi32_ps(acc[half]);
+                let mut corrected = _mm512_fnmadd_ps(_mm512_set1_ps(terms.zero), sums, acc);
+                if let (true, Some(zero_points)) = (ZERO_POINTS, zero_points) {
+                    // SAFETY: line 9.
+                    let zero_points = unsafe { _mm512_load_ps(zero_points.add(at)) };
+                    corrected = _mm512_fnmadd_ps(_mm512_set1_ps(terms.rest), zero_points, corrected);
+                }
+                let scaled = _mm512_mul_ps(corrected, steps);
+                y[half] = _mm512_fmadd_ps(_mm512_set1_ps(terms.step), scaled, y[half]);
+            }
+        }
+    }
+    for (row, y) in product.iter_mut().zip(y) {
+        // SAFETY: a row of the tile is 32 f32, two registers, and 64-byte aligned.
+        unsafe {
+            _mm512_store_ps(row.as_mut_ptr(), y[0]);
+            _mm512_store_ps(row.as_mut_ptr().add(16), y[1]);
+        }
+    }
+}
+
+/// # Safety
+/// The processor has the enabled features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn group_sums(panel: &[i8], sums: &mut [[f32; PANEL]]) {
+    let ones = _mm512_set1_epi8(1);
+    for (quads, sums) in panel.as_chunks::<{ GROUP * PANEL }>().0.iter().zip(sums) {
+        let mut totals = [_mm512_setzero_si512(); 2];
+        for row in quads.as_chunks::<{ 4 * PANEL }>().0 {
+            // SAFETY: 128 bytes.
+            let w = unsafe {
+                [_mm512_loadu_si512(row.as_ptr().cast()), _mm512_loadu_si512(row.as_ptr().add(64).cast())]
+            };
+            totals[0] = _mm512_dpbusd_epi32(totals[0], ones, w[0]);
+            totals[1] = _mm512_dpbusd_epi32(totals[1], ones, w[1]);
+        }
+        // SAFETY: 32 f32.
+        unsafe {
+            _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_cvtepi32_ps(totals[0]));
+            _mm512_storeu_ps(sums.as_mut_ptr().add(16), _mm512_cvtepi32_ps(totals[1]));
         }
     }
 }

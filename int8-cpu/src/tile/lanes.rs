@@ -45,6 +45,11 @@ pub(crate) trait Instructions: Copy {
     /// Whether any lane has `|value| ≥ threshold`.
     fn any_reaches(self, value: Self::Floats, threshold: Self::Floats) -> bool;
 
+    /// The smallest lane, if none is a NaN.
+    fn smallest(self, value: Self::Floats) -> f32;
+    /// The largest lane, if none is a NaN.
+    fn largest(self, value: Self::Floats) -> f32;
+
     fn splat_int(self, value: i32) -> Self::Ints;
     fn load_int(self, from: &[i32; LANES]) -> Self::Ints;
     fn store_int(self, value: Self::Ints, to: &mut [i32; LANES]);
@@ -56,6 +61,8 @@ pub(crate) trait Instructions: Copy {
     fn clamp_code(self, value: Self::Ints) -> Self::Ints;
     /// The larger, as signed numbers.
     fn maximum_int(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// The largest lane, as a signed number.
+    fn largest_int(self, value: Self::Ints) -> i32;
     /// The bits without the sign: ordered like magnitudes, NaN above infinity.
     fn magnitude(self, value: Self::Floats) -> Self::Ints;
     /// Half to even; `|value|` ≤ 2²².
@@ -168,6 +175,15 @@ impl Instructions for Portable {
     }
 
     #[inline(always)]
+    fn smallest(self, value: Self::Floats) -> f32 {
+        value.into_iter().fold(f32::INFINITY, |smallest, lane| if lane < smallest { lane } else { smallest })
+    }
+    #[inline(always)]
+    fn largest(self, value: Self::Floats) -> f32 {
+        value.into_iter().fold(f32::NEG_INFINITY, |largest, lane| if lane > largest { lane } else { largest })
+    }
+
+    #[inline(always)]
     fn splat_int(self, value: i32) -> Self::Ints {
         [value; LANES]
     }
@@ -194,6 +210,10 @@ impl Instructions for Portable {
     #[inline(always)]
     fn maximum_int(self, a: Self::Ints, b: Self::Ints) -> Self::Ints {
         std::array::from_fn(|i| a[i].max(b[i]))
+    }
+    #[inline(always)]
+    fn largest_int(self, value: Self::Ints) -> i32 {
+        value.into_iter().fold(i32::MIN, i32::max)
     }
     #[inline(always)]
     fn magnitude(self, value: Self::Floats) -> Self::Ints {

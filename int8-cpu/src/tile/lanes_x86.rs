@@ -42,6 +42,8 @@ macro_rules! all_operations {
             below(value: Self::Floats, threshold: Self::Floats) -> Self::Floats;
             masked(value: Self::Floats, mask: &[u32; LANES]) -> Self::Floats;
             any_reaches(value: Self::Floats, threshold: Self::Floats) -> bool;
+            smallest(value: Self::Floats) -> f32;
+            largest(value: Self::Floats) -> f32;
             splat_int(value: i32) -> Self::Ints;
             load_int(from: &[i32; LANES]) -> Self::Ints;
             store_int(value: Self::Ints, to: &mut [i32; LANES]);
@@ -49,6 +51,7 @@ macro_rules! all_operations {
             subtract_product(a: Self::Ints, b: Self::Ints, c: Self::Ints) -> Self::Ints;
             clamp_code(value: Self::Ints) -> Self::Ints;
             maximum_int(a: Self::Ints, b: Self::Ints) -> Self::Ints;
+            largest_int(value: Self::Ints) -> i32;
             magnitude(value: Self::Floats) -> Self::Ints;
             round(value: Self::Floats) -> Self::Ints;
             to_floats(value: Self::Ints) -> Self::Floats;
@@ -143,6 +146,8 @@ mod avx512 {
         fn any_reaches(value: __m512, threshold: __m512) -> bool {
             _mm512_cmp_ps_mask::<_CMP_GE_OQ>(_mm512_abs_ps(value), threshold) != 0
         }
+        fn smallest(value: __m512) -> f32 { _mm512_reduce_min_ps(value) }
+        fn largest(value: __m512) -> f32 { _mm512_reduce_max_ps(value) }
         fn splat_int(value: i32) -> __m512i { _mm512_set1_epi32(value) }
         fn load_int(from: &[i32; LANES]) -> __m512i {
             // SAFETY: 16 elements.
@@ -160,6 +165,7 @@ mod avx512 {
             _mm512_max_epi32(_mm512_min_epi32(value, _mm512_set1_epi32(127)), _mm512_set1_epi32(-127))
         }
         fn maximum_int(a: __m512i, b: __m512i) -> __m512i { _mm512_max_epi32(a, b) }
+        fn largest_int(value: __m512i) -> i32 { _mm512_reduce_max_epi32(value) }
         fn magnitude(value: __m512) -> __m512i {
             _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(MAGNITUDE))
         }
@@ -275,6 +281,24 @@ mod avx2 {
                 _mm256_cmp_ps::<_CMP_GE_OQ>(b, threshold[1]),
             ];
             _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0
+        }
+        fn smallest(value: Floats) -> f32 {
+            let eight = _mm256_min_ps(value[0], value[1]);
+            let four = _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+        }
+        fn largest(value: Floats) -> f32 {
+            let eight = _mm256_max_ps(value[0], value[1]);
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+        fn largest_int(value: Ints) -> i32 {
+            let eight = _mm256_max_epi32(value[0], value[1]);
+            let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two)))
         }
         fn splat_int(value: i32) -> Ints { [_mm256_set1_epi32(value); 2] }
         fn load_int(from: &[i32; LANES]) -> Ints {

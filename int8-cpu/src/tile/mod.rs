@@ -19,6 +19,11 @@ pub(crate) mod portable;
 
 pub(crate) use lanes::{Instructions, LANES, Load};
 
+use int8_core::GROUP;
+
+use crate::groups::{AddGroup, GroupSums, GroupTerms};
+use crate::kernel::Layout;
+
 /// Output rows of a weight that are packed together: two zmm registers of i32 accumulators, so that one broadcast of
 /// `x` serves two dot-product instructions; two AMX tiles side by side.
 pub(crate) const PANEL: usize = 32;
@@ -46,6 +51,8 @@ pub(crate) struct Operands {
     pub(crate) panel: *const i8,
     /// Padded K: a multiple of `K_STEP`.
     pub(crate) k: usize,
+    /// Bytes between two rows of the panel; 0 where it is laid out in quads.
+    pub(crate) ldw: usize,
     /// What to bring into L2 on the way.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
     pub(crate) ahead: Ahead,
@@ -100,6 +107,28 @@ pub(crate) struct OuterOperands {
     pub(crate) count: usize,
 }
 
+/// The constants of one panel's columns: `f32 [groups, PANEL]` each, 64-byte aligned.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupColumns {
+    /// `s/127`.
+    pub(crate) steps: *const f32,
+    /// `Σ_{k ∈ g} q`.
+    pub(crate) sums: *const f32,
+    /// Nothing where all are 0.
+    pub(crate) zero_points: Option<*const f32>,
+}
+
+/// The operands of a tile with constants for groups of K.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupOperands {
+    pub(crate) codes: Operands,
+    /// `[rows, groups]`, row-major, with `k/GROUP` groups.
+    pub(crate) x: *const GroupTerms,
+    /// Elements between two rows of `x`.
+    pub(crate) ldx: usize,
+    pub(crate) columns: GroupColumns,
+}
+
 /// A computation compiled once for each instruction set. Implementations are `#[inline(always)]`, so that their loops
 /// are vectorised with the features of the function they end up in.
 pub(crate) trait Vectorized {
@@ -113,7 +142,8 @@ pub(crate) trait Vectorized {
 /// Contract of [`product`](Self::product):
 /// 1. `a` is readable for `rows` rows, rounded up to a multiple of `ROW_STEP`, of `k` bytes, `lda` bytes apart;
 /// 2. `panel` is readable for `PANEL·k` bytes and 64-byte aligned;
-/// 3. `1 ≤ rows ≤ ROWS` and `k` is a multiple of [`K_STEP`];
+/// 3. `1 ≤ rows ≤ ROWS` and `k` is a multiple of [`K_STEP`], or [`GROUP`](int8_core::GROUP) in a [`GroupKernel`] that
+///    leaves `group_product` as it is;
 /// 4. the call is made inside [`scoped`](Self::scoped), on the same thread.
 ///
 /// Contract of [`outer`](Self::outer):
@@ -150,4 +180,53 @@ pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
 
     /// Runs `job` compiled with the kernel's instruction set.
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output;
+}
+
+/// A kernel that multiplies group by group of K.
+///
+/// # Safety
+/// Contract of [`group_product`](Self::group_product), besides lines 1 to 4 of [`TileKernel`] for `codes`:
+/// 9. `x` is readable for `rows` rows of `k/GROUP` terms, `ldx` apart, and each of `columns` for `k/GROUP·PANEL` floats,
+///    64-byte aligned.
+///
+/// Contract of the implementor, besides lines 7 and 8:
+/// 10. `product` can do with `k = GROUP` (line 3), or `group_product` does not call it.
+pub(crate) unsafe trait GroupKernel: TileKernel {
+    /// `Σ_g x.step·columns.step·(Σ_{k ∈ g} a·w − x.zero·columns.sum − x.rest·columns.zero_point)`: what is in parentheses is
+    /// exact, the rest is f32, added in the order of g.
+    ///
+    /// # Safety
+    /// Line 9, and lines 1 to 4 of [`TileKernel`].
+    unsafe fn group_product(self, operands: GroupOperands, product: &mut Tile<f32>) {
+        let GroupOperands { codes, x, ldx, columns } = operands;
+        let mut acc = Tile([[0; PANEL]; MAX_ROWS]);
+        for group in 0..codes.k / GROUP {
+            let first = group * GROUP;
+            // SAFETY: line 9: the terms from this group on, of the last row too; line 10 for k = GROUP, and lines 1 and 2
+            // for GROUP codes from `first` on in either layout.
+            unsafe {
+                let panel = if codes.ldw == 0 { first * PANEL } else { first };
+                let part =
+                    Operands { a: codes.a.add(first), panel: codes.panel.add(panel), k: GROUP, ..codes };
+                self.product(part, &mut acc);
+                let terms = (codes.rows - 1) * ldx + 1;
+                self.vectorize(AddGroup {
+                    acc: &acc,
+                    rows: codes.rows,
+                    x: std::slice::from_raw_parts(x.add(group), terms),
+                    ldx,
+                    steps: &*columns.steps.cast::<[f32; PANEL]>().add(group),
+                    sums: &*columns.sums.cast::<[f32; PANEL]>().add(group),
+                    zero_points: columns.zero_points.map(|z| &*z.cast::<[f32; PANEL]>().add(group)),
+                    first: group == 0,
+                    product,
+                });
+            }
+        }
+    }
+
+    /// `Σ_{k ∈ g} q_w` of one panel, `[k/GROUP, PANEL]`.
+    fn group_sums(self, layout: Layout, panel: &[i8], sums: &mut [[f32; PANEL]]) {
+        self.vectorize(GroupSums { layout, panel, sums });
+    }
 }

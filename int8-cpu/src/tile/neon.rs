@@ -7,7 +7,7 @@ use std::arch::aarch64::{int8x16_t, int32x4_t, vdupq_n_s32, vld1q_s8, vst1q_s32}
 use std::arch::asm;
 
 use super::portable::PortableTile;
-use super::{Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{GroupKernel, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::NeonDotprod;
 
 /// The dot-product tile functions.
@@ -44,6 +44,9 @@ unsafe impl TileKernel for NeonTile {
         job.call(self.0.portable())
     }
 }
+
+// SAFETY: line 10: any k that is a multiple of 16.
+unsafe impl GroupKernel for NeonTile {}
 
 /// Adds the products of the weights with quad `$lane` of `$x`.
 macro_rules! dot {

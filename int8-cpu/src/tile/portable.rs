@@ -1,6 +1,6 @@
 //! Plain Rust, vectorised by the compiler for the baseline of the target (SSE2, NEON).
 
-use super::{Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{GroupKernel, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::Portable;
 
 /// The portable tile functions.
@@ -14,10 +14,10 @@ unsafe impl TileKernel for PortableTile {
     const OFFSET: u8 = 0;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
-        let Operands { a, lda, rows, panel, k, .. } = operands;
+        let Operands { a, lda, rows, panel, k, ldw, .. } = operands;
         for n in 0..PANEL {
-            // SAFETY: line 2: the panel holds PANEL rows of k bytes.
-            let w = unsafe { std::slice::from_raw_parts(panel.add(n * k), k) };
+            // SAFETY: line 2: the panel holds PANEL rows of k bytes, ldw apart.
+            let w = unsafe { std::slice::from_raw_parts(panel.add(n * ldw), k) };
             for (r, row) in acc.0.iter_mut().take(rows).enumerate() {
                 // SAFETY: line 1: r < rows.
                 let x = unsafe { std::slice::from_raw_parts(a.add(r * lda), k) };
@@ -46,3 +46,6 @@ unsafe impl TileKernel for PortableTile {
         job.call(self.0)
     }
 }
+
+// SAFETY: line 10: any k.
+unsafe impl GroupKernel for PortableTile {}

@@ -1,0 +1,262 @@
+//! Constants for groups of K: what the product needs of rows, of columns and of one group of a tile.
+//!
+//! ```text
+//! int8 part of y[m,n] = Σ_g s_x[m,g]/127 · s_w[n,g]/127 · (Σ_{k ∈ g} q_x·q_w − z_x[m,g]·Σ_{k ∈ g} q_w − z_w[n,g]·Σ_{k ∈ g} (q_x − z_x))
+//! ```
+//!
+//! A group has 32 values, so the parenthesis and each of its terms are integers below 2²⁴: exact in f32. The sums of a
+//! weight's codes are not stored but added up, once for each panel that a task reads: they would be a sixteenth more
+//! memory to read where memory decides, and are lost in the product where it does not.
+
+use half::bf16;
+use int8_core::GROUP;
+
+use crate::buffer::Buffer;
+use crate::epilogue::Product;
+use crate::kernel::Layout;
+use crate::tile::{
+    GroupColumns, GroupKernel, GroupOperands, Instructions, K_STEP, LANES, MAX_ROWS, Operands, PANEL, Tile,
+    TileKernel, Vectorized,
+};
+use crate::weight::{PackedWeight, padded};
+
+/// Groups in padded K. Those of the padding have steps of 0.
+pub(crate) fn padded_groups(inner: usize) -> usize {
+    padded(inner) / GROUP
+}
+
+/// What the product needs of one group of a row of `x`. Integers, as f32.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C)]
+pub(crate) struct GroupTerms {
+    /// `s/127`.
+    pub(crate) step: f32,
+    /// Zero point, with the kernel's offset added.
+    pub(crate) zero: f32,
+    /// `Σ_{k ∈ g} (q − z)`; only where the weight has zero points.
+    pub(crate) rest: f32,
+}
+
+/// The constants of a weight with groups: `[N/PANEL, padded groups, PANEL]`, zero in the padding.
+#[derive(Clone, Default)]
+pub(crate) struct WeightGroups {
+    pub(crate) scales: Vec<bf16>,
+    /// Empty where all are 0.
+    pub(crate) zero_points: Vec<i8>,
+}
+
+/// How one panel's tiles are multiplied: as integers over all of K, or group by group.
+pub(crate) trait PanelProduct {
+    /// Called before the tiles of a panel.
+    fn start(&mut self, panel: usize);
+    /// The product of one tile of the panel; `terms` are those of its rows, `[rows, groups]`.
+    ///
+    /// # Safety
+    /// Lines 1 to 4 of [`TileKernel`] for `operands`, and `terms` has that many rows.
+    unsafe fn tile(&mut self, operands: Operands, terms: &[GroupTerms]) -> Product<'_>;
+}
+
+/// Over all of K.
+pub(crate) struct Whole<K> {
+    kernel: K,
+    acc: Tile<i32>,
+}
+
+impl<K: TileKernel> Whole<K> {
+    pub(crate) fn new(kernel: K) -> Self {
+        Self { kernel, acc: Tile([[0; PANEL]; MAX_ROWS]) }
+    }
+}
+
+impl<K: TileKernel> PanelProduct for Whole<K> {
+    fn start(&mut self, _: usize) {}
+
+    #[inline]
+    unsafe fn tile(&mut self, operands: Operands, _: &[GroupTerms]) -> Product<'_> {
+        // SAFETY: lines 1 to 4 are passed on.
+        unsafe { self.kernel.product(operands, &mut self.acc) };
+        Product::Integers(&self.acc)
+    }
+}
+
+/// Group by group, with the terms of the panel in f32.
+pub(crate) struct Grouped<'a, K> {
+    kernel: K,
+    weight: &'a PackedWeight,
+    groups: usize,
+    /// `f32 [groups, PANEL]` each.
+    steps: Buffer,
+    sums: Buffer,
+    zero_points: Buffer,
+    product: Tile<f32>,
+}
+
+impl<'a, K: GroupKernel> Grouped<'a, K> {
+    pub(crate) fn new(kernel: K, weight: &'a PackedWeight) -> Self {
+        let groups = padded_groups(weight.dim().1);
+        let terms = || Buffer::zeroed(groups * PANEL * size_of::<f32>());
+        let zero_points = if weight.has_zero_points() { terms() } else { Buffer::default() };
+        let product = Tile([[0.0; PANEL]; MAX_ROWS]);
+        Self { kernel, weight, groups, steps: terms(), sums: terms(), zero_points, product }
+    }
+}
+
+impl<K: GroupKernel> PanelProduct for Grouped<'_, K> {
+    fn start(&mut self, panel: usize) {
+        let sums = &mut self.sums.floats_mut().as_chunks_mut::<PANEL>().0[..self.groups];
+        self.kernel.group_sums(self.weight.layout(), self.weight.panel(panel), sums);
+        self.kernel.vectorize(FillTerms {
+            weight: self.weight,
+            panel,
+            steps: self.steps.floats_mut().as_chunks_mut::<PANEL>().0,
+            zero_points: self.zero_points.floats_mut().as_chunks_mut::<PANEL>().0,
+        });
+    }
+
+    #[inline]
+    unsafe fn tile(&mut self, operands: Operands, terms: &[GroupTerms]) -> Product<'_> {
+        let has_zero_points = self.weight.has_zero_points();
+        let columns = GroupColumns {
+            steps: self.steps.floats().as_ptr(),
+            sums: self.sums.floats().as_ptr(),
+            zero_points: has_zero_points.then(|| self.zero_points.floats().as_ptr()),
+        };
+        let operands = GroupOperands { codes: operands, x: terms.as_ptr(), ldx: self.groups, columns };
+        // SAFETY: lines 1 to 4 are passed on; line 9: the terms, and three buffers made for this number of groups.
+        unsafe { self.kernel.group_product(operands, &mut self.product) };
+        Product::Floats(&self.product)
+    }
+}
+
+/// Widens the constants of one panel: `s/127` and, where there are any, zero points.
+struct FillTerms<'a> {
+    weight: &'a PackedWeight,
+    panel: usize,
+    steps: &'a mut [[f32; PANEL]],
+    /// Empty where the weight has none.
+    zero_points: &'a mut [[f32; PANEL]],
+}
+
+impl Vectorized for FillTerms<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        let Self { weight, panel, steps, zero_points } = self;
+        let columns = weight.columns();
+        let Some(groups) = weight.groups() else {
+            // One constant a row, the same for all groups.
+            let span = panel * PANEL..(panel + 1) * PANEL;
+            for steps in steps {
+                steps.copy_from_slice(&columns.steps[span.clone()]);
+            }
+            for zeros in zero_points {
+                for (zero, value) in zeros.iter_mut().zip(&columns.zero_points[span.clone()]) {
+                    *zero = crate::convert::accumulator(*value);
+                }
+            }
+            return;
+        };
+        let count = steps.len();
+        let scales = groups.scales.as_chunks::<PANEL>().0[panel * count..].iter();
+        let divisor = simd.splat(127.0);
+        for (steps, scales) in steps.iter_mut().zip(scales) {
+            let scales = scales.as_chunks::<LANES>().0;
+            for (to, scales) in steps.as_chunks_mut::<LANES>().0.iter_mut().zip(scales) {
+                simd.store(simd.divide(simd.load_bf16(scales), divisor), to);
+            }
+        }
+        if !groups.zero_points.is_empty() {
+            let values = groups.zero_points.as_chunks::<PANEL>().0[panel * count..].iter();
+            for (zeros, values) in zero_points.iter_mut().zip(values) {
+                for (zero, value) in zeros.iter_mut().zip(values) {
+                    *zero = f32::from(*value);
+                }
+            }
+        }
+    }
+}
+
+/// Adds one group's accumulators, scaled, to the sums of a tile: for kernels that do not do it in registers.
+pub(crate) struct AddGroup<'a> {
+    pub(crate) acc: &'a Tile<i32>,
+    pub(crate) rows: usize,
+    /// The terms of this group for each row, `ldx` apart.
+    pub(crate) x: &'a [GroupTerms],
+    pub(crate) ldx: usize,
+    pub(crate) steps: &'a [f32; PANEL],
+    pub(crate) sums: &'a [f32; PANEL],
+    pub(crate) zero_points: Option<&'a [f32; PANEL]>,
+    /// Whether it is the first group: then the tile is written, not added to.
+    pub(crate) first: bool,
+    pub(crate) product: &'a mut Tile<f32>,
+}
+
+impl Vectorized for AddGroup<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        for half in 0..PANEL / LANES {
+            let steps = simd.load(&self.steps.as_chunks().0[half]);
+            let code_sums = simd.load(&self.sums.as_chunks().0[half]);
+            for (r, terms) in self.x.iter().step_by(self.ldx).take(self.rows).enumerate() {
+                let acc = simd.to_floats(simd.load_int(&self.acc.0[r].as_chunks().0[half]));
+                let mut corrected = simd.multiply_add(simd.splat(-terms.zero), code_sums, acc);
+                if let Some(zero_points) = self.zero_points {
+                    let zero_points = simd.load(&zero_points.as_chunks().0[half]);
+                    corrected = simd.multiply_add(simd.splat(-terms.rest), zero_points, corrected);
+                }
+                let scaled = simd.multiply(corrected, steps);
+                let to = &mut self.product.0[r].as_chunks_mut().0[half];
+                let before = if self.first { simd.splat(0.0) } else { simd.load(to) };
+                simd.store(simd.multiply_add(simd.splat(terms.step), scaled, before), to);
+            }
+        }
+    }
+}
+
+/// `Σ_{k ∈ g} q_w` of one panel, in any layout.
+pub(crate) struct GroupSums<'a> {
+    pub(crate) layout: Layout,
+    /// `PANEL · padded K` codes.
+    pub(crate) panel: &'a [i8],
+    /// `[padded groups, PANEL]`.
+    pub(crate) sums: &'a mut [[f32; PANEL]],
+}
+
+impl Vectorized for GroupSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        let k = self.sums.len() * GROUP;
+        for (group, sums) in self.sums.iter_mut().enumerate() {
+            let mut totals = [0_i32; PANEL];
+            match self.layout {
+                Layout::Quads => {
+                    let mut halves = [simd.splat_int(0); 2];
+                    let quads = &self.panel[group * GROUP * PANEL..(group + 1) * GROUP * PANEL];
+                    for (i, quads) in quads.as_chunks::<4>().0.as_chunks::<LANES>().0.iter().enumerate() {
+                        for lane in 0..4 {
+                            halves[i % 2] = simd.add_int(halves[i % 2], simd.byte_of_quads(quads, lane));
+                        }
+                    }
+                    for (half, to) in halves.into_iter().zip(totals.as_chunks_mut().0) {
+                        simd.store_int(half, to);
+                    }
+                }
+                Layout::Rows => {
+                    for (n, total) in totals.iter_mut().enumerate() {
+                        let codes = &self.panel[n * k + group * GROUP..][..GROUP];
+                        *total = codes.iter().map(|code| i32::from(*code)).sum();
+                    }
+                }
+            }
+            *sums = totals.map(crate::convert::accumulator);
+        }
+    }
+}
+
+const _: () = assert!(K_STEP.is_multiple_of(GROUP), "padded K is whole groups");
+const _: () = assert!(PANEL == 2 * LANES, "a row of a panel is two vectors");
