@@ -239,12 +239,12 @@ impl<K: TileKernel> Quantizer<'_, K> {
 
     /// The magnitude from which on a value of this row is an outlier.
     #[inline(always)]
-    fn threshold(&self, blocks: &[[f32; BLOCK]], magnitudes: &mut Vec<u32>) -> f32 {
+    fn threshold<I: Instructions>(&self, simd: I, blocks: &[[f32; BLOCK]], magnitudes: &mut Vec<u32>) -> f32 {
         match self.config.rule {
             OutlierRule::None => f32::NAN,
             OutlierRule::Absolute(threshold) => threshold,
             OutlierRule::RelativeToRow { tau, statistic } => {
-                rows::relative_threshold(blocks, self.x.columns, tau, statistic, magnitudes)
+                rows::relative_threshold(simd, blocks, self.x.columns, tau, statistic, magnitudes)
             }
             // A rule that the reference got after this crate: its own, slower answer.
             ref other => other.threshold(aview1(&blocks.as_flattened()[..self.x.columns])),
@@ -304,7 +304,7 @@ impl<K: TileKernel> Vectorized for FlagColumns<'_, '_, K> {
                 continue;
             }
             let blocks = rows::widen(simd, row, &mut self.scratch.row);
-            let threshold = self.quantizer.threshold(blocks, &mut self.scratch.magnitudes);
+            let threshold = self.quantizer.threshold(simd, blocks, &mut self.scratch.magnitudes);
             let values = &blocks.as_flattened()[..self.quantizer.x.columns];
             rows::flag_outliers(simd, Typed::F32(values), threshold, self.flags);
         }
@@ -325,7 +325,7 @@ impl<K: TileKernel> Vectorized for RangeOfRow<'_, '_, K> {
     fn call<I: Instructions>(self, simd: I) -> Range {
         let blocks = rows::widen(simd, self.quantizer.x.row(self.row), &mut self.scratch.row);
         let threshold = if self.quantizer.by_threshold() {
-            self.quantizer.threshold(blocks, &mut self.scratch.magnitudes)
+            self.quantizer.threshold(simd, blocks, &mut self.scratch.magnitudes)
         } else {
             f32::NAN
         };
@@ -361,7 +361,7 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
         for (i, row) in span.enumerate() {
             let blocks = rows::widen(simd, quantizer.x.row(row), &mut scratch.row);
             let threshold = if quantizer.by_threshold() {
-                quantizer.threshold(blocks, &mut scratch.magnitudes)
+                quantizer.threshold(simd, blocks, &mut scratch.magnitudes)
             } else {
                 f32::NAN
             };

@@ -235,9 +235,7 @@ pub(crate) fn encode<I: Instructions>(
         sums = simd.add_int(sums, code);
         simd.store_codes(code, offset, target);
     }
-    let mut lanes = [0; LANES];
-    simd.store_int(sums, &mut lanes);
-    lanes.into_iter().sum::<i32>() - convert::wrap(convert::length(padding)) * constants.zero_point
+    simd.sum_int(sums) - convert::wrap(convert::length(padding)) * constants.zero_point
 }
 
 /// How the groups of a row are quantised.
@@ -329,9 +327,7 @@ impl Groups<'_> {
         if !self.rests {
             return 0;
         }
-        let mut lanes = [0; LANES];
-        simd.store_int(sums, &mut lanes);
-        lanes.into_iter().sum::<i32>() - convert::wrap(convert::length(GROUP)) * constants.zero_point
+        simd.sum_int(sums) - convert::wrap(convert::length(GROUP)) * constants.zero_point
     }
 }
 
@@ -391,7 +387,8 @@ pub(crate) fn list_outliers<I: Instructions>(
 
 /// `tau · statistic(row)`, or +∞ where the statistic is 0 or not finite: bit for bit the reference's threshold.
 #[inline(always)]
-pub(crate) fn relative_threshold(
+pub(crate) fn relative_threshold<I: Instructions>(
+    simd: I,
     blocks: &[[f32; BLOCK]],
     inner: usize,
     tau: f32,
@@ -405,46 +402,69 @@ pub(crate) fn relative_threshold(
             let sum: f64 = values.iter().map(|value| f64::from(value.abs())).sum();
             convert::f64_to_f32(sum / convert::count(values.len()))
         }
-        _ => lower_median(values, scratch),
+        _ => lower_median(simd, blocks, scratch),
     };
     if level > 0.0 && level.is_finite() { tau * level } else { f32::INFINITY }
 }
 
-/// Bins of the median's histogram: all exponents and three bits of the mantissa of a magnitude, 4 KiB of counters.
-const BINS: usize = 1 << (31 - BIN_SHIFT);
-const BIN_SHIFT: u32 = 20;
+/// Magnitudes that are ordered one by one once the search has narrowed to so many.
+const FEW: u32 = 24;
 
-/// The lower median of the non-zero magnitudes; 0 if there are none, NaN if there is a NaN.
+/// The lower median of the non-zero magnitudes; 0 if there are none, NaN if there is a NaN. Values in whole blocks, zeros
+/// behind the last.
 ///
-/// A histogram of the leading bits finds the bin that holds it, so that only that bin's values, an eighth of an octave,
-/// need to be ordered.
-fn lower_median(values: &[f32], candidates: &mut Vec<u32>) -> f32 {
-    let mut counts = [0_u32; BINS];
-    let (mut zeros, mut largest) = (0_usize, 0_u32);
-    for value in values {
-        // Magnitudes of floats order like their bits.
-        let bits = value.abs().to_bits();
-        counts[(bits >> BIN_SHIFT) as usize] += 1;
-        zeros += usize::from(bits == 0);
-        largest = largest.max(bits);
+/// Magnitudes of floats order like their bits: the range that holds the median is halved, counting the magnitudes below
+/// the middle 16 at a time, until few are left in it.
+#[inline(always)]
+fn lower_median<I: Instructions>(simd: I, blocks: &[[f32; BLOCK]], candidates: &mut Vec<u32>) -> f32 {
+    let vectors = blocks.as_flattened().as_chunks::<LANES>().0;
+    let mut most = simd.splat_int(0);
+    for values in vectors {
+        most = simd.maximum_int(most, simd.magnitude(simd.load(values)));
     }
-    if largest > f32::INFINITY.to_bits() {
+    let largest = simd.largest_int(most);
+    if largest > f32::INFINITY.to_bits().cast_signed() {
         return f32::NAN;
     }
-    if zeros == values.len() {
+    let all = convert::index(blocks.len() * BLOCK);
+    let zeros = count_up_to(simd, vectors, 0);
+    if zeros == all {
         return 0.0;
     }
-    // Position among all magnitudes: the zeros come first.
-    let mut position = zeros + (values.len() - zeros - 1) / 2;
-    let mut bin = 0;
-    while position >= counts[bin] as usize {
-        position -= counts[bin] as usize;
-        bin += 1;
+    // The position of the median among all magnitudes, zeros first; `low` and `high` have at most, and more than, so many
+    // magnitudes up to them.
+    let position = zeros + (all - zeros - 1) / 2;
+    let (mut low, mut below) = (0, zeros);
+    let (mut high, mut up_to) = (largest, all);
+    while up_to - below > FEW && high - low > 1 {
+        let middle = low + (high - low) / 2;
+        let count = count_up_to(simd, vectors, middle);
+        if count > position {
+            (high, up_to) = (middle, count);
+        } else {
+            (low, below) = (middle, count);
+        }
     }
     candidates.clear();
-    candidates
-        .extend(values.iter().map(|v| v.abs().to_bits()).filter(|bits| (bits >> BIN_SHIFT) as usize == bin));
-    f32::from_bits(*candidates.select_nth_unstable(position).1)
+    let wanted = low.cast_unsigned() + 1..=high.cast_unsigned();
+    for values in blocks.as_flattened() {
+        let bits = values.abs().to_bits();
+        if wanted.contains(&bits) {
+            candidates.push(bits);
+        }
+    }
+    f32::from_bits(*candidates.select_nth_unstable((position - below) as usize).1)
+}
+
+/// How many magnitudes have at most these bits.
+#[inline(always)]
+fn count_up_to<I: Instructions>(simd: I, vectors: &[[f32; LANES]], bits: i32) -> u32 {
+    let limit = simd.splat_int(bits);
+    let mut counts = simd.splat_int(0);
+    for values in vectors {
+        counts = simd.count_up_to(counts, simd.magnitude(simd.load(values)), limit);
+    }
+    simd.sum_int(counts).cast_unsigned()
 }
 
 /// Quantises one row, every value counting, compiled for the kernel's instruction set.
@@ -537,6 +557,32 @@ mod tests {
     use ndarray::aview1;
 
     use super::*;
+    use crate::kernel::{Dispatch, Kernel};
+    use crate::tile::TileKernel;
+
+    struct Median<'a> {
+        row: &'a [f32],
+        scratch: &'a mut Vec<u32>,
+    }
+
+    impl Dispatch for Median<'_> {
+        type Output = f32;
+
+        fn run<K: TileKernel>(self, tile: K) -> f32 {
+            tile.vectorize(self)
+        }
+    }
+
+    impl Vectorized for Median<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn call<I: Instructions>(self, simd: I) -> f32 {
+            let mut padded = vec![0.0; scratch_length(self.row.len())];
+            let blocks = widen(simd, Typed::F32(self.row), &mut padded);
+            lower_median(simd, blocks, self.scratch)
+        }
+    }
 
     #[test]
     fn statistics_are_those_of_the_reference() {
@@ -554,11 +600,13 @@ mod tests {
                     })
                     .collect();
                 let expected = RowStatistic::MedianAbs.of(aview1(&row));
-                let found = lower_median(&row, &mut scratch);
-                assert!(
-                    found == expected || (found.is_nan() && expected.is_nan()),
-                    "{row:?}: {found}, {expected}"
-                );
+                for kernel in Kernel::available() {
+                    let found = kernel.dispatch(Median { row: &row, scratch: &mut scratch });
+                    assert!(
+                        found == expected || (found.is_nan() && expected.is_nan()),
+                        "{kernel}: {row:?}: {found}, {expected}"
+                    );
+                }
             }
         }
     }

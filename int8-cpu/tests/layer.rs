@@ -102,6 +102,19 @@ fn configs() -> Vec<Config> {
         input_granularity: Granularity::Tensor,
         ..llm
     });
+    let groups = Config {
+        input_granularity: Granularity::Group,
+        weight_granularity: Granularity::Group,
+        ..Scheme::LlmInt8Zeropoint.config()
+    };
+    configs.push(groups);
+    configs.push(Config { outlier_granularity: OutlierGranularity::Value, ..groups });
+    configs.push(Config { weight_granularity: Granularity::Row, input_encoding: Encoding::Absmax, ..groups });
+    configs.push(Config {
+        input_granularity: Granularity::Row,
+        weight_encoding: Encoding::Zeropoint,
+        ..groups
+    });
     configs
 }
 
@@ -286,13 +299,15 @@ fn weights_come_back_as_they_went_in() {
     for (n, k) in [(0, 0), (0, 5), (3, 0), (1, 1), (33, 65), (70, 131)] {
         let w = random.matrix(n, k, 1.0);
         for encoding in [Encoding::Absmax, Encoding::Zeropoint] {
-            let expected = int8_core::quantize::quantize(w.view(), encoding, Granularity::Row);
-            for kernel in Kernel::available() {
-                let weight = PackedWeight::from_quantized(kernel, &expected).expect("a weight");
-                assert_eq!(weight.to_quantized().expect("valid parts"), expected, "{kernel} [{n}, {k}]");
-                for other in Kernel::available() {
-                    let again = weight.repack(other).expect("valid codes");
-                    assert_eq!(again.codes(), expected.codes(), "{kernel} to {other}");
+            for granularity in [Granularity::Row, Granularity::Group] {
+                let expected = int8_core::quantize::quantize(w.view(), encoding, granularity);
+                for kernel in Kernel::available() {
+                    let weight = PackedWeight::from_quantized(kernel, &expected).expect("a weight");
+                    assert_eq!(weight.to_quantized().expect("valid parts"), expected, "{kernel} [{n}, {k}]");
+                    for other in Kernel::available() {
+                        let again = weight.repack(other).expect("valid codes");
+                        assert_eq!(again.to_quantized().expect("valid"), expected, "{kernel} to {other}");
+                    }
                 }
             }
         }

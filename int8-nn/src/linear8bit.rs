@@ -165,6 +165,13 @@ impl Linear8bit {
             (_, Some(last)) => {
                 // Each part is quantised by itself: a scheme with one constant a tensor has one for each of them.
                 parts.push(last);
+                let mut quantization = quantization;
+                if parts.iter().any(|part| matches!(part, StoredWeight::Int8 { .. }))
+                    && quantization.config.weight_granularity == Granularity::Group
+                {
+                    // What is int8 already has one constant a row, and the parts become one weight.
+                    quantization.config.weight_granularity = Granularity::Row;
+                }
                 let parts = parts
                     .into_iter()
                     .map(|part| match part {
@@ -174,7 +181,7 @@ impl Linear8bit {
                         }
                         StoredWeight::Float(matrix) => {
                             let part = quantize(kernel, &matrix, &quantization)?;
-                            Ok((part.codes(), part.scales().to_owned(), part.zero_points().to_owned()))
+                            Ok((part.codes(), part.scales(), part.zero_points()))
                         }
                     })
                     .collect::<Result<Vec<_>, Error>>()?;
@@ -190,8 +197,8 @@ impl Linear8bit {
         let columns = match quantization.outlier_weights {
             _ if !is_float || config.rule == OutlierRule::None => None,
             OutlierWeights::Exact => fetched(None),
-            // The codes of the product are row-wise: nothing else is needed.
-            OutlierWeights::Dequantized if config.weight_granularity == Granularity::Row => None,
+            // The codes of the product are at least row-wise: nothing else is needed.
+            OutlierWeights::Dequantized if config.weight_granularity != Granularity::Tensor => None,
             OutlierWeights::Dequantized => fetched(Some(row_scales(kernel, source)?)),
         };
         Ok(Self { columns, ..Self::from_packed(packed, source.bias(), config)? })

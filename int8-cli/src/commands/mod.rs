@@ -87,8 +87,10 @@ fn settings(precision: &Precision) -> Value {
         OutlierWeights::Exact => "exact",
         OutlierWeights::Dequantized => "dequantized",
     };
-    let expansion = quantization.expansion_rule.map(described);
-    json!({"outliers": rule, "outliers_of_expansion": expansion, "granularity": granularity, "outlier_weights": weights})
+    let normed = quantization.normed_rule.map(described);
+    let groups = quantization.config.has_groups();
+    json!({"outliers": rule, "outliers_of_normalised": normed, "granularity": granularity, "outlier_weights": weights,
+        "groups": groups})
 }
 
 /// What left the int8 products of all layers, as shares.

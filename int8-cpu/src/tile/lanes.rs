@@ -63,6 +63,10 @@ pub(crate) trait Instructions: Copy {
     fn maximum_int(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// The largest lane, as a signed number.
     fn largest_int(self, value: Self::Ints) -> i32;
+    /// Adds 1 to the counts of lanes that are at most that of `limit`, as signed numbers.
+    fn count_up_to(self, counts: Self::Ints, value: Self::Ints, limit: Self::Ints) -> Self::Ints;
+    /// The sum of all lanes, modulo 2³².
+    fn sum_int(self, value: Self::Ints) -> i32;
     /// The bits without the sign: ordered like magnitudes, NaN above infinity.
     fn magnitude(self, value: Self::Floats) -> Self::Ints;
     /// Half to even; `|value|` ≤ 2²².
@@ -214,6 +218,14 @@ impl Instructions for Portable {
     #[inline(always)]
     fn largest_int(self, value: Self::Ints) -> i32 {
         value.into_iter().fold(i32::MIN, i32::max)
+    }
+    #[inline(always)]
+    fn count_up_to(self, counts: Self::Ints, value: Self::Ints, limit: Self::Ints) -> Self::Ints {
+        std::array::from_fn(|i| counts[i] + i32::from(value[i] <= limit[i]))
+    }
+    #[inline(always)]
+    fn sum_int(self, value: Self::Ints) -> i32 {
+        value.into_iter().fold(0, i32::wrapping_add)
     }
     #[inline(always)]
     fn magnitude(self, value: Self::Floats) -> Self::Ints {

@@ -52,6 +52,8 @@ macro_rules! all_operations {
             clamp_code(value: Self::Ints) -> Self::Ints;
             maximum_int(a: Self::Ints, b: Self::Ints) -> Self::Ints;
             largest_int(value: Self::Ints) -> i32;
+            count_up_to(counts: Self::Ints, value: Self::Ints, limit: Self::Ints) -> Self::Ints;
+            sum_int(value: Self::Ints) -> i32;
             magnitude(value: Self::Floats) -> Self::Ints;
             round(value: Self::Floats) -> Self::Ints;
             to_floats(value: Self::Ints) -> Self::Floats;
@@ -166,6 +168,11 @@ mod avx512 {
         }
         fn maximum_int(a: __m512i, b: __m512i) -> __m512i { _mm512_max_epi32(a, b) }
         fn largest_int(value: __m512i) -> i32 { _mm512_reduce_max_epi32(value) }
+        fn count_up_to(counts: __m512i, value: __m512i, limit: __m512i) -> __m512i {
+            let counted = _mm512_cmple_epi32_mask(value, limit);
+            _mm512_mask_add_epi32(counts, counted, counts, _mm512_set1_epi32(1))
+        }
+        fn sum_int(value: __m512i) -> i32 { _mm512_reduce_add_epi32(value) }
         fn magnitude(value: __m512) -> __m512i {
             _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(MAGNITUDE))
         }
@@ -293,6 +300,19 @@ mod avx2 {
             let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+        fn count_up_to(counts: Ints, value: Ints, limit: Ints) -> Ints {
+            // A lane above the limit is −1.
+            std::array::from_fn(|i| {
+                let above = _mm256_cmpgt_epi32(value[i], limit[i]);
+                _mm256_add_epi32(counts[i], _mm256_add_epi32(above, _mm256_set1_epi32(1)))
+            })
+        }
+        fn sum_int(value: Ints) -> i32 {
+            let eight = _mm256_add_epi32(value[0], value[1]);
+            let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
         }
         fn largest_int(value: Ints) -> i32 {
             let eight = _mm256_max_epi32(value[0], value[1]);

@@ -13,7 +13,7 @@ pub mod cpu;
 
 use std::ops::Range;
 
-use int8_core::{Config, OutlierGranularity, OutlierRule, RowStatistic, Scheme};
+use int8_core::{Config, Encoding, Granularity, OutlierGranularity, OutlierRule, RowStatistic, Scheme};
 use ndarray::Array2;
 
 use crate::Error;
@@ -48,30 +48,31 @@ pub struct Quantization {
     pub config: Config,
     /// What outliers are multiplied with.
     pub outlier_weights: OutlierWeights,
-    /// Outlier rule of the MLPs' expansions (and gates), where it differs from that of `config`: their inputs are light-tailed,
-    /// a smaller threshold takes few values out, and what they get wrong is multiplied by what follows.
-    pub expansion_rule: Option<OutlierRule>,
+    /// Outlier rule of the inputs that come straight out of a normalisation (those of queries, keys, values and of the MLPs'
+    /// expansions), where it differs from that of `config`: they are light-tailed, so that a smaller threshold takes few
+    /// values out, and every error in them is multiplied by what follows.
+    pub normed_rule: Option<OutlierRule>,
 }
 
 impl Quantization {
     /// The same settings for every layer.
     pub fn new(config: Config, outlier_weights: OutlierWeights) -> Self {
-        Self { config, outlier_weights, expansion_rule: None }
+        Self { config, outlier_weights, normed_rule: None }
     }
 
-    /// The setting called `best`, the same for every model: zero-point rows, single values out by the relative rule, exact
-    /// weights for them. `docs/quality.md` has what it was chosen from, and what it costs.
+    /// The setting called `best`, the same for every model: constants and zero points for groups of K, single values
+    /// out by the relative rule, exact weights for them. A weight that is int8 already keeps its constants. `docs/quality.md` has what it was chosen from, and what it costs.
     pub fn best() -> Self {
         let relative = |tau| OutlierRule::RelativeToRow { tau, statistic: RowStatistic::MedianAbs };
         let config = Config {
+            input_granularity: Granularity::Group,
+            weight_encoding: Encoding::Zeropoint,
+            weight_granularity: Granularity::Group,
             rule: relative(BEST_TAU),
             outlier_granularity: OutlierGranularity::Value,
             ..Scheme::LlmInt8Zeropoint.config()
         };
-        Self {
-            expansion_rule: Some(relative(BEST_EXPANSION_TAU)),
-            ..Self::new(config, OutlierWeights::Exact)
-        }
+        Self { normed_rule: Some(relative(BEST_NORMED_TAU)), ..Self::new(config, OutlierWeights::Exact) }
     }
 }
 
@@ -79,8 +80,8 @@ impl Precision {
     /// The precision of a layer that is there for this.
     pub fn of(&self, role: LinearRole) -> Self {
         match *self {
-            Self::Int8(Quantization { config, outlier_weights, expansion_rule: Some(rule) })
-                if role == LinearRole::Up =>
+            Self::Int8(Quantization { config, outlier_weights, normed_rule: Some(rule) })
+                if matches!(role, LinearRole::Qkv | LinearRole::Up) =>
             {
                 Self::Int8(Quantization::new(Config { rule, ..config }, outlier_weights))
             }
@@ -89,11 +90,12 @@ impl Precision {
     }
 }
 
-/// τ of [`Quantization::best`]: 0.1 to 0.2 % of the values leave the int8 product.
-const BEST_TAU: f32 = 32.0;
+/// τ of [`Quantization::best`] for the inputs of attention outputs and contractions: next to nothing. Their outliers are
+/// large, but there a constant belongs to 32 values.
+const BEST_TAU: f32 = 64.0;
 
-/// τ of the expansions in [`Quantization::best`].
-const BEST_EXPANSION_TAU: f32 = 10.0;
+/// τ of the inputs that come out of a normalisation: 0.1 to 0.2 % of their values leave the int8 product.
+const BEST_NORMED_TAU: f32 = 14.0;
 
 /// What the outliers of an activation are multiplied with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
