@@ -131,9 +131,14 @@ impl<B: Backend> Loader<'_, B> {
             attention_norm: norm(&names.attention_norm)?,
             mlp_norm: norm(&names.mlp_norm)?,
             branch_norms,
-            qkv: self.linear(names.qkv, &[queries, keys, keys], hidden, precision)?,
+            qkv: self.linear(names.qkv, &[queries, keys, keys], hidden, &precision.of(LinearRole::Qkv))?,
             query_key_norms,
-            attention_output: self.linear(vec![names.attention_output], &[hidden], queries, precision)?,
+            attention_output: self.linear(
+                vec![names.attention_output],
+                &[hidden],
+                queries,
+                &precision.of(LinearRole::AttentionOutput),
+            )?,
             mlp,
             cross: None,
             weights: hidden * (2 * queries + 2 * keys) + mlp_weights,
@@ -152,11 +157,13 @@ impl<B: Backend> Loader<'_, B> {
         let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
         let mut block = self.block(names, precision)?;
         block.weights += hidden * (2 * queries + 2 * keys);
+        let (of_input, of_output) =
+            (precision.of(LinearRole::Qkv), precision.of(LinearRole::AttentionOutput));
         block.cross = Some(Cross {
             norm: self.norm(&cross.norm)?,
-            query: self.linear(vec![cross.query], &[queries], hidden, precision)?,
-            key_value: self.linear(cross.key_value, &[keys, keys], hidden, precision)?,
-            output: self.linear(vec![cross.output], &[hidden], queries, precision)?,
+            query: self.linear(vec![cross.query], &[queries], hidden, &of_input)?,
+            key_value: self.linear(cross.key_value, &[keys, keys], hidden, &of_input)?,
+            output: self.linear(vec![cross.output], &[hidden], queries, &of_output)?,
         });
         Ok(block)
     }
@@ -182,7 +189,8 @@ impl<B: Backend> Loader<'_, B> {
             // A checkpoint whose expansion is int8 left the contraction in floating point on purpose: transformers does so
             // with T5's (`_keep_in_fp32_modules`).
             let kept = up.is_int8()? && !down.is_int8()?;
-            let down = self.backend.linear(&down, if kept { &Precision::Float } else { precision })?;
+            let of_down = if kept { Precision::Float } else { precision.of(LinearRole::Down) };
+            let down = self.backend.linear(&down, &of_down)?;
             let up = self.backend.linear(&up, &precision.of(LinearRole::Up))?;
             Ok((up, down, (outputs.len() + 1) * wide * hidden))
         };
