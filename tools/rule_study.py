@@ -7,7 +7,7 @@ Every linear layer but the head is replaced by its de-quantised form in f32, and
 windows: perplexity over the FIRST ones and over all (paired standard error), KL divergence, top-1 agreement, shares outside
 int8. A setting is a line of keyword arguments:
   x, w      'abs' | 'zp' | None     codes of activations (a row) and weights (an output row); None leaves them in floating point
-  gx, gw    64                      one constant for so many values along K instead of a whole row
+  gx, gw    64                      one constant, rounded up to bf16, for so many values along K instead of a whole row
   rule      ('abs', t) | ('abscol', t)               |x| >= t: the value, or its column for the window
             ('median', t) | ('mean', t) | ('rms', t) t times a statistic of the row's magnitudes; the median without zeros
             ('q', p, t)                              t times the p-quantile of the non-zero magnitudes
@@ -52,20 +52,25 @@ def study(folder, text, window, windows, first, calibration):
     layers = [(n, l) for n, l in model.named_modules() if isinstance(l, torch.nn.Linear) and "lm_head" not in n]
     weights = [layer.weight.data.clone() for _, layer in layers]
 
+    def bf16_up(s):
+        return ((s.contiguous().view(torch.int32) + 0xFFFF) & -65536).view(torch.float32)
+
     def grouped(code):
         def coded(x, group):
-            return code(x) if not group else code(x.reshape(*x.shape[:-1], -1, group)).reshape(x.shape)
+            if not group:
+                return code(x, lambda s: s)
+            return code(x.reshape(*x.shape[:-1], -1, group), bf16_up).reshape(x.shape)
         return coded
 
     @grouped
-    def absmax(x):
-        s = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    def absmax(x, rounded):
+        s = rounded(x.abs().amax(-1, keepdim=True).clamp_min(1e-30))
         return torch.round(x * (127 / s)) * s / 127
 
     @grouped
-    def zeropoint(x):
+    def zeropoint(x, rounded):
         low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
-        half = ((high - low) / 2).clamp_min(1e-30)
+        half = rounded(((high - low) / 2).clamp_min(1e-30))
         z = -torch.round(low * (127 / half)) - 127
         return ((torch.round(x * (127 / half)) + z).clamp(-127, 127) - z) * half / 127
 

@@ -224,7 +224,7 @@ impl PrecisionArgs {
 pub(crate) enum Preset {
     /// LLM.int8() with columns from magnitude 6 on, and exact weights for them.
     Paper,
-    /// Zero-point rows, single values out by the relative rule, exact weights for them.
+    /// Constants and zero points for groups of 32 values, single values out by the relative rule, exact weights for them.
     Best,
 }
 

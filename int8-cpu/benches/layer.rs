@@ -14,7 +14,9 @@ use std::hint::black_box;
 
 use half::{bf16, f16};
 use int8_core::corpus::Random;
-use int8_core::{Config, Element, Encoding, Granularity, OutlierGranularity, Scheme};
+use int8_core::{
+    Config, Element, Encoding, Granularity, OutlierGranularity, OutlierRule, RowStatistic, Scheme,
+};
 use int8_cpu::bench::{self, Contestant, Effort, Machine, Problem, Shape, activations, codes, race};
 use int8_cpu::{Kernel, PackedWeight, int8_product_into};
 use ndarray::{Array1, Array2, ArrayView2};
@@ -119,8 +121,19 @@ fn outliers(kernel: Kernel, (m, n, k): (usize, usize, usize), options: &Options)
     let column = Scheme::LlmInt8Absmax.config();
     let value = Config { outlier_granularity: OutlierGranularity::Value, ..column };
     let zeropoint = Config { input_encoding: Encoding::Zeropoint, ..column };
+    // The setting `best` of int8-nn, for inputs out of a normalisation.
+    let groups = Config {
+        input_granularity: Granularity::Group,
+        weight_encoding: Encoding::Zeropoint,
+        weight_granularity: Granularity::Group,
+        rule: OutlierRule::RelativeToRow { tau: 14.0, statistic: RowStatistic::MedianAbs },
+        outlier_granularity: OutlierGranularity::Value,
+        ..zeropoint
+    };
     let mut lists = Vec::new();
-    for (name, config) in [("column", column), ("value", value), ("zeropoint column", zeropoint)] {
+    for (name, config) in
+        [("column", column), ("value", value), ("zeropoint column", zeropoint), ("best", groups)]
+    {
         let shape = Shape { rows: m, outputs: n, inner: k };
         let ratios = bench::outlier_costs(kernel, shape, &config, &per_mille, &options.effort())
             .expect("valid shapes");

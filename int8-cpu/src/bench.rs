@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 use int8_core::corpus::Random;
-use int8_core::{Config, Element, Scheme};
+use int8_core::{Config, Element, Encoding, GROUP, Granularity, Scheme};
 use ndarray::{Array1, Array2};
 
 use crate::kernel::Kernel;
@@ -168,14 +168,23 @@ impl Problem {
         Self { shape, a, w, x }
     }
 
-    /// Copies of the packed weight for rounds to go through.
+    /// Copies of the packed weight for rounds to go through, with the constants that `config` asks for.
     ///
     /// # Errors
     /// As [`PackedWeight::from_codes`].
-    pub fn weights(&self, kernel: Kernel, effort: &Effort) -> Result<Vec<PackedWeight>, Error> {
-        let scales = Array1::from_elem(self.shape.outputs, 0.5);
+    pub fn weights(
+        &self,
+        kernel: Kernel,
+        config: &Config,
+        effort: &Effort,
+    ) -> Result<Vec<PackedWeight>, Error> {
+        let in_groups = config.weight_granularity == Granularity::Group;
+        let groups = if in_groups { self.shape.inner.div_ceil(GROUP).max(1) } else { 1 };
+        let scales = Array1::from_elem(self.shape.outputs * groups, 0.5);
+        let zero_point = if config.weight_encoding == Encoding::Zeropoint { 3 } else { 0 };
+        let zero_points = Array1::from_elem(scales.len(), zero_point);
         (0..effort.copies(self.w.len()))
-            .map(|_| PackedWeight::from_codes(kernel, self.w.view(), scales.view(), None))
+            .map(|_| PackedWeight::from_codes(kernel, self.w.view(), scales.view(), Some(zero_points.view())))
             .collect()
     }
 
@@ -194,7 +203,8 @@ impl Problem {
         others: Vec<Contestant<'_>>,
     ) -> Result<Times, Error> {
         let Shape { rows, outputs, .. } = self.shape;
-        let weights = self.weights(kernel, effort)?;
+        let config = Scheme::LlmInt8Absmax.config();
+        let weights = self.weights(kernel, &config, effort)?;
         // As many bytes of each type.
         let share = |times: usize| weights.len().div_ceil(times);
         let halves: Vec<Array2<bf16>> =
@@ -205,7 +215,6 @@ impl Problem {
         let mut y = Array2::<bf16>::zeros((rows, outputs));
         let mut y_half = Array2::<f32>::zeros((rows, outputs));
         let mut y_single = y_half.clone();
-        let config = Scheme::LlmInt8Absmax.config();
         // Once outside the timing, for the errors.
         int8_product_into(self.a.view(), &weights[0], raw.view_mut())?;
         let mut layer = |i: usize| {
@@ -256,7 +265,7 @@ pub fn outlier_costs(
     effort: &Effort,
 ) -> Result<Vec<f64>, Error> {
     let problem = Problem::new(shape, 0);
-    let weights = problem.weights(kernel, effort)?;
+    let weights = problem.weights(kernel, config, effort)?;
     let (weights, (rows, outputs)) = (&weights, (shape.rows, shape.outputs));
     let mut raw = Array2::<i32>::zeros((rows, outputs));
     int8_product_into(problem.a.view(), &weights[0], raw.view_mut())?;
