@@ -59,6 +59,14 @@ struct Packed<__nv_bfloat16> {
     return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
   }
 };
+// Of both halves: the larger one of `most` and |v|. A NaN in v counts for nothing, or for more than all else.
+template <typename T, bool kNanWins>
+__device__ __forceinline__ uint32_t larger_magnitudes(uint32_t most, uint32_t v) {
+  using Pair = typename Packed<T>::Pair;
+  const Pair a = *reinterpret_cast<Pair *>(&most), b = __habs2(*reinterpret_cast<Pair *>(&v));
+  const Pair larger = kNanWins ? __hmax2_nan(a, b) : __hmax2(a, b);
+  return *reinterpret_cast<const uint32_t *>(&larger);
+}
 __device__ __forceinline__ uint32_t larger_half(uint32_t v) { return max(v & 0xffffu, v >> 16); }
 template <typename T>
 __device__ __forceinline__ const uint32_t (&words_of(const T (&v)[kChunk]))[kChunk / 2] {

@@ -86,6 +86,10 @@ __device__ __forceinline__ void copy_in_multicast(void *to, const CUtensorMap &m
       "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(mask)
       : "memory");
 }
+// The map itself, which the first copy would wait for.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap &map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
 __device__ __forceinline__ void prefetch_to_l2(const CUtensorMap &map, int column, int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row)
                : "memory");

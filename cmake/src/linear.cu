@@ -112,6 +112,8 @@ int choose(const int8_cuda_linear_params &p, const Device &device) {
   if (p.m <= 64) return INT8_CUDA_WGMMA_64X128;
   if (p.m <= 128) return INT8_CUDA_WGMMA_128X128;
   const int64_t large = round_up<int64_t>(ceil_div<int64_t>(p.m, 128), 2) * ceil_div<int64_t>(p.n, 256);
+  // One cluster along M reads every weight once.
+  if (p.m <= 256 && 3 * large >= 2 * device.multiprocessors) return INT8_CUDA_WGMMA_128X256;
   return large >= 2 * device.multiprocessors ? INT8_CUDA_WGMMA_128X256 : INT8_CUDA_WGMMA_128X128;
 }
 

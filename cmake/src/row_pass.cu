@@ -17,6 +17,8 @@ namespace int8_cuda {
 namespace {
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
+// Pieces of eight columns of a row that a thread reads before it looks at the first.
+constexpr int kBatch = 4;
 // Pieces of eight columns that a thread watches.
 constexpr int kSlots = kRowPassInner / kChunk / kThreads;
 // Slabs that fit into shared memory, at most; and rows of a slab.
@@ -28,7 +30,7 @@ constexpr int kBytes = 227 * 1024;
 constexpr int kTicket = 0, kDone = 32, kMask = 64;
 
 struct Shape {
-  int slab_rows, slabs, buffers, ahead;  // ahead: slabs on their way beside the one looked through
+  int slab_rows, slabs, buffers, ahead;  // slab_rows: a power of two; ahead: slabs on their way beside the one looked through
 };
 
 // Shared memory behind the row buffers.
@@ -36,11 +38,9 @@ struct Tail {
   uint64_t full[kMaxBuffers];
   uint32_t scratch[2][kWarps];
   uint32_t mask[kRowPassInner / 32];
-  uint32_t before[kRowPassInner / 32];
   uint16_t slab[kRowPassSlabs + kRing];
   // Followed by the list of outlier columns, u16 [k].
 };
-
 
 // Over the warps of one group, which share a row. `turn` alternates between two places, so that one barrier a call will do.
 template <typename V, typename Op>
@@ -78,6 +78,10 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
     barrier_init_fence();
   }
   let_successor_start();
+  // Each cache line of parameters makes everybody wait when it is first asked for: better before the predecessor's end.
+  asm volatile("" ::"l"(p.x), "l"(p.codes), "l"(p.scales), "l"(p.zero_points), "l"(p.state), "l"(p.outliers.count), "l"(p.outliers.w),
+               "l"(p.outliers.ld), "l"(p.weight.codes), "l"(p.weight.ldw), "l"(p.m), "l"(p.k), "l"(p.ldx), "f"(p.threshold),
+               "r"(p.weights_are_codes), "r"(shape.ahead));
   wait_for_predecessor();
 
   // Local slab i lies in buffer i, or, once they are all in use, in one of the last few in turn.
@@ -87,6 +91,7 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   auto fetch = [&](int slab, int buffer) {
     const int count = rows_in(slab);
     barrier_expect(&tail.full[buffer], static_cast<uint32_t>(count * row_bytes));
+#pragma unroll 1
     for (int r = 0; r < count; ++r) {
       copy_bytes_in(memory + buffer * slab_bytes + r * row_bytes, x + (static_cast<int64_t>(slab) * shape.slab_rows + r) * p.ldx,
                    static_cast<uint32_t>(row_bytes), &tail.full[buffer]);
@@ -98,20 +103,16 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   };
   uint32_t next = 0;  // thread 0: a ticket on its way
   if (threadIdx.x == 0) {
-    uint32_t first[kRing - 1];
     // All at once: each takes its time.
-#pragma unroll
-    for (int i = 0; i < kRing - 1; ++i) first[i] = i < shape.ahead ? atomicAdd(&p.state[kTicket], 1u) : 0;
-    next = atomicAdd(&p.state[kTicket], 1u);
-#pragma unroll
-    for (int i = 0; i < kRing - 1; ++i) {
-      if (i < shape.ahead) start(i, first[i]);
-    }
+    const uint32_t first = atomicAdd(&p.state[kTicket], static_cast<uint32_t>(shape.ahead + 1));
+    next = first + shape.ahead;
+#pragma unroll 1
+    for (int i = 0; i < shape.ahead; ++i) start(i, first + i);
   }
 
   // --- 1: outlier columns
-  const uint32_t floor = relative ? 0 : Packed<T>::at_least(p.threshold);
-  uint32_t hits[kSlots] = {};
+  // The largest magnitudes of this thread's columns, and, in the end or for the relative rules, the outliers among them.
+  uint32_t most[kSlots][kChunk / 2] = {}, hits[kSlots] = {};
   // Short rows: the two halves of the block take alternate ones.
   const int sharing = 2 * chunks <= kThreads ? 2 : 1, first_row = static_cast<int>(threadIdx.x) / (kThreads / sharing);
   const int watched = static_cast<int>(threadIdx.x) % (kThreads / sharing);
@@ -131,37 +132,35 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
     for (int s = 0; s < kSlots; ++s) {
       const int chunk = watched + s * kThreads;
       if (chunk >= chunks) break;
-      bool each = relative;
       if (!relative) {
-        uint4 most = make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int i = 0; i < kMaxSlabRows; ++i) {
           const int r = first_row + i * sharing;
           if (r >= count) break;
           const uint4 v = *reinterpret_cast<const uint4 *>(from + r * row_bytes + chunk * 16);
-          most.x = __vmaxu2(most.x, v.x & kMagnitudes);
-          most.y = __vmaxu2(most.y, v.y & kMagnitudes);
-          most.z = __vmaxu2(most.z, v.z & kMagnitudes);
-          most.w = __vmaxu2(most.w, v.w & kMagnitudes);
+          most[s][0] = larger_magnitudes<T, false>(most[s][0], v.x);
+          most[s][1] = larger_magnitudes<T, false>(most[s][1], v.y);
+          most[s][2] = larger_magnitudes<T, false>(most[s][2], v.z);
+          most[s][3] = larger_magnitudes<T, false>(most[s][3], v.w);
         }
-        const uint32_t all[4] = {most.x, most.y, most.z, most.w};
-        const uint32_t largest = larger_half(__vmaxu2(__vmaxu2(all[0], all[1]), __vmaxu2(all[2], all[3])));
-        // A NaN is no outlier, and hides what is below it.
-        each = largest > Packed<T>::kInfinity;
-        if (!each && largest >= floor) {
-#pragma unroll
-          for (int i = 0; i < kChunk; ++i) {
-            const uint32_t bits = i % 2 == 0 ? all[i / 2] & 0xffffu : all[i / 2] >> 16;
-            hits[s] |= (bits >= floor ? 1u : 0u) << i;
-          }
-        }
-      }
-      if (each) {
+      } else {
         for (int r = first_row; r < count; r += sharing) {
           const T(&v)[kChunk] = *reinterpret_cast<const T(*)[kChunk]>(from + r * row_bytes + chunk * 16);
-          const float threshold = relative ? p.thresholds[static_cast<int64_t>(slab) * shape.slab_rows + r] : p.threshold;
+          const float threshold = p.thresholds[static_cast<int64_t>(slab) * shape.slab_rows + r];
           hits[s] |= hits_of<T, true>(v, threshold, floor_of<T, true>(threshold));
         }
+      }
+    }
+  }
+  if (!relative) {
+    const uint32_t floor = Packed<T>::at_least(p.threshold);
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      if (s * kThreads >= chunks) break;
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        const uint32_t bits = i % 2 == 0 ? most[s][i / 2] & 0xffffu : most[s][i / 2] >> 16;
+        hits[s] |= (bits >= floor ? 1u : 0u) << i;
       }
     }
   }
@@ -211,6 +210,7 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   __syncthreads();
   if (blockIdx.x == 0) {
     if (threadIdx.x == 0) *p.outliers.count = outliers;
+#pragma unroll 1
     for (uint32_t j = threadIdx.x; j < outliers; j += kThreads) p.outliers.columns[j] = list[j];
   }
   const uint32_t padded = round_up(outliers, 64u), held = static_cast<uint32_t>(p.outliers.ld);
@@ -224,8 +224,6 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
     const float threshold = relative ? p.thresholds[m] : p.threshold;
     const uint32_t row_floor = floor_of<T, true>(threshold);
     const int first = (warp % warps) * 32 + lane, stride = warps * 32;
-    // kBatch pieces are read before the first is looked at.
-    constexpr int kBatch = 4;
     auto for_each = [&](bool own, auto body) {
       for (int at = first; at < chunks; at += kBatch * stride) {
         uint4 raw[kBatch];
@@ -299,24 +297,87 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
       *reinterpret_cast<uint32_t *>(to + outlier_index(p.m, m, j)) = *reinterpret_cast<const uint32_t *>(pair);
     }
   };
+  // The usual row: its outliers move to the compact operand and leave zeros where they lay, after which nothing has to be
+  // told apart any more.
+  auto quantize_usual = [&](uint8_t *from, int64_t m, int group, int warps) {
+    const int first = (warp & (warps - 1)) * 32 + lane, stride = warps * 32;
+    const T zero = from_f32<T>(0.0f);
+    T *row = reinterpret_cast<T *>(from), *to = static_cast<T *>(p.outliers.x);
+#pragma unroll 1
+    for (uint32_t j = 2 * first; j < padded; j += 2 * stride) {
+      T pair[2] = {zero, zero};
+#pragma unroll
+      for (uint32_t e = 0; e < 2; ++e) {
+        if (j + e >= outliers) break;
+        T &value = row[list[j + e]];
+        pair[e] = value;
+        value = zero;
+      }
+      if (to != nullptr && j < held) {
+        *reinterpret_cast<uint32_t *>(to + outlier_index(p.m, m, j)) = *reinterpret_cast<const uint32_t *>(pair);
+      }
+    }
+    if (outliers > 0) named_barrier(1 + group, warps * 32);
+    // Loops that are not unrolled further: this code runs a few times a launch, and most of its time goes by in fetching it.
+    uint32_t most = 0;
+#pragma unroll 1
+    for (int at = first; at < chunks; at += kBatch * stride) {
+      uint4 v[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        v[b] = at + b * stride < chunks ? *reinterpret_cast<const uint4 *>(from + (at + b * stride) * 16) : make_uint4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        most = larger_magnitudes<T, true>(larger_magnitudes<T, true>(most, v[b].x), v[b].y);
+        most = larger_magnitudes<T, true>(larger_magnitudes<T, true>(most, v[b].z), v[b].w);
+      }
+    }
+    most = __reduce_max_sync(0xffffffffu, larger_half(most));
+    if (warps > 1) {
+      uint32_t *found = tail.scratch[turn++ & 1];
+      if (lane == 0) found[warp] = most;
+      named_barrier(1 + group, warps * 32);
+      most = __reduce_max_sync(0xffffffffu, lane < warps ? found[group * warps + lane] : 0u);
+    }
+    RangeOfRow range;
+    range.infinite = most >= Packed<T>::kInfinity;
+    range.high = Packed<T>::unpack(most).x;
+    const Constants constants(range, INT8_CUDA_ABSMAX);
+    uint2 *codes = reinterpret_cast<uint2 *>(p.codes + m * p.ldq);
+#pragma unroll 2
+    for (int chunk = first; chunk < chunks; chunk += stride) {
+      const uint4 raw = *reinterpret_cast<const uint4 *>(from + chunk * 16);
+      uint32_t q[2];
+      encode_chunk<T, true>(reinterpret_cast<const T(&)[kChunk]>(raw), constants, false, 0, kChunk, q);
+      codes[chunk] = make_uint2(q[0], q[1]);
+    }
+    if (first == 0) {
+      // k is a multiple of 8, ldq of 16.
+      if (chunks * kChunk < p.ldq) codes[chunks] = make_uint2(0, 0);
+      p.scales[m] = constants.scale;
+      if (p.zero_points != nullptr) p.zero_points[m] = constants.zero;
+    }
+  };
   // Rows of slabs [first, end) by local number, `slot` giving each one's buffer.
   auto quantize_slabs = [&](int count, auto slab_of, auto slot_of) {
     turn = 0;  // the groups are new, and their warps may have had different numbers of rows before
     const int all = count * shape.slab_rows;
     const int warps = all > 4 ? kWarps / 8 : all > 2 ? kWarps / 4 : all > 1 ? kWarps / 2 : kWarps;
-    const int group = warp / warps;
-    for (int i = group; i < all; i += kWarps / warps) {
-      const int index = i / shape.slab_rows, r = i % shape.slab_rows, slab = tail.slab[slab_of(index)];
+    const int group = warp >> (__ffs(warps) - 1), groups = kWarps >> (__ffs(warps) - 1), slab_shift = __ffs(shape.slab_rows) - 1;
+    for (int i = group; i < all; i += groups) {
+      const int index = i >> slab_shift, r = i & (shape.slab_rows - 1), slab = tail.slab[slab_of(index)];
       const int64_t m = static_cast<int64_t>(slab) * shape.slab_rows + r;
-      if (m < p.m) quantize(memory + slot_of(index) * slab_bytes + r * row_bytes, m, group, warps);
+      uint8_t *from = memory + slot_of(index) * slab_bytes + r * row_bytes;
+      if (m >= p.m) continue;
+      if constexpr (kUsual) quantize_usual(from, m, group, warps); else quantize(from, m, group, warps);
     }
   };
-  // In shared memory: the slabs of the first buffers, and the last few.
-  const int resident = min(taken, shape.buffers), gone = taken - resident;
   // The first piece of W's outlier columns is asked for now and used after the codes.
-  const int64_t each = ceil_div<int64_t>(p.n, gridDim.x), first_n = each * blockIdx.x, end_n = min(p.n, first_n + each);
+  const int each = ceil_div(static_cast<int>(p.n), static_cast<int>(gridDim.x)), first_n = each * static_cast<int>(blockIdx.x);
   const uint32_t pieces = min(padded, held) / kChunk;
-  const uint32_t all_pieces = p.outliers.w != nullptr && end_n > first_n ? static_cast<uint32_t>(end_n - first_n) * pieces : 0u;
+  const int own_n = min(static_cast<int>(p.n) - first_n, each);
+  const uint32_t all_pieces = p.outliers.w != nullptr && own_n > 0 ? static_cast<uint32_t>(own_n) * pieces : 0u;
   int early[kChunk];
   auto load_codes = [&](uint32_t i, int(&code)[kChunk]) {
     const int64_t n = first_n + i / pieces;
@@ -327,51 +388,54 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
     for (uint32_t e = 0; e < kChunk; ++e) code[e] = j + e < outliers ? __ldg(from + list[j + e]) - zero : 0;
   };
   if (p.weights_are_codes && threadIdx.x < all_pieces) load_codes(threadIdx.x, early);
-  quantize_slabs(
-      resident, [&](int i) { return i < ring ? i : i + gone; },
-      [&](int i) { return buffer_of(i < ring ? i : i + gone); });
 
-  // The slabs between come back while W's columns are gathered.
-  int fetched = 0;
-  auto fetch_back = [&] {
-    __syncthreads();
-    const int count = min(gone - fetched, shape.buffers);
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < count; ++i) fetch(tail.slab[ring + fetched + i], i);
-    }
-    return count;
-  };
+  // In shared memory are the slabs of the first buffers and the last few. Those between come back while W's columns are
+  // gathered, the last one first: it is the likeliest to lie in the L2 cache.
+  const int resident = min(taken, shape.buffers), gone = taken - resident;
   // Loads into a buffer that have been waited for: one in phase 1, more for the last few.
   auto parity_of = [&](int buffer, int round) {
     const int before = buffer < ring ? 1 : 1 + (gone - (buffer - ring) + kRing - 1) / kRing;
     return static_cast<uint32_t>(before + round) & 1u;
   };
-  int count = gone > 0 ? fetch_back() : 0;
-
-  // --- 3: W's outlier columns; a thread puts eight together
-  for (uint32_t i = threadIdx.x; i < all_pieces; i += kThreads) {
-    const int64_t n = first_n + i / pieces;
-    const uint32_t j = i % pieces * kChunk;
-    alignas(16) T out[kChunk];
-    if (p.weights_are_codes) {
-      if (i != threadIdx.x) load_codes(i, early);
+  int count = resident, last = ring + gone;
+#pragma unroll 1
+  for (int round = 0; round == 0 || count > 0; ++round) {
+    const bool back = round > 0;
+    if (back) {
+#pragma unroll 1
+      for (int i = 0; i < count; ++i) barrier_wait(&tail.full[i], parity_of(i, round - 1));
+    }
+    quantize_slabs(
+        count, [&](int i) { return back ? last + count - 1 - i : i < ring ? i : i + gone; },
+        [&](int i) { return back ? i : buffer_of(i < ring ? i : i + gone); });
+    fence_for_copy_engine();
+    __syncthreads();
+    count = min(last - ring, shape.buffers);
+    if (threadIdx.x == 0) {
+#pragma unroll 1
+      for (int i = 0; i < count; ++i) fetch(tail.slab[last - 1 - i], i);
+    }
+    last -= count;
+    if (!back) {
+      // --- 3: W's outlier columns; a thread puts eight together
+#pragma unroll 1
+      for (uint32_t i = threadIdx.x; i < all_pieces; i += kThreads) {
+        const int64_t n = first_n + i / pieces;
+        const uint32_t j = i % pieces * kChunk;
+        alignas(16) T out[kChunk];
+        if (p.weights_are_codes) {
+          if (i != threadIdx.x) load_codes(i, early);
 #pragma unroll
-      for (uint32_t e = 0; e < kChunk; ++e) out[e] = from_f32<T>(static_cast<float>(early[e]));
-    } else {
+          for (uint32_t e = 0; e < kChunk; ++e) out[e] = from_f32<T>(static_cast<float>(early[e]));
+        } else {
 #pragma unroll
-      for (uint32_t e = 0; e < kChunk; ++e) {
-        out[e] = j + e < outliers ? from_f32<T>(outlier_weight<T>(p.weight, n, list[j + e])) : from_f32<T>(0.0f);
+          for (uint32_t e = 0; e < kChunk; ++e) {
+            out[e] = j + e < outliers ? from_f32<T>(outlier_weight<T>(p.weight, n, list[j + e])) : from_f32<T>(0.0f);
+          }
+        }
+        *reinterpret_cast<uint4 *>(static_cast<T *>(p.outliers.w) + outlier_index(p.n, n, j)) = *reinterpret_cast<const uint4 *>(out);
       }
     }
-    *reinterpret_cast<uint4 *>(static_cast<T *>(p.outliers.w) + outlier_index(p.n, n, j)) = *reinterpret_cast<const uint4 *>(out);
-  }
-
-  for (int round = 0; count > 0; ++round) {
-    for (int i = 0; i < count; ++i) barrier_wait(&tail.full[i], parity_of(i, round));
-    quantize_slabs(
-        count, [&](int i) { return ring + fetched + i; }, [](int i) { return i; });
-    fetched += count;
-    count = fetched < gone ? fetch_back() : 0;
   }
 #endif
 }
@@ -408,9 +472,7 @@ int8_cuda_status launch_typed(const RowsParams &p, cudaStream_t stream, int mult
 
 bool row_pass_takes(const RowsParams &p, const Device &device) {
   const bool aligned = p.ldx % kChunk == 0 && reinterpret_cast<uintptr_t>(p.x) % 16 == 0 && p.k % kChunk == 0;
-  // Between 64 and 1024 rows a block has too few to keep its threads busy, and separate kernels are some percent ahead.
-  const bool worth = p.m <= 64 || p.m >= 1024;
-  return worth && device.major == 9 && p.element != INT8_CUDA_F32 && p.rule != INT8_CUDA_RULE_NONE && aligned && p.k > 0 &&
+  return device.major == 9 && p.element != INT8_CUDA_F32 && p.rule != INT8_CUDA_RULE_NONE && aligned && p.k > 0 &&
          p.k <= kRowPassInner && p.granularity == INT8_CUDA_PER_ROW && p.state != nullptr && p.outliers.count != nullptr &&
          shape_of(p, device.multiprocessors).slabs > 0;
 }

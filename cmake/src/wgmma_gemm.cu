@@ -21,10 +21,9 @@ constexpr int kStoreColumns = 64;
 // Clusters along M that run side by side before the next tile of N: 8 x 2 x 128 rows of x and about as many of W are in
 // use at a time, some 16 MB at K = 4096, which stays in the L2 cache.
 constexpr int kPanel = 8;
-// k-steps of the first weight tile that are asked for before the predecessor has ended: 132 blocks x 8 x 32 KB fill about
-// two thirds of the L2 cache.
-constexpr int kEarlySteps = 8;
-
+// k-steps whose weights set out before the predecessor has ended. With more, of all blocks at once, they are in the way of
+// what is needed first: 1024x4096x4096 takes 1.4 us longer with six.
+constexpr int kEarlySteps = 2;
 // Output blocks a warpgroup has on their way out at a time. All four of a 256-column tile would cost a stage.
 constexpr int kStores = 2;
 
@@ -33,8 +32,7 @@ struct Shared {
   uint8_t a[kStages][kBm * kStepBytes];
   uint8_t b[kStages][kBn * kStepBytes];
   uint8_t c[kBm / 64][kStores][64 * kStoreColumns * 2];
-  float scale[kBn];
-  float bias[kBn];
+  float4 columns[kBn / 2];  // of two neighbours: scale, scale, bias, bias
   uint64_t full[kStages];
   uint64_t empty[kStages];
 };
@@ -78,29 +76,30 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
       barrier_init(&shared.empty[s], kCluster * kGroups);
     }
     barrier_init_fence();
-    // The weights are nobody's output in flight: their way from memory to L2 may start before the predecessor ends.
-    int cluster_m, tile_n;
-    tiles.at(min(first, tiles.count() - 1), &cluster_m, &tile_n);
-    for (int s = 0; s < min(steps, kEarlySteps); ++s) {
-      prefetch_to_l2(map_w, s * kStepBytes, tile_n * kBn + static_cast<int>(rank) * (kBn / kCluster));
-    }
+    for (const CUtensorMap *map : {&map_a, &map_w, &map_outlier_x, &map_outlier_w}) prefetch_map(*map);
   }
   if (kCluster > 1) cluster_sync(); else __syncthreads();
   let_successor_start();
-  wait_for_predecessor();
-  const int outliers = p.outlier_count != nullptr ? static_cast<int>(*p.outlier_count) : 0;
-  const int outlier_steps = ceil_div(outliers, kOutlierStep);
+  // Parameters that are not needed before the first tile ends: each of their cache lines would make everybody wait then.
+  asm volatile("" ::"l"(p.row_scales), "l"(p.column_scales), "l"(p.row_zeros), "l"(p.bias), "l"(p.y), "l"(p.ldy), "r"(p.n),
+               "l"(p.outlier_count), "l"(p.outlier_w), "r"(p.weights_are_codes), "l"(p.state), "r"(store_by_copy));
   // More outlier columns than the compact operands hold: the MMA kernel, launched after this one, does the work. Where that
-  // cannot be, nothing waits for the count before the first outlier step.
-  const int end = p.outlier_ld < p.k && outliers > p.outlier_ld ? 0 : tiles.count();
+  // cannot be, nobody waits for the count before the first tile's products are done.
+  const bool bounded = p.outlier_ld < p.k;
+  auto count_outliers = [&] {
+    uint32_t count = 0;
+    if (p.outlier_count != nullptr) asm volatile("ld.global.u32 %0, [%1];" : "=r"(count) : "l"(p.outlier_count) : "memory");
+    return static_cast<int>(count);
+  };
+  auto end_of = [&](int outliers) { return bounded && outliers > p.outlier_ld ? 0 : tiles.count(); };
 
   if (group < 0) {
-    if (blockIdx.x == 0) {
-      for (int i = static_cast<int>(threadIdx.x) - 32; i >= 0 && i < p.state_words; i += 96) p.state[i] = 0;
-    }
     if (kGroups > 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 0) {
       uint32_t stage = 0, phase = 0;
+      int outliers = 0, end = tiles.count();
+      // The weights are nobody's output in flight: those of the first steps set out before the predecessor has ended.
+      const int early = min(steps, kEarlySteps);
       for (int index = first; index < end; index += stride) {
         int cluster_m, tile_n;
         tiles.at(index, &cluster_m, &tile_n);
@@ -108,32 +107,64 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
         // Each block of the cluster fetches its share of W's rows for all of them.
         constexpr int kShare = kBn / kCluster;
         const int column = tile_n * kBn + static_cast<int>(rank) * kShare;
-        auto fetch = [&](const CUtensorMap &a, const CUtensorMap &b, int k, int a_row, int b_row) {
-          barrier_wait(&shared.empty[stage], phase ^ 1);
+        auto fetch_b = [&](const CUtensorMap &b, int k, int b_row) {
           barrier_expect(&shared.full[stage], kStageBytes);
-          copy_in(shared.a[stage], a, k, a_row, &shared.full[stage]);
           uint8_t *to = shared.b[stage] + rank * kShare * kStepBytes;
           if (kCluster > 1) {
             copy_in_multicast(to, b, k, b_row, &shared.full[stage], (1u << kCluster) - 1);
           } else {
             copy_in(to, b, k, b_row, &shared.full[stage]);
           }
+        };
+        auto advance = [&] {
           if (++stage == kStages) {
             stage = 0;
             phase ^= 1;
           }
         };
-        for (int step = 0; step < steps; ++step) fetch(map_a, map_w, step * kStepBytes, row, column);
+        auto fetch = [&](const CUtensorMap &a, const CUtensorMap &b, int k, int a_row, int b_row) {
+          barrier_wait(&shared.empty[stage], phase ^ 1);
+          fetch_b(b, k, b_row);
+          copy_in(shared.a[stage], a, k, a_row, &shared.full[stage]);
+          advance();
+        };
+        static_assert(kEarlySteps <= kStages, "a stage for each");
+        int step = 0;
+        if (index == first) {
+#pragma unroll 1
+          for (; step < early; ++step, ++stage) fetch_b(map_w, step * kStepBytes, column);
+          wait_for_predecessor();
+          if (bounded) end = end_of(outliers = count_outliers());
+          stage = 0;
+#pragma unroll 1
+          for (int s = 0; s < early; ++s) {
+            copy_in(shared.a[stage], map_a, s * kStepBytes, row, &shared.full[stage]);
+            advance();
+          }
+          // Nothing may be on its way into a block that has ended.
+          if (index >= end) {
+#pragma unroll 1
+            for (int s = 0; s < early; ++s) barrier_wait(&shared.full[s], 0);
+            break;
+          }
+        }
+#pragma unroll 1
+        for (; step < steps; ++step) fetch(map_a, map_w, step * kStepBytes, row, column);
+        if (index == first && !bounded) outliers = count_outliers();
+        const int outlier_steps = ceil_div(outliers, kOutlierStep);
         // A panel of outlier columns is one k-step; rows beyond its end are the next panel's and reach no output.
+#pragma unroll 1
         for (int panel = 0; panel < outlier_steps; ++panel) {
           fetch(map_outlier_x, map_outlier_w, 0, panel * p.m + row, panel * p.n + column);
         }
       }
+    } else if (blockIdx.x == 0 && threadIdx.x >= 32) {
+      wait_for_predecessor();
+      for (int i = static_cast<int>(threadIdx.x) - 32; i < p.state_words; i += 96) p.state[i] = 0;
     }
   } else {
     if (kGroups > 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
-    float *scale = shared.scale, *bias = shared.bias;
     uint32_t stage = 0, phase = 0;
     auto release = [&](uint32_t s) {
       if (thread < kCluster) barrier_arrive(&shared.empty[s], thread);
@@ -144,6 +175,9 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
         phase ^= 1;
       }
     };
+    wait_for_predecessor();
+    int outliers = count_outliers();
+    const int end = bounded ? end_of(outliers) : tiles.count();
     for (int index = first; index < end; index += stride) {
       int cluster_m, tile_n;
       tiles.at(index, &cluster_m, &tile_n);
@@ -151,15 +185,13 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
       const int column = tile_n * kBn;
       // This thread holds columns 8j + 2(lane%4) and the next of rows row0 and row0 + 8.
       const int row0 = tile_row + warp * 16 + lane / 4, row1 = row0 + 8;
-      const float scale0 = row0 < p.m ? p.row_scales[row0] * (1.0f / 127.0f) : 0.0f;
-      const float scale1 = row1 < p.m ? p.row_scales[row1] * (1.0f / 127.0f) : 0.0f;
-      // All warpgroups have read the last tile's scales; they share out the next ones.
-      if (kGroups > 1) named_barrier(1 + kGroups, kGroups * 128);
-      for (int i = group * 128 + thread; i < kBn; i += kGroups * 128) {
-        const bool inside = column + i < p.n;
-        scale[i] = inside ? p.column_scales[column + i] * (1.0f / 127.0f) : 0.0f;
-        bias[i] = inside && p.bias != nullptr ? p.bias[column + i] : 0.0f;
-      }
+      // Scales and bias are asked for here and not looked at before the products are done. A thread brings one column's.
+      const float raw0 = row0 < p.m ? p.row_scales[row0] : 0.0f, raw1 = row1 < p.m ? p.row_scales[row1] : 0.0f;
+      static_assert(kBn <= kGroups * 128, "a thread for each column");
+      const int own = group * 128 + thread;
+      const bool brings = own < kBn && column + own < p.n;
+      const float own_scale = brings ? p.column_scales[column + own] : 0.0f;
+      const float own_bias = brings && p.bias != nullptr ? p.bias[column + own] : 0.0f;
 
       int32_t acc[kBn / 2];
       // Cleared rather than overwritten by the first product: an undefined start makes the compiler serialise them all.
@@ -184,6 +216,19 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
       wgmma_wait<0>();
       pin(acc);
       release(previous);
+
+      // So that nothing of this is computed, and waited for, before.
+      asm volatile("" : "+r"(outliers)::"memory");
+      const int outlier_steps = ceil_div(outliers, kOutlierStep);
+      const float scale0 = raw0 * (1.0f / 127.0f), scale1 = raw1 * (1.0f / 127.0f);
+      // All warpgroups have read the last tile's scales. With more steps than stages they have in any case: the last stage was
+      // filled only after all had been at work on this tile.
+      if (kGroups > 1 && steps <= kStages) named_barrier(1 + kGroups, kGroups * 128);
+      if (own < kBn) {
+        float *pair = reinterpret_cast<float *>(&shared.columns[own / 2]) + own % 2;
+        pair[0] = own_scale * (1.0f / 127.0f);
+        pair[2] = own_bias;
+      }
 
       // From here on acc holds the bits of f32.
       const auto f = [&](int i) { return __int_as_float(acc[i]); };
@@ -215,7 +260,7 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
         if (!p.weights_are_codes) {
 #pragma unroll
           for (int j = 0; j < kBn / 8; ++j) {
-            const float2 s = *reinterpret_cast<const float2 *>(&scale[8 * j + 2 * (lane % 4)]);
+            const float2 s = *reinterpret_cast<const float2 *>(&shared.columns[4 * j + lane % 4]);
             acc[4 * j] = __float_as_int(f(4 * j) * s.x);
             acc[4 * j + 1] = __float_as_int(f(4 * j + 1) * s.y);
             acc[4 * j + 2] = __float_as_int(f(4 * j + 2) * s.x);
@@ -223,7 +268,9 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
           }
         }
         pin(acc);
-        for (int step = 0; step < outlier_steps; ++step) {
+        const int whole = outliers / kOutlierStep;
+#pragma unroll 1
+        for (int step = 0; step < whole; ++step) {
           barrier_wait(&shared.full[stage], phase);
           const uint64_t a = wgmma_descriptor(shared_address(shared.a[stage]) + group * 64 * kStepBytes);
           const uint64_t b = wgmma_descriptor(shared_address(shared.b[stage]));
@@ -236,6 +283,24 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
           previous = stage;
           advance();
         }
+        // The last panel has zeros behind its columns: no product needs more than the 16 columns it takes at a time.
+        if (whole < outlier_steps) {
+          barrier_wait(&shared.full[stage], phase);
+          const uint64_t a = wgmma_descriptor(shared_address(shared.a[stage]) + group * 64 * kStepBytes);
+          const uint64_t b = wgmma_descriptor(shared_address(shared.b[stage]));
+#pragma unroll 1
+          for (int k = 0; k < ceil_div(outliers - whole * kOutlierStep, 16); ++k) {
+            wgmma_fence();
+            Wgmma<kBn>::accumulate(acc, a + 2 * k, b + 2 * k, T{});
+            wgmma_commit();
+          }
+          if (whole > 0) {
+            wgmma_wait<1>();
+            release(previous);
+          }
+          previous = stage;
+          advance();
+        }
         wgmma_wait<0>();
         pin(acc);
         release(previous);
@@ -243,13 +308,12 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
       const bool scale_last = outlier_steps == 0 || p.weights_are_codes;
 #pragma unroll
       for (int j = 0; j < kBn / 8; ++j) {
-        const float2 s = *reinterpret_cast<const float2 *>(&scale[8 * j + 2 * (lane % 4)]);
-        const float2 b = *reinterpret_cast<const float2 *>(&bias[8 * j + 2 * (lane % 4)]);
-        const float sx = scale_last ? s.x : 1.0f, sy = scale_last ? s.y : 1.0f;
-        acc[4 * j] = __float_as_int(fmaf(f(4 * j), sx, b.x));
-        acc[4 * j + 1] = __float_as_int(fmaf(f(4 * j + 1), sy, b.y));
-        acc[4 * j + 2] = __float_as_int(fmaf(f(4 * j + 2), sx, b.x));
-        acc[4 * j + 3] = __float_as_int(fmaf(f(4 * j + 3), sy, b.y));
+        const float4 c = shared.columns[4 * j + lane % 4];
+        const float sx = scale_last ? c.x : 1.0f, sy = scale_last ? c.y : 1.0f;
+        acc[4 * j] = __float_as_int(fmaf(f(4 * j), sx, c.z));
+        acc[4 * j + 1] = __float_as_int(fmaf(f(4 * j + 1), sy, c.w));
+        acc[4 * j + 2] = __float_as_int(fmaf(f(4 * j + 2), sx, c.z));
+        acc[4 * j + 3] = __float_as_int(fmaf(f(4 * j + 3), sy, c.w));
       }
 
       if (store_by_copy) {
