@@ -10,12 +10,16 @@ use crate::convert;
 use crate::input::row_stride;
 use crate::kernel::Dispatch;
 use crate::matrix::IntegerTarget;
+use crate::pool::{self, Taken};
 use crate::tile::{Ahead, Instructions, LANES, MAX_ROWS, Operands, PANEL, Tile, TileKernel, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// Multiply-adds below which a problem stays on the calling thread: 64 of them take a cycle, so this is some 10 µs,
 /// about what waking a sleeping thread costs.
 const SERIAL_WORK: usize = 1 << 20;
+
+/// Rows below which a product takes no less time: reading 8 bytes of weights from memory takes a cycle, too.
+const READING_ROWS: usize = 8;
 
 /// Tasks for each thread: enough to even out threads that run at different speeds.
 const TASKS_PER_THREAD: usize = 4;
@@ -45,7 +49,11 @@ impl Grid {
 
     /// Whether there is enough work for more than one thread, and more than one thread.
     pub(crate) fn is_parallel(self) -> bool {
-        self.rows * self.panels * PANEL * self.inner >= SERIAL_WORK && rayon::current_num_threads() > 1
+        // Inside the pool, others look for work while this thread does its share. From outside, it has to wait for one to
+        // wake up, which short products of few rows do not make up for.
+        let inside = rayon::current_thread_index().is_some();
+        let rows = if inside { self.rows.max(READING_ROWS) } else { self.rows };
+        rows * self.panels * PANEL * self.inner >= SERIAL_WORK && rayon::current_num_threads() > 1
     }
 }
 
@@ -59,9 +67,27 @@ pub(crate) struct Rows {
 }
 
 /// One task: these rows of these panels.
-pub(crate) struct Block {
+pub(crate) struct Block<'a> {
     pub(crate) rows: Rows,
-    pub(crate) panels: Range<usize>,
+    pub(crate) panels: Panels<'a>,
+}
+
+/// The panels of a task, each with the one that follows.
+pub(crate) enum Panels<'a> {
+    Span(Range<usize>),
+    /// With other threads, one panel at a time.
+    Shared(Taken<'a>),
+}
+
+impl Iterator for Panels<'_> {
+    type Item = (usize, Option<usize>);
+
+    fn next(&mut self) -> Option<(usize, Option<usize>)> {
+        match self {
+            Self::Span(span) => span.next().map(|panel| (panel, (panel + 1 < span.end).then_some(panel + 1))),
+            Self::Shared(taken) => taken.next(),
+        }
+    }
 }
 
 impl Rows {
@@ -80,14 +106,20 @@ impl Rows {
 }
 
 /// Calls `run` for blocks that cover the output exactly once.
-pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Block) + Sync) {
+pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Block<'_>) + Sync) {
     let Grid { rows, panels, inner } = grid;
     if rows == 0 || panels == 0 {
         return;
     }
     if !grid.is_parallel() {
-        let whole = Block { rows: Rows::new::<K>(0, rows), panels: 0..panels };
+        let whole = Block { rows: Rows::new::<K>(0, rows), panels: Panels::Span(0..panels) };
         return tile.scoped(|| run(whole));
+    }
+    if rows <= K::ROWS {
+        return pool::share(panels, |taken| {
+            let block = Block { rows: Rows::new::<K>(0, rows), panels: Panels::Shared(taken) };
+            tile.scoped(|| run(block));
+        });
     }
     let threads = rayon::current_num_threads();
     let tasks = threads * TASKS_PER_THREAD;
@@ -101,14 +133,14 @@ pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Bl
         let first = rows * row_chunk / row_chunks;
         let count = rows * (row_chunk + 1) / row_chunks - first;
         let span = panels * panel_chunk / panel_chunks..panels * (panel_chunk + 1) / panel_chunks;
-        let block = Block { rows: Rows::new::<K>(first, count), panels: span };
+        let block = Block { rows: Rows::new::<K>(first, count), panels: Panels::Span(span) };
         tile.scoped(|| run(block));
     });
 }
 
-/// The panel that is likely to be read next; the same one at the end.
-pub(crate) fn next_panel(weight: &PackedWeight, panel: usize) -> *const i8 {
-    weight.panel((panel + 1).min(weight.panel_count() - 1)).as_ptr()
+/// Where the panel that is read next begins; this one, which is in the cache, if there is none.
+pub(crate) fn panel_ahead(weight: &PackedWeight, panel: usize, next: Option<usize>) -> *const i8 {
+    weight.panel(next.unwrap_or(panel)).as_ptr()
 }
 
 /// `a [M, K] · Wᵀ → i32 [M, N]`.
@@ -141,10 +173,10 @@ impl Dispatch for Product<'_> {
         let (codes, sums) = (codes.codes(), &weight.columns().sums);
         for_each_block(grid, tile, |block| {
             let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
-            for panel in block.panels {
+            for (panel, next) in block.panels {
                 let first = panel * PANEL;
                 let width = PANEL.min(outputs - first);
-                let (tiles, ahead) = (block.rows.tiles().count(), next_panel(weight, panel));
+                let (tiles, ahead) = (block.rows.tiles().count(), panel_ahead(weight, panel, next));
                 for (tile_index, rows) in block.rows.tiles().enumerate() {
                     let operands = Operands {
                         a: codes[rows.start * stride..].as_ptr(),

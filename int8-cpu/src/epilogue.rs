@@ -8,7 +8,7 @@ use crate::convert::{self, TypedMut};
 use crate::input::RowTerms;
 use crate::linear::Store;
 use crate::matrix::Target;
-use crate::tile::{Instructions, LANES, PANEL, Tile, Vectorized};
+use crate::tile::{self, Instructions, LANES, PANEL, Tile, Vectorized};
 use crate::weight::{PackedWeight, inner_length};
 
 /// Largest K for which a corrected accumulator, at most K·254², fits an i32: ⌊(2³¹ − 1)/254²⌋.
@@ -39,12 +39,26 @@ impl PanelTerms {
         Self {
             sums: std::array::from_fn(|half| terms.sums.as_chunks().0[2 * panel + half]),
             steps: std::array::from_fn(|half| terms.steps.as_chunks().0[2 * panel + half]),
-            zero_points: std::array::from_fn(|half| terms.zero_points.as_chunks().0[2 * panel + half]),
+            zero_points: if terms.has_zero_points {
+                std::array::from_fn(|half| terms.zero_points.as_chunks().0[2 * panel + half])
+            } else {
+                [[0; LANES]; 2]
+            },
             has_zero_points: terms.has_zero_points,
             bias: padded_bias,
             inner: inner_length(weight),
             first,
             width,
+        }
+    }
+
+    /// Prefetches what `new` reads of a panel: waiting for it takes a tenth as long as the product of a short panel.
+    pub(crate) fn fetch(weight: &PackedWeight, panel: usize) {
+        let terms = weight.columns();
+        let first = panel * PANEL;
+        for line in [first, first + LANES] {
+            tile::fetch(terms.sums[line..].as_ptr());
+            tile::fetch(terms.steps[line..].as_ptr());
         }
     }
 

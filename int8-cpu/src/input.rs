@@ -216,7 +216,13 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 },
             )
         };
-        flags.iter().enumerate().filter(|(_, flag)| **flag != 0).map(|(column, _)| column).collect()
+        // Most stretches hold none: looked at in vectors.
+        let stretches = flags
+            .chunks(LINE)
+            .enumerate()
+            .filter(|(_, flags)| flags.iter().fold(0, |any, flag| any | flag) != 0);
+        let columns = stretches.flat_map(|(stretch, flags)| (stretch * LINE..).zip(flags));
+        columns.filter(|(_, flag)| **flag != 0).map(|(column, _)| column).collect()
     }
 
     /// The constants of the whole matrix, where the configuration wants one for all rows.

@@ -62,6 +62,7 @@ pub mod kernel;
 mod linear;
 mod matrix;
 mod outlier;
+pub mod pool;
 pub mod probe;
 mod quantize;
 mod rows;

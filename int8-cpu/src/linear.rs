@@ -6,7 +6,7 @@ use int8_core::{Config, Element, Error as CoreError, Granularity};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
-use crate::driver::{self, Grid, next_panel};
+use crate::driver::{self, Grid, panel_ahead};
 use crate::epilogue::{Finish, PanelTerms, SparseRow};
 use crate::groups::{Grouped, PanelProduct, Whole};
 use crate::input::{Input, InputGroups, Outliers, Quantizer};
@@ -153,12 +153,12 @@ struct Layer<'a, K> {
 }
 
 impl<K: TileKernel> Layer<'_, K> {
-    fn block(&self, block: driver::Block, product: &mut impl PanelProduct) {
+    fn block(&self, block: driver::Block<'_>, product: &mut impl PanelProduct) {
         let padded_inner = padded(self.weight.dim().1);
         let mut outlier_panel = Buffer::zeroed(self.columns.len() * PANEL * 4);
         let mut outlier_sums = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
         let tiles = block.rows.tiles().count();
-        for panel in block.panels {
+        for (panel, next) in block.panels {
             let codes = self.weight.panel(panel);
             if self.columns.len() > 0 {
                 let target = outlier_panel.floats_mut();
@@ -166,7 +166,10 @@ impl<K: TileKernel> Layer<'_, K> {
             }
             product.start(panel);
             let terms = PanelTerms::new(self.weight, panel, self.bias);
-            let ahead = next_panel(self.weight, panel);
+            let ahead = panel_ahead(self.weight, panel, next);
+            if let Some(next) = next {
+                PanelTerms::fetch(self.weight, next);
+            }
             for (tile_index, rows) in block.rows.tiles().enumerate() {
                 let operands = Operands {
                     a: self.input.codes.codes()[rows.start * self.input.stride..].as_ptr(),

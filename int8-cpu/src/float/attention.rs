@@ -210,7 +210,9 @@ impl Attention<'_> {
             return Ok(());
         }
         let work = 2 * heads * size * rows.iter().map(|row| row.span.len()).sum::<usize>();
-        let parallel = work >= SERIAL_WORK && rayon::current_num_threads() > 1;
+        // One row reads the cache for itself alone, from memory.
+        let serial = if rows.len() == 1 { SERIAL_WORK / 4 } else { SERIAL_WORK };
+        let parallel = work >= serial && rayon::current_num_threads() > 1;
         let group = heads / cache.heads;
         const CONTIGUOUS: &str = "rows_of checked that rows are contiguous";
         if let [query] = rows {
@@ -278,7 +280,7 @@ impl Block<'_, '_> {
         // two they would share sets of the cache.
         let origin = begin / PANEL * PANEL;
         let stride = (end - origin).next_multiple_of(PANEL) + LANES;
-        scores.resize(MAX_ROWS * stride, 0.0);
+        scores.resize(rows.len() * stride, 0.0);
         let mut sums = Tile([[0.0; PANEL]; MAX_ROWS]);
 
         let queries = self.queries.slice(s![tile_rows.clone(), ..]);
@@ -330,7 +332,7 @@ impl Block<'_, '_> {
                 w: cache.value_panel(head, panel, begin..end).as_ptr(),
                 count: end - begin,
             };
-            // SAFETY: line 5: MAX_ROWS rows of `stride` scores; line 6: a panel of end − begin vectors in a
+            // SAFETY: line 5: a row of `stride` scores for each row; line 6: a panel of end − begin vectors in a
             // line-aligned buffer, and tiles have 1 to ROWS rows.
             unsafe { tile.outer(operands, &mut sums) };
             let columns = panel * PANEL..cache.size.min((panel + 1) * PANEL);

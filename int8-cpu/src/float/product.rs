@@ -11,6 +11,7 @@ use crate::convert::{self, Typed, TypedMut};
 use crate::kernel::Kernel;
 use crate::linear::Store;
 use crate::matrix::{Source, Target};
+use crate::pool;
 use crate::tile::{Instructions, LANES, Load, Vectorized};
 use crate::{Error, rows_of};
 
@@ -20,6 +21,9 @@ const DOT_ROWS: usize = 16;
 
 /// Rows of x that share a load of the weights: with two chains each, 8 registers of sums (16 of AVX2's).
 const GROUP: usize = 4;
+
+/// Outputs that a thread takes at a time: in 16 bits and K = 576, 36 KiB of weights.
+const DOT_OUTPUTS: usize = 32;
 
 /// Weights below which dot products stay on the calling thread: some 10 µs, about what waking a sleeping thread costs.
 const SERIAL_WEIGHTS: usize = 1 << 16;
@@ -97,9 +101,12 @@ impl Product<'_> {
         if outputs * self.w.columns < SERIAL_WEIGHTS || threads == 1 {
             return task(0, outputs);
         }
-        // Each output is computed by itself, so the result does not depend on where the tasks begin.
-        let tasks = outputs.min(4 * threads);
-        (0..tasks).into_par_iter().for_each(|i| task(outputs * i / tasks, outputs * (i + 1) / tasks));
+        // Each output is computed by itself, so the result does not depend on who computes it.
+        pool::share(outputs.div_ceil(DOT_OUTPUTS), |taken| {
+            for (stretch, _) in taken {
+                task(stretch * DOT_OUTPUTS, outputs.min((stretch + 1) * DOT_OUTPUTS));
+            }
+        });
     }
 
     fn by_blocks(&self) {

@@ -83,13 +83,24 @@ impl Ahead {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn fetch(self, k: usize) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         let start = self.panel.wrapping_add(k * PANEL);
         for line in self.from..self.to {
-            // SAFETY: a prefetch never faults, wherever it points.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line * 64)) };
+            fetch(start.wrapping_add(line * 64));
         }
     }
+}
+
+/// Prefetches a cache line into L2, on processors where the kernels do so.
+#[inline(always)]
+pub(crate) fn fetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch never faults, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// The floating-point operands of a tile's outlier part.

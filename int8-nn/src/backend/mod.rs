@@ -248,7 +248,7 @@ pub struct LinearStatistics {
 /// A machine that runs models. See the module's documentation for the rules its operations keep.
 pub trait Backend: Sized + Send + Sync {
     /// Activations `[rows, width]` on the device, allocated for a largest number of rows.
-    type Activations: Send + std::fmt::Debug;
+    type Activations: Send + Sync + std::fmt::Debug;
     /// Weights of a linear layer.
     type Linear: Send + Sync + std::fmt::Debug;
     /// Weights of a normalisation.
@@ -256,9 +256,9 @@ pub trait Backend: Sized + Send + Sync {
     /// A table of rows looked up by id.
     type Embedding: Send + Sync + std::fmt::Debug;
     /// Keys and values of past tokens, for all blocks and sequences.
-    type Cache: Send + std::fmt::Debug;
+    type Cache: Send + Sync + std::fmt::Debug;
     /// Ids, positions and lengths of the step at hand.
-    type Step: Send + std::fmt::Debug;
+    type Step: Send + Sync + std::fmt::Debug;
 
     /// One line that names the device and what computes there.
     fn describe(&self) -> String;
@@ -310,7 +310,11 @@ pub trait Backend: Sized + Send + Sync {
     fn set_step(&self, step: &mut Self::Step, segments: &[Segment<'_>]) -> Result<(), Error>;
     /// Runs a step's operations. A backend may record them, and replay the record when a later step has as many rows in
     /// as many segments.
-    fn run(&self, step: &Self::Step, body: &mut dyn FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    fn run(
+        &self,
+        step: &Self::Step,
+        body: &mut (dyn FnMut() -> Result<(), Error> + Send),
+    ) -> Result<(), Error> {
         let _ = step;
         body()
     }

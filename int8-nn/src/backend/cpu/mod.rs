@@ -6,6 +6,7 @@ mod experts;
 mod float;
 mod linear;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ndarray::{ArrayView2, ArrayViewMut2};
@@ -32,6 +33,8 @@ pub struct CpuBackend {
     /// Input rows after their normalisation or activation, reused from call to call.
     scratch: Mutex<Vec<f32>>,
     observer: Mutex<Option<Arc<dyn Observer>>>,
+    /// Whether there is an observer: each projection asks.
+    observed: AtomicBool,
 }
 
 /// Sees the input of every projection before it is computed, and may change it: what the analysis of a model is built on.
@@ -75,12 +78,19 @@ impl CpuBackend {
 
     /// With this kernel.
     pub fn with_kernel(kernel: Kernel) -> Self {
-        Self { kernel, scratch: Mutex::default(), observer: Mutex::default() }
+        Self {
+            kernel,
+            scratch: Mutex::default(),
+            observer: Mutex::default(),
+            observed: AtomicBool::new(false),
+        }
     }
 
     /// From now on `observer` sees the input of every projection; `None` ends that.
     pub fn observe(&self, observer: Option<Arc<dyn Observer>>) {
-        *self.observer.lock().expect("no panic holds this lock") = observer;
+        let mut current = self.observer.lock().expect("no panic holds this lock");
+        self.observed.store(observer.is_some(), Ordering::Release);
+        *current = observer;
     }
 
     /// Computes the rows that a projection takes as its input, and shows them to the observer.
@@ -113,7 +123,11 @@ impl CpuBackend {
                 view(&scratch, x.rows, width)
             }
         };
-        let observer = self.observer.lock().expect("no panic holds this lock").clone();
+        let observer = if self.observed.load(Ordering::Acquire) {
+            self.observer.lock().expect("no panic holds this lock").clone()
+        } else {
+            None
+        };
         let done = match (observer, linear) {
             (Some(observer), Some(linear)) => {
                 let mut x = x.to_owned();
@@ -211,6 +225,14 @@ impl Backend for CpuBackend {
             step.positions.extend(segment.position..segment.position + segment.ids.len());
         }
         Ok(())
+    }
+
+    fn run(
+        &self,
+        _step: &CpuStep,
+        body: &mut (dyn FnMut() -> Result<(), Error> + Send),
+    ) -> Result<(), Error> {
+        int8_cpu::pool::awake(body)
     }
 
     fn embed(

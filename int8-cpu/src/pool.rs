@@ -1,0 +1,169 @@
+//! The thread pool: rayon's, entered once for many small products.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rayon::Yield;
+use rayon::prelude::*;
+
+/// How long a thread looks for work before it may sleep: longer than what lies between two products of a step, short
+/// enough to be no load.
+const PATIENCE: Duration = Duration::from_micros(200);
+
+/// Looks for work between two looks at the clock, when a thread also lets another program have its processor.
+const LOOKS: usize = 64;
+
+/// Runs `operation` on the current rayon pool, and keeps the other threads of the pool looking for work meanwhile, until
+/// there has been none for 200 µs.
+///
+/// A step of a model at one token is some hundred products of 10 to 100 µs each. Without this, threads fall asleep between
+/// them, and waking them for the next takes as long as the product does.
+pub fn awake<R: Send>(operation: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_num_threads() == 1 {
+        return operation();
+    }
+    let done = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let caller = rayon::current_thread_index();
+        let done = &done;
+        scope.spawn_broadcast(move |_, context| {
+            if Some(context.index()) != caller {
+                look_for_work(done);
+            }
+        });
+        let result = operation();
+        done.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+fn look_for_work(done: &AtomicBool) {
+    let mut idle_since = Instant::now();
+    let mut looks = 0;
+    while !done.load(Ordering::Relaxed) {
+        if rayon::yield_now() == Some(Yield::Executed) {
+            looks = 0;
+            idle_since = Instant::now();
+            continue;
+        }
+        looks += 1;
+        if looks % LOOKS == 0 {
+            if idle_since.elapsed() > PATIENCE {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Lets the threads of the pool share the numbers below `count`: `work` is called once for each thread. A thread takes the
+/// numbers of a stretch of its own, one after the other, so that what they stand for in memory is read as one stream; then
+/// it takes what others have left. One that begins late finds less to do, or nothing, and nobody waits for it.
+pub(crate) fn share(count: usize, work: impl Fn(Taken<'_>) + Sync) {
+    let threads = rayon::current_num_threads().min(count);
+    let edge = |thread: usize| count * thread / threads;
+    let stretches: Vec<Stretch> =
+        (0..threads).map(|thread| Stretch { next: edge(thread).into(), end: edge(thread + 1) }).collect();
+    (0..threads).into_par_iter().with_max_len(1).for_each(|thread| {
+        let mut taken = Taken { stretches: &stretches, from: thread, exhausted: 0, next: None };
+        taken.next = taken.number();
+        work(taken);
+    });
+}
+
+/// What is left of one thread's numbers; in a cache line of its own, since its owner writes to it all the time.
+#[repr(align(64))]
+struct Stretch {
+    next: AtomicUsize,
+    end: usize,
+}
+
+/// The numbers that one thread gets, each with the one that it gets next.
+pub(crate) struct Taken<'a> {
+    stretches: &'a [Stretch],
+    /// The stretch to take from, and how many are known to be exhausted.
+    from: usize,
+    exhausted: usize,
+    next: Option<usize>,
+}
+
+impl Taken<'_> {
+    fn number(&mut self) -> Option<usize> {
+        while self.exhausted < self.stretches.len() {
+            let stretch = &self.stretches[self.from];
+            let number = stretch.next.fetch_add(1, Ordering::Relaxed);
+            if number < stretch.end {
+                return Some(number);
+            }
+            self.exhausted += 1;
+            self.from = (self.from + 1) % self.stretches.len();
+        }
+        None
+    }
+}
+
+impl Iterator for Taken<'_> {
+    type Item = (usize, Option<usize>);
+
+    fn next(&mut self) -> Option<(usize, Option<usize>)> {
+        let number = self.next?;
+        self.next = self.number();
+        Some((number, self.next))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn in_pool<R: Send>(threads: usize, test: impl FnOnce() -> R + Send) -> R {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(test)
+    }
+
+    /// Each number is taken once, and each taker is told what it takes next.
+    #[test]
+    fn numbers_are_shared() {
+        for threads in [1, 2, 3, 8] {
+            for count in [0, 1, 2, 7, 100] {
+                let seen: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                in_pool(threads, || {
+                    share(count, |taken| {
+                        let mut announced = None;
+                        for (number, next) in taken {
+                            assert!(announced.is_none_or(|announced| announced == number));
+                            announced = next;
+                            seen[number].fetch_add(1, Ordering::Relaxed);
+                        }
+                        assert_eq!(announced, None);
+                    });
+                });
+                assert!(seen.iter().all(|times| times.load(Ordering::Relaxed) == 1), "{threads} {count}");
+            }
+        }
+    }
+
+    /// From outside and inside, nested, and from several threads at once, each with parallel work: all come to an end.
+    #[test]
+    fn work_done_awake_is_done() {
+        let sum = || (0..1000_usize).into_par_iter().sum::<usize>();
+        for threads in [1, 2, 4] {
+            in_pool(threads, || {
+                std::thread::scope(|scope| {
+                    for _ in 0..3 {
+                        scope.spawn(|| (0..50).for_each(|_| assert_eq!(awake(sum), 499_500)));
+                    }
+                });
+                assert_eq!(awake(|| awake(sum)), 499_500);
+                let all: Vec<usize> = (0..16).into_par_iter().map(|_| awake(sum)).collect();
+                assert!(all.iter().all(|sum| *sum == 499_500));
+            });
+        }
+    }
+
+    #[test]
+    fn a_panic_gets_through() {
+        let panicked = std::panic::catch_unwind(|| in_pool(2, || awake(|| panic!("on purpose"))));
+        assert!(panicked.is_err());
+    }
+}
