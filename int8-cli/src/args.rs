@@ -163,14 +163,14 @@ pub(crate) struct ModelArgs {
 }
 
 /// How the linear layers are held.
-#[derive(Debug, Args, Default)]
+#[derive(Debug, Args, Default, PartialEq)]
 #[command(next_help_heading = "Precision")]
 pub(crate) struct PrecisionArgs {
     /// Weights as stored, 16- or 32-bit, computed in 32-bit: the baseline
-    #[arg(long, conflicts_with_all = ["preset", "scheme", "threshold", "rule", "tau", "statistic", "granularity", "outlier_weights", "row_maximum"])]
+    #[arg(long, conflicts_with_all = PRECISION_OPTIONS[1..].iter().copied())]
     pub(crate) fp: bool,
     /// A setting by name: the paper's, or the one that loses least (docs/quality.md) [default: paper]
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["scheme", "threshold", "rule", "tau", "statistic", "granularity", "outlier_weights", "row_maximum"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[2..].iter().copied())]
     pub(crate) preset: Option<Preset>,
     /// Quantisation, one of the eight of the paper's Table 1 [default: llm-int8]
     #[arg(long, value_name = "NAME", value_parser = crate::resolve::scheme_parser())]
@@ -204,18 +204,9 @@ pub(crate) struct PrecisionArgs {
 }
 
 impl PrecisionArgs {
-    /// Whether any of them was given.
+    /// Whether any of [`PRECISION_OPTIONS`] was given.
     pub(crate) fn any(&self) -> bool {
-        self.fp
-            || self.preset.is_some()
-            || self.scheme.is_some()
-            || self.rule.is_some()
-            || self.threshold.is_some()
-            || self.tau.is_some()
-            || self.statistic.is_some()
-            || self.granularity.is_some()
-            || self.outlier_weights.is_some()
-            || self.row_maximum.is_some()
+        *self != Self { rotary: self.rotary, ..Self::default() }
     }
 }
 
@@ -354,7 +345,7 @@ pub(crate) struct EvalArgs {
     pub(crate) report: Option<PathBuf>,
 }
 
-/// Options that say how linear layers are held: a comparison sets them itself.
+/// Options that say how linear layers are held, the two that set all others first: a comparison sets them itself.
 const PRECISION_OPTIONS: [&str; 10] = [
     "fp",
     "preset",

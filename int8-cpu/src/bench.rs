@@ -217,7 +217,9 @@ impl Problem {
         let mut y_single = y_half.clone();
         // Once outside the timing, for the errors.
         int8_product_into(self.a.view(), &weights[0], raw.view_mut())?;
+        // Another copy than the product had just before, which is still in the cache if that is large.
         let mut layer = |i: usize| {
+            let i = i + weights.len() / 2;
             let (weight, outliers) = (&weights[i % weights.len()], OutlierWeights::Dequantized);
             linear(self.x.view(), weight, outliers, None, &config, Store::Overwrite, y.view_mut())
         };
@@ -273,11 +275,14 @@ pub fn outlier_costs(
         let _ = int8_product_into(problem.a.view(), &weights[i % weights.len()], raw.view_mut());
     })];
     let mut random = Random::new(2);
-    for share in per_mille {
+    for (place, share) in (1..).zip(per_mille) {
+        // Each in its turn reads a copy that no other has read just before.
+        let ahead = place * weights.len() / (per_mille.len() + 1);
         let columns = (share * shape.inner + 500) / 1000;
         let x = activations::<bf16>(&mut random, rows, shape.inner, columns);
         let mut y = Array2::<bf16>::zeros((rows, outputs));
         contestants.push(Box::new(move |i| {
+            let i = i + ahead;
             let (weight, outliers) = (&weights[i % weights.len()], OutlierWeights::Dequantized);
             let _ = linear(x.view(), weight, outliers, None, config, Store::Overwrite, y.view_mut());
         }));

@@ -1,7 +1,6 @@
 //! `int8 bench`: the layer and whole models, int8 against 16 and 32 bit.
 
 mod model;
-mod plot;
 
 use int8_core::Scheme;
 use int8_nn::backend::cpu::bench::{Effort, Machine, Problem, Shape, Times, outlier_costs};
@@ -11,6 +10,8 @@ use crate::Failure;
 use crate::args::BenchArgs;
 use crate::convert::real;
 use crate::output::Output;
+use crate::report::charts::{self, Axis, Series};
+use crate::report::write_file;
 
 /// Outputs and inputs of the layers: square ones of BERT to Llama size, and the MLP of Llama-7B.
 const LAYERS: [(usize, usize); 6] =
@@ -116,12 +117,7 @@ pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure>
     }
     let outliers = outlier_table(arguments, &effort, output)?;
     if let Some(file) = &arguments.plot {
-        let title =
-            format!("LLM.int8() layer on {kernel}, {} threads, against bf16 weights", machine.threads);
-        std::fs::write(file, plot::speed_ups(&title, &lines)).map_err(|error| {
-            Failure::new(format!("--plot {}: {error}", file.display()))
-                .hint("the folder must exist and be writable")
-        })?;
+        write_file(file, speed_ups(&lines)?.as_bytes())?;
         output.remark(&format!("drawn in {}", file.display()));
     }
     if output.json {
@@ -137,6 +133,22 @@ pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure>
         }))?;
     }
     Ok(())
+}
+
+/// A drawing of the layer's speed-up over bf16 weights: a line for each number of rows.
+fn speed_ups(lines: &[Line]) -> Result<String, Failure> {
+    let of_rows = |rows: usize| {
+        let mut points: Vec<(f64, f64)> = lines
+            .iter()
+            .filter(|line| line.shape.rows == rows)
+            .map(|line| (line.shape.weight_bytes() / 1e6, line.against_bf16()))
+            .collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Series { name: format!("M = {rows}"), points }
+    };
+    let x = Axis { label: "weights of the layer, millions", log: true };
+    let y = Axis { label: "times as fast as bf16 weights", log: false };
+    charts::lines(x, y, &ROWS.map(of_rows))
 }
 
 /// What outlier columns cost.
@@ -177,4 +189,21 @@ fn seconds(seconds: f64) -> String {
         2
     };
     format!("{value:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_number_of_rows_is_a_line() {
+        let measured = |rows: usize, outputs: usize, ratio: f64| Line {
+            shape: Shape { rows, outputs, inner: 64 },
+            times: Times { raw: 1.0, layer: 1.0, bf16: ratio, f32: 1.0, others: Vec::new() },
+        };
+        let lines = [measured(1, 8, 2.0), measured(1, 16, 3.0), measured(64, 8, 0.5), measured(64, 16, 11.0)];
+        let svg = speed_ups(&lines).expect("a drawing");
+        assert_eq!(svg.matches("<circle").count(), 4);
+        assert!(svg.contains("M = 64") && !svg.contains("NaN"));
+    }
 }
