@@ -77,7 +77,7 @@ pub(crate) enum Command {
         Examples:\n  int8 eval ./opt-125m --text wiki.txt --window 1024\n  \
         int8 eval ./opt-125m --text wiki.txt --scheme absmax-vector-wise\n  \
         int8 eval ./opt-125m --text wiki.txt --preset best\n  \
-        int8 eval ./opt-125m --text wiki.txt --compare --windows 16 --report quality.html\n  \
+        int8 eval ./opt-125m --text wiki.txt --compare --windows 16 --report quality.html --plots ./plots\n  \
         int8 eval ./opt-125m --last-words lambada.jsonl"
     )]
     Eval(EvalArgs),
@@ -343,6 +343,10 @@ pub(crate) struct EvalArgs {
     /// The comparison as a page with plots, which also shows loss against threshold and the error of each layer
     #[arg(help_heading = "Comparison", long, value_name = "FILE.html", requires = "compare")]
     pub(crate) report: Option<PathBuf>,
+    /// The plots of the page as files: perplexity of every scheme, loss against threshold, error of each layer. Each is
+    /// written into this folder as SVG and as PNG; the folder is made if it is not there
+    #[arg(help_heading = "Comparison", long, value_name = "FOLDER", requires = "compare")]
+    pub(crate) plots: Option<PathBuf>,
 }
 
 /// Options that say how linear layers are held, the two that set all others first: a comparison sets them itself.
@@ -439,7 +443,8 @@ pub(crate) struct OutliersArgs {
     /// Write a page with plots
     #[arg(help_heading = "Output", long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,
-    /// Write the plots as SVG files into this folder
+    /// Write the plots as files: heat maps of layers and dimensions, magnitudes by layer, what a threshold takes out. Each is
+    /// written into this folder as SVG and as PNG; the folder is made if it is not there
     #[arg(help_heading = "Output", long, value_name = "FOLDER")]
     pub(crate) plots: Option<PathBuf>,
 }
@@ -587,7 +592,7 @@ pub(crate) struct BenchArgs {
     /// The best round instead of the median: for a machine that has other work
     #[arg(long)]
     pub(crate) best: bool,
-    /// Draws the layer's speed-ups as an SVG file
+    /// Draws the layer's speed-ups: as PNG if the name ends in .png, or else as SVG
     #[arg(long, value_name = "FILE", conflicts_with = "model")]
     pub(crate) plot: Option<PathBuf>,
     /// Tokens of the prompt (with MODEL)

@@ -30,3 +30,10 @@ pub(crate) fn whole(value: f64) -> u64 {
 pub(crate) fn pixels(length: f64) -> i32 {
     length as i32
 }
+
+/// The mean of channels of pixels, rounded down; of none, black.
+pub(crate) fn average(channels: impl Iterator<Item = u8>) -> u8 {
+    let (sum, count) =
+        channels.fold((0_u32, 0), |(sum, count), channel| (sum + u32::from(channel), count + 1));
+    (sum / count.max(1)) as u8
+}

@@ -54,6 +54,8 @@ impl Reports {
             &at("compare.csv"),
             "--report",
             &at("compare.html"),
+            "--plots",
+            &at("compare-plots"),
             "--last-words",
             &words,
         ]);
@@ -111,6 +113,10 @@ fn comparison(reports: &Reports) {
     }
     let csv = fs::read_to_string(reports.path("compare.csv")).expect("the CSV");
     assert_eq!(csv.lines().count(), schemes.len() + 2, "a heading, float, and a line a scheme");
+    plots(
+        &reports.path("compare-plots"),
+        &["perplexity", "loss-absolute", "loss-relative", "errors-llm-int8", "errors-best"],
+    );
     let sweep = &reports.compare["sweep"];
     assert!(sweep["absolute"].as_array().is_some_and(|points| points.len() == 6));
 }
@@ -125,10 +131,25 @@ fn outlier_features(reports: &Reports) {
     let float = perplexity("float");
     assert!(perplexity("without_features") > 3.0 * float, "{}", reports.outliers["effect"]);
     assert!(perplexity("without_random_dimensions") < 1.5 * float, "{}", reports.outliers["effect"]);
-    for plot in ["hidden-states", "inner-states", "magnitudes", "thresholds"] {
-        let svg = fs::read_to_string(reports.path("plots").join(format!("{plot}.svg"))).expect("the plot");
-        assert!(svg.contains("<svg") && svg.trim_end().ends_with("</svg>"), "{plot}");
+    plots(&reports.path("plots"), &["hidden-states", "inner-states", "magnitudes", "thresholds"]);
+}
+
+/// A folder holds these plots, each as SVG and PNG of one form, and no other file.
+fn plots(folder: &Path, names: &[&str]) {
+    for name in names {
+        let svg = fs::read_to_string(folder.join(format!("{name}.svg"))).expect("the drawing");
+        assert!(svg.contains("<svg") && svg.trim_end().ends_with("</svg>"), "{name}");
+        assert!(svg.contains("demo-opt") && svg.contains("demo.txt"), "{name} says of what it is");
+        let file = fs::File::open(folder.join(format!("{name}.png"))).expect("the picture");
+        let mut reader = png::Decoder::new(std::io::BufReader::new(file)).read_info().expect("PNG");
+        let mut pixels = vec![0; reader.output_buffer_size().expect("a size")];
+        reader.next_frame(&mut pixels).expect("whole");
+        let (width, height) = (reader.info().width, reader.info().height);
+        let size = format!("width=\"{}\" height=\"{}\"", width / 2, height / 2);
+        assert!(svg.contains(&size), "{name}: {width} x {height} against {svg}");
+        assert!(pixels.iter().filter(|channel| **channel < 128).count() > 1000, "{name} is blank");
     }
+    assert_eq!(fs::read_dir(folder).expect("the folder").count(), 2 * names.len(), "{}", folder.display());
 }
 
 /// Opens a page as a phone and as a desktop would: no message on the console, nothing fetched, nothing cut off.

@@ -10,8 +10,8 @@ use crate::Failure;
 use crate::args::BenchArgs;
 use crate::convert::real;
 use crate::output::Output;
-use crate::report::charts::{self, Axis, Series};
-use crate::report::write_file;
+use crate::report::charts::{Axis, Caption, Chart, Series};
+use crate::report::plots::write_chart;
 
 /// Outputs and inputs of the layers: square ones of BERT to Llama size, and the MLP of Llama-7B.
 const LAYERS: [(usize, usize); 6] =
@@ -117,7 +117,9 @@ pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure>
     }
     let outliers = outlier_table(arguments, &effort, output)?;
     if let Some(file) = &arguments.plot {
-        write_file(file, speed_ups(&lines)?.as_bytes())?;
+        let source = format!("against bf16 weights; {kernel}, {} threads", machine.threads);
+        let caption = Caption { title: "Speed-up of an LLM.int8() layer", source: &source };
+        write_chart(file, &speed_ups(&lines), caption)?;
         output.remark(&format!("drawn in {}", file.display()));
     }
     if output.json {
@@ -136,7 +138,7 @@ pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure>
 }
 
 /// A drawing of the layer's speed-up over bf16 weights: a line for each number of rows.
-fn speed_ups(lines: &[Line]) -> Result<String, Failure> {
+fn speed_ups(lines: &[Line]) -> Chart {
     let of_rows = |rows: usize| {
         let mut points: Vec<(f64, f64)> = lines
             .iter()
@@ -148,7 +150,7 @@ fn speed_ups(lines: &[Line]) -> Result<String, Failure> {
     };
     let x = Axis { label: "weights of the layer, millions", log: true };
     let y = Axis { label: "times as fast as bf16 weights", log: false };
-    charts::lines(x, y, &ROWS.map(of_rows))
+    Chart::Lines { x, y, series: ROWS.map(of_rows).into() }
 }
 
 /// What outlier columns cost.
@@ -202,7 +204,7 @@ mod tests {
             times: Times { raw: 1.0, layer: 1.0, bf16: ratio, f32: 1.0, others: Vec::new() },
         };
         let lines = [measured(1, 8, 2.0), measured(1, 16, 3.0), measured(64, 8, 0.5), measured(64, 16, 11.0)];
-        let svg = speed_ups(&lines).expect("a drawing");
+        let svg = speed_ups(&lines).svg(None).expect("a drawing");
         assert_eq!(svg.matches("<circle").count(), 4);
         assert!(svg.contains("M = 64") && !svg.contains("NaN"));
     }

@@ -15,7 +15,8 @@ use crate::Failure;
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::output::{Output, bytes};
-use crate::report::charts::{self, Axis, Series};
+use crate::report::charts::{Axis, Chart, Series};
+use crate::report::plots::{Plot, PlotFolder, short_name};
 use crate::report::{Page, Table};
 use crate::resolve;
 
@@ -95,6 +96,7 @@ fn entries() -> Vec<Entry> {
 /// Compares all schemes.
 pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
     let passages = arguments.last_words.as_deref().map(read_passages).transpose()?;
+    let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
     let float = resolve::load_as(&arguments.model, Precision::Float, output)?;
     let (ids, options) = text(&float, &arguments.text)?;
     let bar = output.bar("scoring float", "windows");
@@ -128,14 +130,16 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
     if let Some(path) = &arguments.csv {
         table.write_csv(path)?;
     }
-    let sweep = match &arguments.report {
-        None => None,
-        Some(path) => {
-            let sweep = context.sweep()?;
-            page(&context, &table, &found, &sweep)?.write(path)?;
-            Some(sweep)
+    let sweep = if arguments.report.is_some() || folder.is_some() { Some(context.sweep()?) } else { None };
+    if let Some(sweep) = &sweep {
+        let plots = plots(&context, &found, sweep);
+        if let Some(folder) = folder {
+            folder.write(&plots)?;
         }
-    };
+        if let Some(path) = &arguments.report {
+            page(&context, &table, sweep, &plots)?.write(path)?;
+        }
+    }
     if output.json {
         let float_bytes = float.decoder().footprint().total();
         return output.object(&to_json(&context, float_bytes, float_words.as_ref(), &found, sweep.as_ref()));
@@ -149,7 +153,7 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
         found.first().map_or(0, |found| found.comparison.positions_compared)
     ))?;
     output.text(&worst_layers(&found))?;
-    for path in arguments.csv.iter().chain(&arguments.report) {
+    for path in arguments.csv.iter().chain(&arguments.report).chain(&arguments.plots) {
         output.remark(&format!("written: {}", path.display()));
     }
     Ok(())
@@ -310,7 +314,75 @@ fn mean_error(layers: &[LayerError], role: LinearRole) -> f64 {
     errors.iter().sum::<f64>() / real(errors.len().max(1))
 }
 
-fn page(context: &Context<'_>, table: &Table, found: &[Found], sweep: &Sweep) -> Result<Page, Failure> {
+/// The plots, each with what it is of: they are not made of the same tokens.
+fn plots(context: &Context<'_>, found: &[Found], sweep: &Sweep) -> Vec<Plot> {
+    let baseline = &context.baseline.perplexity;
+    let model = short_name(&context.arguments.model.model);
+    let text = context.arguments.text.text.as_deref().map_or(String::new(), short_name);
+    let windows =
+        |windows: usize| format!("{model}, {windows} windows of {} tokens of {text}", baseline.window);
+    let plot = |name: &str, title: &str, source: String, chart| Plot {
+        name: name.to_owned(),
+        title: title.to_owned(),
+        text: "",
+        source,
+        chart,
+    };
+    let mut bars = vec![("float".to_owned(), baseline.perplexity())];
+    bars.extend(found.iter().map(|found| (found.entry.name.clone(), found.comparison.perplexity)));
+    let line = |name: &str, points: &[Point]| Series {
+        name: name.to_owned(),
+        points: points.iter().map(|point| (f64::from(point.parameter), point.loss)).collect(),
+    };
+    let losses = |label, series| Chart::Lines {
+        x: Axis { label, log: true },
+        y: Axis { label: "loss %", log: false },
+        series: vec![series],
+    };
+    let mut plots = vec![
+        plot(
+            "perplexity",
+            "Perplexity of every scheme",
+            format!("{}; logarithmic from the smallest value", windows(baseline.windows.len())),
+            Chart::Bars(bars),
+        ),
+        plot(
+            "loss-absolute",
+            "Loss against the absolute threshold",
+            format!("{}; LLM.int8(), columns", windows(sweep.windows)),
+            losses("threshold", line("absolute", &sweep.absolute)),
+        ),
+        plot(
+            "loss-relative",
+            "Loss against the relative threshold",
+            format!("{}; zero-point rows, single values", windows(sweep.windows)),
+            losses("τ, multiples of the row's median", line("relative", &sweep.relative)),
+        ),
+    ];
+    for name in ["llm-int8", "best"] {
+        let Some(found) = found.iter().find(|found| found.entry.name == name) else { continue };
+        let of = |(role, name): (LinearRole, &str)| Series {
+            name: name.to_owned(),
+            points: found
+                .layers
+                .iter()
+                .filter(|layer| layer.role == role)
+                .map(|layer| (real(layer.block), 100.0 * layer.relative_error))
+                .collect(),
+        };
+        let chart = Chart::Lines {
+            x: Axis { label: "block", log: false },
+            y: Axis { label: "relative error %", log: true },
+            series: ROLES.map(of).into(),
+        };
+        let tokens = LAYER_TOKENS.min(baseline.window);
+        let source = format!("{model}, {tokens} tokens of {text}; each layer by itself");
+        plots.push(plot(&format!("errors-{name}"), &format!("Error of each layer, {name}"), source, chart));
+    }
+    plots
+}
+
+fn page(context: &Context<'_>, table: &Table, sweep: &Sweep, plots: &[Plot]) -> Result<Page, Failure> {
     let baseline = &context.baseline.perplexity;
     let mut page = Page::new(
         &format!("int8 quality of {}", context.arguments.model.model.display()),
@@ -325,9 +397,10 @@ fn page(context: &Context<'_>, table: &Table, found: &[Found], sweep: &Sweep) ->
         "Perplexity",
         "Lower is better. The first row is the model in floating point; the scale is logarithmic from the smallest value.",
     );
-    let mut bars = vec![("float".to_owned(), baseline.perplexity())];
-    bars.extend(found.iter().map(|found| (found.entry.name.clone(), found.comparison.perplexity)));
-    page.plot(&charts::bars(&bars)?, "Perplexity of every scheme");
+    let named = |start: &'static str| plots.iter().filter(move |plot| plot.name.starts_with(start));
+    for plot in named("perplexity") {
+        page.plot(plot)?;
+    }
     page.section(
         "All figures",
         "Loss is over float, with its standard error from paired differences of windows. KL divergence is in nats a token, top-1 is how \
@@ -343,20 +416,9 @@ fn page(context: &Context<'_>, table: &Table, found: &[Found], sweep: &Sweep) ->
             sweep.windows
         ),
     );
-    let line = |name: &str, points: &[Point]| Series {
-        name: name.to_owned(),
-        points: points.iter().map(|point| (f64::from(point.parameter), point.loss)).collect(),
-    };
-    let y = Axis { label: "loss %", log: false };
-    let x = |label| Axis { label, log: true };
-    page.plot(
-        &charts::lines(x("threshold"), y, &[line("absolute", &sweep.absolute)])?,
-        "Loss against the absolute threshold",
-    );
-    page.plot(
-        &charts::lines(x("τ, multiples of the row's median"), y, &[line("relative", &sweep.relative)])?,
-        "Loss against the relative threshold",
-    );
+    for plot in named("loss-") {
+        page.plot(plot)?;
+    }
     let percent = |value: f64| format!("{:.3}", 100.0 * value);
     let rows = |rule: &'static str, points: &[Point]| -> Vec<Vec<String>> {
         let cells = |point: &Point| {
@@ -388,20 +450,9 @@ fn page(context: &Context<'_>, table: &Table, found: &[Found], sweep: &Sweep) ->
             LAYER_TOKENS.min(baseline.window)
         ),
     );
-    for name in ["llm-int8", "best"] {
-        let Some(found) = found.iter().find(|found| found.entry.name == name) else { continue };
-        page.section(&format!("Layers of {name}"), "");
-        let series = ROLES.map(|(role, name)| Series {
-            name: name.to_owned(),
-            points: found
-                .layers
-                .iter()
-                .filter(|layer| layer.role == role)
-                .map(|layer| (real(layer.block), 100.0 * layer.relative_error))
-                .collect(),
-        });
-        let axes = (Axis { label: "block", log: false }, Axis { label: "relative error %", log: true });
-        page.plot(&charts::lines(axes.0, axes.1, &series)?, &format!("Error of each layer, {name}"));
+    for plot in named("errors-") {
+        page.section(&plot.title, plot.text);
+        page.plot(plot)?;
     }
     Ok(page)
 }

@@ -14,8 +14,9 @@ use super::text;
 use crate::Failure;
 use crate::args::{ModelArgs, OutliersArgs, PrecisionArgs};
 use crate::output::Output;
-use crate::report::charts::{self, Axis, Series};
-use crate::report::{Page, Table, write_file};
+use crate::report::charts::{Axis, Chart, Series};
+use crate::report::plots::{Plot, PlotFolder, short_name};
+use crate::report::{Page, Table};
 use crate::resolve;
 
 /// Seed of the random dimensions that are zeroed for comparison.
@@ -47,6 +48,7 @@ pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failu
     if let Some((option, value)) = shares.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
         return Err(Failure::usage(format!("{option} {value}: expected a share from 0 to 1")));
     }
+    let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
     let model_arguments = ModelArgs {
         model: arguments.model.clone(),
         revision: arguments.revision.clone(),
@@ -76,16 +78,14 @@ pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failu
         })
     };
 
-    let plots = plots(&report)?;
-    if let Some(folder) = &arguments.plots {
-        std::fs::create_dir_all(folder)
-            .map_err(|error| Failure::new(format!("--plots {}: {error}", folder.display())))?;
-        for plot in &plots {
-            write_file(&folder.join(format!("{}.svg", plot.name)), plot.svg.as_bytes())?;
-        }
+    let text = arguments.text.text.as_deref().map_or(String::new(), short_name);
+    let source = format!("{}, {} tokens of {text}", short_name(&arguments.model), report.tokens);
+    let plots = plots(&report, &source);
+    if let Some(folder) = folder {
+        folder.write(&plots)?;
     }
     if let Some(path) = &arguments.report {
-        page(arguments, &report, effect.as_ref(), &plots).write(path)?;
+        page(arguments, &report, effect.as_ref(), &plots)?.write(path)?;
     }
     if output.json {
         let effect = effect.map(|effect| {
@@ -259,21 +259,13 @@ fn percent(share: f64) -> String {
     format!("{:.1}", 100.0 * share)
 }
 
-/// A plot with its file name and what it shows.
-struct Plot {
-    name: &'static str,
-    title: &'static str,
-    text: &'static str,
-    svg: String,
-}
-
-fn plots(report: &OutlierReport) -> Result<Vec<Plot>, Failure> {
+fn plots(report: &OutlierReport, source: &str) -> Vec<Plot> {
     let heat = |counted: bool| {
         let sites = report.sites.iter().filter(|site| site.counted == counted);
-        let rows: Vec<(String, &[f32])> = sites
-            .map(|site| (format!("{} {}", site.block, role_name(site.role)), &site.dimension_largest[..]))
+        let rows = sites
+            .map(|site| (format!("{} {}", site.block, role_name(site.role)), site.dimension_largest.clone()))
             .collect();
-        charts::heat_map(&rows, HEAT_FLOOR, "dimension")
+        Chart::HeatMap { rows, floor: HEAT_FLOOR, columns: "dimension" }
     };
     let magnitudes = {
         let of = |pick: fn(&SiteReport) -> f32, name: &str| Series {
@@ -286,15 +278,15 @@ fn plots(report: &OutlierReport) -> Result<Vec<Plot>, Failure> {
                 .map(|(index, site)| (crate::convert::real(index) / 2.0, f64::from(pick(site))))
                 .collect(),
         };
-        let series = [
+        let series = vec![
             of(|site| site.largest, "largest"),
             of(|site| site.quantiles[4], "99.99 %"),
             of(|site| site.quantiles[3], "99.9 %"),
             of(|site| site.quantiles[2], "99 %"),
             of(|site| site.quantiles[0], "median"),
         ];
-        let x = Axis { label: "layer", log: false };
-        charts::lines(x, Axis { label: "magnitude", log: true }, &series)?
+        let (x, y) = (Axis { label: "layer", log: false }, Axis { label: "magnitude", log: true });
+        Chart::Lines { x, y, series }
     };
     let reach = {
         let of = |pick: fn(&int8_nn::outliers::SweepPoint) -> f64, name: &str| Series {
@@ -305,40 +297,47 @@ fn plots(report: &OutlierReport) -> Result<Vec<Plot>, Failure> {
                 .map(|point| (f64::from(point.magnitude), 100.0 * pick(point)))
                 .collect(),
         };
-        let series = [
+        let series = vec![
             of(|point| point.layers, "layers, widest dimension"),
             of(|point| point.positions, "positions, widest dimension"),
             of(|point| point.columns, "columns outside int8"),
         ];
-        let x = Axis { label: "magnitude", log: true };
-        charts::lines(x, Axis { label: "share %", log: false }, &series)?
+        let (x, y) = (Axis { label: "magnitude", log: true }, Axis { label: "share %", log: false });
+        Chart::Lines { x, y, series }
     };
-    Ok(vec![
-        Plot {
-            name: "hidden-states",
-            title: "Largest magnitude of every hidden dimension",
-            text: "Inputs of the attention projections and of the MLPs' expansions, by layer.",
-            svg: heat(true)?,
-        },
-        Plot {
-            name: "inner-states",
-            title: "Largest magnitude inside the blocks",
-            text: "Inputs of the attention's output and of the MLPs' contraction.",
-            svg: heat(false)?,
-        },
-        Plot {
-            name: "magnitudes",
-            title: "Magnitudes by layer",
-            text: "Quantiles of all values of the hidden states.",
-            svg: magnitudes,
-        },
-        Plot {
-            name: "thresholds",
-            title: "What a threshold takes out",
-            text: "How far the most widespread dimension reaches, and the columns that hold an outlier in a window.",
-            svg: reach,
-        },
-    ])
+    let plot = |name: &str, title: &str, text, chart| Plot {
+        name: name.to_owned(),
+        title: title.to_owned(),
+        text,
+        source: source.to_owned(),
+        chart,
+    };
+    vec![
+        plot(
+            "hidden-states",
+            "Largest magnitude of every hidden dimension",
+            "Inputs of the attention projections and of the MLPs' expansions, by layer.",
+            heat(true),
+        ),
+        plot(
+            "inner-states",
+            "Largest magnitude inside the blocks",
+            "Inputs of the attention's output and of the MLPs' contraction.",
+            heat(false),
+        ),
+        plot(
+            "magnitudes",
+            "Magnitudes by layer",
+            "Quantiles of all values of the hidden states.",
+            magnitudes,
+        ),
+        plot(
+            "thresholds",
+            "What a threshold takes out",
+            "How far the most widespread dimension reaches, and the columns that hold an outlier in a window.",
+            reach,
+        ),
+    ]
 }
 
 fn role_name(role: LinearRole) -> &'static str {
@@ -350,7 +349,12 @@ fn role_name(role: LinearRole) -> &'static str {
     }
 }
 
-fn page(arguments: &OutliersArgs, report: &OutlierReport, effect: Option<&Effect>, plots: &[Plot]) -> Page {
+fn page(
+    arguments: &OutliersArgs,
+    report: &OutlierReport,
+    effect: Option<&Effect>,
+    plots: &[Plot],
+) -> Result<Page, Failure> {
     let text = arguments.text.text.as_deref().unwrap_or_else(|| Path::new(""));
     let title = format!("Outlier features of {}", arguments.model.display());
     let mut page = Page::new(&title, &format!("{}, of {}.", summary(report), text.display()));
@@ -375,8 +379,8 @@ fn page(arguments: &OutliersArgs, report: &OutlierReport, effect: Option<&Effect
         page.table(&effects(effect));
     }
     for plot in plots {
-        page.section(plot.title, plot.text);
-        page.plot(&plot.svg, plot.title);
+        page.section(&plot.title, plot.text);
+        page.plot(plot)?;
     }
     page.section("Thresholds", "What would leave the int8 product, over all projections.");
     page.table(&sweep(report));
@@ -385,5 +389,5 @@ fn page(arguments: &OutliersArgs, report: &OutlierReport, effect: Option<&Effect
         "Quantiles and largest magnitude of its input, dimensions that reach the criterion's magnitude anywhere, and shares that do.",
     );
     page.table(&sites(report));
-    page
+    Ok(page)
 }

@@ -1,10 +1,13 @@
 //! Reports: one HTML file that holds all it shows, and CSV. Nothing in a page runs or is fetched.
 
+mod bitmap;
 pub(crate) mod charts;
+pub(crate) mod plots;
 
 use std::fmt::Write as _;
 use std::path::Path;
 
+use self::plots::Plot;
 use crate::Failure;
 
 /// A page under construction.
@@ -44,13 +47,18 @@ impl Page {
         let _ = write!(self.body, "<h2>{}</h2>\n<p>{}</p>\n", escape(heading), escape(text));
     }
 
-    /// A plot.
-    pub(crate) fn plot(&mut self, svg: &str, description: &str) {
+    /// A plot; the page says above it what it shows.
+    ///
+    /// # Errors
+    /// When it cannot be drawn.
+    pub(crate) fn plot(&mut self, plot: &Plot) -> Result<(), Failure> {
+        let svg = plot.chart.svg(None)?;
         // Of the file's form only the element belongs into a page.
-        let svg = svg.find("<svg").map_or(svg, |start| &svg[start..]);
+        let svg = svg.find("<svg").map_or(&svg[..], |start| &svg[start..]);
         let labelled =
-            svg.replacen("<svg", &format!("<svg role=\"img\" aria-label=\"{}\"", escape(description)), 1);
+            svg.replacen("<svg", &format!("<svg role=\"img\" aria-label=\"{}\"", escape(&plot.title)), 1);
         let _ = writeln!(self.body, "<div class=\"wide\">{labelled}</div>");
+        Ok(())
     }
 
     /// A table.
