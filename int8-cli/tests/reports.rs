@@ -105,6 +105,8 @@ fn comparison(reports: &Reports) {
         assert!(llm < dequantized && dequantized < vector && vector < tensor, "{measure}");
         assert!(of("best", measure) < dequantized, "{measure}");
     }
+    // Perplexity of two windows is too noisy to tell them apart; the divergence is a quarter.
+    assert!(of("best", "kl_divergence") < 0.5 * of("llm-int8", "kl_divergence"));
     assert!(of("llm-int8", "top1_agreement") > 0.9 && of("absmax", "top1_agreement") < 0.9);
     assert!(of("llm-int8", "loss_error") < of("absmax", "loss_error"));
     for scheme in schemes {

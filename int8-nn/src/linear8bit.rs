@@ -361,8 +361,9 @@ mod tests {
             x.column_mut(column).fill(-30.0);
         }
         let bias: Vec<f32> = (0..33).map(|_| random.normal()).collect();
-        let config = Scheme::LlmInt8Absmax.config();
-        for kept in [&[][..], &[41], &[4, 41, 89]] {
+        let configs = [Scheme::LlmInt8Absmax.config(), Quantization::best().config];
+        let kept = [&[][..], &[41], &[4, 41, 89]];
+        for (config, kept) in configs.into_iter().flat_map(|config| kept.map(|kept| (config, kept))) {
             let layer = Linear8bit::quantize(w.view(), Some(&bias), config)
                 .and_then(|l| l.keep_exact(w.view(), kept));
             let layer = layer.expect("a layer");
