@@ -110,6 +110,24 @@ impl NeonDotprod {
     }
 }
 
+/// Evidence of the 8-bit matrix multiplication of AArch64.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NeonI8mm(());
+
+#[cfg(target_arch = "aarch64")]
+impl NeonI8mm {
+    /// Asks the processor (the answer is cached by the standard library).
+    pub fn new() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("i8mm").then_some(Self(()))
+    }
+
+    /// The portable functions run everywhere.
+    pub fn portable(self) -> Portable {
+        Portable(())
+    }
+}
+
 /// A kernel that this processor can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -128,6 +146,9 @@ pub enum Kernel {
     /// `tdpbssd` on tile registers.
     #[cfg(target_arch = "x86_64")]
     AmxInt8(AmxInt8),
+    /// `smmla`.
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(NeonI8mm),
     /// `sdot`.
     #[cfg(target_arch = "aarch64")]
     NeonDotprod(NeonDotprod),
@@ -143,8 +164,11 @@ const KNOWN: &[(&str, &str)] = &[
     ("portable", "nothing"),
 ];
 #[cfg(target_arch = "aarch64")]
-const KNOWN: &[(&str, &str)] =
-    &[("neon-dotprod", "the dot-product extension (FEAT_DotProd)"), ("portable", "nothing")];
+const KNOWN: &[(&str, &str)] = &[
+    ("neon-i8mm", "8-bit matrix multiplication (FEAT_I8MM)"),
+    ("neon-dotprod", "the dot-product extension (FEAT_DotProd)"),
+    ("portable", "nothing"),
+];
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const KNOWN: &[(&str, &str)] = &[("portable", "nothing")];
 
@@ -160,7 +184,10 @@ impl Kernel {
             kernels.extend(Avx2::new().map(Self::Avx2));
         }
         #[cfg(target_arch = "aarch64")]
-        kernels.extend(NeonDotprod::new().map(Self::NeonDotprod));
+        {
+            kernels.extend(NeonI8mm::new().map(Self::NeonI8mm));
+            kernels.extend(NeonDotprod::new().map(Self::NeonDotprod));
+        }
         kernels.push(Self::Portable(Portable(())));
         kernels
     }
@@ -221,6 +248,8 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::AmxInt8(_) => "amx-int8",
             #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(_) => "neon-i8mm",
+            #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(_) => "neon-dotprod",
         }
     }
@@ -260,6 +289,8 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::AmxInt8(token) => job.run(tile::amx::AmxTile(token)),
             #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(token) => job.run(tile::i8mm::I8mmTile(token)),
+            #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(token) => job.run(tile::neon::NeonTile(token)),
         }
     }
@@ -285,6 +316,8 @@ impl Kernel {
             Self::Avx512Vnni(token) => job.run(tile::avx512::Avx512Tile(token)),
             #[cfg(target_arch = "x86_64")]
             Self::AmxInt8(token) => job.run(tile::avx512::Avx512Tile(token.avx512())),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(token) => job.run(tile::i8mm::I8mmTile(token)),
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(token) => job.run(tile::neon::NeonTile(token)),
         }

@@ -19,12 +19,13 @@
 //! | `avx512-vnni` | `vpdpbusd zmm` | 12 × 32 |
 //! | `avx-vnni` | `vpdpbusd ymm` | 6 × 16 |
 //! | `avx2` | `vpsignb`, `vpmaddubsw`, `vpmaddwd` | 4 × 16 |
+//! | `neon-i8mm` | `smmla` | 6 × 16 |
 //! | `neon-dotprod` | `sdot` | 3 × 32 |
 //! | `portable` | what the compiler makes of a dot product | 4 × 1 |
 //!
 //! The best one that the processor offers is taken ([`Kernel::select`]); the environment variable `INT8_KERNEL` forces
 //! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. Wrapping a
-//! whole model in `rayon::scope` saves entering the pool for each layer.
+//! step of a model in [`pool::awake`] saves entering the pool and waking its threads for each layer.
 //!
 //! ```
 //! use int8_core::{Granularity, Scheme};

@@ -4,6 +4,7 @@ mod checks;
 mod cuda_toolkit;
 mod dist;
 mod interruptions;
+mod miri;
 mod scan;
 mod shell;
 mod synthetic;
@@ -20,7 +21,7 @@ struct Task {
     run: fn(&[String]) -> Result<(), String>,
 }
 
-const TASKS: [Task; 7] = [
+const TASKS: [Task; 8] = [
     Task { name: "test", summary: "everything a change must pass", help: checks::HELP, run: checks::run },
     Task {
         name: "tidy",
@@ -33,6 +34,12 @@ const TASKS: [Task; 7] = [
         summary: "every backend on this machine against the reference",
         help: verify::HELP,
         run: verify::run,
+    },
+    Task {
+        name: "miri",
+        summary: "the unsafe code that Miri can run, under Miri",
+        help: miri::HELP,
+        run: miri::run,
     },
     Task {
         name: "cuda-toolkit",

@@ -10,6 +10,8 @@ pub(crate) mod amx;
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod i8mm;
 pub(crate) mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod lanes_x86;
