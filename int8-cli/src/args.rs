@@ -30,7 +30,7 @@ pub(crate) struct Global {
     /// Threads to compute with [default: one for each core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Where to compute
+    /// Where to compute: auto, cpu, or cuda:N (bench of single layers, in a build with the feature `cuda`)
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: String,
     /// int8 kernel of the CPU; `int8 verify` lists them [default: the best this processor has]

@@ -32,6 +32,9 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(&cli.global)?;
+    if !matches!(cli.command, Command::Bench(_)) {
+        output.without_cuda()?;
+    }
     match cli.command {
         Command::Demo => commands::demo::run(&output),
         Command::Run(arguments) => commands::run::run(&arguments, &output),

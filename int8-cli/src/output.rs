@@ -18,6 +18,7 @@ pub(crate) struct Output {
     color: bool,
     quiet: bool,
     kernel: Option<String>,
+    cuda: Option<u32>,
 }
 
 impl Output {
@@ -26,17 +27,7 @@ impl Output {
     /// # Errors
     /// For a device this build does not have.
     pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
-        match global.device.as_str() {
-            "auto" | "cpu" => {}
-            cuda if cuda == "cuda" || cuda.starts_with("cuda:") => {
-                return Err(Failure::new(format!(
-                    "--device {cuda}: models do not run on a GPU yet; use --device cpu"
-                )));
-            }
-            other => {
-                return Err(Failure::usage(format!("--device {other}: expected auto, cpu or cuda:N")));
-            }
-        }
+        let cuda = cuda_ordinal(&global.device)?;
         if let Some(threads) = global.threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(usize::from(threads))
@@ -53,7 +44,27 @@ impl Output {
             },
             quiet: global.quiet,
             kernel: global.kernel.clone(),
+            cuda,
         })
+    }
+
+    /// The number of the GPU asked for with `--device cuda` or `cuda:N`.
+    pub(crate) fn cuda(&self) -> Option<u32> {
+        self.cuda
+    }
+
+    /// Refuses `--device cuda`: for commands that run models.
+    ///
+    /// # Errors
+    /// Where it was given.
+    pub(crate) fn without_cuda(&self) -> Result<(), Failure> {
+        match self.cuda {
+            Some(ordinal) => Err(Failure::new(format!(
+                "--device cuda:{ordinal}: models do not run on a GPU yet; use --device cpu"
+            ))
+            .hint("`int8 bench --device cuda` measures single layers there")),
+            None => Ok(()),
+        }
     }
 
     /// The CPU with the kernel asked for.
@@ -142,6 +153,20 @@ impl Output {
         }
         bar.enable_steady_tick(Duration::from_millis(200));
         Bar(bar)
+    }
+}
+
+/// `None` for `auto` and `cpu`, the device's number for `cuda` and `cuda:N`.
+fn cuda_ordinal(device: &str) -> Result<Option<u32>, Failure> {
+    let unknown = || Failure::usage(format!("--device {device}: expected auto, cpu or cuda:N"));
+    match (device, device.strip_prefix("cuda")) {
+        ("auto" | "cpu", _) => Ok(None),
+        (_, Some("")) => Ok(Some(0)),
+        (_, Some(rest)) => {
+            let number = rest.strip_prefix(':').and_then(|number| number.parse().ok());
+            number.map(Some).ok_or_else(unknown)
+        }
+        _ => Err(unknown()),
     }
 }
 

@@ -252,6 +252,10 @@ fn mistakes_are_explained() {
         (vec!["run", &opt, "--ids", "5", "--device", "tpu"], 2, vec!["tpu", "cpu"]),
         (vec!["eval", &opt, "--text", "no/such.txt"], 1, vec!["no/such.txt"]),
         (vec!["verify", "--cases", "0", "--require", "cuda"], 1, vec!["cuda"]),
+        // Nobody has so many, with the feature `cuda` or without.
+        (vec!["bench", "--quick", "--device", "cuda:99"], 1, vec!["cuda:99", "hint"]),
+        (vec!["bench", "--quick", "--device", "cuda:x"], 2, vec!["cuda:x", "cuda:N"]),
+        (vec!["bench", &opt, "--device", "cuda"], 1, vec!["cuda:0", "--device cpu"]),
         (vec!["frobnicate"], 2, vec!["frobnicate"]),
     ] {
         let output = int8(&arguments);

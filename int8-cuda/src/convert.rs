@@ -2,6 +2,7 @@
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     reason = "checked here"
 )]
@@ -34,6 +35,16 @@ pub(crate) fn from_u32(value: u32) -> usize {
 
 pub(crate) fn index(value: usize) -> i32 {
     value as i32
+}
+
+/// A count or size, below 2⁵³: exact.
+pub(crate) fn real(count: usize) -> f64 {
+    count as f64
+}
+
+/// This share of `k` columns, rounded up.
+pub(crate) fn columns(share: f32, k: usize) -> usize {
+    (share * k as f32).ceil() as usize
 }
 
 /// The numbers' memory as bytes.

@@ -56,6 +56,22 @@ pub enum Error {
         /// How much was asked for.
         bytes: usize,
     },
+    /// A library that is loaded at run time is not there.
+    #[error("{operation}: {library} was not found; put its folder on LD_LIBRARY_PATH")]
+    Missing {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// The library's file name.
+        library: &'static str,
+    },
+    /// What was to be measured computes something else than what it would be measured against.
+    #[error("benchmark: the int8 layer differs from fp16 by {error} of its norm for {shape}")]
+    Inexact {
+        /// The operands' shapes in words.
+        shape: String,
+        /// ‖int8 − fp16‖ / ‖fp16‖.
+        error: String,
+    },
     /// The device or its driver failed. After such an error the device's context is usually lost.
     #[error("{operation}: the device failed: {reason}")]
     Device {

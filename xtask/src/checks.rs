@@ -19,9 +19,10 @@ Runs, and stops at the first failure:
   benches      every bench once in its test mode (--test), untimed, so that it cannot rot
   docs         cargo doc, warnings denied
   cuda toolkit cargo xtask cuda-toolkit, unless CUDA_PATH names an installed toolkit
-  cuda lints   the same three for the CUDA crates, whose kernels are compiled once, for the tests
-  cuda tests
+  cuda lints   the same three for the CUDA crates, whose kernels are compiled once, for the tests; lints also for `int8`
+  cuda tests   with the feature cuda
   cuda docs
+  cuda int8    `int8` with the feature cuda is built, and says what is missing without a GPU
 
 The CUDA steps compile and link everything without a GPU; the tests that need one say so and are skipped
 (INT8_REQUIRE_GPU=1 makes that a failure). They run on x86-64 Linux, and need Python with pip, a C++ compiler and some
@@ -104,6 +105,9 @@ fn steps() -> Result<Vec<(&'static str, Command)>, String> {
     ])
 }
 
+/// The test of `int8` whose command lines must fail, and with which words.
+const MISTAKES: &str = "mistakes_are_explained";
+
 const CUDA_CRATES: [&str; 4] = ["-p", "int8-cuda-sys", "-p", "int8-cuda"];
 
 fn cuda_steps(toolkit: &Path) -> Result<Vec<(&'static str, Command)>, String> {
@@ -112,12 +116,19 @@ fn cuda_steps(toolkit: &Path) -> Result<Vec<(&'static str, Command)>, String> {
         command.env("CUDA_PATH", toolkit).env("CUDA_LIBRARY_PATH", toolkit);
         Ok::<_, String>(command)
     };
-    let mut lints = cargo(&["clippy"], &["--all-targets", "--", "-D", "warnings"])?;
+    let mut lints = cargo(
+        &["clippy", "-p", "int8-cli", "--features", "int8-cli/cuda"],
+        &["--all-targets", "--", "-D", "warnings"],
+    )?;
     // Clippy has a build-script run of its own, which would compile the kernels a second time.
     lints.env("INT8_CUDA_WITHOUT_KERNELS", "1");
     let mut docs = cargo(&["doc", "--no-deps"], &[])?;
     docs.env("RUSTDOCFLAGS", "-D warnings");
-    Ok(vec![("cuda lints", lints), ("cuda tests", cargo(&["test"], &[])?), ("cuda docs", docs)])
+    let mut int8 =
+        shell::cargo(&["test", "-p", "int8-cli", "--features", "cuda", "--test", "command_line", MISTAKES])?;
+    int8.env("CUDA_PATH", toolkit).env("CUDA_LIBRARY_PATH", toolkit);
+    let tests = cargo(&["test"], &[])?;
+    Ok(vec![("cuda lints", lints), ("cuda tests", tests), ("cuda docs", docs), ("cuda int8", int8)])
 }
 
 #[cfg(test)]
@@ -150,7 +161,7 @@ mod tests {
     fn clippy_does_not_compile_the_kernels() {
         for (name, command) in cuda_steps(Path::new("/a/toolkit")).expect("steps") {
             let line = shell::shown(&command);
-            assert!(line.contains("-p int8-cuda-sys -p int8-cuda"), "{line}");
+            assert!(line.contains("-p int8-cuda-sys -p int8-cuda") || name == "cuda int8", "{line}");
             let without = command.get_envs().any(|(key, _)| key == "INT8_CUDA_WITHOUT_KERNELS");
             assert_eq!(without, name == "cuda lints", "{line}");
             assert!(command.get_envs().any(|(key, value)| {

@@ -13,7 +13,7 @@ cargo xtask dist [--cuda]
 
 Builds `int8` and collects it under target/dist, to be copied to a machine without a toolchain.
 
-  --cuda   also int8-cuda-verify and int8-cuda-bench, which check and time the GPU layer there; needs a CUDA toolkit here
+  --cuda   `int8` with the feature cuda, and int8-cuda-verify and int8-cuda-bench, which check and time the GPU layer there; needs a CUDA toolkit here
            (`cargo xtask cuda-toolkit` makes one)";
 
 /// Package, program, whether it is part of `--cuda` only.
@@ -42,6 +42,9 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         }
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.current_dir(workspace).args(["build", "--release", "--package", package, "--bin", program]);
+        if cuda && !cuda_only {
+            cargo.args(["--features", "cuda"]);
+        }
         let status = cargo.status().map_err(|e| format!("cannot run cargo: {e}"))?;
         if !status.success() {
             return Err(format!("{program} does not build ({status})"));

@@ -32,12 +32,13 @@ const ALLOWED_EDGES: [(&str, &[&str]); 7] = [
     ("int8-cuda", &["int8-core", "int8-cuda-sys"]),
     ("int8-nn", &["int8-core", "int8-cpu", "int8-cuda"]),
     // core beside nn: the names of schemes, rules and granularities that a user types are core's types.
-    ("int8-cli", &["int8-core", "int8-nn"]),
+    // cuda: the bench on a GPU.
+    ("int8-cli", &["int8-core", "int8-cuda", "int8-nn"]),
     ("xtask", &[]),
 ];
 
 /// Edges that only a feature may switch on: nothing pulls in CUDA by default.
-const OPTIONAL_EDGES: [(&str, &str); 1] = [("int8-nn", "int8-cuda")];
+const OPTIONAL_EDGES: [(&str, &str); 2] = [("int8-nn", "int8-cuda"), ("int8-cli", "int8-cuda")];
 
 /// Other people's crates that int8-core may use outside its tests.
 const CORE_DEPENDENCIES: [&str; 3] = ["half", "ndarray", "thiserror"];

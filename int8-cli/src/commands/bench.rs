@@ -1,5 +1,6 @@
 //! `int8 bench`: the layer and whole models, int8 against 16 and 32 bit.
 
+mod cuda;
 mod model;
 
 use int8_core::Scheme;
@@ -72,7 +73,11 @@ pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure>
     let effort =
         Effort { best: arguments.best, ..if arguments.quick { Effort::QUICK } else { Effort::FULL } };
     if let Some(path) = &arguments.model {
+        output.without_cuda()?;
         return model::run(path, arguments, output);
+    }
+    if let Some(ordinal) = output.cuda() {
+        return cuda::run(ordinal, arguments, output);
     }
     let kernel = output.backend()?.kernel();
     output.remark(&output.dim("probing the machine"));

@@ -1,0 +1,61 @@
+//! `int8 bench --device cuda`: what `int8-cuda-bench` measures, the layer on a GPU against cuBLASLt fp16.
+
+use crate::Failure;
+use crate::args::BenchArgs;
+use crate::output::Output;
+
+/// Prints the table.
+#[cfg(feature = "cuda")]
+pub(super) fn run(ordinal: u32, arguments: &BenchArgs, output: &Output) -> Result<(), Failure> {
+    use int8_cuda::{Device, bench};
+
+    use crate::report::charts::{Caption, Chart};
+    use crate::report::plots::write_chart;
+
+    let failed = |error: int8_cuda::Error| Failure::new(format!("--device cuda:{ordinal}: {error}"));
+    let device = Device::new(ordinal).map_err(|error| {
+        failed(error).hint("nvidia-smi lists the devices; `int8 bench` without --device measures the CPU")
+    })?;
+    let info = device.info();
+    let title = format!("{}, driver {}, built with CUDA {}", info.name, info.driver, info.runtime);
+    if !output.json {
+        output.line(&output.bold(&title))?;
+        output.line(&output.bold(bench::HEADER))?;
+    }
+    let options = bench::Options { quick: arguments.quick, ..bench::Options::default() };
+    let mut written = Ok(());
+    let records = bench::run(&device, options, &mut |line| {
+        if !output.json && written.is_ok() {
+            written = output.line(line);
+        }
+    })
+    .map_err(failed)?;
+    written?;
+    if let Some(file) = &arguments.plot {
+        // What the others are compared to stands first.
+        let mut bars = vec![("cuBLASLt fp16".to_owned(), 1.0)];
+        bars.extend(records.iter().filter(|record| (record.outlier_share - 0.001).abs() < 1e-6).map(
+            |record| {
+                let int8_cuda::Shape { m, n, k } = record.shape;
+                (format!("M={m}, {n}×{k}"), record.speed_up())
+            },
+        ));
+        let source = format!("against cuBLASLt fp16, 0.1 % outlier columns; {}", info.name);
+        let caption = Caption { title: "Speed-up of an LLM.int8() layer", source: &source };
+        write_chart(file, &Chart::Bars(bars), caption)?;
+        output.remark(&format!("drawn in {}", file.display()));
+    }
+    if output.json {
+        return output.object(&bench::document(info, &records));
+    }
+    bench::summary(&records).iter().try_for_each(|line| output.line(line))
+}
+
+/// Says what is missing.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn run(ordinal: u32, _arguments: &BenchArgs, _output: &Output) -> Result<(), Failure> {
+    Err(Failure::new(format!("--device cuda:{ordinal}: this `int8` was built without GPU support")).hint(
+        "`cargo xtask cuda-toolkit` provides a CUDA toolkit and `cargo build --release -p int8-cli --features cuda` \
+         builds with it; or copy the programs of `cargo xtask dist --cuda` to the GPU machine",
+    ))
+}

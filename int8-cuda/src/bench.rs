@@ -1,0 +1,369 @@
+//! What `int8-cuda-bench` and `int8 bench --device cuda` measure: the complete LLM.int8() layer against cuBLASLt fp16 in the
+//! same process. Weights rotate through more memory than the L2 cache holds; both sides are recorded in CUDA graphs and
+//! replayed in turn, in blocks; medians.
+
+use half::f16;
+use int8_core::corpus::Random;
+use int8_core::{Config, OutlierRule, Scheme};
+use serde_json::{Value, json};
+
+use crate::convert::{columns, real};
+use crate::device::{Device, DeviceInfo, Stream, Timer};
+use crate::error::Error;
+use crate::graph::Graph;
+use crate::linear::{Algorithm, LinearPlan, Shape};
+use crate::matrix::{Buffer, Matrix};
+use crate::operations::{DenseProduct, int8_product};
+use crate::weight::{KeepExact, Weight};
+
+/// M, N, K of the table in docs/benchmarks.
+const SHAPES: [(usize, usize, usize); 14] = [
+    (1, 4096, 4096),
+    (16, 16384, 4096),
+    (1, 12288, 12288),
+    (1, 49152, 12288),
+    (64, 16384, 4096),
+    (256, 16384, 4096),
+    (1024, 4096, 4096),
+    (1024, 16384, 4096),
+    (4096, 4096, 4096),
+    (4096, 16384, 4096),
+    (4096, 4096, 16384),
+    (8192, 12288, 12288),
+    (8192, 49152, 12288),
+    (16, 4096, 4096),
+];
+/// Shares of outlier columns, measured at M = 4096.
+const SHARES: [f32; 5] = [0.0, 0.001, 0.01, 0.05, 0.2];
+/// Bytes of fp16 weights to rotate through: several dozen times the L2 cache.
+const ROTATED: usize = 2 << 30;
+const REPEATS: usize = 21;
+/// Blocks of replays of one side before the other's turn.
+const BLOCKS: usize = 3;
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The first shape alone.
+    pub quick: bool,
+    /// Shapes with so many rows of x alone.
+    pub rows: Option<usize>,
+    /// Every algorithm that takes a shape, beside the one that [`Algorithm::Auto`] stands for.
+    pub all_algorithms: bool,
+}
+
+/// One shape at one share of outlier columns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// The layer.
+    pub shape: Shape,
+    /// Share of x's columns whose values are all outliers.
+    pub outlier_share: f32,
+    /// Whether the algorithm was left to the plan.
+    pub auto: bool,
+    /// What computed the layer.
+    pub algorithm: Algorithm,
+    /// Median time of cuBLASLt's fp16 product, in µs.
+    pub fp16_us: f64,
+    /// Median time of the layer, in µs.
+    pub int8_us: f64,
+    /// Median time of cuBLASLt's bare i8·i8→i32, in µs, where it was measured.
+    pub raw_us: Option<f64>,
+    /// Which candidate of cuBLASLt's heuristic was the fastest in fp16.
+    pub candidate: i32,
+    /// ‖int8 − fp16‖ / ‖fp16‖ of one run.
+    pub relative_error: f64,
+    /// How many weights took turns.
+    pub weights_rotated: usize,
+}
+
+impl Record {
+    /// Time of fp16 over time of int8.
+    pub fn speed_up(&self) -> f64 {
+        self.fp16_us / self.int8_us
+    }
+
+    /// What a record of a benchmark keeps of it.
+    pub fn json(&self) -> Value {
+        let Shape { m, n, k } = self.shape;
+        json!({
+            "m": m, "n": n, "k": k, "outlier_share": self.outlier_share, "auto": self.auto,
+            "algorithm": format!("{:?}", self.algorithm),
+            "fp16_us": self.fp16_us, "int8_us": self.int8_us, "speed_up": self.speed_up(),
+            "cublaslt_int8_product_us": self.raw_us,
+            "share_of_int8_product": self.raw_us.map(|raw| raw / self.int8_us),
+            "cublaslt_candidate": self.candidate,
+            "relative_error": self.relative_error, "weights_rotated": self.weights_rotated,
+            "tera_operations_per_second": 2.0 * real(m) * real(n) * real(k) / self.int8_us / 1e6,
+            "weight_terabytes_per_second": real(n) * real(k) / self.int8_us / 1e6,
+        })
+    }
+
+    /// Its line in the table under [`HEADER`].
+    pub fn line(&self) -> String {
+        let Shape { m, n, k } = self.shape;
+        format!(
+            "{m:>5} {:>12} {:>8}% {:>9.1} {:>9.1} {:>8.2} {:>9}  {:?}",
+            format!("{n}x{k}"),
+            self.outlier_share * 100.0,
+            self.fp16_us,
+            self.int8_us,
+            self.speed_up(),
+            self.raw_us.map_or(String::new(), |raw| format!("{raw:.1}")),
+            self.algorithm,
+        )
+    }
+}
+
+/// Above the lines of records.
+pub const HEADER: &str = "    M          NxK  outliers   fp16 us   int8 us speed-up    raw us  algorithm";
+
+/// Measures; each line of the table goes to `line` as soon as it is known.
+///
+/// # Errors
+/// [`Error::Missing`] without cuBLASLt, [`Error::Inexact`] where the layer differs from fp16 by more than 5 %, and those of
+/// the operations. An algorithm that was not left to the plan and does not take a shape is a line, and no error.
+pub fn run(device: &Device, options: Options, line: &mut dyn FnMut(&str)) -> Result<Vec<Record>, Error> {
+    let stream = Stream::new(device)?;
+    let shapes = if options.quick { &SHAPES[..1] } else { &SHAPES[..] };
+    let mut records = Vec::new();
+    for &(m, n, k) in shapes.iter().filter(|shape| options.rows.is_none_or(|rows| shape.0 == rows)) {
+        let shares: &[f32] = if m == 4096 { &SHARES } else { &SHARES[1..2] };
+        let bench = Bench::new(device, &stream, Shape { m, n, k })?;
+        for &share in shares {
+            let others: &[Algorithm] =
+                if options.all_algorithms && is_usual(share) { &Algorithm::LAYER } else { &[] };
+            for algorithm in [Algorithm::Auto].iter().chain(others) {
+                match bench.compare(share, *algorithm) {
+                    Ok(record) => {
+                        line(&record.line());
+                        records.push(record);
+                    }
+                    Err(error) if *algorithm != Algorithm::Auto => {
+                        line(&format!("{m:>5} {n}x{k} {algorithm:?}: {error}"));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+    Ok(records)
+}
+
+/// The records with the machine and the method, as they are kept.
+pub fn document(info: &DeviceInfo, records: &[Record]) -> Value {
+    json!({
+        "device": info.name, "driver": info.driver, "runtime": info.runtime,
+        "method": "CUDA graphs over rotated weights, blocks of 7 replays of each side in turn (2 more to settle), medians",
+        "repeats": REPEATS,
+        "records": records.iter().map(Record::json).collect::<Vec<_>>(),
+    })
+}
+
+/// Geometric means of the speed-ups by group, a line each.
+pub fn summary(records: &[Record]) -> Vec<String> {
+    let mean = |name: &str, pick: &dyn Fn(&Record) -> bool| {
+        let logs: Vec<f64> =
+            records.iter().filter(|r| r.auto && pick(r)).map(|r| r.speed_up().ln()).collect();
+        let mean = (logs.iter().sum::<f64>() / real(logs.len())).exp();
+        (!logs.is_empty()).then(|| format!("{name}: geometric mean {mean:.3} over {}", logs.len()))
+    };
+    let mut lines = vec![
+        mean("M >= 1024, 0.1 %", &|r| r.shape.m >= 1024 && is_usual(r.outlier_share)),
+        mean("M <= 16, 0.1 %", &|r| r.shape.m <= 16 && is_usual(r.outlier_share)),
+    ];
+    lines.extend(SHARES.map(|share| {
+        mean(&format!("M = 4096, {} %", share * 100.0), &|r| {
+            r.shape.m == 4096 && (r.outlier_share - share).abs() < 1e-6
+        })
+    }));
+    lines.into_iter().flatten().collect()
+}
+
+/// The share at which all shapes are measured.
+fn is_usual(share: f32) -> bool {
+    (share - SHARES[1]).abs() < 1e-6
+}
+
+struct Bench<'a> {
+    device: &'a Device,
+    stream: &'a Stream,
+    shape: Shape,
+    dense: Vec<Matrix<f16>>,
+    weights: Vec<Weight<f16>>,
+    bias: Buffer<f32>,
+}
+
+/// The graph goes first, before what it reads and writes.
+struct RawProduct {
+    graph: Graph,
+    _codes: Weight<f16>,
+    _out: Matrix<i32>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(device: &'a Device, stream: &'a Stream, shape: Shape) -> Result<Self, Error> {
+        let Shape { n, k, .. } = shape;
+        let count = (ROTATED / (n * k * 2)).clamp(2, 64);
+        let config = Scheme::LlmInt8Absmax.config();
+        let mut random = Random::new(1);
+        // Random data, never zeros; a block of it repeated with an odd period makes up large weights.
+        let block: Vec<f16> = (0..1_000_003).map(|_| f16::from_f32(random.normal() * 0.02)).collect();
+        let (mut dense, mut weights) = (Vec::new(), Vec::new());
+        for turn in 0..count {
+            let host: Vec<f16> = block.iter().copied().cycle().skip(turn * 7919).take(n * k).collect();
+            dense.push(Matrix::from_host(device, n, k, &host)?);
+            weights.push(Weight::quantize(
+                stream,
+                Matrix::from_host(device, n, k, &host)?,
+                &config,
+                KeepExact::None,
+            )?);
+        }
+        let bias: Vec<f32> = (0..n).map(|_| random.normal()).collect();
+        Ok(Self { device, stream, shape, dense, weights, bias: Buffer::from_host(device, &bias)? })
+    }
+
+    fn input(&self, share: f32) -> Result<Matrix<f16>, Error> {
+        let Shape { m, k, .. } = self.shape;
+        let mut random = Random::new(2);
+        // Exactly ceil(share * K) columns, spread evenly, with every value an outlier.
+        let outliers = if share > 0.0 { columns(share, k) } else { 0 };
+        let is_outlier: Vec<bool> = (0..k).map(|c| outliers > 0 && (c * outliers) % k < outliers).collect();
+        let block: Vec<f32> = (0..1_000_003).map(|_| random.normal().clamp(-5.5, 5.5)).collect();
+        let host: Vec<f16> = (0..m * k)
+            .map(|i| {
+                let v = block[i % block.len()];
+                f16::from_f32(if is_outlier[i % k] { 20.0 + v } else { v })
+            })
+            .collect();
+        Matrix::from_host(self.device, m, k, &host)
+    }
+
+    fn compare(&self, share: f32, algorithm: Algorithm) -> Result<Record, Error> {
+        let Shape { m, n, .. } = self.shape;
+        let config = Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() };
+        let x = self.input(share)?;
+        let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
+        let mut y_dense = Matrix::<f16>::zeros(self.device, m, n)?;
+        let mut plan = LinearPlan::<f16>::new(self.device, self.shape, &config, algorithm)?;
+        // Small layers: several rounds in one graph, so that the graph's own launch does not count.
+        let rounds = (256 / self.weights.len()).clamp(1, if m <= 256 { 4 } else { 1 });
+        let order: Vec<usize> = (0..self.weights.len() * rounds).map(|i| i % self.weights.len()).collect();
+
+        // SAFETY: everything the graph uses outlives it in this function.
+        let int8 = unsafe {
+            Graph::capture(self.stream, || {
+                order
+                    .iter()
+                    .try_for_each(|i| plan.run(self.stream, &x, &self.weights[*i], Some(&self.bias), &mut y))
+            })
+        }?;
+        let timer = Timer::new(self.device)?;
+        let mut baseline: Option<(f64, Graph, i32)> = None;
+        let mut dense = DenseProduct::new(self.device)?;
+        let candidates = dense.candidates(self.stream, &x, &self.dense[0], &mut y_dense)?;
+        for candidate in 0..candidates {
+            dense.candidate = candidate;
+            // SAFETY: as above.
+            let graph = unsafe {
+                Graph::capture(self.stream, || {
+                    order.iter().try_for_each(|i| dense.run(self.stream, &x, &self.dense[*i], &mut y_dense))
+                })
+            };
+            let Ok(graph) = graph else { continue };
+            graph.launch(self.stream)?;
+            let time = timer.measure(self.stream, || graph.launch(self.stream))?;
+            if baseline.as_ref().is_none_or(|best| time < best.0) {
+                baseline = Some((time, graph, candidate));
+            }
+        }
+        let (_, fp16, candidate) =
+            baseline.ok_or(Error::Missing { operation: "benchmark", library: "libcublasLt.so.13" })?;
+        dense.candidate = candidate;
+        let error = self.relative_error(&mut plan, &x, &dense, &mut y, &mut y_dense)?;
+
+        // The bare int8 product, i32 out, once for each shape: what the layer may at best come near to.
+        let raw =
+            if is_usual(share) && algorithm == Algorithm::Auto { self.raw_product(&order)? } else { None };
+        let (mut fp16_times, mut int8_times, mut raw_times) = (Vec::new(), Vec::new(), Vec::new());
+        // In turn by blocks: each side settles at the clock its own power draw allows, as in a program that runs it alone.
+        for _ in 0..BLOCKS {
+            for (graph, times) in [(&fp16, &mut fp16_times), (&int8, &mut int8_times)] {
+                for turn in 0..REPEATS / BLOCKS + 2 {
+                    let time = timer.measure(self.stream, || graph.launch(self.stream))?;
+                    if turn >= 2 {
+                        times.push(time);
+                    }
+                }
+            }
+        }
+        // Not in turn with the others: it would change what those two are compared under.
+        if let Some(raw) = &raw {
+            for _ in 0..REPEATS / BLOCKS {
+                raw_times.push(timer.measure(self.stream, || raw.graph.launch(self.stream))?);
+            }
+        }
+        let layers = real(order.len());
+        Ok(Record {
+            shape: self.shape,
+            outlier_share: share,
+            auto: algorithm == Algorithm::Auto,
+            algorithm: plan.algorithm(),
+            fp16_us: median(&mut fp16_times) / layers,
+            int8_us: median(&mut int8_times) / layers,
+            raw_us: raw.is_some().then(|| median(&mut raw_times) / layers),
+            candidate,
+            relative_error: error,
+            weights_rotated: self.weights.len(),
+        })
+    }
+
+    /// cuBLASLt's i8·i8→i32 on codes of x, recorded, and what it reads and writes; `None` where it does not take the shape.
+    fn raw_product(&self, order: &[usize]) -> Result<Option<RawProduct>, Error> {
+        let Shape { m, n, .. } = self.shape;
+        let x = self.input(0.0)?;
+        let codes = Weight::quantize(self.stream, x, &Scheme::LlmInt8Absmax.config(), KeepExact::None)?;
+        let mut out = Matrix::<i32>::zeros(self.device, m, n)?;
+        let mut product = |i: usize| {
+            int8_product(self.stream, codes.codes(), self.weights[i].codes(), &mut out, Algorithm::CublasLt)
+        };
+        match product(0) {
+            Err(Error::Unsupported { .. } | Error::Invalid { .. }) => return Ok(None),
+            other => other?,
+        }
+        // SAFETY: codes and out are returned beside the graph and dropped after it, the weights outlive it in `self`.
+        let graph = unsafe { Graph::capture(self.stream, || order.iter().try_for_each(|i| product(*i))) }?;
+        Ok(Some(RawProduct { graph, _codes: codes, _out: out }))
+    }
+
+    /// ‖int8 − fp16‖ / ‖fp16‖ on one weight, without bias: a timed variant that is wrong is not worth timing.
+    fn relative_error(
+        &self,
+        plan: &mut LinearPlan<f16>,
+        x: &Matrix<f16>,
+        dense: &DenseProduct,
+        y: &mut Matrix<f16>,
+        y_dense: &mut Matrix<f16>,
+    ) -> Result<f64, Error> {
+        plan.run(self.stream, x, &self.weights[0], None, y)?;
+        dense.run(self.stream, x, &self.dense[0], y_dense)?;
+        let (a, b) = (y.to_host(self.stream)?, y_dense.to_host(self.stream)?);
+        let (mut difference, mut norm) = (0.0, 0.0);
+        for (a, b) in a.iter().zip(&b) {
+            let (a, b) = (f64::from(a.to_f32()), f64::from(b.to_f32()));
+            difference += (a - b) * (a - b);
+            norm += b * b;
+        }
+        let error = (difference / norm).sqrt();
+        if error.is_nan() || error > 0.05 {
+            return Err(Error::Inexact { shape: format!("{:?}", self.shape), error: format!("{error:.3}") });
+        }
+        Ok(error)
+    }
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
