@@ -12,6 +12,7 @@
 //! | outlier rule, row quantisation straight into the rows that the tiles read | `input` |
 //! | i8 × i8 → i32, one tile of output over all of K in registers | `tile` |
 //! | scales, zero points, outlier part, bias, one rounding, while the tile is in L1 | `epilogue` |
+//! | instead, with constants for groups of K: group by group, scaled in f32 registers | `groups` |
 //!
 //! | kernel | instruction | tile (rows × outputs) |
 //! |---|---|---|
