@@ -13,7 +13,7 @@ and broken aliasing rules. It has no vector instructions, so it is the portable 
 (packing, typed views of matrices, the driver, the thread pool's sharing, the epilogue, attention) runs with it. int8-core
 has no unsafe code; checkpoints are read through a memory map, which Miri does not have.
 
-Some minutes, so `cargo xtask test` and CI leave it out: run it after a change to unsafe code.
+It takes a quarter of an hour and more, so `cargo xtask test` and CI leave it out: run it after a change to unsafe code.
 
 Needs rustup and a nightly toolchain with Miri: rustup toolchain install nightly --component miri --component rust-src";
 
@@ -31,7 +31,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     let root = shell::workspace_root()?;
     // With one thread, all runs on the calling one; with two, work is shared as it is elsewhere.
     let checks: [(&str, &[&str]); 2] =
-        [("1", &["--test", "memory"]), ("2", &["--lib", "--", "pool::tests::numbers_are_shared"])];
+        [("2", &["--lib", "--", "pool::tests::numbers_are_shared"]), ("1", &["--test", "memory"])];
     for (threads, what) in checks {
         let mut miri = nightly(&[&["miri", "test", "--package", "int8-cpu"], what].concat());
         // The clock and the random seeds of hash maps are the host's. The thread pool is never taken down; its queues
