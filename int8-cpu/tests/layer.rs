@@ -218,10 +218,15 @@ fn any_number_of_threads_gives_the_same_bits() {
 #[test]
 fn value_granularity_is_batch_invariant() {
     let mut random = Random::new(14);
-    for encoding in [Encoding::Absmax, Encoding::Zeropoint] {
+    use Encoding::{Absmax, Zeropoint};
+    for (encoding, granularity) in
+        [(Absmax, Granularity::Row), (Zeropoint, Granularity::Row), (Zeropoint, Granularity::Group)]
+    {
         let config = Config {
             input_encoding: encoding,
+            input_granularity: granularity,
             weight_encoding: encoding,
+            weight_granularity: granularity,
             outlier_granularity: OutlierGranularity::Value,
             ..Scheme::LlmInt8Absmax.config()
         };
