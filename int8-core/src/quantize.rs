@@ -77,8 +77,8 @@ pub struct QuantizedMatrix {
     groups: usize,
 }
 
-/// G for rows of `inner` values, at least 1.
-fn group_count(inner: usize) -> usize {
+/// The number of groups in a row of `inner` values, ⌈K/[`GROUP`]⌉ and at least 1.
+pub fn group_count(inner: usize) -> usize {
     inner.div_ceil(GROUP).max(1)
 }
 

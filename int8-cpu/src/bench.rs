@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use half::bf16;
 use int8_core::corpus::Random;
-use int8_core::{Config, Element, Encoding, GROUP, Granularity, Scheme};
+use int8_core::quantize::group_count;
+use int8_core::{Config, Element, Encoding, Granularity, Scheme};
 use ndarray::{Array1, Array2};
 
 use crate::kernel::Kernel;
@@ -179,7 +180,7 @@ impl Problem {
         effort: &Effort,
     ) -> Result<Vec<PackedWeight>, Error> {
         let in_groups = config.weight_granularity == Granularity::Group;
-        let groups = if in_groups { self.shape.inner.div_ceil(GROUP).max(1) } else { 1 };
+        let groups = if in_groups { group_count(self.shape.inner) } else { 1 };
         let scales = Array1::from_elem(self.shape.outputs * groups, 0.5);
         let zero_point = if config.weight_encoding == Encoding::Zeropoint { 3 } else { 0 };
         let zero_points = Array1::from_elem(scales.len(), zero_point);

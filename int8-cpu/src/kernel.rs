@@ -279,19 +279,9 @@ pub(crate) trait Dispatch {
 impl Kernel {
     pub(crate) fn dispatch<D: Dispatch>(self, job: D) -> D::Output {
         match self {
-            Self::Portable(token) => job.run(tile::portable::PortableTile(token)),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(token) => job.run(tile::avx2::Avx2Tile(token)),
-            #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni(token) => job.run(tile::avx2::AvxVnniTile(token)),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(token) => job.run(tile::avx512::Avx512Tile(token)),
             #[cfg(target_arch = "x86_64")]
             Self::AmxInt8(token) => job.run(tile::amx::AmxTile(token)),
-            #[cfg(target_arch = "aarch64")]
-            Self::NeonI8mm(token) => job.run(tile::i8mm::I8mmTile(token)),
-            #[cfg(target_arch = "aarch64")]
-            Self::NeonDotprod(token) => job.run(tile::neon::NeonTile(token)),
+            kernel => kernel.dispatch_groups(WithGroups(job)),
         }
     }
 }
@@ -300,6 +290,17 @@ impl Kernel {
 pub(crate) trait DispatchGroups {
     type Output;
     fn run<T: GroupKernel>(self, tile: T) -> Self::Output;
+}
+
+/// A computation for any kernel, for one that has groups.
+struct WithGroups<D>(D);
+
+impl<D: Dispatch> DispatchGroups for WithGroups<D> {
+    type Output = D::Output;
+
+    fn run<T: GroupKernel>(self, tile: T) -> Self::Output {
+        self.0.run(tile)
+    }
 }
 
 impl Kernel {

@@ -200,7 +200,7 @@ impl PackedWeight {
 
     /// Constants of each row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
     pub fn groups_per_row(&self) -> usize {
-        if self.groups.is_some() { self.inner.div_ceil(GROUP).max(1) } else { 1 }
+        if self.groups.is_some() { quantize::group_count(self.inner) } else { 1 }
     }
 
     /// The constants of groups in the order of rows.
@@ -318,7 +318,7 @@ impl Dispatch for Quantize<'_> {
             );
             Constants::new(ranges.reduce(|| Range::EMPTY, Range::union), encoding)
         });
-        let groups = if granularity == Granularity::Group { inner.div_ceil(GROUP).max(1) } else { 1 };
+        let groups = if granularity == Granularity::Group { quantize::group_count(inner) } else { 1 };
         pack(kernel, outputs, inner, groups, |row, codes, constants| {
             let mut scratch = vec![0.0; scratch_length(inner)];
             let row = w.row(row);
