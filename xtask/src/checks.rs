@@ -24,6 +24,9 @@ Runs, and stops at the first failure:
   cuda docs
   cuda int8    `int8` with the feature cuda is built, and says what is missing without a GPU
 
+The property tests draw from one seed here, so that the outcome follows the change and not luck. `cargo test` draws new
+cases each time; PROPTEST_RNG_SEED, a number, chooses others here, too.
+
 The CUDA steps compile and link everything without a GPU; the tests that need one say so and are skipped
 (INT8_REQUIRE_GPU=1 makes that a failure). They run on x86-64 Linux, and need Python with pip, a C++ compiler and some
 560 MB of downloads, once.
@@ -98,11 +101,22 @@ fn steps() -> Result<Vec<(&'static str, Command)>, String> {
     Ok(vec![
         ("format", shell::cargo(&["fmt", "--all", "--check"])?),
         ("lints", shell::cargo(&["clippy", "--all-targets", "--", "-D", "warnings"])?),
-        ("tests", shell::cargo(&["test"])?),
+        ("tests", seeded(shell::cargo(&["test"])?)),
         // As tests, so that the crates are not compiled once more in release mode.
         ("benches", shell::cargo(&["test", "--bench", "*", "--", "--test"])?),
         ("docs", docs),
     ])
+}
+
+/// The variable that proptest reads its seed from.
+const SEED: &str = "PROPTEST_RNG_SEED";
+
+/// With a seed for the property tests, unless the caller has chosen one.
+fn seeded(mut tests: Command) -> Command {
+    if std::env::var_os(SEED).is_none() {
+        tests.env(SEED, "8");
+    }
+    tests
 }
 
 /// The test of `int8` whose command lines must fail, and with which words.
@@ -127,7 +141,7 @@ fn cuda_steps(toolkit: &Path) -> Result<Vec<(&'static str, Command)>, String> {
     let mut int8 =
         shell::cargo(&["test", "-p", "int8-cli", "--features", "cuda", "--test", "command_line", MISTAKES])?;
     int8.env("CUDA_PATH", toolkit).env("CUDA_LIBRARY_PATH", toolkit);
-    let tests = cargo(&["test"], &[])?;
+    let tests = seeded(cargo(&["test"], &[])?);
     Ok(vec![("cuda lints", lints), ("cuda tests", tests), ("cuda docs", docs), ("cuda int8", int8)])
 }
 
