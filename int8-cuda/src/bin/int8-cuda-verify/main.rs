@@ -1,7 +1,9 @@
 //! Compares every kernel of this machine's GPU with `int8-core`: codes, scales, zero points and integer products must be
 //! equal, outputs within the bound that `int8_core::bound` derives, repeated runs bit-identical.
 //!
-//! `int8-cuda-verify [--cases N] [--threads N] [--quick] [--json FILE]`. Exits with 1 when anything fails.
+//! `int8-cuda-verify --help` says what can be asked for. Exits with 1 when anything fails.
+
+mod arguments;
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -17,6 +19,8 @@ use int8_cuda::{
     Algorithm, Buffer, Device, Float, Graph, KeepExact, LinearPlan, Matrix, Shape, Stream, Weight,
 };
 use ndarray::{Array1, Array2, ArrayView2};
+
+use crate::arguments::{Arguments, Asked};
 
 type Outcome = Result<(), Box<dyn StdError + Send + Sync>>;
 
@@ -48,36 +52,19 @@ impl Tally {
     }
 }
 
-struct Arguments {
-    cases: usize,
-    threads: usize,
-    quick: bool,
-    json: Option<String>,
-}
-
-fn arguments() -> Result<Arguments, String> {
-    let mut parsed = Arguments { cases: 12_000, threads: 8, quick: false, json: None };
-    let mut rest = std::env::args().skip(1);
-    while let Some(flag) = rest.next() {
-        let mut value = || rest.next().ok_or(format!("{flag} needs a value"));
-        let number = |text: String| text.parse().map_err(|_| format!("{text} is no number"));
-        match flag.as_str() {
-            "--cases" => parsed.cases = number(value()?)?,
-            "--threads" => parsed.threads = number(value()?)?,
-            "--json" => parsed.json = Some(value()?),
-            "--quick" => (parsed.quick, parsed.cases) = (true, 20),
-            _ => {
-                return Err(format!(
-                    "unknown argument {flag}; known: --cases N, --threads N, --quick, --json FILE"
-                ));
-            }
-        }
-    }
-    Ok(parsed)
-}
-
 fn main() -> ExitCode {
-    match arguments().map_err(Into::into).and_then(|arguments| run(&arguments)) {
+    let arguments = match arguments::parse(std::env::args().skip(1)) {
+        Ok(Asked::Check(arguments)) => arguments,
+        Ok(Asked::Help) => {
+            println!("{}", arguments::help());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("int8-cuda-verify: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&arguments) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -98,32 +85,31 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn StdError + Send + Sync>> {
     let named: Vec<Case> = corpus::cases().into_iter().chain(edge_cases(arguments.quick)).collect();
     let named: Vec<Case> = if arguments.quick { named.into_iter().step_by(61).collect() } else { named };
     let (next, total) = (AtomicUsize::new(0), named.len() + arguments.cases);
+    let work = |stream: &Stream| loop {
+        let at = next.fetch_add(1, Ordering::Relaxed);
+        if at >= total {
+            break;
+        }
+        match at.checked_sub(named.len()) {
+            // Every named case with every type; a random one with the type its number says.
+            None => (0..3).for_each(|kind| check(stream, &tally, arguments, &named[at], kind, at)),
+            Some(seed) => {
+                let case = corpus::random(u64::try_from(seed).unwrap_or_default());
+                check(stream, &tally, arguments, &case, seed % 3, seed / 3);
+            }
+        }
+    };
+    let stream = Stream::new(&device)?;
     // Several threads with a stream each: that is checked on the way.
     std::thread::scope(|scope| {
-        for _ in 0..arguments.threads.max(1) {
-            scope.spawn(|| {
-                let Ok(stream) = Stream::new(&device) else {
-                    tally.add("stream", "", Err("cannot make a stream".into()));
-                    return;
-                };
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    if at >= total {
-                        break;
-                    }
-                    match at.checked_sub(named.len()) {
-                        // Every named case with every type; a random one with the type its number says.
-                        None => (0..3).for_each(|kind| check(&stream, &tally, &named[at], kind, at)),
-                        Some(seed) => {
-                            let case = corpus::random(u64::try_from(seed).unwrap_or_default());
-                            check(&stream, &tally, &case, seed % 3, seed / 3);
-                        }
-                    }
-                }
+        for _ in 1..arguments.streams {
+            scope.spawn(|| match Stream::new(&device) {
+                Ok(stream) => work(&stream),
+                Err(_) => tally.add("stream", "", Err("cannot make a stream".into())),
             });
         }
+        work(&stream);
     });
-    let stream = Stream::new(&device)?;
     tally.add("captured in a graph", "", captured(&stream));
     if !arguments.quick {
         // A memory checker would count the refused allocation as an error.
@@ -182,22 +168,28 @@ fn edge_cases(quick: bool) -> Vec<Case> {
     cases
 }
 
-fn check(stream: &Stream, tally: &Tally, case: &Case, kind: usize, variant: usize) {
+fn check(stream: &Stream, tally: &Tally, arguments: &Arguments, case: &Case, kind: usize, variant: usize) {
     match kind {
-        0 => check_typed::<f16>(stream, tally, case, variant),
-        1 => check_typed::<bf16>(stream, tally, case, variant),
-        _ => check_typed::<f32>(stream, tally, case, variant),
+        0 => check_typed::<f16>(stream, tally, arguments, case, variant),
+        1 => check_typed::<bf16>(stream, tally, arguments, case, variant),
+        _ => check_typed::<f32>(stream, tally, arguments, case, variant),
     }
 }
 
-fn check_typed<T: Float>(stream: &Stream, tally: &Tally, case: &Case, variant: usize) {
-    if let Err(error) = try_case::<T>(stream, tally, case, variant) {
+fn check_typed<T: Float>(stream: &Stream, tally: &Tally, arguments: &Arguments, case: &Case, variant: usize) {
+    if let Err(error) = try_case::<T>(stream, tally, arguments, case, variant) {
         tally.add(&format!("setting up {}", T::NAME), &case.name, Err(error));
     }
 }
 
 /// All kernels on one case. variant % 3: no, all or every other weight column exact.
-fn try_case<T: Float>(stream: &Stream, tally: &Tally, case: &Case, variant: usize) -> Outcome {
+fn try_case<T: Float>(
+    stream: &Stream,
+    tally: &Tally,
+    arguments: &Arguments,
+    case: &Case,
+    variant: usize,
+) -> Outcome {
     let device = stream.device();
     let (x, w) = (case.x.mapv(T::from_f32), case.w.mapv(T::from_f32));
     let ((m, k), n) = (x.dim(), w.nrows());
@@ -219,7 +211,7 @@ fn try_case<T: Float>(stream: &Stream, tally: &Tally, case: &Case, variant: usiz
         &case.name,
         weight_is_equal(stream, &weight, core.quantized()),
     );
-    if variant.is_multiple_of(8) && m * n * k < 1 << 22 {
+    if arguments.only.is_none() && variant.is_multiple_of(8) && m * n * k < 1 << 22 {
         tally.add(&format!("dequantise {name}"), &case.name, dequantised(stream, &weight, &core));
         tally.add(&format!("input gradient {name}"), &case.name, gradient(stream, &weight, &core, m));
         let algorithms: &[Algorithm] = if device.info().has_cublaslt {
@@ -237,7 +229,8 @@ fn try_case<T: Float>(stream: &Stream, tally: &Tally, case: &Case, variant: usiz
 
     let bias = case.bias.as_ref().map(|bias| Buffer::from_host(device, &bias.to_vec())).transpose()?;
     let shape = Shape { m, n, k };
-    for algorithm in Algorithm::LAYER.into_iter().chain([Algorithm::Auto]) {
+    let all = || Algorithm::LAYER.into_iter().chain([Algorithm::Auto]).collect();
+    for algorithm in arguments.only.clone().unwrap_or_else(all) {
         let mut plan = match LinearPlan::<T>::new(device, shape, &case.config, algorithm) {
             Ok(plan) => plan,
             Err(int8_cuda::Error::Unsupported { .. }) if algorithm != Algorithm::Auto => continue,
