@@ -3,7 +3,7 @@
 /// One cache line. Its size is that of a zmm register and of an AMX tile row.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; LINE]);
+pub(crate) struct Line([u8; LINE]);
 
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;

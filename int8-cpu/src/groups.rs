@@ -14,6 +14,7 @@ use int8_core::GROUP;
 use crate::buffer::Buffer;
 use crate::epilogue::Product;
 use crate::kernel::Layout;
+use crate::resident::Resident;
 use crate::tile::{
     GroupColumns, GroupKernel, GroupOperands, Instructions, K_STEP, LANES, MAX_ROWS, Operands, PANEL, Tile,
     TileKernel, Vectorized,
@@ -40,9 +41,9 @@ pub(crate) struct GroupTerms {
 /// The constants of a weight with groups: `[N/PANEL, padded groups, PANEL]`, zero in the padding.
 #[derive(Clone, Default)]
 pub(crate) struct WeightGroups {
-    pub(crate) scales: Vec<bf16>,
+    pub(crate) scales: Resident<bf16>,
     /// Empty where all are 0.
-    pub(crate) zero_points: Vec<i8>,
+    pub(crate) zero_points: Resident<i8>,
 }
 
 /// How one panel's tiles are multiplied: as integers over all of K, or group by group.

@@ -48,7 +48,7 @@
 //! ```
 //!
 //! All unsafe code of the project's CPU side is here: vector instructions in `tile`, typed views of memory in `matrix`,
-//! `convert` and `buffer`. The contract of the tile functions is stated once, on the trait `TileKernel`, and cited by
+//! `convert`, `buffer` and `resident`. The contract of the tile functions is stated once, on the trait `TileKernel`, and cited by
 //! line wherever they are called.
 
 pub mod bench;
@@ -67,6 +67,7 @@ mod outlier;
 pub mod pool;
 pub mod probe;
 mod quantize;
+mod resident;
 mod rows;
 mod tile;
 pub mod verify;
@@ -77,6 +78,7 @@ pub use kernel::{Kernel, Layout};
 pub use linear::{LinearStats, Store, int8_product, int8_product_into, linear};
 pub use outlier::{ExactColumn, ExactColumns, OutlierWeights};
 pub use quantize::quantize_rows;
+pub use resident::Resident;
 pub use weight::PackedWeight;
 
 use ndarray::ArrayView2;

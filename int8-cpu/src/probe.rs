@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::convert;
 use crate::kernel::Kernel;
+use crate::resident::Resident;
 
 /// Multiply-adds per second that one thread reaches with the kernel's dot-product instruction on registers alone, best
 /// of several tries. `None` for kernels without a single such instruction.
@@ -25,11 +26,12 @@ pub fn peak_per_thread(kernel: Kernel) -> Option<f64> {
     }
 }
 
-/// Bytes per second that the threads of the current rayon pool read together from a buffer far larger than the caches,
-/// best of several tries.
+/// Bytes per second that the threads of the current rayon pool read together from a buffer far larger than the caches, which
+/// lies in memory as weights do; best of several tries.
 pub fn read_bandwidth() -> f64 {
     // 512 MiB: 8 to 16 times the last-level cache of the machines this is meant for.
-    let words = vec![1_u64; 64 << 20];
+    let mut words = Resident::<u64>::zeroed(64 << 20);
+    words.fill(1);
     let bytes = convert::count(words.len() * 8);
     let mut best = 0.0_f64;
     for _ in 0..7 {

@@ -7,10 +7,10 @@ use int8_core::{
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use crate::buffer::Buffer;
 use crate::groups::{WeightGroups, padded_groups};
 use crate::kernel::{Dispatch, Kernel, Layout};
 use crate::matrix::Source;
+use crate::resident::Resident;
 use crate::rows::{Constants, EncodeGroups, EncodeRow, Range, RowRange, scratch_length};
 use crate::tile::{Instructions, K_STEP, LANES, PANEL, TileKernel};
 use crate::{Error, convert, rows_of};
@@ -27,7 +27,7 @@ pub struct PackedWeight {
     outputs: usize,
     inner: usize,
     /// Panels of `PANEL * padded_inner` bytes; rows and columns of padding hold zero codes.
-    panels: Buffer,
+    panels: Resident<i8>,
     columns: ColumnTerms,
     /// Where the constants are those of groups; scales, steps and zero points of `columns` are then 0.
     groups: Option<WeightGroups>,
@@ -227,7 +227,7 @@ impl PackedWeight {
     pub fn bytes(&self) -> usize {
         let of_groups = |groups: &WeightGroups| groups.scales.len() * 2 + groups.zero_points.len();
         let of_rows = self.columns.steps.len() * 16;
-        self.panels.codes().len() + of_rows + self.groups.as_ref().map_or(0, of_groups)
+        self.panels.len() + of_rows + self.groups.as_ref().map_or(0, of_groups)
     }
 
     /// The constants of its groups, if it has such.
@@ -278,7 +278,7 @@ impl PackedWeight {
     /// The codes of one panel, `PANEL * padded K` bytes.
     pub(crate) fn panel(&self, index: usize) -> &[i8] {
         let bytes = PANEL * padded(self.inner);
-        &self.panels.codes()[index * bytes..(index + 1) * bytes]
+        &self.panels[index * bytes..(index + 1) * bytes]
     }
 }
 
@@ -353,7 +353,7 @@ fn pack(
     }
     let (layout, padded_inner) = (kernel.layout(), padded(inner));
     let (panels, panel_bytes) = (outputs.div_ceil(PANEL), PANEL * padded_inner);
-    let mut buffer = Buffer::zeroed(panels * panel_bytes);
+    let mut codes = Resident::<i8>::zeroed(panels * panel_bytes);
     let mut columns = ColumnTerms {
         scales: vec![0.0; panels * PANEL],
         steps: vec![0.0; panels * PANEL],
@@ -363,11 +363,11 @@ fn pack(
     };
     // Where K is a single group, its constants are those of the row.
     let padded_groups = if groups > 1 { padded_groups(inner) } else { 0 };
-    let mut group_scales = vec![bf16::ZERO; panels * padded_groups * PANEL];
-    let mut group_zeros = vec![0_i8; group_scales.len()];
+    let mut group_scales = Resident::<bf16>::zeroed(panels * padded_groups * PANEL);
+    let mut group_zeros = Resident::<i8>::zeroed(group_scales.len());
     // With K = 0 there are no bytes to cut into panels, but scales and sums there are.
     let mut targets: Vec<&mut [i8]> = Vec::with_capacity(panels);
-    let mut rest = &mut buffer.codes_mut()[..panels * panel_bytes];
+    let mut rest = &mut codes[..];
     for _ in 0..panels {
         let (panel, tail) = rest.split_at_mut(panel_bytes);
         targets.push(panel);
@@ -413,10 +413,10 @@ fn pack(
     );
     columns.has_zero_points = columns.zero_points.iter().any(|z| *z != 0);
     if group_zeros.iter().all(|z| *z == 0) {
-        group_zeros = Vec::new();
+        group_zeros = Resident::default();
     }
     let groups = (groups > 1).then_some(WeightGroups { scales: group_scales, zero_points: group_zeros });
-    Ok(PackedWeight { kernel, layout, outputs, inner, panels: buffer, columns, groups })
+    Ok(PackedWeight { kernel, layout, outputs, inner, panels: codes, columns, groups })
 }
 
 /// `i8 [PANEL, K] → i8 [K/4, PANEL, 4]`.
