@@ -17,7 +17,7 @@ use super::functions::{add_lanes, exp, padded, tanh};
 use crate::buffer::Buffer;
 use crate::convert;
 use crate::kernel::{Dispatch, Kernel};
-use crate::tile::{Instructions, LANES, MAX_ROWS, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use crate::tile::{self, Instructions, LANES, MAX_ROWS, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::{Error, rows_of};
 
 /// Query rows of a task: four tiles of twelve. Their scores against 1024 positions take 192 KiB.
@@ -87,6 +87,9 @@ impl KeyValues {
         if size == 0 {
             return Ok(());
         }
+        if rows == 1 {
+            self.fetch_position(position);
+        }
         let value_panels = size.div_ceil(PANEL);
         let (key_heads, value_heads) = (self.keys.floats_mut(), self.values.floats_mut());
         for head in 0..self.heads {
@@ -116,6 +119,17 @@ impl KeyValues {
         Ok(())
     }
 
+    /// Prefetches what a key and a value at `position` are written to: a line for each column, each far from the last.
+    fn fetch_position(&self, position: usize) {
+        for head in 0..self.heads {
+            let keys = &self.key_panel(head, position / PANEL)[position % PANEL..];
+            keys.iter().step_by(PANEL).for_each(|key| tile::fetch(key));
+            for panel in 0..self.size.div_ceil(PANEL) {
+                fetch_all(self.value_panel(head, panel, position..position + 1));
+            }
+        }
+    }
+
     /// Panel of the keys of a head: `f32 [size, PANEL]`.
     fn key_panel(&self, head: usize, panel: usize) -> &[f32] {
         let length = self.size * PANEL;
@@ -123,11 +137,26 @@ impl KeyValues {
         &self.keys.floats()[at..at + length]
     }
 
+    /// Prefetches what is read after the keys of a panel: the next panel, and the values at the positions of this one.
+    fn fetch_ahead(&self, head: usize, panel: usize, end: usize) {
+        let first = panel * PANEL;
+        if first + PANEL < end {
+            fetch_all(self.key_panel(head, panel + 1));
+        }
+        for part in 0..self.size.div_ceil(PANEL) {
+            fetch_all(self.value_panel(head, part, first..end.min(first + PANEL)));
+        }
+    }
+
     /// Panel of the values of a head at some positions: `f32 [positions, PANEL]`.
     fn value_panel(&self, head: usize, panel: usize, positions: Range<usize>) -> &[f32] {
         let first = (head * self.size.div_ceil(PANEL) + panel) * self.capacity;
         &self.values.floats()[(first + positions.start) * PANEL..(first + positions.end) * PANEL]
     }
+}
+
+fn fetch_all(values: &[f32]) {
+    values.iter().step_by(LANES).for_each(|line| tile::fetch(line));
 }
 
 /// How queries attend to a cache.
@@ -282,9 +311,14 @@ impl Block<'_, '_> {
         let stride = (end - origin).next_multiple_of(PANEL) + LANES;
         scores.resize(rows.len() * stride, 0.0);
         let mut sums = Tile([[0.0; PANEL]; MAX_ROWS]);
+        // Nobody else reads what a single tile reads: it comes from memory, in many short stretches.
+        let ahead = self.rows.len() <= K::ROWS;
 
         let queries = self.queries.slice(s![tile_rows.clone(), ..]);
         for panel in origin / PANEL..end.div_ceil(PANEL) {
+            if ahead {
+                cache.fetch_ahead(head, panel, end);
+            }
             let operands = OuterOperands {
                 x: queries.as_ptr(),
                 ldx: queries.strides()[0].unsigned_abs(),
