@@ -95,6 +95,11 @@ impl Rows {
         Self { first, count, tile_rows: K::ROWS, step: K::ROW_STEP }
     }
 
+    /// Their number.
+    pub(crate) fn count(self) -> usize {
+        self.count
+    }
+
     /// Tiles whose heights differ by one step at most: 64 rows in tiles of 12 are 4·11 + 2·10, not 5·12 + 4.
     pub(crate) fn tiles(self) -> impl Iterator<Item = Range<usize>> {
         let Self { first, count, tile_rows, step } = self;

@@ -15,10 +15,10 @@ use crate::weight::{PackedWeight, inner_length};
 const MAX_NARROW_INNER: i64 = 2_147_483_647 / (254 * 254);
 
 /// What the epilogue needs of the columns of one panel.
-pub(crate) struct PanelTerms {
-    sums: [[i32; LANES]; 2],
-    steps: [[f32; LANES]; 2],
-    zero_points: [[i32; LANES]; 2],
+pub(crate) struct PanelTerms<'a> {
+    sums: &'a [[i32; LANES]],
+    steps: &'a [[f32; LANES]],
+    zero_points: &'a [[i32; LANES]],
     has_zero_points: bool,
     bias: [[f32; LANES]; 2],
     inner: i64,
@@ -27,8 +27,8 @@ pub(crate) struct PanelTerms {
     width: usize,
 }
 
-impl PanelTerms {
-    pub(crate) fn new(weight: &PackedWeight, panel: usize, bias: Option<&[f32]>) -> Self {
+impl<'a> PanelTerms<'a> {
+    pub(crate) fn new(weight: &'a PackedWeight, panel: usize, bias: Option<&[f32]>) -> Self {
         let terms = weight.columns();
         let first = panel * PANEL;
         let width = PANEL.min(weight.dim().0 - first);
@@ -36,14 +36,11 @@ impl PanelTerms {
         if let Some(bias) = bias {
             padded_bias.as_flattened_mut()[..width].copy_from_slice(&bias[first..first + width]);
         }
+        let halves = 2 * panel..2 * panel + 2;
         Self {
-            sums: std::array::from_fn(|half| terms.sums.as_chunks().0[2 * panel + half]),
-            steps: std::array::from_fn(|half| terms.steps.as_chunks().0[2 * panel + half]),
-            zero_points: if terms.has_zero_points {
-                std::array::from_fn(|half| terms.zero_points.as_chunks().0[2 * panel + half])
-            } else {
-                [[0; LANES]; 2]
-            },
+            sums: &terms.sums.as_chunks().0[halves.clone()],
+            steps: &terms.steps.as_chunks().0[halves.clone()],
+            zero_points: &terms.zero_points.as_chunks().0[halves],
             has_zero_points: terms.has_zero_points,
             bias: padded_bias,
             inner: inner_length(weight),
@@ -135,7 +132,7 @@ pub(crate) struct Finish<'a> {
     /// The rows of the tile in the output, and what is known of each (nothing where the product is finished).
     pub(crate) rows: Range<usize>,
     pub(crate) terms: &'a [RowTerms],
-    pub(crate) panel: &'a PanelTerms,
+    pub(crate) panel: &'a PanelTerms<'a>,
     pub(crate) offset: i32,
     pub(crate) store: Store,
     pub(crate) target: &'a Target<'a>,

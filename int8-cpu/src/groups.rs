@@ -16,8 +16,8 @@ use crate::epilogue::Product;
 use crate::kernel::Layout;
 use crate::resident::Resident;
 use crate::tile::{
-    GroupColumns, GroupKernel, GroupOperands, Instructions, K_STEP, LANES, MAX_ROWS, Operands, PANEL, Tile,
-    TileKernel, Vectorized,
+    GroupColumns, GroupKernel, GroupOperands, Instructions, K_STEP, LANES, MAX_ROWS, Operands, PANEL,
+    StoredColumns, Tile, TileKernel, Vectorized,
 };
 use crate::weight::{PackedWeight, padded};
 
@@ -48,8 +48,8 @@ pub(crate) struct WeightGroups {
 
 /// How one panel's tiles are multiplied: as integers over all of K, or group by group.
 pub(crate) trait PanelProduct {
-    /// Called before the tiles of a panel.
-    fn start(&mut self, panel: usize);
+    /// Called before the tiles of a panel, which have so many rows together.
+    fn start(&mut self, panel: usize, rows: usize);
     /// The product of one tile of the panel; `terms` are those of its rows, `[rows, groups]`.
     ///
     /// # Safety
@@ -70,7 +70,7 @@ impl<K: TileKernel> Whole<K> {
 }
 
 impl<K: TileKernel> PanelProduct for Whole<K> {
-    fn start(&mut self, _: usize) {}
+    fn start(&mut self, _: usize, _: usize) {}
 
     #[inline]
     unsafe fn tile(&mut self, operands: Operands, _: &[GroupTerms]) -> Product<'_> {
@@ -85,7 +85,9 @@ pub(crate) struct Grouped<'a, K> {
     kernel: K,
     weight: &'a PackedWeight,
     groups: usize,
-    /// `f32 [groups, PANEL]` each.
+    /// Where the tiles read the constants as they are stored.
+    stored: Option<StoredColumns>,
+    /// `f32 [groups, PANEL]` each, else.
     steps: Buffer,
     sums: Buffer,
     zero_points: Buffer,
@@ -94,28 +96,52 @@ pub(crate) struct Grouped<'a, K> {
 
 impl<'a, K: GroupKernel> Grouped<'a, K> {
     pub(crate) fn new(kernel: K, weight: &'a PackedWeight) -> Self {
-        let groups = padded_groups(weight.dim().1);
-        let terms = || Buffer::zeroed(groups * PANEL * size_of::<f32>());
-        let zero_points = if weight.has_zero_points() { terms() } else { Buffer::default() };
-        let product = Tile([[0.0; PANEL]; MAX_ROWS]);
-        Self { kernel, weight, groups, steps: terms(), sums: terms(), zero_points, product }
+        Self {
+            kernel,
+            weight,
+            groups: padded_groups(weight.dim().1),
+            stored: None,
+            steps: Buffer::default(),
+            sums: Buffer::default(),
+            zero_points: Buffer::default(),
+            product: Tile([[0.0; PANEL]; MAX_ROWS]),
+        }
     }
 }
 
 impl<K: GroupKernel> PanelProduct for Grouped<'_, K> {
-    fn start(&mut self, panel: usize) {
+    fn start(&mut self, panel: usize, rows: usize) {
+        if let Some(groups) = self.weight.groups().filter(|_| rows <= K::FEW_ROWS) {
+            let at = panel * self.groups * PANEL..(panel + 1) * self.groups * PANEL;
+            self.stored = Some(StoredColumns {
+                scales: groups.scales[at.clone()].as_ptr(),
+                zero_points: groups.zero_points.get(at).map(<[i8]>::as_ptr),
+            });
+            return;
+        }
+        let bytes = self.groups * PANEL * size_of::<f32>();
+        self.steps.reserve(bytes);
+        self.sums.reserve(bytes);
+        self.zero_points.reserve(if self.weight.has_zero_points() { bytes } else { 0 });
         let sums = &mut self.sums.floats_mut().as_chunks_mut::<PANEL>().0[..self.groups];
         self.kernel.group_sums(self.weight.layout(), self.weight.panel(panel), sums);
         self.kernel.vectorize(FillTerms {
             weight: self.weight,
             panel,
-            steps: self.steps.floats_mut().as_chunks_mut::<PANEL>().0,
+            steps: &mut self.steps.floats_mut().as_chunks_mut::<PANEL>().0[..self.groups],
             zero_points: self.zero_points.floats_mut().as_chunks_mut::<PANEL>().0,
         });
     }
 
     #[inline]
     unsafe fn tile(&mut self, operands: Operands, terms: &[GroupTerms]) -> Product<'_> {
+        if let Some(columns) = self.stored {
+            let operands = GroupOperands { codes: operands, x: terms.as_ptr(), ldx: self.groups, columns };
+            // SAFETY: lines 1 to 4 are passed on; line 9: the terms, and `groups` constants for each column of the panel.
+            // `start` was told the rows of all tiles.
+            unsafe { self.kernel.group_product_stored(operands, &mut self.product) };
+            return Product::Floats(&self.product);
+        }
         let has_zero_points = self.weight.has_zero_points();
         let columns = GroupColumns {
             steps: self.steps.floats().as_ptr(),

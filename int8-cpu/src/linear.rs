@@ -164,11 +164,12 @@ impl<K: TileKernel> Layer<'_, K> {
                 let target = outlier_panel.floats_mut();
                 self.tile.vectorize(FillPanel { columns: self.columns, weight: self.weight, panel, target });
             }
-            product.start(panel);
+            product.start(panel, block.rows.count());
             let terms = PanelTerms::new(self.weight, panel, self.bias);
             let ahead = panel_ahead(self.weight, panel, next);
             if let Some(next) = next {
                 PanelTerms::fetch(self.weight, next);
+                self.columns.fetch(next);
             }
             for (tile_index, rows) in block.rows.tiles().enumerate() {
                 let operands = Operands {

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use crate::Error;
 use crate::convert;
 use crate::kernel::Layout;
-use crate::tile::{Instructions, LANES, PANEL, Vectorized};
+use crate::tile::{self, Instructions, LANES, PANEL, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// What the outliers of `x` are multiplied with.
@@ -91,6 +91,22 @@ impl Columns {
             return Err(error.into());
         }
         Ok(Self::Exact(exact))
+    }
+
+    /// Prefetches what [`FillPanel`] reads of a panel, unless it lies in the weight itself.
+    pub(crate) fn fetch(&self, panel: usize) {
+        let Self::Exact(columns) = self else { return };
+        for column in columns {
+            match column {
+                ExactColumn::F32(values) => {
+                    let values = &values[panel * PANEL..];
+                    tile::fetch(values.as_ptr());
+                    tile::fetch(values.as_ptr().wrapping_add(LANES));
+                }
+                ExactColumn::F16(values) => tile::fetch(values[panel * PANEL..].as_ptr()),
+                ExactColumn::Bf16(values) => tile::fetch(values[panel * PANEL..].as_ptr()),
+            }
+        }
     }
 
     pub(crate) fn len(&self) -> usize {

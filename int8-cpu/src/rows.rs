@@ -408,7 +408,7 @@ pub(crate) fn relative_threshold<I: Instructions>(
 }
 
 /// Magnitudes that are ordered one by one once the search has narrowed to so many.
-const FEW: u32 = 24;
+const FEW: u32 = 12;
 
 /// The lower median of the non-zero magnitudes; 0 if there are none, NaN if there is a NaN. Values in whole blocks, zeros
 /// behind the last.
@@ -447,10 +447,13 @@ fn lower_median<I: Instructions>(simd: I, blocks: &[[f32; BLOCK]], candidates: &
     }
     candidates.clear();
     let wanted = low.cast_unsigned() + 1..=high.cast_unsigned();
-    for values in blocks.as_flattened() {
-        let bits = values.abs().to_bits();
-        if wanted.contains(&bits) {
-            candidates.push(bits);
+    // Behind infinity comes a NaN, below which everything is.
+    let least = simd.splat(f32::from_bits(*wanted.start()));
+    let beyond = simd.splat(f32::from_bits(*wanted.end() + 1));
+    for values in vectors {
+        if simd.any_reaches(simd.below(simd.load(values), beyond), least) {
+            let bits = values.iter().map(|value| value.abs().to_bits());
+            candidates.extend(bits.filter(|bits| wanted.contains(bits)));
         }
     }
     f32::from_bits(*candidates.select_nth_unstable((position - below) as usize).1)

@@ -8,8 +8,8 @@ use std::arch::x86_64::*;
 use int8_core::GROUP;
 
 use super::{
-    GroupColumns, GroupKernel, GroupOperands, K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel,
-    Vectorized,
+    GroupColumns, GroupKernel, GroupOperands, K_STEP, Operands, OuterOperands, PANEL, StoredColumns, Tile,
+    TileKernel, Vectorized,
 };
 use crate::kernel::{Avx512Vnni, Layout};
 
@@ -129,6 +129,24 @@ unsafe impl GroupKernel for Avx512Tile {
         }
     }
 
+    /// 4 rows × 4 accumulators, 2 of code sums, weights, constants and temporaries.
+    const FEW_ROWS: usize = 4;
+
+    unsafe fn group_product_stored(self, operands: GroupOperands<StoredColumns>, product: &mut Tile<f32>) {
+        macro_rules! by_rows {
+            ($($rows:literal)*) => {
+                match (operands.codes.rows, operands.columns.zero_points) {
+                    $(($rows, Some(_)) => group_product_stored::<$rows, true>(operands, product),
+                    ($rows, None) => group_product_stored::<$rows, false>(operands, product),)*
+                    (_, Some(_)) => group_product_stored::<4, true>(operands, product),
+                    (_, None) => group_product_stored::<4, false>(operands, product),
+                }
+            };
+        }
+        // SAFETY: lines 1 to 4 and 9 are passed on, and 1 ≤ rows ≤ 4; line 7 for the instructions.
+        unsafe { by_rows!(1 2 3) }
+    }
+
     fn group_sums(self, _: Layout, panel: &[i8], sums: &mut [[f32; PANEL]]) {
         // SAFETY: line 7 for the instructions.
         unsafe { group_sums(panel, sums) }
@@ -185,6 +203,75 @@ unsafe fn group_product<const R: usize, const ZERO_POINTS: bool>(
         }
     }
     for (row, y) in product.iter_mut().zip(y) {
+        // SAFETY: a row of the tile is 32 f32, two registers, and 64-byte aligned.
+        unsafe {
+            _mm512_store_ps(row.as_mut_ptr(), y[0]);
+            _mm512_store_ps(row.as_mut_ptr().add(16), y[1]);
+        }
+    }
+}
+
+/// # Safety
+/// Lines 1 to 4 of [`TileKernel`] and 9 of [`GroupKernel`] with `rows = R`, and the processor has the enabled features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn group_product_stored<const R: usize, const ZERO_POINTS: bool>(
+    operands: GroupOperands<StoredColumns>,
+    product: &mut Tile<f32>,
+) {
+    let GroupOperands { codes: Operands { a, lda, panel, k, ahead, .. }, x, ldx, columns } = operands;
+    let StoredColumns { scales, zero_points } = columns;
+    let (ones, divisor) = (_mm512_set1_epi8(1), _mm512_set1_ps(127.0));
+    let mut y = [[_mm512_setzero_ps(); 2]; R];
+    for group in 0..k / GROUP {
+        let first = group * GROUP;
+        if first.is_multiple_of(K_STEP) {
+            ahead.fetch(first);
+        }
+        let mut acc = [[_mm512_setzero_si512(); 2]; R];
+        let mut sums = [_mm512_setzero_si512(); 2];
+        for offset in (first..first + GROUP).step_by(4) {
+            // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, aligned.
+            let w = unsafe {
+                let at = panel.add(offset * PANEL);
+                [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
+            };
+            sums = [_mm512_dpbusd_epi32(sums[0], ones, w[0]), _mm512_dpbusd_epi32(sums[1], ones, w[1])];
+            for (r, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: line 1: r < rows and offset + 4 ≤ k.
+                let x = unsafe { _mm512_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned()) };
+                acc[0] = _mm512_dpbusd_epi32(acc[0], x, w[0]);
+                acc[1] = _mm512_dpbusd_epi32(acc[1], x, w[1]);
+            }
+        }
+        for half in 0..2 {
+            let at = group * PANEL + half * PANEL / 2;
+            // SAFETY: line 9: group < k/GROUP; 16 values of 16 bits.
+            let scales = unsafe { _mm256_loadu_si256(scales.add(at).cast()) };
+            let scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(scales)));
+            let steps = _mm512_div_ps(scales, divisor);
+            let sums = _mm512_cvtepi32_ps(sums[half]);
+            let zero_points = match zero_points {
+                // SAFETY: line 9: 16 values of 8 bits.
+                Some(zero_points) if ZERO_POINTS => {
+                    let codes = unsafe { _mm_loadu_si128(zero_points.add(at).cast()) };
+                    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
+                }
+                _ => _mm512_setzero_ps(),
+            };
+            for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
+                // SAFETY: line 9: r < rows.
+                let terms = unsafe { &*x.add(r * ldx + group) };
+                let acc = _mm512_cvtepi32_ps(acc[half]);
+                let mut corrected = _mm512_fnmadd_ps(_mm512_set1_ps(terms.zero), sums, acc);
+                if ZERO_POINTS {
+                    corrected = _mm512_fnmadd_ps(_mm512_set1_ps(terms.rest), zero_points, corrected);
+                }
+                let scaled = _mm512_mul_ps(corrected, steps);
+                y[half] = _mm512_fmadd_ps(_mm512_set1_ps(terms.step), scaled, y[half]);
+            }
+        }
+    }
+    for (row, y) in product.0.iter_mut().zip(y) {
         // SAFETY: a row of the tile is 32 f32, two registers, and 64-byte aligned.
         unsafe {
             _mm512_store_ps(row.as_mut_ptr(), y[0]);

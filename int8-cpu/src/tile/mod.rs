@@ -21,6 +21,7 @@ pub(crate) mod portable;
 
 pub(crate) use lanes::{Instructions, LANES, Load};
 
+use half::bf16;
 use int8_core::GROUP;
 
 use crate::groups::{AddGroup, GroupSums, GroupTerms};
@@ -131,15 +132,24 @@ pub(crate) struct GroupColumns {
     pub(crate) zero_points: Option<*const f32>,
 }
 
+/// The constants of one panel's columns as they are stored, `[groups, PANEL]` each.
+#[derive(Clone, Copy)]
+pub(crate) struct StoredColumns {
+    /// `s`.
+    pub(crate) scales: *const bf16,
+    /// Nothing where all are 0.
+    pub(crate) zero_points: Option<*const i8>,
+}
+
 /// The operands of a tile with constants for groups of K.
 #[derive(Clone, Copy)]
-pub(crate) struct GroupOperands {
+pub(crate) struct GroupOperands<C = GroupColumns> {
     pub(crate) codes: Operands,
     /// `[rows, groups]`, row-major, with `k/GROUP` groups.
     pub(crate) x: *const GroupTerms,
     /// Elements between two rows of `x`.
     pub(crate) ldx: usize,
-    pub(crate) columns: GroupColumns,
+    pub(crate) columns: C,
 }
 
 /// A computation compiled once for each instruction set. Implementations are `#[inline(always)]`, so that their loops
@@ -199,8 +209,8 @@ pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
 ///
 /// # Safety
 /// Contract of [`group_product`](Self::group_product), besides lines 1 to 4 of [`TileKernel`] for `codes`:
-/// 9. `x` is readable for `rows` rows of `k/GROUP` terms, `ldx` apart, and each of `columns` for `k/GROUP·PANEL` floats,
-///    64-byte aligned.
+/// 9. `x` is readable for `rows` rows of `k/GROUP` terms, `ldx` apart, and each of `columns` for `k/GROUP·PANEL` values,
+///    64-byte aligned where they are floats.
 ///
 /// Contract of the implementor, besides lines 7 and 8:
 /// 10. `product` can do with `k = GROUP` (line 3), or `group_product` does not call it.
@@ -236,6 +246,18 @@ pub(crate) unsafe trait GroupKernel: TileKernel {
                 });
             }
         }
+    }
+
+    /// Rows up to which [`group_product_stored`](Self::group_product_stored) may be asked.
+    const FEW_ROWS: usize = 0;
+
+    /// As [`group_product`](Self::group_product), from the stored constants: widening them first, and adding up the codes,
+    /// takes as long as the product of a few rows. The same bits.
+    ///
+    /// # Safety
+    /// Line 9, lines 1 to 4 of [`TileKernel`], and `rows ≤ FEW_ROWS`.
+    unsafe fn group_product_stored(self, _: GroupOperands<StoredColumns>, _: &mut Tile<f32>) {
+        unreachable!("FEW_ROWS is 0");
     }
 
     /// `Σ_{k ∈ g} q_w` of one panel, `[k/GROUP, PANEL]`.
