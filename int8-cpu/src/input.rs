@@ -95,6 +95,7 @@ impl Input {
 }
 
 /// Scratch of one thread: a row widened to f32, and magnitudes for a median.
+#[derive(Default)]
 struct Scratch {
     row: Vec<f32>,
     magnitudes: Vec<u32>,
@@ -141,7 +142,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         if self.serial() {
             job(
                 0..rows,
-                &mut self.scratch(),
+                &mut Scratch::default(),
                 Part { codes: task_codes, results: &mut results, groups: &mut groups, dense: &mut dense },
             );
         } else {
@@ -150,7 +151,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
             let group_parts = parts(&mut groups, TASK_ROWS * group_count, tasks);
             let tasks = task_codes.par_chunks_mut(TASK_ROWS * stride).zip(results.par_chunks_mut(TASK_ROWS));
             tasks.zip(dense_parts).zip(group_parts).enumerate().for_each_init(
-                || self.scratch(),
+                Scratch::default,
                 |scratch, (task, (((codes, results), dense), groups))| {
                     let first = task * TASK_ROWS;
                     job(first..first + results.len(), scratch, Part { codes, results, groups, dense });
@@ -179,10 +180,6 @@ impl<K: TileKernel> Quantizer<'_, K> {
         self.x.rows * self.x.columns < SERIAL_ELEMENTS || rayon::current_num_threads() == 1
     }
 
-    fn scratch(&self) -> Scratch {
-        Scratch { row: vec![0.0; scratch_length(self.x.columns)], magnitudes: Vec::new() }
-    }
-
     /// The columns that leave as a whole.
     fn outlier_columns(&self) -> Vec<usize> {
         if self.config.outlier_granularity == OutlierGranularity::Value
@@ -193,7 +190,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let flag = |span: Span<usize>| {
             let mut flags = vec![0_u8; inner];
-            let mut scratch = self.scratch();
+            let mut scratch = Scratch::default();
             self.tile.vectorize(FlagColumns {
                 quantizer: self,
                 span,
@@ -235,10 +232,10 @@ impl<K: TileKernel> Quantizer<'_, K> {
             self.tile.vectorize(RangeOfRow { quantizer: self, row, scratch, mask })
         };
         let whole = if self.serial() {
-            let mut scratch = self.scratch();
+            let mut scratch = Scratch::default();
             rows.fold(Range::EMPTY, |range, row| range.union(range_of(&mut scratch, row)))
         } else {
-            rows.into_par_iter().map_init(|| self.scratch(), range_of).reduce(|| Range::EMPTY, Range::union)
+            rows.into_par_iter().map_init(Scratch::default, range_of).reduce(|| Range::EMPTY, Range::union)
         };
         Some(Constants::new(whole, self.config.input_encoding))
     }

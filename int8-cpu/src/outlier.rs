@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use crate::Error;
 use crate::convert;
 use crate::kernel::Layout;
-use crate::tile::{self, Instructions, LANES, PANEL, Vectorized};
+use crate::tile::{self, Instructions, LANES, Load, PANEL, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// What the outliers of `x` are multiplied with.
@@ -53,6 +53,16 @@ impl ExactColumn {
             Self::F32(values) => values.len(),
             Self::F16(values) => values.len(),
             Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// The values of the panel that begins with this row of the weight.
+    #[inline(always)]
+    fn panel<I: Instructions>(&self, simd: I, first: usize) -> [I::Floats; 2] {
+        match self {
+            Self::F32(values) => load_panel(simd, &values[first..]),
+            Self::F16(values) => load_panel(simd, &values[first..]),
+            Self::Bf16(values) => load_panel(simd, &values[first..]),
         }
     }
 
@@ -165,29 +175,8 @@ impl Vectorized for FillPanel<'_> {
             }
             Columns::Exact(columns) => {
                 for (row, column) in rows.iter_mut().zip(columns) {
-                    let last = (first + PANEL).min(column.len());
-                    match column {
-                        ExactColumn::F32(values) => {
-                            for (row, values) in
-                                row.as_chunks_mut().0.iter_mut().zip(halves(&values[first..last]))
-                            {
-                                simd.store(simd.load(&values), row);
-                            }
-                        }
-                        ExactColumn::F16(values) => {
-                            for (row, values) in
-                                row.as_chunks_mut().0.iter_mut().zip(halves(&values[first..last]))
-                            {
-                                simd.store(simd.load_f16(&values), row);
-                            }
-                        }
-                        ExactColumn::Bf16(values) => {
-                            for (row, values) in
-                                row.as_chunks_mut().0.iter_mut().zip(halves(&values[first..last]))
-                            {
-                                simd.store(simd.load_bf16(&values), row);
-                            }
-                        }
+                    for (half, row) in column.panel(simd, first).into_iter().zip(row.as_chunks_mut().0) {
+                        simd.store(half, row);
                     }
                 }
             }
@@ -195,10 +184,17 @@ impl Vectorized for FillPanel<'_> {
     }
 }
 
-/// Up to `PANEL` values as two vectors, zero behind the last one.
+/// `PANEL` values, or fewer and zeros behind them.
 #[inline(always)]
-fn halves<T: Copy + Default>(values: &[T]) -> [[T; LANES]; 2] {
-    let mut halves = [[T::default(); LANES]; 2];
-    halves.as_flattened_mut()[..values.len()].copy_from_slice(values);
-    halves
+fn load_panel<I: Instructions, T: Load>(simd: I, values: &[T]) -> [I::Floats; 2] {
+    let mut padded = [T::default(); PANEL];
+    let whole = match values.first_chunk() {
+        Some(whole) => whole,
+        None => {
+            padded[..values.len()].copy_from_slice(values);
+            &padded
+        }
+    };
+    let halves = whole.as_chunks::<LANES>().0;
+    [T::load(simd, &halves[0]), T::load(simd, &halves[1])]
 }

@@ -52,7 +52,7 @@ impl Dispatch for Rows<'_> {
     fn run<K: TileKernel>(self, tile: K) {
         let inner = self.w.columns;
         let length = scratch_length(inner);
-        let (mut scratch, mut padded) = (vec![0.0; length], vec![0_i8; length]);
+        let (mut scratch, mut padded) = (Vec::new(), vec![0_i8; length]);
         for (row, scale) in self.scales.iter_mut().enumerate() {
             let target = &mut self.codes[row * inner..][..inner];
             // Rows of whole blocks are encoded in place.
@@ -68,7 +68,7 @@ impl Dispatch for Rows<'_> {
 /// One row, compiled for the kernel's instruction set.
 struct Row<'a> {
     row: Typed<'a>,
-    scratch: &'a mut [f32],
+    scratch: &'a mut Vec<f32>,
     /// Whole blocks.
     codes: &'a mut [i8],
 }

@@ -104,24 +104,24 @@ impl Constants {
 
 /// A row as f32 in blocks: the row itself, or its values widened into `scratch`, with zeros behind the last one.
 ///
-/// `scratch` must hold [`scratch_length`] elements.
+/// `scratch` grows where it is used.
 #[inline(always)]
 pub(crate) fn widen<'a, I: Instructions>(
     simd: I,
     row: Typed<'a>,
-    scratch: &'a mut [f32],
+    scratch: &'a mut Vec<f32>,
 ) -> &'a [[f32; BLOCK]] {
     let inner = row.len();
-    let scratch = &mut scratch[..scratch_length(inner)];
+    if let Typed::F32(row) = row {
+        let (blocks, rest) = row.as_chunks::<BLOCK>();
+        if rest.is_empty() {
+            return blocks;
+        }
+    }
+    scratch.resize(scratch_length(inner), 0.0);
     let vectors = scratch.as_chunks_mut::<LANES>().0;
     match row {
-        Typed::F32(row) => {
-            let (blocks, rest) = row.as_chunks::<BLOCK>();
-            if rest.is_empty() {
-                return blocks;
-            }
-            scratch[..inner].copy_from_slice(row);
-        }
+        Typed::F32(row) => scratch[..inner].copy_from_slice(row),
         Typed::F16(row) => {
             let (whole, rest) = row.as_chunks::<LANES>();
             for (target, values) in vectors.iter_mut().zip(whole) {
@@ -473,7 +473,7 @@ fn count_up_to<I: Instructions>(simd: I, vectors: &[[f32; LANES]], bits: i32) ->
 /// Quantises one row, every value counting, compiled for the kernel's instruction set.
 pub(crate) struct EncodeRow<'a> {
     pub(crate) row: Typed<'a>,
-    pub(crate) scratch: &'a mut [f32],
+    pub(crate) scratch: &'a mut Vec<f32>,
     pub(crate) constants: Option<Constants>,
     pub(crate) encoding: Encoding,
     /// Whole blocks; behind the last value zero codes are left.
@@ -500,7 +500,7 @@ impl Vectorized for EncodeRow<'_> {
 /// Quantises one row in groups, every value counting, compiled for the kernel's instruction set.
 pub(crate) struct EncodeGroups<'a> {
     pub(crate) row: Typed<'a>,
-    pub(crate) scratch: &'a mut [f32],
+    pub(crate) scratch: &'a mut Vec<f32>,
     pub(crate) encoding: Encoding,
     /// Whole blocks; behind the last value zero codes are left.
     pub(crate) codes: &'a mut [i8],
@@ -541,7 +541,7 @@ impl Vectorized for EncodeGroups<'_> {
 /// The range of one row, every value counting.
 pub(crate) struct RowRange<'a> {
     pub(crate) row: Typed<'a>,
-    pub(crate) scratch: &'a mut [f32],
+    pub(crate) scratch: &'a mut Vec<f32>,
     pub(crate) encoding: Encoding,
 }
 
@@ -581,7 +581,7 @@ mod tests {
 
         #[inline(always)]
         fn call<I: Instructions>(self, simd: I) -> f32 {
-            let mut padded = vec![0.0; scratch_length(self.row.len())];
+            let mut padded = Vec::new();
             let blocks = widen(simd, Typed::F32(self.row), &mut padded);
             lower_median(simd, blocks, self.scratch)
         }

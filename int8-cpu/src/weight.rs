@@ -11,7 +11,7 @@ use crate::groups::{WeightGroups, padded_groups};
 use crate::kernel::{Dispatch, Kernel, Layout};
 use crate::matrix::Source;
 use crate::resident::Resident;
-use crate::rows::{Constants, EncodeGroups, EncodeRow, Range, RowRange, scratch_length};
+use crate::rows::{Constants, EncodeGroups, EncodeRow, Range, RowRange};
 use crate::tile::{Instructions, K_STEP, LANES, PANEL, TileKernel};
 use crate::{Error, convert, rows_of};
 
@@ -312,15 +312,14 @@ impl Dispatch for Quantize<'_> {
         let Self { kernel, w, encoding, granularity } = self;
         let (outputs, inner) = (w.rows, w.columns);
         let whole = (granularity == Granularity::Tensor).then(|| {
-            let ranges = (0..outputs).into_par_iter().map_init(
-                || vec![0.0; scratch_length(inner)],
-                |scratch, row| tile.vectorize(RowRange { row: w.row(row), scratch, encoding }),
-            );
+            let ranges = (0..outputs).into_par_iter().map_init(Vec::new, |scratch, row| {
+                tile.vectorize(RowRange { row: w.row(row), scratch, encoding })
+            });
             Constants::new(ranges.reduce(|| Range::EMPTY, Range::union), encoding)
         });
         let groups = if granularity == Granularity::Group { quantize::group_count(inner) } else { 1 };
         pack(kernel, outputs, inner, groups, |row, codes, constants| {
-            let mut scratch = vec![0.0; scratch_length(inner)];
+            let mut scratch = Vec::new();
             let row = w.row(row);
             if granularity == Granularity::Group {
                 return tile.vectorize(EncodeGroups {
