@@ -143,11 +143,6 @@ pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Bl
     });
 }
 
-/// Where the panel that is read next begins; this one, which is in the cache, if there is none.
-pub(crate) fn panel_ahead(weight: &PackedWeight, panel: usize, next: Option<usize>) -> *const i8 {
-    weight.panel(next.unwrap_or(panel)).as_ptr()
-}
-
 /// `a [M, K] · Wᵀ → i32 [M, N]`.
 pub(crate) struct Product<'a> {
     /// Rows contiguous.
@@ -181,16 +176,17 @@ impl Dispatch for Product<'_> {
             for (panel, next) in block.panels {
                 let first = panel * PANEL;
                 let width = PANEL.min(outputs - first);
-                let (tiles, ahead) = (block.rows.tiles().count(), panel_ahead(weight, panel, next));
+                let tiles = block.rows.tiles().count();
+                let (panel, next) = (weight.panel(panel), next.map(|next| weight.panel(next)));
                 for (tile_index, rows) in block.rows.tiles().enumerate() {
                     let operands = Operands {
                         a: codes[rows.start * stride..].as_ptr(),
                         lda: stride,
                         rows: rows.len(),
-                        panel: weight.panel(panel).as_ptr(),
+                        panel: panel.as_ptr(),
                         k,
                         ldw: weight.row_bytes(),
-                        ahead: Ahead::share(ahead, tile_index, tiles),
+                        ahead: Ahead::new::<K>(panel, next, tile_index, tiles),
                     };
                     // SAFETY: line 1: `codes` holds every row, and ROW_STEP more, at this stride ≥ k; line 2: a panel of
                     // the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks

@@ -6,7 +6,7 @@ use int8_core::{Config, Element, Error as CoreError, Granularity};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
-use crate::driver::{self, Grid, panel_ahead};
+use crate::driver::{self, Grid};
 use crate::epilogue::{Finish, PanelTerms, SparseRow};
 use crate::groups::{Grouped, PanelProduct, Whole};
 use crate::input::{Input, InputGroups, Outliers, Quantizer};
@@ -166,11 +166,11 @@ impl<K: TileKernel> Layer<'_, K> {
             }
             product.start(panel, block.rows.count());
             let terms = PanelTerms::new(self.weight, panel, self.bias);
-            let ahead = panel_ahead(self.weight, panel, next);
             if let Some(next) = next {
                 PanelTerms::fetch(self.weight, next);
                 self.columns.fetch(next);
             }
+            let next = next.map(|next| self.weight.panel(next));
             for (tile_index, rows) in block.rows.tiles().enumerate() {
                 let operands = Operands {
                     a: self.input.codes.codes()[rows.start * self.input.stride..].as_ptr(),
@@ -179,7 +179,7 @@ impl<K: TileKernel> Layer<'_, K> {
                     panel: codes.as_ptr(),
                     k: padded_inner,
                     ldw: self.weight.row_bytes(),
-                    ahead: Ahead::share(ahead, tile_index, tiles),
+                    ahead: Ahead::new::<K>(codes, next, tile_index, tiles),
                 };
                 // SAFETY: line 1: the code buffer holds every row of x, and ROW_STEP more, at this stride ≥ padded K;
                 // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks

@@ -259,7 +259,7 @@ mod tests {
                 panel: panel.0.as_ptr(),
                 k: 128,
                 ldw: 0,
-                ahead: Ahead::share(panel.0.as_ptr(), 0, 1),
+                ahead: Ahead { panel: panel.0.as_ptr(), from: 0, to: 0 },
             };
             // SAFETY: 6 rows of 128 bytes, an aligned panel of 128·PANEL bytes; features checked above.
             unsafe { avx512_vl::product(operands, &mut by_dot) };

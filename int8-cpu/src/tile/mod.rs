@@ -77,8 +77,13 @@ pub(crate) struct Ahead {
 pub(crate) const AHEAD_LINES: usize = PANEL * K_STEP / 64;
 
 impl Ahead {
-    /// Tile `index` of `count` fetches its share of `panel`.
-    pub(crate) fn share(panel: *const i8, index: usize, count: usize) -> Self {
+    /// Tile `index` of `count` that read `panel` fetches its share of the one that is read `next`; of `panel` itself, which is
+    /// in the cache, if there is none. A tile that reads `panel` alone fetches what lies a little behind what it reads.
+    pub(crate) fn new<K: TileKernel>(panel: &[i8], next: Option<&[i8]>, index: usize, count: usize) -> Self {
+        let panel = match K::FETCH_DISTANCE {
+            Some(distance) if count == 1 => panel.as_ptr().wrapping_add(distance),
+            _ => next.unwrap_or(panel).as_ptr(),
+        };
         Self { panel, from: AHEAD_LINES * index / count, to: AHEAD_LINES * (index + 1) / count }
     }
 
@@ -181,6 +186,9 @@ pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
     const ROWS: usize;
     /// Rows that cost no more than one: tiles are cut at multiples of it.
     const ROW_STEP: usize = 1;
+    /// Bytes between what a tile reads and what it fetches while no other reads its panel, for a kernel that reads panels from
+    /// their beginning to their end. `None`: it fetches the next panel.
+    const FETCH_DISTANCE: Option<usize> = None;
     /// Added to the codes of `x` in memory: 128 where the instruction multiplies unsigned by signed bytes.
     const OFFSET: u8;
 
