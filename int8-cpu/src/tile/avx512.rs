@@ -254,8 +254,8 @@ unsafe fn group_product_stored<const R: usize, const ZERO_POINTS: bool>(
             let steps = _mm512_div_ps(scales, divisor);
             let sums = _mm512_cvtepi32_ps(sums[half]);
             let zero_points = match zero_points {
-                // SAFETY: line 9: 16 values of 8 bits.
                 Some(zero_points) if ZERO_POINTS => {
+                    // SAFETY: line 9: 16 values of 8 bits.
                     let codes = unsafe { _mm_loadu_si128(zero_points.add(at).cast()) };
                     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
                 }
