@@ -5,8 +5,9 @@
 //! ```
 //!
 //! A group has 32 values, so the parenthesis and each of its terms are integers below 2²⁴: exact in f32. The sums of a
-//! weight's codes are not stored but added up, once for each panel that a task reads: they would be a sixteenth more
-//! memory to read where memory decides, and are lost in the product where it does not.
+//! weight's codes are not stored but added up, once for each panel that a task reads, or by the product itself where it has
+//! few rows: they would be a sixteenth more memory to read where memory decides, and are lost in the product where it does
+//! not.
 
 use half::bf16;
 use int8_core::GROUP;
