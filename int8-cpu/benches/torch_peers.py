@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Times oneDNN through PyTorch (int8 product, bf16 and f32 linear) and bitsandbytes' CPU layer beside int8-cpu.
 
-    python3 int8-cpu/benches/torch_peers.py [--threads N] [--best] [--json FILE] [--environment FOLDER] [--shapes MxNxK,...]
+    python3 int8-cpu/benches/torch_peers.py [--threads N] [--best] [--json FILE] [--environment FOLDER] [--bench FILE]
+                                             [--shapes MxNxK,...]
 
 Makes its own virtual environment (several GB: PyTorch comes with its libraries) unless the folder holds one already.
-int8-cpu is timed by its bench `layer`, which is built first. For each shape the two programs take turns, several
+int8-cpu is timed by its bench `layer`, which is built first unless `--bench` names it: for a machine without Rust. For each shape the two programs take turns, several
 times; each program's own rounds are medians, and the medians of those are compared. Times are for the same number of
 threads, weights rotated so that no cache keeps them, 0.1 % outlier columns. `--best` compares best rounds instead of
 medians: for a machine with other work on it, together with `--threads 1` (threads that wait for each other by spinning
@@ -111,6 +112,7 @@ def main():
     parser.add_argument("--best", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--environment", type=Path, default=ROOT / "target" / "torch-peers")
+    parser.add_argument("--bench", type=Path)
     parser.add_argument("--shapes")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -118,7 +120,7 @@ def main():
     if arguments.worker:
         return worker(parse(arguments.worker), arguments.threads, arguments.best)
 
-    python, bench = environment(arguments.environment), build_bench()
+    python, bench = environment(arguments.environment), arguments.bench or build_bench()
     shapes = [parse(text) for text in arguments.shapes.split(",")] if arguments.shapes else SHAPES
     rows = []
     print("    M      N      K | layer us | vs bf16  vs f32  vs bitsandbytes | raw vs _int_mm")

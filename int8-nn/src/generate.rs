@@ -62,6 +62,9 @@ pub const PREFILL_ROWS: usize = 1024;
 impl<B: Backend> Model<B> {
     /// Continues `prompt`, or writes what a model says that has read it; `on_token` sees each new token as it is chosen and may end the generation.
     ///
+    /// On a CPU, a caller outside rayon's pool pays for waking a thread in it twice a token; `rayon::scope(|_| …)` around the
+    /// call saves it.
+    ///
     /// # Errors
     /// [`Error::Input`] for an empty prompt, ids outside the vocabulary, a prompt longer than the model's positions, or
     /// bad sampling settings.

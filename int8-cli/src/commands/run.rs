@@ -102,15 +102,15 @@ impl Run<'_> {
             }
         }
         let mut failed = None;
-        let generation = self.model.generate_ids(prompt, &options, |id| {
-            match piece(id).and_then(|text| print(&text)) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(failure) => {
-                    failed = Some(failure);
-                    ControlFlow::Break(())
-                }
+        let on_token = |id| match piece(id).and_then(|text| print(&text)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(failure) => {
+                failed = Some(failure);
+                ControlFlow::Break(())
             }
-        })?;
+        };
+        // A thread outside the pool would hand each step over to one inside, and sleep.
+        let generation = rayon::scope(|_| self.model.generate_ids(prompt, &options, on_token))?;
         if let Some(failure) = failed {
             return Err(failure);
         }

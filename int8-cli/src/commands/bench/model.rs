@@ -74,7 +74,8 @@ pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result
     let bar = output.bar("timing", "rounds");
     for round in 0..=rounds {
         for runner in &mut runners {
-            runner.round(&ids[..prompt], &ids[prompt..])?;
+            // Inside the pool, as `int8 run` generates.
+            rayon::scope(|_| runner.round(&ids[..prompt], &ids[prompt..]))?;
             if round == 0 {
                 // It warmed up pages and clocks, and fetched the exact columns.
                 runner.prefill.clear();
