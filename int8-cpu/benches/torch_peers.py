@@ -5,11 +5,11 @@
                                              [--shapes MxNxK,...]
 
 Makes its own virtual environment (several GB: PyTorch comes with its libraries) unless the folder holds one already.
-int8-cpu is timed by its bench `layer`, which is built first unless `--bench` names it: for a machine without Rust. For each shape the two programs take turns, several
-times; each program's own rounds are medians, and the medians of those are compared. Times are for the same number of
-threads, weights rotated so that no cache keeps them, 0.1 % outlier columns. `--best` compares best rounds instead of
-medians: for a machine with other work on it, together with `--threads 1` (threads that wait for each other by spinning
-lose far more to other work than those that do not).
+int8-cpu is timed by its bench `layer`, which is built first unless `--bench` names it (for a machine without Rust).
+For each shape the two programs take turns, several times; each program's own rounds are medians, and the medians of
+those are compared. Times are for the same number of threads, weights rotated so that no cache keeps them, 0.1 %
+outlier columns. `--best` compares best rounds instead of medians: for a machine with other work on it, together with
+`--threads 1` (threads that wait for each other by spinning lose far more to other work than those that do not).
 """
 
 import argparse
