@@ -97,16 +97,16 @@ unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
 /// Rows whose integer and f32 accumulators fit the registers: 6 rows × 4 = 24, weights, a broadcast and temporaries.
 const GROUP_ROWS: usize = 6;
 
-/// Calls `$function::<R, $zeros>` for the R that equals `$rows`, 1 to 6.
+/// Calls `$function::<R, $zeros, C>` for the R that equals `$rows`, 1 to 6.
 macro_rules! by_group_rows {
     ($rows:expr, $zeros:literal, $function:ident($($argument:expr),*)) => {
         match $rows {
-            1 => $function::<1, $zeros>($($argument),*),
-            2 => $function::<2, $zeros>($($argument),*),
-            3 => $function::<3, $zeros>($($argument),*),
-            4 => $function::<4, $zeros>($($argument),*),
-            5 => $function::<5, $zeros>($($argument),*),
-            _ => $function::<6, $zeros>($($argument),*),
+            1 => $function::<1, $zeros, C>($($argument),*),
+            2 => $function::<2, $zeros, C>($($argument),*),
+            3 => $function::<3, $zeros, C>($($argument),*),
+            4 => $function::<4, $zeros, C>($($argument),*),
+            5 => $function::<5, $zeros, C>($($argument),*),
+            _ => $function::<6, $zeros, C>($($argument),*),
         }
     };
 }
@@ -114,40 +114,16 @@ macro_rules! by_group_rows {
 // SAFETY: line 10: `group_product` is its own. Line 8: the parts cover rows 0..rows, each stores its own.
 unsafe impl GroupKernel for Avx512Tile {
     unsafe fn group_product(self, operands: GroupOperands, product: &mut Tile<f32>) {
-        let GroupOperands { codes, x, ldx, columns } = operands;
-        let parts = codes.rows.div_ceil(GROUP_ROWS);
-        for part in 0..parts {
-            let (first, end) = (codes.rows * part / parts, codes.rows * (part + 1) / parts);
-            let sums = &mut product.0[first..end];
-            // SAFETY: lines 1 to 4 and 9 for rows first..end; line 7 for the instructions.
-            unsafe {
-                let rows = Operands { a: codes.a.add(first * codes.lda), rows: end - first, ..codes };
-                let part = GroupOperands { codes: rows, x: x.add(first * ldx), ldx, columns };
-                if columns.zero_points.is_some() {
-                    by_group_rows!(end - first, true, group_product(part, first == 0, sums));
-                } else {
-                    by_group_rows!(end - first, false, group_product(part, first == 0, sums));
-                }
-            }
-        }
+        // SAFETY: lines 1 to 4 and 9 are passed on; line 7 for the instructions.
+        unsafe { group_products(operands, product) }
     }
 
     /// 4 rows × 4 accumulators, 2 of code sums, weights, constants and temporaries.
     const FEW_ROWS: usize = 4;
 
     unsafe fn group_product_stored(self, operands: GroupOperands<StoredColumns>, product: &mut Tile<f32>) {
-        macro_rules! by_rows {
-            ($($rows:literal)*) => {
-                match (operands.codes.rows, operands.columns.zero_points) {
-                    $(($rows, Some(_)) => group_product_stored::<$rows, true>(operands, product),
-                    ($rows, None) => group_product_stored::<$rows, false>(operands, product),)*
-                    (_, Some(_)) => group_product_stored::<4, true>(operands, product),
-                    (_, None) => group_product_stored::<4, false>(operands, product),
-                }
-            };
-        }
-        // SAFETY: lines 1 to 4 and 9 are passed on, and 1 ≤ rows ≤ 4; line 7 for the instructions.
-        unsafe { by_rows!(1 2 3) }
+        // SAFETY: as above.
+        unsafe { group_products(operands, product) }
     }
 
     fn group_sums(self, _: Layout, panel: &[i8], sums: &mut [[f32; PANEL]]) {
@@ -156,60 +132,83 @@ unsafe impl GroupKernel for Avx512Tile {
     }
 }
 
-/// # Safety
-/// Lines 1 to 4 of [`TileKernel`] and 9 of [`GroupKernel`] with `rows = R`, and the processor has the enabled features.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn group_product<const R: usize, const ZERO_POINTS: bool>(
-    operands: GroupOperands,
-    fetch: bool,
-    product: &mut [[f32; PANEL]],
-) {
-    let GroupOperands { codes: Operands { a, lda, panel, k, ahead, .. }, x, ldx, columns } = operands;
-    let GroupColumns { steps, sums, zero_points } = columns;
-    let mut y = [[_mm512_setzero_ps(); 2]; R];
-    for group in 0..k / GROUP {
-        let first = group * GROUP;
-        if fetch && first.is_multiple_of(K_STEP) {
-            ahead.fetch(first);
-        }
-        let mut acc = [[_mm512_setzero_si512(); 2]; R];
-        for offset in (first..first + GROUP).step_by(4) {
-            // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, aligned.
-            let w = unsafe {
-                let at = panel.add(offset * PANEL);
-                [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
+/// Constants of one panel's columns, 16 at a time.
+trait Constants: Copy {
+    /// Whether the code sums are those that the product itself adds up.
+    const ADDS_UP: bool;
+
+    fn has_zero_points(self) -> bool;
+
+    /// Steps, code sums and zero points from index `at` on of `[groups, PANEL]`; `added` are the sums of the product.
+    ///
+    /// # Safety
+    /// Line 9 of [`GroupKernel`], with 16 columns at `at`, and the processor has AVX-512.
+    unsafe fn load(self, at: usize, added: __m512i) -> [__m512; 3];
+}
+
+impl Constants for GroupColumns {
+    const ADDS_UP: bool = false;
+
+    fn has_zero_points(self) -> bool {
+        self.zero_points.is_some()
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, at: usize, _: __m512i) -> [__m512; 3] {
+        // SAFETY: this function's contract: 16 aligned floats in each.
+        unsafe {
+            let zero_points = match self.zero_points {
+                Some(zero_points) => _mm512_load_ps(zero_points.add(at)),
+                None => _mm512_setzero_ps(),
             };
-            for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: line 1: r < rows and offset + 4 ≤ k.
-                let x = unsafe { _mm512_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned()) };
-                acc[0] = _mm512_dpbusd_epi32(acc[0], x, w[0]);
-                acc[1] = _mm512_dpbusd_epi32(acc[1], x, w[1]);
-            }
-        }
-        for half in 0..2 {
-            let at = group * PANEL + half * PANEL / 2;
-            // SAFETY: line 9: group < k/GROUP.
-            let (steps, sums) = unsafe { (_mm512_load_ps(steps.add(at)), _mm512_load_ps(sums.add(at))) };
-            for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
-                // SAFETY: line 9: r < rows.
-                let terms = unsafe { &*x.add(r * ldx + group) };
-                let acc = _mm512_cvtepi32_ps(acc[half]);
-                let mut corrected = _mm512_fnmadd_ps(_mm512_set1_ps(terms.zero), sums, acc);
-                if let (true, Some(zero_points)) = (ZERO_POINTS, zero_points) {
-                    // SAFETY: line 9.
-                    let zero_points = unsafe { _mm512_load_ps(zero_points.add(at)) };
-                    corrected = _mm512_fnmadd_ps(_mm512_set1_ps(terms.rest), zero_points, corrected);
-                }
-                let scaled = _mm512_mul_ps(corrected, steps);
-                y[half] = _mm512_fmadd_ps(_mm512_set1_ps(terms.step), scaled, y[half]);
-            }
+            [_mm512_load_ps(self.steps.add(at)), _mm512_load_ps(self.sums.add(at)), zero_points]
         }
     }
-    for (row, y) in product.iter_mut().zip(y) {
-        // SAFETY: a row of the tile is 32 f32, two registers, and 64-byte aligned.
+}
+
+impl Constants for StoredColumns {
+    const ADDS_UP: bool = true;
+
+    fn has_zero_points(self) -> bool {
+        self.zero_points.is_some()
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, at: usize, added: __m512i) -> [__m512; 3] {
+        // SAFETY: this function's contract: 16 scales of 16 bits, 16 zero points of 8.
         unsafe {
-            _mm512_store_ps(row.as_mut_ptr(), y[0]);
-            _mm512_store_ps(row.as_mut_ptr().add(16), y[1]);
+            let scales = _mm512_cvtepu16_epi32(_mm256_loadu_si256(self.scales.add(at).cast()));
+            let scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(scales));
+            let zero_points = match self.zero_points {
+                Some(zero_points) => {
+                    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(zero_points.add(at).cast())))
+                }
+                None => _mm512_setzero_ps(),
+            };
+            [_mm512_div_ps(scales, _mm512_set1_ps(127.0)), _mm512_cvtepi32_ps(added), zero_points]
+        }
+    }
+}
+
+/// All rows of a tile, as many at a time as the registers hold.
+///
+/// # Safety
+/// Lines 1 to 4 of [`TileKernel`] and 9 of [`GroupKernel`], and the processor has AVX-512 VNNI.
+unsafe fn group_products<C: Constants>(operands: GroupOperands<C>, product: &mut Tile<f32>) {
+    let GroupOperands { codes, x, ldx, columns } = operands;
+    let parts = codes.rows.div_ceil(GROUP_ROWS);
+    for part in 0..parts {
+        let (first, end) = (codes.rows * part / parts, codes.rows * (part + 1) / parts);
+        let sums = &mut product.0[first..end];
+        // SAFETY: lines 1 to 4 and 9 for rows first..end, and the instructions.
+        unsafe {
+            let rows = Operands { a: codes.a.add(first * codes.lda), rows: end - first, ..codes };
+            let part = GroupOperands { codes: rows, x: x.add(first * ldx), ldx, columns };
+            if columns.has_zero_points() {
+                by_group_rows!(end - first, true, group_product(part, first == 0, sums));
+            } else {
+                by_group_rows!(end - first, false, group_product(part, first == 0, sums));
+            }
         }
     }
 }
@@ -217,28 +216,31 @@ unsafe fn group_product<const R: usize, const ZERO_POINTS: bool>(
 /// # Safety
 /// Lines 1 to 4 of [`TileKernel`] and 9 of [`GroupKernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn group_product_stored<const R: usize, const ZERO_POINTS: bool>(
-    operands: GroupOperands<StoredColumns>,
-    product: &mut Tile<f32>,
+unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: Constants>(
+    operands: GroupOperands<C>,
+    fetch: bool,
+    product: &mut [[f32; PANEL]],
 ) {
     let GroupOperands { codes: Operands { a, lda, panel, k, ahead, .. }, x, ldx, columns } = operands;
-    let StoredColumns { scales, zero_points } = columns;
-    let (ones, divisor) = (_mm512_set1_epi8(1), _mm512_set1_ps(127.0));
+    let ones = _mm512_set1_epi8(1);
     let mut y = [[_mm512_setzero_ps(); 2]; R];
     for group in 0..k / GROUP {
         let first = group * GROUP;
-        if first.is_multiple_of(K_STEP) {
+        if fetch && first.is_multiple_of(K_STEP) {
             ahead.fetch(first);
         }
         let mut acc = [[_mm512_setzero_si512(); 2]; R];
-        let mut sums = [_mm512_setzero_si512(); 2];
+        let mut added = [_mm512_setzero_si512(); 2];
         for offset in (first..first + GROUP).step_by(4) {
             // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, aligned.
             let w = unsafe {
                 let at = panel.add(offset * PANEL);
                 [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
             };
-            sums = [_mm512_dpbusd_epi32(sums[0], ones, w[0]), _mm512_dpbusd_epi32(sums[1], ones, w[1])];
+            if C::ADDS_UP {
+                added =
+                    [_mm512_dpbusd_epi32(added[0], ones, w[0]), _mm512_dpbusd_epi32(added[1], ones, w[1])];
+            }
             for (r, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: line 1: r < rows and offset + 4 ≤ k.
                 let x = unsafe { _mm512_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned()) };
@@ -247,20 +249,9 @@ unsafe fn group_product_stored<const R: usize, const ZERO_POINTS: bool>(
             }
         }
         for half in 0..2 {
-            let at = group * PANEL + half * PANEL / 2;
-            // SAFETY: line 9: group < k/GROUP; 16 values of 16 bits.
-            let scales = unsafe { _mm256_loadu_si256(scales.add(at).cast()) };
-            let scales = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(scales)));
-            let steps = _mm512_div_ps(scales, divisor);
-            let sums = _mm512_cvtepi32_ps(sums[half]);
-            let zero_points = match zero_points {
-                Some(zero_points) if ZERO_POINTS => {
-                    // SAFETY: line 9: 16 values of 8 bits.
-                    let codes = unsafe { _mm_loadu_si128(zero_points.add(at).cast()) };
-                    _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes))
-                }
-                _ => _mm512_setzero_ps(),
-            };
+            // SAFETY: line 9: group < k/GROUP.
+            let [steps, sums, zero_points] =
+                unsafe { columns.load(group * PANEL + half * PANEL / 2, added[half]) };
             for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
                 // SAFETY: line 9: r < rows.
                 let terms = unsafe { &*x.add(r * ldx + group) };
@@ -274,7 +265,7 @@ unsafe fn group_product_stored<const R: usize, const ZERO_POINTS: bool>(
             }
         }
     }
-    for (row, y) in product.0.iter_mut().zip(y) {
+    for (row, y) in product.iter_mut().zip(y) {
         // SAFETY: a row of the tile is 32 f32, two registers, and 64-byte aligned.
         unsafe {
             _mm512_store_ps(row.as_mut_ptr(), y[0]);
