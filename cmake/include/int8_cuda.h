@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 /* Raised with every change of a struct or an enumerator. */
-#define INT8_CUDA_ABI 1
+#define INT8_CUDA_ABI 2
 
 typedef void *int8_cuda_stream; /* cudaStream_t = CUstream; NULL is the legacy default stream */
 
@@ -51,8 +51,10 @@ typedef enum int8_cuda_algorithm {
   INT8_CUDA_SKINNY = 1,        /* M <= 32: weights streamed once through registers, mma.sync, sm_80 and later */
   INT8_CUDA_MMA = 2,           /* any size: 128x128 tiles, cp.async + mma.sync, sm_80 and later */
   INT8_CUDA_WGMMA_128X256 = 3, /* sm_90a: TMA + wgmma, clusters of two along M */
-  INT8_CUDA_WGMMA_128X128 = 4, /* sm_90a: TMA + wgmma */
-  INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, M <= 64 */
+  INT8_CUDA_WGMMA_128X128 = 4, /* sm_90a: TMA + wgmma, a tile a warpgroup, so that epilogues run beside products */
+  INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, few rows; the next two for smaller N */
+  INT8_CUDA_WGMMA_64X64 = 9,
+  INT8_CUDA_WGMMA_64X32 = 10,
   INT8_CUDA_SKINNY_ONE = 7,    /* M = 1, x f16|bf16 and 16-byte aligned, K <= 65536: SKINNY that quantises x itself; leaves no
                                 * intermediate results in the workspace */
   INT8_CUDA_STREAM = 8,        /* M = 1, x f16|bf16 and 16-byte aligned, K <= 16384 a multiple of 128, sm_90: SKINNY_ONE whose

@@ -67,7 +67,8 @@ constexpr int64_t kOutlierBytes = 256 << 20;
 bool aligned(const void *pointer, uintptr_t to) { return reinterpret_cast<uintptr_t>(pointer) % to == 0; }
 
 bool is_wgmma(int algorithm) {
-  return algorithm >= INT8_CUDA_WGMMA_128X256 && algorithm <= INT8_CUDA_WGMMA_64X128;
+  return (algorithm >= INT8_CUDA_WGMMA_128X256 && algorithm <= INT8_CUDA_WGMMA_64X128) || algorithm == INT8_CUDA_WGMMA_64X64 ||
+         algorithm == INT8_CUDA_WGMMA_64X32;
 }
 
 bool valid_settings(int element, int encoding, int granularity, int rule, int outlier_granularity, int row_maximum,
@@ -100,21 +101,23 @@ RowsLayout lay_out_rows(Arena *arena, int64_t rows, int64_t inner, int granulari
   return layout;
 }
 
-// Which kernel serves a shape best, from the records under docs/benchmarks: tiles large enough to reuse operands, small
-// enough that all multiprocessors have one.
+// Which kernel serves a shape best, from the records under docs/benchmarks.
 int choose(const int8_cuda_linear_params &p, const Device &device) {
   if (stream_takes(p.m, p.n, p.k, p.element, device)) return INT8_CUDA_STREAM;
   // One row: below 64 MB of weights a second launch costs more than every block quantising x for itself.
   if (p.m == 1 && p.element != INT8_CUDA_F32 && p.k <= kSkinnyOneInner && p.n * p.k <= 64 << 20) return INT8_CUDA_SKINNY_ONE;
-  if (p.m <= 16) return INT8_CUDA_SKINNY;
   const bool wgmma = device.major == 9 && p.element != INT8_CUDA_F32 && p.k > 0;
   if (!wgmma) return p.m <= kSkinnyRows ? INT8_CUDA_SKINNY : INT8_CUDA_MMA;
-  if (p.m <= 64) return INT8_CUDA_WGMMA_64X128;
-  if (p.m <= 128) return INT8_CUDA_WGMMA_128X128;
-  const int64_t large = round_up<int64_t>(ceil_div<int64_t>(p.m, 128), 2) * ceil_div<int64_t>(p.n, 256);
-  // One cluster along M reads every weight once.
-  if (p.m <= 256 && 3 * large >= 2 * device.multiprocessors) return INT8_CUDA_WGMMA_128X256;
-  return large >= 2 * device.multiprocessors ? INT8_CUDA_WGMMA_128X256 : INT8_CUDA_WGMMA_128X128;
+  if (p.m <= 4 && p.k <= 8192) return INT8_CUDA_SKINNY;
+  // As many multiprocessors as possible have a tile, but none has two: the smallest tiles with which that is so.
+  const auto at_once = [&](int rows, int columns) {
+    return ceil_div<int64_t>(p.m, rows) * ceil_div<int64_t>(p.n, columns) <= device.multiprocessors;
+  };
+  if (at_once(64, 32)) return INT8_CUDA_WGMMA_64X32;
+  if (at_once(64, 64)) return INT8_CUDA_WGMMA_64X64;
+  if (p.m <= 64 || at_once(64, 128)) return INT8_CUDA_WGMMA_64X128;
+  // Smaller tiles hide their epilogues and fetch more; that decides once the power limit is reached.
+  return at_once(128, 128) || p.m * p.k < 4096 * 4096 ? INT8_CUDA_WGMMA_128X128 : INT8_CUDA_WGMMA_128X256;
 }
 
 struct LinearLayout {
@@ -134,7 +137,8 @@ int8_cuda_status lay_out(const int8_cuda_linear_params &p, const Device &device,
   v.algorithm = p.algorithm == INT8_CUDA_AUTO ? choose(p, device) : p.algorithm;
   const bool stream = v.algorithm == INT8_CUDA_STREAM;
   const bool one = v.algorithm == INT8_CUDA_SKINNY_ONE || stream;
-  if (!one && (v.algorithm < INT8_CUDA_SKINNY || v.algorithm > INT8_CUDA_WGMMA_64X128)) return INT8_CUDA_INVALID;
+  const bool known = one || is_wgmma(v.algorithm) || v.algorithm == INT8_CUDA_SKINNY || v.algorithm == INT8_CUDA_MMA;
+  if (!known) return INT8_CUDA_INVALID;
   if (stream && p.m > 0 && p.n > 0 && !stream_takes(p.m, p.n, p.k, p.element, device)) return INT8_CUDA_UNSUPPORTED;
   if (one && (p.m > 1 || p.element == INT8_CUDA_F32 || p.k > kSkinnyOneInner)) return INT8_CUDA_UNSUPPORTED;
   const bool wgmma = is_wgmma(v.algorithm);

@@ -31,6 +31,7 @@ constexpr int kTicket = 0, kDone = 32, kMask = 64;
 
 struct Shape {
   int slab_rows, slabs, buffers, ahead;  // slab_rows: a power of two; ahead: slabs on their way beside the one looked through
+  int tickets;                           // that a block takes at first: ahead + 1, or as many as ahead
 };
 
 // Shared memory behind the row buffers.
@@ -77,6 +78,10 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
     for (int i = 0; i < shape.buffers; ++i) barrier_init(&tail.full[i], 1);
     barrier_init_fence();
   }
+  // Tickets before the predecessor's end: the product before this row pass has set them back before it let this kernel start
+  // (wgmma_gemm.cu), and nothing that is still running touches them.
+  uint32_t first_ticket = 0;
+  if (threadIdx.x == 0) first_ticket = atomicAdd(&p.state[kTicket], static_cast<uint32_t>(shape.tickets));
   let_successor_start();
   // Each cache line of parameters makes everybody wait when it is first asked for: better before the predecessor's end.
   asm volatile("" ::"l"(p.x), "l"(p.codes), "l"(p.scales), "l"(p.zero_points), "l"(p.state), "l"(p.outliers.count), "l"(p.outliers.w),
@@ -103,11 +108,9 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
   };
   uint32_t next = 0;  // thread 0: a ticket on its way
   if (threadIdx.x == 0) {
-    // All at once: each takes its time.
-    const uint32_t first = atomicAdd(&p.state[kTicket], static_cast<uint32_t>(shape.ahead + 1));
-    next = first + shape.ahead;
 #pragma unroll 1
-    for (int i = 0; i < shape.ahead; ++i) start(i, first + i);
+    for (int i = 0; i < shape.ahead; ++i) start(i, first_ticket + i);
+    next = shape.tickets > shape.ahead ? first_ticket + shape.ahead : atomicAdd(&p.state[kTicket], 1u);
   }
 
   // --- 1: outlier columns
@@ -443,16 +446,19 @@ __global__ void __launch_bounds__(kThreads, 1) row_pass(const __grid_constant__ 
 // How x is cut up; slabs == 0: this kernel cannot take it.
 Shape shape_of(const RowsParams &p, int multiprocessors) {
   const int64_t row_bytes = p.k * 2, room = kBytes - static_cast<int64_t>(sizeof(Tail)) - row_bytes - 128;
-  Shape shape{kMaxSlabRows, 0, 0, 1};
+  Shape shape{kMaxSlabRows, 0, 0, kRing - 1, kRing - 1};
   auto fitting = [&] { return room / (shape.slab_rows * row_bytes); };
   // Half a block's rows at most, so that the blocks end together.
   while (shape.slab_rows > 1 && (2 * shape.slab_rows > ceil_div<int64_t>(p.m, multiprocessors) || fitting() <= kRing)) shape.slab_rows /= 2;
   const int64_t slabs = ceil_div<int64_t>(p.m, shape.slab_rows);
   if (slabs >= kRowPassSlabs || fitting() <= kRing) return shape;
   shape.slabs = static_cast<int>(slabs);
-  shape.buffers = static_cast<int>(fitting() < kMaxBuffers ? fitting() : kMaxBuffers);
+  // For as many slabs as a block will have: the blocks of the product need the rest of the memory to start beside these.
+  const int64_t wanted = ceil_div<int64_t>(slabs, multiprocessors) + kRing, most = wanted < kMaxBuffers ? wanted : kMaxBuffers;
+  shape.buffers = static_cast<int>(fitting() < most ? fitting() : most);
   // With more on their way, the first blocks would leave nothing to the last.
-  if (slabs > 4 * multiprocessors) shape.ahead = kRing - 1;
+  if (slabs <= multiprocessors) shape.ahead = shape.tickets = 1;
+  if (slabs > 4 * multiprocessors) shape.tickets = kRing;
   return shape;
 }
 

@@ -3,8 +3,19 @@
 //   f (f32)   = acc * s_x [* s_w]     in place, in the accumulators' registers
 //   f        += x_O * w_O^T           wgmma f16|bf16 over the compacted outlier columns, k-steps of 64 columns
 //   y         = f [* s_w] + bias      rounded once
-// One warpgroup issues the copies, kBm/64 others multiply 64 rows each. Both kinds of k-step fill the same shared-memory
-// stages: 128 bytes a row. How many steps of 16 bits there are is read from the device, so no host waits for it.
+// One warpgroup issues the copies, the others multiply. Both kinds of k-step fill the same shared-memory stages: 128 bytes a
+// row. How many steps of 16 bits there are is read from the device, so no host waits for it.
+//
+// Who multiplies what (Form): together, the warpgroups share a tile, 64 rows each, and end it together; in turns, each of two
+// has a tile of its own, so that one's epilogue runs beside the other's products. What makes turns safe:
+//   - The copying warpgroup fills the ring of stages in the order of tiles, and a stage goes to the one warpgroup whose tile it
+//     belongs to. The ring alone keeps the main loops in order: a tile's steps arrive after those of the tile before.
+//   - Nobody waits for a barrier's phase more than one ahead of it. A wait by parity cannot tell a phase from the one two
+//     before; a warpgroup that passed over the other's stages on a common barrier would take the other's data for its own. So
+//     each warpgroup has full barriers of its own, sees every phase of them, and keeps a parity for each stage (Ring).
+//   - A stage's empty barrier is waited for by the copying thread alone, once for every filling, whoever empties it.
+//   - No cycle of waiting: the copying thread waits only for the oldest filled stage's warpgroup, and that one waits for nothing
+//     but stages at or before its own place in the ring: products, epilogue and stores wait for no other warpgroup.
 #include "gemm.cuh"
 #include "hopper.cuh"
 #include "tensor_map.cuh"
@@ -16,25 +27,59 @@ namespace {
 // Bytes of K in one stage: the widest row that the swizzle takes.
 constexpr int kStepBytes = 128;
 constexpr int kOutlierStep = kStepBytes / 2;
-// Columns of y that one copy stores: 128 bytes.
-constexpr int kStoreColumns = 64;
 // Clusters along M that run side by side before the next tile of N: 8 x 2 x 128 rows of x and about as many of W are in
 // use at a time, some 16 MB at K = 4096, which stays in the L2 cache.
 constexpr int kPanel = 8;
-// k-steps whose weights set out before the predecessor has ended. With more, of all blocks at once, they are in the way of
-// what is needed first: 1024x4096x4096 takes 1.4 us longer with six.
-constexpr int kEarlySteps = 2;
-// Output blocks a warpgroup has on their way out at a time. All four of a 256-column tile would cost a stage.
-constexpr int kStores = 2;
+// A form of the kernel: the tile, how many blocks of a cluster share its weights (along M), and who multiplies it.
+template <int kBm_, int kBn_, int kCluster_, int kStages_, bool kTurns_ = false, int kEarlySteps_ = 2>
+struct Form {
+  static constexpr int kBm = kBm_, kBn = kBn_, kCluster = kCluster_, kStages = kStages_;
+  // k-steps whose weights set out before the predecessor has ended. With more, of all blocks at once, those of large tiles are
+  // in the way of what is needed first: 1024x4096x4096 takes 1.4 us longer with six.
+  static constexpr int kEarlySteps = kEarlySteps_;
+  // Warpgroups take turns with tiles of their own, or share each.
+  static constexpr bool kTurns = kTurns_;
+  // Warpgroups that multiply, and those that share a tile.
+  static constexpr int kGroups = kTurns ? 2 : kBm / 64, kTeam = kTurns ? 1 : kGroups;
+  // Blocks of 64 rows that a warpgroup multiplies.
+  static constexpr int kHalves = kBm / 64 / kTeam;
+  // Columns of y that one copy stores, at most 128 bytes, and blocks of them that a warpgroup has on their way out at a time.
+  static constexpr int kStoreColumns = kBn < 64 ? kBn : 64, kStores = 2;
+  static constexpr int kThreads = (kGroups + 1) * 128;
+  static_assert(kBn <= kTeam * 128, "a thread for each column's scale and bias");
+  static_assert(kEarlySteps <= kStages && kStages <= 32, "a stage for each early step, a bit for each stage");
+};
 
-template <int kBm, int kBn, int kStages>
+// Rows of x that a tile takes. Rows that do not exist are not asked for: the copy engine takes longer to fill them with zeros than
+// to fetch others (16x16384x4096: 1.5 us). What lies in shared memory in their place reaches no row of y. Tiles of 64 rows
+// share the rows out evenly.
+template <typename Form>
+__host__ __device__ constexpr int rows_of_tile(int m) {
+  return m < Form::kBm ? m : Form::kBm == 64 ? ceil_div(m, ceil_div(m, 64)) : Form::kBm;
+}
+
+template <typename Form>
 struct Shared {
-  uint8_t a[kStages][kBm * kStepBytes];
-  uint8_t b[kStages][kBn * kStepBytes];
-  uint8_t c[kBm / 64][kStores][64 * kStoreColumns * 2];
-  float4 columns[kBn / 2];  // of two neighbours: scale, scale, bias, bias
-  uint64_t full[kStages];
-  uint64_t empty[kStages];
+  uint8_t a[Form::kStages][Form::kBm * kStepBytes];
+  uint8_t b[Form::kStages][Form::kBn * kStepBytes];
+  uint8_t c[Form::kGroups][Form::kStores][64 * Form::kStoreColumns * 2];
+  float4 columns[Form::kGroups / Form::kTeam][Form::kBn / 2];  // of two neighbours: scale, scale, bias, bias
+  uint64_t full[Form::kGroups / Form::kTeam][Form::kStages];
+  uint64_t empty[Form::kStages];
+};
+
+// A place in the ring of stages, and for each stage the parity of the phase that its next wait is for.
+template <int kStages>
+struct Ring {
+  uint32_t stage = 0, phases = 0;
+
+  __device__ __forceinline__ uint32_t phase() const { return phases >> stage & 1u; }
+  __device__ __forceinline__ void advance() {
+    phases ^= 1u << stage;
+    if (++stage == kStages) stage = 0;
+  }
+  // Past stages whose barriers belong to somebody else.
+  __device__ __forceinline__ void pass(int count) { stage = (stage + count) % kStages; }
 };
 
 struct Tiles {
@@ -50,36 +95,44 @@ struct Tiles {
   }
 };
 
-template <typename T, int kBm, int kBn, int kCluster, int kStages>
-__global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
+template <typename T, typename Form>
+__global__ void __launch_bounds__(Form::kThreads, 1)
     wgmma_layer(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_w,
                 const __grid_constant__ CUtensorMap map_outlier_x, const __grid_constant__ CUtensorMap map_outlier_w,
                 const __grid_constant__ CUtensorMap map_y, const __grid_constant__ GemmParams p, int store_by_copy) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   // The swizzle counts from multiples of 1024 bytes. Without static shared memory the dynamic one starts at such.
   extern __shared__ __align__(1024) uint8_t raw[];
-  using Memory = Shared<kBm, kBn, kStages>;
+  using Memory = Shared<Form>;
   Memory &shared = *reinterpret_cast<Memory *>(raw);
   if (shared_address(raw) % 1024 != 0) __trap();
-  constexpr int kGroups = kBm / 64;
-  constexpr uint32_t kStageBytes = (kBm + kBn) * kStepBytes;
+  constexpr int kBm = Form::kBm, kBn = Form::kBn, kCluster = Form::kCluster, kStages = Form::kStages;
+  constexpr int kGroups = Form::kGroups, kTeam = Form::kTeam, kHalves = Form::kHalves, kStores = Form::kStores;
+  constexpr int kStoreColumns = Form::kStoreColumns;
   const int group = static_cast<int>(threadIdx.x) / 128 - 1;
   const uint32_t rank = kCluster > 1 ? cluster_rank() : 0;
 
-  const Tiles tiles{ceil_div(p.m, kBm * kCluster), ceil_div(p.n, kBn)};
+  // Each role computes it for itself: what both need from before their registers are dealt out anew, the compiler spills.
+  auto all_tiles = [&] {
+    int m = p.m;
+    asm volatile("" : "+r"(m));
+    return Tiles{ceil_div(m, kBm * kCluster), ceil_div(p.n, kBn)};
+  };
   const int steps = ceil_div(p.k, kStepBytes);
   const int first = static_cast<int>(blockIdx.x) / kCluster, stride = static_cast<int>(gridDim.x) / kCluster;
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
-      barrier_init(&shared.full[s], 1);
-      barrier_init(&shared.empty[s], kCluster * kGroups);
+      for (auto &full : shared.full) barrier_init(&full[s], 1);
+      barrier_init(&shared.empty[s], kCluster * kTeam);
     }
     barrier_init_fence();
     for (const CUtensorMap *map : {&map_a, &map_w, &map_outlier_x, &map_outlier_w}) prefetch_map(*map);
   }
-  if (kCluster > 1) cluster_sync(); else __syncthreads();
-  let_successor_start();
+  if (kCluster > 1) cluster_sync_after_init(); else __syncthreads();
+  // The first block zeroes the row pass's state before it lets the next one start, which may take tickets at once.
+  const bool zeroes = blockIdx.x == 0 && p.state_words > 0;
+  if (!zeroes) let_successor_start();
   // Parameters that are not needed before the first tile ends: each of their cache lines would make everybody wait then.
   asm volatile("" ::"l"(p.row_scales), "l"(p.column_scales), "l"(p.row_zeros), "l"(p.bias), "l"(p.y), "l"(p.ldy), "r"(p.n),
                "l"(p.outlier_count), "l"(p.outlier_w), "r"(p.weights_are_codes), "l"(p.state), "r"(store_by_copy));
@@ -91,60 +144,58 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
     if (p.outlier_count != nullptr) asm volatile("ld.global.u32 %0, [%1];" : "=r"(count) : "l"(p.outlier_count) : "memory");
     return static_cast<int>(count);
   };
-  auto end_of = [&](int outliers) { return bounded && outliers > p.outlier_ld ? 0 : tiles.count(); };
+  auto end_of = [&](int outliers, const Tiles &tiles) { return bounded && outliers > p.outlier_ld ? 0 : tiles.count(); };
 
   if (group < 0) {
     if (kGroups > 1) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 0) {
-      uint32_t stage = 0, phase = 0;
+      Ring<kStages> ring;
+      const Tiles tiles = all_tiles();
       int outliers = 0, end = tiles.count();
+      uint32_t turn = 0;  // whose full barriers
+      const int tile_rows = rows_of_tile<Form>(p.m);
+      const uint32_t stage_bytes = static_cast<uint32_t>((tile_rows + kBn) * kStepBytes);
       // The weights are nobody's output in flight: those of the first steps set out before the predecessor has ended.
-      const int early = min(steps, kEarlySteps);
+      const int early = min(steps, Form::kEarlySteps);
       for (int index = first; index < end; index += stride) {
         int cluster_m, tile_n;
         tiles.at(index, &cluster_m, &tile_n);
-        const int row = (cluster_m * kCluster + static_cast<int>(rank)) * kBm;
+        const int row = (cluster_m * kCluster + static_cast<int>(rank)) * tile_rows;
         // Each block of the cluster fetches its share of W's rows for all of them.
         constexpr int kShare = kBn / kCluster;
         const int column = tile_n * kBn + static_cast<int>(rank) * kShare;
         auto fetch_b = [&](const CUtensorMap &b, int k, int b_row) {
-          barrier_expect(&shared.full[stage], kStageBytes);
-          uint8_t *to = shared.b[stage] + rank * kShare * kStepBytes;
+          uint64_t *full = &shared.full[turn][ring.stage];
+          barrier_expect(full, stage_bytes);
+          uint8_t *to = shared.b[ring.stage] + rank * kShare * kStepBytes;
           if (kCluster > 1) {
-            copy_in_multicast(to, b, k, b_row, &shared.full[stage], (1u << kCluster) - 1);
+            copy_in_multicast(to, b, k, b_row, full, (1u << kCluster) - 1);
           } else {
-            copy_in(to, b, k, b_row, &shared.full[stage]);
+            copy_in(to, b, k, b_row, full);
           }
         };
-        auto advance = [&] {
-          if (++stage == kStages) {
-            stage = 0;
-            phase ^= 1;
-          }
+        auto fetch_a = [&](const CUtensorMap &a, int k, int a_row) {
+          copy_in(shared.a[ring.stage], a, k, a_row, &shared.full[turn][ring.stage]);
+          ring.advance();
         };
         auto fetch = [&](const CUtensorMap &a, const CUtensorMap &b, int k, int a_row, int b_row) {
-          barrier_wait(&shared.empty[stage], phase ^ 1);
+          barrier_wait(&shared.empty[ring.stage], ring.phase() ^ 1);
           fetch_b(b, k, b_row);
-          copy_in(shared.a[stage], a, k, a_row, &shared.full[stage]);
-          advance();
+          fetch_a(a, k, a_row);
         };
-        static_assert(kEarlySteps <= kStages, "a stage for each");
         int step = 0;
         if (index == first) {
 #pragma unroll 1
-          for (; step < early; ++step, ++stage) fetch_b(map_w, step * kStepBytes, column);
+          for (; step < early; ++step, ++ring.stage) fetch_b(map_w, step * kStepBytes, column);
           wait_for_predecessor();
-          if (bounded) end = end_of(outliers = count_outliers());
-          stage = 0;
+          if (bounded) end = end_of(outliers = count_outliers(), tiles);
+          ring.stage = 0;
 #pragma unroll 1
-          for (int s = 0; s < early; ++s) {
-            copy_in(shared.a[stage], map_a, s * kStepBytes, row, &shared.full[stage]);
-            advance();
-          }
+          for (int s = 0; s < early; ++s) fetch_a(map_a, s * kStepBytes, row);
           // Nothing may be on its way into a block that has ended.
           if (index >= end) {
 #pragma unroll 1
-            for (int s = 0; s < early; ++s) barrier_wait(&shared.full[s], 0);
+            for (int s = 0; s < early; ++s) barrier_wait(&shared.full[0][s], 0);
             break;
           }
         }
@@ -157,200 +208,266 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
         for (int panel = 0; panel < outlier_steps; ++panel) {
           fetch(map_outlier_x, map_outlier_w, 0, panel * p.m + row, panel * p.n + column);
         }
+        if (Form::kTurns) turn ^= 1;
       }
-    } else if (blockIdx.x == 0 && threadIdx.x >= 32) {
+    } else if (zeroes && threadIdx.x >= 32) {
       wait_for_predecessor();
+#pragma unroll 1
       for (int i = static_cast<int>(threadIdx.x) - 32; i < p.state_words; i += 96) p.state[i] = 0;
+      __threadfence();
+      named_barrier(1 + 2 * kGroups, 96);
+      let_successor_start();
     }
   } else {
     if (kGroups > 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
-    uint32_t stage = 0, phase = 0;
+    // The warpgroups of a tile, of which this is number `member`.
+    const int team = Form::kTurns ? group : 0, member = Form::kTurns ? 0 : group;
+    auto team_barrier = [&] { named_barrier(1 + kGroups + team, kTeam * 128); };
+    float4 *columns = shared.columns[team];
+    Ring<kStages> ring;
+    uint32_t previous = 0;
+    // Waits until the next stage is full and describes its operands: this warpgroup's first 64 rows of x, and W.
+    uint64_t a = 0, b = 0;
+    auto await = [&] {
+      barrier_wait(&shared.full[team][ring.stage], ring.phase());
+      a = wgmma_descriptor(shared_address(shared.a[ring.stage]) + member * kHalves * 64 * kStepBytes);
+      b = wgmma_descriptor(shared_address(shared.b[ring.stage]));
+    };
+    constexpr uint64_t kHalf = 64 * kStepBytes / 16;  // from one block of rows to the next, as descriptors count
+    auto advance = [&] {
+      previous = ring.stage;
+      ring.advance();
+    };
     auto release = [&](uint32_t s) {
       if (thread < kCluster) barrier_arrive(&shared.empty[s], thread);
     };
-    auto advance = [&] {
-      if (++stage == kStages) {
-        stage = 0;
-        phase ^= 1;
-      }
-    };
     wait_for_predecessor();
     int outliers = count_outliers();
-    const int end = bounded ? end_of(outliers) : tiles.count();
-    for (int index = first; index < end; index += stride) {
+    const Tiles tiles = all_tiles();
+    const int end = bounded ? end_of(outliers, tiles) : tiles.count();
+    // In turns: the stages of the tile before come first, and after each tile those of the next.
+    auto pass_tile = [&](int count) { ring.pass(steps + ceil_div(count, kOutlierStep)); };
+    if (Form::kTurns && group > 0) {
+      int count = outliers;
+      asm volatile("" : "+r"(count)::"memory");  // the first warpgroup need not wait for it here
+      pass_tile(count);
+    }
+    for (int index = first + team * stride; index < end; index += kGroups / kTeam * stride) {
       int cluster_m, tile_n;
       tiles.at(index, &cluster_m, &tile_n);
-      const int tile_row = (cluster_m * kCluster + static_cast<int>(rank)) * kBm + group * 64;
+      const int tile_rows = rows_of_tile<Form>(p.m), first_row = (cluster_m * kCluster + static_cast<int>(rank)) * tile_rows;
+      const int tile_row = first_row + member * kHalves * 64;
       const int column = tile_n * kBn;
-      // This thread holds columns 8j + 2(lane%4) and the next of rows row0 and row0 + 8.
-      const int row0 = tile_row + warp * 16 + lane / 4, row1 = row0 + 8;
+      // This thread holds columns 8j + 2(lane%4) and the next of rows 64h + row0 and 64h + row0 + 8.
+      const int row0 = tile_row + warp * 16 + lane / 4;
+      const auto row_of = [&](int h, int low) { return row0 + 64 * h + 8 * low; };
       // Scales and bias are asked for here and not looked at before the products are done. A thread brings one column's.
-      const float raw0 = row0 < p.m ? p.row_scales[row0] : 0.0f, raw1 = row1 < p.m ? p.row_scales[row1] : 0.0f;
-      static_assert(kBn <= kGroups * 128, "a thread for each column");
-      const int own = group * 128 + thread;
+      float row_scale[kHalves][2];
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+        for (int low = 0; low < 2; ++low) row_scale[h][low] = row_of(h, low) < p.m ? p.row_scales[row_of(h, low)] : 0.0f;
+      }
+      const int own = member * 128 + thread;
       const bool brings = own < kBn && column + own < p.n;
       const float own_scale = brings ? p.column_scales[column + own] : 0.0f;
       const float own_bias = brings && p.bias != nullptr ? p.bias[column + own] : 0.0f;
 
-      int32_t acc[kBn / 2];
+      int32_t acc[kHalves][kBn / 2];
+      auto pin_all = [&] {
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) pin(acc[h]);
+      };
       // Cleared rather than overwritten by the first product: an undefined start makes the compiler serialise them all.
 #pragma unroll
-      for (int i = 0; i < kBn / 2; ++i) acc[i] = 0;
-      pin(acc);
-      uint32_t previous = 0;
+      for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+        for (int i = 0; i < kBn / 2; ++i) acc[h][i] = 0;
+      }
+      pin_all();
       for (int step = 0; step < steps; ++step) {
-        barrier_wait(&shared.full[stage], phase);
-        const uint64_t a = wgmma_descriptor(shared_address(shared.a[stage]) + group * 64 * kStepBytes);
-        const uint64_t b = wgmma_descriptor(shared_address(shared.b[stage]));
+        await();
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < 4; ++k) Wgmma<kBn>::s8(acc, a + 2 * k, b + 2 * k);
+        for (int k = 0; k < 4; ++k) {
+#pragma unroll
+          for (int h = 0; h < kHalves; ++h) Wgmma<kBn>::s8(acc[h], a + h * kHalf + 2 * k, b + 2 * k);
+        }
         wgmma_commit();
         // One group of products stays in flight; the stage of the one before is free.
         wgmma_wait<1>();
         if (step > 0) release(previous);
-        previous = stage;
         advance();
       }
       wgmma_wait<0>();
-      pin(acc);
+      pin_all();
       release(previous);
 
       // So that nothing of this is computed, and waited for, before.
       asm volatile("" : "+r"(outliers)::"memory");
       const int outlier_steps = ceil_div(outliers, kOutlierStep);
-      const float scale0 = raw0 * (1.0f / 127.0f), scale1 = raw1 * (1.0f / 127.0f);
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+        for (int low = 0; low < 2; ++low) row_scale[h][low] *= 1.0f / 127.0f;
+      }
       // All warpgroups have read the last tile's scales. With more steps than stages they have in any case: the last stage was
-      // filled only after all had been at work on this tile.
-      if (kGroups > 1 && steps <= kStages) named_barrier(1 + kGroups, kGroups * 128);
+      // filled only after all had been at work on this tile. One by itself has met its own warps since, when it stored.
+      if (kTeam > 1 && steps <= kStages) team_barrier();
       if (own < kBn) {
-        float *pair = reinterpret_cast<float *>(&shared.columns[own / 2]) + own % 2;
+        float *pair = reinterpret_cast<float *>(&columns[own / 2]) + own % 2;
         pair[0] = own_scale * (1.0f / 127.0f);
         pair[2] = own_bias;
       }
 
       // From here on acc holds the bits of f32.
-      const auto f = [&](int i) { return __int_as_float(acc[i]); };
+      const auto f = [&](int h, int i) { return __int_as_float(acc[h][i]); };
       if (p.row_zeros == nullptr && p.column_zeros == nullptr) {
 #pragma unroll
-        for (int i = 0; i < kBn / 2; ++i) acc[i] = __float_as_int(static_cast<float>(acc[i]));
+        for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+          for (int i = 0; i < kBn / 2; ++i) acc[h][i] = __float_as_int(static_cast<float>(acc[h][i]));
+        }
       } else {
-        const bool inside0 = row0 < p.m, inside1 = row1 < p.m;
-        const int za0 = inside0 && p.row_zeros ? p.row_zeros[row0] : 0, za1 = inside1 && p.row_zeros ? p.row_zeros[row1] : 0;
-        const int sa0 = inside0 && p.column_zeros ? p.row_sums[row0] : 0;
-        const int sa1 = inside1 && p.column_zeros ? p.row_sums[row1] : 0;
 #pragma unroll
-        for (int j = 0; j < kBn / 8; ++j) {
+        for (int h = 0; h < kHalves; ++h) {
+          int za[2], sa[2];
 #pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int n = column + 8 * j + 2 * (lane % 4) + h;
-            const int zw = p.column_zeros != nullptr && n < p.n ? p.column_zeros[n] : 0;
-            const int sw = p.row_zeros != nullptr && n < p.n ? p.column_sums[n] : 0;
-            acc[4 * j + h] = __float_as_int(corrected(acc[4 * j + h], za0, sa0, zw, sw, p.k));
-            acc[4 * j + 2 + h] = __float_as_int(corrected(acc[4 * j + 2 + h], za1, sa1, zw, sw, p.k));
+          for (int low = 0; low < 2; ++low) {
+            const int row = row_of(h, low);
+            za[low] = row < p.m && p.row_zeros ? p.row_zeros[row] : 0;
+            sa[low] = row < p.m && p.column_zeros ? p.row_sums[row] : 0;
+          }
+#pragma unroll
+          for (int j = 0; j < kBn / 8; ++j) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              const int n = column + 8 * j + 2 * (lane % 4) + e;
+              const int zw = p.column_zeros != nullptr && n < p.n ? p.column_zeros[n] : 0;
+              const int sw = p.row_zeros != nullptr && n < p.n ? p.column_sums[n] : 0;
+#pragma unroll
+              for (int low = 0; low < 2; ++low) {
+                int32_t &at = acc[h][4 * j + 2 * low + e];
+                at = __float_as_int(corrected(at, za[low], sa[low], zw, sw, p.k));
+              }
+            }
           }
         }
       }
 #pragma unroll
-      for (int i = 0; i < kBn / 2; ++i) acc[i] = __float_as_int(f(i) * (i / 2 % 2 == 0 ? scale0 : scale1));
-      named_barrier(1 + kGroups, kGroups * 128);  // scale and bias become visible
+      for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+        for (int i = 0; i < kBn / 2; ++i) acc[h][i] = __float_as_int(f(h, i) * row_scale[h][i / 2 % 2]);
+      }
+      team_barrier();  // scale and bias become visible
 
       if (outlier_steps > 0) {
         if (!p.weights_are_codes) {
 #pragma unroll
           for (int j = 0; j < kBn / 8; ++j) {
-            const float2 s = *reinterpret_cast<const float2 *>(&shared.columns[4 * j + lane % 4]);
-            acc[4 * j] = __float_as_int(f(4 * j) * s.x);
-            acc[4 * j + 1] = __float_as_int(f(4 * j + 1) * s.y);
-            acc[4 * j + 2] = __float_as_int(f(4 * j + 2) * s.x);
-            acc[4 * j + 3] = __float_as_int(f(4 * j + 3) * s.y);
+            const float2 s = *reinterpret_cast<const float2 *>(&columns[4 * j + lane % 4]);
+#pragma unroll
+            for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+              for (int e = 0; e < 4; ++e) acc[h][4 * j + e] = __float_as_int(f(h, 4 * j + e) * (e % 2 == 0 ? s.x : s.y));
+            }
           }
         }
-        pin(acc);
+        pin_all();
+        auto multiply = [&](int k) {
+#pragma unroll
+          for (int h = 0; h < kHalves; ++h) Wgmma<kBn>::accumulate(acc[h], a + h * kHalf + 2 * k, b + 2 * k, T{});
+        };
         const int whole = outliers / kOutlierStep;
 #pragma unroll 1
         for (int step = 0; step < whole; ++step) {
-          barrier_wait(&shared.full[stage], phase);
-          const uint64_t a = wgmma_descriptor(shared_address(shared.a[stage]) + group * 64 * kStepBytes);
-          const uint64_t b = wgmma_descriptor(shared_address(shared.b[stage]));
+          await();
           wgmma_fence();
 #pragma unroll
-          for (int k = 0; k < 4; ++k) Wgmma<kBn>::accumulate(acc, a + 2 * k, b + 2 * k, T{});
+          for (int k = 0; k < 4; ++k) multiply(k);
           wgmma_commit();
           wgmma_wait<1>();
           if (step > 0) release(previous);
-          previous = stage;
           advance();
         }
         // The last panel has zeros behind its columns: no product needs more than the 16 columns it takes at a time.
         if (whole < outlier_steps) {
-          barrier_wait(&shared.full[stage], phase);
-          const uint64_t a = wgmma_descriptor(shared_address(shared.a[stage]) + group * 64 * kStepBytes);
-          const uint64_t b = wgmma_descriptor(shared_address(shared.b[stage]));
+          await();
 #pragma unroll 1
           for (int k = 0; k < ceil_div(outliers - whole * kOutlierStep, 16); ++k) {
             wgmma_fence();
-            Wgmma<kBn>::accumulate(acc, a + 2 * k, b + 2 * k, T{});
+            multiply(k);
             wgmma_commit();
           }
           if (whole > 0) {
             wgmma_wait<1>();
             release(previous);
           }
-          previous = stage;
           advance();
         }
         wgmma_wait<0>();
-        pin(acc);
+        pin_all();
         release(previous);
       }
       const bool scale_last = outlier_steps == 0 || p.weights_are_codes;
 #pragma unroll
       for (int j = 0; j < kBn / 8; ++j) {
-        const float4 c = shared.columns[4 * j + lane % 4];
+        const float4 c = columns[4 * j + lane % 4];
         const float sx = scale_last ? c.x : 1.0f, sy = scale_last ? c.y : 1.0f;
-        acc[4 * j] = __float_as_int(fmaf(f(4 * j), sx, c.z));
-        acc[4 * j + 1] = __float_as_int(fmaf(f(4 * j + 1), sy, c.w));
-        acc[4 * j + 2] = __float_as_int(fmaf(f(4 * j + 2), sx, c.z));
-        acc[4 * j + 3] = __float_as_int(fmaf(f(4 * j + 3), sy, c.w));
+#pragma unroll
+        for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            acc[h][4 * j + e] = __float_as_int(fmaf(f(h, 4 * j + e), e % 2 == 0 ? sx : sy, e % 2 == 0 ? c.z : c.w));
+          }
+        }
       }
 
       if (store_by_copy) {
         // Matrices of 8x8: rows 0-7 and 8-15 of column block j, then of block j + 1.
         const int local_row = warp * 16 + (lane / 8 % 2) * 8 + lane % 8;
+        constexpr int kBlocks = kBn / kStoreColumns;
 #pragma unroll
-        for (int c = 0; c < kBn / kStoreColumns; ++c) {
-          uint8_t *block = shared.c[group][c % kStores];
-          if (thread == 0) copy_out_wait_read<kStores - 1>();
-          named_barrier(1 + group, 128);
+        for (int h = 0; h < kHalves; ++h) {
 #pragma unroll
-          for (int j = c * 8; j < c * 8 + 8; j += 2) {
-            const int chunk = j % 8 + lane / 16;
-            const uint32_t address = shared_address(block) + local_row * 128 + (chunk ^ (local_row % 8)) * 16;
-            stmatrix_x4(address, pack2<T>(f(4 * j), f(4 * j + 1)), pack2<T>(f(4 * j + 2), f(4 * j + 3)),
-                        pack2<T>(f(4 * j + 4), f(4 * j + 5)), pack2<T>(f(4 * j + 6), f(4 * j + 7)));
-          }
-          fence_for_copy_engine();
-          named_barrier(1 + group, 128);
-          if (thread == 0) {
-            if (tile_row < p.m && column + c * kStoreColumns < p.n) {
-              copy_out(map_y, column + c * kStoreColumns, tile_row, block);
+          for (int c = 0; c < kBlocks; ++c) {
+            uint8_t *block = shared.c[group][(h * kBlocks + c) % kStores];
+            if (thread == 0) copy_out_wait_read<kStores - 1>();
+            named_barrier(1 + group, 128);
+#pragma unroll
+            for (int j = c * kStoreColumns / 8; j < (c + 1) * kStoreColumns / 8; j += 2) {
+              const int chunk = j % (kStoreColumns / 8) + lane / 16;
+              // The swizzle of rows of 128 bytes, or of 64.
+              const int moved = kStoreColumns == 64 ? chunk ^ local_row % 8 : chunk ^ local_row / 2 % 4;
+              const uint32_t address = shared_address(block) + local_row * kStoreColumns * 2 + moved * 16;
+              stmatrix_x4(address, pack2<T>(f(h, 4 * j), f(h, 4 * j + 1)), pack2<T>(f(h, 4 * j + 2), f(h, 4 * j + 3)),
+                          pack2<T>(f(h, 4 * j + 4), f(h, 4 * j + 5)), pack2<T>(f(h, 4 * j + 6), f(h, 4 * j + 7)));
             }
-            copy_out_commit();
+            fence_for_copy_engine();
+            named_barrier(1 + group, 128);
+            if (thread == 0) {
+              if (tile_row + 64 * h < p.m && column + c * kStoreColumns < p.n) {
+                copy_out(map_y, column + c * kStoreColumns, tile_row + 64 * h, block);
+              }
+              copy_out_commit();
+            }
           }
         }
       } else {
         T *y = static_cast<T *>(p.y);
 #pragma unroll
-        for (int i = 0; i < kBn / 2; ++i) {
-          const int n = column + 8 * (i / 4) + 2 * (lane % 4) + i % 2;
-          const int row = i / 2 % 2 == 0 ? row0 : row1;
-          if (row < p.m && n < p.n) y[row * p.ldy + n] = from_f32<T>(f(i));
+        for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+          for (int i = 0; i < kBn / 2; ++i) {
+            const int n = column + 8 * (i / 4) + 2 * (lane % 4) + i % 2, row = row_of(h, i / 2 % 2);
+            if (row < min(p.m, first_row + tile_rows) && n < p.n) y[row * p.ldy + n] = from_f32<T>(f(h, i));
+          }
         }
         // With one warpgroup nothing else keeps the next tile's scales from overwriting these.
-        if (kGroups == 1) named_barrier(1 + group, 128);
+        if (kTeam == 1) named_barrier(1 + group, 128);
       }
+      if (Form::kTurns) pass_tile(outliers);
     }
     if (thread == 0) copy_out_wait();
   }
@@ -359,58 +476,62 @@ __global__ void __launch_bounds__((kBm / 64 + 1) * 128, 1)
 #endif
 }
 
-// A row-major matrix [rows, columns], ld elements between rows, read or written in boxes of box_rows x 128 bytes.
+// A row-major matrix [rows, columns], ld elements between rows, read or written in boxes of box_rows x box_bytes, 128 or 64.
 int8_cuda_status encode(CUtensorMap *map, CUtensorMapDataType type, int element_bytes, const void *base, int64_t rows,
-                        int64_t columns, int64_t ld, int box_rows) {
+                        int64_t columns, int64_t ld, int box_rows, int box_bytes = kStepBytes) {
   EncodeTiled encoder = nullptr;
   INT8_CUDA_PASS(find_encoder(&encoder));
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(ld * element_bytes)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(kStepBytes / element_bytes), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_bytes / element_bytes), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
+  const CUtensorMapSwizzle swizzle = box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   const CUresult result = encoder(map, type, 2, const_cast<void *>(base), sizes, strides, box, steps,
-                                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                                  CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return driver_status(result);
 }
 
-template <typename T, int kBm, int kBn, int kCluster, int kStages>
+template <typename T, typename Form>
 int8_cuda_status launch_tile(const GemmParams &p, CUtensorMapDataType type, cudaStream_t stream, bool overlap) {
+  constexpr int kBm = Form::kBm, kBn = Form::kBn, kCluster = Form::kCluster;
   CUtensorMap a, w, outlier_x{}, outlier_w{}, y{};
+  const int rows = rows_of_tile<Form>(p.m);
   const int64_t padded = round_up<int64_t>(p.k, 16);
-  INT8_CUDA_PASS(encode(&a, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.a, p.m, padded, p.lda, kBm));
+  INT8_CUDA_PASS(encode(&a, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.a, p.m, padded, p.lda, rows));
   INT8_CUDA_PASS(encode(&w, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.w, p.n, padded, p.ldw, kBn / kCluster));
   if (p.outlier_count != nullptr) {
     const int64_t panels = p.outlier_ld / kOutlierStep;
-    INT8_CUDA_PASS(encode(&outlier_x, type, 2, p.outlier_x, p.m * panels, kOutlierStep, kOutlierStep, kBm));
+    INT8_CUDA_PASS(encode(&outlier_x, type, 2, p.outlier_x, p.m * panels, kOutlierStep, kOutlierStep, rows));
     INT8_CUDA_PASS(encode(&outlier_w, type, 2, p.outlier_w, p.n * panels, kOutlierStep, kOutlierStep, kBn / kCluster));
   }
   const bool store_by_copy = p.ldy % 8 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
-  if (store_by_copy) INT8_CUDA_PASS(encode(&y, type, 2, p.y, p.m, p.n, p.ldy, 64));
+  if (store_by_copy) INT8_CUDA_PASS(encode(&y, type, 2, p.y, p.m, p.n, p.ldy, rows < 64 ? rows : 64, Form::kStoreColumns * 2));
 
   Device device;
   INT8_CUDA_PASS(current_device(&device));
-  auto *kernel = wgmma_layer<T, kBm, kBn, kCluster, kStages>;
-  constexpr size_t kBytes = sizeof(Shared<kBm, kBn, kStages>);
+  auto *kernel = wgmma_layer<T, Form>;
+  constexpr size_t kBytes = sizeof(Shared<Form>);
   static_assert(kBytes <= 227 * 1024, "more shared memory than a block can have");
   INT8_CUDA_TRY(allow_shared(kernel, kBytes));
   const int64_t clusters = ceil_div<int64_t>(p.m, kBm * kCluster) * ceil_div<int64_t>(p.n, kBn);
   const int64_t resident = device.multiprocessors / kCluster;
   const unsigned blocks = static_cast<unsigned>((clusters < resident ? clusters : resident) * kCluster);
-  Launch launch(dim3(blocks), dim3((kBm / 64 + 1) * 128), kBytes, stream, overlap, kCluster);
+  Launch launch(dim3(blocks), dim3(Form::kThreads), kBytes, stream, overlap, kCluster);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, a, w, outlier_x, outlier_w, y, p, store_by_copy ? 1 : 0));
   return INT8_CUDA_OK;
 }
 
-// Stages: as many as fit into 227 KB beside the output tile. The small tile, which waits for memory, needs no more than 100 KB
-// in flight and leaves room for the blocks of the quantisation before it.
+// Stages: as many as fit into 227 KB beside the output tile. The small tiles, which wait for memory, need no more than some 120 KB
+// in flight and leave room for the blocks of the row pass before them; all their weights but few may set out early.
 template <typename T>
 int8_cuda_status launch_typed(const GemmParams &p, CUtensorMapDataType type, int algorithm, cudaStream_t stream,
                               bool overlap) {
   switch (algorithm) {
-    case INT8_CUDA_WGMMA_128X256: return launch_tile<T, 128, 256, 2, 4>(p, type, stream, overlap);
-    case INT8_CUDA_WGMMA_128X128: return launch_tile<T, 128, 128, 1, 6>(p, type, stream, overlap);
-    case INT8_CUDA_WGMMA_64X128: return launch_tile<T, 64, 128, 1, 5>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_128X256: return launch_tile<T, Form<128, 256, 2, 4>>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_128X128: return launch_tile<T, Form<128, 128, 1, 6, true>>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_64X128: return launch_tile<T, Form<64, 128, 1, 5, false, 5>>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_64X64: return launch_tile<T, Form<64, 64, 1, 8, false, 8>>(p, type, stream, overlap);
+    case INT8_CUDA_WGMMA_64X32: return launch_tile<T, Form<64, 32, 1, 12, false, 12>>(p, type, stream, overlap);
     default: return INT8_CUDA_INVALID;
   }
 }

@@ -11,7 +11,7 @@ pub type int8_cuda_stream = *mut c_void;
 pub type int8_cuda_status = i32;
 
 /// The version of these declarations.
-pub const INT8_CUDA_ABI: i32 = 1;
+pub const INT8_CUDA_ABI: i32 = 2;
 
 /// `INT8_CUDA_OK` of the header.
 pub const INT8_CUDA_OK: i32 = 0;
@@ -96,6 +96,13 @@ pub const INT8_CUDA_SKINNY_ONE: i32 = 7;
 
 /// `INT8_CUDA_STREAM` of the header.
 pub const INT8_CUDA_STREAM: i32 = 8;
+
+/// `INT8_CUDA_WGMMA_64X64` of the header.
+pub const INT8_CUDA_WGMMA_64X64: i32 = 9;
+
+/// `INT8_CUDA_WGMMA_64X32` of the header.
+pub const INT8_CUDA_WGMMA_64X32: i32 = 10;
+
 /// `INT8_CUDA_CUBLASLT` of the header.
 pub const INT8_CUDA_CUBLASLT: i32 = 6;
 

@@ -150,6 +150,28 @@ pub fn run(device: &Device, options: Options, line: &mut dyn FnMut(&str)) -> Res
     Ok(records)
 }
 
+/// Measures `algorithms` on one shape in turn with each other and with fp16: every block of replays meets the same state of the
+/// machine, and the order turns around from round to round.
+///
+/// # Errors
+/// As [`run`]; an algorithm that does not take the shape is a line, and no error.
+pub fn versus(
+    device: &Device,
+    shape: Shape,
+    share: f32,
+    algorithms: &[Algorithm],
+    rounds: usize,
+    line: &mut dyn FnMut(&str),
+) -> Result<Vec<Record>, Error> {
+    let stream = Stream::new(device)?;
+    let records = Bench::new(device, &stream, shape)?.versus(share, algorithms, rounds, line)?;
+    let first = records.first().map_or(f64::NAN, |record| record.int8_us);
+    for record in &records {
+        line(&format!("{}, {:.3} of the first", record.line(), record.int8_us / first));
+    }
+    Ok(records)
+}
+
 /// The records with the machine and the method, as they are kept.
 pub fn document(info: &DeviceInfo, records: &[Record]) -> Value {
     json!({
@@ -240,6 +262,150 @@ impl<'a> Bench<'a> {
         Matrix::from_host(self.device, m, k, &host)
     }
 
+    /// Which weight each layer of a graph has.
+    fn order(&self) -> Vec<usize> {
+        // Small layers: several rounds in one graph, so that the graph's own launch does not count.
+        let rounds = (256 / self.weights.len()).clamp(1, if self.shape.m <= 256 { 4 } else { 1 });
+        (0..self.weights.len() * rounds).map(|i| i % self.weights.len()).collect()
+    }
+
+    /// The fastest of cuBLASLt's candidates, set in `dense`, and recorded.
+    ///
+    /// # Safety
+    /// As [`Graph::capture`], of `dense`, `x` and `y`.
+    unsafe fn fastest_dense(
+        &self,
+        dense: &mut DenseProduct,
+        x: &Matrix<f16>,
+        y: &mut Matrix<f16>,
+    ) -> Result<Graph, Error> {
+        let (order, timer) = (self.order(), Timer::new(self.device)?);
+        let mut best: Option<(f64, Graph, i32)> = None;
+        for candidate in 0..dense.candidates(self.stream, x, &self.dense[0], y)? {
+            dense.candidate = candidate;
+            // SAFETY: the caller's promise; the weights outlive the graph in `self`.
+            let graph = unsafe {
+                Graph::capture(self.stream, || {
+                    order.iter().try_for_each(|i| dense.run(self.stream, x, &self.dense[*i], y))
+                })
+            };
+            let Ok(graph) = graph else { continue };
+            graph.launch(self.stream)?;
+            let time = timer.measure(self.stream, || graph.launch(self.stream))?;
+            if best.as_ref().is_none_or(|best| time < best.0) {
+                best = Some((time, graph, candidate));
+            }
+        }
+        let (_, graph, candidate) =
+            best.ok_or(Error::Missing { operation: "benchmark", library: "libcublasLt.so.13" })?;
+        dense.candidate = candidate;
+        Ok(graph)
+    }
+
+    fn versus(
+        &self,
+        share: f32,
+        algorithms: &[Algorithm],
+        rounds: usize,
+        line: &mut dyn FnMut(&str),
+    ) -> Result<Vec<Record>, Error> {
+        let Shape { m, n, .. } = self.shape;
+        let config = Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() };
+        let x = self.input(share)?;
+        let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
+        let mut y_dense = Matrix::<f16>::zeros(self.device, m, n)?;
+        let mut dense = DenseProduct::new(self.device)?;
+        let order = self.order();
+        let mut plans = Vec::new();
+        for &algorithm in algorithms {
+            match LinearPlan::<f16>::new(self.device, self.shape, &config, algorithm) {
+                Ok(plan) => plans.push((algorithm, plan)),
+                Err(error) => line(&format!("{algorithm:?}: {error}")),
+            }
+        }
+        // SAFETY: all that the graphs use is declared before them, and so dropped after them.
+        let fp16 = unsafe { self.fastest_dense(&mut dense, &x, &mut y_dense) }?;
+        let (mut sides, mut errors) = (vec![(fp16, Vec::new())], Vec::new());
+        for (_, plan) in &mut plans {
+            errors.push(self.relative_error(plan, &x, &dense, &mut y, &mut y_dense)?);
+            // SAFETY: as above.
+            let graph = unsafe {
+                Graph::capture(self.stream, || {
+                    let mut run =
+                        |i: usize| plan.run(self.stream, &x, &self.weights[i], Some(&self.bias), &mut y);
+                    order.iter().try_for_each(|i| run(*i))
+                })
+            }?;
+            sides.push((graph, Vec::new()));
+        }
+        self.differences(&mut plans, &x, &mut y, line)?;
+        let timer = Timer::new(self.device)?;
+        for round in 0..rounds {
+            for at in 0..sides.len() {
+                let count = sides.len();
+                let (graph, times) = &mut sides[if round % 2 == 0 { at } else { count - 1 - at }];
+                for turn in 0..REPEATS / BLOCKS + 2 {
+                    let time = timer.measure(self.stream, || graph.launch(self.stream))?;
+                    if turn >= 2 {
+                        times.push(time / real(order.len()));
+                    }
+                }
+            }
+        }
+        let fp16_us = median(&mut sides[0].1);
+        let records = plans.iter().zip(&errors).zip(&mut sides[1..]);
+        Ok(records
+            .map(|(((algorithm, _), error), (_, times))| Record {
+                shape: self.shape,
+                outlier_share: share,
+                auto: *algorithm == Algorithm::Auto,
+                algorithm: *algorithm,
+                fp16_us,
+                int8_us: median(times),
+                raw_us: None,
+                candidate: dense.candidate,
+                relative_error: *error,
+                weights_rotated: self.weights.len(),
+            })
+            .collect())
+    }
+
+    /// Says for each plan how many elements of y are not, bit by bit, those of the first plan. Forms of one kernel add up the same
+    /// numbers in the same order, so that any difference between them is a fault.
+    fn differences(
+        &self,
+        plans: &mut [(Algorithm, LinearPlan<f16>)],
+        x: &Matrix<f16>,
+        y: &mut Matrix<f16>,
+        line: &mut dyn FnMut(&str),
+    ) -> Result<(), Error> {
+        const LARGEST: usize = 1 << 26;
+        const TURNS: usize = 3;
+        let Shape { m, n, .. } = self.shape;
+        if m * n > LARGEST {
+            return Ok(());
+        }
+        let poison = vec![f16::NAN; m * n];
+        let mut expected: Vec<Vec<f16>> = Vec::new();
+        for (algorithm, plan) in plans {
+            let mut different = 0;
+            for (turn, weight) in self.weights.iter().take(TURNS).enumerate() {
+                y.copy_from_host(&poison)?;
+                plan.run(self.stream, x, weight, Some(&self.bias), y)?;
+                let found = y.to_host(self.stream)?;
+                match expected.get(turn) {
+                    Some(first) => {
+                        let pairs = first.iter().zip(&found);
+                        different += pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                    }
+                    None => expected.push(found),
+                }
+            }
+            line(&format!("{algorithm:?}: {different} elements differ from the first's"));
+        }
+        Ok(())
+    }
+
     fn compare(&self, share: f32, algorithm: Algorithm) -> Result<Record, Error> {
         let Shape { m, n, .. } = self.shape;
         let config = Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() };
@@ -247,11 +413,10 @@ impl<'a> Bench<'a> {
         let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
         let mut y_dense = Matrix::<f16>::zeros(self.device, m, n)?;
         let mut plan = LinearPlan::<f16>::new(self.device, self.shape, &config, algorithm)?;
-        // Small layers: several rounds in one graph, so that the graph's own launch does not count.
-        let rounds = (256 / self.weights.len()).clamp(1, if m <= 256 { 4 } else { 1 });
-        let order: Vec<usize> = (0..self.weights.len() * rounds).map(|i| i % self.weights.len()).collect();
+        let mut dense = DenseProduct::new(self.device)?;
+        let order = self.order();
 
-        // SAFETY: everything the graph uses outlives it in this function.
+        // SAFETY: everything the graphs use outlives them in this function.
         let int8 = unsafe {
             Graph::capture(self.stream, || {
                 order
@@ -260,27 +425,8 @@ impl<'a> Bench<'a> {
             })
         }?;
         let timer = Timer::new(self.device)?;
-        let mut baseline: Option<(f64, Graph, i32)> = None;
-        let mut dense = DenseProduct::new(self.device)?;
-        let candidates = dense.candidates(self.stream, &x, &self.dense[0], &mut y_dense)?;
-        for candidate in 0..candidates {
-            dense.candidate = candidate;
-            // SAFETY: as above.
-            let graph = unsafe {
-                Graph::capture(self.stream, || {
-                    order.iter().try_for_each(|i| dense.run(self.stream, &x, &self.dense[*i], &mut y_dense))
-                })
-            };
-            let Ok(graph) = graph else { continue };
-            graph.launch(self.stream)?;
-            let time = timer.measure(self.stream, || graph.launch(self.stream))?;
-            if baseline.as_ref().is_none_or(|best| time < best.0) {
-                baseline = Some((time, graph, candidate));
-            }
-        }
-        let (_, fp16, candidate) =
-            baseline.ok_or(Error::Missing { operation: "benchmark", library: "libcublasLt.so.13" })?;
-        dense.candidate = candidate;
+        // SAFETY: as above.
+        let fp16 = unsafe { self.fastest_dense(&mut dense, &x, &mut y_dense) }?;
         let error = self.relative_error(&mut plan, &x, &dense, &mut y, &mut y_dense)?;
 
         // The bare int8 product, i32 out, once for each shape: what the layer may at best come near to.
@@ -313,7 +459,7 @@ impl<'a> Bench<'a> {
             fp16_us: median(&mut fp16_times) / layers,
             int8_us: median(&mut int8_times) / layers,
             raw_us: raw.is_some().then(|| median(&mut raw_times) / layers),
-            candidate,
+            candidate: dense.candidate,
             relative_error: error,
             weights_rotated: self.weights.len(),
         })

@@ -36,19 +36,23 @@ pub enum Algorithm {
     Mma,
     /// 128×256 tiles in clusters of two, `wgmma` (sm_90a), f16 and bf16.
     Wgmma128x256,
-    /// 128×128 tiles, `wgmma` (sm_90a), f16 and bf16.
+    /// 128×128 tiles, one a warpgroup, so that epilogues run beside products, `wgmma` (sm_90a), f16 and bf16.
     Wgmma128x128,
-    /// 64×128 tiles, `wgmma` (sm_90a), f16 and bf16.
+    /// 64×128 tiles for few rows, `wgmma` (sm_90a), f16 and bf16.
     Wgmma64x128,
     /// The same with weights that the copy engine brings to shared memory (sm_90), `k ≤ 16384` a multiple of 128.
     Stream,
+    /// 64×64 tiles for few rows and smaller `n`, `wgmma` (sm_90a), f16 and bf16.
+    Wgmma64x64,
+    /// 64×32 tiles for few rows and smaller `n` still, `wgmma` (sm_90a), f16 and bf16.
+    Wgmma64x32,
     /// cuBLASLt's i8·i8→i32, for [`crate::int8_product`] alone.
     CublasLt,
 }
 
 impl Algorithm {
     /// All that compute the layer.
-    pub const LAYER: [Self; 7] = [
+    pub const LAYER: [Self; 9] = [
         Self::Skinny,
         Self::SkinnyOne,
         Self::Stream,
@@ -56,7 +60,23 @@ impl Algorithm {
         Self::Wgmma128x256,
         Self::Wgmma128x128,
         Self::Wgmma64x128,
+        Self::Wgmma64x64,
+        Self::Wgmma64x32,
     ];
+
+    /// What `name` calls, in upper or lower case: one of [`Self::LAYER`], or [`Self::Auto`].
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let mut known = Self::LAYER.into_iter().chain([Self::Auto]);
+        known.find(|algorithm| format!("{algorithm:?}").eq_ignore_ascii_case(name))
+    }
+
+    /// The names that [`Self::named`] knows, separated by commas.
+    #[must_use]
+    pub fn names() -> String {
+        let known = Self::LAYER.into_iter().chain([Self::Auto]);
+        known.map(|algorithm| format!("{algorithm:?}")).collect::<Vec<_>>().join(", ")
+    }
 
     pub(crate) const fn raw(self) -> i32 {
         match self {
@@ -67,6 +87,8 @@ impl Algorithm {
             Self::Wgmma128x256 => sys::INT8_CUDA_WGMMA_128X256,
             Self::Wgmma128x128 => sys::INT8_CUDA_WGMMA_128X128,
             Self::Wgmma64x128 => sys::INT8_CUDA_WGMMA_64X128,
+            Self::Wgmma64x64 => sys::INT8_CUDA_WGMMA_64X64,
+            Self::Wgmma64x32 => sys::INT8_CUDA_WGMMA_64X32,
             Self::Stream => sys::INT8_CUDA_STREAM,
             Self::CublasLt => sys::INT8_CUDA_CUBLASLT,
         }

@@ -1,11 +1,38 @@
 //! Measures the complete LLM.int8() layer against cuBLASLt fp16: `int8_cuda::bench` says how.
-//!
-//! `int8-cuda-bench [--json FILE] [--quick] [--rows M] [--all-algorithms]`
 
 use std::error::Error as StdError;
 use std::process::ExitCode;
+use std::str::FromStr;
 
-use int8_cuda::{Device, bench};
+use int8_cuda::{Algorithm, Device, Shape, bench};
+
+const HELP: &str = "\
+int8-cuda-bench: times the complete LLM.int8() layer against cuBLASLt fp16 on this machine's first GPU
+
+Without --versus: the shapes of docs/benchmarks/gpu.md, by the algorithm that is chosen for each.
+  --quick           the first shape alone
+  --rows M          only the shapes with so many rows
+  --all-algorithms  every algorithm that takes a shape, not the chosen one alone
+
+With --versus: these algorithms in turn with each other and with fp16, and how many elements of their results differ.
+  --versus NAMES    separated by commas (see below)
+  --shape SHAPES    MxNxK, separated by commas
+  --share S         share of outlier columns (0.001)
+  --rounds R        rounds of seven timed replays each (6)
+
+  --json FILE       the records also as JSON
+  --help            this text";
+
+/// What is typed after the program's name.
+#[derive(Default)]
+struct Arguments {
+    options: bench::Options,
+    versus: Vec<Algorithm>,
+    shapes: Vec<Shape>,
+    share: f32,
+    rounds: usize,
+    json: Option<String>,
+}
 
 fn main() -> ExitCode {
     match run() {
@@ -18,26 +45,69 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), Box<dyn StdError>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let flag = |name: &str| arguments.iter().any(|argument| argument == name);
-    let json_path =
-        arguments.iter().position(|argument| argument == "--json").and_then(|at| arguments.get(at + 1));
-    let rows = arguments.iter().position(|argument| argument == "--rows");
-    let rows: Option<usize> = match rows.map(|at| arguments.get(at + 1)) {
-        Some(value) => Some(value.and_then(|value| value.parse().ok()).ok_or("--rows needs a number")?),
-        None => None,
+    let Some(arguments) = parse(std::env::args().skip(1))? else {
+        println!("{HELP}\n\nAlgorithms: {}", Algorithm::names());
+        return Ok(());
     };
-    let options = bench::Options { quick: flag("--quick"), rows, all_algorithms: flag("--all-algorithms") };
     let device = Device::new(0)?;
     let info = device.info();
     println!("{}, driver {}, built with CUDA {}", info.name, info.driver, info.runtime);
     println!("{}", bench::HEADER);
-    let records = bench::run(&device, options, &mut |line| println!("{line}"))?;
-    for line in bench::summary(&records) {
-        println!("{line}");
-    }
-    if let Some(path) = json_path {
+    let line = &mut |line: &str| println!("{line}");
+    let records = if arguments.versus.is_empty() {
+        let records = bench::run(&device, arguments.options, line)?;
+        bench::summary(&records).iter().for_each(|text| line(text));
+        records
+    } else {
+        let Arguments { versus, share, rounds, .. } = &arguments;
+        let of_shape = |shape: &Shape| bench::versus(&device, *shape, *share, versus, *rounds, line);
+        arguments.shapes.iter().map(of_shape).collect::<Result<Vec<_>, _>>()?.concat()
+    };
+    if let Some(path) = arguments.json {
         std::fs::write(path, serde_json::to_string_pretty(&bench::document(info, &records))?)?;
     }
     Ok(())
+}
+
+/// `None`: the help text is asked for.
+fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Arguments>, String> {
+    let mut parsed = Arguments { share: 0.001, rounds: 6, ..Arguments::default() };
+    let mut rest = arguments.into_iter();
+    while let Some(flag) = rest.next() {
+        let mut value = || rest.next().ok_or(format!("{flag} needs a value; --help says which"));
+        match flag.as_str() {
+            "--quick" => parsed.options.quick = true,
+            "--rows" => parsed.options.rows = Some(number(&flag, &value()?)?),
+            "--all-algorithms" => parsed.options.all_algorithms = true,
+            "--versus" => parsed.versus = value()?.split(',').map(algorithm).collect::<Result<_, _>>()?,
+            "--shape" => parsed.shapes = value()?.split(',').map(shape).collect::<Result<_, _>>()?,
+            "--share" => parsed.share = number(&flag, &value()?)?,
+            "--rounds" => parsed.rounds = number(&flag, &value()?)?,
+            "--json" => parsed.json = Some(value()?),
+            "--help" | "-h" => return Ok(None),
+            _ => return Err(format!("unknown argument {flag}; --help lists what there is")),
+        }
+    }
+    if parsed.versus.is_empty() != parsed.shapes.is_empty() {
+        return Err("--versus and --shape go together".into());
+    }
+    Ok(Some(parsed))
+}
+
+fn number<N: FromStr>(flag: &str, text: &str) -> Result<N, String> {
+    text.parse().map_err(|_| format!("{flag} {text}: not a number of that kind"))
+}
+
+fn algorithm(name: &str) -> Result<Algorithm, String> {
+    Algorithm::named(name).ok_or_else(|| {
+        format!("--versus {name}: no algorithm of the layer; there are {}", Algorithm::names())
+    })
+}
+
+fn shape(text: &str) -> Result<Shape, String> {
+    let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok()).collect();
+    match sizes.as_deref() {
+        Some(&[m, n, k]) => Ok(Shape { m, n, k }),
+        _ => Err(format!("--shape {text}: not MxNxK")),
+    }
 }

@@ -43,15 +43,7 @@ pub(crate) enum Asked {
 
 /// The help text with the names that `--only` knows.
 pub(crate) fn help() -> String {
-    format!("{HELP}\n\nAlgorithms: {}", names())
-}
-
-fn known() -> impl Iterator<Item = Algorithm> {
-    Algorithm::LAYER.into_iter().chain([Algorithm::Auto])
-}
-
-fn names() -> String {
-    known().map(|algorithm| format!("{algorithm:?}")).collect::<Vec<_>>().join(", ")
+    format!("{HELP}\n\nAlgorithms: {}", Algorithm::names())
 }
 
 /// The arguments without the program's name. The order of options does not matter.
@@ -84,9 +76,8 @@ fn number(flag: &str, text: &str) -> Result<usize, String> {
 }
 
 fn algorithm(name: &str) -> Result<Algorithm, String> {
-    known()
-        .find(|algorithm| format!("{algorithm:?}").eq_ignore_ascii_case(name))
-        .ok_or_else(|| format!("--only {name}: no algorithm of the layer; there are {}", names()))
+    Algorithm::named(name)
+        .ok_or_else(|| format!("--only {name}: no algorithm of the layer; there are {}", Algorithm::names()))
 }
 
 #[cfg(test)]
@@ -128,7 +119,7 @@ mod tests {
     fn algorithms_go_by_the_names_of_the_table() {
         let expected = Some(vec![Algorithm::Wgmma128x128, Algorithm::Auto]);
         assert_eq!(check("--only Wgmma128x128,auto").only, expected);
-        for algorithm in known() {
+        for algorithm in Algorithm::LAYER.into_iter().chain([Algorithm::Auto]) {
             assert_eq!(check(&format!("--only {algorithm:?}")).only, Some(vec![algorithm]));
         }
     }
