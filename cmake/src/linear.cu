@@ -116,6 +116,9 @@ int choose(const int8_cuda_linear_params &p, const Device &device) {
   if (at_once(64, 32)) return INT8_CUDA_WGMMA_64X32;
   if (at_once(64, 64)) return INT8_CUDA_WGMMA_64X64;
   if (p.m <= 64 || at_once(64, 128)) return INT8_CUDA_WGMMA_64X128;
+  // One cluster along M reads every weight once.
+  const int64_t large = 2 * ceil_div<int64_t>(p.n, 256);
+  if (p.m > 128 && p.m <= 256 && 3 * large >= 2 * device.multiprocessors) return INT8_CUDA_WGMMA_128X256;
   // Smaller tiles hide their epilogues and fetch more; that decides once the power limit is reached.
   return at_once(128, 128) || p.m * p.k < 4096 * 4096 ? INT8_CUDA_WGMMA_128X128 : INT8_CUDA_WGMMA_128X256;
 }

@@ -2,6 +2,8 @@
 //! same process. Weights rotate through more memory than the L2 cache holds; both sides are recorded in CUDA graphs and
 //! replayed in turn, in blocks; medians.
 
+use std::time::{Duration, Instant};
+
 use half::f16;
 use int8_core::corpus::Random;
 use int8_core::{Config, OutlierRule, Scheme};
@@ -40,6 +42,9 @@ const ROTATED: usize = 2 << 30;
 const REPEATS: usize = 21;
 /// Blocks of replays of one side before the other's turn.
 const BLOCKS: usize = 3;
+/// For how long a side is replayed before its times count. The GPU's clock follows the power drawn in the last tenths of a second:
+/// with two replays, some milliseconds, one side was measured at the clock that the other's power draw had left.
+const SETTLING: Duration = Duration::from_millis(200);
 
 /// What to measure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -176,7 +181,7 @@ pub fn versus(
 pub fn document(info: &DeviceInfo, records: &[Record]) -> Value {
     json!({
         "device": info.name, "driver": info.driver, "runtime": info.runtime,
-        "method": "CUDA graphs over rotated weights, blocks of 7 replays of each side in turn (2 more to settle), medians",
+        "method": "CUDA graphs over rotated weights, blocks of 7 replays of each side in turn after 0.2 s of replays to settle, medians",
         "repeats": REPEATS,
         "records": records.iter().map(Record::json).collect::<Vec<_>>(),
     })
@@ -269,6 +274,21 @@ impl<'a> Bench<'a> {
         (0..self.weights.len() * rounds).map(|i| i % self.weights.len()).collect()
     }
 
+    /// One block of timed replays of a graph, once it has settled.
+    fn replay(&self, timer: &Timer, graph: &Graph, times: &mut Vec<f64>) -> Result<(), Error> {
+        let begin = Instant::now();
+        for turn in 0.. {
+            timer.measure(self.stream, || graph.launch(self.stream))?;
+            if turn > 0 && begin.elapsed() >= SETTLING {
+                break;
+            }
+        }
+        for _ in 0..REPEATS / BLOCKS {
+            times.push(timer.measure(self.stream, || graph.launch(self.stream))?);
+        }
+        Ok(())
+    }
+
     /// The fastest of cuBLASLt's candidates, set in `dense`, and recorded.
     ///
     /// # Safety
@@ -344,15 +364,11 @@ impl<'a> Bench<'a> {
             for at in 0..sides.len() {
                 let count = sides.len();
                 let (graph, times) = &mut sides[if round % 2 == 0 { at } else { count - 1 - at }];
-                for turn in 0..REPEATS / BLOCKS + 2 {
-                    let time = timer.measure(self.stream, || graph.launch(self.stream))?;
-                    if turn >= 2 {
-                        times.push(time / real(order.len()));
-                    }
-                }
+                self.replay(&timer, graph, times)?;
             }
         }
-        let fp16_us = median(&mut sides[0].1);
+        let layers = real(order.len());
+        let fp16_us = median(&mut sides[0].1) / layers;
         let records = plans.iter().zip(&errors).zip(&mut sides[1..]);
         Ok(records
             .map(|(((algorithm, _), error), (_, times))| Record {
@@ -361,7 +377,7 @@ impl<'a> Bench<'a> {
                 auto: *algorithm == Algorithm::Auto,
                 algorithm: *algorithm,
                 fp16_us,
-                int8_us: median(times),
+                int8_us: median(times) / layers,
                 raw_us: None,
                 candidate: dense.candidate,
                 relative_error: *error,
@@ -435,20 +451,12 @@ impl<'a> Bench<'a> {
         let (mut fp16_times, mut int8_times, mut raw_times) = (Vec::new(), Vec::new(), Vec::new());
         // In turn by blocks: each side settles at the clock its own power draw allows, as in a program that runs it alone.
         for _ in 0..BLOCKS {
-            for (graph, times) in [(&fp16, &mut fp16_times), (&int8, &mut int8_times)] {
-                for turn in 0..REPEATS / BLOCKS + 2 {
-                    let time = timer.measure(self.stream, || graph.launch(self.stream))?;
-                    if turn >= 2 {
-                        times.push(time);
-                    }
-                }
-            }
+            self.replay(&timer, &fp16, &mut fp16_times)?;
+            self.replay(&timer, &int8, &mut int8_times)?;
         }
         // Not in turn with the others: it would change what those two are compared under.
         if let Some(raw) = &raw {
-            for _ in 0..REPEATS / BLOCKS {
-                raw_times.push(timer.measure(self.stream, || raw.graph.launch(self.stream))?);
-            }
+            self.replay(&timer, &raw.graph, &mut raw_times)?;
         }
         let layers = real(order.len());
         Ok(Record {
