@@ -2,7 +2,7 @@
 """Times oneDNN through PyTorch (int8 product, bf16 and f32 linear) and bitsandbytes' CPU layer beside int8-cpu.
 
     python3 int8-cpu/benches/torch_peers.py [--threads N] [--best] [--json FILE] [--environment FOLDER] [--bench FILE]
-                                             [--shapes MxNxK,...]
+                                             [--shapes MxNxK,...] [--turns N]
 
 Makes its own virtual environment (several GB: PyTorch comes with its libraries) unless the folder holds one already.
 int8-cpu is timed by its bench `layer`, which is built first unless `--bench` names it (for a machine without Rust).
@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPES = [(m, n, k) for m in (1, 8, 64, 512)
           for n, k in ((768, 768), (2048, 2048), (4096, 4096), (11008, 4096), (4096, 11008))]
 ROTATE_BYTES = 256 << 20
-TURNS = 3
 
 
 def environment(folder):
@@ -114,6 +113,7 @@ def main():
     parser.add_argument("--environment", type=Path, default=ROOT / "target" / "torch-peers")
     parser.add_argument("--bench", type=Path)
     parser.add_argument("--shapes")
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     parse = lambda text: tuple(int(size) for size in text.split("x"))
@@ -126,7 +126,7 @@ def main():
     print("    M      N      K | layer us | vs bf16  vs f32  vs bitsandbytes | raw vs _int_mm")
     for shape in shapes:
         turns = []
-        for _ in range(TURNS):
+        for _ in range(arguments.turns):
             setting = (shape, arguments.threads, arguments.best)
             turns.append({**run_torch(python, *setting), **run_ours(bench, *setting)})
         summary = min if arguments.best else statistics.median
@@ -139,9 +139,10 @@ def main():
         ratios = row["layer_vs"]
         print("{:5} {:6} {:6} | {:8.0f} | {:6.2f}x {:6.2f}x {:9.2f}x      | {:6.2f}x".format(
             *shape, layer, ratios["bf16"], ratios["f32"], ratios["bitsandbytes"], row["raw_vs_int_mm"]), flush=True)
-    if arguments.json:
-        record = {"threads": arguments.threads, "statistic": "best" if arguments.best else "median", "turns": TURNS, "shapes": rows}
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+        if arguments.json:  # after each shape, so that a run cut short leaves what it has
+            record = {"threads": arguments.threads, "statistic": "best" if arguments.best else "median",
+                      "turns": arguments.turns, "shapes": rows}
+            arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
