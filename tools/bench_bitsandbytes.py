@@ -45,7 +45,7 @@ def layers(n, k, count):
         layer.weight = bnb.nn.Int8Params(weight.cpu(), has_fp16_weights=False, requires_grad=False)
         layer.bias = torch.nn.Parameter(bias.clone(), requires_grad=False)
         dense.append((weight, bias))
-        quantised.append(layer.cuda())
+        quantised.append(layer.cuda().eval())
     return dense, quantised
 
 

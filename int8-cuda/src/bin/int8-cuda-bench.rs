@@ -111,3 +111,44 @@ fn shape(text: &str) -> Result<Shape, String> {
         _ => Err(format!("--shape {text}: not MxNxK")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Option<Arguments>, String> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn forms_are_compared_on_the_shapes_named() {
+        let line = "--versus wgmma64x32,Auto --shape 16x4096x4096,64x11008x4096 --share 0.01 --rounds 3";
+        let Ok(Some(arguments)) = parsed(line) else { panic!("{line} is refused") };
+        assert_eq!(arguments.versus, [Algorithm::Wgmma64x32, Algorithm::Auto]);
+        assert_eq!(arguments.shapes[1], Shape { m: 64, n: 11008, k: 4096 });
+        assert_eq!((arguments.share, arguments.rounds), (0.01, 3));
+    }
+
+    #[test]
+    fn help_wins_over_what_stands_before_it() {
+        assert!(matches!(parsed("--quick --help"), Ok(None)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let wrong = [
+            ("--fast", "--fast"),
+            ("--rows many", "--rows many"),
+            ("--json", "--json needs a value"),
+            ("--versus Wgmma1x1 --shape 1x1x1", "Wgmma1x1"),
+            ("--versus Auto --shape 1x2", "1x2"),
+            ("--versus Auto --shape 1x2x3x4", "1x2x3x4"),
+            ("--versus Auto", "go together"),
+            ("--shape 1x2x3", "go together"),
+        ];
+        for (line, part) in wrong {
+            let error = parsed(line).err().unwrap_or_else(|| panic!("{line} is taken"));
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+}
