@@ -77,6 +77,7 @@ pub(crate) enum Command {
         Examples:\n  int8 eval ./opt-125m --text wiki.txt --window 1024\n  \
         int8 eval ./opt-125m --text wiki.txt --scheme absmax-vector-wise\n  \
         int8 eval ./opt-125m --text wiki.txt --preset best\n  \
+        int8 eval ./opt-125m --text wiki.txt --kv-cache f16         (what a 16-bit KV cache costs)\n  \
         int8 eval ./opt-125m --text wiki.txt --compare --windows 16 --report quality.html --plots ./plots\n  \
         int8 eval ./opt-125m --last-words lambada.jsonl"
     )]
@@ -107,8 +108,8 @@ pub(crate) enum Command {
     #[command(
         after_help = "Nothing is loaded: a folder's headers are read, of a model of the hub only its configuration and headers \
         are downloaded, and the paper's models are known by name. Linear layers become int8; embeddings, output head and \
-        norms stay in 16 bits, and so do the keys and values of past tokens (the KV cache), which grow with context and \
-        batch.\n\n\
+        norms stay in 16 bits, and so do the keys and values of past tokens (the KV cache; --kv-cache), which grow with \
+        context and batch.\n\n\
         Examples:\n  int8 plan                                   the paper's table: what fits on which machine\n  \
         int8 plan BLOOM-176B                        704 GB, 352 GB, 180 GB, and the GPUs that takes\n  \
         int8 plan ./opt-6.7b --context 2048 --batch 8\n  \
@@ -308,6 +309,23 @@ pub(crate) struct RunArgs {
     /// Go on after the model's end-of-text token
     #[arg(help_heading = "Generation", long)]
     pub(crate) ignore_eos: bool,
+    /// In what the keys and values of past tokens are kept (the KV cache): 16 bits are half the memory, and faster after long
+    /// prompts. auto: the type of the checkpoint
+    #[arg(help_heading = "Generation", long, value_name = "TYPE", default_value = "auto")]
+    pub(crate) kv_cache: KvCache,
+}
+
+/// `--kv-cache`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCache {
+    /// As the checkpoint stores its embeddings.
+    Auto,
+    /// As computed, 4 bytes a value.
+    F32,
+    /// IEEE half precision; a magnitude beyond 65504 is an error.
+    F16,
+    /// bfloat16.
+    Bf16,
 }
 
 /// A prompt, as text or as token ids.
@@ -334,6 +352,10 @@ pub(crate) struct EvalArgs {
     /// LAMBADA)
     #[arg(help_heading = "Input", long, value_name = "FILE")]
     pub(crate) last_words: Option<PathBuf>,
+    /// Round keys and values to this type before they are attended to, as a generated text's are: what a KV cache costs
+    /// [default: f32]
+    #[arg(help_heading = "Precision", long, value_name = "TYPE", conflicts_with = "compare")]
+    pub(crate) kv_cache: Option<KvCache>,
     /// Table 1 of the paper for this model: float, the eight schemes, the outlier weights of bitsandbytes, and the preset `best`
     #[arg(help_heading = "Comparison", long, requires = "text", conflicts_with_all = PRECISION_OPTIONS)]
     pub(crate) compare: bool,
@@ -489,6 +511,9 @@ pub(crate) struct PlanArgs {
     /// Sequences at a time
     #[arg(help_heading = "Load", long, value_name = "N", default_value_t = 1)]
     pub(crate) batch: u64,
+    /// In what keys and values are kept [default: 32 bits beside 32-bit weights, 16 bits otherwise]
+    #[arg(help_heading = "Load", long, value_name = "TYPE", requires = "model")]
+    pub(crate) kv_cache: Option<KvCache>,
     /// Number of GPUs there are: say for each kind whether they hold the model
     #[arg(help_heading = "Hardware", long, value_name = "N", requires = "model", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) gpus: Option<u64>,
@@ -601,6 +626,9 @@ pub(crate) struct BenchArgs {
     /// Tokens to generate (with MODEL)
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) new_tokens: usize,
+    /// In what both keep keys and values (with MODEL); auto: the type of the checkpoint
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    pub(crate) kv_cache: KvCache,
 }
 
 /// `int8 verify`

@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use int8_core::{Config, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme, scheme};
-use int8_nn::backend::{OutlierWeights, Precision, Quantization};
+use int8_nn::backend::{KvCacheType, OutlierWeights, Precision, Quantization};
 use int8_nn::checkpoint::{DType, Existing};
 use int8_nn::config::RotaryPrecision;
 use int8_nn::quantize::WriteSettings;
@@ -197,6 +197,16 @@ pub(crate) fn loader(
         progress.set(done, all);
     });
     Ok((loader, bar))
+}
+
+/// What a KV cache keeps; `None` for the type of the checkpoint.
+pub(crate) fn kv_cache(wanted: args::KvCache) -> Option<KvCacheType> {
+    match wanted {
+        args::KvCache::Auto => None,
+        args::KvCache::F32 => Some(KvCacheType::F32),
+        args::KvCache::F16 => Some(KvCacheType::F16),
+        args::KvCache::Bf16 => Some(KvCacheType::Bf16),
+    }
 }
 
 fn rotary(loader: &Loader, wanted: Option<args::RotaryPrecision>) -> RotaryPrecision {

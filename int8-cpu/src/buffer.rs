@@ -1,5 +1,7 @@
 //! Memory that starts on a cache line, so that no vector load of a panel row crosses one.
 
+use int8_core::Element;
+
 /// One cache line. Its size is that of a zmm register and of an AMX tile row.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -51,15 +53,26 @@ impl Buffer {
 
     /// All bytes, as f32.
     pub(crate) fn floats(&self) -> &[f32] {
-        // SAFETY: as in `floats_mut`; the borrow of `self` is shared.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * (LINE / 4)) }
+        self.elements()
     }
 
     /// All bytes, as f32.
     pub(crate) fn floats_mut(&mut self) -> &mut [f32] {
-        // SAFETY: 64-byte aligned initialised bytes, a multiple of 4 of them; f32 has no invalid pattern.
-        unsafe {
-            std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * (LINE / 4))
-        }
+        self.elements_mut()
+    }
+
+    /// All bytes, as numbers of one of the three types.
+    pub(crate) fn elements<T: Element>(&self) -> &[T] {
+        let count = self.lines.len() * (LINE / size_of::<T>());
+        // SAFETY: as in `elements_mut`; the borrow of `self` is shared.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), count) }
+    }
+
+    /// All bytes, as numbers of one of the three types.
+    pub(crate) fn elements_mut<T: Element>(&mut self) -> &mut [T] {
+        let count = self.lines.len() * (LINE / size_of::<T>());
+        // SAFETY: 64-byte aligned initialised bytes, whole numbers of elements of 2 or 4 bytes; `Element` is sealed over f32,
+        // f16 and bf16, which have no invalid pattern.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), count) }
     }
 }

@@ -65,6 +65,20 @@ pub enum Error {
         /// What the source said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A key or value that the type of the cache cannot hold.
+    #[error(
+        "{what}: {value} is beyond {largest}, the largest number of {element}; keep keys and values in another type: f32 has room for all"
+    )]
+    CacheRange {
+        /// Keys or values.
+        what: &'static str,
+        /// The number.
+        value: f32,
+        /// Name of the cache's type.
+        element: &'static str,
+        /// Largest number of that type.
+        largest: f64,
+    },
     /// The source of exact outlier columns returned the wrong number of columns.
     #[error("the source of exact columns was asked for {expected} columns and returned {found}")]
     ExactColumnCount {

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use crate::Error;
 use crate::convert;
 use crate::kernel::Layout;
-use crate::tile::{self, Instructions, LANES, Load, PANEL, Vectorized};
+use crate::tile::{self, Instructions, LANES, Lane, PANEL, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// What the outliers of `x` are multiplied with.
@@ -186,7 +186,7 @@ impl Vectorized for FillPanel<'_> {
 
 /// `PANEL` values, or fewer and zeros behind them.
 #[inline(always)]
-fn load_panel<I: Instructions, T: Load>(simd: I, values: &[T]) -> [I::Floats; 2] {
+fn load_panel<I: Instructions, T: Lane>(simd: I, values: &[T]) -> [I::Floats; 2] {
     let mut padded = [T::default(); PANEL];
     let whole = match values.first_chunk() {
         Some(whole) => whole,

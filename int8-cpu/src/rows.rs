@@ -9,7 +9,7 @@ use int8_core::{Encoding, GROUP, RowStatistic};
 
 use crate::convert::{self, Typed};
 use crate::groups::GroupTerms;
-use crate::tile::{Instructions, K_STEP, LANES, Load, Vectorized};
+use crate::tile::{Instructions, K_STEP, LANES, Lane, Vectorized};
 
 /// Values handled at once: the codes of one cache line.
 pub(crate) const BLOCK: usize = K_STEP;
@@ -342,7 +342,7 @@ pub(crate) fn flag_outliers<I: Instructions>(simd: I, row: Typed<'_>, threshold:
 }
 
 #[inline(always)]
-fn flag<I: Instructions, T: Load>(simd: I, row: &[T], threshold: f32, flags: &mut [u8]) {
+fn flag<I: Instructions, T: Lane>(simd: I, row: &[T], threshold: f32, flags: &mut [u8]) {
     let limit = simd.splat(threshold);
     let (vectors, rest) = row.as_chunks::<LANES>();
     for (values, flags) in vectors.iter().zip(flags.chunks_exact_mut(LANES)) {

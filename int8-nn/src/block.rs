@@ -2,7 +2,8 @@
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, DistanceBias, Experts, Input, LayerAttention, Mask, NormSpec, Output, Precision,
+    AttentionSpec, Backend, DistanceBias, Experts, Input, KvCacheType, LayerAttention, Mask, NormSpec,
+    Output, Precision,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
@@ -294,7 +295,7 @@ impl<B: Backend> Scratch<B> {
 }
 
 /// What attention needs to know about blocks that see what `mask` says and keep keys and values in `layers` layers of a
-/// cache.
+/// cache of f32.
 pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
     let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));
     let layer = |index| {
@@ -310,6 +311,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         scale: crate::convert::f32_from(1.0 / divisor.sqrt()),
         softcap: config.attention_softcap,
         bias: None,
+        kv_cache: KvCacheType::F32,
     }
 }
 

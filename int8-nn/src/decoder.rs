@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, DistanceBias, Input, LinearStatistics, Mask, Output, Precision, RowSelection,
-    Segment,
+    AttentionSpec, Backend, DistanceBias, Input, KvCacheType, LinearStatistics, Mask, Output, Precision,
+    RowSelection, Segment,
 };
 pub use crate::block::LinearRole;
 use crate::block::{self, Block, Loader, Scratch};
@@ -29,6 +29,7 @@ pub struct Decoder<B: Backend> {
     project_out: Option<B::Linear>,
     head: B::Linear,
     bias: Option<DistanceBias>,
+    kv_cache_type: KvCacheType,
     /// Weights of the blocks' linear layers, without biases.
     linear_weights: usize,
 }
@@ -143,7 +144,9 @@ impl<B: Backend> Decoder<B> {
         let token_table = loader.name(names.token_embedding) + ".weight";
         let tokens =
             checkpoint.tensor(&token_table)?.expect_shape(&[config.vocab_size, config.embedding_size])?;
-        let embedding = backend.embedding(read_matrix(&tokens)?)?;
+        let table = read_matrix(&tokens)?;
+        let kv_cache_type = table.kv_cache_type();
+        let embedding = backend.embedding(table)?;
         let positions = match (&config.positions, names.position_embedding) {
             (Positions::Learned { offset }, Some(name)) => {
                 let table = checkpoint.tensor(&(loader.name(name) + ".weight"))?;
@@ -188,6 +191,7 @@ impl<B: Backend> Decoder<B> {
         };
         Ok(Self {
             bias,
+            kv_cache_type,
             linear_weights,
             embedding,
             positions,
@@ -212,12 +216,34 @@ impl<B: Backend> Decoder<B> {
         &self.backend
     }
 
-    /// Prepares to run `sequences` sequences of at most `max_positions` tokens, at most `max_rows` tokens a step.
+    /// The type in which a text that is generated keeps its keys and values unless it is asked for another: that of the
+    /// checkpoint's embedding, which no quantisation touches. transformers keeps them in the same, where it computes in the
+    /// checkpoint's type.
+    pub fn kv_cache_type(&self) -> KvCacheType {
+        self.kv_cache_type
+    }
+
+    /// Prepares to run `sequences` sequences of at most `max_positions` tokens, at most `max_rows` tokens a step. Keys and
+    /// values are kept in f32, as they are computed.
     ///
     /// # Errors
     /// When `max_positions` is more than the model has, or memory is short.
     pub fn session(
         &self,
+        sequences: usize,
+        max_positions: usize,
+        max_rows: usize,
+    ) -> Result<Session<'_, B>, Error> {
+        self.session_with_cache(KvCacheType::F32, sequences, max_positions, max_rows)
+    }
+
+    /// As [`session`](Self::session), with keys and values rounded to `kv_cache`.
+    ///
+    /// # Errors
+    /// As [`session`](Self::session).
+    pub fn session_with_cache(
+        &self,
+        kv_cache: KvCacheType,
         sequences: usize,
         max_positions: usize,
         max_rows: usize,
@@ -229,22 +255,24 @@ impl<B: Backend> Decoder<B> {
                 self.config.family
             )));
         }
-        self.any_session(None, sequences, max_positions, max_rows)
+        self.any_session(None, kv_cache, sequences, max_positions, max_rows)
     }
 
     /// A session of one sequence whose blocks attend to what `memory` holds.
     pub(crate) fn session_with(
         &self,
         memory: B::Cache,
+        kv_cache: KvCacheType,
         max_positions: usize,
         max_rows: usize,
     ) -> Result<Session<'_, B>, Error> {
-        self.any_session(Some(memory), 1, max_positions, max_rows)
+        self.any_session(Some(memory), kv_cache, 1, max_positions, max_rows)
     }
 
     fn any_session(
         &self,
         memory: Option<B::Cache>,
+        kv_cache: KvCacheType,
         sequences: usize,
         max_positions: usize,
         max_rows: usize,
@@ -257,7 +285,7 @@ impl<B: Backend> Decoder<B> {
             )));
         }
         let spec = block::attention_spec(config, config.layers, Mask::Causal);
-        let spec = AttentionSpec { bias: self.bias.clone(), ..spec };
+        let spec = AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec };
         let backend = &*self.backend;
         let rows = |width| backend.activations(max_rows, width);
         Ok(Session {
@@ -279,8 +307,9 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// What attention to another text needs to know: keys and values of each block, seen from everywhere.
-    pub(crate) fn memory_spec(&self) -> AttentionSpec {
-        block::attention_spec(&self.config, self.config.layers, Mask::Full)
+    pub(crate) fn memory_spec(&self, kv_cache: KvCacheType) -> AttentionSpec {
+        let spec = block::attention_spec(&self.config, self.config.layers, Mask::Full);
+        AttentionSpec { kv_cache, ..spec }
     }
 
     /// Keeps what each block attends to of another text, `source [rows, hidden_size]`.
@@ -383,6 +412,13 @@ impl<B: Backend> Session<'_, B> {
     /// Whether no sequence holds a token.
     pub fn is_empty(&self) -> bool {
         self.lengths.iter().all(|length| *length == 0)
+    }
+
+    /// Bytes of the keys and values, room for tokens to come included.
+    pub fn cache_bytes(&self) -> usize {
+        let backend = &*self.decoder.backend;
+        let memory = self.memory.as_ref().map_or(0, |memory| backend.cache_bytes(memory));
+        backend.cache_bytes(&self.cache) + memory
     }
 
     /// Most tokens one step can take.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::backend::{Backend, RowSelection};
+use crate::backend::{Backend, KvCacheType, RowSelection};
 use crate::decoder::Session;
 use crate::model::Model;
 use crate::sampler::{Sampler, Sampling};
@@ -20,12 +20,20 @@ pub struct GenerateOptions {
     pub stop_at_eos: bool,
     /// Further tokens that end the text: what ends a message of a chat, say.
     pub stop_ids: Vec<u32>,
+    /// In what keys and values are kept; `None` for [the type of the checkpoint](crate::decoder::Decoder::kv_cache_type).
+    pub kv_cache: Option<KvCacheType>,
 }
 
 impl Default for GenerateOptions {
-    /// 64 tokens, greedy, stopping at the end of the text.
+    /// 64 tokens, greedy, stopping at the end of the text; keys and values in the type of the checkpoint.
     fn default() -> Self {
-        Self { max_new_tokens: 64, sampling: Sampling::Greedy, stop_at_eos: true, stop_ids: Vec::new() }
+        Self {
+            max_new_tokens: 64,
+            sampling: Sampling::Greedy,
+            stop_at_eos: true,
+            stop_ids: Vec::new(),
+            kv_cache: None,
+        }
     }
 }
 
@@ -53,6 +61,10 @@ pub struct Generation {
     pub prefill: Duration,
     /// Time for all tokens after the first.
     pub decode: Duration,
+    /// In what keys and values were kept.
+    pub kv_cache: KvCacheType,
+    /// Bytes they had room in, of the text that was read too.
+    pub kv_cache_bytes: usize,
 }
 
 /// Tokens of a prompt that are computed in one step. Long enough that products run at full speed, short enough that the
@@ -89,13 +101,20 @@ impl<B: Backend> Model<B> {
         let start = self.source().map(|source| [source.start_token()]);
         let written = start.as_ref().map_or(prompt, |start| &start[..]);
         let positions = most.min(written.len() + options.max_new_tokens);
-        let mut session = self.reading(prompt, positions, PREFILL_ROWS.min(written.len()))?;
+        let kv_cache = options.kv_cache.unwrap_or(self.decoder().kv_cache_type());
+        let mut session = self.reading(prompt, kv_cache, positions, PREFILL_ROWS.min(written.len()))?;
         for chunk in written.chunks(PREFILL_ROWS) {
             session.forward(&[(0, chunk)])?;
         }
         let prefill = begin.elapsed();
-        let mut generation =
-            Generation { ids: Vec::new(), stop: StopReason::Length, prefill, decode: Duration::ZERO };
+        let mut generation = Generation {
+            ids: Vec::new(),
+            stop: StopReason::Length,
+            prefill,
+            decode: Duration::ZERO,
+            kv_cache,
+            kv_cache_bytes: session.cache_bytes(),
+        };
         let begin = Instant::now();
         while generation.ids.len() < options.max_new_tokens {
             let id = next(&mut session, &mut sampler)?;
@@ -123,10 +142,16 @@ impl<B: Backend> Model<B> {
     }
 
     /// A session for a text that continues `prompt`; or one whose model has read `prompt` and begins another text.
-    fn reading(&self, prompt: &[u32], positions: usize, rows: usize) -> Result<Session<'_, B>, Error> {
+    fn reading(
+        &self,
+        prompt: &[u32],
+        kv_cache: KvCacheType,
+        positions: usize,
+        rows: usize,
+    ) -> Result<Session<'_, B>, Error> {
         match self.source() {
-            None => self.decoder().session(1, positions, rows),
-            Some(source) => source.session(self.decoder(), prompt, positions, rows),
+            None => self.decoder().session_with_cache(kv_cache, 1, positions, rows),
+            Some(source) => source.session(self.decoder(), prompt, kv_cache, positions, rows),
         }
     }
 
@@ -158,7 +183,7 @@ impl<B: Backend> Model<B> {
                 self.config().family
             )));
         }
-        let mut session = self.reading(source, targets.len(), targets.len())?;
+        let mut session = self.reading(source, KvCacheType::F32, targets.len(), targets.len())?;
         session.forward(&[(0, targets)])?;
         let logits = session.logits(&RowSelection::Range(0..targets.len()))?.to_vec();
         self.logit_rows(targets.len(), logits)

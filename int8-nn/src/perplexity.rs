@@ -3,7 +3,7 @@
 use int8_cpu::{Kernel, float};
 use rayon::prelude::*;
 
-use crate::backend::{Backend, RowSelection};
+use crate::backend::{Backend, KvCacheType, RowSelection};
 use crate::model::Model;
 use crate::{Error, convert};
 
@@ -17,6 +17,9 @@ pub struct PerplexityOptions {
     pub window: usize,
     /// Most windows to score; `None` for the whole text.
     pub windows: Option<usize>,
+    /// What keys and values are rounded to before attention reads them: f32, unless it is the effect of a cache's type on a
+    /// text that is to be known. A token reads the same ones whether its text comes at once or token by token.
+    pub kv_cache: KvCacheType,
 }
 
 /// The perplexity of a text.
@@ -85,7 +88,7 @@ impl<B: Backend> Model<B> {
         mut visit: impl FnMut(LogitRows<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let (window, count) = options.cut(ids.len())?;
-        let mut session = self.decoder().session(1, window, window)?;
+        let mut session = self.decoder().session_with_cache(options.kv_cache, 1, window, window)?;
         let vocabulary = self.config().vocab_size;
         for (index, ids) in ids.chunks_exact(window).take(count).enumerate() {
             session.clear(0);

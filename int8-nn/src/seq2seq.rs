@@ -4,7 +4,7 @@
 //! kept beside the cache of the decoder's own tokens; from then on a [`Session`] is used like that of any decoder.
 
 use crate::Error;
-use crate::backend::{AttentionSpec, Backend, DistanceBias, Mask, Output, Precision, Segment};
+use crate::backend::{AttentionSpec, Backend, DistanceBias, KvCacheType, Mask, Output, Precision, Segment};
 use crate::block::{self, Block, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
 use crate::config::DecoderConfig;
@@ -59,6 +59,7 @@ impl<B: Backend> SourceEncoder<B> {
         &self,
         decoder: &'m Decoder<B>,
         source: &[u32],
+        kv_cache: KvCacheType,
         max_positions: usize,
         max_rows: usize,
     ) -> Result<Session<'m, B>, Error> {
@@ -76,7 +77,7 @@ impl<B: Backend> SourceEncoder<B> {
         // Nothing is kept from block to block of the encoder, so one layer of a cache serves them all.
         let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
         let mut cache = backend.cache(&spec, 1, rows)?;
-        let mut memory = backend.cache(&decoder.memory_spec(), 1, rows)?;
+        let mut memory = backend.cache(&decoder.memory_spec(kv_cache), 1, rows)?;
         let mut step = backend.step(rows)?;
         let mut x = backend.activations(rows, config.hidden_size)?;
         let mut kv = backend.activations(rows, 2 * config.kv_heads * config.head_size)?;
@@ -90,6 +91,6 @@ impl<B: Backend> SourceEncoder<B> {
             backend.normalize(&mut x, &self.norm)?;
             decoder.remember(&step, &x, &mut kv, &mut memory)
         })?;
-        decoder.session_with(memory, max_positions, max_rows)
+        decoder.session_with(memory, kv_cache, max_positions, max_rows)
     }
 }

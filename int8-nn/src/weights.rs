@@ -5,6 +5,7 @@ use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, Axis, concatenate};
 
 use crate::Error;
+use crate::backend::KvCacheType;
 use crate::checkpoint::{Checkpoint, CheckpointError, DType, ReadAs, TensorView};
 
 /// One stored weight that makes up a linear layer, alone or with others.
@@ -76,6 +77,17 @@ pub enum FloatMatrix {
     F16(Array2<f16>),
     /// bfloat16.
     Bf16(Array2<bf16>),
+}
+
+impl FloatMatrix {
+    /// The same type for keys and values.
+    pub(crate) fn kv_cache_type(&self) -> KvCacheType {
+        match self {
+            Self::F32(_) => KvCacheType::F32,
+            Self::F16(_) => KvCacheType::F16,
+            Self::Bf16(_) => KvCacheType::Bf16,
+        }
+    }
 }
 
 /// The weight of one part as a checkpoint holds it.

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use int8_nn::Model;
+use int8_nn::backend::KvCacheType;
+use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
 use super::{outlier_share, read_text, settings, text};
@@ -80,6 +81,11 @@ pub(super) fn read_passages(path: &Path) -> Result<Vec<String>, Failure> {
 /// Scores a text; returns it as JSON and prints it otherwise.
 fn perplexity(arguments: &EvalArgs, model: &Model, output: &Output) -> Result<Value, Failure> {
     let (ids, options) = text(model, &arguments.text)?;
+    let kv_cache = match arguments.kv_cache.map(resolve::kv_cache) {
+        None => KvCacheType::F32,
+        Some(kv_cache) => kv_cache.unwrap_or(model.decoder().kv_cache_type()),
+    };
+    let options = PerplexityOptions { kv_cache, ..options };
     let begin = Instant::now();
     let bar = output.bar("scoring", "windows");
     let result = model.perplexity(&ids, &options, |done, all| bar.set(done, all))?;
@@ -96,6 +102,7 @@ fn perplexity(arguments: &EvalArgs, model: &Model, output: &Output) -> Result<Va
             "text": arguments.text.text,
             "scheme": scheme,
             "settings": settings(model.precision()),
+            "kv_cache": kv_cache.name(),
             "perplexity": result.perplexity(),
             "mean_nll": result.mean_nll,
             "windows": result.windows.len(),

@@ -1,5 +1,6 @@
 //! `int8 plan`: how much memory a model takes, and which GPUs hold it.
 
+use int8_nn::backend::KvCacheType;
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::memory::{Estimate, Gpu, Load, PAPER_SETUPS, Precision, Shape};
 use serde_json::{Value, json};
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use crate::args::PlanArgs;
 use crate::convert::real_u64;
 use crate::output::{Output, bytes};
-use crate::{Failure, hub};
+use crate::{Failure, hub, resolve};
 
 /// Tokens of a sequence when none are said and the model has no limit, or a higher one.
 const DEFAULT_CONTEXT: u64 = 2048;
@@ -24,7 +25,8 @@ pub(crate) fn run(arguments: &PlanArgs, output: &Output) -> Result<(), Failure> 
             shape.name
         ));
     }
-    let plan = Plan { load: Load { context, batch: arguments.batch }, shape, arguments };
+    let kv_cache = arguments.kv_cache.and_then(resolve::kv_cache);
+    let plan = Plan { load: Load { context, batch: arguments.batch, kv_cache }, shape, arguments };
     if output.json { output.object(&plan.as_json()) } else { plan.print(output) }
 }
 
@@ -128,6 +130,7 @@ impl Plan<'_> {
             "blocks": self.shape.blocks,
             "context": self.load.context,
             "batch": self.load.batch,
+            "kv_cache": self.load.kv_cache.map(KvCacheType::name),
             "gpus": self.arguments.gpus,
             "precisions": Precision::ALL.into_iter().zip(self.estimates()).map(estimate).collect::<Vec<_>>(),
         })
@@ -142,7 +145,7 @@ impl Plan<'_> {
             count(shape.weights()),
             shape.blocks
         ))?;
-        let Load { context, batch } = self.load;
+        let Load { context, batch, .. } = self.load;
         output.line(&format!("context {context} tokens, batch {batch}\n"))?;
         let heading: String =
             Precision::ALL.iter().map(|precision| format!("{:>12}", precision.name())).collect();

@@ -86,6 +86,7 @@ impl Run<'_> {
             },
             stop_at_eos: !arguments.ignore_eos,
             stop_ids,
+            kv_cache: resolve::kv_cache(arguments.kv_cache),
         };
         let output = self.output;
         let print = |text: &str| if output.json { Ok(()) } else { output.text(text) };
@@ -139,6 +140,8 @@ impl Run<'_> {
             "prefill_tokens_per_second": prefill_rate(prompt, generation),
             "decode_tokens_per_second": decode_rate(generation),
             "weight_bytes": self.model.footprint().total(),
+            "kv_cache": generation.kv_cache.name(),
+            "kv_cache_bytes": generation.kv_cache_bytes,
         });
         if let (Value::Object(report), Value::Object(more)) = (&mut report, more) {
             report.extend(more);
@@ -150,7 +153,7 @@ impl Run<'_> {
     pub(super) fn remark(&self, prompt: &[u32], generation: &Generation) {
         let footprint = self.model.footprint();
         self.output.remark(&self.output.dim(&format!(
-            "{}; loaded in {:.2} s, prompt {} tokens at {:.1}/s, then {:.1} tokens/s; weights {} ({} in 16-bit)",
+            "{}; loaded in {:.2} s, prompt {} tokens at {:.1}/s, then {:.1} tokens/s; weights {} ({} in 16-bit), KV cache {} ({})",
             resolve::precision_name(&self.arguments.model.precision),
             self.load_seconds,
             prompt.len(),
@@ -158,6 +161,8 @@ impl Run<'_> {
             decode_rate(generation),
             bytes(count(footprint.total())),
             bytes(count(footprint.at(2))),
+            bytes(count(generation.kv_cache_bytes)),
+            generation.kv_cache.name(),
         )));
         if generation.stop == StopReason::ContextFull {
             let positions = self.model.config().max_positions;

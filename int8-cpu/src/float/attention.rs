@@ -14,10 +14,10 @@ use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::functions::{add_lanes, exp, padded, tanh};
-use crate::buffer::Buffer;
+use super::key_values::{KeyValues, Panels, Stored};
 use crate::convert;
 use crate::kernel::{Dispatch, Kernel};
-use crate::tile::{self, Instructions, LANES, MAX_ROWS, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use crate::tile::{Instructions, LANES, Lane, MAX_ROWS, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::{Error, rows_of};
 
 /// Query rows of a task: four tiles of twelve. Their scores against 1024 positions take 192 KiB.
@@ -26,138 +26,6 @@ const TASK_ROWS: usize = 48;
 /// Multiply-adds below which attention stays on the calling thread: 32 of them take a cycle or two, so this is some
 /// 10 µs, about what waking a sleeping thread costs.
 const SERIAL_WORK: usize = 1 << 19;
-
-/// Keys and values of one sequence in one block of a model, f32.
-#[derive(Clone, Default)]
-pub struct KeyValues {
-    heads: usize,
-    size: usize,
-    /// Positions, a multiple of `PANEL`.
-    capacity: usize,
-    /// `[heads, capacity/PANEL, size, PANEL]`
-    keys: Buffer,
-    /// `[heads, ⌈size/PANEL⌉, capacity, PANEL]`, zero beyond `size`.
-    values: Buffer,
-}
-
-impl std::fmt::Debug for KeyValues {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "KeyValues(heads {}, size {}, capacity {})", self.heads, self.size, self.capacity)
-    }
-}
-
-impl KeyValues {
-    /// Room for `capacity` positions of `heads` heads of width `size`; all zero.
-    pub fn new(heads: usize, size: usize, capacity: usize) -> Self {
-        let capacity = capacity.next_multiple_of(PANEL);
-        Self {
-            heads,
-            size,
-            capacity,
-            keys: Buffer::zeroed(heads * capacity * size * 4),
-            values: Buffer::zeroed(heads * size.next_multiple_of(PANEL) * capacity * 4),
-        }
-    }
-
-    /// Positions there is room for.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Writes keys and values, each f32 `[rows, heads·size]`, to the positions from `position` on.
-    ///
-    /// # Errors
-    /// The reference's `Shape` when the widths or numbers of rows differ from what they should be or the rows do not
-    /// fit behind `position`; [`Error::NotRowMajor`].
-    pub fn write(
-        &mut self,
-        position: usize,
-        keys: ArrayView2<'_, f32>,
-        values: ArrayView2<'_, f32>,
-    ) -> Result<(), Error> {
-        let (rows, size, capacity) = (keys.nrows(), self.size, self.capacity);
-        for (what, found) in [("keys", keys.dim()), ("values", values.dim())] {
-            let expected = (rows.min(capacity.saturating_sub(position)), self.heads * size);
-            if found != expected {
-                return Err(CoreError::Shape { what, expected, found }.into());
-            }
-        }
-        rows_of(keys, "keys")?;
-        rows_of(values, "values")?;
-        if size == 0 {
-            return Ok(());
-        }
-        if rows == 1 {
-            self.fetch_position(position);
-        }
-        let value_panels = size.div_ceil(PANEL);
-        let (key_heads, value_heads) = (self.keys.floats_mut(), self.values.floats_mut());
-        for head in 0..self.heads {
-            let columns = head * size..(head + 1) * size;
-            let target = &mut key_heads[head * capacity * size..(head + 1) * capacity * size];
-            // Column by column of a panel: consecutive writes to its 32 positions.
-            let mut row = 0;
-            while row < rows {
-                let (panel, lane) = ((position + row) / PANEL, (position + row) % PANEL);
-                let count = (PANEL - lane).min(rows - row);
-                let part = keys.slice(s![row..row + count, columns.clone()]);
-                let panel = &mut target[panel * size * PANEL..(panel + 1) * size * PANEL];
-                for (column, target) in part.columns().into_iter().zip(panel.chunks_exact_mut(PANEL)) {
-                    target[lane..].iter_mut().zip(column).for_each(|(target, key)| *target = *key);
-                }
-                row += count;
-            }
-            let length = value_panels * capacity * PANEL;
-            let target = &mut value_heads[head * length..(head + 1) * length];
-            for (row, values) in values.slice(s![.., columns]).rows().into_iter().enumerate() {
-                for (panel, values) in values.to_slice().unwrap_or_default().chunks(PANEL).enumerate() {
-                    let at = (panel * capacity + position + row) * PANEL;
-                    target[at..at + values.len()].copy_from_slice(values);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Prefetches what a key and a value at `position` are written to: a line for each column, each far from the last.
-    fn fetch_position(&self, position: usize) {
-        for head in 0..self.heads {
-            let keys = &self.key_panel(head, position / PANEL)[position % PANEL..];
-            keys.iter().step_by(PANEL).for_each(|key| tile::fetch(key));
-            for panel in 0..self.size.div_ceil(PANEL) {
-                fetch_all(self.value_panel(head, panel, position..position + 1));
-            }
-        }
-    }
-
-    /// Panel of the keys of a head: `f32 [size, PANEL]`.
-    fn key_panel(&self, head: usize, panel: usize) -> &[f32] {
-        let length = self.size * PANEL;
-        let at = (head * (self.capacity / PANEL) + panel) * length;
-        &self.keys.floats()[at..at + length]
-    }
-
-    /// Prefetches what is read after the keys of a panel: the next panel, and the values at the positions of this one.
-    fn fetch_ahead(&self, head: usize, panel: usize, end: usize) {
-        let first = panel * PANEL;
-        if first + PANEL < end {
-            fetch_all(self.key_panel(head, panel + 1));
-        }
-        for part in 0..self.size.div_ceil(PANEL) {
-            fetch_all(self.value_panel(head, part, first..end.min(first + PANEL)));
-        }
-    }
-
-    /// Panel of the values of a head at some positions: `f32 [positions, PANEL]`.
-    fn value_panel(&self, head: usize, panel: usize, positions: Range<usize>) -> &[f32] {
-        let first = (head * self.size.div_ceil(PANEL) + panel) * self.capacity;
-        &self.values.floats()[(first + positions.start) * PANEL..(first + positions.end) * PANEL]
-    }
-}
-
-fn fetch_all(values: &[f32]) {
-    values.iter().step_by(LANES).for_each(|line| tile::fetch(line));
-}
 
 /// How queries attend to a cache.
 #[derive(Debug, Clone, Copy)]
@@ -209,12 +77,13 @@ impl Attention<'_> {
         queries: ArrayView2<'_, f32>,
         cache: &KeyValues,
         rows: &[Query],
-        mut out: ArrayViewMut2<'_, f32>,
+        out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
-        let (heads, size) = (self.heads, cache.size);
+        let ((cached_heads, size), capacity) = (cache.dim(), cache.capacity());
+        let heads = self.heads;
         let expected = (rows.len(), heads * size);
         for (what, found) in [("queries", queries.dim()), ("attention output", out.dim())] {
-            if found != expected || cache.heads == 0 || !heads.is_multiple_of(cache.heads) {
+            if found != expected || cached_heads == 0 || !heads.is_multiple_of(cached_heads) {
                 return Err(CoreError::Shape { what, expected, found }.into());
             }
         }
@@ -228,9 +97,9 @@ impl Attention<'_> {
             return Err(CoreError::Length { what, expected: heads, found: biases }.into());
         }
         if let Some(Query { span, .. }) =
-            rows.iter().find(|row| row.span.is_empty() || row.span.end > cache.capacity)
+            rows.iter().find(|row| row.span.is_empty() || row.span.end > capacity)
         {
-            let (expected, found) = ((0, cache.capacity), (span.start, span.end));
+            let (expected, found) = ((0, capacity), (span.start, span.end));
             return Err(CoreError::Shape { what: "span of positions", expected, found }.into());
         }
         rows_of(queries, "queries")?;
@@ -238,6 +107,23 @@ impl Attention<'_> {
         if rows.is_empty() || size == 0 {
             return Ok(());
         }
+        match cache.stored() {
+            Stored::F32(panels) => self.attend_to(queries, panels, rows, out),
+            Stored::F16(panels) => self.attend_to(queries, panels, rows, out),
+            Stored::Bf16(panels) => self.attend_to(queries, panels, rows, out),
+        }
+        Ok(())
+    }
+
+    /// [`attend`](Self::attend) with operands that fit.
+    fn attend_to<W: Lane>(
+        &self,
+        queries: ArrayView2<'_, f32>,
+        cache: &Panels<W>,
+        rows: &[Query],
+        mut out: ArrayViewMut2<'_, f32>,
+    ) {
+        let (heads, size) = (self.heads, cache.size);
         let work = 2 * heads * size * rows.iter().map(|row| row.span.len()).sum::<usize>();
         // One row reads the cache for itself alone, from memory.
         let serial = if rows.len() == 1 { SERIAL_WORK / 4 } else { SERIAL_WORK };
@@ -258,8 +144,7 @@ impl Attention<'_> {
                 let rows = (head * group..(head + 1) * group).map(|head| (head, query)).collect();
                 Block { attention: self, cache, head, queries, rows, out }
             });
-            self.run(blocks.collect(), parallel);
-            return Ok(());
+            return self.run(blocks.collect(), parallel);
         }
         let mut blocks = Vec::new();
         for (chunk, mut rest) in out.axis_chunks_iter_mut(Axis(0), TASK_ROWS).enumerate() {
@@ -273,11 +158,11 @@ impl Attention<'_> {
             }
         }
         self.run(blocks, parallel);
-        Ok(())
     }
 
-    fn run(&self, blocks: Vec<Block<'_, '_>>, parallel: bool) {
-        let task = |scores: &mut Vec<f32>, block: Block<'_, '_>| self.kernel.dispatch(Job { block, scores });
+    fn run<W: Lane>(&self, blocks: Vec<Block<'_, '_, W>>, parallel: bool) {
+        let task =
+            |scores: &mut Vec<f32>, block: Block<'_, '_, W>| self.kernel.dispatch(Job { block, scores });
         if parallel {
             blocks.into_par_iter().for_each_init(Vec::new, task);
         } else {
@@ -288,9 +173,9 @@ impl Attention<'_> {
 }
 
 /// Some query rows that read the same head of the cache.
-struct Block<'a, 'b> {
+struct Block<'a, 'b, W> {
     attention: &'a Attention<'b>,
-    cache: &'a KeyValues,
+    cache: &'a Panels<W>,
     head: usize,
     queries: ArrayView2<'a, f32>,
     /// For each row its query head.
@@ -298,7 +183,7 @@ struct Block<'a, 'b> {
     out: ArrayViewMut2<'a, f32>,
 }
 
-impl Block<'_, '_> {
+impl<W: Lane> Block<'_, '_, W> {
     /// The rows of one tile. `scores` is scratch.
     fn tile<K: TileKernel>(&mut self, tile: K, tile_rows: Range<usize>, scores: &mut Vec<f32>) {
         let (cache, head) = (self.cache, self.head);
@@ -378,12 +263,12 @@ impl Block<'_, '_> {
     }
 }
 
-struct Job<'a, 'b, 's> {
-    block: Block<'a, 'b>,
+struct Job<'a, 'b, 's, W> {
+    block: Block<'a, 'b, W>,
     scores: &'s mut Vec<f32>,
 }
 
-impl Dispatch for Job<'_, '_, '_> {
+impl<W: Lane> Dispatch for Job<'_, '_, '_, W> {
     type Output = ();
 
     fn run<K: TileKernel>(self, tile: K) {
@@ -478,182 +363,4 @@ impl Vectorized for Exponentials<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use int8_core::corpus::Random;
-    use ndarray::Array2;
-
-    use super::*;
-
-    /// What a case adds to its scores.
-    enum Added {
-        Nothing,
-        Slopes(Vec<f32>),
-        Distances(Array2<f32>),
-    }
-
-    struct Case {
-        heads: usize,
-        kv_heads: usize,
-        size: usize,
-        softcap: Option<f32>,
-        added: Added,
-        rows: Vec<Query>,
-    }
-
-    impl Case {
-        fn new((heads, kv_heads, size): (usize, usize, usize), added: Added, rows: Vec<Query>) -> Self {
-            Self { heads, kv_heads, size, softcap: None, added, rows }
-        }
-
-        fn bias(&self) -> Bias<'_> {
-            match &self.added {
-                Added::Nothing => Bias::None,
-                Added::Slopes(slopes) => Bias::Slopes(slopes),
-                Added::Distances(table) => Bias::Distances(table.view()),
-            }
-        }
-
-        /// By the formula, in f64.
-        fn expected(&self, scale: f32, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>) -> Array2<f64> {
-            let size = self.size;
-            let mut out = Array2::zeros(q.raw_dim());
-            for (m, Query { position, span }) in self.rows.iter().enumerate() {
-                for head in 0..self.heads {
-                    let kv = head / (self.heads / self.kv_heads) * size;
-                    let score = |p: usize| {
-                        let dot: f64 = (0..size)
-                            .map(|d| f64::from(q[[m, head * size + d]]) * f64::from(k[[p, kv + d]]))
-                            .sum();
-                        let scaled = f64::from(scale) * dot;
-                        let capped = self
-                            .softcap
-                            .map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
-                        capped
-                            + match &self.added {
-                                Added::Nothing => 0.0,
-                                Added::Slopes(slopes) => {
-                                    -f64::from(slopes[head]) * convert::count(position - p)
-                                }
-                                Added::Distances(table) => {
-                                    let reach = table.ncols() / 2;
-                                    let index = (p + reach).max(*position) - position;
-                                    f64::from(table[[head, index.min(2 * reach)]])
-                                }
-                            }
-                    };
-                    let weights: Vec<f64> = span.clone().map(|p| score(p).exp()).collect();
-                    let sum: f64 = weights.iter().sum();
-                    for d in 0..size {
-                        let products =
-                            span.clone().zip(&weights).map(|(p, weight)| weight * f64::from(v[[p, kv + d]]));
-                        out[[m, head * size + d]] = products.sum::<f64>() / sum;
-                    }
-                }
-            }
-            out
-        }
-    }
-
-    #[test]
-    fn attention_is_its_formula() {
-        let mut random = Random::new(21);
-        let causal = |first: usize, rows: usize, window: usize| -> Vec<Query> {
-            let span = |last: usize| (last + 1).saturating_sub(window)..last + 1;
-            (first..first + rows).map(|position| Query { position, span: span(position) }).collect()
-        };
-        let full = |rows: usize, length: usize| -> Vec<Query> {
-            (0..rows).map(|position| Query { position, span: 0..length }).collect()
-        };
-        let all = usize::MAX;
-        let slopes = || Added::Slopes(vec![0.5, 0.25, 0.125, 0.0625]);
-        let cases = [
-            Case::new((4, 4, 8), Added::Nothing, causal(0, 70, all)),
-            Case::new((4, 2, 33), Added::Nothing, causal(5, 50, 7)),
-            Case::new((4, 1, 64), slopes(), causal(40, 49, all)),
-            Case::new((4, 2, 80), slopes(), causal(90, 1, all)),
-            Case::new((6, 2, 5), Added::Nothing, causal(0, 1, all)),
-            Case::new((2, 2, 16), Added::Nothing, full(60, 60)),
-            Case::new((6, 2, 16), Added::Nothing, causal(63, 1, 40)),
-            Case::new((2, 2, 16), Added::Distances(random.matrix(2, 21, 1.0)), full(50, 50)),
-            Case::new((2, 1, 16), Added::Distances(random.matrix(2, 21, 1.0)), causal(33, 1, all)),
-            Case { softcap: Some(0.7), ..Case::new((2, 2, 16), Added::Nothing, causal(0, 30, all)) },
-            Case { softcap: Some(0.7), ..Case::new((4, 2, 16), slopes(), causal(9, 30, all)) },
-        ];
-        for case in &cases {
-            let length = case.rows.iter().map(|row| row.span.end).max().expect("rows");
-            let q = random.matrix(case.rows.len(), case.heads * case.size, 1.0);
-            let k = random.matrix(length, case.kv_heads * case.size, 1.0);
-            let v = random.matrix(length, case.kv_heads * case.size, 1.0);
-            let scale = 1.0 / convert::real(case.size).sqrt();
-            let mut cache = KeyValues::new(case.kv_heads, case.size, length + 3);
-            // In two parts, at a place that is no panel's edge.
-            let cut = length / 3;
-            for part in [0..cut, cut..length] {
-                let (k, v) = (k.slice(s![part.clone(), ..]), v.slice(s![part.clone(), ..]));
-                cache.write(part.start, k, v).expect("it fits");
-            }
-            let expected = case.expected(scale, &q, &k, &v);
-            for kernel in Kernel::available() {
-                let attention =
-                    Attention { kernel, heads: case.heads, scale, softcap: case.softcap, bias: case.bias() };
-                let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
-                attention.attend(q.view(), &cache, &case.rows, out.view_mut()).expect("valid operands");
-                for (found, expected) in out.iter().zip(&expected) {
-                    let error = (f64::from(*found) - expected).abs();
-                    assert!(error < 2e-6, "{kernel} size {}: {found}, {expected}", case.size);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_nan_is_not_lost() {
-        let ones = Array2::<f32>::ones((20, 4));
-        for at in [0, 10, 19] {
-            for kernel in Kernel::available() {
-                let mut keys = ones.clone();
-                keys[[at, 1]] = f32::NAN;
-                let mut cache = KeyValues::new(1, 4, 20);
-                cache.write(0, keys.view(), ones.view()).expect("it fits");
-                for softcap in [None, Some(3.0)] {
-                    let attention = Attention { kernel, heads: 1, scale: 0.5, softcap, bias: Bias::None };
-                    let mut out = Array2::zeros((1, 4));
-                    let row = Query { position: 19, span: 0..20 };
-                    let queries = ones.slice(s![..1, ..]);
-                    attention.attend(queries, &cache, &[row], out.view_mut()).expect("valid operands");
-                    assert!(out.iter().all(|value| value.is_nan()), "{kernel} {at}: {out}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn operands_that_do_not_fit_are_refused() {
-        let mut cache = KeyValues::new(2, 4, 10);
-        assert_eq!(cache.capacity(), PANEL);
-        let zeros = |rows: usize, columns: usize| Array2::<f32>::zeros((rows, columns));
-        let mut write = |position, keys: (usize, usize), values: (usize, usize)| {
-            cache.write(position, zeros(keys.0, keys.1).view(), zeros(values.0, values.1).view())
-        };
-        assert!(write(PANEL - 3, (3, 8), (3, 8)).is_ok());
-        assert!(write(PANEL - 2, (3, 8), (3, 8)).is_err());
-        assert!(write(usize::MAX, (1, 8), (1, 8)).is_err());
-        assert!(write(0, (3, 8), (2, 8)).is_err());
-        assert!(write(0, (3, 7), (3, 8)).is_err());
-        let attend =
-            |heads: usize, bias: Bias<'_>, columns: usize, span: Range<usize>, out: (usize, usize)| {
-                let attention = Attention { kernel: Kernel::best(), heads, scale: 1.0, softcap: None, bias };
-                let row = Query { position: 0, span };
-                attention.attend(zeros(1, columns).view(), &cache, &[row], zeros(out.0, out.1).view_mut())
-            };
-        let table = zeros(4, 0);
-        assert!(attend(4, Bias::None, 16, 0..1, (1, 16)).is_ok());
-        assert!(attend(3, Bias::None, 12, 0..1, (1, 12)).is_err());
-        assert!(attend(4, Bias::Slopes(&[0.0; 3]), 16, 0..1, (1, 16)).is_err());
-        assert!(attend(4, Bias::Distances(table.view()), 16, 0..1, (1, 16)).is_err());
-        assert!(attend(4, Bias::None, 15, 0..1, (1, 16)).is_err());
-        assert!(attend(4, Bias::None, 16, 0..1, (2, 16)).is_err());
-        assert!(attend(4, Bias::None, 16, 3..3, (1, 16)).is_err());
-        assert!(attend(4, Bias::None, 16, 0..PANEL + 1, (1, 16)).is_err());
-    }
-}
+mod tests;

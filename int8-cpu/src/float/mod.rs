@@ -5,10 +5,12 @@
 
 mod attention;
 mod functions;
+mod key_values;
 mod product;
 mod rows;
 
-pub use attention::{Attention, Bias, KeyValues, Query};
+pub use attention::{Attention, Bias, Query};
+pub use key_values::{KeyValues, KvCacheType};
 pub use product::product;
 pub use rows::{Function, activate, exp_sum, gate, layer_norm, rms_norm};
 

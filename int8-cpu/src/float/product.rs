@@ -12,7 +12,7 @@ use crate::kernel::Kernel;
 use crate::linear::Store;
 use crate::matrix::{Source, Target};
 use crate::pool;
-use crate::tile::{Instructions, LANES, Load, Vectorized};
+use crate::tile::{Instructions, LANES, Lane, Vectorized};
 use crate::{Error, rows_of};
 
 /// Rows of x up to which each output is a dot product, the weights read once and widened on the way: beyond, widening a
@@ -231,7 +231,7 @@ impl Dots<'_, '_> {
 
 /// Dot products of R rows, all as long as `w`.
 #[inline(always)]
-fn dots<I: Instructions, W: Load, const R: usize>(simd: I, x: [&[f32]; R], w: &[W]) -> [f32; R] {
+fn dots<I: Instructions, W: Lane, const R: usize>(simd: I, x: [&[f32]; R], w: &[W]) -> [f32; R] {
     let mut sums = [[simd.splat(0.0); CHAINS]; R];
     let (w_blocks, w_rest) = w.as_chunks::<{ CHAINS * LANES }>();
     let x = x.map(|x| x.as_chunks::<{ CHAINS * LANES }>());
@@ -284,7 +284,7 @@ impl Vectorized for Widen<'_, '_> {
 }
 
 #[inline(always)]
-fn widen<I: Instructions, W: Load>(simd: I, row: &[W], target: &mut [f32]) {
+fn widen<I: Instructions, W: Lane>(simd: I, row: &[W], target: &mut [f32]) {
     let (vectors, rest) = row.as_chunks::<LANES>();
     let (targets, last) = target.as_chunks_mut::<LANES>();
     for (values, target) in vectors.iter().zip(targets) {

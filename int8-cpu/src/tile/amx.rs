@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::sync::OnceLock;
 
 use super::avx512::{Avx512Tile, outer_rows};
-use super::{K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{K_STEP, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::{AmxInt8, Avx512Vnni};
 
 /// Rows of one tile register.
@@ -190,9 +190,9 @@ unsafe impl TileKernel for AmxTile {
         }
     }
 
-    unsafe fn outer(self, operands: OuterOperands, sums: &mut Tile<f32>) {
+    unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, sums: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; the token includes AVX-512 VNNI.
-        unsafe { outer_rows(operands, sums) }
+        unsafe { outer_rows(self.0.avx512(), operands, sums) }
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{GroupKernel, K_STEP, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{GroupKernel, K_STEP, LANES, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::{Avx2, AvxVnni};
 
 /// The AVX2 tile functions.
@@ -39,9 +39,9 @@ unsafe impl TileKernel for Avx2Tile {
         }
     }
 
-    unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
+    unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { outer(operands, acc) }
+        unsafe { outer(self.0, operands, acc) }
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
@@ -62,9 +62,9 @@ unsafe impl TileKernel for AvxVnniTile {
         unsafe { avx_vnni::product(operands, acc) }
     }
 
-    unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
+    unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { outer(operands, acc) }
+        unsafe { outer(self.0.avx2(), operands, acc) }
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
@@ -189,7 +189,7 @@ dot_product_tile!(avx512_vl, "avx2,fma,f16c,avx512vnni,avx512vl", _mm256_dpbusd_
 /// # Safety
 /// Lines 5 and 6 of [`TileKernel`], and the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn outer(operands: OuterOperands, acc: &mut Tile<f32>) {
+unsafe fn outer<W: Lane>(token: Avx2, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
     let OuterOperands { x, ldx, rows, w, count } = operands;
     // Pairs of rows: 2 × 4 accumulators, 4 registers of weights and a broadcast: 13 of 16.
     for first in (0..rows).step_by(2) {
@@ -200,10 +200,12 @@ unsafe fn outer(operands: OuterOperands, acc: &mut Tile<f32>) {
             let x = unsafe {
                 [_mm256_set1_ps(*x.add(first * ldx + o)), _mm256_set1_ps(*x.add(second * ldx + o))]
             };
+            // SAFETY: line 6: o < count.
+            let w = unsafe { &*w.add(o * PANEL).cast::<[[W; LANES]; 2]>() };
+            let [w0, w1] = W::load(token, &w[0]);
+            let [w2, w3] = W::load(token, &w[1]);
             let [mut upper, mut lower] = sums;
-            for (i, (upper, lower)) in upper.iter_mut().zip(&mut lower).enumerate() {
-                // SAFETY: line 6: o < count.
-                let w = unsafe { _mm256_load_ps(w.add(o * PANEL + 8 * i)) };
+            for ((upper, lower), w) in upper.iter_mut().zip(&mut lower).zip([w0, w1, w2, w3]) {
                 *upper = _mm256_fmadd_ps(x[0], w, *upper);
                 *lower = _mm256_fmadd_ps(x[1], w, *lower);
             }

@@ -8,8 +8,8 @@ use std::arch::x86_64::*;
 use int8_core::GROUP;
 
 use super::{
-    GroupColumns, GroupKernel, GroupOperands, K_STEP, Operands, OuterOperands, PANEL, StoredColumns, Tile,
-    TileKernel, Vectorized,
+    GroupColumns, GroupKernel, GroupOperands, K_STEP, LANES, Lane, Operands, OuterOperands, PANEL,
+    StoredColumns, Tile, TileKernel, Vectorized,
 };
 use crate::kernel::{Avx512Vnni, Layout};
 
@@ -17,22 +17,22 @@ use crate::kernel::{Avx512Vnni, Layout};
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Tile(pub(crate) Avx512Vnni);
 
-/// Calls `$function::<R>` for the R that equals `$rows`, 1 to 12.
+/// Calls `$function::<R, T…>` for the R that equals `$rows`, 1 to 12.
 macro_rules! by_rows {
-    ($rows:expr, $function:ident($($argument:expr),*)) => {
+    ($rows:expr, $function:ident $(::<$type:ident>)? ($($argument:expr),*)) => {
         match $rows {
-            1 => $function::<1>($($argument),*),
-            2 => $function::<2>($($argument),*),
-            3 => $function::<3>($($argument),*),
-            4 => $function::<4>($($argument),*),
-            5 => $function::<5>($($argument),*),
-            6 => $function::<6>($($argument),*),
-            7 => $function::<7>($($argument),*),
-            8 => $function::<8>($($argument),*),
-            9 => $function::<9>($($argument),*),
-            10 => $function::<10>($($argument),*),
-            11 => $function::<11>($($argument),*),
-            _ => $function::<12>($($argument),*),
+            1 => $function::<1 $(, $type)?>($($argument),*),
+            2 => $function::<2 $(, $type)?>($($argument),*),
+            3 => $function::<3 $(, $type)?>($($argument),*),
+            4 => $function::<4 $(, $type)?>($($argument),*),
+            5 => $function::<5 $(, $type)?>($($argument),*),
+            6 => $function::<6 $(, $type)?>($($argument),*),
+            7 => $function::<7 $(, $type)?>($($argument),*),
+            8 => $function::<8 $(, $type)?>($($argument),*),
+            9 => $function::<9 $(, $type)?>($($argument),*),
+            10 => $function::<10 $(, $type)?>($($argument),*),
+            11 => $function::<11 $(, $type)?>($($argument),*),
+            _ => $function::<12 $(, $type)?>($($argument),*),
         }
     };
 }
@@ -52,9 +52,9 @@ unsafe impl TileKernel for Avx512Tile {
         unsafe { by_rows!(operands.rows, product(operands, acc)) }
     }
 
-    unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
+    unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { by_rows!(operands.rows, outer(operands, &mut acc.0)) }
+        unsafe { by_rows!(operands.rows, outer::<W>(self.0, operands, &mut acc.0)) }
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
@@ -301,13 +301,13 @@ unsafe fn group_sums(panel: &[i8], sums: &mut [[f32; PANEL]]) {
 ///
 /// # Safety
 /// Lines 5 and 6 of [`TileKernel`] with `rows ≤ MAX_ROWS`, and the processor has AVX-512 VNNI.
-pub(super) unsafe fn outer_rows(operands: OuterOperands, acc: &mut Tile<f32>) {
+pub(super) unsafe fn outer_rows<W: Lane>(token: Avx512Vnni, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
     for first in (0..operands.rows).step_by(Avx512Tile::ROWS) {
         let rows = Avx512Tile::ROWS.min(operands.rows - first);
         // SAFETY: lines 5 and 6 for these rows; rows of the tile are 128 bytes, so each is aligned as the first.
         unsafe {
             let part = OuterOperands { x: operands.x.add(first * operands.ldx), rows, ..operands };
-            by_rows!(rows, outer(part, &mut acc.0[first..]));
+            by_rows!(rows, outer::<W>(token, part, &mut acc.0[first..]));
         }
     }
 }
@@ -315,12 +315,17 @@ pub(super) unsafe fn outer_rows(operands: OuterOperands, acc: &mut Tile<f32>) {
 /// # Safety
 /// Lines 5 and 6 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn outer<const R: usize>(operands: OuterOperands, acc: &mut [[f32; PANEL]]) {
+unsafe fn outer<const R: usize, W: Lane>(
+    token: Avx512Vnni,
+    operands: OuterOperands<W>,
+    acc: &mut [[f32; PANEL]],
+) {
     let OuterOperands { x, ldx, w, count, .. } = operands;
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for o in 0..count {
         // SAFETY: line 6: o < count.
-        let w = unsafe { [_mm512_load_ps(w.add(o * PANEL)), _mm512_load_ps(w.add(o * PANEL + 16))] };
+        let w = unsafe { &*w.add(o * PANEL).cast::<[[W; LANES]; 2]>() };
+        let w = [W::load(token, &w[0]), W::load(token, &w[1])];
         for (r, sum) in sums.iter_mut().enumerate() {
             // SAFETY: line 5: r < rows and o < count.
             let x = unsafe { _mm512_set1_ps(*x.add(r * ldx + o)) };

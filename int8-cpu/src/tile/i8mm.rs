@@ -14,7 +14,7 @@ use std::arch::aarch64::{
 use std::arch::asm;
 
 use super::portable::PortableTile;
-use super::{GroupKernel, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{GroupKernel, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::NeonI8mm;
 
 /// The matrix multiplication tile functions.
@@ -49,7 +49,7 @@ unsafe impl TileKernel for I8mmTile {
         }
     }
 
-    unsafe fn outer(self, operands: OuterOperands, sums: &mut Tile<f32>) {
+    unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, sums: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; NEON is part of the baseline, the compiler uses it there.
         unsafe { PortableTile(self.0.portable()).outer(operands, sums) }
     }

@@ -2,6 +2,7 @@
 //! instruction set. (Left to the compiler, loops of constant length are unrolled first and vectorised badly afterwards.)
 
 use half::{bf16, f16};
+use int8_core::Element;
 
 use crate::convert;
 use crate::kernel::Portable;
@@ -81,29 +82,51 @@ pub(crate) trait Instructions: Copy {
     fn byte_of_quads(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
 }
 
-/// An element type, as it is loaded.
-pub(crate) trait Load: Copy + Default {
+/// An element type, as it is loaded into a vector of f32 and stored from one.
+pub(crate) trait Lane: Element + Default {
+    /// The smallest magnitude that `store` rounds to infinity.
+    const LIMIT: f32;
+    /// Exact.
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats;
+    /// Half to even.
+    fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]);
 }
 
-impl Load for f32 {
+impl Lane for f32 {
+    const LIMIT: f32 = f32::INFINITY;
     #[inline(always)]
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
         simd.load(from)
     }
+    #[inline(always)]
+    fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]) {
+        simd.store(value, to);
+    }
 }
 
-impl Load for f16 {
+impl Lane for f16 {
+    /// Half a unit beyond the largest number, 65504.
+    const LIMIT: f32 = 65_520.0;
     #[inline(always)]
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
         simd.load_f16(from)
     }
+    #[inline(always)]
+    fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]) {
+        simd.store_f16(value, to);
+    }
 }
 
-impl Load for bf16 {
+impl Lane for bf16 {
+    /// Half a unit beyond the largest number, 3.39e38.
+    const LIMIT: f32 = f32::from_bits(0x7F7F_8000);
     #[inline(always)]
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
         simd.load_bf16(from)
+    }
+    #[inline(always)]
+    fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]) {
+        simd.store_bf16(value, to);
     }
 }
 

@@ -19,7 +19,7 @@ mod lanes_x86;
 pub(crate) mod neon;
 pub(crate) mod portable;
 
-pub(crate) use lanes::{Instructions, LANES, Load};
+pub(crate) use lanes::{Instructions, LANES, Lane};
 
 use half::bf16;
 use int8_core::GROUP;
@@ -111,18 +111,18 @@ pub(crate) fn fetch<T>(address: *const T) {
     let _ = address;
 }
 
-/// The floating-point operands of a tile's outlier part.
+/// The floating-point operands of a tile's outlier part, or of attention.
 #[derive(Clone, Copy)]
-pub(crate) struct OuterOperands {
+pub(crate) struct OuterOperands<W = f32> {
     /// `f32 [rows, count]`, row-major.
     pub(crate) x: *const f32,
     /// Elements between two rows of `x`.
     pub(crate) ldx: usize,
     /// Rows, at least 1 and at most the kernel's `ROWS`.
     pub(crate) rows: usize,
-    /// `f32 [count, PANEL]`, row-major, 64-byte aligned.
-    pub(crate) w: *const f32,
-    /// Outlier columns.
+    /// `W [count, PANEL]`, row-major, 64-byte aligned; W is f32, f16 or bf16.
+    pub(crate) w: *const W,
+    /// Outlier columns; widths of a head, or positions.
     pub(crate) count: usize,
 }
 
@@ -176,7 +176,7 @@ pub(crate) trait Vectorized {
 ///
 /// Contract of [`outer`](Self::outer):
 /// 5. `x` is readable for `rows` rows of `count` floats, `ldx` floats apart;
-/// 6. `w` is readable for `count·PANEL` floats and 64-byte aligned, and `1 ≤ rows ≤ ROWS`.
+/// 6. `w` is readable for `count·PANEL` elements and 64-byte aligned, and `1 ≤ rows ≤ ROWS`.
 ///
 /// Contract of the implementor:
 /// 7. it can only be made from a capability token, so that its instructions exist on this processor;
@@ -203,11 +203,12 @@ pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
     /// Lines 1 to 4 of the trait's contract.
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>);
 
-    /// `sums[r][n] = Σ_o x[r, o]·w[o, n]`, added in the order of `o`, starting from 0.
+    /// `sums[r][n] = Σ_o x[r, o]·w[o, n]` in f32, added in the order of `o`, starting from 0. Elements of 16 bits are widened
+    /// in registers: the same bits as from the same numbers in f32.
     ///
     /// # Safety
     /// Lines 5 and 6 of the trait's contract.
-    unsafe fn outer(self, operands: OuterOperands, sums: &mut Tile<f32>);
+    unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, sums: &mut Tile<f32>);
 
     /// Runs `job` compiled with the kernel's instruction set.
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output;

@@ -7,7 +7,7 @@ use std::arch::aarch64::{int8x16_t, int32x4_t, vdupq_n_s32, vld1q_s8, vst1q_s32}
 use std::arch::asm;
 
 use super::portable::PortableTile;
-use super::{GroupKernel, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{GroupKernel, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::NeonDotprod;
 
 /// The dot-product tile functions.
@@ -35,7 +35,7 @@ unsafe impl TileKernel for NeonTile {
         }
     }
 
-    unsafe fn outer(self, operands: OuterOperands, sums: &mut Tile<f32>) {
+    unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, sums: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; NEON is part of the baseline, the compiler uses it there.
         unsafe { PortableTile(self.0.portable()).outer(operands, sums) }
     }

@@ -1,6 +1,6 @@
 //! Plain Rust, vectorised by the compiler for the baseline of the target (SSE2, NEON).
 
-use super::{GroupKernel, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{GroupKernel, LANES, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::Portable;
 
 /// The portable tile functions.
@@ -27,15 +27,17 @@ unsafe impl TileKernel for PortableTile {
         }
     }
 
-    unsafe fn outer(self, operands: OuterOperands, acc: &mut Tile<f32>) {
+    unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         let OuterOperands { x, ldx, rows, w, count } = operands;
         for (r, row) in acc.0.iter_mut().take(rows).enumerate() {
             let mut sum = [0.0; PANEL];
             for o in 0..count {
                 // SAFETY: lines 5 and 6: r < rows and o < count.
-                let (x, w) = unsafe { (*x.add(r * ldx + o), &*w.add(o * PANEL).cast::<[f32; PANEL]>()) };
-                for (sum, w) in sum.iter_mut().zip(w) {
-                    *sum += x * w;
+                let (x, w) = unsafe { (*x.add(r * ldx + o), &*w.add(o * PANEL).cast::<[[W; LANES]; 2]>()) };
+                for (sums, w) in sum.as_chunks_mut::<LANES>().0.iter_mut().zip(w) {
+                    for (sum, w) in sums.iter_mut().zip(W::load(self.0, w)) {
+                        *sum += x * w;
+                    }
                 }
             }
             *row = sum;

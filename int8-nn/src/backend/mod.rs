@@ -14,6 +14,7 @@ pub mod cpu;
 use std::ops::Range;
 
 use int8_core::{Config, Encoding, Granularity, OutlierGranularity, OutlierRule, RowStatistic, Scheme};
+pub use int8_cpu::float::KvCacheType;
 use ndarray::Array2;
 
 use crate::Error;
@@ -170,6 +171,9 @@ pub struct AttentionSpec {
     pub softcap: Option<f32>,
     /// Added to the scores.
     pub bias: Option<DistanceBias>,
+    /// The type in which keys and values are kept. A number that it would round to infinity is an error of the step that
+    /// brings it.
+    pub kv_cache: KvCacheType,
 }
 
 /// The attention of one block.
@@ -301,6 +305,8 @@ pub trait Backend: Sized + Send + Sync {
         sequences: usize,
         max_positions: usize,
     ) -> Result<Self::Cache, Error>;
+    /// Bytes of keys and values that a cache holds now.
+    fn cache_bytes(&self, cache: &Self::Cache) -> usize;
     /// Room for a step of at most `max_rows` tokens.
     fn step(&self, max_rows: usize) -> Result<Self::Step, Error>;
 

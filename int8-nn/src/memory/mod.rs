@@ -14,7 +14,8 @@
 //! What is counted:
 //! - **weights**: linear layers of the blocks at 4, 2 or 1 byte each, the latter with a 4-byte scale for each output;
 //!   embeddings, output head, norms and biases at 4 or 2 bytes: LLM.int8() leaves them in 16 bits;
-//! - **cache**: keys and values of every token at 4 or 2 bytes, which grow with context and batch;
+//! - **cache**: keys and values of every token at 4 or 2 bytes, as the type of the cache says or else like embeddings; they
+//!   grow with context and batch;
 //! - **activations**: the residual stream (f32) and the widest intermediate result while a whole prompt goes through
 //!   one block, and the logits of the last token. Attention scores are not counted: kernels that need them all at once
 //!   take `batch · heads · context²` values more.
@@ -23,6 +24,7 @@ mod gpus;
 mod models;
 mod tensors;
 
+use crate::backend::KvCacheType;
 use crate::config::{DecoderConfig, NormKind, Positions};
 use crate::convert::bytes as wide;
 
@@ -77,11 +79,13 @@ pub struct Load {
     pub context: u64,
     /// Sequences at a time.
     pub batch: u64,
+    /// In what keys and values are kept; `None` for f32 beside 32-bit weights and 16 bits otherwise.
+    pub kv_cache: Option<KvCacheType>,
 }
 
 impl Load {
     /// Nothing: the weights alone.
-    pub const NONE: Self = Self { context: 0, batch: 0 };
+    pub const NONE: Self = Self { context: 0, batch: 0, kv_cache: None };
 }
 
 /// Blocks that keep keys and values of the same width.
@@ -242,9 +246,10 @@ impl Shape {
     /// The memory that the model takes.
     pub fn estimate(&self, precision: Precision, load: Load) -> Estimate {
         let other = precision.other();
+        let kept = load.kv_cache.map_or(other, |kind| wide(kind.bytes()));
         let cached = |blocks: &CachedBlocks| {
             let tokens = blocks.window.map_or(load.context, |window| window.min(load.context));
-            product(&[blocks.blocks, blocks.width, tokens, load.batch, other])
+            product(&[blocks.blocks, blocks.width, tokens, load.batch, kept])
         };
         let tokens = product(&[load.context, load.batch]);
         let codes = if precision == Precision::Int8 { self.widest_input } else { 0 };

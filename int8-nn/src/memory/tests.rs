@@ -87,7 +87,7 @@ fn the_papers_table_is_reproduced() {
 fn cache_and_activations_by_hand() {
     // OPT-125M: 12 blocks, 768 wide, keys and values of 768 each.
     let opt = model("OPT-125M");
-    let load = Load { context: 100, batch: 3 };
+    let load = Load { context: 100, batch: 3, kv_cache: None };
     let [full, half, int8] = Precision::ALL.map(|precision| opt.estimate(precision, load));
     assert_eq!(half.cache, 12 * 2 * 768 * 100 * 3 * 2);
     assert_eq!((full.cache, int8.cache), (2 * half.cache, half.cache));
@@ -108,7 +108,9 @@ fn cache_and_activations_by_hand() {
 #[test]
 fn blocks_are_spread_over_gpus() {
     let bloom = model("BLOOM-176B");
-    let needed = |precision, memory| bloom.gpus_needed(precision, Load { context: 2048, batch: 1 }, memory);
+    let needed = |precision, memory| {
+        bloom.gpus_needed(precision, Load { context: 2048, batch: 1, ..Load::NONE }, memory)
+    };
     let a100 = 81_251 << 20;
     assert_eq!(needed(Precision::F16, a100), Some(5));
     assert_eq!(needed(Precision::Int8, a100), Some(3));
@@ -163,7 +165,8 @@ fn sizes_that_no_number_holds_are_the_largest() {
         ..DecoderConfig::default()
     };
     let shape = Shape::of_decoder("hostile", &config, true);
-    let estimate = shape.estimate(Precision::F32, Load { context: u64::MAX, batch: u64::MAX });
+    let estimate =
+        shape.estimate(Precision::F32, Load { context: u64::MAX, batch: u64::MAX, kv_cache: None });
     assert_eq!(estimate.total(), u64::MAX);
     assert_eq!(shape.gpus_needed(Precision::F32, Load::NONE, 1 << 36), None);
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use int8_nn::Model;
-use int8_nn::backend::{Precision, RowSelection};
+use int8_nn::backend::{KvCacheType, Precision, RowSelection};
 use int8_nn::decoder::Session;
 use serde_json::json;
 
@@ -22,21 +22,26 @@ const QUICK_ROUNDS: usize = 2;
 struct Runner {
     name: &'static str,
     model: Model,
+    kv_cache: KvCacheType,
+    cache_bytes: usize,
     prefill: Vec<f64>,
     decode: Vec<f64>,
 }
 
 impl Runner {
-    fn load(path: &Path, fp: bool, output: &Output) -> Result<Self, Failure> {
+    fn load(path: &Path, fp: bool, arguments: &BenchArgs, output: &Output) -> Result<Self, Failure> {
         let precision = PrecisionArgs { fp, ..PrecisionArgs::default() };
         let model = resolve::load(&ModelArgs { model: path.to_owned(), revision: None, precision }, output)?;
         let name = if *model.precision() == Precision::Float { "as stored" } else { "int8" };
-        Ok(Self { name, model, prefill: Vec::new(), decode: Vec::new() })
+        let kv_cache = resolve::kv_cache(arguments.kv_cache).unwrap_or(model.decoder().kv_cache_type());
+        Ok(Self { name, model, kv_cache, cache_bytes: 0, prefill: Vec::new(), decode: Vec::new() })
     }
 
     /// One prompt and one continuation; the tokens are always the same, so that both do the same work.
     fn round(&mut self, prompt: &[u32], new: &[u32]) -> Result<(), Failure> {
-        let mut session = self.model.decoder().session(1, prompt.len() + new.len(), prompt.len())?;
+        let positions = prompt.len() + new.len();
+        let decoder = self.model.decoder();
+        let mut session = decoder.session_with_cache(self.kv_cache, 1, positions, prompt.len())?;
         let last =
             |session: &mut Session<'_, _>| session.logits(&RowSelection::LastOfSegments).map(<[f32]>::len);
         let begin = Instant::now();
@@ -49,6 +54,7 @@ impl Runner {
             last(&mut session)?;
         }
         self.decode.push(begin.elapsed().as_secs_f64());
+        self.cache_bytes = session.cache_bytes();
         Ok(())
     }
 }
@@ -66,7 +72,8 @@ pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result
     if prompt == 0 || new == 0 {
         return Err(Failure::usage("--prompt-tokens and --new-tokens must be at least 1"));
     }
-    let mut runners = [Runner::load(path, false, output)?, Runner::load(path, true, output)?];
+    let mut runners =
+        [Runner::load(path, false, arguments, output)?, Runner::load(path, true, arguments, output)?];
     let vocabulary = runners[0].model.config().vocab_size;
     let id = |i: usize| u32::try_from(i * 7919 % vocabulary).unwrap_or(0);
     let ids: Vec<u32> = (0..prompt + new).map(id).collect();
@@ -97,6 +104,8 @@ pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result
                 "prefill_tokens_per_second": rates[0],
                 "decode_tokens_per_second": rates[1],
                 "weight_bytes": runner.model.decoder().footprint().total(),
+                "kv_cache": runner.kv_cache.name(),
+                "kv_cache_bytes": runner.cache_bytes,
             })
         };
         return output.object(&json!({

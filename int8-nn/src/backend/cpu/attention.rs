@@ -83,6 +83,11 @@ impl CpuCache {
         Ok(Self { kernel, spec: spec.clone(), max_positions, sequences, entries, rotations, layers })
     }
 
+    /// Bytes of keys and values: each block's for all its positions from when a sequence first reaches it.
+    pub(super) fn bytes(&self) -> usize {
+        self.entries.iter().filter_map(|entry| entry.kept.as_ref()).map(KeyValues::bytes).sum()
+    }
+
     /// `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
     pub(super) fn attend(
         &mut self,
@@ -158,12 +163,13 @@ impl CpuCache {
         layer: usize,
         kv: ArrayView2<'_, f32>,
     ) -> Result<(), Error> {
-        let (size, kv_heads) = (self.spec.head_size, self.spec.kv_heads);
+        let AttentionSpec { head_size: size, kv_heads, kv_cache, .. } = self.spec;
         let entry = &mut self.entries[layer * self.sequences + segment.sequence];
         entry.length = segment.position + segment.rows;
-        let kept = entry.kept.get_or_insert_with(|| KeyValues::new(kv_heads, size, self.max_positions));
+        let kept =
+            entry.kept.get_or_insert_with(|| KeyValues::new(kv_cache, kv_heads, size, self.max_positions));
         let (keys, values) = kv.split_at(Axis(1), kv_heads * size);
-        Ok(kept.write(segment.position, keys, values)?)
+        Ok(kept.write(self.kernel, segment.position, keys, values)?)
     }
 
     fn attend_segment(

@@ -208,6 +208,10 @@ impl Backend for CpuBackend {
         CpuCache::new(self.kernel, spec, sequences, max_positions)
     }
 
+    fn cache_bytes(&self, cache: &CpuCache) -> usize {
+        cache.bytes()
+    }
+
     fn step(&self, _max_rows: usize) -> Result<CpuStep, Error> {
         Ok(CpuStep::default())
     }

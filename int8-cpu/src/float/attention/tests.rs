@@ -1,0 +1,176 @@
+//! Attention against its formula.
+
+use int8_core::corpus::Random;
+use ndarray::Array2;
+
+use super::*;
+use crate::float::KvCacheType;
+
+/// What a case adds to its scores.
+enum Added {
+    Nothing,
+    Slopes(Vec<f32>),
+    Distances(Array2<f32>),
+}
+
+struct Case {
+    heads: usize,
+    kv_heads: usize,
+    size: usize,
+    softcap: Option<f32>,
+    added: Added,
+    rows: Vec<Query>,
+}
+
+impl Case {
+    fn new((heads, kv_heads, size): (usize, usize, usize), added: Added, rows: Vec<Query>) -> Self {
+        Self { heads, kv_heads, size, softcap: None, added, rows }
+    }
+
+    fn bias(&self) -> Bias<'_> {
+        match &self.added {
+            Added::Nothing => Bias::None,
+            Added::Slopes(slopes) => Bias::Slopes(slopes),
+            Added::Distances(table) => Bias::Distances(table.view()),
+        }
+    }
+
+    /// By the formula, in f64.
+    fn expected(&self, scale: f32, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>) -> Array2<f64> {
+        let size = self.size;
+        let mut out = Array2::zeros(q.raw_dim());
+        for (m, Query { position, span }) in self.rows.iter().enumerate() {
+            for head in 0..self.heads {
+                let kv = head / (self.heads / self.kv_heads) * size;
+                let score = |p: usize| {
+                    let dot: f64 = (0..size)
+                        .map(|d| f64::from(q[[m, head * size + d]]) * f64::from(k[[p, kv + d]]))
+                        .sum();
+                    let scaled = f64::from(scale) * dot;
+                    let capped =
+                        self.softcap.map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
+                    capped
+                        + match &self.added {
+                            Added::Nothing => 0.0,
+                            Added::Slopes(slopes) => -f64::from(slopes[head]) * convert::count(position - p),
+                            Added::Distances(table) => {
+                                let reach = table.ncols() / 2;
+                                let index = (p + reach).max(*position) - position;
+                                f64::from(table[[head, index.min(2 * reach)]])
+                            }
+                        }
+                };
+                let weights: Vec<f64> = span.clone().map(|p| score(p).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for d in 0..size {
+                    let products =
+                        span.clone().zip(&weights).map(|(p, weight)| weight * f64::from(v[[p, kv + d]]));
+                    out[[m, head * size + d]] = products.sum::<f64>() / sum;
+                }
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_is_its_formula() {
+    let mut random = Random::new(21);
+    let causal = |first: usize, rows: usize, window: usize| -> Vec<Query> {
+        let span = |last: usize| (last + 1).saturating_sub(window)..last + 1;
+        (first..first + rows).map(|position| Query { position, span: span(position) }).collect()
+    };
+    let full = |rows: usize, length: usize| -> Vec<Query> {
+        (0..rows).map(|position| Query { position, span: 0..length }).collect()
+    };
+    let all = usize::MAX;
+    let slopes = || Added::Slopes(vec![0.5, 0.25, 0.125, 0.0625]);
+    let cases = [
+        Case::new((4, 4, 8), Added::Nothing, causal(0, 70, all)),
+        Case::new((4, 2, 33), Added::Nothing, causal(5, 50, 7)),
+        Case::new((4, 1, 64), slopes(), causal(40, 49, all)),
+        Case::new((4, 2, 80), slopes(), causal(90, 1, all)),
+        Case::new((6, 2, 5), Added::Nothing, causal(0, 1, all)),
+        Case::new((2, 2, 16), Added::Nothing, full(60, 60)),
+        Case::new((6, 2, 16), Added::Nothing, causal(63, 1, 40)),
+        Case::new((2, 2, 16), Added::Distances(random.matrix(2, 21, 1.0)), full(50, 50)),
+        Case::new((2, 1, 16), Added::Distances(random.matrix(2, 21, 1.0)), causal(33, 1, all)),
+        Case { softcap: Some(0.7), ..Case::new((2, 2, 16), Added::Nothing, causal(0, 30, all)) },
+        Case { softcap: Some(0.7), ..Case::new((4, 2, 16), slopes(), causal(9, 30, all)) },
+    ];
+    for case in &cases {
+        let length = case.rows.iter().map(|row| row.span.end).max().expect("rows");
+        let q = random.matrix(case.rows.len(), case.heads * case.size, 1.0);
+        let k = random.matrix(length, case.kv_heads * case.size, 1.0);
+        let v = random.matrix(length, case.kv_heads * case.size, 1.0);
+        let scale = 1.0 / convert::real(case.size).sqrt();
+        let mut cache = KeyValues::new(KvCacheType::F32, case.kv_heads, case.size, length + 3);
+        // In two parts, at a place that is no panel's edge.
+        let cut = length / 3;
+        for part in [0..cut, cut..length] {
+            let (k, v) = (k.slice(s![part.clone(), ..]), v.slice(s![part.clone(), ..]));
+            cache.write(Kernel::best(), part.start, k, v).expect("it fits");
+        }
+        let expected = case.expected(scale, &q, &k, &v);
+        for kernel in Kernel::available() {
+            let attention =
+                Attention { kernel, heads: case.heads, scale, softcap: case.softcap, bias: case.bias() };
+            let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
+            attention.attend(q.view(), &cache, &case.rows, out.view_mut()).expect("valid operands");
+            for (found, expected) in out.iter().zip(&expected) {
+                let error = (f64::from(*found) - expected).abs();
+                assert!(error < 2e-6, "{kernel} size {}: {found}, {expected}", case.size);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_nan_is_not_lost() {
+    let ones = Array2::<f32>::ones((20, 4));
+    for at in [0, 10, 19] {
+        for kernel in Kernel::available() {
+            let mut keys = ones.clone();
+            keys[[at, 1]] = f32::NAN;
+            let mut cache = KeyValues::new(KvCacheType::F32, 1, 4, 20);
+            cache.write(kernel, 0, keys.view(), ones.view()).expect("it fits");
+            for softcap in [None, Some(3.0)] {
+                let attention = Attention { kernel, heads: 1, scale: 0.5, softcap, bias: Bias::None };
+                let mut out = Array2::zeros((1, 4));
+                let row = Query { position: 19, span: 0..20 };
+                let queries = ones.slice(s![..1, ..]);
+                attention.attend(queries, &cache, &[row], out.view_mut()).expect("valid operands");
+                assert!(out.iter().all(|value| value.is_nan()), "{kernel} {at}: {out}");
+            }
+        }
+    }
+}
+
+#[test]
+fn operands_that_do_not_fit_are_refused() {
+    let mut cache = KeyValues::new(KvCacheType::F32, 2, 4, 10);
+    assert_eq!(cache.capacity(), PANEL);
+    let zeros = |rows: usize, columns: usize| Array2::<f32>::zeros((rows, columns));
+    let mut write = |position, keys: (usize, usize), values: (usize, usize)| {
+        cache.write(Kernel::best(), position, zeros(keys.0, keys.1).view(), zeros(values.0, values.1).view())
+    };
+    assert!(write(PANEL - 3, (3, 8), (3, 8)).is_ok());
+    assert!(write(PANEL - 2, (3, 8), (3, 8)).is_err());
+    assert!(write(usize::MAX, (1, 8), (1, 8)).is_err());
+    assert!(write(0, (3, 8), (2, 8)).is_err());
+    assert!(write(0, (3, 7), (3, 8)).is_err());
+    let attend = |heads: usize, bias: Bias<'_>, columns: usize, span: Range<usize>, out: (usize, usize)| {
+        let attention = Attention { kernel: Kernel::best(), heads, scale: 1.0, softcap: None, bias };
+        let row = Query { position: 0, span };
+        attention.attend(zeros(1, columns).view(), &cache, &[row], zeros(out.0, out.1).view_mut())
+    };
+    let table = zeros(4, 0);
+    assert!(attend(4, Bias::None, 16, 0..1, (1, 16)).is_ok());
+    assert!(attend(3, Bias::None, 12, 0..1, (1, 12)).is_err());
+    assert!(attend(4, Bias::Slopes(&[0.0; 3]), 16, 0..1, (1, 16)).is_err());
+    assert!(attend(4, Bias::Distances(table.view()), 16, 0..1, (1, 16)).is_err());
+    assert!(attend(4, Bias::None, 15, 0..1, (1, 16)).is_err());
+    assert!(attend(4, Bias::None, 16, 0..1, (2, 16)).is_err());
+    assert!(attend(4, Bias::None, 16, 3..3, (1, 16)).is_err());
+    assert!(attend(4, Bias::None, 16, 0..PANEL + 1, (1, 16)).is_err());
+}
