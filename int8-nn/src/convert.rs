@@ -42,6 +42,11 @@ pub(crate) fn token_id(index: usize) -> u32 {
     index as u32
 }
 
+/// The place of a column among those that are kept, at most K ≤ 133,144.
+pub(crate) fn place(index: usize) -> u32 {
+    index as u32
+}
+
 /// A length in memory as a count of bytes.
 pub(crate) fn bytes(length: usize) -> u64 {
     length as u64

@@ -1,6 +1,5 @@
 //! The int8 linear layer as a thing of its own: weights, exact columns, bias and settings together.
 
-use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,6 +9,7 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, conca
 
 use crate::Error;
 use crate::backend::{OutlierWeights, Quantization};
+use crate::convert;
 use crate::weights::{FloatMatrix, LinearSource, StoredWeight};
 
 /// `y [M, N] = x [M, K] · Wᵀ + bias [N]` with an int8 weight on the CPU.
@@ -79,7 +79,7 @@ impl Linear8bit {
                 return Err(int8_core::Error::Column { column, columns: w.ncols() }.into());
             }
             let values = w.column(column).iter().map(|value| value.to_f32()).collect();
-            cache.lock().insert(column, Kept { column: ExactColumn::F32(values), calls: 0 });
+            cache.lock().insert(column, w.ncols(), ExactColumn::F32(values));
         }
         Ok(self)
     }
@@ -133,15 +133,15 @@ impl Linear8bit {
 
     /// Number of columns that are kept.
     pub fn exact_columns(&self) -> usize {
-        self.columns.as_ref().map_or(0, |columns| columns.lock().len())
+        self.columns.as_ref().map_or(0, |columns| columns.lock().columns.len())
     }
 
     /// For each of the K columns, in how many calls a kept column was asked for.
     pub(crate) fn column_calls(&self) -> Vec<u64> {
         let mut calls = vec![0; self.packed.dim().1];
         if let Some(columns) = &self.columns {
-            for (column, kept) in &*columns.lock() {
-                calls[*column] = kept.calls;
+            for kept in &columns.lock().columns {
+                calls[kept.index] = kept.calls;
             }
         }
         calls
@@ -149,7 +149,7 @@ impl Linear8bit {
 
     pub(crate) fn reset_calls(&self) {
         if let Some(columns) = &self.columns {
-            columns.lock().values_mut().for_each(|kept| kept.calls = 0);
+            columns.lock().columns.iter_mut().for_each(|kept| kept.calls = 0);
         }
     }
 
@@ -244,7 +244,36 @@ fn stack(kernel: Kernel, parts: &[(Array2<i8>, Array1<f32>, Array1<i32>)]) -> Re
 #[derive(Debug)]
 struct Columns {
     origin: Origin,
-    kept: Mutex<BTreeMap<usize, Kept>>,
+    kept: Mutex<Table>,
+}
+
+/// The columns that are kept. Each line of it is a cache miss when a token comes by once in some milliseconds: one for the
+/// place of a column, one for the column.
+#[derive(Debug, Default)]
+struct Table {
+    /// For each of the K columns its place in `columns`, counted from 1; 0 for those that are not kept. Empty until one is.
+    places: Vec<u32>,
+    columns: Vec<Kept>,
+}
+
+impl Table {
+    fn get(&mut self, index: usize) -> Option<&mut Kept> {
+        let place = convert::index(*self.places.get(index)?).checked_sub(1)?;
+        self.columns.get_mut(place)
+    }
+
+    /// Keeps column `index` of `inner`, in place of what was kept of it.
+    fn insert(&mut self, index: usize, inner: usize, column: ExactColumn) {
+        self.places.resize(inner, 0);
+        let kept = Kept { index, column, calls: 0 };
+        match self.get(index) {
+            Some(known) => *known = kept,
+            None => {
+                self.columns.push(kept);
+                self.places[index] = convert::place(self.columns.len());
+            }
+        }
+    }
 }
 
 /// Where a column comes from that is not kept yet.
@@ -258,6 +287,7 @@ enum Origin {
 
 #[derive(Debug)]
 struct Kept {
+    index: usize,
     column: ExactColumn,
     calls: u64,
 }
@@ -273,10 +303,10 @@ impl Columns {
             ExactColumn::F16(values) => size_of_val(&**values),
             ExactColumn::Bf16(values) => size_of_val(&**values),
         };
-        self.lock().values().map(bytes).sum()
+        self.lock().columns.iter().map(bytes).sum()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Kept>> {
+    fn lock(&self) -> MutexGuard<'_, Table> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -325,21 +355,25 @@ fn through_int8(value: f32, scale: f32) -> f32 {
 
 impl ExactColumns for Source<'_> {
     fn columns(&self, columns: &[usize]) -> Result<Vec<ExactColumn>, Box<dyn StdError + Send + Sync>> {
-        let mut kept = self.columns.lock();
-        let missing: Vec<usize> =
-            columns.iter().copied().filter(|column| !kept.contains_key(column)).collect();
-        if !missing.is_empty() {
-            for (index, column) in missing.iter().zip(self.fetch(&missing)?) {
-                kept.insert(*index, Kept { column, calls: 0 });
-            }
-        }
+        let mut table = self.columns.lock();
         let mut found = Vec::with_capacity(columns.len());
-        for column in columns {
-            // A fetch that returns too few leaves a gap, which the kernel reports by its count.
-            if let Some(kept) = kept.get_mut(column) {
-                kept.calls += 1;
-                found.push(kept.column.clone());
+        let mut look_up = |table: &mut Table, column: &usize| {
+            let kept = table.get(*column)?;
+            kept.calls += 1;
+            found.push(kept.column.clone());
+            Some(())
+        };
+        // Usually all are there; the rest is fetched from the first gap on.
+        let known = columns.iter().take_while(|column| look_up(&mut table, column).is_some()).count();
+        let rest = &columns[known..];
+        if !rest.is_empty() {
+            let missing: Vec<usize> =
+                rest.iter().copied().filter(|column| table.get(*column).is_none()).collect();
+            for (index, column) in missing.iter().zip(self.fetch(&missing)?) {
+                table.insert(*index, self.packed.dim().1, column);
             }
+            // A fetch that returns too few leaves a gap, which the kernel reports by its count.
+            rest.iter().for_each(|column| _ = look_up(&mut table, column));
         }
         Ok(found)
     }
