@@ -296,3 +296,36 @@ fn a_model_is_timed_in_int8_and_as_stored() {
     let (code, message) = failure(&["bench", &model("llama"), "--prompt-tokens", "1000000"]);
     assert!(code == 1 && message.contains("positions"), "{message}");
 }
+
+#[test]
+fn the_type_of_the_cache_is_chosen_and_reported() {
+    let demo = demo_folder();
+    let run = |kv_cache: &[&str]| {
+        let demo = demo.to_str().expect("UTF-8");
+        json(&[&["run", demo, "--ids", "5,17,42", "--greedy", "-n", "4"], kv_cache].concat())
+    };
+    // demo-opt is stored in f16.
+    let auto = run(&[]);
+    assert_eq!(auto["kv_cache"], "f16");
+    let wide = run(&["--kv-cache", "f32"]);
+    assert_eq!(wide["kv_cache"], "f32");
+    let bytes = |report: &Value| report["kv_cache_bytes"].as_u64().expect("bytes");
+    assert_eq!(bytes(&wide), 2 * bytes(&auto));
+    assert_eq!(run(&["--kv-cache", "bf16"])["kv_cache"], "bf16");
+
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo.txt");
+    let (demo, text) = (demo.to_str().expect("UTF-8"), text.to_str().expect("UTF-8"));
+    let eval = |kv_cache: &[&str]| {
+        let report =
+            json(&[&["eval", demo, "--text", text, "--window", "64", "--windows", "2"], kv_cache].concat());
+        (
+            report["kv_cache"].as_str().expect("a name").to_owned(),
+            report["perplexity"].as_f64().expect("a number"),
+        )
+    };
+    let (plain, f16) = (eval(&[]), eval(&["--kv-cache", "auto"]));
+    assert_eq!((plain.0.as_str(), f16.0.as_str()), ("f32", "f16"));
+    assert!(plain.1 != f16.1 && (plain.1 - f16.1).abs() < 0.01 * plain.1, "{plain:?}, {f16:?}");
+    let (code, message) = failure(&["run", demo, "--ids", "5", "--kv-cache", "f8"]);
+    assert!(code == 2 && message.contains("bf16"), "{code}: {message}");
+}

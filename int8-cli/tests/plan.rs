@@ -64,6 +64,9 @@ fn folders_are_measured_and_mistakes_explained() {
     let plan = json(&["plan", model.to_str().expect("UTF-8"), "--context", "10", "--batch", "2"]);
     // Two values (keys, values) of 16 a token in one block, 16 bits each.
     assert_eq!(of(&plan, "int8")["cache_bytes"], 2 * 16 * 10 * 2 * 2);
+    let cached = json(&["plan", model.to_str().expect("UTF-8"), "--context", "10", "--kv-cache", "f32"]);
+    assert_eq!(of(&cached, "int8")["cache_bytes"], 2 * 16 * 10 * 4);
+    assert_eq!(cached["kv_cache"], "f32");
     assert_eq!(plan["blocks"], 1);
     for (arguments, code, words) in [
         (&["plan", "no-such-model"][..], 1, &["no-such-model", "OPT-66B", "org/name"][..]),

@@ -218,6 +218,7 @@ impl<K: TileKernel> Layer<'_, K> {
                     rows: rows.len(),
                     w: panel.as_ptr(),
                     count,
+                    streamed: false,
                 };
                 // SAFETY: line 5: the slice above; line 6: the panel was made for `count` columns, in a line-aligned
                 // buffer, and tiles have 1 to ROWS rows.

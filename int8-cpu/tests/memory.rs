@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};
 use int8_core::corpus::Random;
 use int8_core::{Config, Element, Encoding, Granularity, OutlierGranularity, Scheme, Weight};
-use int8_cpu::float::{self, Attention, Bias, Function, KeyValues, Query};
+use int8_cpu::float::{self, Attention, Bias, Function, KeyValues, KvCacheType, Query};
 use int8_cpu::{
     ExactColumn, ExactColumns, Kernel, OutlierWeights, PackedWeight, Store, int8_product, linear,
 };
@@ -105,15 +105,18 @@ fn what_surrounds_the_layers_stays_inside_its_operands() {
         float::product(kernel, x.view(), w.view(), None, Store::Overwrite, target).expect("a product");
         assert!(y.column(0).iter().chain(y.column(6)).all(|v| *v == 0.0));
 
-        let mut cache = KeyValues::new(1, 3, 40);
-        let kv = random.matrix(40, 6, 1.0);
-        cache.write(0, kv.slice(s![.., ..3]), kv.slice(s![.., 3..])).expect("it fits");
-        let rows: Vec<Query> = (30..36).map(|position| Query { position, span: 2..position + 1 }).collect();
-        let q = random.matrix(6, 8, 1.0);
-        let attention = Attention { kernel, heads: 2, scale: 0.5, softcap: None, bias: Bias::None };
-        let mut out = Array2::zeros((6, 6));
-        attention.attend(q.slice(s![.., 1..7]), &cache, &rows, out.view_mut()).expect("attention");
-        assert!(out.iter().all(|v| v.is_finite()));
+        for element in KvCacheType::ALL {
+            let mut cache = KeyValues::new(element, 1, 3, 40);
+            let kv = random.matrix(40, 6, 1.0);
+            cache.write(kernel, 0, kv.slice(s![.., ..3]), kv.slice(s![.., 3..])).expect("it fits");
+            let rows: Vec<Query> =
+                (30..36).map(|position| Query { position, span: 2..position + 1 }).collect();
+            let q = random.matrix(6, 8, 1.0);
+            let attention = Attention { kernel, heads: 2, scale: 0.5, softcap: None, bias: Bias::None };
+            let mut out = Array2::zeros((6, 6));
+            attention.attend(q.slice(s![.., 1..7]), &cache, &rows, out.view_mut()).expect("attention");
+            assert!(out.iter().all(|v| v.is_finite()));
+        }
 
         let (mut row, mut gelu) = (x.row(0).to_vec(), vec![0.0; 19]);
         float::layer_norm(kernel, &mut row, &[1.0; 19], None, 1e-5);

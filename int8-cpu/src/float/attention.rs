@@ -196,20 +196,21 @@ impl<W: Lane> Block<'_, '_, W> {
         let stride = (end - origin).next_multiple_of(PANEL) + LANES;
         scores.resize(rows.len() * stride, 0.0);
         let mut sums = Tile([[0.0; PANEL]; MAX_ROWS]);
-        // Nobody else reads what a single tile reads: it comes from memory, in many short stretches.
-        let ahead = self.rows.len() <= K::ROWS;
+        // Nobody else reads what a single tile reads: it comes from memory. What begins each stretch is fetched first.
+        let streamed = self.rows.len() <= K::ROWS;
+        if streamed {
+            cache.fetch_beginnings(head, begin..end);
+        }
 
         let queries = self.queries.slice(s![tile_rows.clone(), ..]);
         for panel in origin / PANEL..end.div_ceil(PANEL) {
-            if ahead {
-                cache.fetch_ahead(head, panel, end);
-            }
             let operands = OuterOperands {
                 x: queries.as_ptr(),
                 ldx: queries.strides()[0].unsigned_abs(),
                 rows: rows.len(),
                 w: cache.key_panel(head, panel).as_ptr(),
                 count: cache.size,
+                streamed,
             };
             // SAFETY: line 5: `size` contiguous values in each row of the view, whose strides are not negative; line
             // 6: a panel of `size` vectors in a line-aligned buffer, and tiles have 1 to ROWS rows.
@@ -250,6 +251,7 @@ impl<W: Lane> Block<'_, '_, W> {
                 rows: rows.len(),
                 w: cache.value_panel(head, panel, begin..end).as_ptr(),
                 count: end - begin,
+                streamed,
             };
             // SAFETY: line 5: a row of `stride` scores for each row; line 6: a panel of end − begin vectors in a
             // line-aligned buffer, and tiles have 1 to ROWS rows.

@@ -11,7 +11,7 @@ use super::functions::padded;
 use super::run;
 use crate::buffer::{Buffer, LINE};
 use crate::kernel::Kernel;
-use crate::tile::{self, Instructions, LANES, Lane, PANEL, Vectorized};
+use crate::tile::{self, Instructions, LANES, Lane, PANEL, STREAM_DISTANCE, Vectorized};
 use crate::{Error, rows_of};
 
 /// The type in which a cache keeps keys and values (vLLM's `kv_cache_dtype`, llama.cpp's `--cache-type-k` and `-v`). Queries,
@@ -249,14 +249,15 @@ impl<W: Lane> Panels<W> {
         &self.values.elements()[(first + positions.start) * PANEL..(first + positions.end) * PANEL]
     }
 
-    /// Prefetches what is read after the keys of a panel: the next panel, and the values at the positions of this one.
-    pub(super) fn fetch_ahead(&self, head: usize, panel: usize, end: usize) {
-        let first = panel * PANEL;
-        if first + PANEL < end {
-            fetch_all(self.key_panel(head, panel + 1));
-        }
-        for part in 0..self.size.div_ceil(PANEL) {
-            fetch_all(self.value_panel(head, part, first..end.min(first + PANEL)));
+    /// Prefetches the first page of the keys of a head, and of each panel of its values: of what follows, each is fetched when
+    /// what lies a page before it is read.
+    pub(super) fn fetch_beginnings(&self, head: usize, positions: Range<usize>) {
+        let page = STREAM_DISTANCE / size_of::<W>();
+        let keys = self.key_panel(head, positions.start / PANEL);
+        fetch_all(&keys[..keys.len().min(page)]);
+        for panel in 0..self.size.div_ceil(PANEL) {
+            let values = self.value_panel(head, panel, positions.clone());
+            fetch_all(&values[..values.len().min(page)]);
         }
     }
 }
@@ -320,5 +321,129 @@ fn fits<W: Lane>(values: &[f32]) -> Result<(), f32> {
     match values.iter().find(|value| value.is_finite() && value.abs() >= W::LIMIT) {
         Some(value) => Err(*value),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use int8_core::Element;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Numbers of every kind: ordinary ones, ties, subnormal ones, at the ends of the types' ranges, infinities, NaN.
+    fn number() -> impl Strategy<Value = f32> {
+        prop_oneof![
+            6 => -8.0_f32..8.0,
+            2 => any::<f32>(),
+            1 => prop::sample::select(vec![
+                0.0, -0.0, 65_504.0, -65_519.99, 1.000_488_3, 1.003_906_2, 6e-8, -3e-8, f32::INFINITY, f32::NAN, 3.38e38,
+            ]),
+        ]
+    }
+
+    /// Whether a matrix has a finite number that `W` lacks.
+    fn has_more<W: Element>(matrix: &Array2<f32>) -> bool {
+        matrix.iter().any(|value| value.is_finite() && W::from_f32(*value).to_f32().is_infinite())
+    }
+
+    fn check<W: Lane>(
+        panels: impl Fn(&KeyValues) -> &Panels<W>,
+        element: KvCacheType,
+        (size, position): (usize, usize),
+        rows: &[&Array2<f32>; 2],
+    ) {
+        let (heads, count) = (rows[0].ncols() / size, rows[0].nrows());
+        for kernel in Kernel::available() {
+            let mut cache = KeyValues::new(element, heads, size, position + count);
+            let written = cache.write(kernel, position, rows[0].view(), rows[1].view());
+            if rows.iter().any(|rows| has_more::<W>(rows)) {
+                assert!(matches!(written, Err(Error::CacheRange { element, .. }) if element == W::NAME));
+                assert!(cache.key_and_value_bytes().all(|byte| byte == 0), "written all the same");
+                continue;
+            }
+            written.expect("it fits");
+            let panels = panels(&cache);
+            for row in 0..count {
+                let (panel, lane) = ((position + row) / PANEL, (position + row) % PANEL);
+                for head in 0..heads {
+                    for d in 0..size {
+                        let key = panels.key_panel(head, panel)[d * PANEL + lane].to_f32();
+                        let at = position + row..position + row + 1;
+                        let value = panels.value_panel(head, d / PANEL, at)[d % PANEL].to_f32();
+                        for (found, rows) in [(key, rows[0]), (value, rows[1])] {
+                            let written = rows[[row, head * size + d]];
+                            let expected = W::from_f32(written).to_f32();
+                            assert!(
+                                found.to_bits() == expected.to_bits() || (found.is_nan() && written.is_nan()),
+                                "{kernel} {element:?}: {written:e} became {found:e}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    impl KeyValues {
+        fn key_and_value_bytes(&self) -> impl Iterator<Item = i8> {
+            with_panels!(&self.0, panels => [panels.keys.codes(), panels.values.codes()].concat()).into_iter()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// What is written is kept where it belongs, rounded half to even; what does not fit is refused, and then nothing is
+        /// written.
+        #[test]
+        fn what_is_written_is_kept(
+            (size, position, keys, values) in (1..40_usize, 1..3_usize, 1..5_usize, 0..70_usize).prop_flat_map(
+                |(size, heads, rows, position)| {
+                    let matrix = move || {
+                        prop::collection::vec(number(), rows * heads * size).prop_map(move |values| {
+                            Array2::from_shape_vec((rows, heads * size), values).expect("rows × columns")
+                        })
+                    };
+                    (Just(size), Just(position), matrix(), matrix())
+                }
+            )
+        ) {
+            let rows = [&keys, &values];
+            check(|cache| match &cache.0 { Stored::F32(p) => p, _ => unreachable!() }, KvCacheType::F32, (size, position), &rows);
+            check(|cache| match &cache.0 { Stored::F16(p) => p, _ => unreachable!() }, KvCacheType::F16, (size, position), &rows);
+            check(|cache| match &cache.0 { Stored::Bf16(p) => p, _ => unreachable!() }, KvCacheType::Bf16, (size, position), &rows);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_name() {
+        let rows = |value: f32| Array2::from_elem((1, 20), value);
+        let mut cache = KeyValues::new(KvCacheType::F16, 1, 20, 4);
+        let kernel = Kernel::best();
+        cache
+            .write(kernel, 0, rows(65_519.0).view(), rows(f32::INFINITY).view())
+            .expect("it rounds to 65504");
+        let error = cache
+            .write(kernel, 1, rows(1.0).view(), rows(-65_520.0).view())
+            .expect_err("it would be infinite");
+        let message = error.to_string();
+        for words in ["values", "-65520", "65504", "F16", "f32"] {
+            assert!(message.contains(words), "{words}: {message}");
+        }
+        let mut cache = KeyValues::new(KvCacheType::Bf16, 1, 20, 4);
+        cache.write(kernel, 0, rows(-65_520.0).view(), rows(1e38).view()).expect("the range of f32");
+        assert!(cache.write(kernel, 0, rows(f32::MAX).view(), rows(0.0).view()).is_err());
+    }
+
+    #[test]
+    fn sixteen_bits_are_half_the_bytes() {
+        let bytes = |element| KeyValues::new(element, 3, 64, 100).bytes();
+        // 100 positions are four panels of 32.
+        assert_eq!(bytes(KvCacheType::F32), 2 * 3 * 64 * 128 * 4);
+        for element in [KvCacheType::F16, KvCacheType::Bf16] {
+            assert_eq!(bytes(element), 2 * 3 * 64 * 128 * element.bytes());
+            assert_eq!(KeyValues::new(element, 1, 8, 1).element(), element);
+        }
     }
 }

@@ -41,7 +41,7 @@ unsafe impl TileKernel for Avx2Tile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { outer(self.0, operands, acc) }
+        unsafe { outer_tile(self.0, operands, acc) }
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
@@ -64,7 +64,7 @@ unsafe impl TileKernel for AvxVnniTile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { outer(self.0.avx2(), operands, acc) }
+        unsafe { outer_tile(self.0.avx2(), operands, acc) }
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
@@ -188,14 +188,30 @@ dot_product_tile!(avx512_vl, "avx2,fma,f16c,avx512vnni,avx512vl", _mm256_dpbusd_
 
 /// # Safety
 /// Lines 5 and 6 of [`TileKernel`], and the processor has AVX2 and FMA.
+unsafe fn outer_tile<W: Lane>(token: Avx2, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
+    // SAFETY: lines 5 and 6 are passed on, and the instructions are there.
+    unsafe {
+        if operands.streamed {
+            outer::<W, true>(token, operands, acc);
+        } else {
+            outer::<W, false>(token, operands, acc);
+        }
+    }
+}
+
+/// # Safety
+/// Lines 5 and 6 of [`TileKernel`], and the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn outer<W: Lane>(token: Avx2, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
-    let OuterOperands { x, ldx, rows, w, count } = operands;
+unsafe fn outer<W: Lane, const STREAMED: bool>(token: Avx2, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
+    let OuterOperands { x, ldx, rows, w, count, .. } = operands;
     // Pairs of rows: 2 × 4 accumulators, 4 registers of weights and a broadcast: 13 of 16.
     for first in (0..rows).step_by(2) {
         let second = (first + 1).min(rows - 1);
         let mut sums = [[_mm256_setzero_ps(); 4]; 2];
         for o in 0..count {
+            if STREAMED && first == 0 {
+                operands.fetch(o);
+            }
             // SAFETY: line 5: both rows are < rows and o < count.
             let x = unsafe {
                 [_mm256_set1_ps(*x.add(first * ldx + o)), _mm256_set1_ps(*x.add(second * ldx + o))]

@@ -17,22 +17,22 @@ use crate::kernel::{Avx512Vnni, Layout};
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Tile(pub(crate) Avx512Vnni);
 
-/// Calls `$function::<R, T…>` for the R that equals `$rows`, 1 to 12.
+/// Calls `$function::<R, …>` for the R that equals `$rows`, 1 to 12.
 macro_rules! by_rows {
-    ($rows:expr, $function:ident $(::<$type:ident>)? ($($argument:expr),*)) => {
+    ($rows:expr, $function:ident $(::<$($generic:tt),*>)? ($($argument:expr),*)) => {
         match $rows {
-            1 => $function::<1 $(, $type)?>($($argument),*),
-            2 => $function::<2 $(, $type)?>($($argument),*),
-            3 => $function::<3 $(, $type)?>($($argument),*),
-            4 => $function::<4 $(, $type)?>($($argument),*),
-            5 => $function::<5 $(, $type)?>($($argument),*),
-            6 => $function::<6 $(, $type)?>($($argument),*),
-            7 => $function::<7 $(, $type)?>($($argument),*),
-            8 => $function::<8 $(, $type)?>($($argument),*),
-            9 => $function::<9 $(, $type)?>($($argument),*),
-            10 => $function::<10 $(, $type)?>($($argument),*),
-            11 => $function::<11 $(, $type)?>($($argument),*),
-            _ => $function::<12 $(, $type)?>($($argument),*),
+            1 => $function::<1 $($(, $generic)*)?>($($argument),*),
+            2 => $function::<2 $($(, $generic)*)?>($($argument),*),
+            3 => $function::<3 $($(, $generic)*)?>($($argument),*),
+            4 => $function::<4 $($(, $generic)*)?>($($argument),*),
+            5 => $function::<5 $($(, $generic)*)?>($($argument),*),
+            6 => $function::<6 $($(, $generic)*)?>($($argument),*),
+            7 => $function::<7 $($(, $generic)*)?>($($argument),*),
+            8 => $function::<8 $($(, $generic)*)?>($($argument),*),
+            9 => $function::<9 $($(, $generic)*)?>($($argument),*),
+            10 => $function::<10 $($(, $generic)*)?>($($argument),*),
+            11 => $function::<11 $($(, $generic)*)?>($($argument),*),
+            _ => $function::<12 $($(, $generic)*)?>($($argument),*),
         }
     };
 }
@@ -54,7 +54,7 @@ unsafe impl TileKernel for Avx512Tile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { by_rows!(operands.rows, outer::<W>(self.0, operands, &mut acc.0)) }
+        unsafe { outer_tile(self.0, operands, &mut acc.0) }
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
@@ -307,7 +307,20 @@ pub(super) unsafe fn outer_rows<W: Lane>(token: Avx512Vnni, operands: OuterOpera
         // SAFETY: lines 5 and 6 for these rows; rows of the tile are 128 bytes, so each is aligned as the first.
         unsafe {
             let part = OuterOperands { x: operands.x.add(first * operands.ldx), rows, ..operands };
-            by_rows!(rows, outer::<W>(token, part, &mut acc.0[first..]));
+            outer_tile(token, part, &mut acc.0[first..]);
+        }
+    }
+}
+
+/// # Safety
+/// Lines 5 and 6 of [`TileKernel`] with `rows ≤ 12`, and the processor has AVX-512 VNNI.
+unsafe fn outer_tile<W: Lane>(token: Avx512Vnni, operands: OuterOperands<W>, acc: &mut [[f32; PANEL]]) {
+    // SAFETY: lines 5 and 6 are passed on, and the instructions are there.
+    unsafe {
+        if operands.streamed {
+            by_rows!(operands.rows, outer::<W, true>(token, operands, acc));
+        } else {
+            by_rows!(operands.rows, outer::<W, false>(token, operands, acc));
         }
     }
 }
@@ -315,7 +328,7 @@ pub(super) unsafe fn outer_rows<W: Lane>(token: Avx512Vnni, operands: OuterOpera
 /// # Safety
 /// Lines 5 and 6 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn outer<const R: usize, W: Lane>(
+unsafe fn outer<const R: usize, W: Lane, const STREAMED: bool>(
     token: Avx512Vnni,
     operands: OuterOperands<W>,
     acc: &mut [[f32; PANEL]],
@@ -323,6 +336,9 @@ unsafe fn outer<const R: usize, W: Lane>(
     let OuterOperands { x, ldx, w, count, .. } = operands;
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for o in 0..count {
+        if STREAMED {
+            operands.fetch(o);
+        }
         // SAFETY: line 6: o < count.
         let w = unsafe { &*w.add(o * PANEL).cast::<[[W; LANES]; 2]>() };
         let w = [W::load(token, &w[0]), W::load(token, &w[1])];

@@ -122,8 +122,27 @@ pub(crate) struct OuterOperands<W = f32> {
     pub(crate) rows: usize,
     /// `W [count, PANEL]`, row-major, 64-byte aligned; W is f32, f16 or bf16.
     pub(crate) w: *const W,
-    /// Outlier columns; widths of a head, or positions.
+    /// Outlier columns; width of a head, or positions.
     pub(crate) count: usize,
+    /// No other tile reads `w`: it comes from memory, and kernels with prefetching fetch what lies [`STREAM_DISTANCE`] behind
+    /// what they read.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
+    pub(crate) streamed: bool,
+}
+
+/// A page: a little more than what a core reads in the time that a line takes to come from memory.
+pub(crate) const STREAM_DISTANCE: usize = 4096;
+
+impl<W> OuterOperands<W> {
+    /// Prefetches the row of `w` that lies the distance behind row `o`.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn fetch(&self, o: usize) {
+        let row = self.w.wrapping_add(o * PANEL).cast::<u8>().wrapping_add(STREAM_DISTANCE);
+        for line in (0..PANEL * size_of::<W>()).step_by(64) {
+            fetch(row.wrapping_add(line));
+        }
+    }
 }
 
 /// The constants of one panel's columns: `f32 [groups, PANEL]` each, 64-byte aligned.

@@ -28,7 +28,7 @@ unsafe impl TileKernel for PortableTile {
     }
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
-        let OuterOperands { x, ldx, rows, w, count } = operands;
+        let OuterOperands { x, ldx, rows, w, count, .. } = operands;
         for (r, row) in acc.0.iter_mut().take(rows).enumerate() {
             let mut sum = [0.0; PANEL];
             for o in 0..count {

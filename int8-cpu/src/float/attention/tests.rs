@@ -1,5 +1,7 @@
 //! Attention against its formula.
 
+use half::{bf16, f16};
+use int8_core::Element;
 use int8_core::corpus::Random;
 use ndarray::Array2;
 
@@ -173,4 +175,163 @@ fn operands_that_do_not_fit_are_refused() {
     assert!(attend(4, Bias::None, 16, 0..1, (2, 16)).is_err());
     assert!(attend(4, Bias::None, 16, 3..3, (1, 16)).is_err());
     assert!(attend(4, Bias::None, 16, 0..PANEL + 1, (1, 16)).is_err());
+}
+
+fn cache_of(
+    element: KvCacheType,
+    kv_heads: usize,
+    size: usize,
+    keys: ArrayView2<'_, f32>,
+    values: ArrayView2<'_, f32>,
+) -> KeyValues {
+    let mut cache = KeyValues::new(element, kv_heads, size, keys.nrows());
+    cache.write(Kernel::best(), 0, keys, values).expect("it fits");
+    cache
+}
+
+/// What a cache of this type keeps of a matrix.
+fn kept(element: KvCacheType, matrix: &Array2<f32>) -> Array2<f32> {
+    matrix.mapv(|value| match element {
+        KvCacheType::F32 => value,
+        KvCacheType::F16 => f16::from_f32(value).to_f32(),
+        KvCacheType::Bf16 => bf16::from_f32(value).to_f32(),
+    })
+}
+
+/// At the edges of vectors, panels and tiles, each type gives the bits that a cache of f32 with the rounded numbers gives.
+#[test]
+fn numbers_of_16_bits_are_widened_exactly() {
+    let mut random = Random::new(31);
+    for (size, kv_heads, group) in
+        [(1, 1, 1), (15, 2, 2), (16, 1, 3), (17, 1, 13), (31, 2, 1), (33, 1, 2), (64, 3, 3), (80, 1, 1)]
+    {
+        let heads = kv_heads * group;
+        for length in [1, 31, 32, 33, 70] {
+            let [k, v] = [(); 2].map(|()| random.matrix(length, kv_heads * size, 2.0));
+            for rows in [1, length.min(14)] {
+                let q = random.matrix(rows, heads * size, 1.0);
+                let row = |position| Query { position, span: position / 3..position + 1 };
+                let queries: Vec<Query> = (length - rows..length).map(row).collect();
+                for element in KvCacheType::ALL {
+                    let narrow = cache_of(element, kv_heads, size, k.view(), v.view());
+                    let (k, v) = (kept(element, &k), kept(element, &v));
+                    let wide = cache_of(KvCacheType::F32, kv_heads, size, k.view(), v.view());
+                    for kernel in Kernel::available() {
+                        let attention =
+                            Attention { kernel, heads, scale: 0.3, softcap: None, bias: Bias::None };
+                        let [found, expected] = [&narrow, &wide].map(|cache| {
+                            let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
+                            attention
+                                .attend(q.view(), cache, &queries, out.view_mut())
+                                .expect("valid operands");
+                            out
+                        });
+                        assert_eq!(
+                            found, expected,
+                            "{kernel} {element:?} size {size} length {length} rows {rows}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How far the formula moves when keys and values are rounded to `T`.
+///
+/// A rounded number is `x(1 + δ)`, `|δ| ≤ u`, or off by half of the smallest subnormal η: scores move by at most
+/// `ε = scale·Σ_d |q_d|·(|k_d|·u + η)`, the largest over the positions, and softmax weights by a factor within `e^{±2ε}`.
+/// The result moves by at most `Σ_p w_p·|v_p|·(e^{2ε}(1 + u) − 1) + e^{2ε}·η`.
+fn rounding_bound<T: Element>(scale: f32, q: &[f32], k: &Array2<f32>, v: &Array2<f32>) -> Vec<f64> {
+    let scores: Vec<(f64, f64)> = k
+        .rows()
+        .into_iter()
+        .map(|k| {
+            let terms = q.iter().zip(k).map(|(q, k)| (f64::from(*q), f64::from(*k)));
+            let (dot, moved) = terms.fold((0.0, 0.0), |(dot, moved), (q, k)| {
+                (dot + q * k, moved + q.abs() * (k.abs() * T::UNIT_ROUNDOFF + T::MIN_SUBNORMAL))
+            });
+            (f64::from(scale) * dot, f64::from(scale) * moved)
+        })
+        .collect();
+    let epsilon = scores.iter().map(|(_, moved)| *moved).fold(0.0, f64::max);
+    let growth = (2.0 * epsilon).exp();
+    let sum: f64 = scores.iter().map(|(score, _)| score.exp()).sum();
+    let column = |d: usize| {
+        let values = v.column(d);
+        let weighted =
+            scores.iter().zip(values).map(|((score, _), v)| score.exp() / sum * f64::from(v.abs()));
+        weighted.sum::<f64>() * (growth * (1.0 + T::UNIT_ROUNDOFF) - 1.0) + growth * T::MIN_SUBNORMAL
+    };
+    (0..v.ncols()).map(column).collect()
+}
+
+/// The error of a cache of 16 bits against attention in exact arithmetic is that of its rounding, and no more; and bf16
+/// moves results further than f16 could.
+#[test]
+fn the_error_of_a_cache_is_its_rounding() {
+    let mut random = Random::new(32);
+    let scale = 0.125;
+    // What f32 adds: the tolerance of `attention_is_its_formula`.
+    let arithmetic = 2e-6;
+    let mut beyond_f16 = false;
+    // Of a single position the result is its rounded value; of many, roundings cancel out.
+    for (size, length) in [(4, 1), (7, 2), (64, 100), (33, 40)] {
+        let q = random.matrix(1, size, 1.0);
+        let [k, v] = [(); 2].map(|()| random.matrix(length, size, 1.0));
+        let query = || vec![Query { position: length - 1, span: 0..length }];
+        let case = Case::new((1, 1, size), Added::Nothing, query());
+        let exact = case.expected(scale, &q, &k, &v);
+        let bound = |element| match element {
+            KvCacheType::F32 => vec![0.0; size],
+            KvCacheType::F16 => rounding_bound::<f16>(scale, q.as_slice().expect("a row"), &k, &v),
+            KvCacheType::Bf16 => rounding_bound::<bf16>(scale, q.as_slice().expect("a row"), &k, &v),
+        };
+        for element in KvCacheType::ALL {
+            let cache = cache_of(element, 1, size, k.view(), v.view());
+            for kernel in Kernel::available() {
+                let attention = Attention { kernel, heads: 1, scale, softcap: None, bias: Bias::None };
+                let mut out = Array2::zeros((1, size));
+                attention.attend(q.view(), &cache, &query(), out.view_mut()).expect("valid operands");
+                let errors = out.iter().zip(&exact).map(|(found, exact)| (f64::from(*found) - exact).abs());
+                for ((error, bound), f16_bound) in errors.zip(bound(element)).zip(bound(KvCacheType::F16)) {
+                    assert!(error <= bound + arithmetic, "{kernel} {element:?}: {error:e}, bound {bound:e}");
+                    beyond_f16 |= element == KvCacheType::Bf16 && error > f16_bound + arithmetic;
+                }
+            }
+        }
+    }
+    assert!(beyond_f16, "the bound of f16 would also do for bf16: it can tell nothing");
+}
+
+/// A row gives the same bits alone, among others and on any number of threads.
+#[test]
+fn rows_do_not_depend_on_others_or_on_threads() {
+    let mut random = Random::new(33);
+    let (heads, kv_heads, size, length) = (6, 3, 40, 300);
+    let q = random.matrix(length, heads * size, 1.0);
+    let [k, v] = [(); 2].map(|()| random.matrix(length, kv_heads * size, 1.0));
+    let rows: Vec<Query> = (0..length).map(|position| Query { position, span: 0..position + 1 }).collect();
+    for element in KvCacheType::ALL {
+        let cache = cache_of(element, kv_heads, size, k.view(), v.view());
+        for kernel in Kernel::available() {
+            let attend = |threads: usize, rows: &[Query]| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+                let queries = q.slice(s![rows[0].position..rows[0].position + rows.len(), ..]);
+                let mut out = Array2::zeros((rows.len(), heads * size));
+                let attention = Attention { kernel, heads, scale: 0.2, softcap: None, bias: Bias::None };
+                pool.install(|| attention.attend(queries, &cache, rows, out.view_mut()))
+                    .expect("valid operands");
+                out
+            };
+            let all = attend(1, &rows);
+            assert_eq!(attend(3, &rows), all, "{kernel} {element:?}");
+            for position in [0, 31, 32, length - 1] {
+                for threads in [1, 2] {
+                    let alone = attend(threads, &rows[position..=position]);
+                    assert_eq!(alone.row(0), all.row(position), "{kernel} {element:?} position {position}");
+                }
+            }
+        }
+    }
 }

@@ -1,0 +1,102 @@
+//! Texts generated and scored with keys and values in each of the types of a cache.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use int8_core::metrics::relative_l2;
+use int8_nn::backend::{KvCacheType, RowSelection};
+use int8_nn::checkpoint::DType;
+use int8_nn::{GenerateOptions, Generation, Model, PerplexityOptions};
+
+fn folders() -> Vec<PathBuf> {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
+    ["bloom", "gpt2", "gpt_neox", "llama", "opt", "qwen2"].map(|family| data.join(family)).to_vec()
+}
+
+fn float(folder: &Path) -> Model {
+    Model::load(folder).and_then(int8_nn::Loader::build).expect("a model")
+}
+
+const IDS: [u32; 12] = [5, 17, 3, 42, 8, 29, 11, 60, 2, 33, 7, 19];
+
+/// Logits of all tokens, `step` of them at a time.
+fn logits(model: &Model, kv_cache: KvCacheType, step: usize) -> Vec<f32> {
+    let mut session = model.decoder().session_with_cache(kv_cache, 1, IDS.len(), step).expect("a session");
+    let mut logits = Vec::new();
+    for ids in IDS.chunks(step) {
+        session.forward(&[(0, ids)]).expect("a step");
+        logits.extend_from_slice(session.logits(&RowSelection::Range(0..ids.len())).expect("logits"));
+    }
+    logits
+}
+
+fn generate(model: &Model, kv_cache: Option<KvCacheType>) -> Generation {
+    let options =
+        GenerateOptions { max_new_tokens: 8, stop_at_eos: false, kv_cache, ..GenerateOptions::default() };
+    model.generate_ids(&IDS, &options, |_| ControlFlow::Continue(())).expect("a text")
+}
+
+/// The type of the checkpoint, unless another is asked for; 16 bits take half the bytes.
+#[test]
+fn a_text_keeps_what_it_is_asked_to() {
+    for folder in folders() {
+        let loader = Model::load(&folder).expect("a checkpoint");
+        let stored = match loader.checkpoint().tensors().next().expect("a tensor").dtype() {
+            DType::F16 => KvCacheType::F16,
+            DType::BF16 => KvCacheType::Bf16,
+            _ => KvCacheType::F32,
+        };
+        for model in [float(&folder), loader.int8().build().expect("a model")] {
+            let auto = generate(&model, None);
+            assert_eq!(
+                (auto.kv_cache, model.decoder().kv_cache_type()),
+                (stored, stored),
+                "{}",
+                folder.display()
+            );
+            assert_eq!(generate(&model, Some(stored)).ids, auto.ids);
+            let wide = generate(&model, Some(KvCacheType::F32));
+            for element in KvCacheType::ALL {
+                let text = generate(&model, Some(element));
+                assert_eq!((text.kv_cache, text.ids.len()), (element, 8));
+                assert_eq!(text.kv_cache_bytes * 4, wide.kv_cache_bytes * element.bytes());
+            }
+            assert!(wide.kv_cache_bytes > 0);
+        }
+    }
+}
+
+/// What a token attends to is rounded when it is written: the same whether a text comes at once or token by token.
+#[test]
+fn steps_do_not_matter() {
+    for folder in folders() {
+        let model = float(&folder);
+        for element in KvCacheType::ALL {
+            let at_once = logits(&model, element, IDS.len());
+            for step in [1, 5] {
+                assert!(logits(&model, element, step) == at_once, "{} {element:?} {step}", folder.display());
+            }
+        }
+    }
+}
+
+/// f32 is what a plain session keeps; bf16 rounds away eight times as much as f16, and it shows.
+#[test]
+fn fewer_bits_are_further_off() {
+    for folder in folders() {
+        let model = float(&folder);
+        let exact = logits(&model, KvCacheType::F32, IDS.len());
+        assert_eq!(model.logits(&IDS).expect("logits").as_slice(), Some(&exact[..]));
+        let [f16, bf16] = [KvCacheType::F16, KvCacheType::Bf16]
+            .map(|element| relative_l2(&logits(&model, element, IDS.len()), &exact));
+        eprintln!("{}: f16 {f16:.1e}, bf16 {bf16:.1e}", folder.display());
+        assert!(0.0 < f16 && f16 < bf16, "{}: f16 {f16:e}, bf16 {bf16:e}", folder.display());
+
+        let score = |kv_cache| {
+            let options = PerplexityOptions { window: IDS.len(), windows: None, kv_cache };
+            model.perplexity(&IDS, &options, |_, _| {}).expect("a perplexity").mean_nll
+        };
+        let plain = score(KvCacheType::F32);
+        assert!(score(KvCacheType::F16) != plain && (score(KvCacheType::F16) - plain).abs() < 0.01 * plain);
+    }
+}
