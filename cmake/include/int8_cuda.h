@@ -52,13 +52,13 @@ typedef enum int8_cuda_algorithm {
   INT8_CUDA_MMA = 2,           /* any size: 128x128 tiles, cp.async + mma.sync, sm_80 and later */
   INT8_CUDA_WGMMA_128X256 = 3, /* sm_90a: TMA + wgmma, clusters of two along M */
   INT8_CUDA_WGMMA_128X128 = 4, /* sm_90a: TMA + wgmma, a tile a warpgroup, so that epilogues run beside products */
-  INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, few rows; the next two for smaller N */
-  INT8_CUDA_WGMMA_64X64 = 9,
-  INT8_CUDA_WGMMA_64X32 = 10,
+  INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, few rows */
   INT8_CUDA_SKINNY_ONE = 7,    /* M = 1, x f16|bf16 and 16-byte aligned, K <= 65536: SKINNY that quantises x itself; leaves no
                                 * intermediate results in the workspace */
   INT8_CUDA_STREAM = 8,        /* M = 1, x f16|bf16 and 16-byte aligned, K <= 16384 a multiple of 128, sm_90: SKINNY_ONE whose
                                 * weights come through shared memory by the copy engine */
+  INT8_CUDA_WGMMA_64X64 = 9,   /* sm_90a: TMA + wgmma, few rows and smaller N */
+  INT8_CUDA_WGMMA_64X32 = 10,  /* sm_90a: TMA + wgmma, few rows and smaller N still */
   INT8_CUDA_CUBLASLT = 6       /* int8_cuda_product alone: cuBLASLt's i8 x i8 -> i32, if the library is found */
 } int8_cuda_algorithm;
 
@@ -108,8 +108,9 @@ typedef struct int8_cuda_linear_params {
   const int32_t *exact_index;        /* i32 [k]: index c of column k among the kept ones or -1; NULL: c = k, all kept */
   const float *bias;                 /* f32 [n], or NULL */
   void *y;                           /* x's element type [m, n] row-major, ld = ldy */
-  void *workspace;                   /* int8_cuda_linear_workspace bytes, 256-byte aligned; zeroed before
-                                      * its first use, after which calls of any shape may follow one another */
+  void *workspace;                   /* int8_cuda_linear_workspace bytes, 256-byte aligned; zeroed before its first use, and
+                                      * again after a call that failed, by a memset or a kernel that has ended. Calls of
+                                      * any shape may follow one another, on one stream at a time */
   int8_cuda_stream stream;
   size_t workspace_bytes;
   int64_t m, n, k;

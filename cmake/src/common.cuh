@@ -60,7 +60,8 @@ __device__ __forceinline__ uint32_t pack2(float low, float high) {
 
 // Programmatic dependent launch (sm_90): a kernel may start while its predecessor still runs, and waits for its end, and so
 // for the end of all before it, here. Every kernel lets its successor start first thing: that one becomes resident only
-// once all blocks of this one are, and until its own wait it touches nothing but weights.
+// once all blocks of this one are, and until its own wait it touches nothing but weights. One exception: the row pass takes
+// tickets from its state before its wait, so a wgmma kernel, which zeroes that state, has its first block do so beforehand.
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

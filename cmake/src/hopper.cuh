@@ -95,10 +95,6 @@ __device__ __forceinline__ void copy_in_multicast(void *to, const CUtensorMap &m
 __device__ __forceinline__ void prefetch_map(const CUtensorMap &map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-__device__ __forceinline__ void prefetch_to_l2(const CUtensorMap &map, int column, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(&map), "r"(column), "r"(row)
-               : "memory");
-}
 __device__ __forceinline__ void copy_out(const CUtensorMap &map, int column, int row, const void *from) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(column),
                "r"(row), "r"(shared_address(from))

@@ -101,7 +101,7 @@ RowsLayout lay_out_rows(Arena *arena, int64_t rows, int64_t inner, int granulari
   return layout;
 }
 
-// Which kernel serves a shape best, from the records under docs/benchmarks.
+// Which kernel serves a shape best: measured at the shapes of docs/benchmarks/gpu.md, and continued between them.
 int choose(const int8_cuda_linear_params &p, const Device &device) {
   if (stream_takes(p.m, p.n, p.k, p.element, device)) return INT8_CUDA_STREAM;
   // One row: below 64 MB of weights a second launch costs more than every block quantising x for itself.

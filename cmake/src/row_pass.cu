@@ -8,7 +8,8 @@
 //   3  The blocks share out the rows of W and gather the outlier columns.
 //
 // Blocks wait for each other between 1 and 2. That cannot deadlock, however few of them run at a time: a block waits only
-// once all tickets are taken, and whoever holds one is running and waits for nobody.
+// once all tickets are taken, and whoever holds one is running and waits for nobody but the kernel before, all of whose blocks
+// have started.
 #include "codes.cuh"
 #include "hopper.cuh"
 #include "row_pass.cuh"

@@ -7,7 +7,8 @@ namespace int8_cuda {
 
 // Longest row it takes, and so many slabs of rows at most.
 constexpr int kRowPassInner = 16384, kRowPassSlabs = 8192;
-// Bytes of its state (RowsParams::state). Zero before its first use; whoever comes after the row pass zeroes it again.
+// Bytes of its state (RowsParams::state). Zero before its first use, by something that has ended; the wgmma kernel after a row pass
+// zeroes it again, before it lets its own successor start, which may be the next row pass and takes tickets at once.
 constexpr int kRowPassState = 4096;
 
 // Words of it that a row pass over k columns leaves non-zero: tickets and counts on two cache lines, then the mask.

@@ -83,5 +83,14 @@ INT8_WGMMA(256, 128, "%128", "%129")
 
 #undef INT8_WGMMA
 #undef INT8_WGMMA_INSTRUCTION
+#undef INT8_NAMES128
+#undef INT8_NAMES64
+#undef INT8_NAMES32
+#undef INT8_NAMES16
+#undef INT8_D128
+#undef INT8_D64
+#undef INT8_D32
+#undef INT8_D16
+#undef INT8_D8
 
 }  // namespace int8_cuda

@@ -27,8 +27,8 @@ namespace {
 // Bytes of K in one stage: the widest row that the swizzle takes.
 constexpr int kStepBytes = 128;
 constexpr int kOutlierStep = kStepBytes / 2;
-// Clusters along M that run side by side before the next tile of N: 8 x 2 x 128 rows of x and about as many of W are in
-// use at a time, some 16 MB at K = 4096, which stays in the L2 cache.
+// Clusters along M that run side by side before the next tile of N: with tiles of 128x256, 8 x 2 x 128 rows of x and about as
+// many of W are in use at a time, some 16 MB at K = 4096, which stays in the L2 cache.
 constexpr int kPanel = 8;
 // A form of the kernel: the tile, how many blocks of a cluster share its weights (along M), and who multiplies it.
 template <int kBm_, int kBn_, int kCluster_, int kStages_, bool kTurns_ = false, int kEarlySteps_ = 2>
@@ -43,8 +43,11 @@ struct Form {
   static constexpr int kGroups = kTurns ? 2 : kBm / 64, kTeam = kTurns ? 1 : kGroups;
   // Blocks of 64 rows that a warpgroup multiplies.
   static constexpr int kHalves = kBm / 64 / kTeam;
-  // Columns of y that one copy stores, at most 128 bytes, and blocks of them that a warpgroup has on their way out at a time.
-  static constexpr int kStoreColumns = kBn < 64 ? kBn : 64, kStores = 2;
+  // Columns of y that one copy stores, at most 128 bytes, and blocks of them that a warpgroup has on their way out at a time. The
+  // blocks of all tiles take the places in turn, so that a place is free once at most the others' stores still read.
+  static constexpr int kStoreColumns = kBn < 64 ? kBn : 64, kTileStores = kHalves * (kBn / kStoreColumns);
+  static constexpr int kStores = kTileStores > 1 ? 2 : 1;
+  static_assert(kTileStores % kStores == 0, "the turns go on from tile to tile");
   static constexpr int kThreads = (kGroups + 1) * 128;
   static_assert(kBn <= kTeam * 128, "a thread for each column's scale and bias");
   static_assert(kEarlySteps <= kStages && kStages <= 32, "a stage for each early step, a bit for each stage");
@@ -53,19 +56,19 @@ struct Form {
 // Rows of x that a tile takes. Rows that do not exist are not asked for: the copy engine takes longer to fill them with zeros than
 // to fetch others (16x16384x4096: 1.5 us). What lies in shared memory in their place reaches no row of y. Tiles of 64 rows
 // share the rows out evenly.
-template <typename Form>
+template <typename F>
 __host__ __device__ constexpr int rows_of_tile(int m) {
-  return m < Form::kBm ? m : Form::kBm == 64 ? ceil_div(m, ceil_div(m, 64)) : Form::kBm;
+  return m < F::kBm ? m : F::kBm == 64 ? ceil_div(m, ceil_div(m, 64)) : F::kBm;
 }
 
-template <typename Form>
+template <typename F>
 struct Shared {
-  uint8_t a[Form::kStages][Form::kBm * kStepBytes];
-  uint8_t b[Form::kStages][Form::kBn * kStepBytes];
-  uint8_t c[Form::kGroups][Form::kStores][64 * Form::kStoreColumns * 2];
-  float4 columns[Form::kGroups / Form::kTeam][Form::kBn / 2];  // of two neighbours: scale, scale, bias, bias
-  uint64_t full[Form::kGroups / Form::kTeam][Form::kStages];
-  uint64_t empty[Form::kStages];
+  uint8_t a[F::kStages][F::kBm * kStepBytes];
+  uint8_t b[F::kStages][F::kBn * kStepBytes];
+  uint8_t c[F::kGroups][F::kStores][64 * F::kStoreColumns * 2];
+  float4 columns[F::kGroups / F::kTeam][F::kBn / 2];  // of two neighbours: scale, scale, bias, bias
+  uint64_t full[F::kGroups / F::kTeam][F::kStages];
+  uint64_t empty[F::kStages];
 };
 
 // A place in the ring of stages, and for each stage the parity of the phase that its next wait is for.
@@ -95,20 +98,20 @@ struct Tiles {
   }
 };
 
-template <typename T, typename Form>
-__global__ void __launch_bounds__(Form::kThreads, 1)
+template <typename T, typename F>
+__global__ void __launch_bounds__(F::kThreads, 1)
     wgmma_layer(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_w,
                 const __grid_constant__ CUtensorMap map_outlier_x, const __grid_constant__ CUtensorMap map_outlier_w,
                 const __grid_constant__ CUtensorMap map_y, const __grid_constant__ GemmParams p, int store_by_copy) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   // The swizzle counts from multiples of 1024 bytes. Without static shared memory the dynamic one starts at such.
   extern __shared__ __align__(1024) uint8_t raw[];
-  using Memory = Shared<Form>;
+  using Memory = Shared<F>;
   Memory &shared = *reinterpret_cast<Memory *>(raw);
   if (shared_address(raw) % 1024 != 0) __trap();
-  constexpr int kBm = Form::kBm, kBn = Form::kBn, kCluster = Form::kCluster, kStages = Form::kStages;
-  constexpr int kGroups = Form::kGroups, kTeam = Form::kTeam, kHalves = Form::kHalves, kStores = Form::kStores;
-  constexpr int kStoreColumns = Form::kStoreColumns;
+  constexpr int kBm = F::kBm, kBn = F::kBn, kCluster = F::kCluster, kStages = F::kStages;
+  constexpr int kGroups = F::kGroups, kTeam = F::kTeam, kHalves = F::kHalves, kStores = F::kStores;
+  constexpr int kStoreColumns = F::kStoreColumns;
   const int group = static_cast<int>(threadIdx.x) / 128 - 1;
   const uint32_t rank = kCluster > 1 ? cluster_rank() : 0;
 
@@ -130,7 +133,8 @@ __global__ void __launch_bounds__(Form::kThreads, 1)
     for (const CUtensorMap *map : {&map_a, &map_w, &map_outlier_x, &map_outlier_w}) prefetch_map(*map);
   }
   if (kCluster > 1) cluster_sync_after_init(); else __syncthreads();
-  // The first block zeroes the row pass's state before it lets the next one start, which may take tickets at once.
+  // The first block zeroes the row pass's state before it lets the next one start, which may take tickets at once. The language
+  // promises that the next one sees the zeros only after its own wait; its atomics reach L2, where the fence has put them.
   const bool zeroes = blockIdx.x == 0 && p.state_words > 0;
   if (!zeroes) let_successor_start();
   // Parameters that are not needed before the first tile ends: each of their cache lines would make everybody wait then.
@@ -153,10 +157,10 @@ __global__ void __launch_bounds__(Form::kThreads, 1)
       const Tiles tiles = all_tiles();
       int outliers = 0, end = tiles.count();
       uint32_t turn = 0;  // whose full barriers
-      const int tile_rows = rows_of_tile<Form>(p.m);
+      const int tile_rows = rows_of_tile<F>(p.m);
       const uint32_t stage_bytes = static_cast<uint32_t>((tile_rows + kBn) * kStepBytes);
       // The weights are nobody's output in flight: those of the first steps set out before the predecessor has ended.
-      const int early = min(steps, Form::kEarlySteps);
+      const int early = min(steps, F::kEarlySteps);
       for (int index = first; index < end; index += stride) {
         int cluster_m, tile_n;
         tiles.at(index, &cluster_m, &tile_n);
@@ -208,7 +212,7 @@ __global__ void __launch_bounds__(Form::kThreads, 1)
         for (int panel = 0; panel < outlier_steps; ++panel) {
           fetch(map_outlier_x, map_outlier_w, 0, panel * p.m + row, panel * p.n + column);
         }
-        if (Form::kTurns) turn ^= 1;
+        if (F::kTurns) turn ^= 1;
       }
     } else if (zeroes && threadIdx.x >= 32) {
       wait_for_predecessor();
@@ -222,7 +226,7 @@ __global__ void __launch_bounds__(Form::kThreads, 1)
     if (kGroups > 1) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int thread = static_cast<int>(threadIdx.x) % 128, warp = thread / 32, lane = thread % 32;
     // The warpgroups of a tile, of which this is number `member`.
-    const int team = Form::kTurns ? group : 0, member = Form::kTurns ? 0 : group;
+    const int team = F::kTurns ? group : 0, member = F::kTurns ? 0 : group;
     auto team_barrier = [&] { named_barrier(1 + kGroups + team, kTeam * 128); };
     float4 *columns = shared.columns[team];
     Ring<kStages> ring;
@@ -248,7 +252,7 @@ __global__ void __launch_bounds__(Form::kThreads, 1)
     const int end = bounded ? end_of(outliers, tiles) : tiles.count();
     // In turns: the stages of the tile before come first, and after each tile those of the next.
     auto pass_tile = [&](int count) { ring.pass(steps + ceil_div(count, kOutlierStep)); };
-    if (Form::kTurns && group > 0) {
+    if (F::kTurns && group > 0) {
       int count = outliers;
       asm volatile("" : "+r"(count)::"memory");  // the first warpgroup need not wait for it here
       pass_tile(count);
@@ -256,7 +260,7 @@ __global__ void __launch_bounds__(Form::kThreads, 1)
     for (int index = first + team * stride; index < end; index += kGroups / kTeam * stride) {
       int cluster_m, tile_n;
       tiles.at(index, &cluster_m, &tile_n);
-      const int tile_rows = rows_of_tile<Form>(p.m), first_row = (cluster_m * kCluster + static_cast<int>(rank)) * tile_rows;
+      const int tile_rows = rows_of_tile<F>(p.m), first_row = (cluster_m * kCluster + static_cast<int>(rank)) * tile_rows;
       const int tile_row = first_row + member * kHalves * 64;
       const int column = tile_n * kBn;
       // This thread holds columns 8j + 2(lane%4) and the next of rows 64h + row0 and 64h + row0 + 8.
@@ -467,7 +471,7 @@ __global__ void __launch_bounds__(Form::kThreads, 1)
         // With one warpgroup nothing else keeps the next tile's scales from overwriting these.
         if (kTeam == 1) named_barrier(1 + group, 128);
       }
-      if (Form::kTurns) pass_tile(outliers);
+      if (F::kTurns) pass_tile(outliers);
     }
     if (thread == 0) copy_out_wait();
   }
@@ -491,11 +495,11 @@ int8_cuda_status encode(CUtensorMap *map, CUtensorMapDataType type, int element_
   return driver_status(result);
 }
 
-template <typename T, typename Form>
+template <typename T, typename F>
 int8_cuda_status launch_tile(const GemmParams &p, CUtensorMapDataType type, cudaStream_t stream, bool overlap) {
-  constexpr int kBm = Form::kBm, kBn = Form::kBn, kCluster = Form::kCluster;
+  constexpr int kBm = F::kBm, kBn = F::kBn, kCluster = F::kCluster;
   CUtensorMap a, w, outlier_x{}, outlier_w{}, y{};
-  const int rows = rows_of_tile<Form>(p.m);
+  const int rows = rows_of_tile<F>(p.m);
   const int64_t padded = round_up<int64_t>(p.k, 16);
   INT8_CUDA_PASS(encode(&a, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.a, p.m, padded, p.lda, rows));
   INT8_CUDA_PASS(encode(&w, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, p.w, p.n, padded, p.ldw, kBn / kCluster));
@@ -505,24 +509,25 @@ int8_cuda_status launch_tile(const GemmParams &p, CUtensorMapDataType type, cuda
     INT8_CUDA_PASS(encode(&outlier_w, type, 2, p.outlier_w, p.n * panels, kOutlierStep, kOutlierStep, kBn / kCluster));
   }
   const bool store_by_copy = p.ldy % 8 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
-  if (store_by_copy) INT8_CUDA_PASS(encode(&y, type, 2, p.y, p.m, p.n, p.ldy, rows < 64 ? rows : 64, Form::kStoreColumns * 2));
+  if (store_by_copy) INT8_CUDA_PASS(encode(&y, type, 2, p.y, p.m, p.n, p.ldy, rows < 64 ? rows : 64, F::kStoreColumns * 2));
 
   Device device;
   INT8_CUDA_PASS(current_device(&device));
-  auto *kernel = wgmma_layer<T, Form>;
-  constexpr size_t kBytes = sizeof(Shared<Form>);
+  auto *kernel = wgmma_layer<T, F>;
+  constexpr size_t kBytes = sizeof(Shared<F>);
   static_assert(kBytes <= 227 * 1024, "more shared memory than a block can have");
   INT8_CUDA_TRY(allow_shared(kernel, kBytes));
   const int64_t clusters = ceil_div<int64_t>(p.m, kBm * kCluster) * ceil_div<int64_t>(p.n, kBn);
   const int64_t resident = device.multiprocessors / kCluster;
   const unsigned blocks = static_cast<unsigned>((clusters < resident ? clusters : resident) * kCluster);
-  Launch launch(dim3(blocks), dim3(Form::kThreads), kBytes, stream, overlap, kCluster);
+  Launch launch(dim3(blocks), dim3(F::kThreads), kBytes, stream, overlap, kCluster);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, a, w, outlier_x, outlier_w, y, p, store_by_copy ? 1 : 0));
   return INT8_CUDA_OK;
 }
 
-// Stages: as many as fit into 227 KB beside the output tile. The small tiles, which wait for memory, need no more than some 120 KB
-// in flight and leave room for the blocks of the row pass before them; all their weights but few may set out early.
+// Stages: as many as fit into 227 KB beside the output tile. The small tiles, which wait for memory, need no more than 120 to 144 KB in
+// flight; up to K of some 6000 their blocks fit beside those of the row pass before them and start early. Weights may set out
+// for as many steps as there are stages: of small tiles that is little.
 template <typename T>
 int8_cuda_status launch_typed(const GemmParams &p, CUtensorMapDataType type, int algorithm, cudaStream_t stream,
                               bool overlap) {

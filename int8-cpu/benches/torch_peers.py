@@ -102,7 +102,7 @@ def worker(shape, threads, best):
         for _ in range(count):
             layer = bnb.nn.Linear8bitLt(k, n, bias=False, has_fp16_weights=False, threshold=6.0)
             layer.weight = bnb.nn.Int8Params(torch.randn(n, k) * 0.02, requires_grad=False, has_fp16_weights=False)
-            # In training mode, a module's first, bitsandbytes dequantises the whole weight on a CPU.
+            # In training mode, in which a module starts, bitsandbytes dequantises the whole weight on a CPU.
             layers.append(layer.to("cpu").eval())
         typed = x.to(torch.bfloat16)
         times["bitsandbytes"] = time_us(lambda i: layers[i](typed), count, best)
@@ -117,7 +117,7 @@ def main():
     parser.add_argument("--environment", type=Path, default=ROOT / "target" / "torch-peers")
     parser.add_argument("--bench", type=Path)
     parser.add_argument("--shapes")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3, choices=range(1, 100), metavar="N")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     parse = lambda text: tuple(int(size) for size in text.split("x"))

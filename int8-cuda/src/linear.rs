@@ -32,6 +32,8 @@ pub enum Algorithm {
     Skinny,
     /// The same for one row of f16 or bf16, which every block quantises for itself.
     SkinnyOne,
+    /// The same with weights that the copy engine brings to shared memory (sm_90), `k ≤ 16384` a multiple of 128.
+    Stream,
     /// 128×128 tiles, `mma.sync`: any size, type and device.
     Mma,
     /// 128×256 tiles in clusters of two, `wgmma` (sm_90a), f16 and bf16.
@@ -40,8 +42,6 @@ pub enum Algorithm {
     Wgmma128x128,
     /// 64×128 tiles for few rows, `wgmma` (sm_90a), f16 and bf16.
     Wgmma64x128,
-    /// The same with weights that the copy engine brings to shared memory (sm_90), `k ≤ 16384` a multiple of 128.
-    Stream,
     /// 64×64 tiles for few rows and smaller `n`, `wgmma` (sm_90a), f16 and bf16.
     Wgmma64x64,
     /// 64×32 tiles for few rows and smaller `n` still, `wgmma` (sm_90a), f16 and bf16.

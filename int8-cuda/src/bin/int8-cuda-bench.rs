@@ -29,8 +29,8 @@ struct Arguments {
     options: bench::Options,
     versus: Vec<Algorithm>,
     shapes: Vec<Shape>,
-    share: f32,
-    rounds: usize,
+    share: Option<f32>,
+    rounds: Option<usize>,
     json: Option<String>,
 }
 
@@ -59,8 +59,8 @@ fn run() -> Result<(), Box<dyn StdError>> {
         bench::summary(&records).iter().for_each(|text| line(text));
         records
     } else {
-        let Arguments { versus, share, rounds, .. } = &arguments;
-        let of_shape = |shape: &Shape| bench::versus(&device, *shape, *share, versus, *rounds, line);
+        let (share, rounds) = (arguments.share.unwrap_or(0.001), arguments.rounds.unwrap_or(6));
+        let of_shape = |shape: &Shape| bench::versus(&device, *shape, share, &arguments.versus, rounds, line);
         arguments.shapes.iter().map(of_shape).collect::<Result<Vec<_>, _>>()?.concat()
     };
     if let Some(path) = arguments.json {
@@ -71,7 +71,7 @@ fn run() -> Result<(), Box<dyn StdError>> {
 
 /// `None`: the help text is asked for.
 fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Arguments>, String> {
-    let mut parsed = Arguments { share: 0.001, rounds: 6, ..Arguments::default() };
+    let mut parsed = Arguments::default();
     let mut rest = arguments.into_iter();
     while let Some(flag) = rest.next() {
         let mut value = || rest.next().ok_or(format!("{flag} needs a value; --help says which"));
@@ -81,8 +81,8 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Arguments
             "--all-algorithms" => parsed.options.all_algorithms = true,
             "--versus" => parsed.versus = value()?.split(',').map(algorithm).collect::<Result<_, _>>()?,
             "--shape" => parsed.shapes = value()?.split(',').map(shape).collect::<Result<_, _>>()?,
-            "--share" => parsed.share = number(&flag, &value()?)?,
-            "--rounds" => parsed.rounds = number(&flag, &value()?)?,
+            "--share" => parsed.share = Some(share(&value()?)?),
+            "--rounds" => parsed.rounds = Some(rounds(&value()?)?),
             "--json" => parsed.json = Some(value()?),
             "--help" | "-h" => return Ok(None),
             _ => return Err(format!("unknown argument {flag}; --help lists what there is")),
@@ -91,11 +91,32 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Arguments
     if parsed.versus.is_empty() != parsed.shapes.is_empty() {
         return Err("--versus and --shape go together".into());
     }
-    Ok(Some(parsed))
+    let (table, forms) =
+        (parsed.options != bench::Options::default(), parsed.share.is_some() || parsed.rounds.is_some());
+    match parsed.versus.is_empty() {
+        false if table => {
+            Err("--quick, --rows and --all-algorithms choose from the table, which --versus does not measure"
+                .into())
+        }
+        true if forms => Err("--share and --rounds are for --versus".into()),
+        _ => Ok(Some(parsed)),
+    }
 }
 
 fn number<N: FromStr>(flag: &str, text: &str) -> Result<N, String> {
     text.parse().map_err(|_| format!("{flag} {text}: not a number of that kind"))
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let share = number("--share", text)?;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(format!("--share {text}: not between 0 and 1")) }
+}
+
+fn rounds(text: &str) -> Result<usize, String> {
+    match number("--rounds", text)? {
+        0 => Err("--rounds 0: nothing would be measured; 1 is the least".into()),
+        rounds => Ok(rounds),
+    }
 }
 
 fn algorithm(name: &str) -> Result<Algorithm, String> {
@@ -107,8 +128,8 @@ fn algorithm(name: &str) -> Result<Algorithm, String> {
 fn shape(text: &str) -> Result<Shape, String> {
     let sizes: Option<Vec<usize>> = text.split('x').map(|size| size.parse().ok()).collect();
     match sizes.as_deref() {
-        Some(&[m, n, k]) => Ok(Shape { m, n, k }),
-        _ => Err(format!("--shape {text}: not MxNxK")),
+        Some(&[m, n, k]) if m > 0 && n > 0 && k > 0 => Ok(Shape { m, n, k }),
+        _ => Err(format!("--shape {text}: not MxNxK, each at least 1")),
     }
 }
 
@@ -126,7 +147,7 @@ mod tests {
         let Ok(Some(arguments)) = parsed(line) else { panic!("{line} is refused") };
         assert_eq!(arguments.versus, [Algorithm::Wgmma64x32, Algorithm::Auto]);
         assert_eq!(arguments.shapes[1], Shape { m: 64, n: 11008, k: 4096 });
-        assert_eq!((arguments.share, arguments.rounds), (0.01, 3));
+        assert_eq!((arguments.share, arguments.rounds), (Some(0.01), Some(3)));
     }
 
     #[test]
@@ -143,6 +164,12 @@ mod tests {
             ("--versus Wgmma1x1 --shape 1x1x1", "Wgmma1x1"),
             ("--versus Auto --shape 1x2", "1x2"),
             ("--versus Auto --shape 1x2x3x4", "1x2x3x4"),
+            ("--versus Auto --shape 1x0x8", "1x0x8"),
+            ("--versus Auto --shape 1x2x3 --rounds 0", "--rounds 0"),
+            ("--versus Auto --shape 1x2x3 --share 1.5", "--share 1.5"),
+            ("--versus Auto --shape 1x2x3 --share NaN", "--share NaN"),
+            ("--versus Auto --shape 1x2x3 --quick", "--quick"),
+            ("--rounds 3", "--rounds"),
             ("--versus Auto", "go together"),
             ("--shape 1x2x3", "go together"),
         ];

@@ -137,6 +137,9 @@ fn edge_cases(quick: bool) -> Vec<Case> {
         (65_536, 8, 32),
         (4, 65_536, 16),
         (40, 65_536, 16),
+        // More tiles than multiprocessors have one of each, and few steps: stores of one tile beside the next one's.
+        (2048, 2048, 64),
+        (64, 32_768, 16),
         // The row pass with rows that stay in shared memory and rows that come back; one row that is streamed.
         (1100, 40, 4096),
         (4500, 8, 4096),
@@ -144,10 +147,15 @@ fn edge_cases(quick: bool) -> Vec<Case> {
         (1, 100, 16_384),
         (1, 33, 1152),
     ];
+    // More outlier columns than the compact operands hold (256 MB): rows by several kernels, and by the row pass.
+    let beyond_capacity = [(65_536, 8, 2112), (8, 65_536, 2112)];
+    let shares: &[f32] = &[0.0, 0.001, 0.05, 0.5, 1.0];
+    let all =
+        shapes.iter().map(|shape| (*shape, shares)).chain(beyond_capacity.map(|shape| (shape, &shares[4..])));
     let mut random = Random::new(0xED6E);
     let mut cases = Vec::new();
-    for (i, &(m, n, k)) in shapes.iter().enumerate() {
-        for share in [0.0_f32, 0.001, 0.05, 0.5, 1.0] {
+    for (i, ((m, n, k), shares)) in all.enumerate() {
+        for &share in shares {
             if quick && m * n * k > 1 << 20 {
                 continue;
             }
