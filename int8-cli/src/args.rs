@@ -171,8 +171,11 @@ pub(crate) struct PrecisionArgs {
     #[arg(long, conflicts_with_all = PRECISION_OPTIONS[1..].iter().copied())]
     pub(crate) fp: bool,
     /// A setting by name: the paper's, or the one that loses least (docs/quality.md) [default: paper]
-    #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[2..].iter().copied())]
+    #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[3..].iter().copied())]
     pub(crate) preset: Option<Preset>,
+    /// The output head in int8, too, which bitsandbytes leaves in 16 bits: less to read for every token that is generated
+    #[arg(long)]
+    pub(crate) int8_head: bool,
     /// Quantisation, one of the eight of the paper's Table 1 [default: llm-int8]
     #[arg(long, value_name = "NAME", value_parser = crate::resolve::scheme_parser())]
     pub(crate) scheme: Option<int8_core::Scheme>,
@@ -371,10 +374,12 @@ pub(crate) struct EvalArgs {
     pub(crate) plots: Option<PathBuf>,
 }
 
-/// Options that say how linear layers are held, the two that set all others first: a comparison sets them itself.
-const PRECISION_OPTIONS: [&str; 10] = [
+/// Options that say how linear layers are held: one that leaves none of the others, one that leaves the next, and the rest. A
+/// comparison sets them itself.
+const PRECISION_OPTIONS: [&str; 11] = [
     "fp",
     "preset",
+    "int8_head",
     "scheme",
     "threshold",
     "rule",
@@ -629,6 +634,9 @@ pub(crate) struct BenchArgs {
     /// In what both keep keys and values (with MODEL); auto: the type of the checkpoint
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub(crate) kv_cache: KvCache,
+    /// The int8 model's output head in int8, too (with MODEL)
+    #[arg(long)]
+    pub(crate) int8_head: bool,
 }
 
 /// `int8 verify`

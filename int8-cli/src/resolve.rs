@@ -30,7 +30,7 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
         return Ok(Precision::Float);
     }
     if arguments.preset == Some(args::Preset::Best) {
-        return Ok(Precision::Int8(Quantization::best()));
+        return Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..Quantization::best() }));
     }
     let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
     let about_outliers = [
@@ -72,7 +72,8 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
         Some(args::OutlierWeights::Dequantized) => OutlierWeights::Dequantized,
         Some(args::OutlierWeights::Exact) | None => OutlierWeights::Exact,
     };
-    Ok(Precision::Int8(Quantization::new(config, outlier_weights)))
+    let quantization = Quantization::new(config, outlier_weights);
+    Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
 }
 
 fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {

@@ -298,6 +298,31 @@ fn a_model_is_timed_in_int8_and_as_stored() {
 }
 
 #[test]
+fn the_head_becomes_int8_where_it_is_asked_for() {
+    let demo = demo_folder();
+    let demo = demo.to_str().expect("UTF-8");
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo.txt");
+    let text = text.to_str().expect("UTF-8");
+    let score = |options: &[&str]| {
+        let report =
+            json(&[&["eval", demo, "--text", text, "--window", "64", "--windows", "2"], options].concat());
+        let head = report["settings"]["int8_head"].as_bool().expect("a setting");
+        (head, report["perplexity"].as_f64().expect("a number"))
+    };
+    for preset in [&[][..], &["--preset", "best"]] {
+        let (plain, int8) = (score(preset), score(&[preset, &["--int8-head"]].concat()));
+        assert_eq!((plain.0, int8.0), (false, true));
+        assert!(plain.1 != int8.1 && (plain.1 - int8.1).abs() < 0.005 * plain.1, "{plain:?}, {int8:?}");
+    }
+    for wrong in [&["--fp"][..], &["--compare"]] {
+        let (code, message) = failure(&[&["eval", demo, "--text", text, "--int8-head"], wrong].concat());
+        assert!(code == 2 && message.contains("--int8-head"), "{code}: {message}");
+    }
+    let (code, message) = failure(&["embed", &model("../encoders/bert"), "--text", "a", "--int8-head"]);
+    assert!(code == 2 && message.contains("no output head"), "{code}: {message}");
+}
+
+#[test]
 fn the_type_of_the_cache_is_chosen_and_reported() {
     let demo = demo_folder();
     let run = |kv_cache: &[&str]| {

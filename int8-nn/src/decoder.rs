@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::Error;
 use crate::backend::{
     AttentionSpec, Backend, DistanceBias, Input, KvCacheType, LinearStatistics, Mask, Output, Precision,
-    RowSelection, Segment,
+    Quantization, RowSelection, Segment,
 };
 pub use crate::block::LinearRole;
 use crate::block::{self, Block, Loader, Scratch};
@@ -28,6 +28,8 @@ pub struct Decoder<B: Backend> {
     final_norm: Option<B::Norm>,
     project_out: Option<B::Linear>,
     head: B::Linear,
+    /// Whether the head's weights are the embedding's and take no memory of their own.
+    head_is_shared: bool,
     bias: Option<DistanceBias>,
     kv_cache_type: KvCacheType,
     /// Weights of the blocks' linear layers, without biases.
@@ -41,7 +43,7 @@ pub struct Footprint {
     pub linear: usize,
     /// Their number of weights (without biases).
     pub linear_weights: usize,
-    /// Embeddings and head (once, if tied), in their stored type.
+    /// Embeddings and head (once, if tied), in their stored type; a head in int8 beside the table it is tied to.
     pub embedding: usize,
     /// Number of weights in them.
     pub embedding_weights: usize,
@@ -63,7 +65,7 @@ impl<B: Backend> Decoder<B> {
     /// Loads a decoder: `progress(done, blocks)` is called after each block.
     ///
     /// The embedding, the head and the projections around them stay in floating point, as `bitsandbytes` leaves them by
-    /// default; all linear layers of the blocks become what `precision` says. `rotary` changes nothing in a model without
+    /// default, unless `precision` asks for an int8 head; all linear layers of the blocks become what `precision` says. `rotary` changes nothing in a model without
     /// rotary positions.
     ///
     /// # Errors
@@ -156,13 +158,20 @@ impl<B: Backend> Decoder<B> {
             _ => None,
         };
         let float = Precision::Float;
-        let head = if config.tied_embeddings {
+        let head_precision = match precision {
+            // What it reads comes out of a normalisation.
+            Precision::Int8(Quantization { int8_head: true, .. }) => precision.of(LinearRole::Up),
+            _ => float,
+        };
+        let head_is_shared = config.tied_embeddings && head_precision == float;
+        let head = if head_is_shared {
             backend.tied(&embedding)?
         } else {
-            let parts = vec![Part::new(names.head)];
+            let tied = loader.name(names.token_embedding);
+            let parts = vec![Part::new(if config.tied_embeddings { &tied } else { names.head })];
             let source =
                 LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
-            backend.linear(&source, &float)?
+            backend.linear(&source, &head_precision)?
         };
         let project = |name: Option<&str>, outputs: usize, inputs: usize| {
             name.map(|name| loader.linear(vec![Part::new(name)], &[outputs], inputs, &float)).transpose()
@@ -201,6 +210,7 @@ impl<B: Backend> Decoder<B> {
             final_norm,
             project_out,
             head,
+            head_is_shared,
             config,
             backend,
         })
@@ -349,7 +359,7 @@ impl<B: Backend> Decoder<B> {
         }
         footprint.embedding = backend.embedding_bytes(&self.embedding)
             + self.positions.as_ref().map_or(0, |(table, _)| backend.embedding_bytes(table))
-            + if config.tied_embeddings { 0 } else { backend.linear_bytes(&self.head) };
+            + if self.head_is_shared { 0 } else { backend.linear_bytes(&self.head) };
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let positions = match config.positions {
             Positions::Learned { offset } => (config.max_positions + offset) * config.hidden_size,

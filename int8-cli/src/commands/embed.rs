@@ -98,6 +98,9 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
 }
 
 fn load(arguments: &EmbedArgs, precision: Precision, output: &Output) -> Result<Embedder, Failure> {
+    if arguments.model.precision.int8_head {
+        return Err(Failure::usage("--int8-head: a model of sentence vectors has no output head"));
+    }
     let (loader, bar) = resolve::loader(&arguments.model, precision, output)?;
     let mut embedder = loader.embedder_on(output.backend()?)?;
     bar.clear();

@@ -53,12 +53,15 @@ pub struct Quantization {
     /// expansions), where it differs from that of `config`: they are light-tailed, so that a smaller threshold takes few
     /// values out, and every error in them is multiplied by what follows.
     pub normed_rule: Option<OutlierRule>,
+    /// Whether the output head becomes int8, too. bitsandbytes leaves it alone; of a small model it is a good part of what a token
+    /// reads. An embedding table that is also the head stays as it is for the embedding, so that its int8 copy is added.
+    pub int8_head: bool,
 }
 
 impl Quantization {
     /// The same settings for every layer.
     pub fn new(config: Config, outlier_weights: OutlierWeights) -> Self {
-        Self { config, outlier_weights, normed_rule: None }
+        Self { config, outlier_weights, normed_rule: None, int8_head: false }
     }
 
     /// The setting called `best`, the same for every model: constants and zero points for groups of K, single values
@@ -81,7 +84,7 @@ impl Precision {
     /// The precision of a layer that is there for this.
     pub fn of(&self, role: LinearRole) -> Self {
         match *self {
-            Self::Int8(Quantization { config, outlier_weights, normed_rule: Some(rule) })
+            Self::Int8(Quantization { config, outlier_weights, normed_rule: Some(rule), .. })
                 if matches!(role, LinearRole::Qkv | LinearRole::Up) =>
             {
                 Self::Int8(Quantization::new(Config { rule, ..config }, outlier_weights))

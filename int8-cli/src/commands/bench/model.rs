@@ -30,7 +30,8 @@ struct Runner {
 
 impl Runner {
     fn load(path: &Path, fp: bool, arguments: &BenchArgs, output: &Output) -> Result<Self, Failure> {
-        let precision = PrecisionArgs { fp, ..PrecisionArgs::default() };
+        let precision =
+            PrecisionArgs { fp, int8_head: arguments.int8_head && !fp, ..PrecisionArgs::default() };
         let model = resolve::load(&ModelArgs { model: path.to_owned(), revision: None, precision }, output)?;
         let name = if *model.precision() == Precision::Float { "as stored" } else { "int8" };
         let kv_cache = resolve::kv_cache(arguments.kv_cache).unwrap_or(model.decoder().kv_cache_type());
@@ -104,6 +105,7 @@ pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result
                 "prefill_tokens_per_second": rates[0],
                 "decode_tokens_per_second": rates[1],
                 "weight_bytes": runner.model.decoder().footprint().total(),
+                "int8_head": arguments.int8_head && runner.name == "int8",
                 "kv_cache": runner.kv_cache.name(),
                 "kv_cache_bytes": runner.cache_bytes,
             })
