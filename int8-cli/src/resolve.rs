@@ -29,9 +29,15 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
     if arguments.fp {
         return Ok(Precision::Float);
     }
-    if arguments.preset == Some(args::Preset::Best) {
-        return Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..Quantization::best() }));
-    }
+    let quantization = match arguments.preset {
+        Some(args::Preset::Best) => Quantization::best(),
+        Some(args::Preset::Paper) | None => quantization(arguments)?,
+    };
+    Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
+}
+
+/// What the single settings say.
+fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
     let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
     let about_outliers = [
         ("--rule", arguments.rule.is_some()),
@@ -72,8 +78,7 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
         Some(args::OutlierWeights::Dequantized) => OutlierWeights::Dequantized,
         Some(args::OutlierWeights::Exact) | None => OutlierWeights::Exact,
     };
-    let quantization = Quantization::new(config, outlier_weights);
-    Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
+    Ok(Quantization::new(config, outlier_weights))
 }
 
 fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {

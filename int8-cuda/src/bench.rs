@@ -39,11 +39,10 @@ const SHAPES: [(usize, usize, usize); 14] = [
 const SHARES: [f32; 5] = [0.0, 0.001, 0.01, 0.05, 0.2];
 /// Bytes of fp16 weights to rotate through: several dozen times the L2 cache.
 const ROTATED: usize = 2 << 30;
-const REPEATS: usize = 21;
 /// Blocks of replays of one side before the other's turn.
 const BLOCKS: usize = 3;
 /// Timed replays of a block.
-const TIMED: usize = REPEATS / BLOCKS;
+const TIMED: usize = 7;
 /// For how long a side is replayed before its times count. The GPU's clock follows the power drawn in the last tenths of a second:
 /// with two replays, some milliseconds, one side was measured at the clock that the other's power draw had left.
 const SETTLING: Duration = Duration::from_millis(200);
@@ -144,9 +143,9 @@ pub fn run(device: &Device, options: Options, line: &mut dyn FnMut(&str)) -> Res
                 if options.all_algorithms && is_usual(share) { &Algorithm::LAYER } else { &[] };
             for algorithm in [Algorithm::Auto].iter().chain(others) {
                 match bench.compare(share, *algorithm) {
-                    Ok(record) => {
-                        line(&record.line());
-                        records.push(record);
+                    Ok(measured) => {
+                        measured.iter().for_each(|record| line(&record.line()));
+                        records.extend(measured);
                     }
                     Err(error) if *algorithm != Algorithm::Auto => {
                         line(&format!("{m:>5} {n}x{k} {algorithm:?}: {error}"));
@@ -336,36 +335,52 @@ impl<'a> Bench<'a> {
         rounds: usize,
         line: &mut dyn FnMut(&str),
     ) -> Result<Vec<Record>, Error> {
-        let Shape { m, n, .. } = self.shape;
-        let config = Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() };
         let x = self.input(share)?;
-        let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
-        let mut y_dense = Matrix::<f16>::zeros(self.device, m, n)?;
-        let mut dense = DenseProduct::new(self.device)?;
-        let order = self.order();
         let mut plans = Vec::new();
         for &algorithm in algorithms {
-            match LinearPlan::<f16>::new(self.device, self.shape, &config, algorithm) {
+            match self.plan(algorithm) {
                 Ok(plan) => plans.push((algorithm, plan)),
                 Err(error) => line(&format!("{algorithm:?}: {error}")),
             }
         }
+        self.differences(&mut plans, &x, line)?;
+        self.race(plans, &x, share, rounds)
+    }
+
+    fn plan(&self, algorithm: Algorithm) -> Result<LinearPlan<f16>, Error> {
+        let config = Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() };
+        LinearPlan::new(self.device, self.shape, &config, algorithm)
+    }
+
+    /// Times fp16 and the plans in turn by blocks, so that each side settles at the clock its own power draw allows, as in a program
+    /// that runs it alone; the order turns around from round to round.
+    fn race(
+        &self,
+        mut plans: Vec<(Algorithm, LinearPlan<f16>)>,
+        x: &Matrix<f16>,
+        share: f32,
+        rounds: usize,
+    ) -> Result<Vec<Record>, Error> {
+        let Shape { m, n, .. } = self.shape;
+        let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
+        let mut y_dense = Matrix::<f16>::zeros(self.device, m, n)?;
+        let mut dense = DenseProduct::new(self.device)?;
+        let order = self.order();
         // SAFETY: all that the graphs use is declared before them, and so dropped after them.
-        let fp16 = unsafe { self.fastest_dense(&mut dense, &x, &mut y_dense) }?;
+        let fp16 = unsafe { self.fastest_dense(&mut dense, x, &mut y_dense) }?;
         let (mut sides, mut errors) = (vec![(fp16, Vec::new())], Vec::new());
         for (_, plan) in &mut plans {
-            errors.push(self.relative_error(plan, &x, &dense, &mut y, &mut y_dense)?);
+            errors.push(self.relative_error(plan, x, &dense, &mut y, &mut y_dense)?);
             // SAFETY: as above.
             let graph = unsafe {
                 Graph::capture(self.stream, || {
                     let mut run =
-                        |i: usize| plan.run(self.stream, &x, &self.weights[i], Some(&self.bias), &mut y);
+                        |i: usize| plan.run(self.stream, x, &self.weights[i], Some(&self.bias), &mut y);
                     order.iter().try_for_each(|i| run(*i))
                 })
             }?;
             sides.push((graph, Vec::new()));
         }
-        self.differences(&mut plans, &x, &mut y, line)?;
         let timer = Timer::new(self.device)?;
         for round in 0..rounds {
             for at in 0..sides.len() {
@@ -400,7 +415,6 @@ impl<'a> Bench<'a> {
         &self,
         plans: &mut [(Algorithm, LinearPlan<f16>)],
         x: &Matrix<f16>,
-        y: &mut Matrix<f16>,
         line: &mut dyn FnMut(&str),
     ) -> Result<(), Error> {
         const LARGEST: usize = 1 << 26;
@@ -411,12 +425,13 @@ impl<'a> Bench<'a> {
             return Ok(());
         }
         let poison = vec![f16::NAN; m * n];
+        let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
         let mut expected: Vec<Vec<f16>> = Vec::new();
         for (algorithm, plan) in plans {
             let mut different = 0;
             for (turn, weight) in self.weights.iter().take(TURNS).enumerate() {
                 y.copy_from_host(&poison)?;
-                plan.run(self.stream, x, weight, Some(&self.bias), y)?;
+                plan.run(self.stream, x, weight, Some(&self.bias), &mut y)?;
                 let found = y.to_host(self.stream)?;
                 match expected.get(turn) {
                     Some(first) => {
@@ -431,56 +446,22 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    fn compare(&self, share: f32, algorithm: Algorithm) -> Result<Record, Error> {
-        let Shape { m, n, .. } = self.shape;
-        let config = Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() };
-        let x = self.input(share)?;
-        let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
-        let mut y_dense = Matrix::<f16>::zeros(self.device, m, n)?;
-        let mut plan = LinearPlan::<f16>::new(self.device, self.shape, &config, algorithm)?;
-        let mut dense = DenseProduct::new(self.device)?;
-        let order = self.order();
-
-        // SAFETY: everything the graphs use outlives them in this function.
-        let int8 = unsafe {
-            Graph::capture(self.stream, || {
-                order
-                    .iter()
-                    .try_for_each(|i| plan.run(self.stream, &x, &self.weights[*i], Some(&self.bias), &mut y))
-            })
-        }?;
-        let timer = Timer::new(self.device)?;
-        // SAFETY: as above.
-        let fp16 = unsafe { self.fastest_dense(&mut dense, &x, &mut y_dense) }?;
-        let error = self.relative_error(&mut plan, &x, &dense, &mut y, &mut y_dense)?;
-
-        // The bare int8 product, i32 out, once for each shape: what the layer may at best come near to.
-        let raw =
-            if is_usual(share) && algorithm == Algorithm::Auto { self.raw_product(&order)? } else { None };
-        let (mut fp16_times, mut int8_times, mut raw_times) = (Vec::new(), Vec::new(), Vec::new());
-        // In turn by blocks: each side settles at the clock its own power draw allows, as in a program that runs it alone.
-        for _ in 0..BLOCKS {
-            self.replay(&timer, &fp16, &mut fp16_times)?;
-            self.replay(&timer, &int8, &mut int8_times)?;
+    /// One algorithm against fp16, and what the bare int8 product takes.
+    fn compare(&self, share: f32, algorithm: Algorithm) -> Result<Vec<Record>, Error> {
+        let plans = vec![(algorithm, self.plan(algorithm)?)];
+        let mut records = self.race(plans, &self.input(share)?, share, BLOCKS)?;
+        // The bare int8 product, i32 out, once for each shape: what the layer may at best come near to. Not in turn with the others:
+        // it would change what those two are compared under.
+        if is_usual(share) && algorithm == Algorithm::Auto {
+            let order = self.order();
+            if let Some(raw) = self.raw_product(&order)? {
+                let mut times = Vec::new();
+                self.replay(&Timer::new(self.device)?, &raw.graph, &mut times)?;
+                let raw_us = median(&mut times) / real(order.len());
+                records.iter_mut().for_each(|record| record.raw_us = Some(raw_us));
+            }
         }
-        // Not in turn with the others: it would change what those two are compared under.
-        if let Some(raw) = &raw {
-            self.replay(&timer, &raw.graph, &mut raw_times)?;
-        }
-        let layers = real(order.len());
-        Ok(Record {
-            shape: self.shape,
-            outlier_share: share,
-            auto: algorithm == Algorithm::Auto,
-            algorithm: plan.algorithm(),
-            replays: int8_times.len(),
-            fp16_us: median(&mut fp16_times) / layers,
-            int8_us: median(&mut int8_times) / layers,
-            raw_us: raw.is_some().then(|| median(&mut raw_times) / layers),
-            candidate: dense.candidate,
-            relative_error: error,
-            weights_rotated: self.weights.len(),
-        })
+        Ok(records)
     }
 
     /// cuBLASLt's i8·i8→i32 on codes of x, recorded, and what it reads and writes; `None` where it does not take the shape.

@@ -65,8 +65,8 @@ impl<B: Backend> Decoder<B> {
     /// Loads a decoder: `progress(done, blocks)` is called after each block.
     ///
     /// The embedding, the head and the projections around them stay in floating point, as `bitsandbytes` leaves them by
-    /// default, unless `precision` asks for an int8 head; all linear layers of the blocks become what `precision` says. `rotary` changes nothing in a model without
-    /// rotary positions.
+    /// default, unless `precision` asks for an int8 head; all linear layers of the blocks become what `precision` says.
+    /// `rotary` changes nothing in a model without rotary positions.
     ///
     /// # Errors
     /// When `config.json` is of no supported family or contradicts the tensors.
@@ -143,9 +143,9 @@ impl<B: Backend> Decoder<B> {
             root: block::root(checkpoint, names.roots, names.token_embedding),
         };
 
-        let token_table = loader.name(names.token_embedding) + ".weight";
-        let tokens =
-            checkpoint.tensor(&token_table)?.expect_shape(&[config.vocab_size, config.embedding_size])?;
+        let token_embedding = loader.name(names.token_embedding);
+        let tokens = checkpoint.tensor(&format!("{token_embedding}.weight"))?;
+        let tokens = tokens.expect_shape(&[config.vocab_size, config.embedding_size])?;
         let table = read_matrix(&tokens)?;
         let kv_cache_type = table.kv_cache_type();
         let embedding = backend.embedding(table)?;
@@ -167,8 +167,8 @@ impl<B: Backend> Decoder<B> {
         let head = if head_is_shared {
             backend.tied(&embedding)?
         } else {
-            let tied = loader.name(names.token_embedding);
-            let parts = vec![Part::new(if config.tied_embeddings { &tied } else { names.head })];
+            let name = if config.tied_embeddings { &token_embedding } else { names.head };
+            let parts = vec![Part::new(name)];
             let source =
                 LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
             backend.linear(&source, &head_precision)?

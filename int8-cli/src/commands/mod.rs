@@ -78,7 +78,6 @@ fn settings(precision: &Precision) -> Value {
     if quantization.config.rule == OutlierRule::None {
         return described(OutlierRule::None);
     }
-    let int8_head = quantization.int8_head;
     let rule = described(quantization.config.rule);
     let granularity = match quantization.config.outlier_granularity {
         OutlierGranularity::Column => "column",
@@ -91,7 +90,7 @@ fn settings(precision: &Precision) -> Value {
     let normed = quantization.normed_rule.map(described);
     let groups = quantization.config.has_groups();
     json!({"outliers": rule, "outliers_of_normalised": normed, "granularity": granularity, "outlier_weights": weights,
-        "groups": groups, "int8_head": int8_head})
+        "groups": groups, "int8_head": quantization.int8_head})
 }
 
 /// What left the int8 products of all layers, as shares.

@@ -105,7 +105,7 @@ pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result
                 "prefill_tokens_per_second": rates[0],
                 "decode_tokens_per_second": rates[1],
                 "weight_bytes": runner.model.decoder().footprint().total(),
-                "int8_head": arguments.int8_head && runner.name == "int8",
+                "int8_head": matches!(runner.model.precision(), Precision::Int8(q) if q.int8_head),
                 "kv_cache": runner.kv_cache.name(),
                 "kv_cache_bytes": runner.cache_bytes,
             })
