@@ -12,7 +12,7 @@ use crate::kernel::Kernel;
 use crate::linear::Store;
 use crate::matrix::{Source, Target};
 use crate::pool;
-use crate::tile::{Instructions, LANES, Lane, Vectorized};
+use crate::tile::{self, Instructions, LANES, Lane, STREAM_DISTANCE, Vectorized};
 use crate::{Error, rows_of};
 
 /// Rows of x up to which each output is a dot product, the weights read once and widened on the way: beyond, widening a
@@ -236,6 +236,8 @@ fn dots<I: Instructions, W: Lane, const R: usize>(simd: I, x: [&[f32]; R], w: &[
     let (w_blocks, w_rest) = w.as_chunks::<{ CHAINS * LANES }>();
     let x = x.map(|x| x.as_chunks::<{ CHAINS * LANES }>());
     for (i, w) in w_blocks.iter().enumerate() {
+        // The next outputs' weights follow these.
+        tile::fetch(w.as_ptr().wrapping_byte_add(STREAM_DISTANCE));
         for (chain, w) in w.as_chunks::<LANES>().0.iter().enumerate() {
             let w = W::load(simd, w);
             for (sums, (x, _)) in sums.iter_mut().zip(&x) {
