@@ -213,7 +213,7 @@ impl Problem {
         let singles: Vec<Array2<f32>> = (0..share(4)).map(|_| self.w.mapv(f32::from)).collect();
         let x = self.x.mapv(bf16::to_f32);
         let mut raw = Array2::<i32>::zeros((rows, outputs));
-        let mut y = Array2::<bf16>::zeros((rows, outputs));
+        let mut y = Array2::from_elem((rows, outputs), bf16::ZERO);
         let mut y_half = Array2::<f32>::zeros((rows, outputs));
         let mut y_single = y_half.clone();
         // Once outside the timing, for the errors.
@@ -281,7 +281,7 @@ pub fn outlier_costs(
         let ahead = place * weights.len() / (per_mille.len() + 1);
         let columns = (share * shape.inner + 500) / 1000;
         let x = activations::<bf16>(&mut random, rows, shape.inner, columns);
-        let mut y = Array2::<bf16>::zeros((rows, outputs));
+        let mut y = Array2::from_elem((rows, outputs), bf16::ZERO);
         contestants.push(Box::new(move |i| {
             let i = i + ahead;
             let (weight, outliers) = (&weights[i % weights.len()], OutlierWeights::Dequantized);
