@@ -237,7 +237,9 @@ fn dots<I: Instructions, W: Lane, const R: usize>(simd: I, x: [&[f32]; R], w: &[
     let x = x.map(|x| x.as_chunks::<{ CHAINS * LANES }>());
     for (i, w) in w_blocks.iter().enumerate() {
         // The next outputs' weights follow these.
-        tile::fetch(w.as_ptr().wrapping_byte_add(STREAM_DISTANCE));
+        for line in w.chunks(64 / size_of::<W>()) {
+            tile::fetch(line.as_ptr().wrapping_byte_add(STREAM_DISTANCE));
+        }
         for (chain, w) in w.as_chunks::<LANES>().0.iter().enumerate() {
             let w = W::load(simd, w);
             for (sums, (x, _)) in sums.iter_mut().zip(&x) {

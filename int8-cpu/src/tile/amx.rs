@@ -137,8 +137,8 @@ unsafe impl TileKernel for AmxTile {
                 options(nostack, nomem, preserves_flags),
             );
         }
-        // Each operand is loaded for the next step as soon as its register is free: a load just before its product is
-        // waited for, in an eighth of the time of a product whose operands are in L1.
+        // Each operand is loaded for the next step as soon as its register is free: where operands come from L2, a load
+        // just before its product was waited for in up to a seventh of the time.
         let lower = TILE_ROWS * lda;
         // SAFETY: line 2: 16 rows of 64 bytes, 128 bytes apart, from each of the two addresses, are the 2048 bytes of the
         // panel for a step of K, and every step read is one of the K_STEPs below k. Line 1: rows are readable up to the
