@@ -149,28 +149,35 @@ pub(crate) struct Product<'a> {
     pub(crate) a: ArrayView2<'a, i8>,
     pub(crate) weight: &'a PackedWeight,
     pub(crate) target: IntegerTarget<'a>,
+    /// Memory for the codes as the tiles read them.
+    pub(crate) codes: Buffer,
 }
 
 impl Dispatch for Product<'_> {
-    type Output = ();
+    /// The memory of the codes, and whether the product was computed: it is not if there is a code of −128.
+    type Output = (Buffer, bool);
 
-    fn run<K: TileKernel>(self, tile: K) {
-        let Self { a, weight, target } = self;
+    fn run<K: TileKernel>(self, tile: K) -> Self::Output {
+        let Self { a, weight, target, mut codes } = self;
         let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
         let (stride, k) = (row_stride(inner), padded(inner));
         let grid = Grid::new(rows, weight);
-        let mut codes = Buffer::zeroed((rows + K::ROW_STEP) * stride);
+        codes.reserve((rows + K::ROW_STEP) * stride);
         let shift = |(row, target): (usize, &mut [i8])| {
             let codes = a.row(row).to_slice().unwrap_or_default();
-            tile.vectorize(ShiftCodes { codes, offset: K::OFFSET, target });
+            tile.vectorize(ShiftCodes { codes, offset: K::OFFSET, target })
         };
         let targets = &mut codes.codes_mut()[..rows * stride];
-        if grid.is_parallel() {
-            targets.par_chunks_exact_mut(stride).enumerate().with_min_len(SHIFT_ROWS).for_each(shift);
+        let out_of_range = if grid.is_parallel() {
+            let targets = targets.par_chunks_exact_mut(stride).enumerate().with_min_len(SHIFT_ROWS);
+            targets.map(shift).reduce(|| false, |a, b| a | b)
         } else {
-            targets.chunks_exact_mut(stride).enumerate().for_each(shift);
+            targets.chunks_exact_mut(stride).enumerate().map(shift).fold(false, |a, b| a | b)
+        };
+        if out_of_range {
+            return (codes, false);
         }
-        let (codes, sums) = (codes.codes(), &weight.columns().sums);
+        let (a, sums) = (codes.codes(), &weight.columns().sums);
         for_each_block(grid, tile, |block| {
             let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
             for (panel, next) in block.panels {
@@ -180,7 +187,7 @@ impl Dispatch for Product<'_> {
                 let (panel, next) = (weight.panel(panel), next.map(|next| weight.panel(next)));
                 for (tile_index, rows) in block.rows.tiles().enumerate() {
                     let operands = Operands {
-                        a: codes[rows.start * stride..].as_ptr(),
+                        a: a[rows.start * stride..].as_ptr(),
                         lda: stride,
                         rows: rows.len(),
                         panel: panel.as_ptr(),
@@ -188,7 +195,7 @@ impl Dispatch for Product<'_> {
                         ldw: weight.row_bytes(),
                         ahead: Ahead::new::<K>(panel, next, tile_index, tiles),
                     };
-                    // SAFETY: line 1: `codes` holds every row, and ROW_STEP more, at this stride ≥ k; line 2: a panel of
+                    // SAFETY: line 1: `a` holds every row, and ROW_STEP more, at this stride ≥ k; line 2: a panel of
                     // the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
                     // are run inside `scoped`.
                     unsafe { tile.product(operands, &mut acc) };
@@ -205,10 +212,11 @@ impl Dispatch for Product<'_> {
                 }
             }
         });
+        (codes, true)
     }
 }
 
-/// `target = codes + offset`, modulo 2⁸.
+/// `target = codes + offset`, modulo 2⁸; whether a code is −128.
 struct ShiftCodes<'a> {
     codes: &'a [i8],
     offset: u8,
@@ -216,13 +224,16 @@ struct ShiftCodes<'a> {
 }
 
 impl Vectorized for ShiftCodes<'_> {
-    type Output = ();
+    type Output = bool;
 
     #[inline(always)]
-    fn call<I: Instructions>(self, _: I) {
+    fn call<I: Instructions>(self, _: I) -> bool {
+        let mut out_of_range = false;
         for (target, code) in self.target.iter_mut().zip(self.codes) {
             *target = convert::code_byte(i32::from(*code), self.offset);
+            out_of_range |= *code == i8::MIN;
         }
+        out_of_range
     }
 }
 

@@ -265,13 +265,19 @@ pub fn int8_product_into(
     }
     rows_of(a, "x")?;
     let target = IntegerTarget::new(&mut out, "out")?;
-    for (row, codes) in a.rows().into_iter().enumerate() {
-        let codes = codes.to_slice().unwrap_or_default();
-        if codes.iter().fold(false, |any, code| any | (*code == i8::MIN)) {
-            let column = codes.iter().position(|code| *code == i8::MIN).unwrap_or(0);
-            return Err(CoreError::CodeOutOfRange { what: "x", row, column }.into());
-        }
+    let run = || {
+        let (codes, done) =
+            weight.kernel().dispatch(driver::Product { a, weight, target, codes: CODES.take() });
+        CODES.set(codes);
+        done
+    };
+    // As in `linear`.
+    let outside = rayon::current_thread_index().is_none();
+    let done = if outside && Grid::new(rows, weight).is_parallel() { rayon::scope(|_| run()) } else { run() };
+    if done {
+        return Ok(());
     }
-    weight.kernel().dispatch(driver::Product { a, weight, target });
-    Ok(())
+    let place = a.indexed_iter().find(|(_, code)| **code == i8::MIN);
+    let (row, column) = place.map(|(place, _)| place).unwrap_or_default();
+    Err(CoreError::CodeOutOfRange { what: "x", row, column }.into())
 }
