@@ -150,15 +150,15 @@ pub(crate) struct Product<'a> {
     pub(crate) weight: &'a PackedWeight,
     pub(crate) target: IntegerTarget<'a>,
     /// Memory for the codes as the tiles read them.
-    pub(crate) codes: Buffer,
+    pub(crate) codes: &'a mut Buffer,
 }
 
 impl Dispatch for Product<'_> {
-    /// The memory of the codes, and whether the product was computed: it is not if there is a code of −128.
-    type Output = (Buffer, bool);
+    /// Whether the product was computed: it is not if there is a code of −128.
+    type Output = bool;
 
     fn run<K: TileKernel>(self, tile: K) -> Self::Output {
-        let Self { a, weight, target, mut codes } = self;
+        let Self { a, weight, target, codes } = self;
         let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
         let (stride, k) = (row_stride(inner), padded(inner));
         let grid = Grid::new(rows, weight);
@@ -175,7 +175,7 @@ impl Dispatch for Product<'_> {
             targets.chunks_exact_mut(stride).enumerate().map(shift).fold(false, |a, b| a | b)
         };
         if out_of_range {
-            return (codes, false);
+            return false;
         }
         let (a, sums) = (codes.codes(), &weight.columns().sums);
         for_each_block(grid, tile, |block| {
@@ -212,7 +212,7 @@ impl Dispatch for Product<'_> {
                 }
             }
         });
-        (codes, true)
+        true
     }
 }
 

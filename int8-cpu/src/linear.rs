@@ -15,7 +15,7 @@ use crate::matrix::{IntegerTarget, Source, Target};
 use crate::outlier::{Columns, FillPanel, OutlierWeights};
 use crate::tile::{Ahead, GroupKernel, MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
 use crate::weight::{PackedWeight, padded};
-use crate::{Error, rows_of};
+use crate::{Error, pool, rows_of};
 
 /// What becomes of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,20 +71,14 @@ pub fn linear<X: Element, Y: Element>(
     let (x, target) = (Source::new(x, "x")?, Target::new(&mut out, "out")?);
     let grid = Grid::new(rows, weight);
     let job = Linear { x, weight, outlier_weights, bias, config, store, target };
-    // From outside the pool, each parallel step would pay for waking it: enter it once, and only for work that is
-    // worth it. A caller inside the pool (`rayon::scope` around a whole model) never pays.
-    let run = || {
+    pool::enter(grid.is_parallel(), || {
         // One side with constants for groups is enough: the product is then cut along K.
         if config.input_granularity == Granularity::Group || weight.groups().is_some() {
             weight.kernel().dispatch_groups(job)
         } else {
             weight.kernel().dispatch(job)
         }
-    };
-    if rayon::current_thread_index().is_none() && grid.is_parallel() {
-        return rayon::scope(|_| run());
-    }
-    run()
+    })
 }
 
 thread_local! {
@@ -265,15 +259,12 @@ pub fn int8_product_into(
     }
     rows_of(a, "x")?;
     let target = IntegerTarget::new(&mut out, "out")?;
-    let run = || {
-        let (codes, done) =
-            weight.kernel().dispatch(driver::Product { a, weight, target, codes: CODES.take() });
+    let done = pool::enter(Grid::new(rows, weight).is_parallel(), || {
+        let mut codes = CODES.take();
+        let done = weight.kernel().dispatch(driver::Product { a, weight, target, codes: &mut codes });
         CODES.set(codes);
         done
-    };
-    // As in `linear`.
-    let outside = rayon::current_thread_index().is_none();
-    let done = if outside && Grid::new(rows, weight).is_parallel() { rayon::scope(|_| run()) } else { run() };
+    });
     if done {
         return Ok(());
     }

@@ -57,6 +57,17 @@ fn look_for_work(done: &AtomicBool) {
     }
 }
 
+/// Runs `operation` on the current rayon pool if it `is_parallel`, or else on the calling thread.
+///
+/// From outside the pool, each parallel step would pay for waking it: it is entered once, and only for work that is worth
+/// it. A caller inside the pool (`rayon::scope` around a whole model) never pays.
+pub(crate) fn enter<R: Send>(is_parallel: bool, operation: impl FnOnce() -> R + Send) -> R {
+    if is_parallel && rayon::current_thread_index().is_none() {
+        return rayon::scope(|_| operation());
+    }
+    operation()
+}
+
 /// Lets the threads of the pool share the numbers below `count`: `work` is called once for each thread. A thread takes the
 /// numbers of a stretch of its own, one after the other, so that what they stand for in memory is read as one stream; then
 /// it takes what others have left. One that begins late finds less to do, or nothing, and nobody waits for it.

@@ -138,10 +138,9 @@ fn cuda_steps(toolkit: &Path) -> Result<Vec<(&'static str, Command)>, String> {
     lints.env("INT8_CUDA_WITHOUT_KERNELS", "1");
     let mut docs = cargo(&["doc", "--no-deps"], &[])?;
     docs.env("RUSTDOCFLAGS", "-D warnings");
-    // With the members of the step "tests", so that what they share has the same features and is not compiled once more.
-    let members = ["-p", "int8-core", "-p", "int8-cpu", "-p", "int8-nn", "-p", "int8-cli", "-p", "xtask"];
-    let test = ["--features", "int8-cli/cuda", "--test", "command_line", MISTAKES];
-    let mut int8 = shell::cargo(&[&["test"][..], &members, &test].concat())?;
+    // Of all default members, as the step "tests" is: what they share then has the same features and is not compiled once more.
+    let mut int8 =
+        shell::cargo(&["test", "--features", "int8-cli/cuda", "--test", "command_line", MISTAKES])?;
     int8.env("CUDA_PATH", toolkit).env("CUDA_LIBRARY_PATH", toolkit);
     let tests = seeded(cargo(&["test"], &[])?);
     Ok(vec![("cuda lints", lints), ("cuda tests", tests), ("cuda docs", docs), ("cuda int8", int8)])

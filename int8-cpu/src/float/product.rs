@@ -12,7 +12,7 @@ use crate::kernel::Kernel;
 use crate::linear::Store;
 use crate::matrix::{Source, Target};
 use crate::pool;
-use crate::tile::{self, Instructions, LANES, Lane, STREAM_DISTANCE, Vectorized};
+use crate::tile::{self, Instructions, LANES, Lane, Vectorized};
 use crate::{Error, rows_of};
 
 /// Rows of x up to which each output is a dot product, the weights read once and widened on the way: beyond, widening a
@@ -237,9 +237,7 @@ fn dots<I: Instructions, W: Lane, const R: usize>(simd: I, x: [&[f32]; R], w: &[
     let x = x.map(|x| x.as_chunks::<{ CHAINS * LANES }>());
     for (i, w) in w_blocks.iter().enumerate() {
         // The next outputs' weights follow these.
-        for line in w.chunks(64 / size_of::<W>()) {
-            tile::fetch(line.as_ptr().wrapping_byte_add(STREAM_DISTANCE));
-        }
+        tile::fetch_behind(w.as_ptr(), w.len());
         for (chain, w) in w.as_chunks::<LANES>().0.iter().enumerate() {
             let w = W::load(simd, w);
             for (sums, (x, _)) in sums.iter_mut().zip(&x) {

@@ -133,15 +133,20 @@ pub(crate) struct OuterOperands<W = f32> {
 /// A page: a little more than what a core reads in the time that a line takes to come from memory.
 pub(crate) const STREAM_DISTANCE: usize = 4096;
 
+/// Prefetches the lines that lie the distance behind `count` elements at `address`.
+#[inline(always)]
+pub(crate) fn fetch_behind<T>(address: *const T, count: usize) {
+    for line in (0..count * size_of::<T>()).step_by(64) {
+        fetch(address.wrapping_byte_add(STREAM_DISTANCE + line));
+    }
+}
+
 impl<W> OuterOperands<W> {
     /// Prefetches the row of `w` that lies the distance behind row `o`.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn fetch(&self, o: usize) {
-        let row = self.w.wrapping_add(o * PANEL).cast::<u8>().wrapping_add(STREAM_DISTANCE);
-        for line in (0..PANEL * size_of::<W>()).step_by(64) {
-            fetch(row.wrapping_add(line));
-        }
+        fetch_behind(self.w.wrapping_add(o * PANEL), PANEL);
     }
 }
 
