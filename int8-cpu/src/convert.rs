@@ -131,13 +131,6 @@ impl Typed<'_> {
     }
 }
 
-/// Some elements to be written, as the type they are.
-pub(crate) enum TypedMut<'a> {
-    F32(&'a mut [f32]),
-    F16(&'a mut [f16]),
-    Bf16(&'a mut [bf16]),
-}
-
 /// Which of the three element types a pointer points to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -10,8 +10,9 @@ use crate::convert;
 use crate::input::row_stride;
 use crate::kernel::Dispatch;
 use crate::matrix::IntegerTarget;
+use crate::panel::{PanelProduct, Whole};
 use crate::pool::{self, Taken};
-use crate::tile::{Ahead, Instructions, LANES, MAX_ROWS, Operands, PANEL, Tile, TileKernel, Vectorized};
+use crate::tile::{Ahead, Instructions, LANES, Operands, PANEL, Tile, TileKernel, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// Multiply-adds below which a problem stays on the calling thread: 64 of them take a cycle, so this is some 10 µs,
@@ -95,13 +96,8 @@ impl Rows {
         Self { first, count, tile_rows: K::ROWS, step: K::ROW_STEP }
     }
 
-    /// Their number.
-    pub(crate) fn count(self) -> usize {
-        self.count
-    }
-
     /// Tiles whose heights differ by one step at most: 64 rows in tiles of 12 are 4·11 + 2·10, not 5·12 + 4.
-    pub(crate) fn tiles(self) -> impl Iterator<Item = Range<usize>> {
+    pub(crate) fn tiles(self) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
         let Self { first, count, tile_rows, step } = self;
         let steps = count.div_ceil(step);
         let tiles = (steps * step).div_ceil(tile_rows);
@@ -116,9 +112,17 @@ pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Bl
     if rows == 0 || panels == 0 {
         return;
     }
+    let for_cache = (rows * inner).div_ceil(INPUT_BYTES).clamp(1, rows.div_ceil(K::ROWS));
+    let chunk = |index, chunks| {
+        let first = rows * index / chunks;
+        Rows::new::<K>(first, rows * (index + 1) / chunks - first)
+    };
     if !grid.is_parallel() {
-        let whole = Block { rows: Rows::new::<K>(0, rows), panels: Panels::Span(0..panels) };
-        return tile.scoped(|| run(whole));
+        return tile.scoped(|| {
+            for index in 0..for_cache {
+                run(Block { rows: chunk(index, for_cache), panels: Panels::Span(0..panels) });
+            }
+        });
     }
     if rows <= K::ROWS {
         return pool::share(panels, |taken| {
@@ -131,14 +135,11 @@ pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Bl
     let panel_chunks = panels.min(tasks);
     // Rows are cut when the panels alone give too few tasks, or when the codes of all rows would leave the cache.
     let for_tasks = tasks.div_ceil(panel_chunks).min(rows.div_ceil(K::ROWS));
-    let for_cache = (rows * inner).div_ceil(INPUT_BYTES);
-    let row_chunks = for_tasks.max(for_cache).min(rows);
+    let row_chunks = for_tasks.max(for_cache);
     (0..panel_chunks * row_chunks).into_par_iter().for_each(|task| {
         let (row_chunk, panel_chunk) = (task / panel_chunks, task % panel_chunks);
-        let first = rows * row_chunk / row_chunks;
-        let count = rows * (row_chunk + 1) / row_chunks - first;
         let span = panels * panel_chunk / panel_chunks..panels * (panel_chunk + 1) / panel_chunks;
-        let block = Block { rows: Rows::new::<K>(first, count), panels: Panels::Span(span) };
+        let block = Block { rows: chunk(row_chunk, row_chunks), panels: Panels::Span(span) };
         tile.scoped(|| run(block));
     });
 }
@@ -179,29 +180,34 @@ impl Dispatch for Product<'_> {
         }
         let (a, sums) = (codes.codes(), &weight.columns().sums);
         for_each_block(grid, tile, |block| {
-            let mut acc = Tile([[0_i32; PANEL]; MAX_ROWS]);
-            for (panel, next) in block.panels {
-                let first = panel * PANEL;
+            let mut product = Whole::new(tile);
+            let tiles = block.rows.tiles();
+            let count = tiles.len();
+            for (index, next) in block.panels {
+                let first = index * PANEL;
                 let width = PANEL.min(outputs - first);
-                let tiles = block.rows.tiles().count();
-                let (panel, next) = (weight.panel(panel), next.map(|next| weight.panel(next)));
-                for (tile_index, rows) in block.rows.tiles().enumerate() {
-                    let operands = Operands {
-                        a: a[rows.start * stride..].as_ptr(),
-                        lda: stride,
-                        rows: rows.len(),
-                        panel: panel.as_ptr(),
-                        k,
-                        ldw: weight.row_bytes(),
-                        ahead: Ahead::new::<K>(panel, next, tile_index, tiles),
-                    };
-                    // SAFETY: line 1: `a` holds every row, and ROW_STEP more, at this stride ≥ k; line 2: a panel of
-                    // the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
-                    // are run inside `scoped`.
-                    unsafe { tile.product(operands, &mut acc) };
+                let (panel, next) = (weight.panel(index), next.map(|next| weight.panel(next)));
+                let operands = |(tile, rows): (usize, Range<usize>)| Operands {
+                    a: a[rows.start * stride..].as_ptr(),
+                    lda: stride,
+                    rows: rows.len(),
+                    panel: panel.as_ptr(),
+                    k,
+                    ldw: weight.row_bytes(),
+                    continued: false,
+                    to: Some(target.destination(rows.start, first, width)),
+                    ahead: Ahead::new::<K>(panel, next, tile, count),
+                };
+                // SAFETY: line 1: `a` holds every row, and ROW_STEP more, at this stride ≥ k; line 2: a panel of
+                // the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
+                // are run inside `scoped`.
+                unsafe { product.start(index, tiles.clone().enumerate().map(operands)) };
+                for (tile_index, rows) in tiles.clone().enumerate() {
+                    // SAFETY: as before, and these are the operands of that number.
+                    let acc = unsafe { product.integers(tile_index, operands((tile_index, rows.clone()))) };
                     let sums = &sums[first..first + PANEL];
                     tile.vectorize(StoreTile {
-                        acc: &acc,
+                        acc,
                         rows,
                         sums,
                         offset: K::OFFSET,
@@ -264,7 +270,11 @@ impl Vectorized for StoreTile<'_> {
             let to = if whole { &mut *target } else { &mut corrected[..] };
             let parts = acc.as_chunks::<LANES>().0.iter().zip(self.sums.as_chunks::<LANES>().0);
             for ((acc, sums), to) in parts.zip(to.as_chunks_mut::<LANES>().0) {
-                simd.store_int(simd.subtract_product(simd.load_int(acc), offset, simd.load_int(sums)), to);
+                let mut product = simd.load_int(acc);
+                if self.offset != 0 {
+                    product = simd.subtract_product(product, offset, simd.load_int(sums));
+                }
+                simd.store_int(product, to);
             }
             if !whole {
                 target.copy_from_slice(&corrected[..target.len()]);

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::convert::{self, TypedMut};
+use crate::convert::{self, Kind};
 use crate::input::RowTerms;
 use crate::linear::Store;
 use crate::matrix::Target;
-use crate::tile::{self, Instructions, LANES, PANEL, Tile, Vectorized};
+use crate::tile::{self, Instructions, LANES, Lane, PANEL, Tile, Vectorized};
 use crate::weight::{PackedWeight, inner_length};
 
 /// Largest K for which a corrected accumulator, at most K·254², fits an i32: ⌊(2³¹ − 1)/254²⌋.
@@ -16,11 +16,11 @@ const MAX_NARROW_INNER: i64 = 2_147_483_647 / (254 * 254);
 
 /// What the epilogue needs of the columns of one panel.
 pub(crate) struct PanelTerms<'a> {
-    sums: &'a [[i32; LANES]],
-    steps: &'a [[f32; LANES]],
-    zero_points: &'a [[i32; LANES]],
+    sums: &'a [i32; PANEL],
+    steps: &'a [f32; PANEL],
+    zero_points: &'a [i32; PANEL],
     has_zero_points: bool,
-    bias: [[f32; LANES]; 2],
+    bias: [f32; PANEL],
     inner: i64,
     /// First column and number of columns that exist.
     first: usize,
@@ -32,21 +32,25 @@ impl<'a> PanelTerms<'a> {
         let terms = weight.columns();
         let first = panel * PANEL;
         let width = PANEL.min(weight.dim().0 - first);
-        let mut padded_bias = [[0.0; LANES]; 2];
+        let mut padded_bias = [0.0; PANEL];
         if let Some(bias) = bias {
-            padded_bias.as_flattened_mut()[..width].copy_from_slice(&bias[first..first + width]);
+            padded_bias[..width].copy_from_slice(&bias[first..first + width]);
         }
-        let halves = 2 * panel..2 * panel + 2;
         Self {
-            sums: &terms.sums.as_chunks().0[halves.clone()],
-            steps: &terms.steps.as_chunks().0[halves.clone()],
-            zero_points: &terms.zero_points.as_chunks().0[halves],
+            sums: &terms.sums.as_chunks().0[panel],
+            steps: &terms.steps.as_chunks().0[panel],
+            zero_points: &terms.zero_points.as_chunks().0[panel],
             has_zero_points: terms.has_zero_points,
             bias: padded_bias,
             inner: inner_length(weight),
             first,
             width,
         }
+    }
+
+    /// The first column of the panel, and how many exist.
+    pub(crate) fn columns(&self) -> (usize, usize) {
+        (self.first, self.width)
     }
 
     /// Prefetches what `new` reads of a panel: waiting for it takes a tenth as long as the product of a short panel.
@@ -60,9 +64,9 @@ impl<'a> PanelTerms<'a> {
     }
 
     /// `(acc − (z_x + offset)·Σq_w − z_w·Σq_x + K·z_x·z_w)·(s_x/127)·(s_w/127)`; `offset` is what the kernel adds to
-    /// the codes of x.
+    /// the codes of x. `WIDE` says whether K is such that the corrected sum may need an i64.
     #[inline(always)]
-    fn scale<I: Instructions>(
+    fn scale<I: Instructions, const WIDE: bool>(
         &self,
         simd: I,
         acc: &[i32; PANEL],
@@ -71,23 +75,28 @@ impl<'a> PanelTerms<'a> {
     ) -> [I::Floats; 2] {
         // Σq_x − K·z_x, times z_w: the part that exists only for zero-point weights.
         let row_part = i64::from(row.sum) - self.inner * i64::from(row.zero_point);
-        if self.inner > MAX_NARROW_INNER && (self.has_zero_points || row.zero_point != 0) {
+        if WIDE && (self.has_zero_points || row.zero_point != 0) {
             return self.scale_wide(simd, acc, row, row_part, offset);
         }
         // The corrected sum fits an i32, so it is exact although each term is taken modulo 2³².
-        let column_factor = simd.splat_int(row.zero_point + offset);
+        let factor = row.zero_point + offset;
+        let column_factor = simd.splat_int(factor);
         let row_part = simd.splat_int(convert::wrap(row_part));
         let row_step = simd.splat(row.step);
         let mut y = [simd.splat(0.0); 2];
         for (half, y) in y.iter_mut().enumerate() {
             let acc = simd.load_int(&acc.as_chunks().0[half]);
-            let mut corrected = simd.subtract_product(acc, column_factor, simd.load_int(&self.sums[half]));
+            let mut corrected = acc;
+            if factor != 0 {
+                let sums = simd.load_int(&self.sums.as_chunks().0[half]);
+                corrected = simd.subtract_product(acc, column_factor, sums);
+            }
             if self.has_zero_points {
-                corrected =
-                    simd.subtract_product(corrected, row_part, simd.load_int(&self.zero_points[half]));
+                let zero_points = simd.load_int(&self.zero_points.as_chunks().0[half]);
+                corrected = simd.subtract_product(corrected, row_part, zero_points);
             }
             let scaled = simd.multiply(simd.to_floats(corrected), row_step);
-            *y = simd.multiply(scaled, simd.load(&self.steps[half]));
+            *y = simd.multiply(scaled, simd.load(&self.steps.as_chunks().0[half]));
         }
         y
     }
@@ -102,7 +111,7 @@ impl<'a> PanelTerms<'a> {
         row_part: i64,
         offset: i32,
     ) -> [I::Floats; 2] {
-        let (sums, zero_points) = (self.sums.as_flattened(), self.zero_points.as_flattened());
+        let (sums, zero_points) = (self.sums, self.zero_points);
         let mut y = [[0.0; LANES]; 2];
         for (n, y) in y.as_flattened_mut().iter_mut().enumerate() {
             // The plain product fits an i32.
@@ -110,7 +119,7 @@ impl<'a> PanelTerms<'a> {
             let corrected = i64::from(plain)
                 - i64::from(row.zero_point) * i64::from(sums[n])
                 - i64::from(zero_points[n]) * row_part;
-            *y = convert::wide_accumulator(corrected) * row.step * self.steps.as_flattened()[n];
+            *y = convert::wide_accumulator(corrected) * row.step * self.steps[n];
         }
         [simd.load(&y[0]), simd.load(&y[1])]
     }
@@ -143,11 +152,29 @@ impl Vectorized for Finish<'_> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let accumulate = self.store == Store::Accumulate;
-        let bias = [simd.load(&self.panel.bias[0]), simd.load(&self.panel.bias[1])];
+        match (self.target.kind(), self.panel.inner > MAX_NARROW_INNER) {
+            (Kind::F32, false) => self.store_as::<I, f32, false>(simd),
+            (Kind::F32, true) => self.store_as::<I, f32, true>(simd),
+            (Kind::F16, false) => self.store_as::<I, f16, false>(simd),
+            (Kind::F16, true) => self.store_as::<I, f16, true>(simd),
+            (Kind::Bf16, false) => self.store_as::<I, bf16, false>(simd),
+            (Kind::Bf16, true) => self.store_as::<I, bf16, true>(simd),
+        }
+    }
+}
+
+impl Finish<'_> {
+    /// To a target of elements T. What can be decided before the loop over the rows is: a row is 32 numbers, some twenty
+    /// instructions.
+    #[inline(always)]
+    fn store_as<I: Instructions, T: Lane, const WIDE: bool>(self, simd: I) {
+        let (bias, _) = self.panel.bias.as_chunks::<LANES>();
+        let bias = [simd.load(&bias[0]), simd.load(&bias[1])];
         for (r, row) in self.rows.enumerate() {
             let mut y = match self.product {
-                Product::Integers(acc) => self.panel.scale(simd, &acc.0[r], self.terms[r], self.offset),
+                Product::Integers(acc) => {
+                    self.panel.scale::<I, WIDE>(simd, &acc.0[r], self.terms[r], self.offset)
+                }
                 Product::Floats(product) => {
                     let part = product.0[r].as_chunks::<LANES>().0;
                     [simd.load(&part[0]), simd.load(&part[1])]
@@ -158,57 +185,33 @@ impl Vectorized for Finish<'_> {
                 y = [simd.add(y[0], simd.load(&part[0])), simd.add(y[1], simd.load(&part[1]))];
             }
             y = [simd.add(y[0], bias[0]), simd.add(y[1], bias[1])];
-            // SAFETY: tasks write blocks that do not overlap, one tile at a time; row < M, first + width ≤ N.
-            match unsafe { self.target.slice(row, self.panel.first, self.panel.width) } {
-                TypedMut::F32(target) => {
-                    let mut partial = [0.0; PANEL];
-                    let (whole, width) = whole_row(target, &mut partial);
-                    for (y, to) in y.into_iter().zip(whole.as_chunks_mut().0) {
-                        simd.store(if accumulate { simd.add(y, simd.load(to)) } else { y }, to);
-                    }
-                    finish_row(target, &partial, width);
-                }
-                TypedMut::F16(target) => {
-                    let mut partial = [f16::ZERO; PANEL];
-                    let (whole, width) = whole_row(target, &mut partial);
-                    for (y, to) in y.into_iter().zip(whole.as_chunks_mut().0) {
-                        simd.store_f16(if accumulate { simd.add(y, simd.load_f16(to)) } else { y }, to);
-                    }
-                    finish_row(target, &partial, width);
-                }
-                TypedMut::Bf16(target) => {
-                    let mut partial = [bf16::ZERO; PANEL];
-                    let (whole, width) = whole_row(target, &mut partial);
-                    for (y, to) in y.into_iter().zip(whole.as_chunks_mut().0) {
-                        simd.store_bf16(if accumulate { simd.add(y, simd.load_bf16(to)) } else { y }, to);
-                    }
-                    finish_row(target, &partial, width);
+            // SAFETY: tasks write blocks that do not overlap, one tile at a time; row < M, first + width ≤ N; T is what
+            // the target says.
+            let target = unsafe { self.target.slice::<T>(row, self.panel.first, self.panel.width) };
+            match <&mut [T; PANEL]>::try_from(&mut *target) {
+                Ok(whole) => store_row(simd, y, self.store, whole),
+                Err(_) => {
+                    let mut padded = [T::default(); PANEL];
+                    padded[..target.len()].copy_from_slice(target);
+                    store_row(simd, y, self.store, &mut padded);
+                    target.copy_from_slice(&padded[..target.len()]);
                 }
             }
         }
     }
 }
 
-/// The row of the target, or its copy in `partial` where the matrix ends within the panel; and the width of the copy.
+/// `to = y`, or `to = to + y`.
 #[inline(always)]
-fn whole_row<'a, T: Copy>(target: &'a mut [T], partial: &'a mut [T; PANEL]) -> (&'a mut [T; PANEL], usize) {
-    let width = target.len();
-    if width != PANEL {
-        partial[..width].copy_from_slice(target);
-        return (partial, width);
-    }
-    match <&mut [T; PANEL]>::try_from(target) {
-        Ok(whole) => (whole, 0),
-        Err(_) => (partial, 0),
-    }
-}
-
-/// Puts the copy of [`whole_row`] back.
-#[inline(always)]
-fn finish_row<T: Copy>(target: &mut [T], partial: &[T; PANEL], width: usize) {
-    if width > 0 {
-        target.copy_from_slice(&partial[..width]);
-    }
+fn store_row<I: Instructions, T: Lane>(simd: I, y: [I::Floats; 2], store: Store, to: &mut [T; PANEL]) {
+    let y = match store {
+        Store::Overwrite => y,
+        Store::Accumulate => {
+            let before = to.as_chunks::<LANES>().0;
+            [simd.add(y[0], T::load(simd, &before[0])), simd.add(y[1], T::load(simd, &before[1]))]
+        }
+    };
+    T::store_pair(simd, y, to);
 }
 
 /// `sums[n] = Σ_o x[o]·w[o, n]` over the outliers of one row, in order.

@@ -15,10 +15,11 @@ use int8_core::GROUP;
 use crate::buffer::Buffer;
 use crate::epilogue::Product;
 use crate::kernel::Layout;
+use crate::panel::PanelProduct;
 use crate::resident::Resident;
 use crate::tile::{
     GroupColumns, GroupKernel, GroupOperands, Instructions, K_STEP, LANES, MAX_ROWS, Operands, PANEL,
-    StoredColumns, Tile, TileKernel, Vectorized,
+    StoredColumns, Tile, Vectorized,
 };
 use crate::weight::{PackedWeight, padded};
 
@@ -45,40 +46,6 @@ pub(crate) struct WeightGroups {
     pub(crate) scales: Resident<bf16>,
     /// Empty where all are 0.
     pub(crate) zero_points: Resident<i8>,
-}
-
-/// How one panel's tiles are multiplied: as integers over all of K, or group by group.
-pub(crate) trait PanelProduct {
-    /// Called before the tiles of a panel, which have so many rows together.
-    fn start(&mut self, panel: usize, rows: usize);
-    /// The product of one tile of the panel; `terms` are those of its rows, `[rows, groups]`.
-    ///
-    /// # Safety
-    /// Lines 1 to 4 of [`TileKernel`] for `operands`, and `terms` has that many rows.
-    unsafe fn tile(&mut self, operands: Operands, terms: &[GroupTerms]) -> Product<'_>;
-}
-
-/// Over all of K.
-pub(crate) struct Whole<K> {
-    kernel: K,
-    acc: Tile<i32>,
-}
-
-impl<K: TileKernel> Whole<K> {
-    pub(crate) fn new(kernel: K) -> Self {
-        Self { kernel, acc: Tile([[0; PANEL]; MAX_ROWS]) }
-    }
-}
-
-impl<K: TileKernel> PanelProduct for Whole<K> {
-    fn start(&mut self, _: usize, _: usize) {}
-
-    #[inline]
-    unsafe fn tile(&mut self, operands: Operands, _: &[GroupTerms]) -> Product<'_> {
-        // SAFETY: lines 1 to 4 are passed on.
-        unsafe { self.kernel.product(operands, &mut self.acc) };
-        Product::Integers(&self.acc)
-    }
 }
 
 /// Group by group, with the terms of the panel in f32.
@@ -111,7 +78,8 @@ impl<'a, K: GroupKernel> Grouped<'a, K> {
 }
 
 impl<K: GroupKernel> PanelProduct for Grouped<'_, K> {
-    fn start(&mut self, panel: usize, rows: usize) {
+    unsafe fn start(&mut self, panel: usize, tiles: impl ExactSizeIterator<Item = Operands> + Clone) {
+        let rows: usize = tiles.map(|tile| tile.rows).sum();
         if let Some(groups) = self.weight.groups().filter(|_| rows <= K::FEW_ROWS) {
             let at = panel * self.groups * PANEL..(panel + 1) * self.groups * PANEL;
             self.stored = Some(StoredColumns {
@@ -135,7 +103,7 @@ impl<K: GroupKernel> PanelProduct for Grouped<'_, K> {
     }
 
     #[inline]
-    unsafe fn tile(&mut self, operands: Operands, terms: &[GroupTerms]) -> Product<'_> {
+    unsafe fn tile(&mut self, _: usize, operands: Operands, terms: &[GroupTerms]) -> Product<'_> {
         if let Some(columns) = self.stored {
             let operands = GroupOperands { codes: operands, x: terms.as_ptr(), ldx: self.groups, columns };
             // SAFETY: lines 1 to 4 are passed on; line 9: the terms, and `groups` constants for each column of the panel.

@@ -2,13 +2,14 @@
 
 use std::ops::Range as Span;
 
-use int8_core::{Config, GROUP, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
+use int8_core::{Config, Encoding, GROUP, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
 use ndarray::aview1;
 use rayon::prelude::*;
 
 use crate::buffer::{Buffer, LINE};
 use crate::convert::{self, Typed};
 use crate::groups::{GroupTerms, padded_groups};
+use crate::halves::{self, Half};
 use crate::matrix::Source;
 use crate::rows::{self, BLOCK, Constants, Keep, Range, scratch_length};
 use crate::tile::{Instructions, TileKernel, Vectorized};
@@ -120,6 +121,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         let columns = self.outlier_columns();
         let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
         columns.iter().for_each(|column| mask[*column] = 0);
+        let magnitudes = if self.without_widening() { halves::mask(inner, &columns) } else { Vec::new() };
 
         let constants = self.tensor_constants(&mask);
         let mut results: Vec<RowResult> = Vec::new();
@@ -134,6 +136,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 span,
                 scratch,
                 mask: &mask,
+                magnitudes: &magnitudes,
                 columns: &columns,
                 constants,
                 part,
@@ -178,6 +181,18 @@ impl<K: TileKernel> Quantizer<'_, K> {
     fn serial(&self) -> bool {
         // With one thread in the pool, handing it the work would only mean waiting for it to wake up.
         self.x.rows * self.x.columns < SERIAL_ELEMENTS || rayon::current_num_threads() == 1
+    }
+
+    /// Whether rows of 16-bit floats can be quantised as they are: an absmax scale for each, and whole columns that take no
+    /// part, or none.
+    fn without_widening(&self) -> bool {
+        let config = self.config;
+        let by_column = config.outlier_granularity == OutlierGranularity::Column;
+        self.groups == InputGroups::None
+            && config.input_encoding == Encoding::Absmax
+            && config.input_granularity == Granularity::Row
+            && (config.rule == OutlierRule::None || by_column)
+            && !self.by_threshold()
     }
 
     /// The columns that leave as a whole.
@@ -346,6 +361,8 @@ struct EncodeRows<'a, 'q, 'p, K> {
     span: Span<usize>,
     scratch: &'a mut Scratch,
     mask: &'a [u32],
+    /// Of rows that are quantised [without being widened](Quantizer::without_widening); empty else.
+    magnitudes: &'a [u16],
     columns: &'a [usize],
     constants: Option<Constants>,
     part: Part<'p>,
@@ -356,12 +373,23 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer, span, scratch, mask, columns, constants, part } = self;
+        let Self { quantizer, span, scratch, mask, magnitudes, columns, constants, mut part } = self;
         let config = quantizer.config;
         let stride = row_stride(quantizer.x.columns);
         let by_value =
             config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
         for (i, row) in span.enumerate() {
+            match quantizer.x.row(row) {
+                Typed::F16(row) if !magnitudes.is_empty() => {
+                    self::half_row::<K, _, _>(simd, row, magnitudes, mask, columns, i, &mut part);
+                    continue;
+                }
+                Typed::Bf16(row) if !magnitudes.is_empty() => {
+                    self::half_row::<K, _, _>(simd, row, magnitudes, mask, columns, i, &mut part);
+                    continue;
+                }
+                _ => {}
+            }
             let blocks = rows::widen(simd, quantizer.x.row(row), &mut scratch.row);
             let threshold = if quantizer.by_threshold() {
                 quantizer.threshold(simd, blocks, &mut scratch.magnitudes)
@@ -406,6 +434,28 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
                 part.dense[i * columns.len() + o] = blocks.as_flattened()[*column];
             }
         }
+    }
+}
+
+/// Row `i` of the task.
+#[inline(always)]
+fn half_row<K: TileKernel, I: Instructions, T: Half>(
+    simd: I,
+    row: &[T],
+    magnitudes: &[u16],
+    mask: &[u32],
+    columns: &[usize],
+    i: usize,
+    part: &mut Part<'_>,
+) {
+    let stride = row_stride(row.len());
+    let keep = if mask.is_empty() { Keep::All } else { Keep::Masked(mask) };
+    // Behind K, up to the last block, the codes are zero.
+    let codes = &mut part.codes[i * stride..][..scratch_length(row.len())];
+    let (constants, sum) = halves::quantize(simd, row, magnitudes, keep, K::OFFSET, codes);
+    part.results[i].terms = RowTerms { step: constants.scale / 127.0, zero_point: 0, sum };
+    for (dense, column) in part.dense[i * columns.len()..].iter_mut().zip(columns) {
+        *dense = row[*column].to_f32();
     }
 }
 

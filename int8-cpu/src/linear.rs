@@ -1,6 +1,7 @@
 //! The complete layer: quantise the rows of `x`, multiply tile by tile, finish each tile while it is in L1.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use int8_core::{Config, Element, Error as CoreError, Granularity};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
@@ -8,11 +9,12 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use crate::buffer::Buffer;
 use crate::driver::{self, Grid};
 use crate::epilogue::{Finish, PanelTerms, SparseRow};
-use crate::groups::{Grouped, PanelProduct, Whole};
+use crate::groups::Grouped;
 use crate::input::{Input, InputGroups, Outliers, Quantizer};
 use crate::kernel::{Dispatch, DispatchGroups};
 use crate::matrix::{IntegerTarget, Source, Target};
 use crate::outlier::{Columns, FillPanel, OutlierWeights};
+use crate::panel::{PanelProduct, Whole};
 use crate::tile::{Ahead, GroupKernel, MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
 use crate::weight::{PackedWeight, padded};
 use crate::{Error, pool, rows_of};
@@ -151,34 +153,40 @@ impl<K: TileKernel> Layer<'_, K> {
         let padded_inner = padded(self.weight.dim().1);
         let mut outlier_panel = Buffer::zeroed(self.columns.len() * PANEL * 4);
         let mut outlier_sums = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
-        let tiles = block.rows.tiles().count();
+        let tiles = block.rows.tiles();
+        let count = tiles.len();
         for (panel, next) in block.panels {
             let codes = self.weight.panel(panel);
             if self.columns.len() > 0 {
                 let target = outlier_panel.floats_mut();
                 self.tile.vectorize(FillPanel { columns: self.columns, weight: self.weight, panel, target });
             }
-            product.start(panel, block.rows.count());
             let terms = PanelTerms::new(self.weight, panel, self.bias);
             if let Some(next) = next {
                 PanelTerms::fetch(self.weight, next);
                 self.columns.fetch(next);
             }
             let next = next.map(|next| self.weight.panel(next));
-            for (tile_index, rows) in block.rows.tiles().enumerate() {
-                let operands = Operands {
-                    a: self.input.codes.codes()[rows.start * self.input.stride..].as_ptr(),
-                    lda: self.input.stride,
-                    rows: rows.len(),
-                    panel: codes.as_ptr(),
-                    k: padded_inner,
-                    ldw: self.weight.row_bytes(),
-                    ahead: Ahead::new::<K>(codes, next, tile_index, tiles),
-                };
-                // SAFETY: line 1: the code buffer holds every row of x, and ROW_STEP more, at this stride ≥ padded K;
-                // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
-                // are run inside `scoped`; line 9: the terms of these rows.
-                let product = unsafe { product.tile(operands, self.input.group_terms(rows.clone())) };
+            let (first, width) = terms.columns();
+            let operands = |(tile, rows): (usize, Range<usize>)| Operands {
+                a: self.input.codes.codes()[rows.start * self.input.stride..].as_ptr(),
+                lda: self.input.stride,
+                rows: rows.len(),
+                panel: codes.as_ptr(),
+                k: padded_inner,
+                ldw: self.weight.row_bytes(),
+                continued: false,
+                to: Some(self.target.destination(rows.start, first, width)),
+                ahead: Ahead::new::<K>(codes, next, tile, count),
+            };
+            // SAFETY: line 1: the code buffer holds every row of x, and ROW_STEP more, at this stride ≥ padded K;
+            // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
+            // are run inside `scoped`.
+            unsafe { product.start(panel, tiles.clone().enumerate().map(operands)) };
+            for (tile, rows) in tiles.clone().enumerate() {
+                let group_terms = self.input.group_terms(rows.clone());
+                // SAFETY: as before, and these are the operands of that number; line 9: the terms of these rows.
+                let product = unsafe { product.tile(tile, operands((tile, rows.clone())), group_terms) };
                 let outlier_part =
                     self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
                 self.tile.vectorize(Finish {
@@ -198,7 +206,7 @@ impl<K: TileKernel> Layer<'_, K> {
     /// The outlier sums of these rows, or nothing if there are no outliers at all.
     fn outlier_part<'s>(
         &self,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         panel: &[f32],
         sums: &'s mut Tile<f32>,
     ) -> Option<&'s Tile<f32>> {

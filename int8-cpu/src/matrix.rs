@@ -7,7 +7,8 @@ use half::{bf16, f16};
 use int8_core::Element;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use crate::convert::{self, Kind, Typed, TypedMut};
+use crate::convert::{self, Kind, Typed};
+use crate::tile::Destination;
 use crate::{Error, rows_of};
 
 /// A matrix that is read: `[rows, columns]`, contiguous rows.
@@ -94,28 +95,34 @@ impl<'a> Target<'a> {
         self.stride
     }
 
+    /// Where `width` elements of `row` and of those below it are.
+    pub(crate) fn destination(&self, row: usize, column: usize, width: usize) -> Destination {
+        let size = match self.kind {
+            Kind::F32 => size_of::<f32>(),
+            Kind::F16 | Kind::Bf16 => size_of::<f16>(),
+        };
+        destination(self.first.cast(), size, self.stride, row, column, width)
+    }
+
+    /// The element type.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// `width` elements of a row, from `column` on.
     ///
     /// # Safety
-    /// The elements lie in the matrix, and no other slice of them is alive.
+    /// T is the [`kind`](Self::kind), the elements lie in the matrix, and no other slice of them is alive.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "disjoint parts of one exclusive borrow; the contract forbids overlap"
+    )]
     #[inline(always)]
-    pub(crate) unsafe fn slice(&self, row: usize, column: usize, width: usize) -> TypedMut<'_> {
+    pub(crate) unsafe fn slice<T: Element>(&self, row: usize, column: usize, width: usize) -> &mut [T] {
+        debug_assert_eq!(self.kind, Kind::of::<T>());
         let at = self.stride * convert::offset(row) + convert::offset(column);
-        // SAFETY: inside the borrowed matrix, and not aliased, by this function's contract; `kind` is its type.
-        unsafe {
-            match self.kind {
-                Kind::F32 => {
-                    TypedMut::F32(std::slice::from_raw_parts_mut(self.first.cast::<f32>().offset(at), width))
-                }
-                Kind::F16 => {
-                    TypedMut::F16(std::slice::from_raw_parts_mut(self.first.cast::<f16>().offset(at), width))
-                }
-                Kind::Bf16 => TypedMut::Bf16(std::slice::from_raw_parts_mut(
-                    self.first.cast::<bf16>().offset(at),
-                    width,
-                )),
-            }
-        }
+        // SAFETY: inside the borrowed matrix, whose type T is, and not aliased, by this function's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.first.cast::<T>().offset(at), width) }
     }
 }
 
@@ -140,6 +147,11 @@ impl<'a> IntegerTarget<'a> {
         Ok(Self { first: matrix.as_mut_ptr(), stride: matrix.strides()[0], _borrow: PhantomData })
     }
 
+    /// Where `width` elements of `row` and of those below it are.
+    pub(crate) fn destination(&self, row: usize, column: usize, width: usize) -> Destination {
+        destination(self.first.cast(), size_of::<i32>(), self.stride, row, column, width)
+    }
+
     /// `width` elements of a row, from `column` on.
     ///
     /// # Safety
@@ -155,4 +167,18 @@ impl<'a> IntegerTarget<'a> {
             std::slice::from_raw_parts_mut(start, width)
         }
     }
+}
+
+/// Of a matrix of elements of `size` bytes, `stride` elements between two rows.
+fn destination(
+    first: *const u8,
+    size: usize,
+    stride: isize,
+    row: usize,
+    column: usize,
+    width: usize,
+) -> Destination {
+    let stride = stride * convert::offset(size);
+    let first = first.wrapping_offset(stride * convert::offset(row)).wrapping_add(column * size);
+    Destination { first, stride, width: width * size }
 }

@@ -9,7 +9,8 @@ use int8_core::{Encoding, GROUP, RowStatistic};
 
 use crate::convert::{self, Typed};
 use crate::groups::GroupTerms;
-use crate::tile::{Instructions, K_STEP, LANES, Lane, Vectorized};
+use crate::halves;
+use crate::tile::{Instructions, K_STEP, LANES, Vectorized};
 
 /// Values handled at once: the codes of one cache line.
 pub(crate) const BLOCK: usize = K_STEP;
@@ -35,6 +36,11 @@ pub(crate) struct Range {
 
 impl Range {
     pub(crate) const EMPTY: Self = Self { low: 0.0, high: 0.0, magnitude: 0 };
+
+    /// Of values whose largest magnitude is this, for absmax.
+    pub(crate) fn up_to(magnitude: f32) -> Self {
+        Self { magnitude: magnitude.to_bits(), ..Self::EMPTY }
+    }
 
     pub(crate) fn union(self, other: Self) -> Self {
         Self {
@@ -86,6 +92,11 @@ impl Constants {
 }
 
 impl Constants {
+    /// What values are multiplied with; nothing where all codes are 0.
+    pub(crate) fn inverse(self) -> Option<f32> {
+        (self.inverse != 0.0).then_some(self.inverse)
+    }
+
     /// Those of a group: the scale is rounded up to bf16.
     pub(crate) fn of_group(range: Range, encoding: Encoding) -> Self {
         Self::with_scale(range, encoding, group_scale)
@@ -160,7 +171,12 @@ impl Keep<'_> {
     /// Vector `index` of a row with those of its values that do not take part set to zero.
     #[inline(always)]
     fn vector<I: Instructions>(&self, simd: I, index: usize, values: &[f32; LANES]) -> I::Floats {
-        let values = simd.load(values);
+        self.of(simd, index, simd.load(values))
+    }
+
+    /// The same of values that are in registers.
+    #[inline(always)]
+    pub(crate) fn of<I: Instructions>(&self, simd: I, index: usize, values: I::Floats) -> I::Floats {
         match self {
             Self::All => values,
             Self::Below(threshold) => simd.below(values, simd.splat(*threshold)),
@@ -196,15 +212,11 @@ pub(crate) fn range<I: Instructions>(
     }
     let [a, b, c, d] = magnitudes;
     let magnitudes = simd.maximum_int(simd.maximum_int(a, b), simd.maximum_int(c, d));
-    let (mut lows, mut highs, mut largest) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
-    simd.store(low, &mut lows);
-    simd.store(high, &mut highs);
-    simd.store_int(magnitudes, &mut largest);
-    let mut range = Range::EMPTY;
-    for ((low, high), magnitude) in lows.into_iter().zip(highs).zip(largest) {
-        range = range.union(Range { low, high, magnitude: magnitude.cast_unsigned() });
+    let magnitude = simd.largest_int(magnitudes).cast_unsigned();
+    match encoding {
+        Encoding::Absmax => Range { magnitude, ..Range::EMPTY },
+        Encoding::Zeropoint => Range { low: simd.smallest(low), high: simd.largest(high), magnitude },
     }
-    range
 }
 
 /// Writes the codes of a row, plus `offset`, in whole blocks, and returns the sum of the K codes (without the offset).
@@ -334,32 +346,21 @@ impl Groups<'_> {
 /// Sets the flag of every column in which this row has an outlier. The row is not widened into memory for it.
 #[inline(always)]
 pub(crate) fn flag_outliers<I: Instructions>(simd: I, row: Typed<'_>, threshold: f32, flags: &mut [u8]) {
-    match row {
-        Typed::F32(row) => flag(simd, row, threshold, flags),
-        Typed::F16(row) => flag(simd, row, threshold, flags),
-        Typed::Bf16(row) => flag(simd, row, threshold, flags),
-    }
-}
-
-#[inline(always)]
-fn flag<I: Instructions, T: Lane>(simd: I, row: &[T], threshold: f32, flags: &mut [u8]) {
+    let row = match row {
+        Typed::F16(row) => return halves::flag_outliers(row, threshold, flags),
+        Typed::Bf16(row) => return halves::flag_outliers(row, threshold, flags),
+        Typed::F32(row) => row,
+    };
     let limit = simd.splat(threshold);
     let (vectors, rest) = row.as_chunks::<LANES>();
     for (values, flags) in vectors.iter().zip(flags.chunks_exact_mut(LANES)) {
-        let values = T::load(simd, values);
-        if simd.any_reaches(values, limit) {
-            let mut lanes = [0.0; LANES];
-            simd.store(values, &mut lanes);
-            for (flag, value) in flags.iter_mut().zip(lanes) {
+        if simd.any_reaches(simd.load(values), limit) {
+            for (flag, value) in flags.iter_mut().zip(values) {
                 *flag |= u8::from(value.abs() >= threshold);
             }
         }
     }
-    let mut last = [T::default(); LANES];
-    last[..rest.len()].copy_from_slice(rest);
-    let mut lanes = [0.0; LANES];
-    simd.store(T::load(simd, &last), &mut lanes);
-    for (flag, value) in flags[row.len() - rest.len()..].iter_mut().zip(lanes) {
+    for (flag, value) in flags[row.len() - rest.len()..].iter_mut().zip(rest) {
         *flag |= u8::from(value.abs() >= threshold);
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::functions::{add_lanes, padded};
 use super::run;
-use crate::convert::{self, Typed, TypedMut};
+use crate::convert::{self, Typed};
 use crate::kernel::Kernel;
 use crate::linear::Store;
 use crate::matrix::{Source, Target};
@@ -90,6 +90,7 @@ struct Product<'a> {
     w: Source<'a>,
     bias: Option<&'a [f32]>,
     store: Store,
+    /// Of f32.
     target: Target<'a>,
 }
 
@@ -127,8 +128,8 @@ impl Product<'_> {
         run(self.kernel, Widen { w: &self.w, first: output, target: scratch });
         if self.store == Store::Overwrite || self.bias.is_some() {
             for row in row..row + rows {
-                // SAFETY: blocks do not overlap and lie in the matrix.
-                let target = unsafe { floats(self.target.slice(row, output, outputs)) };
+                // SAFETY: blocks do not overlap and lie in the matrix, which is of f32.
+                let target = unsafe { self.target.slice::<f32>(row, output, outputs) };
                 match (self.bias, self.store) {
                     (None, _) => target.fill(0.0),
                     (Some(bias), Store::Overwrite) => target.copy_from_slice(&bias[output..output + outputs]),
@@ -139,7 +140,7 @@ impl Product<'_> {
             }
         }
         // SAFETY: as above; one element is enough for the address, and the slice is not kept.
-        let first = unsafe { floats(self.target.slice(row, output, 1)) }.as_mut_ptr();
+        let first = unsafe { self.target.slice::<f32>(row, output, 1) }.as_mut_ptr();
         // SAFETY: `first` begins a block of rows × outputs with the target's row stride that no other task touches;
         // x holds `rows` rows of K contiguous values from `row` on; the scratch holds outputs × K values.
         unsafe {
@@ -165,14 +166,6 @@ impl Product<'_> {
                 Parallelism::None,
             );
         }
-    }
-}
-
-/// The target is a matrix of f32.
-fn floats(values: TypedMut<'_>) -> &mut [f32] {
-    match values {
-        TypedMut::F32(values) => values,
-        TypedMut::F16(_) | TypedMut::Bf16(_) => &mut [],
     }
 }
 
@@ -220,8 +213,8 @@ impl Dots<'_, '_> {
         };
         let bias = bias.map_or(0.0, |bias| bias[n]);
         for (m, value) in values.into_iter().enumerate() {
-            // SAFETY: tasks write different outputs, inside the matrix.
-            for target in unsafe { floats(target.slice(first + m, n, 1)) } {
+            // SAFETY: tasks write different outputs, inside the matrix, which is of f32.
+            for target in unsafe { target.slice::<f32>(first + m, n, 1) } {
                 let value = value + bias;
                 *target = if *store == Store::Accumulate { *target + value } else { value };
             }

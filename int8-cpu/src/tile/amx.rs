@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::sync::OnceLock;
 
 use super::avx512::{Avx512Tile, outer_rows};
-use super::{K_STEP, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{Destination, K_STEP, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::{AmxInt8, Avx512Vnni};
 
 /// Rows of one tile register.
@@ -105,6 +105,184 @@ impl Drop for Tiles {
     }
 }
 
+/// Loads a tile register: 16 rows of 64 bytes, `$stride` bytes apart.
+macro_rules! load {
+    ($tile:literal, $from:expr, $stride:expr) => {
+        load!("tileloadd", $tile, $from, $stride)
+    };
+    ($instruction:literal, $tile:literal, $from:expr, $stride:expr) => {
+        asm!(
+            concat!($instruction, " ", $tile, ", [{from} + {stride}*1]"),
+            from = in(reg) $from,
+            stride = in(reg) $stride,
+            options(nostack, readonly, preserves_flags),
+        )
+    };
+}
+
+/// The same for what is not read again soon: it does not displace the panel from L1.
+macro_rules! load_once {
+    ($tile:literal, $from:expr, $stride:expr) => {
+        load!("tileloaddt1", $tile, $from, $stride)
+    };
+}
+
+/// Stores a tile register.
+macro_rules! store {
+    ($tile:literal, $to:expr, $stride:expr) => {
+        asm!(
+            concat!("tilestored [{to} + {stride}*1], ", $tile),
+            to = in(reg) $to,
+            stride = in(reg) $stride,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// Instructions on tile registers alone.
+macro_rules! registers {
+    ($($instruction:literal),*) => {
+        asm!($($instruction),*, options(nostack, nomem, preserves_flags))
+    };
+}
+
+/// Bytes between two rows of the accumulators, and between two quads of the panel.
+const ROW_BYTES: usize = 4 * PANEL;
+
+/// Up to 16 rows of x by the panel.
+///
+/// Each operand is loaded for the next step as soon as its register is free: where operands come from L2, a load
+/// just before its product was waited for in up to a seventh of the time.
+///
+/// # Safety
+/// Lines 1 to 4 and 11 of [`TileKernel`], and `acc` is valid for 16 rows.
+#[inline(always)]
+unsafe fn one(operands: Operands, acc: *mut [i32; PANEL]) {
+    let Operands { a, lda, panel, k, continued, ahead, .. } = operands;
+    // SAFETY: line 4: the tiles are configured. Line 2: 16 rows of 64 bytes, 128 bytes apart, from each of two addresses, are
+    // the 2048 bytes of the panel for a step of K, and every step read is one of the K_STEPs below k. Line 1: rows are
+    // readable up to the next multiple of 16; those beyond `rows` are computed and not looked at. A row of the accumulators
+    // is 128 bytes.
+    unsafe {
+        if continued {
+            load!("tmm0", acc, ROW_BYTES);
+            load!("tmm1", acc.byte_add(64), ROW_BYTES);
+        } else {
+            registers!("tilezero tmm0", "tilezero tmm1");
+        }
+        if k > 0 {
+            load!("tmm4", a, lda);
+            load!("tmm6", panel, ROW_BYTES);
+            load!("tmm7", panel.add(64), ROW_BYTES);
+            for next in (K_STEP..k).step_by(K_STEP) {
+                ahead.fetch(next - K_STEP);
+                let weights = panel.add(next * PANEL);
+                registers!("tdpbssd tmm0, tmm4, tmm6");
+                load!("tmm6", weights, ROW_BYTES);
+                registers!("tdpbssd tmm1, tmm4, tmm7");
+                load!("tmm4", a.add(next), lda);
+                load!("tmm7", weights.add(64), ROW_BYTES);
+            }
+            ahead.fetch(k - K_STEP);
+            registers!("tdpbssd tmm0, tmm4, tmm6", "tdpbssd tmm1, tmm4, tmm7");
+        }
+        store!("tmm0", acc, ROW_BYTES);
+        store!("tmm1", acc.byte_add(64), ROW_BYTES);
+    }
+}
+
+/// 17 to 32 rows of x by the panel, as [`one`], but with rows of x that leave the panel in L1, and the lines of the result
+/// asked for on the way: both together were worth a quarter to a half of the time from 512 rows on.
+///
+/// # Safety
+/// As [`one`], and `acc` is valid for 32 rows.
+#[inline(always)]
+unsafe fn two_below(operands: Operands, acc: *mut [i32; PANEL]) {
+    let Operands { a, lda, rows, panel, k, continued, to, ahead, .. } = operands;
+    let mut claim = Claim::new(to, rows, k);
+    // SAFETY: as in `one`, for 32 rows.
+    unsafe {
+        let below = acc.add(TILE_ROWS);
+        if continued {
+            load!("tmm0", acc, ROW_BYTES);
+            load!("tmm1", acc.byte_add(64), ROW_BYTES);
+            load!("tmm2", below, ROW_BYTES);
+            load!("tmm3", below.byte_add(64), ROW_BYTES);
+        } else {
+            registers!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
+        }
+        if k > 0 {
+            let lower = a.add(TILE_ROWS * lda);
+            load_once!("tmm4", a, lda);
+            load!("tmm6", panel, ROW_BYTES);
+            load!("tmm7", panel.add(64), ROW_BYTES);
+            load_once!("tmm5", lower, lda);
+            for next in (K_STEP..k).step_by(K_STEP) {
+                ahead.fetch(next - K_STEP);
+                claim.step();
+                let weights = panel.add(next * PANEL);
+                registers!("tdpbssd tmm0, tmm4, tmm6", "tdpbssd tmm1, tmm4, tmm7");
+                load_once!("tmm4", a.add(next), lda);
+                registers!("tdpbssd tmm2, tmm5, tmm6");
+                load!("tmm6", weights, ROW_BYTES);
+                registers!("tdpbssd tmm3, tmm5, tmm7");
+                load!("tmm7", weights.add(64), ROW_BYTES);
+                load_once!("tmm5", lower.add(next), lda);
+            }
+            ahead.fetch(k - K_STEP);
+            claim.step();
+            registers!("tdpbssd tmm0, tmm4, tmm6", "tdpbssd tmm1, tmm4, tmm7");
+            registers!("tdpbssd tmm2, tmm5, tmm6", "tdpbssd tmm3, tmm5, tmm7");
+        }
+        store!("tmm0", acc, ROW_BYTES);
+        store!("tmm1", acc.byte_add(64), ROW_BYTES);
+        store!("tmm2", below, ROW_BYTES);
+        store!("tmm3", below.byte_add(64), ROW_BYTES);
+    }
+}
+
+/// Brings the lines of a tile's result into L1, to be written to, some rows for each step of K. Stores alone ask for
+/// them all at once when the product is done, and wait.
+struct Claim {
+    row: *const u8,
+    stride: isize,
+    width: usize,
+    /// Rows left, and rows a step.
+    left: usize,
+    share: usize,
+}
+
+impl Claim {
+    #[inline(always)]
+    fn new(to: Option<Destination>, rows: usize, k: usize) -> Self {
+        let share = rows.div_ceil((k / K_STEP).max(1));
+        match to {
+            Some(Destination { first, stride, width }) => {
+                Self { row: first, stride, width, left: rows, share }
+            }
+            None => Self { row: std::ptr::null(), stride: 0, width: 0, left: 0, share },
+        }
+    }
+
+    #[inline(always)]
+    fn step(&mut self) {
+        for _ in 0..self.share.min(self.left) {
+            for line in (0..self.width).step_by(64) {
+                // SAFETY: a prefetch never faults, wherever it points; every processor with AMX has this one.
+                unsafe {
+                    asm!(
+                        "prefetchw [{}]",
+                        in(reg) self.row.wrapping_add(line),
+                        options(nostack, readonly, preserves_flags),
+                    );
+                }
+            }
+            self.row = self.row.wrapping_offset(self.stride);
+            self.left -= 1;
+        }
+    }
+}
+
 /// The AMX tile functions.
 #[derive(Clone, Copy)]
 pub(crate) struct AmxTile(pub(crate) AmxInt8);
@@ -124,115 +302,16 @@ unsafe impl TileKernel for AmxTile {
         job()
     }
 
+    /// 32 KiB of a panel, of the 48 that L1 has.
+    const INNER: Option<usize> = Some(1024);
+
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
-        let Operands { a, lda, rows, panel, k, ahead, .. } = operands;
-        let two = rows > TILE_ROWS;
-        // SAFETY: line 4: the tiles are configured. Eight full tiles: rows beyond `rows` are computed and not looked at.
+        // SAFETY: passed on; the accumulators have 32 rows.
         unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                options(nostack, nomem, preserves_flags),
-            );
-        }
-        // Each operand is loaded for the next step as soon as its register is free: where operands come from L2, a load
-        // just before its product was waited for in up to a seventh of the time.
-        let lower = TILE_ROWS * lda;
-        // SAFETY: line 2: 16 rows of 64 bytes, 128 bytes apart, from each of the two addresses, are the 2048 bytes of the
-        // panel for a step of K, and every step read is one of the K_STEPs below k. Line 1: rows are readable up to the
-        // next multiple of 16.
-        unsafe {
-            if k > 0 {
-                asm!(
-                    "tileloadd tmm4, [{upper} + {lda}*1]",
-                    "tileloadd tmm6, [{weights} + {stride}*1]",
-                    "tileloadd tmm7, [{weights} + {stride}*1 + 64]",
-                    weights = in(reg) panel,
-                    stride = in(reg) 4 * PANEL,
-                    upper = in(reg) a,
-                    lda = in(reg) lda,
-                    options(nostack, readonly, preserves_flags),
-                );
-                if two {
-                    asm!(
-                        "tileloadd tmm5, [{lower} + {lda}*1]",
-                        lower = in(reg) a.add(lower),
-                        lda = in(reg) lda,
-                        options(nostack, readonly, preserves_flags),
-                    );
-                }
-            }
-            for next in (K_STEP..k).step_by(K_STEP) {
-                ahead.fetch(next - K_STEP);
-                let (weights, upper) = (panel.add(next * PANEL), a.add(next));
-                if two {
-                    asm!(
-                        "tdpbssd tmm0, tmm4, tmm6",
-                        "tdpbssd tmm1, tmm4, tmm7",
-                        "tileloadd tmm4, [{upper} + {lda}*1]",
-                        "tdpbssd tmm2, tmm5, tmm6",
-                        "tileloadd tmm6, [{weights} + {stride}*1]",
-                        "tdpbssd tmm3, tmm5, tmm7",
-                        "tileloadd tmm7, [{weights} + {stride}*1 + 64]",
-                        "tileloadd tmm5, [{lower} + {lda}*1]",
-                        weights = in(reg) weights,
-                        stride = in(reg) 4 * PANEL,
-                        upper = in(reg) upper,
-                        lower = in(reg) upper.add(lower),
-                        lda = in(reg) lda,
-                        options(nostack, readonly, preserves_flags),
-                    );
-                } else {
-                    asm!(
-                        "tdpbssd tmm0, tmm4, tmm6",
-                        "tileloadd tmm6, [{weights} + {stride}*1]",
-                        "tdpbssd tmm1, tmm4, tmm7",
-                        "tileloadd tmm4, [{upper} + {lda}*1]",
-                        "tileloadd tmm7, [{weights} + {stride}*1 + 64]",
-                        weights = in(reg) weights,
-                        stride = in(reg) 4 * PANEL,
-                        upper = in(reg) upper,
-                        lda = in(reg) lda,
-                        options(nostack, readonly, preserves_flags),
-                    );
-                }
-            }
-            if k > 0 {
-                ahead.fetch(k - K_STEP);
-                asm!(
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tdpbssd tmm1, tmm4, tmm7",
-                    options(nostack, nomem, preserves_flags),
-                );
-                if two {
-                    asm!(
-                        "tdpbssd tmm2, tmm5, tmm6",
-                        "tdpbssd tmm3, tmm5, tmm7",
-                        options(nostack, nomem, preserves_flags),
-                    );
-                }
-            }
-        }
-        let to = acc.0.as_mut_ptr();
-        // SAFETY: a row of the accumulators is 128 bytes, and there are 32; each tile writes 64 bytes of 16 of them.
-        unsafe {
-            asm!(
-                "tilestored [{to} + {stride}*1], tmm0",
-                "tilestored [{to} + {stride}*1 + 64], tmm1",
-                to = in(reg) to,
-                stride = in(reg) 4 * PANEL,
-                options(nostack, preserves_flags),
-            );
-            if two {
-                asm!(
-                    "tilestored [{to} + {stride}*1], tmm2",
-                    "tilestored [{to} + {stride}*1 + 64], tmm3",
-                    to = in(reg) to.add(TILE_ROWS),
-                    stride = in(reg) 4 * PANEL,
-                    options(nostack, preserves_flags),
-                );
+            if operands.rows > TILE_ROWS {
+                two_below(operands, acc.0.as_mut_ptr());
+            } else {
+                one(operands, acc.0.as_mut_ptr());
             }
         }
     }

@@ -277,6 +277,8 @@ mod tests {
                 panel: panel.0.as_ptr(),
                 k: 128,
                 ldw: 0,
+                continued: false,
+                to: None,
                 ahead: Ahead { panel: panel.0.as_ptr(), from: 0, to: 0 },
             };
             // SAFETY: 6 rows of 128 bytes, an aligned panel of 128·PANEL bytes; features checked above.

@@ -29,6 +29,13 @@ pub(crate) trait Instructions: Copy {
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::Floats;
     /// Half to even.
     fn store_bf16(self, value: Self::Floats, to: &mut [bf16; LANES]);
+    /// The same of two vectors, where that is less work.
+    #[inline(always)]
+    fn store_bf16_pair(self, values: [Self::Floats; 2], to: &mut [bf16; 2 * LANES]) {
+        for (value, to) in values.into_iter().zip(to.as_chunks_mut().0) {
+            self.store_bf16(value, to);
+        }
+    }
 
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn multiply(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
@@ -90,6 +97,13 @@ pub(crate) trait Lane: Element + Default {
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats;
     /// Half to even.
     fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]);
+    /// The same of two vectors.
+    #[inline(always)]
+    fn store_pair<I: Instructions>(simd: I, values: [I::Floats; 2], to: &mut [Self; 2 * LANES]) {
+        for (value, to) in values.into_iter().zip(to.as_chunks_mut().0) {
+            Self::store(simd, value, to);
+        }
+    }
 }
 
 impl Lane for f32 {
@@ -127,6 +141,10 @@ impl Lane for bf16 {
     #[inline(always)]
     fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]) {
         simd.store_bf16(value, to);
+    }
+    #[inline(always)]
+    fn store_pair<I: Instructions>(simd: I, values: [I::Floats; 2], to: &mut [Self; 2 * LANES]) {
+        simd.store_bf16_pair(values, to);
     }
 }
 

@@ -68,6 +68,9 @@ impl Instructions for Avx512Vnni {
     type Floats = __m512;
     type Ints = __m512i;
     all_operations!(avx512);
+    forward! { avx512:
+        store_bf16_pair(values: [__m512; 2], to: &mut [bf16; 2 * LANES]);
+    }
 }
 
 impl Instructions for Avx2 {
@@ -93,6 +96,12 @@ macro_rules! functions {
 mod avx512 {
     use super::*;
 
+    /// Where the upper halves of the lanes of two vectors are, in 16-bit elements.
+    static UPPER_HALVES: [u16; 2 * LANES] = [
+        1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43, 45, 47, 49, 51,
+        53, 55, 57, 59, 61, 63,
+    ];
+
     functions! { "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c":
         fn splat(value: f32) -> __m512 { _mm512_set1_ps(value) }
         fn load(from: &[f32; LANES]) -> __m512 {
@@ -117,17 +126,29 @@ mod avx512 {
             let halves = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
         }
-        fn store_bf16(value: __m512, to: &mut [bf16; LANES]) {
-            // As `convert::f32_to_bf16`.
+        fn round_to_bf16(value: __m512) -> __m512i {
+            // As `convert::f32_to_bf16`, in the upper halves.
             let bits = _mm512_castps_si512(value);
-            let upper = _mm512_srli_epi32::<16>(bits);
-            let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
-            let sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-            let quiet = _mm512_or_si512(upper, _mm512_set1_epi32(0x40));
+            let odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x1_0000));
+            let sum = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF));
+            let sum = _mm512_mask_sub_epi32(sum, odd, sum, _mm512_set1_epi32(-1));
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
-            let rounded = _mm512_mask_blend_epi32(nan, _mm512_srli_epi32::<16>(sum), quiet);
+            _mm512_mask_or_epi32(sum, nan, bits, _mm512_set1_epi32(0x40_0000))
+        }
+        fn store_bf16(value: __m512, to: &mut [bf16; LANES]) {
+            // SAFETY: the same features.
+            let rounded = _mm512_srli_epi32::<16>(unsafe { round_to_bf16(value) });
             // SAFETY: 16 elements of 16 bits.
             unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rounded)) }
+        }
+        fn store_bf16_pair(values: [__m512; 2], to: &mut [bf16; 2 * LANES]) {
+            // SAFETY: the same features.
+            let [low, high] = unsafe { [round_to_bf16(values[0]), round_to_bf16(values[1])] };
+            // SAFETY: 32 indices.
+            let upper_halves = unsafe { _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast()) };
+            let halves = _mm512_permutex2var_epi16(low, upper_halves, high);
+            // SAFETY: 32 elements of 16 bits.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), halves) }
         }
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn multiply(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
@@ -491,6 +512,11 @@ mod tests {
             plain.store_bf16(y, &mut expected);
             assert_eq!(found.map(bf16::to_bits), expected.map(bf16::to_bits), "bf16");
             same("bf16", simd.load_bf16(&found), plain.load_bf16(&found));
+            let mut pair = [bf16::ZERO; 2 * LANES];
+            simd.store_bf16_pair([x, simd.load(&small)], &mut pair);
+            simd.store_bf16(simd.load(&small), &mut expected);
+            assert_eq!(pair.map(bf16::to_bits)[..LANES], found.map(bf16::to_bits), "first of a pair");
+            assert_eq!(pair.map(bf16::to_bits)[LANES..], expected.map(bf16::to_bits), "second of a pair");
         }
     }
 

@@ -21,6 +21,8 @@ pub(crate) mod portable;
 
 pub(crate) use lanes::{Instructions, LANES, Lane};
 
+use std::ops::Range;
+
 use half::bf16;
 use int8_core::GROUP;
 
@@ -56,9 +58,42 @@ pub(crate) struct Operands {
     pub(crate) k: usize,
     /// Bytes between two rows of the panel; 0 where it is laid out in quads.
     pub(crate) ldw: usize,
+    /// Whether the accumulators hold the sums of what of K comes before, to be added to.
+    pub(crate) continued: bool,
+    /// Where the result will be stored, for kernels that make ready for it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
+    pub(crate) to: Option<Destination>,
     /// What to bring into L2 on the way.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
     pub(crate) ahead: Ahead,
+}
+
+impl Operands {
+    /// The same tile over a part of K, in whole steps.
+    #[inline(always)]
+    pub(crate) fn part(self, of: Range<usize>) -> Self {
+        // Panels laid out in quads hold all outputs of a step together.
+        let at = if self.ldw == 0 { of.start * PANEL } else { of.start };
+        let ahead = Ahead { panel: self.ahead.panel.wrapping_add(of.start * PANEL), ..self.ahead };
+        Self {
+            a: self.a.wrapping_add(of.start),
+            panel: self.panel.wrapping_add(at),
+            k: of.len(),
+            ahead,
+            ..self
+        }
+    }
+}
+
+/// The part of a matrix that a tile will be stored to. Never read or written through this.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
+pub(crate) struct Destination {
+    pub(crate) first: *const u8,
+    /// Bytes between two rows.
+    pub(crate) stride: isize,
+    /// Bytes of a row.
+    pub(crate) width: usize,
 }
 
 /// The share of the weights needed next that one tile fetches while it computes. Without it, the first tile of each
@@ -205,6 +240,10 @@ pub(crate) trait Vectorized {
 /// Contract of the implementor:
 /// 7. it can only be made from a capability token, so that its instructions exist on this processor;
 /// 8. `ROWS ≤ MAX_ROWS`, and both functions write at least the first `rows` rows of their tile and nothing outside it.
+///
+/// Contract of [`product`](Self::product) for K in parts:
+/// 11. `continued` only if there is an [`INNER`](Self::INNER), and then `acc` holds what this function wrote for the parts of
+///     K before.
 pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
     /// Most rows of a tile: what the accumulator registers hold.
     const ROWS: usize;
@@ -213,6 +252,9 @@ pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
     /// Bytes between what a tile reads and what it fetches while no other reads its panel, for a kernel that reads panels from
     /// their beginning to their end. `None`: it fetches the next panel.
     const FETCH_DISTANCE: Option<usize> = None;
+    /// Most of K that a tile goes through before the next tile of the panel does the same: so much of a panel stays in L1 for
+    /// all tiles. `None`: all of K, and no tile is ever continued.
+    const INNER: Option<usize> = None;
     /// Added to the codes of `x` in memory: 128 where the instruction multiplies unsigned by signed bytes.
     const OFFSET: u8;
 
@@ -221,10 +263,10 @@ pub(crate) unsafe trait TileKernel: Copy + Send + Sync {
         job()
     }
 
-    /// `acc[r][n] = Σ_k a[r, k]·w[n, k]`, modulo 2³².
+    /// `acc[r][n] = Σ_k a[r, k]·w[n, k]`, or `acc[r][n] +=` the same if it is continued, modulo 2³².
     ///
     /// # Safety
-    /// Lines 1 to 4 of the trait's contract.
+    /// Lines 1 to 4 and 11 of the trait's contract.
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>);
 
     /// `sums[r][n] = Σ_o x[r, o]·w[o, n]` in f32, added in the order of `o`, starting from 0. Elements of 16 bits are widened

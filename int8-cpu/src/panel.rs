@@ -1,0 +1,187 @@
+//! How the tiles of one panel are multiplied: as integers over all of K here, group by group in `groups`.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use crate::epilogue::Product;
+use crate::groups::GroupTerms;
+use crate::tile::{K_STEP, MAX_ROWS, Operands, PANEL, Tile, TileKernel};
+
+/// The product of the tiles of one panel after the other.
+pub(crate) trait PanelProduct {
+    /// Called before the tiles of a panel, with the operands of all of them, in order.
+    ///
+    /// # Safety
+    /// Lines 1 to 4 of [`TileKernel`] for each of them.
+    unsafe fn start(&mut self, panel: usize, tiles: impl ExactSizeIterator<Item = Operands> + Clone);
+
+    /// The product of tile `index` of the panel; `terms` are those of its rows, `[rows, groups]`.
+    ///
+    /// # Safety
+    /// Lines 1 to 4 of [`TileKernel`] for `operands`, which `start` was given as number `index`, and `terms` has that many
+    /// rows.
+    unsafe fn tile(&mut self, index: usize, operands: Operands, terms: &[GroupTerms]) -> Product<'_>;
+}
+
+thread_local! {
+    /// The accumulators of the last task of this thread: without them, each task would pay for fresh pages.
+    static ACCUMULATORS: Cell<Vec<Tile<i32>>> = const { Cell::new(Vec::new()) };
+}
+
+/// Over all of K, in pieces where the kernel wants them: every tile goes through one before the next one begins.
+pub(crate) struct Whole<K> {
+    kernel: K,
+    /// One for each tile of the panel; a single one, for them in turn, if K is one piece.
+    acc: Vec<Tile<i32>>,
+    /// Pieces of K of the present panel.
+    pieces: usize,
+}
+
+impl<K: TileKernel> Whole<K> {
+    pub(crate) fn new(kernel: K) -> Self {
+        Self { kernel, acc: ACCUMULATORS.take(), pieces: 1 }
+    }
+
+    /// As [`PanelProduct::tile`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    pub(crate) unsafe fn integers(&mut self, index: usize, operands: Operands) -> &Tile<i32> {
+        let last = self.pieces - 1;
+        let (acc, part) = if last == 0 {
+            (&mut self.acc[0], operands)
+        } else {
+            let part = operands.part(piece(operands.k, last, self.pieces));
+            (&mut self.acc[index], Operands { continued: true, ..part })
+        };
+        // SAFETY: lines 1 to 4 for all of K or a part of it; line 11: `start` has computed all pieces but this one.
+        unsafe { self.kernel.product(part, acc) };
+        acc
+    }
+}
+
+impl<K> Drop for Whole<K> {
+    fn drop(&mut self) {
+        ACCUMULATORS.set(std::mem::take(&mut self.acc));
+    }
+}
+
+/// Piece `index` of `pieces`, in whole steps of K.
+#[inline(always)]
+fn piece(k: usize, index: usize, pieces: usize) -> Range<usize> {
+    let edge = |index| k / K_STEP * index / pieces * K_STEP;
+    edge(index)..edge(index + 1)
+}
+
+impl<K: TileKernel> PanelProduct for Whole<K> {
+    #[inline]
+    unsafe fn start(&mut self, _: usize, tiles: impl ExactSizeIterator<Item = Operands> + Clone) {
+        let k = tiles.clone().next().map_or(0, |tile| tile.k);
+        // One tile has nothing to come back for.
+        self.pieces = match K::INNER {
+            Some(inner) if tiles.len() > 1 => k.div_ceil(inner).max(1),
+            _ => 1,
+        };
+        let needed = if self.pieces == 1 { 1 } else { tiles.len() };
+        if self.acc.len() < needed {
+            self.acc.resize_with(needed, || Tile([[0; PANEL]; MAX_ROWS]));
+        }
+        for index in 0..self.pieces - 1 {
+            for (operands, acc) in tiles.clone().zip(&mut self.acc) {
+                let part = Operands { to: None, ..operands.part(piece(k, index, self.pieces)) };
+                // SAFETY: a part of what lines 1 to 4 say; line 11: pieces in their order, into the accumulators of this
+                // tile, for a kernel with `INNER`.
+                unsafe { self.kernel.product(Operands { continued: index > 0, ..part }, acc) };
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn tile(&mut self, index: usize, operands: Operands, _: &[GroupTerms]) -> Product<'_> {
+        // SAFETY: passed on.
+        Product::Integers(unsafe { self.integers(index, operands) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use int8_core::corpus::Random;
+
+    use super::*;
+    use crate::kernel::Portable;
+    use crate::tile::portable::PortableTile;
+    use crate::tile::{Ahead, Lane, OuterOperands, Vectorized};
+
+    /// The portable kernel, with pieces of two steps.
+    #[derive(Clone, Copy)]
+    struct Pieces(PortableTile);
+
+    // SAFETY: line 7: from a token; line 8: as the portable tile.
+    unsafe impl TileKernel for Pieces {
+        const ROWS: usize = PortableTile::ROWS;
+        const OFFSET: u8 = 0;
+        const INNER: Option<usize> = Some(2 * K_STEP);
+
+        unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
+            let mut part = Tile([[0; PANEL]; MAX_ROWS]);
+            // SAFETY: passed on; the portable kernel gets what is not continued.
+            unsafe { self.0.product(Operands { continued: false, ..operands }, &mut part) };
+            for (acc, part) in acc.0.iter_mut().zip(&part.0).take(operands.rows) {
+                for (acc, part) in acc.iter_mut().zip(part) {
+                    *acc = if operands.continued { *acc + part } else { *part };
+                }
+            }
+        }
+
+        unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, sums: &mut Tile<f32>) {
+            // SAFETY: passed on.
+            unsafe { self.0.outer(operands, sums) }
+        }
+
+        fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
+            self.0.vectorize(job)
+        }
+    }
+
+    #[test]
+    fn pieces_of_k_add_up() {
+        let plain = PortableTile(Portable::new().expect("always there"));
+        let mut random = Random::new(11);
+        // Larger, then smaller: what an earlier product left in the accumulators must not come through.
+        for (rows, k, parts) in
+            [(11, 448, 4), (9, 448, 4), (8, 192, 2), (12, 128, 1), (5, 64, 1), (3, 448, 1), (11, 0, 1)]
+        {
+            let mut codes = |count| -> Vec<i8> {
+                (0..count).map(|_| random.choose(&[-127, -3, 0, 1, 64, 127])).collect()
+            };
+            let (a, panel) = (codes(rows * k), codes(PANEL * k));
+            let tiles = (0..rows).step_by(4).map(|first| Operands {
+                a: a[first * k..].as_ptr(),
+                lda: k,
+                rows: (rows - first).min(4),
+                panel: panel.as_ptr(),
+                k,
+                ldw: k,
+                continued: false,
+                to: None,
+                ahead: Ahead::new::<Pieces>(&panel, None, 0, 1),
+            });
+            let tiles: Vec<Operands> = tiles.collect();
+            let (mut pieces, mut whole) = (Whole::new(Pieces(plain)), Whole::new(plain));
+            for _ in 0..2 {
+                // SAFETY: line 1 and 2: rows and panel of k codes each; line 3: 1 to 4 rows, K in whole steps; line 4: nothing to
+                // set up.
+                unsafe {
+                    pieces.start(0, tiles.iter().copied());
+                    whole.start(0, tiles.iter().copied());
+                    assert_eq!((pieces.pieces, whole.pieces), (parts, 1));
+                    for (index, tile) in tiles.iter().enumerate() {
+                        let (found, expected) = (pieces.integers(index, *tile), whole.integers(index, *tile));
+                        assert_eq!(found.0[..tile.rows], expected.0[..tile.rows], "{rows} rows, {k} of K");
+                    }
+                }
+            }
+        }
+    }
+}
