@@ -9,8 +9,9 @@
 //! | step | where |
 //! |---|---|
 //! | `W [N, K]` quantised and packed once, at load | [`PackedWeight`] |
-//! | outlier rule, row quantisation straight into the rows that the tiles read | `input` |
-//! | i8 × i8 → i32, one tile of output over all of K in registers | `tile` |
+//! | outlier rule, row quantisation straight into the rows that the tiles read | `input`; of one row, `rows` and `halves` |
+//! | the output cut into tasks, and K into pieces where a kernel wants them | `driver`, `panel` |
+//! | i8 × i8 → i32, one tile of output in registers | `tile` |
 //! | scales, zero points, outlier part, bias, one rounding, while the tile is in L1 | `epilogue` |
 //! | instead, with constants for groups of K: group by group, scaled in f32 registers | `groups` |
 //!
