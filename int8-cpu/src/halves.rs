@@ -114,7 +114,13 @@ pub(crate) fn quantize<I: Instructions, T: Half>(
 
 #[cfg(test)]
 mod tests {
+    use int8_core::corpus::Random;
+
     use super::*;
+    use crate::convert::Typed;
+    use crate::kernel::{Dispatch, Kernel};
+    use crate::rows::{self, scratch_length};
+    use crate::tile::{TileKernel, Vectorized};
 
     fn thresholds<T: Half>() {
         for threshold in [1e-40, 1e-8, 0.3, 6.0, 6.01, 65_504.0, 65_505.0, 1e30, 3.4e38, f32::INFINITY] {
@@ -131,5 +137,80 @@ mod tests {
     fn outliers_are_those_of_the_widened_values() {
         thresholds::<f16>();
         thresholds::<bf16>();
+    }
+
+    /// A row quantised as it is, and widened first.
+    struct BothWays<'a, T> {
+        row: &'a [T],
+        typed: Typed<'a>,
+        outliers: &'a [usize],
+        offset: u8,
+    }
+
+    impl<T: Half> Dispatch for BothWays<'_, T> {
+        type Output = [(u32, i32, Vec<i8>); 2];
+
+        fn run<K: TileKernel>(self, tile: K) -> Self::Output {
+            tile.vectorize(self)
+        }
+    }
+
+    impl<T: Half> Vectorized for BothWays<'_, T> {
+        type Output = [(u32, i32, Vec<i8>); 2];
+
+        #[inline(always)]
+        fn call<I: Instructions>(self, simd: I) -> Self::Output {
+            let Self { row, typed, outliers, offset } = self;
+            let length = scratch_length(row.len());
+            let mut columns = vec![u32::MAX; if outliers.is_empty() { 0 } else { length }];
+            outliers.iter().for_each(|column| columns[*column] = 0);
+            let keep = if outliers.is_empty() { Keep::All } else { Keep::Masked(&columns) };
+            let (mut direct, mut widened, mut scratch) = (vec![99; length], vec![99; length], Vec::new());
+            let (constants, sum) = quantize(simd, row, &mask(row.len(), outliers), keep, offset, &mut direct);
+            let direct = (constants.scale.to_bits(), sum, direct);
+            let blocks = rows::widen(simd, typed, &mut scratch);
+            let range = rows::range(simd, blocks, keep, Encoding::Absmax);
+            let constants = Constants::new(range, Encoding::Absmax);
+            let sum = rows::encode(simd, blocks, row.len(), keep, constants, offset, &mut widened);
+            [direct, (constants.scale.to_bits(), sum, widened)]
+        }
+    }
+
+    fn both_ways<T: Half>(typed: fn(&[T]) -> Typed<'_>) {
+        let mut random = Random::new(29);
+        let special = [f32::NAN, f32::INFINITY, -65_504.0, 3e38, 1e-8, 1e-40, 0.0, -0.0];
+        for length in (1..=66).chain([95, 96, 100, 127, 128, 130, 1000]) {
+            for round in 0..12 {
+                let mut row: Vec<T> = (0..length).map(|_| T::from_f32(random.normal())).collect();
+                let outliers: &[usize] = if round % 2 == 0 { &[] } else { &[length / 3] };
+                match round / 2 {
+                    // One special value among the others, in the outlier column or next to it.
+                    0 => row[length / 3] = T::from_f32(random.choose(&special)),
+                    1 => row[length - 1] = T::from_f32(random.choose(&special)),
+                    // Below the least scale; halves between two codes.
+                    2 => row.iter_mut().for_each(|v| *v = T::from_f32(v.to_f32() * 1e-30)),
+                    3 => row.iter_mut().for_each(|v| *v = T::from_f32((v.to_f32() * 8.0).round() * 0.5)),
+                    4 => row.fill(T::from_f32(0.0)),
+                    _ => {}
+                }
+                for kernel in Kernel::available() {
+                    for offset in [0, 128] {
+                        let typed = typed(&row);
+                        let [direct, widened] =
+                            kernel.dispatch(BothWays { row: &row, typed, outliers, offset });
+                        assert_eq!(
+                            direct, widened,
+                            "{kernel}, offset {offset}, outliers {outliers:?}: {row:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn codes_are_those_of_the_widened_row() {
+        both_ways::<f16>(|row| Typed::F16(row));
+        both_ways::<bf16>(|row| Typed::Bf16(row));
     }
 }

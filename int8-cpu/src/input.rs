@@ -7,7 +7,7 @@ use ndarray::aview1;
 use rayon::prelude::*;
 
 use crate::buffer::{Buffer, LINE};
-use crate::convert::{self, Typed};
+use crate::convert::{self, Kind, Typed};
 use crate::groups::{GroupTerms, padded_groups};
 use crate::halves::{self, Half};
 use crate::matrix::Source;
@@ -121,7 +121,8 @@ impl<K: TileKernel> Quantizer<'_, K> {
         let columns = self.outlier_columns();
         let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
         columns.iter().for_each(|column| mask[*column] = 0);
-        let magnitudes = if self.without_widening() { halves::mask(inner, &columns) } else { Vec::new() };
+        let unwidened = self.x.kind() != Kind::F32 && self.without_widening();
+        let magnitudes = if unwidened { halves::mask(inner, &columns) } else { Vec::new() };
 
         let constants = self.tensor_constants(&mask);
         let mut results: Vec<RowResult> = Vec::new();

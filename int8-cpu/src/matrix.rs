@@ -38,6 +38,11 @@ impl<'a> Source<'a> {
         Ok(Self { first, kind, rows, columns, stride, _borrow: PhantomData })
     }
 
+    /// The element type.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// One row.
     ///
     /// # Panics
@@ -178,7 +183,8 @@ fn destination(
     column: usize,
     width: usize,
 ) -> Destination {
-    let stride = stride * convert::offset(size);
-    let first = first.wrapping_offset(stride * convert::offset(row)).wrapping_add(column * size);
+    // The stride of a single row may be any number.
+    let stride = stride.wrapping_mul(convert::offset(size));
+    let first = first.wrapping_offset(stride.wrapping_mul(convert::offset(row))).wrapping_add(column * size);
     Destination { first, stride, width: width * size }
 }

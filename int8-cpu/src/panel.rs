@@ -24,22 +24,25 @@ pub(crate) trait PanelProduct {
 }
 
 thread_local! {
-    /// The accumulators of the last task of this thread: without them, each task would pay for fresh pages.
+    /// The accumulators of the last task of this thread with K in pieces: without them, each would pay for fresh pages.
     static ACCUMULATORS: Cell<Vec<Tile<i32>>> = const { Cell::new(Vec::new()) };
 }
 
 /// Over all of K, in pieces where the kernel wants them: every tile goes through one before the next one begins.
 pub(crate) struct Whole<K> {
     kernel: K,
-    /// One for each tile of the panel; a single one, for them in turn, if K is one piece.
-    acc: Vec<Tile<i32>>,
+    /// For the tiles in turn, if K is one piece.
+    single: Tile<i32>,
+    /// One for each tile of the panel, else.
+    several: Vec<Tile<i32>>,
     /// Pieces of K of the present panel.
     pieces: usize,
 }
 
 impl<K: TileKernel> Whole<K> {
     pub(crate) fn new(kernel: K) -> Self {
-        Self { kernel, acc: ACCUMULATORS.take(), pieces: 1 }
+        let several = if K::INNER.is_some() { ACCUMULATORS.take() } else { Vec::new() };
+        Self { kernel, single: Tile([[0; PANEL]; MAX_ROWS]), several, pieces: 1 }
     }
 
     /// As [`PanelProduct::tile`].
@@ -50,10 +53,10 @@ impl<K: TileKernel> Whole<K> {
     pub(crate) unsafe fn integers(&mut self, index: usize, operands: Operands) -> &Tile<i32> {
         let last = self.pieces - 1;
         let (acc, part) = if last == 0 {
-            (&mut self.acc[0], operands)
+            (&mut self.single, operands)
         } else {
             let part = operands.part(piece(operands.k, last, self.pieces));
-            (&mut self.acc[index], Operands { continued: true, ..part })
+            (&mut self.several[index], Operands { continued: true, ..part })
         };
         // SAFETY: lines 1 to 4 for all of K or a part of it; line 11: `start` has computed all pieces but this one.
         unsafe { self.kernel.product(part, acc) };
@@ -63,7 +66,9 @@ impl<K: TileKernel> Whole<K> {
 
 impl<K> Drop for Whole<K> {
     fn drop(&mut self) {
-        ACCUMULATORS.set(std::mem::take(&mut self.acc));
+        if self.several.capacity() > 0 {
+            ACCUMULATORS.set(std::mem::take(&mut self.several));
+        }
     }
 }
 
@@ -83,12 +88,11 @@ impl<K: TileKernel> PanelProduct for Whole<K> {
             Some(inner) if tiles.len() > 1 => k.div_ceil(inner).max(1),
             _ => 1,
         };
-        let needed = if self.pieces == 1 { 1 } else { tiles.len() };
-        if self.acc.len() < needed {
-            self.acc.resize_with(needed, || Tile([[0; PANEL]; MAX_ROWS]));
+        if self.pieces > 1 && self.several.len() < tiles.len() {
+            self.several.resize_with(tiles.len(), || Tile([[0; PANEL]; MAX_ROWS]));
         }
         for index in 0..self.pieces - 1 {
-            for (operands, acc) in tiles.clone().zip(&mut self.acc) {
+            for (operands, acc) in tiles.clone().zip(&mut self.several) {
                 let part = Operands { to: None, ..operands.part(piece(k, index, self.pieces)) };
                 // SAFETY: a part of what lines 1 to 4 say; line 11: pieces in their order, into the accumulators of this
                 // tile, for a kernel with `INNER`.

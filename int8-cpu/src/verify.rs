@@ -4,8 +4,8 @@
 
 use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};
-use int8_core::corpus::{self, Case};
-use int8_core::{Element, Weight};
+use int8_core::corpus::{self, Case, Random};
+use int8_core::{Element, Scheme, Weight};
 use ndarray::{Array2, ArrayView2};
 
 use crate::{
@@ -31,8 +31,22 @@ pub fn run(random_cases: u64) -> Vec<Report> {
     let named = corpus::cases().into_iter().chain(corpus::group_cases());
     let random =
         (0..random_cases).map(corpus::random).chain((0..random_cases / 2).map(corpus::random_groups));
-    let cases: Vec<Case> = named.chain(random).collect();
+    let cases: Vec<Case> = named.chain(random).chain(long_and_tall()).collect();
     Kernel::available().into_iter().map(|kernel| run_kernel(kernel, &cases)).collect()
+}
+
+/// Where a kernel goes through K in pieces, and where the input of a task is cut to what a cache holds.
+fn long_and_tall() -> impl Iterator<Item = Case> {
+    let shapes = [(33, 33, 1025), (70, 70, 1100), (40, 34, 2200), (530, 34, 2100)];
+    shapes.into_iter().zip([Scheme::LlmInt8Absmax, Scheme::LlmInt8Zeropoint].into_iter().cycle()).map(
+        |((m, n, k), scheme)| {
+            let mut random = Random::new(u64::try_from(k).unwrap_or_default());
+            let mut x = random.matrix(m, k, 1.0);
+            x.column_mut(k - 1).fill(7.5);
+            let name = format!("{m}×{n}×{k} / {}", scheme.name());
+            Case { name, x, w: random.matrix(n, k, 0.02), bias: None, config: scheme.config() }
+        },
+    )
 }
 
 /// Runs one kernel over these cases.

@@ -192,10 +192,10 @@ unsafe fn one(operands: Operands, acc: *mut [i32; PANEL]) {
 }
 
 /// 17 to 32 rows of x by the panel, as [`one`], but with rows of x that leave the panel in L1, and the lines of the result
-/// asked for on the way: both together were worth a quarter to a half of the time from 512 rows on.
+/// asked for on the way: with K in pieces, 20 to 43 % less time for bare tile loops of 512 rows.
 ///
 /// # Safety
-/// As [`one`], and `acc` is valid for 32 rows.
+/// As [`one`], with more than 16 rows, and `acc` is valid for 32.
 #[inline(always)]
 unsafe fn two_below(operands: Operands, acc: *mut [i32; PANEL]) {
     let Operands { a, lda, rows, panel, k, continued, to, ahead, .. } = operands;

@@ -1,8 +1,8 @@
-//! The innermost functions: one tile of output, all of K, one instruction set each.
+//! The innermost functions: one tile of output, all of K or a piece of it, one instruction set each.
 //!
 //! A tile is up to [`TileKernel::ROWS`] rows of `x` by [`PANEL`] outputs. Its integer product stays in registers over
 //! all of K and is then written to a buffer in L1, where code that is the same for every instruction set turns it into
-//! the result.
+//! the result. A kernel with [`TileKernel::INNER`] gets longer K in pieces, and its tiles wait for the next one in L2.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -39,7 +39,7 @@ pub(crate) const K_STEP: usize = 64;
 /// The most rows that any kernel's tile has.
 pub(crate) const MAX_ROWS: usize = 32;
 
-/// One tile of accumulators, row-major: 4 KiB, in L1 between the product and the epilogue.
+/// One tile of accumulators, row-major: 4 KiB, in L1 between the last of the product and the epilogue.
 #[repr(C, align(64))]
 pub(crate) struct Tile<T>(pub(crate) [[T; PANEL]; MAX_ROWS]);
 
@@ -228,7 +228,8 @@ pub(crate) trait Vectorized {
 /// # Safety
 /// Contract of [`product`](Self::product):
 /// 1. `a` is readable for `rows` rows, rounded up to a multiple of `ROW_STEP`, of `k` bytes, `lda` bytes apart;
-/// 2. `panel` is readable for `PANEL·k` bytes and 64-byte aligned;
+/// 2. `panel` is 64-byte aligned and readable for `PANEL·k` bytes where it is laid out in quads; else it is readable for
+///    PANEL rows of `k` bytes, `ldw` apart;
 /// 3. `1 ≤ rows ≤ ROWS` and `k` is a multiple of [`K_STEP`], or [`GROUP`](int8_core::GROUP) in a [`GroupKernel`] that
 ///    leaves `group_product` as it is;
 /// 4. the call is made inside [`scoped`](Self::scoped), on the same thread.
