@@ -153,9 +153,11 @@ mod tests {
         let plain = PortableTile(Portable::new().expect("always there"));
         let mut random = Random::new(11);
         // Larger, then smaller: what an earlier product left in the accumulators must not come through.
-        for (rows, k, parts) in
-            [(11, 448, 4), (9, 448, 4), (8, 192, 2), (12, 128, 1), (5, 64, 1), (3, 448, 1), (11, 0, 1)]
-        {
+        let shapes =
+            [(11, 448, 4), (9, 448, 4), (8, 192, 2), (12, 128, 1), (5, 64, 1), (3, 448, 1), (11, 0, 1)];
+        // Miri takes a minute for a million multiply-adds.
+        let shapes = if cfg!(miri) { &[(9, 192, 2), (5, 64, 1)][..] } else { &shapes };
+        for &(rows, k, parts) in shapes {
             let mut codes = |count| -> Vec<i8> {
                 (0..count).map(|_| random.choose(&[-127, -3, 0, 1, 64, 127])).collect()
             };

@@ -30,8 +30,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     }
     let root = shell::workspace_root()?;
     // With one thread, all runs on the calling one; with two, work is shared as it is elsewhere.
-    let checks: [(&str, &[&str]); 2] =
-        [("2", &["--lib", "--", "pool::tests::numbers_are_shared"]), ("1", &["--test", "memory"])];
+    let checks: [(&str, &[&str]); 3] = [
+        ("2", &["--lib", "--", "pool::tests::numbers_are_shared"]),
+        ("1", &["--lib", "--", "panel::tests::pieces_of_k_add_up"]),
+        ("1", &["--test", "memory"]),
+    ];
     for (threads, what) in checks {
         let mut miri = nightly(&[&["miri", "test", "--package", "int8-cpu"], what].concat());
         // The clock and the random seeds of hash maps are the host's. The thread pool is never taken down; its queues
