@@ -59,6 +59,7 @@ pub(crate) struct Operands {
     /// Bytes between two rows of the panel; 0 where it is laid out in quads.
     pub(crate) ldw: usize,
     /// Whether the accumulators hold the sums of what of K comes before, to be added to.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel with pieces of K"))]
     pub(crate) continued: bool,
     /// Where the result will be stored, for kernels that make ready for it.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
@@ -198,6 +199,7 @@ pub(crate) struct GroupColumns {
 
 /// The constants of one panel's columns as they are stored, `[groups, PANEL]` each.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel with `FEW_ROWS`"))]
 pub(crate) struct StoredColumns {
     /// `s`.
     pub(crate) scales: *const bf16,
