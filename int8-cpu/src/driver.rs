@@ -12,7 +12,7 @@ use crate::kernel::Dispatch;
 use crate::matrix::IntegerTarget;
 use crate::panel::{PanelProduct, Whole};
 use crate::pool::{self, Taken};
-use crate::tile::{Ahead, Instructions, LANES, Operands, PANEL, Tile, TileKernel, Vectorized};
+use crate::tile::{Ahead, Destination, Instructions, LANES, Operands, PANEL, Tile, TileKernel, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// Multiply-adds below which a problem stays on the calling thread: 64 of them take a cycle, so this is some 10 µs,
@@ -112,7 +112,8 @@ pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Bl
     if rows == 0 || panels == 0 {
         return;
     }
-    let for_cache = (rows * inner).div_ceil(INPUT_BYTES).clamp(1, rows.div_ceil(K::ROWS));
+    let tiles = rows.div_ceil(K::ROWS);
+    let for_cache = (rows * inner).div_ceil(INPUT_BYTES).clamp(1, tiles);
     let chunk = |index, chunks| {
         let first = rows * index / chunks;
         Rows::new::<K>(first, rows * (index + 1) / chunks - first)
@@ -134,7 +135,7 @@ pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Bl
     let tasks = threads * TASKS_PER_THREAD;
     let panel_chunks = panels.min(tasks);
     // Rows are cut when the panels alone give too few tasks, or when the codes of all rows would leave the cache.
-    let for_tasks = tasks.div_ceil(panel_chunks).min(rows.div_ceil(K::ROWS));
+    let for_tasks = tasks.div_ceil(panel_chunks).min(tiles);
     let row_chunks = for_tasks.max(for_cache);
     (0..panel_chunks * row_chunks).into_par_iter().for_each(|task| {
         let (row_chunk, panel_chunk) = (task / panel_chunks, task % panel_chunks);
@@ -142,6 +143,46 @@ pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Bl
         let block = Block { rows: chunk(row_chunk, row_chunks), panels: Panels::Span(span) };
         tile.scoped(|| run(block));
     });
+}
+
+/// The codes of x and the weight that tiles multiply.
+#[derive(Clone, Copy)]
+pub(crate) struct Factors<'a> {
+    /// `i8 [M, stride]` with the kernel's offset added, and `ROW_STEP` rows more.
+    pub(crate) codes: &'a [i8],
+    /// Bytes between two rows of the codes: [`row_stride`].
+    pub(crate) stride: usize,
+    pub(crate) weight: &'a PackedWeight,
+}
+
+impl<'a> Factors<'a> {
+    /// The operands of the tiles of a panel, of which there are `count`: of the tile of this number, with these rows. `next`
+    /// is the panel after it, `to` says where the result of rows from one on is stored.
+    ///
+    /// They fulfil lines 1 to 3 of [`TileKernel`] for tiles of [`Rows::tiles`] within M.
+    #[inline(always)]
+    pub(crate) fn operands<K: TileKernel>(
+        self,
+        panel: usize,
+        next: Option<usize>,
+        count: usize,
+        to: impl Fn(usize) -> Destination + Copy,
+    ) -> impl Fn((usize, Range<usize>)) -> Operands + Copy {
+        let Self { codes, stride, weight } = self;
+        let (panel, next) = (weight.panel(panel), next.map(|next| weight.panel(next)));
+        let k = padded(weight.dim().1);
+        move |(tile, rows)| Operands {
+            a: codes[rows.start * stride..].as_ptr(),
+            lda: stride,
+            rows: rows.len(),
+            panel: panel.as_ptr(),
+            k,
+            ldw: weight.row_bytes(),
+            continued: false,
+            to: Some(to(rows.start)),
+            ahead: Ahead::new::<K>(panel, next, tile, count),
+        }
+    }
 }
 
 /// `a [M, K] · Wᵀ → i32 [M, N]`.
@@ -161,7 +202,7 @@ impl Dispatch for Product<'_> {
     fn run<K: TileKernel>(self, tile: K) -> Self::Output {
         let Self { a, weight, target, codes } = self;
         let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
-        let (stride, k) = (row_stride(inner), padded(inner));
+        let stride = row_stride(inner);
         let grid = Grid::new(rows, weight);
         codes.reserve((rows + K::ROW_STEP) * stride);
         let shift = |(row, target): (usize, &mut [i8])| {
@@ -178,7 +219,7 @@ impl Dispatch for Product<'_> {
         if out_of_range {
             return false;
         }
-        let (a, sums) = (codes.codes(), &weight.columns().sums);
+        let (factors, sums) = (Factors { codes: codes.codes(), stride, weight }, &weight.columns().sums);
         for_each_block(grid, tile, |block| {
             let mut product = Whole::new(tile);
             let tiles = block.rows.tiles();
@@ -186,21 +227,9 @@ impl Dispatch for Product<'_> {
             for (index, next) in block.panels {
                 let first = index * PANEL;
                 let width = PANEL.min(outputs - first);
-                let (panel, next) = (weight.panel(index), next.map(|next| weight.panel(next)));
-                let operands = |(tile, rows): (usize, Range<usize>)| Operands {
-                    a: a[rows.start * stride..].as_ptr(),
-                    lda: stride,
-                    rows: rows.len(),
-                    panel: panel.as_ptr(),
-                    k,
-                    ldw: weight.row_bytes(),
-                    continued: false,
-                    to: Some(target.destination(rows.start, first, width)),
-                    ahead: Ahead::new::<K>(panel, next, tile, count),
-                };
-                // SAFETY: line 1: `a` holds every row, and ROW_STEP more, at this stride ≥ k; line 2: a panel of
-                // the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
-                // are run inside `scoped`.
+                let to = |row| target.destination(row, first, width);
+                let operands = factors.operands::<K>(index, next, count, to);
+                // SAFETY: lines 1 to 3: see `Factors`; line 4: blocks are run inside `scoped`.
                 unsafe { product.start(index, tiles.clone().enumerate().map(operands)) };
                 for (tile_index, rows) in tiles.clone().enumerate() {
                     // SAFETY: as before, and these are the operands of that number.

@@ -379,19 +379,22 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
         let stride = row_stride(quantizer.x.columns);
         let by_value =
             config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
+        // Where rows are not widened, no threshold matters.
+        let (_, keep) = quantizer.kept(f32::NAN, mask);
         for (i, row) in span.enumerate() {
-            match quantizer.x.row(row) {
+            let row = quantizer.x.row(row);
+            match row {
                 Typed::F16(row) if !magnitudes.is_empty() => {
-                    self::half_row::<K, _, _>(simd, row, magnitudes, mask, columns, i, &mut part);
+                    half_row::<K, _, _>(simd, row, magnitudes, keep, columns, i, &mut part);
                     continue;
                 }
                 Typed::Bf16(row) if !magnitudes.is_empty() => {
-                    self::half_row::<K, _, _>(simd, row, magnitudes, mask, columns, i, &mut part);
+                    half_row::<K, _, _>(simd, row, magnitudes, keep, columns, i, &mut part);
                     continue;
                 }
                 _ => {}
             }
-            let blocks = rows::widen(simd, quantizer.x.row(row), &mut scratch.row);
+            let blocks = rows::widen(simd, row, &mut scratch.row);
             let threshold = if quantizer.by_threshold() {
                 quantizer.threshold(simd, blocks, &mut scratch.magnitudes)
             } else {
@@ -444,13 +447,12 @@ fn half_row<K: TileKernel, I: Instructions, T: Half>(
     simd: I,
     row: &[T],
     magnitudes: &[u16],
-    mask: &[u32],
+    keep: Keep<'_>,
     columns: &[usize],
     i: usize,
     part: &mut Part<'_>,
 ) {
     let stride = row_stride(row.len());
-    let keep = if mask.is_empty() { Keep::All } else { Keep::Masked(mask) };
     // Behind K, up to the last block, the codes are zero.
     let codes = &mut part.codes[i * stride..][..scratch_length(row.len())];
     let (constants, sum) = halves::quantize(simd, row, magnitudes, keep, K::OFFSET, codes);

@@ -7,7 +7,7 @@ use int8_core::{Config, Element, Error as CoreError, Granularity};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
-use crate::driver::{self, Grid};
+use crate::driver::{self, Factors, Grid};
 use crate::epilogue::{Finish, PanelTerms, SparseRow};
 use crate::groups::Grouped;
 use crate::input::{Input, InputGroups, Outliers, Quantizer};
@@ -15,8 +15,8 @@ use crate::kernel::{Dispatch, DispatchGroups};
 use crate::matrix::{IntegerTarget, Source, Target};
 use crate::outlier::{Columns, FillPanel, OutlierWeights};
 use crate::panel::{PanelProduct, Whole};
-use crate::tile::{Ahead, GroupKernel, MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel};
-use crate::weight::{PackedWeight, padded};
+use crate::tile::{GroupKernel, MAX_ROWS, OuterOperands, PANEL, Tile, TileKernel};
+use crate::weight::PackedWeight;
 use crate::{Error, pool, rows_of};
 
 /// What becomes of a result.
@@ -150,13 +150,13 @@ struct Layer<'a, K> {
 
 impl<K: TileKernel> Layer<'_, K> {
     fn block(&self, block: driver::Block<'_>, product: &mut impl PanelProduct) {
-        let padded_inner = padded(self.weight.dim().1);
+        let Input { codes, stride, .. } = self.input;
+        let factors = Factors { codes: codes.codes(), stride: *stride, weight: self.weight };
         let mut outlier_panel = Buffer::zeroed(self.columns.len() * PANEL * 4);
         let mut outlier_sums = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
         let tiles = block.rows.tiles();
         let count = tiles.len();
         for (panel, next) in block.panels {
-            let codes = self.weight.panel(panel);
             if self.columns.len() > 0 {
                 let target = outlier_panel.floats_mut();
                 self.tile.vectorize(FillPanel { columns: self.columns, weight: self.weight, panel, target });
@@ -166,22 +166,10 @@ impl<K: TileKernel> Layer<'_, K> {
                 PanelTerms::fetch(self.weight, next);
                 self.columns.fetch(next);
             }
-            let next = next.map(|next| self.weight.panel(next));
             let (first, width) = terms.columns();
-            let operands = |(tile, rows): (usize, Range<usize>)| Operands {
-                a: self.input.codes.codes()[rows.start * self.input.stride..].as_ptr(),
-                lda: self.input.stride,
-                rows: rows.len(),
-                panel: codes.as_ptr(),
-                k: padded_inner,
-                ldw: self.weight.row_bytes(),
-                continued: false,
-                to: Some(self.target.destination(rows.start, first, width)),
-                ahead: Ahead::new::<K>(codes, next, tile, count),
-            };
-            // SAFETY: line 1: the code buffer holds every row of x, and ROW_STEP more, at this stride ≥ padded K;
-            // line 2: a panel of the packed weight; line 3: tiles of 1 to ROWS rows, padded K; line 4: blocks
-            // are run inside `scoped`.
+            let to = |row| self.target.destination(row, first, width);
+            let operands = factors.operands::<K>(panel, next, count, to);
+            // SAFETY: lines 1 to 3: see `Factors`; line 4: blocks are run inside `scoped`.
             unsafe { product.start(panel, tiles.clone().enumerate().map(operands)) };
             for (tile, rows) in tiles.clone().enumerate() {
                 let group_terms = self.input.group_terms(rows.clone());
