@@ -1,4 +1,4 @@
-//! How the output is cut into blocks, one task each, and the plain integer product.
+//! How the output is cut into blocks, which threads take one by one, and the plain integer product.
 
 use std::ops::Range;
 
@@ -22,13 +22,13 @@ const SERIAL_WORK: usize = 1 << 20;
 /// Rows below which a product takes no less time: reading 8 bytes of weights from memory takes a cycle, too.
 const READING_ROWS: usize = 8;
 
-/// Tasks for each thread: enough to even out threads that run at different speeds.
-const TASKS_PER_THREAD: usize = 4;
+/// The fewest blocks for each thread, enough to even out threads that run at different speeds.
+const BLOCKS_PER_THREAD: usize = 4;
 
 /// Rows of codes that a task copies.
 const SHIFT_ROWS: usize = 16;
 
-/// Bytes of input codes that a task goes through for each panel: half of the 2 MiB of L2 that cores with AMX have. From
+/// Bytes of input codes that a block goes through: half of the 2 MiB of L2 that cores with AMX have. From
 /// L3, AMX tiles were measured to load half as fast.
 const INPUT_BYTES: usize = 1 << 20;
 
@@ -67,35 +67,7 @@ pub(crate) struct Rows {
     step: usize,
 }
 
-/// One task: these rows of these panels.
-pub(crate) struct Block<'a> {
-    pub(crate) rows: Rows,
-    pub(crate) panels: Panels<'a>,
-}
-
-/// The panels of a task, each with the one that follows.
-pub(crate) enum Panels<'a> {
-    Span(Range<usize>),
-    /// With other threads, one panel at a time.
-    Shared(Taken<'a>),
-}
-
-impl Iterator for Panels<'_> {
-    type Item = (usize, Option<usize>);
-
-    fn next(&mut self) -> Option<(usize, Option<usize>)> {
-        match self {
-            Self::Span(span) => span.next().map(|panel| (panel, (panel + 1 < span.end).then_some(panel + 1))),
-            Self::Shared(taken) => taken.next(),
-        }
-    }
-}
-
 impl Rows {
-    fn new<K: TileKernel>(first: usize, count: usize) -> Self {
-        Self { first, count, tile_rows: K::ROWS, step: K::ROW_STEP }
-    }
-
     /// Tiles whose heights differ by one step at most: 64 rows in tiles of 12 are 4·11 + 2·10, not 5·12 + 4.
     pub(crate) fn tiles(self) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
         let Self { first, count, tile_rows, step } = self;
@@ -106,43 +78,75 @@ impl Rows {
     }
 }
 
-/// Calls `run` for blocks that cover the output exactly once.
-pub(crate) fn for_each_block<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Block<'_>) + Sync) {
-    let Grid { rows, panels, inner } = grid;
-    if rows == 0 || panels == 0 {
+/// How the output is cut into blocks: rows, in whole tiles, by one panel.
+#[derive(Clone, Copy)]
+struct Cut {
+    rows: usize,
+    panels: usize,
+    tile_rows: usize,
+    step: usize,
+    row_chunks: usize,
+}
+
+impl Cut {
+    fn new<K: TileKernel>(grid: Grid, threads: usize) -> Self {
+        let Grid { rows, panels, inner } = grid;
+        let tiles = rows.div_ceil(K::ROWS);
+        // Rows are cut when the panels alone give too few blocks, or when the codes of all rows would leave the cache.
+        let for_threads = if threads == 1 { 1 } else { (threads * BLOCKS_PER_THREAD).div_ceil(panels) };
+        let for_cache = (rows * inner).div_ceil(INPUT_BYTES);
+        let row_chunks = for_threads.max(for_cache).min(tiles);
+        Self { rows, panels, tile_rows: K::ROWS, step: K::ROW_STEP, row_chunks }
+    }
+
+    fn blocks(self) -> usize {
+        self.row_chunks * self.panels
+    }
+
+    /// All panels with the first rows, then with the next: rows stay in the cache, panels are fetched ahead.
+    fn rows_and_panel(self, block: usize) -> (Rows, usize) {
+        let Self { rows, panels, tile_rows, step, row_chunks } = self;
+        let tiles = rows.div_ceil(tile_rows);
+        // A cut inside of a tile would make two of it.
+        let edge = |chunk| rows.min(tiles * chunk / row_chunks * tile_rows);
+        let (chunk, panel) = (block / panels, block % panels);
+        (Rows { first: edge(chunk), count: edge(chunk + 1) - edge(chunk), tile_rows, step }, panel)
+    }
+}
+
+/// The blocks that one thread computes.
+pub(crate) struct Blocks<'a> {
+    cut: Cut,
+    taken: Taken<'a>,
+}
+
+/// Some rows of a panel.
+pub(crate) struct Block {
+    pub(crate) rows: Rows,
+    pub(crate) panel: usize,
+    /// The panel that the same thread multiplies next.
+    pub(crate) next: Option<usize>,
+}
+
+impl Iterator for Blocks<'_> {
+    type Item = Block;
+
+    #[inline]
+    fn next(&mut self) -> Option<Block> {
+        let (block, next) = self.taken.next()?;
+        let (rows, panel) = self.cut.rows_and_panel(block);
+        Some(Block { rows, panel, next: next.map(|next| next % self.cut.panels) })
+    }
+}
+
+/// Calls `run` once for each thread at work, with blocks that together cover the output exactly once.
+pub(crate) fn for_each_thread<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Blocks<'_>) + Sync) {
+    if grid.rows == 0 || grid.panels == 0 {
         return;
     }
-    let tiles = rows.div_ceil(K::ROWS);
-    let for_cache = (rows * inner).div_ceil(INPUT_BYTES).clamp(1, tiles);
-    let chunk = |index, chunks| {
-        let first = rows * index / chunks;
-        Rows::new::<K>(first, rows * (index + 1) / chunks - first)
-    };
-    if !grid.is_parallel() {
-        return tile.scoped(|| {
-            for index in 0..for_cache {
-                run(Block { rows: chunk(index, for_cache), panels: Panels::Span(0..panels) });
-            }
-        });
-    }
-    if rows <= K::ROWS {
-        return pool::share(panels, |taken| {
-            let block = Block { rows: Rows::new::<K>(0, rows), panels: Panels::Shared(taken) };
-            tile.scoped(|| run(block));
-        });
-    }
-    let threads = rayon::current_num_threads();
-    let tasks = threads * TASKS_PER_THREAD;
-    let panel_chunks = panels.min(tasks);
-    // Rows are cut when the panels alone give too few tasks, or when the codes of all rows would leave the cache.
-    let for_tasks = tasks.div_ceil(panel_chunks).min(tiles);
-    let row_chunks = for_tasks.max(for_cache);
-    (0..panel_chunks * row_chunks).into_par_iter().for_each(|task| {
-        let (row_chunk, panel_chunk) = (task / panel_chunks, task % panel_chunks);
-        let span = panels * panel_chunk / panel_chunks..panels * (panel_chunk + 1) / panel_chunks;
-        let block = Block { rows: chunk(row_chunk, row_chunks), panels: Panels::Span(span) };
-        tile.scoped(|| run(block));
-    });
+    let threads = if grid.is_parallel() { rayon::current_num_threads() } else { 1 };
+    let cut = Cut::new::<K>(grid, threads);
+    pool::share(cut.blocks(), threads, |taken| tile.scoped(|| run(Blocks { cut, taken })));
 }
 
 /// The codes of x and the weight that tiles multiply.
@@ -220,18 +224,17 @@ impl Dispatch for Product<'_> {
             return false;
         }
         let (factors, sums) = (Factors { codes: codes.codes(), stride, weight }, &weight.columns().sums);
-        for_each_block(grid, tile, |block| {
+        for_each_thread(grid, tile, |blocks| {
             let mut product = Whole::new(tile);
-            let tiles = block.rows.tiles();
-            let count = tiles.len();
-            for (index, next) in block.panels {
-                let first = index * PANEL;
+            for Block { rows, panel, next } in blocks {
+                let first = panel * PANEL;
                 let width = PANEL.min(outputs - first);
                 let to = |row| target.destination(row, first, width);
-                let operands = factors.operands::<K>(index, next, count, to);
-                // SAFETY: lines 1 to 3: see `Factors`; line 4: blocks are run inside `scoped`.
-                unsafe { product.start(index, tiles.clone().enumerate().map(operands)) };
-                for (tile_index, rows) in tiles.clone().enumerate() {
+                let tiles = rows.tiles();
+                let operands = factors.operands::<K>(panel, next, tiles.len(), to);
+                // SAFETY: lines 1 to 3: see `Factors`; line 4: threads are run inside `scoped`.
+                unsafe { product.start(panel, tiles.clone().enumerate().map(operands)) };
+                for (tile_index, rows) in tiles.enumerate() {
                     // SAFETY: as before, and these are the operands of that number.
                     let acc = unsafe { product.integers(tile_index, operands((tile_index, rows.clone()))) };
                     let sums = &sums[first..first + PANEL];

@@ -7,7 +7,7 @@ use int8_core::{Config, Element, Error as CoreError, Granularity};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
-use crate::driver::{self, Factors, Grid};
+use crate::driver::{self, Block, Factors, Grid};
 use crate::epilogue::{Finish, PanelTerms, SparseRow};
 use crate::groups::Grouped;
 use crate::input::{Input, InputGroups, Outliers, Quantizer};
@@ -131,13 +131,13 @@ impl Linear<'_> {
         let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
         let layer = Layer { tile, input: &input, weight, columns: &columns, bias, store, target };
         let grid = Grid::new(x.rows, weight);
-        driver::for_each_block(grid, tile, |block| layer.block(block, &mut product()));
+        driver::for_each_thread(grid, tile, |blocks| layer.compute(blocks, &mut product()));
         CODES.set(input.codes);
         Ok(stats)
     }
 }
 
-/// Everything a task needs to compute its block of the output.
+/// Everything a thread needs to compute blocks of the output.
 struct Layer<'a, K> {
     tile: K,
     input: &'a Input,
@@ -149,14 +149,12 @@ struct Layer<'a, K> {
 }
 
 impl<K: TileKernel> Layer<'_, K> {
-    fn block(&self, block: driver::Block<'_>, product: &mut impl PanelProduct) {
+    fn compute(&self, blocks: driver::Blocks<'_>, product: &mut impl PanelProduct) {
         let Input { codes, stride, .. } = self.input;
         let factors = Factors { codes: codes.codes(), stride: *stride, weight: self.weight };
         let mut outlier_panel = Buffer::zeroed(self.columns.len() * PANEL * 4);
         let mut outlier_sums = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
-        let tiles = block.rows.tiles();
-        let count = tiles.len();
-        for (panel, next) in block.panels {
+        for Block { rows, panel, next } in blocks {
             if self.columns.len() > 0 {
                 let target = outlier_panel.floats_mut();
                 self.tile.vectorize(FillPanel { columns: self.columns, weight: self.weight, panel, target });
@@ -168,10 +166,11 @@ impl<K: TileKernel> Layer<'_, K> {
             }
             let (first, width) = terms.columns();
             let to = |row| self.target.destination(row, first, width);
-            let operands = factors.operands::<K>(panel, next, count, to);
-            // SAFETY: lines 1 to 3: see `Factors`; line 4: blocks are run inside `scoped`.
+            let tiles = rows.tiles();
+            let operands = factors.operands::<K>(panel, next, tiles.len(), to);
+            // SAFETY: lines 1 to 3: see `Factors`; line 4: threads are run inside `scoped`.
             unsafe { product.start(panel, tiles.clone().enumerate().map(operands)) };
-            for (tile, rows) in tiles.clone().enumerate() {
+            for (tile, rows) in tiles.enumerate() {
                 let group_terms = self.input.group_terms(rows.clone());
                 // SAFETY: as before, and these are the operands of that number; line 9: the terms of these rows.
                 let product = unsafe { product.tile(tile, operands((tile, rows.clone())), group_terms) };

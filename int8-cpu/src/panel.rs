@@ -24,7 +24,7 @@ pub(crate) trait PanelProduct {
 }
 
 thread_local! {
-    /// The accumulators of the last task of this thread with K in pieces: without them, each would pay for fresh pages.
+    /// The accumulators of the last product of this thread with K in pieces: without them, each would pay for fresh pages.
     static ACCUMULATORS: Cell<Vec<Tile<i32>>> = const { Cell::new(Vec::new()) };
 }
 

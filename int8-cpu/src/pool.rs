@@ -68,19 +68,27 @@ pub(crate) fn enter<R: Send>(is_parallel: bool, operation: impl FnOnce() -> R + 
     operation()
 }
 
-/// Lets the threads of the pool share the numbers below `count`: `work` is called once for each thread. A thread takes the
-/// numbers of a stretch of its own, one after the other, so that what they stand for in memory is read as one stream; then
-/// it takes what others have left. One that begins late finds less to do, or nothing, and nobody waits for it.
-pub(crate) fn share(count: usize, work: impl Fn(Taken<'_>) + Sync) {
-    let threads = rayon::current_num_threads().min(count);
+/// Lets `threads` threads of the pool share the numbers below `count`: `work` is called once for each; if there is only one, it
+/// is the caller.
+///
+/// A thread takes the numbers of a stretch of its own, one after the other, so that what they stand for in memory is read as
+/// one stream; then it takes what others have left. One that begins late, or is slower, finds less to do, or nothing, and
+/// nobody waits for it for longer than it takes for two numbers.
+pub(crate) fn share(count: usize, threads: usize, work: impl Fn(Taken<'_>) + Sync) {
+    let threads = threads.min(count);
     let edge = |thread: usize| count * thread / threads;
     let stretches: Vec<Stretch> =
         (0..threads).map(|thread| Stretch { next: edge(thread).into(), end: edge(thread + 1) }).collect();
-    (0..threads).into_par_iter().with_max_len(1).for_each(|thread| {
+    let work = |thread| {
         let mut taken = Taken { stretches: &stretches, from: thread, exhausted: 0, next: None };
         taken.next = taken.number();
         work(taken);
-    });
+    };
+    match threads {
+        0 => {}
+        1 => work(0),
+        _ => (0..threads).into_par_iter().with_max_len(1).for_each(work),
+    }
 }
 
 /// What is left of one thread's numbers; in a cache line of its own, since its owner writes to it all the time.
@@ -139,7 +147,7 @@ mod tests {
             for count in [0, 1, 2, 7, 100] {
                 let seen: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                 in_pool(threads, || {
-                    share(count, |taken| {
+                    share(count, threads, |taken| {
                         let mut announced = None;
                         for (number, next) in taken {
                             assert!(announced.is_none_or(|announced| announced == number));

@@ -23,6 +23,9 @@ use crate::{Error, rows_of};
 /// Query rows of a task: four tiles of twelve. Their scores against 1024 positions take 192 KiB.
 const TASK_ROWS: usize = 48;
 
+/// The most blocks that a thread takes at a time: few, since later rows attend to more, and threads run at different speeds.
+const BLOCKS_AT_A_TIME: usize = 4;
+
 /// Multiply-adds below which attention stays on the calling thread: 32 of them take a cycle or two, so this is some
 /// 10 µs, about what waking a sleeping thread costs.
 const SERIAL_WORK: usize = 1 << 19;
@@ -164,7 +167,7 @@ impl Attention<'_> {
         let task =
             |scores: &mut Vec<f32>, block: Block<'_, '_, W>| self.kernel.dispatch(Job { block, scores });
         if parallel {
-            blocks.into_par_iter().for_each_init(Vec::new, task);
+            blocks.into_par_iter().with_max_len(BLOCKS_AT_A_TIME).for_each_init(Vec::new, task);
         } else {
             let mut scores = Vec::new();
             blocks.into_iter().for_each(|block| task(&mut scores, block));

@@ -3,7 +3,6 @@
 use gemm::Parallelism;
 use int8_core::{Element, Error as CoreError};
 use ndarray::{ArrayView2, ArrayViewMut2};
-use rayon::prelude::*;
 
 use super::functions::{add_lanes, padded};
 use super::run;
@@ -103,7 +102,7 @@ impl Product<'_> {
             return task(0, outputs);
         }
         // Each output is computed by itself, so the result does not depend on who computes it.
-        pool::share(outputs.div_ceil(DOT_OUTPUTS), |taken| {
+        pool::share(outputs.div_ceil(DOT_OUTPUTS), threads, |taken| {
             for (stretch, _) in taken {
                 task(stretch * DOT_OUTPUTS, outputs.min((stretch + 1) * DOT_OUTPUTS));
             }
@@ -118,7 +117,10 @@ impl Product<'_> {
             let (row, output) = (task % row_tasks * TASK_ROWS, task / row_tasks * TASK_OUTPUTS);
             self.block(row, TASK_ROWS.min(rows - row), output, TASK_OUTPUTS.min(outputs - output), scratch);
         };
-        (0..tasks).into_par_iter().for_each_init(Vec::new, task);
+        pool::share(tasks, rayon::current_num_threads(), |taken| {
+            let mut scratch = Vec::new();
+            taken.for_each(|(number, _)| task(&mut scratch, number));
+        });
     }
 
     /// `rows × outputs` results from `(row, output)` on.
