@@ -12,7 +12,7 @@ use crate::kernel::Dispatch;
 use crate::matrix::IntegerTarget;
 use crate::panel::{PanelProduct, Whole};
 use crate::pool::{self, Taken};
-use crate::tile::{Ahead, Destination, Instructions, LANES, Operands, PANEL, Tile, TileKernel, Vectorized};
+use crate::tile::{Ahead, Destination, Instructions, Operands, PANEL, Tile, TileKernel, Vectorized};
 use crate::weight::{PackedWeight, padded};
 
 /// Multiply-adds below which a problem stays on the calling thread: 64 of them take a cycle, so this is some 10 µs,
@@ -294,19 +294,21 @@ impl Vectorized for StoreTile<'_> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         let offset = simd.splat_int(i32::from(self.offset));
+        let sums = self.sums.as_chunks().0;
+        let nothing = simd.splat_int(0);
+        let excess = [
+            simd.subtract_product(nothing, offset, simd.load_int(&sums[0])),
+            simd.subtract_product(nothing, offset, simd.load_int(&sums[1])),
+        ];
         for (acc, row) in self.acc.0.iter().zip(self.rows) {
             let mut corrected = [0; PANEL];
             // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.
             let target = unsafe { self.target.slice(row, self.first, self.width) };
             let whole = target.len() == PANEL;
             let to = if whole { &mut *target } else { &mut corrected[..] };
-            let parts = acc.as_chunks::<LANES>().0.iter().zip(self.sums.as_chunks::<LANES>().0);
-            for ((acc, sums), to) in parts.zip(to.as_chunks_mut::<LANES>().0) {
-                let mut product = simd.load_int(acc);
-                if self.offset != 0 {
-                    product = simd.subtract_product(product, offset, simd.load_int(sums));
-                }
-                simd.store_int(product, to);
+            let parts = acc.as_chunks().0.iter().zip(&excess);
+            for ((acc, excess), to) in parts.zip(to.as_chunks_mut().0) {
+                simd.store_int(simd.add_int(simd.load_int(acc), *excess), to);
             }
             if !whole {
                 target.copy_from_slice(&corrected[..target.len()]);

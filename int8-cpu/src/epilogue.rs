@@ -64,7 +64,7 @@ impl<'a> PanelTerms<'a> {
     }
 
     /// `(acc − (z_x + offset)·Σq_w − z_w·Σq_x + K·z_x·z_w)·(s_x/127)·(s_w/127)`; `offset` is what the kernel adds to
-    /// the codes of x. `WIDE` says whether K is such that the corrected sum may need an i64.
+    /// the codes of x, and `excess` is −offset·Σq_w. `WIDE` says whether K is such that the corrected sum may need an i64.
     #[inline(always)]
     fn scale<I: Instructions, const WIDE: bool>(
         &self,
@@ -72,6 +72,7 @@ impl<'a> PanelTerms<'a> {
         acc: &[i32; PANEL],
         row: RowTerms,
         offset: i32,
+        excess: [I::Ints; 2],
     ) -> [I::Floats; 2] {
         // Σq_x − K·z_x, times z_w: the part that exists only for zero-point weights.
         let row_part = i64::from(row.sum) - self.inner * i64::from(row.zero_point);
@@ -79,17 +80,16 @@ impl<'a> PanelTerms<'a> {
             return self.scale_wide(simd, acc, row, row_part, offset);
         }
         // The corrected sum fits an i32, so it is exact although each term is taken modulo 2³².
-        let factor = row.zero_point + offset;
-        let column_factor = simd.splat_int(factor);
+        let zero_point = simd.splat_int(row.zero_point);
         let row_part = simd.splat_int(convert::wrap(row_part));
         let row_step = simd.splat(row.step);
         let mut y = [simd.splat(0.0); 2];
         for (half, y) in y.iter_mut().enumerate() {
             let acc = simd.load_int(&acc.as_chunks().0[half]);
-            let mut corrected = acc;
-            if factor != 0 {
+            let mut corrected = simd.add_int(acc, excess[half]);
+            if row.zero_point != 0 {
                 let sums = simd.load_int(&self.sums.as_chunks().0[half]);
-                corrected = simd.subtract_product(acc, column_factor, sums);
+                corrected = simd.subtract_product(corrected, zero_point, sums);
             }
             if self.has_zero_points {
                 let zero_points = simd.load_int(&self.zero_points.as_chunks().0[half]);
@@ -170,10 +170,16 @@ impl Finish<'_> {
     fn store_as<I: Instructions, T: Lane, const WIDE: bool>(self, simd: I) {
         let (bias, _) = self.panel.bias.as_chunks::<LANES>();
         let bias = [simd.load(&bias[0]), simd.load(&bias[1])];
+        let (nothing, offset) = (simd.splat_int(0), simd.splat_int(self.offset));
+        let sums = self.panel.sums.as_chunks().0;
+        let excess = [
+            simd.subtract_product(nothing, offset, simd.load_int(&sums[0])),
+            simd.subtract_product(nothing, offset, simd.load_int(&sums[1])),
+        ];
         for (r, row) in self.rows.enumerate() {
             let mut y = match self.product {
                 Product::Integers(acc) => {
-                    self.panel.scale::<I, WIDE>(simd, &acc.0[r], self.terms[r], self.offset)
+                    self.panel.scale::<I, WIDE>(simd, &acc.0[r], self.terms[r], self.offset, excess)
                 }
                 Product::Floats(product) => {
                     let part = product.0[r].as_chunks::<LANES>().0;
