@@ -124,7 +124,7 @@ pub(crate) struct Blocks<'a> {
 pub(crate) struct Block {
     pub(crate) rows: Rows,
     pub(crate) panel: usize,
-    /// The panel that the same thread multiplies next.
+    /// The panel that the same thread will probably multiply next.
     pub(crate) next: Option<usize>,
 }
 
