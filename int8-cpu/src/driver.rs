@@ -28,8 +28,8 @@ const BLOCKS_PER_THREAD: usize = 4;
 /// Rows of codes that a task copies.
 const SHIFT_ROWS: usize = 16;
 
-/// Bytes of input codes that a block goes through: half of the 2 MiB of L2 that cores with AMX have. From
-/// L3, AMX tiles were measured to load half as fast.
+/// Bytes of input codes that a block goes through, or up to a quarter more, in whole tiles: half of the 2 MiB of L2 that cores
+/// with AMX have. From L3, AMX tiles were measured to load half as fast.
 const INPUT_BYTES: usize = 1 << 20;
 
 /// The output, in tiles.
@@ -70,33 +70,35 @@ pub(crate) struct Rows {
 impl Rows {
     /// Tiles whose heights differ by one step at most: 64 rows in tiles of 12 are 4·11 + 2·10, not 5·12 + 4.
     pub(crate) fn tiles(self) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
-        let Self { first, count, tile_rows, step } = self;
-        let steps = count.div_ceil(step);
-        let tiles = (steps * step).div_ceil(tile_rows);
-        let edge = move |i: usize| first + count.min(step * (steps * i / tiles));
-        (0..tiles).map(move |i| edge(i)..edge(i + 1))
+        let tiles = (self.count.div_ceil(self.step) * self.step).div_ceil(self.tile_rows);
+        (0..tiles).map(move |i| self.tile_edge(i, tiles)..self.tile_edge(i + 1, tiles))
+    }
+
+    /// Where tile `index` of `tiles` begins.
+    fn tile_edge(self, index: usize, tiles: usize) -> usize {
+        let steps = self.count.div_ceil(self.step);
+        self.first + self.count.min(self.step * (steps * index / tiles))
     }
 }
 
 /// How the output is cut into blocks: rows, in whole tiles, by one panel.
 #[derive(Clone, Copy)]
 struct Cut {
-    rows: usize,
+    rows: Rows,
     panels: usize,
-    tile_rows: usize,
-    step: usize,
     row_chunks: usize,
 }
 
 impl Cut {
     fn new<K: TileKernel>(grid: Grid, threads: usize) -> Self {
         let Grid { rows, panels, inner } = grid;
-        let tiles = rows.div_ceil(K::ROWS);
+        let rows = Rows { first: 0, count: rows, tile_rows: K::ROWS, step: K::ROW_STEP };
+        let tiles = rows.tiles().len();
         // Rows are cut when the panels alone give too few blocks, or when the codes of all rows would leave the cache.
         let for_threads = if threads == 1 { 1 } else { (threads * BLOCKS_PER_THREAD).div_ceil(panels) };
-        let for_cache = (rows * inner).div_ceil(INPUT_BYTES);
-        let row_chunks = for_threads.max(for_cache).min(tiles);
-        Self { rows, panels, tile_rows: K::ROWS, step: K::ROW_STEP, row_chunks }
+        let in_cache = (INPUT_BYTES + INPUT_BYTES / 4) / (K::ROWS * inner).max(1);
+        let row_chunks = for_threads.max(tiles.div_ceil(in_cache.max(1))).min(tiles);
+        Self { rows, panels, row_chunks }
     }
 
     fn blocks(self) -> usize {
@@ -105,12 +107,13 @@ impl Cut {
 
     /// All panels with the first rows, then with the next: rows stay in the cache, panels are fetched ahead.
     fn rows_and_panel(self, block: usize) -> (Rows, usize) {
-        let Self { rows, panels, tile_rows, step, row_chunks } = self;
-        let tiles = rows.div_ceil(tile_rows);
-        // A cut inside of a tile would make two of it.
-        let edge = |chunk| rows.min(tiles * chunk / row_chunks * tile_rows);
+        let Self { rows, panels, row_chunks } = self;
         let (chunk, panel) = (block / panels, block % panels);
-        (Rows { first: edge(chunk), count: edge(chunk + 1) - edge(chunk), tile_rows, step }, panel)
+        let tiles = rows.tiles().len();
+        // A cut inside of a tile would make two of it.
+        let edge = |chunk| rows.tile_edge(tiles * chunk / row_chunks, tiles);
+        let (first, end) = (edge(chunk), edge(chunk + 1));
+        (Rows { first, count: end - first, ..rows }, panel)
     }
 }
 

@@ -191,7 +191,7 @@ impl Finish<'_> {
                 y = [simd.add(y[0], simd.load(&part[0])), simd.add(y[1], simd.load(&part[1]))];
             }
             y = [simd.add(y[0], bias[0]), simd.add(y[1], bias[1])];
-            // SAFETY: tasks write blocks that do not overlap, one tile at a time; row < M, first + width ≤ N; T is what
+            // SAFETY: blocks do not overlap, and each is taken by one thread; row < M, first + width ≤ N; T is what
             // the target says.
             let target = unsafe { self.target.slice::<T>(row, self.panel.first, self.panel.width) };
             match <&mut [T; PANEL]>::try_from(&mut *target) {

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A group has 32 values, so the parenthesis and each of its terms are integers below 2²⁴: exact in f32. The sums of a
-//! weight's codes are not stored but added up, once for each panel that a task reads, or by the product itself where it has
+//! weight's codes are not stored but added up, once for each block, or by the product itself where it has
 //! few rows: they would be a sixteenth more memory to read where memory decides, and are lost in the product where it does
 //! not.
 
@@ -53,7 +53,7 @@ pub(crate) struct Grouped<'a, K> {
     kernel: K,
     weight: &'a PackedWeight,
     groups: usize,
-    /// Where the tiles read the constants as they are stored.
+    /// Where the tiles of the present panel read the constants as they are stored.
     stored: Option<StoredColumns>,
     /// `f32 [groups, PANEL]` each, else.
     steps: Buffer,
@@ -80,12 +80,15 @@ impl<'a, K: GroupKernel> Grouped<'a, K> {
 impl<K: GroupKernel> PanelProduct for Grouped<'_, K> {
     unsafe fn start(&mut self, panel: usize, tiles: impl ExactSizeIterator<Item = Operands> + Clone) {
         let rows: usize = tiles.map(|tile| tile.rows).sum();
-        if let Some(groups) = self.weight.groups().filter(|_| rows <= K::FEW_ROWS) {
+        let groups = self.weight.groups().filter(|_| rows <= K::FEW_ROWS);
+        self.stored = groups.map(|groups| {
             let at = panel * self.groups * PANEL..(panel + 1) * self.groups * PANEL;
-            self.stored = Some(StoredColumns {
+            StoredColumns {
                 scales: groups.scales[at.clone()].as_ptr(),
                 zero_points: groups.zero_points.get(at).map(<[i8]>::as_ptr),
-            });
+            }
+        });
+        if self.stored.is_some() {
             return;
         }
         let bytes = self.groups * PANEL * size_of::<f32>();
@@ -256,3 +259,73 @@ impl Vectorized for GroupSums<'_> {
 
 const _: () = assert!(K_STEP.is_multiple_of(GROUP), "padded K is whole groups");
 const _: () = assert!(PANEL == 2 * LANES, "a row of a panel is two vectors");
+
+#[cfg(test)]
+mod tests {
+    use int8_core::corpus::Random;
+    use int8_core::{Encoding, Granularity};
+
+    use super::*;
+    use crate::kernel::{DispatchGroups, Kernel};
+    use crate::tile::Ahead;
+    use crate::weight::padded;
+
+    /// Blocks of few rows and of more, of different panels, by the same product.
+    struct Reused<'a>(&'a PackedWeight);
+
+    impl DispatchGroups for Reused<'_> {
+        type Output = ();
+
+        fn run<K: GroupKernel>(self, tile: K) {
+            const ROWS: usize = 6;
+            let weight = self.0;
+            let (k, groups) = (padded(weight.dim().1), padded_groups(weight.dim().1));
+            let mut random = Random::new(5);
+            let codes: Vec<i8> = (0..(ROWS + K::ROW_STEP) * k).map(|_| random.choose(&[1, 3, 90])).collect();
+            let terms: Vec<GroupTerms> = (0..ROWS * groups)
+                .map(|_| GroupTerms { step: random.normal(), zero: 2.0, rest: 3.0 })
+                .collect();
+            let product = |grouped: &mut Grouped<'_, K>, panel, rows| {
+                let panel_codes = weight.panel(panel);
+                let operands = Operands {
+                    a: codes.as_ptr(),
+                    lda: k,
+                    rows,
+                    panel: panel_codes.as_ptr(),
+                    k,
+                    ldw: weight.row_bytes(),
+                    continued: false,
+                    to: None,
+                    ahead: Ahead::new::<K>(panel_codes, None, 0, 1),
+                };
+                // SAFETY: lines 1 to 3: rows of codes, more than enough, and a panel of the weight; line 4: inside `scoped`.
+                let product = unsafe {
+                    grouped.start(panel, std::iter::once(operands));
+                    grouped.tile(0, operands, &terms[..rows * groups])
+                };
+                match product {
+                    Product::Floats(product) => product.0[..rows].as_flattened().to_vec(),
+                    Product::Integers(_) => panic!("groups give floats"),
+                }
+            };
+            tile.scoped(|| {
+                let mut reused = Grouped::new(tile, weight);
+                for (panel, rows) in [(1, 1), (0, ROWS), (1, 4), (1, ROWS), (0, 2)] {
+                    let alone = product(&mut Grouped::new(tile, weight), panel, rows);
+                    assert_eq!(product(&mut reused, panel, rows), alone, "{rows} rows of panel {panel}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_of_the_panel_before() {
+        let w = Random::new(4).matrix(2 * PANEL, 100, 1.0);
+        for kernel in Kernel::available() {
+            for encoding in [Encoding::Absmax, Encoding::Zeropoint] {
+                let weight = PackedWeight::quantize(kernel, w.view(), encoding, Granularity::Group);
+                kernel.dispatch_groups(Reused(&weight.expect("a valid weight")));
+            }
+        }
+    }
+}

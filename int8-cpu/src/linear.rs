@@ -117,7 +117,7 @@ impl DispatchGroups for Linear<'_> {
 }
 
 impl Linear<'_> {
-    /// Quantises the input and computes all blocks, each with a product of its own.
+    /// Quantises the input and computes all blocks, each thread with a product of its own.
     fn run_with<K: TileKernel, P: PanelProduct>(
         self,
         tile: K,

@@ -296,7 +296,7 @@ unsafe impl TileKernel for AmxTile {
     const OFFSET: u8 = 0;
 
     fn scoped<R>(self, job: impl FnOnce() -> R) -> R {
-        // Once for a task, not for a tile: loading and releasing takes a hundred nanoseconds, and a processor that sees
+        // Once for a thread, not for a tile: loading and releasing takes a hundred nanoseconds, and a processor that sees
         // the tiles released may run the next ones at a quarter of the speed until it has power for them again.
         let _tiles = Tiles::configure(self.0);
         job()
