@@ -19,7 +19,7 @@ use crate::weight::padded;
 /// sleeping thread costs.
 const SERIAL_ELEMENTS: usize = 1 << 15;
 
-/// The same for finding the columns of outliers among 16-bit values, whose bits are compared, 32 at a time: up to 8 µs.
+/// The same for finding the columns of outliers among 16-bit values, whose bits are compared: with AVX-512 up to 8 µs.
 const SERIAL_HALVES: usize = 1 << 18;
 
 /// Rows that one task prepares.
