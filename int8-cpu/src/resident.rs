@@ -268,6 +268,8 @@ mod tests {
         }
         // Other tests take slices at the same time: it happens in one of a few tries.
         let reused = (0..1000).any(|_| {
+            // Its region outlives the slice behind it.
+            let _first = Resident::<i8>::zeroed(SMALL);
             let mut slice = Resident::<i8>::zeroed(3 << 20);
             slice.fill(5);
             let place = slice.as_ptr().addr();
