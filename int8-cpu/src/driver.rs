@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::convert;
+use crate::epilogue::excess;
 use crate::input::row_stride;
 use crate::kernel::Dispatch;
 use crate::matrix::IntegerTarget;
@@ -82,11 +83,9 @@ impl Rows {
 }
 
 /// How the output is cut into blocks: rows, in whole tiles, by one panel.
-#[derive(Clone, Copy)]
 struct Cut {
-    rows: Rows,
+    row_chunks: Vec<Rows>,
     panels: usize,
-    row_chunks: usize,
 }
 
 impl Cut {
@@ -97,29 +96,22 @@ impl Cut {
         // Rows are cut when the panels alone give too few blocks, or when the codes of all rows would leave the cache.
         let for_threads = if threads == 1 { 1 } else { (threads * BLOCKS_PER_THREAD).div_ceil(panels) };
         let in_cache = (INPUT_BYTES + INPUT_BYTES / 4) / (K::ROWS * inner).max(1);
-        let row_chunks = for_threads.max(tiles.div_ceil(in_cache.max(1))).min(tiles);
-        Self { rows, panels, row_chunks }
-    }
-
-    fn blocks(self) -> usize {
-        self.row_chunks * self.panels
-    }
-
-    /// All panels with the first rows, then with the next: rows stay in the cache, panels are fetched ahead.
-    fn rows_and_panel(self, block: usize) -> (Rows, usize) {
-        let Self { rows, panels, row_chunks } = self;
-        let (chunk, panel) = (block / panels, block % panels);
-        let tiles = rows.tiles().len();
+        let count = for_threads.max(tiles.div_ceil(in_cache.max(1))).min(tiles);
         // A cut inside of a tile would make two of it.
-        let edge = |chunk| rows.tile_edge(tiles * chunk / row_chunks, tiles);
-        let (first, end) = (edge(chunk), edge(chunk + 1));
-        (Rows { first, count: end - first, ..rows }, panel)
+        let edge = |chunk| rows.tile_edge(tiles * chunk / count, tiles);
+        let chunk = |index| Rows { first: edge(index), count: edge(index + 1) - edge(index), ..rows };
+        Self { row_chunks: (0..count).map(chunk).collect(), panels }
+    }
+
+    fn blocks(&self) -> usize {
+        self.row_chunks.len() * self.panels
     }
 }
 
-/// The blocks that one thread computes.
+/// The blocks that one thread computes: all panels with the first rows, then with the next, so that rows stay in the cache and
+/// panels are fetched ahead.
 pub(crate) struct Blocks<'a> {
-    cut: Cut,
+    cut: &'a Cut,
     taken: Taken<'a>,
 }
 
@@ -137,8 +129,12 @@ impl Iterator for Blocks<'_> {
     #[inline]
     fn next(&mut self) -> Option<Block> {
         let (block, next) = self.taken.next()?;
-        let (rows, panel) = self.cut.rows_and_panel(block);
-        Some(Block { rows, panel, next: next.map(|next| next % self.cut.panels) })
+        let Cut { row_chunks, panels } = self.cut;
+        Some(Block {
+            rows: row_chunks[block / panels],
+            panel: block % panels,
+            next: next.map(|next| next % panels),
+        })
     }
 }
 
@@ -149,7 +145,7 @@ pub(crate) fn for_each_thread<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(B
     }
     let threads = if grid.is_parallel() { rayon::current_num_threads() } else { 1 };
     let cut = Cut::new::<K>(grid, threads);
-    pool::share(cut.blocks(), threads, |taken| tile.scoped(|| run(Blocks { cut, taken })));
+    pool::share(cut.blocks(), threads, |taken| tile.scoped(|| run(Blocks { cut: &cut, taken })));
 }
 
 /// The codes of x and the weight that tiles multiply.
@@ -240,7 +236,7 @@ impl Dispatch for Product<'_> {
                 for (tile_index, rows) in tiles.enumerate() {
                     // SAFETY: as before, and these are the operands of that number.
                     let acc = unsafe { product.integers(tile_index, operands((tile_index, rows.clone()))) };
-                    let sums = &sums[first..first + PANEL];
+                    let sums = &sums.as_chunks().0[panel];
                     tile.vectorize(StoreTile {
                         acc,
                         rows,
@@ -283,7 +279,7 @@ struct StoreTile<'a> {
     acc: &'a Tile<i32>,
     rows: Range<usize>,
     /// One for each output of the panel.
-    sums: &'a [i32],
+    sums: &'a [i32; PANEL],
     offset: u8,
     /// First output, and how many exist.
     first: usize,
@@ -296,13 +292,7 @@ impl Vectorized for StoreTile<'_> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let offset = simd.splat_int(i32::from(self.offset));
-        let sums = self.sums.as_chunks().0;
-        let nothing = simd.splat_int(0);
-        let excess = [
-            simd.subtract_product(nothing, offset, simd.load_int(&sums[0])),
-            simd.subtract_product(nothing, offset, simd.load_int(&sums[1])),
-        ];
+        let excess = excess(simd, i32::from(self.offset), self.sums);
         for (acc, row) in self.acc.0.iter().zip(self.rows) {
             let mut corrected = [0; PANEL];
             // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.

@@ -64,7 +64,7 @@ impl<'a> PanelTerms<'a> {
     }
 
     /// `(acc − (z_x + offset)·Σq_w − z_w·Σq_x + K·z_x·z_w)·(s_x/127)·(s_w/127)`; `offset` is what the kernel adds to
-    /// the codes of x, and `excess` is −offset·Σq_w. `WIDE` says whether K is such that the corrected sum may need an i64.
+    /// the codes of x, and `excess` is what [`excess`] says. `WIDE` says whether K is such that the corrected sum may need an i64.
     #[inline(always)]
     fn scale<I: Instructions, const WIDE: bool>(
         &self,
@@ -125,6 +125,16 @@ impl<'a> PanelTerms<'a> {
     }
 }
 
+/// `−offset·Σq_w`, modulo 2³²: what takes the kernel's offset out of the accumulators of a panel's columns.
+#[inline(always)]
+pub(crate) fn excess<I: Instructions>(simd: I, offset: i32, sums: &[i32; PANEL]) -> [I::Ints; 2] {
+    let (nothing, offset, sums) = (simd.splat_int(0), simd.splat_int(offset), sums.as_chunks().0);
+    [
+        simd.subtract_product(nothing, offset, simd.load_int(&sums[0])),
+        simd.subtract_product(nothing, offset, simd.load_int(&sums[1])),
+    ]
+}
+
 /// The int8 part of a tile.
 #[derive(Clone, Copy)]
 pub(crate) enum Product<'a> {
@@ -170,12 +180,7 @@ impl Finish<'_> {
     fn store_as<I: Instructions, T: Lane, const WIDE: bool>(self, simd: I) {
         let (bias, _) = self.panel.bias.as_chunks::<LANES>();
         let bias = [simd.load(&bias[0]), simd.load(&bias[1])];
-        let (nothing, offset) = (simd.splat_int(0), simd.splat_int(self.offset));
-        let sums = self.panel.sums.as_chunks().0;
-        let excess = [
-            simd.subtract_product(nothing, offset, simd.load_int(&sums[0])),
-            simd.subtract_product(nothing, offset, simd.load_int(&sums[1])),
-        ];
+        let excess = excess(simd, self.offset, self.panel.sums);
         for (r, row) in self.rows.enumerate() {
             let mut y = match self.product {
                 Product::Integers(acc) => {

@@ -268,7 +268,6 @@ mod tests {
     use super::*;
     use crate::kernel::{DispatchGroups, Kernel};
     use crate::tile::Ahead;
-    use crate::weight::padded;
 
     /// Blocks of few rows and of more, of different panels, by the same product.
     struct Reused<'a>(&'a PackedWeight);

@@ -128,16 +128,12 @@ impl Iterator for Taken<'_> {
 
     #[inline]
     fn next(&mut self) -> Option<(usize, Option<usize>)> {
-        if self.exhausted == 0 {
-            if let Some(taken) = self.stretches[self.own].take(Range::next) {
-                return Some(taken);
-            }
-            self.exhausted = 1;
-        }
         while self.exhausted < self.stretches.len() {
-            let other = (self.own + self.exhausted) % self.stretches.len();
-            if let Some(taken) = self.stretches[other].take(Range::next_back) {
-                return Some(taken);
+            let stretch = &self.stretches[(self.own + self.exhausted) % self.stretches.len()];
+            let is_own = self.exhausted == 0;
+            let taken = if is_own { stretch.take(Range::next) } else { stretch.take(Range::next_back) };
+            if taken.is_some() {
+                return taken;
             }
             self.exhausted += 1;
         }
