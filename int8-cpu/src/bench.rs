@@ -11,7 +11,9 @@ use int8_core::{Config, Element, Encoding, Granularity, Scheme};
 use ndarray::{Array1, Array2};
 
 use crate::kernel::Kernel;
-use crate::{Error, OutlierWeights, PackedWeight, Store, convert, float, int8_product_into, linear, probe};
+use crate::{
+    Error, OutlierWeights, PackedWeight, Store, convert, float, int8_product_into, linear, pool, probe,
+};
 
 /// How long and how carefully is timed.
 #[derive(Debug, Clone, Copy)]
@@ -60,25 +62,35 @@ impl Effort {
 }
 
 /// What is timed; it is handed the number of the round, to rotate its operands.
-pub type Contestant<'a> = Box<dyn FnMut(usize) + 'a>;
+pub type Contestant<'a> = Box<dyn FnMut(usize) + Send + 'a>;
 
-/// Seconds of each contestant, called in turn.
+/// Seconds of each contestant, called in turn on a thread of the current rayon pool.
+///
+/// Each begins with all threads of the pool [awake](pool::awake), as a layer does within a step of a model, and as the threads of
+/// other libraries wait for their next product: waking one up takes up to 40 µs on a virtual machine, more than half of a short
+/// product.
 pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<f64> {
     let mut times: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
     let start = Instant::now();
-    for round in 0..effort.warm_up + effort.most {
-        if round >= effort.warm_up + effort.least && start.elapsed() > effort.budget {
-            break;
-        }
-        for (times, run) in times.iter_mut().zip(contestants.iter_mut()) {
-            let start = Instant::now();
-            run(round);
-            let elapsed = start.elapsed().as_secs_f64();
-            if round >= effort.warm_up {
-                times.push(elapsed);
+    pool::enter(true, || {
+        for round in 0..effort.warm_up + effort.most {
+            if round >= effort.warm_up + effort.least && start.elapsed() > effort.budget {
+                break;
+            }
+            for (times, run) in times.iter_mut().zip(contestants.iter_mut()) {
+                let elapsed = pool::awake(|| {
+                    // Over when every thread has begun to look for work.
+                    rayon::broadcast(|_| ());
+                    let start = Instant::now();
+                    run(round);
+                    start.elapsed().as_secs_f64()
+                });
+                if round >= effort.warm_up {
+                    times.push(elapsed);
+                }
             }
         }
-    }
+    });
     let pick = |times: &mut Vec<f64>| {
         times.sort_by(f64::total_cmp);
         times.get(if effort.best { 0 } else { times.len() / 2 }).copied().unwrap_or(f64::NAN)

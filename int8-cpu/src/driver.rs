@@ -26,6 +26,10 @@ const READING_ROWS: usize = 8;
 /// The fewest blocks for each thread, enough to even out threads that run at different speeds.
 const BLOCKS_PER_THREAD: usize = 4;
 
+/// Rows for each thread from which on each has rows of its own, and reads all weights: what it has quantised then stays in its
+/// own cache, and its results share no cache line with another's.
+const OWN_ROWS: usize = 256;
+
 /// Rows of codes that a task copies.
 const SHIFT_ROWS: usize = 16;
 
@@ -96,7 +100,9 @@ impl Cut {
         // Rows are cut when the panels alone give too few blocks, or when the codes of all rows would leave the cache.
         let for_threads = if threads == 1 { 1 } else { (threads * BLOCKS_PER_THREAD).div_ceil(panels) };
         let in_cache = (INPUT_BYTES + INPUT_BYTES / 4) / (K::ROWS * inner).max(1);
-        let count = for_threads.max(tiles.div_ceil(in_cache.max(1))).min(tiles);
+        let for_cache = tiles.div_ceil(in_cache.max(1));
+        let own = if grid.rows >= OWN_ROWS * threads { threads } else { 1 };
+        let count = for_threads.max(for_cache).next_multiple_of(own).min(tiles);
         // A cut inside of a tile would make two of it.
         let edge = |chunk| rows.tile_edge(tiles * chunk / count, tiles);
         let chunk = |index| Rows { first: edge(index), count: edge(index + 1) - edge(index), ..rows };

@@ -1,5 +1,6 @@
 //! From a tile of accumulators in L1 to the output: zero points, scales, outlier part, bias, one rounding.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use half::{bf16, f16};
@@ -8,7 +9,7 @@ use crate::convert::{self, Kind};
 use crate::input::RowTerms;
 use crate::linear::Store;
 use crate::matrix::Target;
-use crate::tile::{self, Instructions, LANES, Lane, PANEL, Tile, Vectorized};
+use crate::tile::{self, Instructions, LANES, Lane, PANEL, Tile, TileKernel, Vectorized};
 use crate::weight::{PackedWeight, inner_length};
 
 /// Largest K for which a corrected accumulator, at most K·254², fits an i32: ⌊(2³¹ − 1)/254²⌋.
@@ -63,15 +64,16 @@ impl<'a> PanelTerms<'a> {
         }
     }
 
-    /// `(acc − (z_x + offset)·Σq_w − z_w·Σq_x + K·z_x·z_w)·(s_x/127)·(s_w/127)`; `offset` is what the kernel adds to
-    /// the codes of x, and `excess` is what [`excess`] says. `WIDE` says whether K is such that the corrected sum may need an i64.
+    /// `(acc − (z_x + offset)·Σq_w − z_w·Σq_x + K·z_x·z_w)·(s_x/127)`; `offset` is what the kernel adds to
+    /// the codes of x, and `excess` is what [`excess`] says, if it is not 0. `WIDE` says whether K is such that the corrected sum
+    /// may need an i64.
     #[inline(always)]
     fn scale<I: Instructions, const WIDE: bool>(
         &self,
         simd: I,
         acc: &[i32; PANEL],
         row: RowTerms,
-        offset: i32,
+        offset: u8,
         excess: [I::Ints; 2],
     ) -> [I::Floats; 2] {
         // Σq_x − K·z_x, times z_w: the part that exists only for zero-point weights.
@@ -85,8 +87,10 @@ impl<'a> PanelTerms<'a> {
         let row_step = simd.splat(row.step);
         let mut y = [simd.splat(0.0); 2];
         for (half, y) in y.iter_mut().enumerate() {
-            let acc = simd.load_int(&acc.as_chunks().0[half]);
-            let mut corrected = simd.add_int(acc, excess[half]);
+            let mut corrected = simd.load_int(&acc.as_chunks().0[half]);
+            if offset != 0 {
+                corrected = simd.add_int(corrected, excess[half]);
+            }
             if row.zero_point != 0 {
                 let sums = simd.load_int(&self.sums.as_chunks().0[half]);
                 corrected = simd.subtract_product(corrected, zero_point, sums);
@@ -95,8 +99,7 @@ impl<'a> PanelTerms<'a> {
                 let zero_points = simd.load_int(&self.zero_points.as_chunks().0[half]);
                 corrected = simd.subtract_product(corrected, row_part, zero_points);
             }
-            let scaled = simd.multiply(simd.to_floats(corrected), row_step);
-            *y = simd.multiply(scaled, simd.load(&self.steps.as_chunks().0[half]));
+            *y = simd.multiply(simd.to_floats(corrected), row_step);
         }
         y
     }
@@ -109,17 +112,17 @@ impl<'a> PanelTerms<'a> {
         acc: &[i32; PANEL],
         row: RowTerms,
         row_part: i64,
-        offset: i32,
+        offset: u8,
     ) -> [I::Floats; 2] {
         let (sums, zero_points) = (self.sums, self.zero_points);
         let mut y = [[0.0; LANES]; 2];
         for (n, y) in y.as_flattened_mut().iter_mut().enumerate() {
             // The plain product fits an i32.
-            let plain = acc[n].wrapping_sub(offset.wrapping_mul(sums[n]));
+            let plain = acc[n].wrapping_sub(i32::from(offset).wrapping_mul(sums[n]));
             let corrected = i64::from(plain)
                 - i64::from(row.zero_point) * i64::from(sums[n])
                 - i64::from(zero_points[n]) * row_part;
-            *y = convert::wide_accumulator(corrected) * row.step * self.steps[n];
+            *y = convert::wide_accumulator(corrected) * row.step;
         }
         [simd.load(&y[0]), simd.load(&y[1])]
     }
@@ -144,20 +147,50 @@ pub(crate) enum Product<'a> {
     Floats(&'a Tile<f32>),
 }
 
+/// The outlier part of a tile, `Σ_o x[r, o]·w[o, n]`.
+pub(crate) enum OutlierPart<'a> {
+    /// There are no outliers.
+    None,
+    /// Of a single column: its values in the rows of the tile, and in the panel.
+    One { x: &'a [f32], w: &'a [f32; PANEL] },
+    /// Of several.
+    Sums(&'a Tile<f32>),
+}
+
+impl OutlierPart<'_> {
+    /// That of one row, with `bias` added.
+    #[inline(always)]
+    fn plus<I: Instructions>(&self, simd: I, row: usize, bias: [I::Floats; 2]) -> [I::Floats; 2] {
+        let part = match self {
+            Self::None => return bias,
+            Self::One { x, w } => {
+                let (x, w) = (simd.splat(x[row]), w.as_chunks::<LANES>().0);
+                [simd.multiply(x, simd.load(&w[0])), simd.multiply(x, simd.load(&w[1]))]
+            }
+            Self::Sums(sums) => {
+                let sums = sums.0[row].as_chunks::<LANES>().0;
+                [simd.load(&sums[0]), simd.load(&sums[1])]
+            }
+        };
+        [simd.add(part[0], bias[0]), simd.add(part[1], bias[1])]
+    }
+}
+
 /// Finishes one tile: scales, outlier part, bias, and the store.
-pub(crate) struct Finish<'a> {
+pub(crate) struct Finish<'a, K> {
+    /// The kernel of the product.
+    pub(crate) kernel: PhantomData<K>,
     pub(crate) product: Product<'a>,
-    pub(crate) outlier_part: Option<&'a Tile<f32>>,
+    pub(crate) outliers: OutlierPart<'a>,
     /// The rows of the tile in the output, and what is known of each (nothing where the product is finished).
     pub(crate) rows: Range<usize>,
     pub(crate) terms: &'a [RowTerms],
     pub(crate) panel: &'a PanelTerms<'a>,
-    pub(crate) offset: i32,
     pub(crate) store: Store,
     pub(crate) target: &'a Target<'a>,
 }
 
-impl Vectorized for Finish<'_> {
+impl<K: TileKernel> Vectorized for Finish<'_, K> {
     type Output = ();
 
     #[inline(always)]
@@ -173,29 +206,32 @@ impl Vectorized for Finish<'_> {
     }
 }
 
-impl Finish<'_> {
+impl<K: TileKernel> Finish<'_, K> {
     /// To a target of elements T. What can be decided before the loop over the rows is: a row is 32 numbers, some twenty
     /// instructions.
     #[inline(always)]
     fn store_as<I: Instructions, T: Lane, const WIDE: bool>(self, simd: I) {
         let (bias, _) = self.panel.bias.as_chunks::<LANES>();
         let bias = [simd.load(&bias[0]), simd.load(&bias[1])];
-        let excess = excess(simd, self.offset, self.panel.sums);
+        let excess = excess(simd, i32::from(K::OFFSET), self.panel.sums);
+        let steps = self.panel.steps.as_chunks::<LANES>().0;
+        let steps = [simd.load(&steps[0]), simd.load(&steps[1])];
         for (r, row) in self.rows.enumerate() {
-            let mut y = match self.product {
+            let rest = self.outliers.plus(simd, r, bias);
+            let y = match self.product {
                 Product::Integers(acc) => {
-                    self.panel.scale::<I, WIDE>(simd, &acc.0[r], self.terms[r], self.offset, excess)
+                    let scaled =
+                        self.panel.scale::<I, WIDE>(simd, &acc.0[r], self.terms[r], K::OFFSET, excess);
+                    [
+                        simd.multiply_add(scaled[0], steps[0], rest[0]),
+                        simd.multiply_add(scaled[1], steps[1], rest[1]),
+                    ]
                 }
                 Product::Floats(product) => {
                     let part = product.0[r].as_chunks::<LANES>().0;
-                    [simd.load(&part[0]), simd.load(&part[1])]
+                    [simd.add(simd.load(&part[0]), rest[0]), simd.add(simd.load(&part[1]), rest[1])]
                 }
             };
-            if let Some(outlier_part) = self.outlier_part {
-                let part = outlier_part.0[r].as_chunks::<LANES>().0;
-                y = [simd.add(y[0], simd.load(&part[0])), simd.add(y[1], simd.load(&part[1]))];
-            }
-            y = [simd.add(y[0], bias[0]), simd.add(y[1], bias[1])];
             // SAFETY: blocks do not overlap, and each is taken by one thread; row < M, first + width ≤ N; T is what
             // the target says.
             let target = unsafe { self.target.slice::<T>(row, self.panel.first, self.panel.width) };

@@ -5,42 +5,88 @@
 //! The loops are plain: of slices of any length, the compiler makes what one would write with the instructions of the
 //! function they are inlined into.
 
+use std::ops::Range as Span;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use int8_core::{Element, Encoding};
 
-use crate::convert;
-use crate::rows::{Constants, Keep, Range};
-use crate::tile::{Instructions, LANES, Lane};
+use crate::convert::{self, Typed};
+use crate::matrix::Source;
+use crate::rows::{Constants, Range};
+use crate::tile::{self, Instructions, LANES, Lane};
 
 /// All bits but the sign.
 const MAGNITUDE: u16 = 0x7FFF;
+
+/// Values quantised at a time.
+const PAIR: usize = 2 * LANES;
 
 /// A float of 16 bits.
 pub(crate) trait Half: Lane + Element {
     /// The bits of +∞; those of NaNs are larger.
     const INFINITY: u16;
+    /// The values of a row of this type.
+    ///
+    /// # Panics
+    /// If it is of another.
+    fn of(row: Typed<'_>) -> &[Self];
     fn bits(row: &[Self]) -> &[u16];
     fn from_bits(bits: u16) -> Self;
+    /// 32 values, those with a mask of 0 as 0 (the others' is all ones), in an order that `store_codes` undoes.
+    fn load_pair<I: Instructions>(simd: I, from: &[Self; PAIR], mask: &[u16; PAIR]) -> [I::Floats; 2];
+    /// As [`Instructions::store_codes`].
+    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 2], offset: u8, to: &mut [i8; PAIR]);
 }
 
 impl Half for f16 {
     const INFINITY: u16 = f16::INFINITY.to_bits();
+    fn of(row: Typed<'_>) -> &[Self] {
+        let Typed::F16(row) = row else { unreachable!("rows of another type") };
+        row
+    }
     fn bits(row: &[Self]) -> &[u16] {
         row.reinterpret_cast()
     }
     fn from_bits(bits: u16) -> Self {
         Self::from_bits(bits)
+    }
+    #[inline(always)]
+    fn load_pair<I: Instructions>(simd: I, from: &[Self; PAIR], mask: &[u16; PAIR]) -> [I::Floats; 2] {
+        let mut kept = [Self::ZERO; PAIR];
+        for ((kept, value), mask) in kept.iter_mut().zip(from).zip(mask) {
+            *kept = Self::from_bits(value.to_bits() & mask);
+        }
+        let halves = kept.as_chunks().0;
+        [simd.load_f16(&halves[0]), simd.load_f16(&halves[1])]
+    }
+    #[inline(always)]
+    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 2], offset: u8, to: &mut [i8; PAIR]) {
+        for (codes, to) in codes.into_iter().zip(to.as_chunks_mut().0) {
+            simd.store_codes(codes, offset, to);
+        }
     }
 }
 
 impl Half for bf16 {
     const INFINITY: u16 = bf16::INFINITY.to_bits();
+    fn of(row: Typed<'_>) -> &[Self] {
+        let Typed::Bf16(row) = row else { unreachable!("rows of another type") };
+        row
+    }
     fn bits(row: &[Self]) -> &[u16] {
         row.reinterpret_cast()
     }
     fn from_bits(bits: u16) -> Self {
         Self::from_bits(bits)
+    }
+    #[inline(always)]
+    fn load_pair<I: Instructions>(simd: I, from: &[Self; PAIR], mask: &[u16; PAIR]) -> [I::Floats; 2] {
+        simd.load_bf16_alternating(from, mask)
+    }
+    #[inline(always)]
+    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 2], offset: u8, to: &mut [i8; PAIR]) {
+        simd.store_codes_alternating(codes, offset, to);
     }
 }
 
@@ -50,83 +96,144 @@ fn least_reaching<T: Half>(threshold: f32) -> u16 {
     T::bits(&[nearest])[0] + u16::from(nearest.to_f32() < threshold)
 }
 
-/// Sets the flag of every column in which this row has an outlier, `|x| ≥ threshold`.
+/// Rows whose outliers are looked for at a time: what is known of the columns is loaded and stored once for all of them.
+const ROWS: usize = 4;
+
+/// Sets the flag of every column in which one of these rows of x has an outlier, `|x| ≥ threshold`.
 #[inline(always)]
-pub(crate) fn flag_outliers<T: Half>(row: &[T], threshold: f32, flags: &mut [u8]) {
+pub(crate) fn flag_outliers<T: Half>(x: Source<'_>, rows: Span<usize>, threshold: f32, flags: &mut [u8]) {
     let least = least_reaching::<T>(threshold);
+    // Of each column the least `|x| − threshold`, of bits, modulo 2¹⁶: what does not reach the threshold, and NaN, are far
+    // above the others.
+    let mut excesses = vec![u16::MAX; flags.len()];
+    let bits = |row: usize| T::bits(T::of(x.row(row)));
+    let last = rows.end.saturating_sub(1);
+    for first in rows.step_by(ROWS) {
+        // A row twice makes no difference.
+        let four = [0, 1, 2, 3].map(|i| bits(last.min(first + i)));
+        // Input that no cache near by holds comes twice as fast when it is asked for some rows ahead.
+        let ahead = [0, 1, 2, 3].map(|i| bits(last.min(first + ROWS + i)).as_ptr());
+        add_rows(least, four, ahead, &mut excesses);
+    }
     let span = T::INFINITY - least;
-    for (bits, flag) in T::bits(row).iter().zip(flags) {
-        *flag |= u8::from((bits & MAGNITUDE).wrapping_sub(least) <= span);
+    for (flag, excess) in flags.iter_mut().zip(&excesses) {
+        *flag |= u8::from(*excess <= span);
     }
 }
 
-/// For [`quantize`]: all bits but the sign for columns that take part, none for the others.
+/// The lesser of what is known and of the excesses of four rows, column by column.
+#[inline(always)]
+fn add_rows(least: u16, rows: [&[u16]; ROWS], ahead: [*const u16; ROWS], excesses: &mut [u16]) {
+    let [a, b, c, d] = rows.map(|row| row.as_chunks::<PAIR>());
+    let (vectors, rest) = excesses.as_chunks_mut::<PAIR>();
+    for ((i, known), (((a, b), c), d)) in
+        vectors.iter_mut().enumerate().zip(a.0.iter().zip(b.0).zip(c.0).zip(d.0))
+    {
+        for ahead in ahead {
+            tile::fetch(ahead.wrapping_add(i * PAIR));
+        }
+        for ((((known, a), b), c), d) in known.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            *known = least_of(least, *known, [*a, *b, *c, *d]);
+        }
+    }
+    for ((((known, a), b), c), d) in rest.iter_mut().zip(a.1).zip(b.1).zip(c.1).zip(d.1) {
+        *known = least_of(least, *known, [*a, *b, *c, *d]);
+    }
+}
+
+#[inline(always)]
+fn least_of(least: u16, known: u16, [a, b, c, d]: [u16; ROWS]) -> u16 {
+    let (a, b) = (excess(a, least), excess(b, least));
+    let (c, d) = (excess(c, least), excess(d, least));
+    known.min(a.min(b).min(c.min(d)))
+}
+
+#[inline(always)]
+fn excess(bits: u16, least: u16) -> u16 {
+    (bits & MAGNITUDE).wrapping_sub(least)
+}
+
+/// For [`quantize`]: all ones for columns that take part, 0 for the others.
 pub(crate) fn mask(columns: usize, outliers: &[usize]) -> Vec<u16> {
-    let mut mask = vec![MAGNITUDE; columns];
+    let mut mask = vec![u16::MAX; columns];
     outliers.iter().for_each(|column| mask[*column] = 0);
     mask
 }
 
-/// Absmax constants of the columns that take part, and the sum of the codes; the codes of all K, plus `offset`, are
-/// written, and what lies behind them gets the code of 0. `keep` says of f32 what `magnitudes`, from [`mask`], says of bits.
+/// Absmax constants of the columns that take part, and the sum of the codes, if it is asked for; the codes of all K, plus
+/// `offset`, are written, and what lies behind them gets the code of 0. `mask` is from [`mask`].
 #[inline(always)]
-pub(crate) fn quantize<I: Instructions, T: Half>(
+pub(crate) fn quantize<I: Instructions, T: Half, const SUM: bool>(
     simd: I,
     row: &[T],
-    magnitudes: &[u16],
-    keep: Keep<'_>,
+    mask: &[u16],
     offset: u8,
     codes: &mut [i8],
 ) -> (Constants, i32) {
     let mut largest = 0;
-    for (bits, mask) in T::bits(row).iter().zip(magnitudes) {
-        largest = largest.max(bits & mask);
+    for (bits, mask) in T::bits(row).iter().zip(mask) {
+        largest = largest.max(bits & mask & MAGNITUDE);
     }
     let constants = Constants::new(Range::up_to(T::from_bits(largest).to_f32()), Encoding::Absmax);
     let Some(inverse) = constants.inverse() else {
         codes.fill(convert::code_byte(0, offset));
         return (constants, 0);
     };
-    let inverse = simd.splat(inverse);
-    let (vectors, rest) = row.as_chunks::<LANES>();
+    let mut sums = [simd.splat_int(0); 2];
+    let (pairs, rest) = row.as_chunks::<PAIR>();
+    let (masks, rest_mask) = mask.as_chunks::<PAIR>();
     let (targets, behind) = codes.split_at_mut(row.len() - rest.len());
-    let mut sums = simd.splat_int(0);
-    // No code leaves [−127, 127]: of the values that take part, none is larger than the scale.
-    for (index, (values, target)) in vectors.iter().zip(targets.as_chunks_mut().0).enumerate() {
-        let values = keep.of(simd, index, T::load(simd, values));
-        let code = simd.round(simd.multiply(values, inverse));
-        sums = simd.add_int(sums, code);
-        simd.store_codes(code, offset, target);
+    for ((values, mask), target) in pairs.iter().zip(masks).zip(targets.as_chunks_mut().0) {
+        quantize_pair::<I, T, SUM>(simd, values, mask, inverse, offset, &mut sums, target);
     }
     behind.fill(convert::code_byte(0, offset));
     if !rest.is_empty() {
-        let mut values = [T::default(); LANES];
+        let (mut values, mut kept, mut last) = ([T::default(); PAIR], [0; PAIR], [0; PAIR]);
         values[..rest.len()].copy_from_slice(rest);
-        let values = keep.of(simd, vectors.len(), T::load(simd, &values));
-        let code = simd.round(simd.multiply(values, inverse));
-        sums = simd.add_int(sums, code);
-        let mut last = [0; LANES];
-        simd.store_codes(code, offset, &mut last);
+        kept[..rest.len()].copy_from_slice(rest_mask);
+        quantize_pair::<I, T, SUM>(simd, &values, &kept, inverse, offset, &mut sums, &mut last);
         behind[..rest.len()].copy_from_slice(&last[..rest.len()]);
     }
-    (constants, simd.sum_int(sums))
+    (constants, if SUM { simd.sum_int(simd.add_int(sums[0], sums[1])) } else { 0 })
+}
+
+/// No code leaves [−127, 127]: of the values that take part, none is larger than the scale.
+#[inline(always)]
+fn quantize_pair<I: Instructions, T: Half, const SUM: bool>(
+    simd: I,
+    values: &[T; PAIR],
+    mask: &[u16; PAIR],
+    inverse: f32,
+    offset: u8,
+    sums: &mut [I::Ints; 2],
+    target: &mut [i8; PAIR],
+) {
+    let inverse = simd.splat(inverse);
+    let [a, b] = T::load_pair(simd, values, mask);
+    let codes = [simd.round(simd.multiply(a, inverse)), simd.round(simd.multiply(b, inverse))];
+    if SUM {
+        *sums = [simd.add_int(sums[0], codes[0]), simd.add_int(sums[1], codes[1])];
+    }
+    T::store_codes(simd, codes, offset, target);
 }
 
 #[cfg(test)]
 mod tests {
     use int8_core::corpus::Random;
+    use ndarray::ArrayView2;
 
     use super::*;
-    use crate::convert::Typed;
     use crate::kernel::{Dispatch, Kernel};
-    use crate::rows::{self, scratch_length};
+    use crate::rows::{self, Keep, scratch_length};
     use crate::tile::{TileKernel, Vectorized};
 
     fn thresholds<T: Half>() {
         for threshold in [1e-40, 1e-8, 0.3, 6.0, 6.01, 65_504.0, 65_505.0, 1e30, 3.4e38, f32::INFINITY] {
             let all: Vec<T> = (0..=u16::MAX).map(T::from_bits).collect();
             let mut flags = vec![0; all.len()];
-            flag_outliers(&all, threshold, &mut flags);
+            let x = Source::new(ArrayView2::from_shape((1, all.len()), &all).expect("a row"), "x")
+                .expect("a row");
+            flag_outliers::<T>(x, 0..1, threshold, &mut flags);
             for (value, flag) in all.iter().zip(flags) {
                 assert_eq!(flag == 1, value.to_f32().abs() >= threshold, "{value:?}, {threshold}");
             }
@@ -166,7 +273,8 @@ mod tests {
             outliers.iter().for_each(|column| columns[*column] = 0);
             let keep = if outliers.is_empty() { Keep::All } else { Keep::Masked(&columns) };
             let (mut direct, mut widened, mut scratch) = (vec![99; length], vec![99; length], Vec::new());
-            let (constants, sum) = quantize(simd, row, &mask(row.len(), outliers), keep, offset, &mut direct);
+            let mask = mask(row.len(), outliers);
+            let (constants, sum) = quantize::<I, T, true>(simd, row, &mask, offset, &mut direct);
             let direct = (constants.scale.to_bits(), sum, direct);
             let blocks = rows::widen(simd, typed, &mut scratch);
             let range = rows::range(simd, blocks, keep, Encoding::Absmax);

@@ -2,6 +2,7 @@
 
 use std::ops::Range as Span;
 
+use half::{bf16, f16};
 use int8_core::{Config, Encoding, GROUP, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
 use ndarray::aview1;
 use rayon::prelude::*;
@@ -19,11 +20,11 @@ use crate::weight::padded;
 /// sleeping thread costs.
 const SERIAL_ELEMENTS: usize = 1 << 15;
 
-/// The same for finding the columns of outliers among 16-bit values, whose bits are compared: with AVX-512 up to 8 µs.
+/// The same for finding the columns of outliers among 16-bit values, whose bits are compared: with AVX-512 up to 4 µs.
 const SERIAL_HALVES: usize = 1 << 18;
 
-/// Rows that one task prepares.
-const TASK_ROWS: usize = 8;
+/// Tasks of each thread: with more, some hundred nanoseconds for each add up.
+const TASKS_PER_THREAD: usize = 2;
 
 /// Single values are multiplied as dense columns when at least one in this many of the columns' values left: a dense
 /// product shares each load of a weight among the rows of a tile and takes half the time per value.
@@ -36,7 +37,7 @@ pub(crate) struct RowTerms {
     pub(crate) step: f32,
     /// Zero point.
     pub(crate) zero_point: i32,
-    /// `Σ_k q`, without the kernel's offset.
+    /// `Σ_k q`, without the kernel's offset; where it is not [wanted](Quantizer::sums), any number.
     pub(crate) sum: i32,
 }
 
@@ -110,6 +111,8 @@ pub(crate) struct Quantizer<'a, K> {
     pub(crate) x: Source<'a>,
     pub(crate) config: &'a Config,
     pub(crate) groups: InputGroups,
+    /// Whether [`RowTerms::sum`] is wanted, which zero points of the weight are multiplied with.
+    pub(crate) sums: bool,
     pub(crate) tile: K,
 }
 
@@ -125,7 +128,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
         columns.iter().for_each(|column| mask[*column] = 0);
         let unwidened = self.x.kind() != Kind::F32 && self.without_widening();
-        let magnitudes = if unwidened { halves::mask(inner, &columns) } else { Vec::new() };
+        let half_mask = if unwidened { halves::mask(inner, &columns) } else { Vec::new() };
 
         let constants = self.tensor_constants(&mask);
         let mut results: Vec<RowResult> = Vec::new();
@@ -140,7 +143,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 span,
                 scratch,
                 mask: &mask,
-                magnitudes: &magnitudes,
+                half_mask: &half_mask,
                 columns: &columns,
                 constants,
                 part,
@@ -153,14 +156,15 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 Part { codes: task_codes, results: &mut results, groups: &mut groups, dense: &mut dense },
             );
         } else {
-            let tasks = rows.div_ceil(TASK_ROWS);
-            let dense_parts = parts(&mut dense, TASK_ROWS * columns.len(), tasks);
-            let group_parts = parts(&mut groups, TASK_ROWS * group_count, tasks);
-            let tasks = task_codes.par_chunks_mut(TASK_ROWS * stride).zip(results.par_chunks_mut(TASK_ROWS));
+            let task_rows = rows.div_ceil(TASKS_PER_THREAD * rayon::current_num_threads());
+            let tasks = rows.div_ceil(task_rows);
+            let dense_parts = parts(&mut dense, task_rows * columns.len(), tasks);
+            let group_parts = parts(&mut groups, task_rows * group_count, tasks);
+            let tasks = task_codes.par_chunks_mut(task_rows * stride).zip(results.par_chunks_mut(task_rows));
             tasks.zip(dense_parts).zip(group_parts).enumerate().for_each_init(
                 Scratch::default,
                 |scratch, (task, (((codes, results), dense), groups))| {
-                    let first = task * TASK_ROWS;
+                    let first = task * task_rows;
                     job(first..first + results.len(), scratch, Part { codes, results, groups, dense });
                 },
             );
@@ -320,16 +324,21 @@ impl<K: TileKernel> Vectorized for FlagColumns<'_, '_, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        for row in self.span {
-            let row = self.quantizer.x.row(row);
-            if let OutlierRule::Absolute(threshold) = self.quantizer.config.rule {
-                rows::flag_outliers(simd, row, threshold, self.flags);
-                continue;
+        let Self { quantizer, span, scratch, flags } = self;
+        let x = quantizer.x;
+        match (&quantizer.config.rule, x.kind()) {
+            (OutlierRule::Absolute(threshold), Kind::F16) => {
+                return halves::flag_outliers::<f16>(x, span, *threshold, flags);
             }
-            let blocks = rows::widen(simd, row, &mut self.scratch.row);
-            let threshold = self.quantizer.threshold(simd, blocks, &mut self.scratch.magnitudes);
-            let values = &blocks.as_flattened()[..self.quantizer.x.columns];
-            rows::flag_outliers(simd, Typed::F32(values), threshold, self.flags);
+            (OutlierRule::Absolute(threshold), Kind::Bf16) => {
+                return halves::flag_outliers::<bf16>(x, span, *threshold, flags);
+            }
+            _ => {}
+        }
+        for row in span {
+            let blocks = rows::widen(simd, x.row(row), &mut scratch.row);
+            let threshold = quantizer.threshold(simd, blocks, &mut scratch.magnitudes);
+            rows::flag_outliers(simd, &blocks.as_flattened()[..x.columns], threshold, flags);
         }
     }
 }
@@ -367,7 +376,7 @@ struct EncodeRows<'a, 'q, 'p, K> {
     scratch: &'a mut Scratch,
     mask: &'a [u32],
     /// Of rows that are quantised [without being widened](Quantizer::without_widening); empty else.
-    magnitudes: &'a [u16],
+    half_mask: &'a [u16],
     columns: &'a [usize],
     constants: Option<Constants>,
     part: Part<'p>,
@@ -378,22 +387,20 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer, span, scratch, mask, magnitudes, columns, constants, mut part } = self;
+        let Self { quantizer, span, scratch, mask, half_mask, columns, constants, mut part } = self;
         let config = quantizer.config;
         let stride = row_stride(quantizer.x.columns);
         let by_value =
             config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
-        // Where rows are not widened, no threshold matters.
-        let (_, keep) = quantizer.kept(f32::NAN, mask);
         for (i, row) in span.enumerate() {
             let row = quantizer.x.row(row);
             match row {
-                Typed::F16(row) if !magnitudes.is_empty() => {
-                    half_row::<K, _, _>(simd, row, magnitudes, keep, columns, i, &mut part);
+                Typed::F16(row) if !half_mask.is_empty() => {
+                    half_row::<K, _, _>(simd, quantizer.sums, row, half_mask, columns, i, &mut part);
                     continue;
                 }
-                Typed::Bf16(row) if !magnitudes.is_empty() => {
-                    half_row::<K, _, _>(simd, row, magnitudes, keep, columns, i, &mut part);
+                Typed::Bf16(row) if !half_mask.is_empty() => {
+                    half_row::<K, _, _>(simd, quantizer.sums, row, half_mask, columns, i, &mut part);
                     continue;
                 }
                 _ => {}
@@ -449,9 +456,9 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
 #[inline(always)]
 fn half_row<K: TileKernel, I: Instructions, T: Half>(
     simd: I,
+    sums: bool,
     row: &[T],
-    magnitudes: &[u16],
-    keep: Keep<'_>,
+    mask: &[u16],
     columns: &[usize],
     i: usize,
     part: &mut Part<'_>,
@@ -459,7 +466,11 @@ fn half_row<K: TileKernel, I: Instructions, T: Half>(
     let stride = row_stride(row.len());
     // Behind K, up to the last block, the codes are zero.
     let codes = &mut part.codes[i * stride..][..scratch_length(row.len())];
-    let (constants, sum) = halves::quantize(simd, row, magnitudes, keep, K::OFFSET, codes);
+    let (constants, sum) = if sums {
+        halves::quantize::<I, T, true>(simd, row, mask, K::OFFSET, codes)
+    } else {
+        halves::quantize::<I, T, false>(simd, row, mask, K::OFFSET, codes)
+    };
     part.results[i].terms = RowTerms { step: constants.scale / 127.0, zero_point: 0, sum };
     for (dense, column) in part.dense[i * columns.len()..].iter_mut().zip(columns) {
         *dense = row[*column].to_f32();

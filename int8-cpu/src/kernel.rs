@@ -71,7 +71,8 @@ token!(
 );
 
 token!(
-    /// Evidence of AMX-TILE and AMX-INT8, of the system's permission to use them, and of AVX-512 VNNI.
+    /// Evidence of AMX-TILE and AMX-INT8, of the system's permission to use them, and of AVX-512 VNNI and BF16, which every
+    /// processor with AMX has.
     AmxInt8,
     tile::amx::detect()
 );
@@ -157,7 +158,7 @@ pub enum Kernel {
 /// Names of all kernels of this build, best first, with the processor features they need.
 #[cfg(target_arch = "x86_64")]
 const KNOWN: &[(&str, &str)] = &[
-    ("amx-int8", "AMX-TILE, AMX-INT8, AVX-512 VNNI and the system's permission"),
+    ("amx-int8", "AMX-TILE, AMX-INT8, AVX-512 VNNI and BF16, and the system's permission"),
     ("avx512-vnni", "AVX-512 F, BW, DQ, VL and VNNI"),
     ("avx-vnni", "AVX-VNNI, AVX2, FMA and F16C"),
     ("avx2", "AVX2, FMA and F16C"),

@@ -1,6 +1,7 @@
 //! The complete layer: quantise the rows of `x`, multiply tile by tile, finish each tile while it is in L1.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use int8_core::{Config, Element, Error as CoreError, Granularity};
@@ -8,7 +9,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
 use crate::driver::{self, Block, Factors, Grid};
-use crate::epilogue::{Finish, PanelTerms, SparseRow};
+use crate::epilogue::{Finish, OutlierPart, PanelTerms, SparseRow};
 use crate::groups::Grouped;
 use crate::input::{Input, InputGroups, Outliers, Quantizer};
 use crate::kernel::{Dispatch, DispatchGroups};
@@ -125,7 +126,7 @@ impl Linear<'_> {
         product: impl Fn() -> P + Sync,
     ) -> Result<LinearStats, Error> {
         let Self { x, weight, outlier_weights, bias, config, store, target } = self;
-        let input = Quantizer { x, config, groups, tile }.run(CODES.take());
+        let input = Quantizer { x, config, groups, sums: weight.has_zero_points(), tile }.run(CODES.take());
         let stats =
             LinearStats { outlier_columns: input.columns.len(), outlier_values: input.outlier_values() };
         let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
@@ -174,15 +175,14 @@ impl<K: TileKernel> Layer<'_, K> {
                 let group_terms = self.input.group_terms(rows.clone());
                 // SAFETY: as before, and these are the operands of that number; line 9: the terms of these rows.
                 let product = unsafe { product.tile(tile, operands((tile, rows.clone())), group_terms) };
-                let outlier_part =
-                    self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
-                self.tile.vectorize(Finish {
+                let outliers = self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
+                self.tile.vectorize(Finish::<K> {
+                    kernel: PhantomData,
                     product,
-                    outlier_part,
+                    outliers,
                     rows: rows.clone(),
                     terms: &self.input.terms[rows],
                     panel: &terms,
-                    offset: i32::from(K::OFFSET),
                     store: self.store,
                     target: &self.target,
                 });
@@ -190,17 +190,20 @@ impl<K: TileKernel> Layer<'_, K> {
         }
     }
 
-    /// The outlier sums of these rows, or nothing if there are no outliers at all.
+    /// The outlier part of these rows.
     fn outlier_part<'s>(
-        &self,
+        &'s self,
         rows: Range<usize>,
-        panel: &[f32],
+        panel: &'s [f32],
         sums: &'s mut Tile<f32>,
-    ) -> Option<&'s Tile<f32>> {
+    ) -> OutlierPart<'s> {
         match &self.input.outliers {
-            Outliers::None => None,
+            Outliers::None => OutlierPart::None,
             Outliers::Dense { values: x, .. } => {
                 let count = self.columns.len();
+                if let ([w], 1) = (panel.as_chunks().0, count) {
+                    return OutlierPart::One { x: &x[rows], w };
+                }
                 let operands = OuterOperands {
                     x: x[rows.start * count..rows.end * count].as_ptr(),
                     ldx: count,
@@ -212,14 +215,14 @@ impl<K: TileKernel> Layer<'_, K> {
                 // SAFETY: line 5: the slice above; line 6: the panel was made for `count` columns, in a line-aligned
                 // buffer, and tiles have 1 to ROWS rows.
                 unsafe { self.tile.outer(operands, sums) };
-                Some(sums)
+                OutlierPart::Sums(sums)
             }
             Outliers::Sparse(lists) => {
                 let (panel, _) = panel.as_chunks::<PANEL>();
                 for (row, sums) in lists[rows].iter().zip(&mut sums.0) {
                     self.tile.vectorize(SparseRow { outliers: row, panel, sums });
                 }
-                Some(sums)
+                OutlierPart::Sums(sums)
             }
         }
     }

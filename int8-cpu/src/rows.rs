@@ -9,7 +9,6 @@ use int8_core::{Encoding, GROUP, RowStatistic};
 
 use crate::convert::{self, Typed};
 use crate::groups::GroupTerms;
-use crate::halves;
 use crate::tile::{Instructions, K_STEP, LANES, Vectorized};
 
 /// Values handled at once: the codes of one cache line.
@@ -343,14 +342,9 @@ impl Groups<'_> {
     }
 }
 
-/// Sets the flag of every column in which this row has an outlier. The row is not widened into memory for it.
+/// Sets the flag of every column in which this row has an outlier.
 #[inline(always)]
-pub(crate) fn flag_outliers<I: Instructions>(simd: I, row: Typed<'_>, threshold: f32, flags: &mut [u8]) {
-    let row = match row {
-        Typed::F16(row) => return halves::flag_outliers(row, threshold, flags),
-        Typed::Bf16(row) => return halves::flag_outliers(row, threshold, flags),
-        Typed::F32(row) => row,
-    };
+pub(crate) fn flag_outliers<I: Instructions>(simd: I, row: &[f32], threshold: f32, flags: &mut [u8]) {
     let limit = simd.splat(threshold);
     let (vectors, rest) = row.as_chunks::<LANES>();
     for (values, flags) in vectors.iter().zip(flags.chunks_exact_mut(LANES)) {

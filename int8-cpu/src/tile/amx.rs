@@ -8,8 +8,9 @@
 use std::arch::asm;
 use std::sync::OnceLock;
 
-use super::avx512::{Avx512Tile, outer_rows};
+use super::avx512::outer_rows;
 use super::{Destination, K_STEP, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use crate::buffer::LINE;
 use crate::kernel::{AmxInt8, Avx512Vnni};
 
 /// Rows of one tile register.
@@ -18,7 +19,12 @@ const TILE_ROWS: usize = 16;
 /// Whether processor and system offer AMX int8 to this process; asks the system for permission, once.
 pub(crate) fn detect() -> bool {
     static DETECTED: OnceLock<bool> = OnceLock::new();
-    *DETECTED.get_or_init(|| Avx512Vnni::new().is_some() && has_instructions() && permission())
+    *DETECTED.get_or_init(|| {
+        Avx512Vnni::new().is_some()
+            && is_x86_feature_detected!("avx512bf16")
+            && has_instructions()
+            && permission()
+    })
 }
 
 /// CPUID says AMX-TILE and AMX-INT8, and the system saves both tile states.
@@ -256,7 +262,8 @@ impl Claim {
     #[inline(always)]
     fn new(to: Option<Destination>, rows: usize, k: usize) -> Self {
         let share = rows.div_ceil((k / K_STEP).max(1));
-        match to {
+        // Rows of one line each are better left to the stores: at 512x768x768, 16-bit results take 5 % less.
+        match to.filter(|to| to.width > LINE) {
             Some(Destination { first, stride, width }) => {
                 Self { row: first, stride, width, left: rows, share }
             }
@@ -267,12 +274,14 @@ impl Claim {
     #[inline(always)]
     fn step(&mut self) {
         for _ in 0..self.share.min(self.left) {
-            for line in (0..self.width).step_by(64) {
+            // A matrix need not begin on a line, so that a row of a tile may lie in one line more.
+            let before = self.row.addr() % LINE;
+            for line in (0..before + self.width).step_by(LINE) {
                 // SAFETY: a prefetch never faults, wherever it points; every processor with AMX has this one.
                 unsafe {
                     asm!(
                         "prefetchw [{}]",
-                        in(reg) self.row.wrapping_add(line),
+                        in(reg) self.row.wrapping_sub(before).wrapping_add(line),
                         options(nostack, readonly, preserves_flags),
                     );
                 }
@@ -287,7 +296,7 @@ impl Claim {
 #[derive(Clone, Copy)]
 pub(crate) struct AmxTile(pub(crate) AmxInt8);
 
-// SAFETY: line 7: made from an `AmxInt8` token, which stands for AMX-TILE, AMX-INT8 and AVX-512 VNNI. Line 8: ROWS = 32,
+// SAFETY: line 7: made from an `AmxInt8` token, which stands for AMX-TILE, AMX-INT8, AVX-512 VNNI and AVX-512 BF16. Line 8: ROWS = 32,
 // and the tiles write 16 or 32 rows.
 unsafe impl TileKernel for AmxTile {
     /// Two tile registers below each other; with two side by side, four accumulators for four operands loaded.
@@ -322,8 +331,16 @@ unsafe impl TileKernel for AmxTile {
     }
 
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-        Avx512Tile(self.0.avx512()).vectorize(job)
+        // SAFETY: line 7.
+        unsafe { vectorize(self.0, job) }
     }
+}
+
+/// # Safety
+/// The processor has the enabled features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+unsafe fn vectorize<V: Vectorized>(token: AmxInt8, job: V) -> V::Output {
+    job.call(token)
 }
 
 /// Multiply-adds of `rounds` rounds of four independent accumulators on registers alone.

@@ -85,6 +85,25 @@ pub(crate) trait Instructions: Copy {
     fn power_of_two(self, n: Self::Ints) -> Self::Floats;
     /// The low byte of each lane, with all bits of `offset` flipped.
     fn store_codes(self, value: Self::Ints, offset: u8, to: &mut [i8; LANES]);
+    /// 32 numbers, those with a mask of 0 as 0 (the others' is all ones), in two vectors and an order that
+    /// [`store_codes_alternating`](Self::store_codes_alternating) undoes: that which is least work.
+    #[inline(always)]
+    fn load_bf16_alternating(self, from: &[bf16; 2 * LANES], mask: &[u16; 2 * LANES]) -> [Self::Floats; 2] {
+        let mut kept = [bf16::ZERO; 2 * LANES];
+        for ((kept, value), mask) in kept.iter_mut().zip(from).zip(mask) {
+            *kept = bf16::from_bits(value.to_bits() & mask);
+        }
+        let halves = kept.as_chunks().0;
+        [self.load_bf16(&halves[0]), self.load_bf16(&halves[1])]
+    }
+    /// As [`store_codes`](Self::store_codes), of what was loaded by
+    /// [`load_bf16_alternating`](Self::load_bf16_alternating).
+    #[inline(always)]
+    fn store_codes_alternating(self, values: [Self::Ints; 2], offset: u8, to: &mut [i8; 2 * LANES]) {
+        for (value, to) in values.into_iter().zip(to.as_chunks_mut().0) {
+            self.store_codes(value, offset, to);
+        }
+    }
     /// Byte `lane` of each group of four, sign-extended.
     fn byte_of_quads(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
 }
