@@ -91,7 +91,7 @@ impl Half for bf16 {
 }
 
 /// The bits of the smallest magnitude that reaches a threshold, which is positive.
-fn least_reaching<T: Half>(threshold: f32) -> u16 {
+pub(crate) fn least_reaching<T: Half>(threshold: f32) -> u16 {
     let nearest = T::from_f32(threshold);
     T::bits(&[nearest])[0] + u16::from(nearest.to_f32() < threshold)
 }
@@ -148,6 +148,12 @@ fn least_of(least: u16, known: u16, [a, b, c, d]: [u16; ROWS]) -> u16 {
     known.min(a.min(b).min(c.min(d)))
 }
 
+/// The bits of a magnitude.
+#[inline(always)]
+pub(crate) fn magnitude<T: Half>(value: T) -> u16 {
+    T::bits(&[value])[0] & MAGNITUDE
+}
+
 #[inline(always)]
 fn excess(bits: u16, least: u16) -> u16 {
     (bits & MAGNITUDE).wrapping_sub(least)
@@ -160,8 +166,7 @@ pub(crate) fn mask(columns: usize, outliers: &[usize]) -> Vec<u16> {
     mask
 }
 
-/// Absmax constants of the columns that take part, and the sum of the codes, if it is asked for; the codes of all K, plus
-/// `offset`, are written, and what lies behind them gets the code of 0. `mask` is from [`mask`].
+/// Absmax constants of the columns that take part, and what [`encode`] says of their codes. `mask` is from [`mask`].
 #[inline(always)]
 pub(crate) fn quantize<I: Instructions, T: Half, const SUM: bool>(
     simd: I,
@@ -174,32 +179,110 @@ pub(crate) fn quantize<I: Instructions, T: Half, const SUM: bool>(
     for (bits, mask) in T::bits(row).iter().zip(mask) {
         largest = largest.max(bits & mask & MAGNITUDE);
     }
-    let constants = Constants::new(Range::up_to(T::from_bits(largest).to_f32()), Encoding::Absmax);
+    let constants = absmax::<T>(largest);
+    (constants, encode::<I, T, SUM>(simd, row, Some(mask), constants, offset, codes))
+}
+
+/// The constants of values whose largest magnitude has these bits.
+pub(crate) fn absmax<T: Half>(largest: u16) -> Constants {
+    Constants::new(Range::up_to(T::from_bits(largest).to_f32()), Encoding::Absmax)
+}
+
+/// A mask of columns that all take part.
+const ALL: [u16; PAIR] = [u16::MAX; PAIR];
+
+/// Writes the codes of all K, plus `offset`, those of columns that take no part and of what lies behind K as the code of 0;
+/// the sum of the codes, if it is asked for.
+#[inline(always)]
+pub(crate) fn encode<I: Instructions, T: Half, const SUM: bool>(
+    simd: I,
+    row: &[T],
+    mask: Option<&[u16]>,
+    constants: Constants,
+    offset: u8,
+    codes: &mut [i8],
+) -> i32 {
     let Some(inverse) = constants.inverse() else {
         codes.fill(convert::code_byte(0, offset));
-        return (constants, 0);
+        return 0;
     };
     let mut sums = [simd.splat_int(0); 2];
     let (pairs, rest) = row.as_chunks::<PAIR>();
-    let (masks, rest_mask) = mask.as_chunks::<PAIR>();
     let (targets, behind) = codes.split_at_mut(row.len() - rest.len());
-    for ((values, mask), target) in pairs.iter().zip(masks).zip(targets.as_chunks_mut().0) {
-        quantize_pair::<I, T, SUM>(simd, values, mask, inverse, offset, &mut sums, target);
+    let targets = targets.as_chunks_mut().0.iter_mut();
+    let (mut rest_mask, rest_place) = (ALL, ..rest.len());
+    match mask.map(<[u16]>::as_chunks::<PAIR>) {
+        None => {
+            for (values, target) in pairs.iter().zip(targets) {
+                encode_pair::<I, T, SUM>(simd, values, &ALL, inverse, offset, &mut sums, target);
+            }
+        }
+        Some((masks, last)) => {
+            for ((values, mask), target) in pairs.iter().zip(masks).zip(targets) {
+                encode_pair::<I, T, SUM>(simd, values, mask, inverse, offset, &mut sums, target);
+            }
+            rest_mask[rest_place].copy_from_slice(last);
+        }
     }
     behind.fill(convert::code_byte(0, offset));
     if !rest.is_empty() {
-        let (mut values, mut kept, mut last) = ([T::default(); PAIR], [0; PAIR], [0; PAIR]);
-        values[..rest.len()].copy_from_slice(rest);
-        kept[..rest.len()].copy_from_slice(rest_mask);
-        quantize_pair::<I, T, SUM>(simd, &values, &kept, inverse, offset, &mut sums, &mut last);
-        behind[..rest.len()].copy_from_slice(&last[..rest.len()]);
+        let (mut values, mut last) = ([T::default(); PAIR], [0; PAIR]);
+        values[rest_place].copy_from_slice(rest);
+        encode_pair::<I, T, SUM>(simd, &values, &rest_mask, inverse, offset, &mut sums, &mut last);
+        behind[rest_place].copy_from_slice(&last[rest_place]);
     }
-    (constants, if SUM { simd.sum_int(simd.add_int(sums[0], sums[1])) } else { 0 })
+    if SUM { simd.sum_int(simd.add_int(sums[0], sums[1])) } else { 0 }
+}
+
+/// What one pass over a row finds.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    /// The bits of the largest magnitude below the threshold.
+    pub(crate) below: u16,
+    pub(crate) has_nan: bool,
+}
+
+/// Looks for the largest magnitude of a row below a threshold, of which these are the bits, and lowers the excesses of the
+/// columns as [`flag_outliers`] does, asking for the row at `ahead` on the way.
+#[inline(always)]
+pub(crate) fn look<T: Half>(row: &[T], least: u16, ahead: &[T], excesses: &mut [u16]) -> Found {
+    for line in ahead.chunks(PAIR) {
+        tile::fetch(line.as_ptr());
+    }
+    // Those below the threshold are the largest of all excesses, modulo 2¹⁶.
+    let (mut largest_excess, mut largest) = (0, 0);
+    for (bits, known) in T::bits(row).iter().zip(excesses) {
+        let excess = excess(*bits, least);
+        *known = (*known).min(excess);
+        largest_excess = largest_excess.max(excess);
+        largest = largest.max(bits & MAGNITUDE);
+    }
+    let below = if largest_excess >= least.wrapping_neg() { largest_excess.wrapping_add(least) } else { 0 };
+    Found { below, has_nan: largest > T::INFINITY }
+}
+
+/// The columns with an outlier, ascending, of which these are the least excesses over the threshold with these bits.
+pub(crate) fn columns_of<T: Half>(least: u16, excesses: &[u16]) -> Vec<usize> {
+    let span = T::INFINITY - least;
+    let (stretches, rest) = excesses.as_chunks::<PAIR>();
+    let mut columns = Vec::new();
+    let mut add = |first: usize, excesses: &[u16]| {
+        let found = excesses.iter().enumerate().filter(|(_, excess)| **excess <= span);
+        columns.extend(found.map(|(i, _)| first + i));
+    };
+    for (i, stretch) in stretches.iter().enumerate() {
+        // Most hold none: looked at in vectors.
+        if stretch.iter().fold(u16::MAX, |least, excess| least.min(*excess)) <= span {
+            add(i * PAIR, stretch);
+        }
+    }
+    add(excesses.len() - rest.len(), rest);
+    columns
 }
 
 /// No code leaves [−127, 127]: of the values that take part, none is larger than the scale.
 #[inline(always)]
-fn quantize_pair<I: Instructions, T: Half, const SUM: bool>(
+fn encode_pair<I: Instructions, T: Half, const SUM: bool>(
     simd: I,
     values: &[T; PAIR],
     mask: &[u16; PAIR],

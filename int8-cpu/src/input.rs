@@ -60,8 +60,8 @@ pub(crate) struct Input {
     pub(crate) stride: usize,
     pub(crate) terms: Vec<RowTerms>,
     /// `[M, group_count]`: where constants are those of groups, they are here and `terms` are zero.
-    groups: Vec<GroupTerms>,
-    group_count: usize,
+    pub(crate) groups: Vec<GroupTerms>,
+    pub(crate) group_count: usize,
     /// Outlier columns, ascending.
     pub(crate) columns: Vec<usize>,
     pub(crate) outliers: Outliers,
@@ -119,12 +119,19 @@ pub(crate) struct Quantizer<'a, K> {
 impl<K: TileKernel> Quantizer<'_, K> {
     /// Quantises `x`, reusing the memory of `codes`.
     pub(crate) fn run(&self, mut codes: Buffer) -> Input {
+        // A tile may read whole steps of rows beyond the last one.
+        codes.reserve((self.x.rows + K::ROW_STEP) * row_stride(self.x.columns));
+        match (self.one_pass_threshold(), self.x.kind()) {
+            (Some(threshold), Kind::F16) => self.in_one_pass::<f16>(codes, threshold),
+            (Some(threshold), Kind::Bf16) => self.in_one_pass::<bf16>(codes, threshold),
+            _ => self.in_two_passes(codes, self.outlier_columns()),
+        }
+    }
+
+    /// As [`run`](Self::run), with the columns that leave as a whole.
+    pub(crate) fn in_two_passes(&self, mut codes: Buffer, columns: Vec<usize>) -> Input {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let stride = row_stride(inner);
-        // A tile may read whole steps of rows beyond the last one.
-        codes.reserve((rows + K::ROW_STEP) * stride);
-
-        let columns = self.outlier_columns();
         let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
         columns.iter().for_each(|column| mask[*column] = 0);
         let unwidened = self.x.kind() != Kind::F32 && self.without_widening();
@@ -156,7 +163,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 Part { codes: task_codes, results: &mut results, groups: &mut groups, dense: &mut dense },
             );
         } else {
-            let task_rows = rows.div_ceil(TASKS_PER_THREAD * rayon::current_num_threads());
+            let task_rows = self.task_rows();
             let tasks = rows.div_ceil(task_rows);
             let dense_parts = parts(&mut dense, task_rows * columns.len(), tasks);
             let group_parts = parts(&mut groups, task_rows * group_count, tasks);
@@ -186,14 +193,20 @@ impl<K: TileKernel> Quantizer<'_, K> {
         Input { codes, stride, terms, groups, group_count, columns, outliers }
     }
 
-    fn serial(&self) -> bool {
+    /// Rows that one task prepares.
+    pub(crate) fn task_rows(&self) -> usize {
+        let tasks = if self.serial() { 1 } else { TASKS_PER_THREAD * rayon::current_num_threads() };
+        self.x.rows.div_ceil(tasks).max(1)
+    }
+
+    pub(crate) fn serial(&self) -> bool {
         // With one thread in the pool, handing it the work would only mean waiting for it to wake up.
         self.x.rows * self.x.columns < SERIAL_ELEMENTS || rayon::current_num_threads() == 1
     }
 
     /// Whether rows of 16-bit floats can be quantised as they are: an absmax scale for each, and whole columns that take no
     /// part, or none.
-    fn without_widening(&self) -> bool {
+    pub(crate) fn without_widening(&self) -> bool {
         let config = self.config;
         let by_column = config.outlier_granularity == OutlierGranularity::Column;
         self.groups == InputGroups::None
@@ -204,7 +217,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
     }
 
     /// The columns that leave as a whole.
-    fn outlier_columns(&self) -> Vec<usize> {
+    pub(crate) fn outlier_columns(&self) -> Vec<usize> {
         if self.config.outlier_granularity == OutlierGranularity::Value
             || self.config.rule == OutlierRule::None
         {

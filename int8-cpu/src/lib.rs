@@ -65,6 +65,7 @@ mod input;
 pub mod kernel;
 mod linear;
 mod matrix;
+mod one_pass;
 mod outlier;
 mod panel;
 pub mod pool;
