@@ -144,18 +144,25 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let x = self.quantizer.x;
-        let stride = row_stride(x.columns);
-        let last = self.rows.end.saturating_sub(1);
-        for ((row, codes), result) in self.rows.zip(self.codes.chunks_mut(stride)).zip(self.results) {
-            let ahead = T::of(x.row(last.min(row + ROWS_AHEAD)));
-            let row = T::of(x.row(row));
-            let Found { below, has_nan } = halves::look(row, self.least, ahead, self.excesses);
+        let Self { quantizer: Quantizer { x, .. }, rows, least, codes, results, excesses, .. } = self;
+        let (stride, last) = (row_stride(x.columns), rows.end.saturating_sub(1));
+        // Each row is looked at before the one before it is written: the scale takes as long to get out of the vectors of a short
+        // row as its codes take to compute.
+        let mut next = None;
+        for row in rows.start..=rows.end {
+            let before = next.take();
+            if row < rows.end {
+                let ahead = T::of(x.row(last.min(row + ROWS_AHEAD)));
+                next = Some(halves::look(T::of(x.row(row)), least, ahead, excesses));
+            }
+            let Some(Found { below, has_nan }) = before else { continue };
+            let index = row - 1 - rows.start;
+            let row = T::of(x.row(row - 1));
             let constants = halves::absmax::<T>(below);
-            let codes = &mut codes[..scratch_length(row.len())];
+            let codes = &mut codes[index * stride..][..scratch_length(row.len())];
             halves::encode::<I, T, false>(simd, row, None, constants, K::OFFSET, codes);
-            *result = RowResult { largest: below, has_nan, ..RowResult::default() };
-            result.set_terms(constants);
+            results[index] = RowResult { largest: below, has_nan, ..RowResult::default() };
+            results[index].set_terms(constants);
         }
     }
 }
