@@ -158,11 +158,11 @@ pub(crate) enum OutlierPart<'a> {
 }
 
 impl OutlierPart<'_> {
-    /// That of one row, with `bias` added.
+    /// `y` with that of one row added.
     #[inline(always)]
-    fn plus<I: Instructions>(&self, simd: I, row: usize, bias: [I::Floats; 2]) -> [I::Floats; 2] {
+    fn add_to<I: Instructions>(&self, simd: I, row: usize, y: [I::Floats; 2]) -> [I::Floats; 2] {
         let part = match self {
-            Self::None => return bias,
+            Self::None => return y,
             Self::One { x, w } => {
                 let (x, w) = (simd.splat(x[row]), w.as_chunks::<LANES>().0);
                 [simd.multiply(x, simd.load(&w[0])), simd.multiply(x, simd.load(&w[1]))]
@@ -172,7 +172,7 @@ impl OutlierPart<'_> {
                 [simd.load(&sums[0]), simd.load(&sums[1])]
             }
         };
-        [simd.add(part[0], bias[0]), simd.add(part[1], bias[1])]
+        [simd.add(y[0], part[0]), simd.add(y[1], part[1])]
     }
 }
 
@@ -217,21 +217,20 @@ impl<K: TileKernel> Finish<'_, K> {
         let steps = self.panel.steps.as_chunks::<LANES>().0;
         let steps = [simd.load(&steps[0]), simd.load(&steps[1])];
         for (r, row) in self.rows.enumerate() {
-            let rest = self.outliers.plus(simd, r, bias);
             let y = match self.product {
                 Product::Integers(acc) => {
                     let scaled =
                         self.panel.scale::<I, WIDE>(simd, &acc.0[r], self.terms[r], K::OFFSET, excess);
-                    [
-                        simd.multiply_add(scaled[0], steps[0], rest[0]),
-                        simd.multiply_add(scaled[1], steps[1], rest[1]),
-                    ]
+                    [simd.multiply(scaled[0], steps[0]), simd.multiply(scaled[1], steps[1])]
                 }
                 Product::Floats(product) => {
                     let part = product.0[r].as_chunks::<LANES>().0;
-                    [simd.add(simd.load(&part[0]), rest[0]), simd.add(simd.load(&part[1]), rest[1])]
+                    [simd.load(&part[0]), simd.load(&part[1])]
                 }
             };
+            // Each sum is rounded for itself, in the order of the reference: the logits of a small model tell the difference.
+            let y = self.outliers.add_to(simd, r, y);
+            let y = [simd.add(y[0], bias[0]), simd.add(y[1], bias[1])];
             // SAFETY: blocks do not overlap, and each is taken by one thread; row < M, first + width ≤ N; T is what
             // the target says.
             let target = unsafe { self.target.slice::<T>(row, self.panel.first, self.panel.width) };
