@@ -124,7 +124,9 @@ def main():
     if arguments.worker:
         return worker(parse(arguments.worker), arguments.threads, arguments.best)
 
-    python, bench = environment(arguments.environment), arguments.bench or build_bench()
+    # The bench is run in the project's folder, wherever its path was given.
+    bench = arguments.bench.resolve() if arguments.bench else build_bench()
+    python = environment(arguments.environment)
     shapes = [parse(text) for text in arguments.shapes.split(",")] if arguments.shapes else SHAPES
     rows = []
     print("    M      N      K | layer us | vs bf16  vs f32  vs bitsandbytes | raw vs _int_mm")

@@ -9,7 +9,7 @@
 //! | step | where |
 //! |---|---|
 //! | `W [N, K]` quantised and packed once, at load | [`PackedWeight`] |
-//! | outlier rule, row quantisation straight into the rows that the tiles read | `input`; of one row, `rows` and `halves` |
+//! | outlier rule, row quantisation straight into the rows that the tiles read | `input`; 16-bit rows in the usual setting, `one_pass`; of one row, `rows` and `halves` |
 //! | the output cut into tasks, and K into pieces where a kernel wants them | `driver`, `panel` |
 //! | i8 × i8 → i32, one tile of output in registers | `tile` |
 //! | scales, zero points, outlier part, bias, one rounding, while the tile is in L1 | `epilogue` |
@@ -26,7 +26,8 @@
 //! | `portable` | what the compiler makes of a dot product | 4 × 1 |
 //!
 //! The best one that the processor offers is taken ([`Kernel::select`]); the environment variable `INT8_KERNEL` forces
-//! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. Wrapping a
+//! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. `amx-int8` rounds results to bf16
+//! with the processor's instruction for it, which takes subnormal numbers, below 1.2e-38, for 0. Wrapping a
 //! step of a model in [`pool::awake`] saves entering the pool and waking its threads for each layer.
 //!
 //! ```

@@ -194,7 +194,7 @@ fn parallel_sizes() {
 fn any_number_of_threads_gives_the_same_bits() {
     let mut random = Random::new(13);
     for config in configs() {
-        for (m, n, k) in [(50, 200, 700), (1, 3000, 900), (300, 40, 300), (13, 128, 1024)] {
+        for (m, n, k) in [(50, 200, 700), (1, 3000, 900), (300, 40, 300), (13, 128, 1024), (530, 70, 100)] {
             let (x, w) = (activations(&mut random, m, k, 0.05), random.matrix(n, k, 0.05));
             for kernel in Kernel::available() {
                 let on = |threads: usize| {
