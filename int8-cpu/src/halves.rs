@@ -242,8 +242,8 @@ pub(crate) struct Found {
     pub(crate) has_nan: bool,
 }
 
-/// Looks for the largest magnitude of a row below a threshold, of which these are the bits, and lowers the excesses of the
-/// columns as [`flag_outliers`] does, asking for the row at `ahead` on the way.
+/// Looks for the largest magnitude of a row below a threshold, given the bits of the least magnitude that reaches it, and lowers
+/// the excesses of the columns as [`flag_outliers`] does, asking for the row at `ahead` on the way.
 #[inline(always)]
 pub(crate) fn look<T: Half>(row: &[T], least: u16, ahead: &[T], excesses: &mut [u16]) -> Found {
     for line in ahead.chunks(PAIR) {
@@ -261,7 +261,7 @@ pub(crate) fn look<T: Half>(row: &[T], least: u16, ahead: &[T], excesses: &mut [
     Found { below, has_nan: largest > T::INFINITY }
 }
 
-/// The columns with an outlier, ascending, of which these are the least excesses over the threshold with these bits.
+/// The columns with an outlier, ascending, given the least excess of each as [`look`] finds it.
 pub(crate) fn columns_of<T: Half>(least: u16, excesses: &[u16]) -> Vec<usize> {
     let span = T::INFINITY - least;
     let (stretches, rest) = excesses.as_chunks::<PAIR>();
@@ -280,7 +280,7 @@ pub(crate) fn columns_of<T: Half>(least: u16, excesses: &[u16]) -> Vec<usize> {
     columns
 }
 
-/// No code leaves [−127, 127]: of the values that take part, none is larger than the scale.
+/// No code leaves [−127, 127] where no value that takes part is larger than the scale; else its code is any.
 #[inline(always)]
 fn encode_pair<I: Instructions, T: Half, const SUM: bool>(
     simd: I,

@@ -26,9 +26,11 @@
 //! | `portable` | what the compiler makes of a dot product | 4 × 1 |
 //!
 //! The best one that the processor offers is taken ([`Kernel::select`]); the environment variable `INT8_KERNEL` forces
-//! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. `amx-int8` rounds results to bf16
-//! with the processor's instruction for it, which takes subnormal numbers, below 1.2e-38, for 0. Wrapping a
+//! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. Wrapping a
 //! step of a model in [`pool::awake`] saves entering the pool and waking its threads for each layer.
+//!
+//! `amx-int8` rounds results to bf16 with the processor's instruction for it, which takes subnormal numbers, below 1.2e-38, for
+//! 0 (but for products with constants for groups, which `avx512-vnni` computes).
 //!
 //! ```
 //! use int8_core::{Granularity, Scheme};

@@ -22,8 +22,8 @@ use crate::tile::{Instructions, TileKernel, Vectorized};
 /// codes to zero.
 const COLUMNS_FOR_OUTLIERS: usize = 32;
 
-/// Codes that the calling thread sets to zero without help.
-const SERIAL_CODES: usize = 256;
+/// Elements of x below which rows are corrected by the calling thread: at most some 10 µs, if all are quantised again.
+const SERIAL_CORRECTION: usize = 1 << 17;
 
 /// Rows ahead of what is read that x is asked for.
 const ROWS_AHEAD: usize = 2;
@@ -41,18 +41,18 @@ impl<K: TileKernel> Quantizer<'_, K> {
     pub(crate) fn in_one_pass<T: Half>(&self, mut codes: Buffer, threshold: f32) -> Input {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let (stride, least) = (row_stride(inner), halves::least_reaching::<T>(threshold));
-        let mut results = vec![RowResult::default(); rows];
+        let mut results = vec![GuessedRow::default(); rows];
         let task_rows = self.task_rows();
-        let guess = |first: usize, codes: &mut [i8], results: &mut [RowResult]| {
+        let guess = |first: usize, codes: &mut [i8], results: &mut [GuessedRow]| {
             let mut excesses = vec![u16::MAX; inner];
-            let (rows, of_task) = (first..first + results.len(), &mut excesses);
+            let rows = first..first + results.len();
             self.tile.vectorize(Guess::<T, K> {
                 quantizer: self,
                 rows,
                 least,
                 codes,
                 results,
-                excesses: of_task,
+                excesses: &mut excesses,
                 _elements: PhantomData,
             });
             excesses
@@ -79,7 +79,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
             let mask = halves::mask(inner, &columns);
             let (columns, mask) = (columns.as_slice(), mask.as_slice());
             let all_codes = &mut codes.codes_mut()[..rows * stride];
-            let correct = |first: usize, codes: &mut [i8], results: &mut [RowResult], dense: &mut [f32]| {
+            let correct = |first: usize, codes: &mut [i8], results: &mut [GuessedRow], dense: &mut [f32]| {
                 let rows = first..first + results.len();
                 self.tile.vectorize(Correct::<T, K> {
                     quantizer: self,
@@ -92,7 +92,8 @@ impl<K: TileKernel> Quantizer<'_, K> {
                     _elements: PhantomData,
                 });
             };
-            if self.serial() || rows * columns.len() < SERIAL_CODES {
+            // Without columns there are rows of NaN to correct, which need not be fast.
+            if self.serial() || columns.is_empty() || rows * inner < SERIAL_CORRECTION {
                 correct(0, all_codes, &mut results, &mut dense);
             } else {
                 let tasks =
@@ -114,14 +115,14 @@ impl<K: TileKernel> Quantizer<'_, K> {
 
 /// What is known of a row.
 #[derive(Clone, Copy, Default)]
-struct RowResult {
+struct GuessedRow {
     terms: RowTerms,
-    /// The bits of its scale.
-    largest: u16,
+    /// The bits of its largest magnitude below the threshold.
+    below: u16,
     has_nan: bool,
 }
 
-impl RowResult {
+impl GuessedRow {
     fn set_terms(&mut self, constants: Constants) {
         self.terms = RowTerms { step: constants.scale / 127.0, zero_point: 0, sum: 0 };
     }
@@ -131,10 +132,10 @@ impl RowResult {
 struct Guess<'a, 'q, T, K> {
     quantizer: &'a Quantizer<'q, K>,
     rows: Span<usize>,
-    /// The bits of the threshold.
+    /// The bits of the least magnitude that reaches the threshold.
     least: u16,
     codes: &'a mut [i8],
-    results: &'a mut [RowResult],
+    results: &'a mut [GuessedRow],
     excesses: &'a mut [u16],
     _elements: PhantomData<T>,
 }
@@ -161,7 +162,7 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
             let constants = halves::absmax::<T>(below);
             let codes = &mut codes[index * stride..][..scratch_length(row.len())];
             halves::encode::<I, T, false>(simd, row, None, constants, K::OFFSET, codes);
-            results[index] = RowResult { largest: below, has_nan, ..RowResult::default() };
+            results[index] = GuessedRow { below, has_nan, ..GuessedRow::default() };
             results[index].set_terms(constants);
         }
     }
@@ -175,7 +176,7 @@ struct Correct<'a, 'q, T, K> {
     /// From [`halves::mask`].
     mask: &'a [u16],
     codes: &'a mut [i8],
-    results: &'a mut [RowResult],
+    results: &'a mut [GuessedRow],
     /// f32 `[rows, columns]`, row-major: the values in those columns.
     dense: &'a mut [f32],
     _elements: PhantomData<T>,
@@ -197,7 +198,7 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
             for (column, value) in columns.iter().zip(values) {
                 *value = row[*column].to_f32();
                 codes[*column] = convert::code_byte(0, K::OFFSET);
-                again |= halves::magnitude(row[*column]) == result.largest;
+                again |= halves::magnitude(row[*column]) == result.below;
             }
             if again {
                 let codes = &mut codes[..scratch_length(row.len())];

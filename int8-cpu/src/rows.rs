@@ -170,12 +170,7 @@ impl Keep<'_> {
     /// Vector `index` of a row with those of its values that do not take part set to zero.
     #[inline(always)]
     fn vector<I: Instructions>(&self, simd: I, index: usize, values: &[f32; LANES]) -> I::Floats {
-        self.of(simd, index, simd.load(values))
-    }
-
-    /// The same of values that are in registers.
-    #[inline(always)]
-    pub(crate) fn of<I: Instructions>(&self, simd: I, index: usize, values: I::Floats) -> I::Floats {
+        let values = simd.load(values);
         match self {
             Self::All => values,
             Self::Below(threshold) => simd.below(values, simd.splat(*threshold)),
