@@ -13,13 +13,13 @@ use int8_core::{Element, Encoding};
 
 use crate::convert::{self, Typed};
 use crate::matrix::Source;
-use crate::rows::{Constants, Range};
+use crate::rows::{BLOCK, Constants, Range};
 use crate::tile::{self, Instructions, LANES, Lane};
 
 /// All bits but the sign.
 const MAGNITUDE: u16 = 0x7FFF;
 
-/// Values quantised at a time.
+/// Values that are compared, or widened, at a time.
 const PAIR: usize = 2 * LANES;
 
 /// A float of 16 bits.
@@ -33,10 +33,12 @@ pub(crate) trait Half: Lane + Element {
     fn of(row: Typed<'_>) -> &[Self];
     fn bits(row: &[Self]) -> &[u16];
     fn from_bits(bits: u16) -> Self;
-    /// 32 values, those with a mask of 0 as 0 (the others' is all ones), in an order that `store_codes` undoes.
-    fn load_pair<I: Instructions>(simd: I, from: &[Self; PAIR], mask: &[u16; PAIR]) -> [I::Floats; 2];
-    /// As [`Instructions::store_codes`].
-    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 2], offset: u8, to: &mut [i8; PAIR]);
+    /// 32 values, where there is a mask those with a mask of 0 as 0 (the others' is all ones), in an order that `store_codes`
+    /// undoes.
+    fn load_pair<I: Instructions>(simd: I, from: &[Self; PAIR], mask: Option<&[u16; PAIR]>)
+    -> [I::Floats; 2];
+    /// As [`Instructions::store_code_block`], of two pairs.
+    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 4], offset: u8, to: &mut [i8; BLOCK]);
 }
 
 impl Half for f16 {
@@ -52,19 +54,21 @@ impl Half for f16 {
         Self::from_bits(bits)
     }
     #[inline(always)]
-    fn load_pair<I: Instructions>(simd: I, from: &[Self; PAIR], mask: &[u16; PAIR]) -> [I::Floats; 2] {
-        let mut kept = [Self::ZERO; PAIR];
-        for ((kept, value), mask) in kept.iter_mut().zip(from).zip(mask) {
-            *kept = Self::from_bits(value.to_bits() & mask);
+    fn load_pair<I: Instructions>(
+        simd: I,
+        from: &[Self; PAIR],
+        mask: Option<&[u16; PAIR]>,
+    ) -> [I::Floats; 2] {
+        let mut kept = *from;
+        for (kept, mask) in kept.iter_mut().zip(mask.into_iter().flatten()) {
+            *kept = Self::from_bits(kept.to_bits() & mask);
         }
         let halves = kept.as_chunks().0;
         [simd.load_f16(&halves[0]), simd.load_f16(&halves[1])]
     }
     #[inline(always)]
-    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 2], offset: u8, to: &mut [i8; PAIR]) {
-        for (codes, to) in codes.into_iter().zip(to.as_chunks_mut().0) {
-            simd.store_codes(codes, offset, to);
-        }
+    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 4], offset: u8, to: &mut [i8; BLOCK]) {
+        simd.store_code_block(codes, offset, to);
     }
 }
 
@@ -81,12 +85,16 @@ impl Half for bf16 {
         Self::from_bits(bits)
     }
     #[inline(always)]
-    fn load_pair<I: Instructions>(simd: I, from: &[Self; PAIR], mask: &[u16; PAIR]) -> [I::Floats; 2] {
+    fn load_pair<I: Instructions>(
+        simd: I,
+        from: &[Self; PAIR],
+        mask: Option<&[u16; PAIR]>,
+    ) -> [I::Floats; 2] {
         simd.load_bf16_alternating(from, mask)
     }
     #[inline(always)]
-    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 2], offset: u8, to: &mut [i8; PAIR]) {
-        simd.store_codes_alternating(codes, offset, to);
+    fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 4], offset: u8, to: &mut [i8; BLOCK]) {
+        simd.store_code_block_alternating(codes, offset, to);
     }
 }
 
@@ -96,24 +104,16 @@ pub(crate) fn least_reaching<T: Half>(threshold: f32) -> u16 {
     T::bits(&[nearest])[0] + u16::from(nearest.to_f32() < threshold)
 }
 
-/// Rows whose outliers are looked for at a time: what is known of the columns is loaded and stored once for all of them.
-const ROWS: usize = 4;
-
 /// Sets the flag of every column in which one of these rows of x has an outlier, `|x| ≥ threshold`.
 #[inline(always)]
 pub(crate) fn flag_outliers<T: Half>(x: Source<'_>, rows: Span<usize>, threshold: f32, flags: &mut [u8]) {
     let least = least_reaching::<T>(threshold);
-    // Of each column the least `|x| − threshold`, of bits, modulo 2¹⁶: what does not reach the threshold, and NaN, are far
-    // above the others.
     let mut excesses = vec![u16::MAX; flags.len()];
-    let bits = |row: usize| T::bits(T::of(x.row(row)));
-    let last = rows.end.saturating_sub(1);
-    for first in rows.step_by(ROWS) {
-        // A row twice makes no difference.
-        let four = [0, 1, 2, 3].map(|i| bits(last.min(first + i)));
-        // Input that no cache near by holds comes twice as fast when it is asked for some rows ahead.
-        let ahead = [0, 1, 2, 3].map(|i| bits(last.min(first + ROWS + i)).as_ptr());
-        add_rows(least, four, ahead, &mut excesses);
+    for row in rows.clone() {
+        if row + ROWS_AHEAD < rows.end {
+            fetch_row(T::of(x.row(row + ROWS_AHEAD)));
+        }
+        look(T::of(x.row(row)), least, &mut excesses);
     }
     let span = T::INFINITY - least;
     for (flag, excess) in flags.iter_mut().zip(&excesses) {
@@ -121,42 +121,67 @@ pub(crate) fn flag_outliers<T: Half>(x: Source<'_>, rows: Span<usize>, threshold
     }
 }
 
-/// The lesser of what is known and of the excesses of four rows, column by column.
+/// Rows ahead of what is read that x is asked for: input that no cache near by holds comes twice as fast.
+pub(crate) const ROWS_AHEAD: usize = 4;
+
+/// Asks for a row.
 #[inline(always)]
-fn add_rows(least: u16, rows: [&[u16]; ROWS], ahead: [*const u16; ROWS], excesses: &mut [u16]) {
-    let [a, b, c, d] = rows.map(|row| row.as_chunks::<PAIR>());
-    let (vectors, rest) = excesses.as_chunks_mut::<PAIR>();
-    for ((i, known), (((a, b), c), d)) in
-        vectors.iter_mut().enumerate().zip(a.0.iter().zip(b.0).zip(c.0).zip(d.0))
-    {
-        for ahead in ahead {
-            tile::fetch(ahead.wrapping_add(i * PAIR));
-        }
-        for ((((known, a), b), c), d) in known.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            *known = least_of(least, *known, [*a, *b, *c, *d]);
-        }
-    }
-    for ((((known, a), b), c), d) in rest.iter_mut().zip(a.1).zip(b.1).zip(c.1).zip(d.1) {
-        *known = least_of(least, *known, [*a, *b, *c, *d]);
+pub(crate) fn fetch_row<T: Half>(row: &[T]) {
+    for line in (0..row.len()).step_by(PAIR) {
+        tile::fetch(row.as_ptr().wrapping_add(line));
     }
 }
 
+/// Looks at a row: lowers `excesses` to the least excess of each column, and returns the bits of the largest magnitude below the
+/// threshold.
+///
+/// `least` are the bits of the least magnitude that reaches the threshold. The excess of a number is what its magnitude has
+/// beyond that, of bits, modulo 2¹⁶: in ascending order come outliers, then NaNs, then what is below the threshold, of which the
+/// largest magnitude has the largest excess of all.
 #[inline(always)]
-fn least_of(least: u16, known: u16, [a, b, c, d]: [u16; ROWS]) -> u16 {
-    let (a, b) = (excess(a, least), excess(b, least));
-    let (c, d) = (excess(c, least), excess(d, least));
-    known.min(a.min(b).min(c.min(d)))
+pub(crate) fn look<T: Half>(row: &[T], least: u16, excesses: &mut [u16]) -> u16 {
+    let mut largest = 0;
+    for (bits, known) in T::bits(row).iter().zip(excesses) {
+        let excess = (bits & MAGNITUDE).wrapping_sub(least);
+        *known = excess.min(*known);
+        largest = excess.max(largest);
+    }
+    if largest >= least.wrapping_neg() { largest.wrapping_add(least) } else { 0 }
+}
+
+/// What the least excesses of the columns say, as [`look`] finds them.
+pub(crate) struct Columns {
+    /// Those with an outlier, ascending.
+    pub(crate) outliers: Vec<usize>,
+    /// Those with a NaN and without an outlier.
+    pub(crate) nan: Vec<usize>,
+}
+
+impl Columns {
+    pub(crate) fn new<T: Half>(least: u16, excesses: &[u16]) -> Self {
+        let (outlier, nan) = (T::INFINITY - least, MAGNITUDE - least);
+        let mut columns = Self { outliers: Vec::new(), nan: Vec::new() };
+        for (i, stretch) in excesses.chunks(PAIR).enumerate() {
+            // Most hold none: looked at in vectors.
+            if stretch.iter().fold(u16::MAX, |least, excess| least.min(*excess)) > nan {
+                continue;
+            }
+            for (column, excess) in (i * PAIR..).zip(stretch) {
+                match *excess {
+                    excess if excess <= outlier => columns.outliers.push(column),
+                    excess if excess <= nan => columns.nan.push(column),
+                    _ => {}
+                }
+            }
+        }
+        columns
+    }
 }
 
 /// The bits of a magnitude.
 #[inline(always)]
 pub(crate) fn magnitude<T: Half>(value: T) -> u16 {
     T::bits(&[value])[0] & MAGNITUDE
-}
-
-#[inline(always)]
-fn excess(bits: u16, least: u16) -> u16 {
-    (bits & MAGNITUDE).wrapping_sub(least)
 }
 
 /// For [`quantize`]: all ones for columns that take part, 0 for the others.
@@ -184,15 +209,15 @@ pub(crate) fn quantize<I: Instructions, T: Half, const SUM: bool>(
 }
 
 /// The constants of values whose largest magnitude has these bits.
+#[inline(always)]
 pub(crate) fn absmax<T: Half>(largest: u16) -> Constants {
     Constants::new(Range::up_to(T::from_bits(largest).to_f32()), Encoding::Absmax)
 }
 
-/// A mask of columns that all take part.
-const ALL: [u16; PAIR] = [u16::MAX; PAIR];
-
 /// Writes the codes of all K, plus `offset`, those of columns that take no part and of what lies behind K as the code of 0;
-/// the sum of the codes, if it is asked for.
+/// the sum of the codes, if it is asked for. Codes are whole blocks.
+///
+/// No code leaves [−127, 127] where no value that takes part is larger than the scale; else those of larger values are any.
 #[inline(always)]
 pub(crate) fn encode<I: Instructions, T: Half, const SUM: bool>(
     simd: I,
@@ -206,96 +231,52 @@ pub(crate) fn encode<I: Instructions, T: Half, const SUM: bool>(
         codes.fill(convert::code_byte(0, offset));
         return 0;
     };
-    let mut sums = [simd.splat_int(0); 2];
-    let (pairs, rest) = row.as_chunks::<PAIR>();
-    let (targets, behind) = codes.split_at_mut(row.len() - rest.len());
-    let targets = targets.as_chunks_mut().0.iter_mut();
-    let (mut rest_mask, rest_place) = (ALL, ..rest.len());
-    match mask.map(<[u16]>::as_chunks::<PAIR>) {
+    let (inverse, mut sums) = (simd.splat(inverse), [simd.splat_int(0); 2]);
+    let (blocks, rest) = row.as_chunks::<BLOCK>();
+    let (targets, last) = codes.as_chunks_mut::<BLOCK>().0.split_at_mut(blocks.len());
+    match mask.map(<[u16]>::as_chunks::<BLOCK>) {
         None => {
-            for (values, target) in pairs.iter().zip(targets) {
-                encode_pair::<I, T, SUM>(simd, values, &ALL, inverse, offset, &mut sums, target);
+            for (values, target) in blocks.iter().zip(targets) {
+                encode_block::<I, T, SUM>(simd, values, None, inverse, offset, &mut sums, target);
             }
         }
-        Some((masks, last)) => {
-            for ((values, mask), target) in pairs.iter().zip(masks).zip(targets) {
-                encode_pair::<I, T, SUM>(simd, values, mask, inverse, offset, &mut sums, target);
+        Some((masks, _)) => {
+            for ((values, mask), target) in blocks.iter().zip(masks).zip(targets) {
+                encode_block::<I, T, SUM>(simd, values, Some(mask), inverse, offset, &mut sums, target);
             }
-            rest_mask[rest_place].copy_from_slice(last);
         }
     }
-    behind.fill(convert::code_byte(0, offset));
-    if !rest.is_empty() {
-        let (mut values, mut last) = ([T::default(); PAIR], [0; PAIR]);
-        values[rest_place].copy_from_slice(rest);
-        encode_pair::<I, T, SUM>(simd, &values, &rest_mask, inverse, offset, &mut sums, &mut last);
-        behind[rest_place].copy_from_slice(&last[rest_place]);
+    if let (false, Some(last)) = (rest.is_empty(), last.first_mut()) {
+        // Zeros get the code of 0.
+        let mut values = [T::default(); BLOCK];
+        values[..rest.len()].copy_from_slice(rest);
+        let mut masks = [u16::MAX; BLOCK];
+        if let Some(mask) = mask {
+            masks[..rest.len()].copy_from_slice(&mask[row.len() - rest.len()..]);
+        }
+        encode_block::<I, T, SUM>(simd, &values, Some(&masks), inverse, offset, &mut sums, last);
     }
     if SUM { simd.sum_int(simd.add_int(sums[0], sums[1])) } else { 0 }
 }
 
-/// What one pass over a row finds.
-#[derive(Clone, Copy)]
-pub(crate) struct Found {
-    /// The bits of the largest magnitude below the threshold.
-    pub(crate) below: u16,
-    pub(crate) has_nan: bool,
-}
-
-/// Looks for the largest magnitude of a row below a threshold, given the bits of the least magnitude that reaches it, and lowers
-/// the excesses of the columns as [`flag_outliers`] does, asking for the row at `ahead` on the way.
 #[inline(always)]
-pub(crate) fn look<T: Half>(row: &[T], least: u16, ahead: &[T], excesses: &mut [u16]) -> Found {
-    for line in ahead.chunks(PAIR) {
-        tile::fetch(line.as_ptr());
-    }
-    // Those below the threshold are the largest of all excesses, modulo 2¹⁶.
-    let (mut largest_excess, mut largest) = (0, 0);
-    for (bits, known) in T::bits(row).iter().zip(excesses) {
-        let excess = excess(*bits, least);
-        *known = (*known).min(excess);
-        largest_excess = largest_excess.max(excess);
-        largest = largest.max(bits & MAGNITUDE);
-    }
-    let below = if largest_excess >= least.wrapping_neg() { largest_excess.wrapping_add(least) } else { 0 };
-    Found { below, has_nan: largest > T::INFINITY }
-}
-
-/// The columns with an outlier, ascending, given the least excess of each as [`look`] finds it.
-pub(crate) fn columns_of<T: Half>(least: u16, excesses: &[u16]) -> Vec<usize> {
-    let span = T::INFINITY - least;
-    let (stretches, rest) = excesses.as_chunks::<PAIR>();
-    let mut columns = Vec::new();
-    let mut add = |first: usize, excesses: &[u16]| {
-        let found = excesses.iter().enumerate().filter(|(_, excess)| **excess <= span);
-        columns.extend(found.map(|(i, _)| first + i));
-    };
-    for (i, stretch) in stretches.iter().enumerate() {
-        // Most hold none: looked at in vectors.
-        if stretch.iter().fold(u16::MAX, |least, excess| least.min(*excess)) <= span {
-            add(i * PAIR, stretch);
-        }
-    }
-    add(excesses.len() - rest.len(), rest);
-    columns
-}
-
-/// No code leaves [−127, 127] where no value that takes part is larger than the scale; else its code is any.
-#[inline(always)]
-fn encode_pair<I: Instructions, T: Half, const SUM: bool>(
+fn encode_block<I: Instructions, T: Half, const SUM: bool>(
     simd: I,
-    values: &[T; PAIR],
-    mask: &[u16; PAIR],
-    inverse: f32,
+    values: &[T; BLOCK],
+    mask: Option<&[u16; BLOCK]>,
+    inverse: I::Floats,
     offset: u8,
     sums: &mut [I::Ints; 2],
-    target: &mut [i8; PAIR],
+    target: &mut [i8; BLOCK],
 ) {
-    let inverse = simd.splat(inverse);
-    let [a, b] = T::load_pair(simd, values, mask);
-    let codes = [simd.round(simd.multiply(a, inverse)), simd.round(simd.multiply(b, inverse))];
-    if SUM {
-        *sums = [simd.add_int(sums[0], codes[0]), simd.add_int(sums[1], codes[1])];
+    let mut codes = [simd.splat_int(0); 4];
+    for (i, (values, codes)) in values.as_chunks().0.iter().zip(codes.as_chunks_mut().0).enumerate() {
+        let mask = mask.map(|mask| &mask.as_chunks::<PAIR>().0[i]);
+        let [a, b] = T::load_pair(simd, values, mask);
+        *codes = [simd.round(simd.multiply(a, inverse)), simd.round(simd.multiply(b, inverse))];
+        if SUM {
+            *sums = [simd.add_int(sums[0], codes[0]), simd.add_int(sums[1], codes[1])];
+        }
     }
     T::store_codes(simd, codes, offset, target);
 }

@@ -47,6 +47,7 @@ impl<'a> Source<'a> {
     ///
     /// # Panics
     /// If there is no such row.
+    #[inline]
     pub(crate) fn row(&self, row: usize) -> Typed<'a> {
         assert!(row < self.rows);
         let at = self.stride * convert::offset(row);

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::convert;
-use crate::halves::{self, Found, Half};
+use crate::halves::{self, Columns, Half, ROWS_AHEAD};
 use crate::input::{Input, Outliers, Quantizer, RowTerms, row_stride};
 use crate::rows::{Constants, scratch_length};
 use crate::tile::{Instructions, TileKernel, Vectorized};
@@ -25,8 +25,8 @@ const COLUMNS_FOR_OUTLIERS: usize = 32;
 /// Elements of x below which rows are corrected by the calling thread: at most some 10 µs, if all are quantised again.
 const SERIAL_CORRECTION: usize = 1 << 17;
 
-/// Rows ahead of what is read that x is asked for.
-const ROWS_AHEAD: usize = 2;
+/// Rows that are looked at before their codes are written.
+const ROWS: usize = 4;
 
 impl<K: TileKernel> Quantizer<'_, K> {
     /// The threshold, where rows can be quantised in one pass.
@@ -70,14 +70,14 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 tasks.enumerate().map(|(task, (codes, results))| guess(task * task_rows, codes, results));
             excesses.reduce_with(lesser).unwrap_or_default()
         };
-        let columns = halves::columns_of::<T>(least, &excesses);
+        let Columns { outliers: columns, nan } = Columns::new::<T>(least, &excesses);
         if columns.len() * COLUMNS_FOR_OUTLIERS > inner {
             return self.in_two_passes(codes, columns);
         }
         let mut dense = vec![0.0_f32; rows * columns.len()];
-        if !columns.is_empty() || results.iter().any(|row| row.has_nan) {
+        if !columns.is_empty() || !nan.is_empty() {
             let mask = halves::mask(inner, &columns);
-            let (columns, mask) = (columns.as_slice(), mask.as_slice());
+            let (columns, nan, mask) = (columns.as_slice(), nan.as_slice(), mask.as_slice());
             let all_codes = &mut codes.codes_mut()[..rows * stride];
             let correct = |first: usize, codes: &mut [i8], results: &mut [GuessedRow], dense: &mut [f32]| {
                 let rows = first..first + results.len();
@@ -85,6 +85,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
                     quantizer: self,
                     rows,
                     columns,
+                    nan,
                     mask,
                     codes,
                     results,
@@ -119,7 +120,6 @@ struct GuessedRow {
     terms: RowTerms,
     /// The bits of its largest magnitude below the threshold.
     below: u16,
-    has_nan: bool,
 }
 
 impl GuessedRow {
@@ -146,24 +146,25 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         let Self { quantizer: Quantizer { x, .. }, rows, least, codes, results, excesses, .. } = self;
-        let (stride, last) = (row_stride(x.columns), rows.end.saturating_sub(1));
-        // Each row is looked at before the one before it is written: the scale takes as long to get out of the vectors of a short
-        // row as its codes take to compute.
-        let mut next = None;
-        for row in rows.start..=rows.end {
-            let before = next.take();
-            if row < rows.end {
-                let ahead = T::of(x.row(last.min(row + ROWS_AHEAD)));
-                next = Some(halves::look(T::of(x.row(row)), least, ahead, excesses));
+        let (stride, length) = (row_stride(x.columns), scratch_length(x.columns));
+        let mut targets = codes.chunks_mut(stride).zip(results);
+        for first in rows.clone().step_by(ROWS) {
+            // All before their codes: what is largest takes as long to get out of the vectors of a short row as its codes take
+            // to compute.
+            let mut below = [0; ROWS];
+            for (row, below) in (first..rows.end).zip(&mut below) {
+                if row + ROWS_AHEAD < rows.end {
+                    halves::fetch_row(T::of(x.row(row + ROWS_AHEAD)));
+                }
+                *below = halves::look(T::of(x.row(row)), least, excesses);
             }
-            let Some(Found { below, has_nan }) = before else { continue };
-            let index = row - 1 - rows.start;
-            let row = T::of(x.row(row - 1));
-            let constants = halves::absmax::<T>(below);
-            let codes = &mut codes[index * stride..][..scratch_length(row.len())];
-            halves::encode::<I, T, false>(simd, row, None, constants, K::OFFSET, codes);
-            results[index] = GuessedRow { below, has_nan, ..GuessedRow::default() };
-            results[index].set_terms(constants);
+            for ((row, below), (codes, result)) in (first..rows.end).zip(below).zip(&mut targets) {
+                let constants = halves::absmax::<T>(below);
+                let row = T::of(x.row(row));
+                halves::encode::<I, T, false>(simd, row, None, constants, K::OFFSET, &mut codes[..length]);
+                *result = GuessedRow { below, ..GuessedRow::default() };
+                result.set_terms(constants);
+            }
         }
     }
 }
@@ -173,6 +174,8 @@ struct Correct<'a, 'q, T, K> {
     quantizer: &'a Quantizer<'q, K>,
     rows: Span<usize>,
     columns: &'a [usize],
+    /// Columns with a NaN, and no outlier.
+    nan: &'a [usize],
     /// From [`halves::mask`].
     mask: &'a [u16],
     codes: &'a mut [i8],
@@ -187,14 +190,14 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer, rows, columns, mask, codes, results, mut dense, .. } = self;
+        let Self { quantizer, rows, columns, nan, mask, codes, results, mut dense, .. } = self;
         let stride = row_stride(quantizer.x.columns);
         for ((row, codes), result) in rows.zip(codes.chunks_mut(stride)).zip(results) {
             let row = T::of(quantizer.x.row(row));
             let (values, rest) = dense.split_at_mut(columns.len());
             dense = rest;
             // NaN is no outlier: it makes all of a row NaN, unless it is in a column of outliers.
-            let mut again = result.has_nan;
+            let mut again = nan.iter().any(|column| halves::magnitude(row[*column]) > T::INFINITY);
             for (column, value) in columns.iter().zip(values) {
                 *value = row[*column].to_f32();
                 codes[*column] = convert::code_byte(0, K::OFFSET);

@@ -63,6 +63,7 @@ pub(crate) struct Constants {
 }
 
 impl Constants {
+    #[inline(always)]
     pub(crate) fn new(range: Range, encoding: Encoding) -> Self {
         Self::with_scale(range, encoding, |scale| scale)
     }

@@ -85,24 +85,33 @@ pub(crate) trait Instructions: Copy {
     fn power_of_two(self, n: Self::Ints) -> Self::Floats;
     /// The low byte of each lane, with all bits of `offset` flipped.
     fn store_codes(self, value: Self::Ints, offset: u8, to: &mut [i8; LANES]);
-    /// 32 numbers, those with a mask of 0 as 0 (the others' is all ones), in two vectors and an order that
-    /// [`store_codes_alternating`](Self::store_codes_alternating) undoes: that which is least work.
+    /// The same of four vectors whose lanes are codes; of others it stores any bytes.
     #[inline(always)]
-    fn load_bf16_alternating(self, from: &[bf16; 2 * LANES], mask: &[u16; 2 * LANES]) -> [Self::Floats; 2] {
-        let mut kept = [bf16::ZERO; 2 * LANES];
-        for ((kept, value), mask) in kept.iter_mut().zip(from).zip(mask) {
-            *kept = bf16::from_bits(value.to_bits() & mask);
+    fn store_code_block(self, codes: [Self::Ints; 4], offset: u8, to: &mut [i8; 4 * LANES]) {
+        for (codes, to) in codes.into_iter().zip(to.as_chunks_mut().0) {
+            self.store_codes(codes, offset, to);
+        }
+    }
+    /// 32 numbers, where there is a mask those with a mask of 0 as 0 (the others' is all ones), in two vectors and an order that
+    /// [`store_code_block_alternating`](Self::store_code_block_alternating) undoes: that which is least work.
+    #[inline(always)]
+    fn load_bf16_alternating(
+        self,
+        from: &[bf16; 2 * LANES],
+        mask: Option<&[u16; 2 * LANES]>,
+    ) -> [Self::Floats; 2] {
+        let mut kept = *from;
+        for (kept, mask) in kept.iter_mut().zip(mask.into_iter().flatten()) {
+            *kept = bf16::from_bits(kept.to_bits() & mask);
         }
         let halves = kept.as_chunks().0;
         [self.load_bf16(&halves[0]), self.load_bf16(&halves[1])]
     }
-    /// As [`store_codes`](Self::store_codes), of what was loaded by
-    /// [`load_bf16_alternating`](Self::load_bf16_alternating).
+    /// As [`store_code_block`](Self::store_code_block), of what was loaded by
+    /// [`load_bf16_alternating`](Self::load_bf16_alternating), twice.
     #[inline(always)]
-    fn store_codes_alternating(self, values: [Self::Ints; 2], offset: u8, to: &mut [i8; 2 * LANES]) {
-        for (value, to) in values.into_iter().zip(to.as_chunks_mut().0) {
-            self.store_codes(value, offset, to);
-        }
+    fn store_code_block_alternating(self, codes: [Self::Ints; 4], offset: u8, to: &mut [i8; 4 * LANES]) {
+        self.store_code_block(codes, offset, to);
     }
     /// Byte `lane` of each group of four, sign-extended.
     fn byte_of_quads(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;

@@ -69,8 +69,9 @@ impl Instructions for Avx512Vnni {
     type Ints = __m512i;
     all_operations!(avx512);
     forward! { avx512:
-        load_bf16_alternating(from: &[bf16; 2 * LANES], mask: &[u16; 2 * LANES]) -> [__m512; 2];
-        store_codes_alternating(values: [__m512i; 2], offset: u8, to: &mut [i8; 2 * LANES]);
+        store_code_block(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);
+        load_bf16_alternating(from: &[bf16; 2 * LANES], mask: Option<&[u16; 2 * LANES]>) -> [__m512; 2];
+        store_code_block_alternating(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);
         store_bf16_pair(values: [__m512; 2], to: &mut [bf16; 2 * LANES]);
     }
 }
@@ -81,8 +82,9 @@ impl Instructions for AmxInt8 {
     type Ints = __m512i;
     all_operations!(avx512);
     forward! { avx512:
-        load_bf16_alternating(from: &[bf16; 2 * LANES], mask: &[u16; 2 * LANES]) -> [__m512; 2];
-        store_codes_alternating(values: [__m512i; 2], offset: u8, to: &mut [i8; 2 * LANES]);
+        store_code_block(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);
+        load_bf16_alternating(from: &[bf16; 2 * LANES], mask: Option<&[u16; 2 * LANES]>) -> [__m512; 2];
+        store_code_block_alternating(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);
     }
     forward! { avx512bf16:
         store_bf16_pair(values: [__m512; 2], to: &mut [bf16; 2 * LANES]);
@@ -225,23 +227,42 @@ mod avx512 {
             // SAFETY: 16 bytes.
             unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), bytes) }
         }
-        fn load_bf16_alternating(from: &[bf16; 2 * LANES], mask: &[u16; 2 * LANES]) -> [__m512; 2] {
-            // SAFETY: 32 elements of 16 bits each.
-            let [bits, mask] = unsafe {
-                [_mm512_loadu_si512(from.as_ptr().cast()), _mm512_loadu_si512(mask.as_ptr().cast())]
-            };
+        fn store_code_block(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]) {
+            let words = [_mm512_packs_epi32(codes[0], codes[1]), _mm512_packs_epi32(codes[2], codes[3])];
+            // Packing works within quarters of the registers: quarter i has four bytes of each vector, from lane 4i on.
+            let packed = _mm512_packs_epi16(words[0], words[1]);
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let bytes = _mm512_permutexvar_epi32(order, packed);
+            let bytes = _mm512_xor_si512(bytes, _mm512_set1_epi8(offset.cast_signed()));
+            // SAFETY: 64 bytes.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) }
+        }
+        fn load_bf16_alternating(from: &[bf16; 2 * LANES], mask: Option<&[u16; 2 * LANES]>) -> [__m512; 2] {
+            // SAFETY: 32 elements of 16 bits.
+            let mut bits = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
+            if let Some(mask) = mask {
+                // SAFETY: 32 elements of 16 bits.
+                bits = _mm512_and_si512(bits, unsafe { _mm512_loadu_si512(mask.as_ptr().cast()) });
+            }
             // Each pair is the bits of its second number, with those of the first behind them.
-            let bits = _mm512_and_si512(bits, mask);
             let odd = _mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF_0000_u32.cast_signed()));
             [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)), _mm512_castsi512_ps(odd)]
         }
-        fn store_codes_alternating(values: [__m512i; 2], offset: u8, to: &mut [i8; 2 * LANES]) {
-            let [even, odd] = values;
-            let halves = _mm512_mask_blend_epi16(0xAAAA_AAAA, even, _mm512_slli_epi32::<16>(odd));
-            let bytes =
-                _mm256_xor_si256(_mm512_cvtepi16_epi8(halves), _mm256_set1_epi8(offset.cast_signed()));
-            // SAFETY: 32 bytes.
-            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), bytes) }
+        fn store_code_block_alternating(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]) {
+            /// Bits of the second and third operand, where those of the first are ones and zeros.
+            const SELECT: i32 = 0xCA;
+            let [even, odd, next_even, next_odd] = codes;
+            let lower = _mm512_set1_epi32(0xFFFF);
+            let words = [
+                _mm512_ternarylogic_epi32::<SELECT>(lower, even, _mm512_slli_epi32::<16>(odd)),
+                _mm512_ternarylogic_epi32::<SELECT>(lower, next_even, _mm512_slli_epi32::<16>(next_odd)),
+            ];
+            // Packing works within quarters of the registers: each has eight bytes of both.
+            let packed = _mm512_packs_epi16(words[0], words[1]);
+            let bytes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), packed);
+            let bytes = _mm512_xor_si512(bytes, _mm512_set1_epi8(offset.cast_signed()));
+            // SAFETY: 64 bytes.
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) }
         }
         fn byte_of_quads(quads: &[[i8; 4]; LANES], lane: u32) -> __m512i {
             // SAFETY: 64 bytes.
@@ -541,6 +562,12 @@ mod tests {
                 simd.store_codes(simd.load_int(&codes), offset, &mut found);
                 plain.store_codes(codes, offset, &mut expected);
                 assert_eq!(found, expected, "codes");
+                let blocks =
+                    [codes, codes.map(|code| code ^ 85), codes.map(|code| -code), ints.map(|v| v % 128)];
+                let (mut found, mut expected) = ([0; 4 * LANES], [0; 4 * LANES]);
+                simd.store_code_block(blocks.map(|block| simd.load_int(&block)), offset, &mut found);
+                plain.store_code_block(blocks, offset, &mut expected);
+                assert_eq!(found, expected, "block of codes");
             }
             let quads = ints.map(|v| v.to_le_bytes().map(u8::cast_signed));
             for lane in 0..4 {
