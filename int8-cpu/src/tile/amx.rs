@@ -9,7 +9,7 @@ use std::arch::asm;
 use std::sync::OnceLock;
 
 use super::avx512::outer_rows;
-use super::{Destination, K_STEP, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
+use super::{Destination, K_STEP, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized, fetch};
 use crate::buffer::LINE;
 use crate::kernel::{AmxInt8, Avx512Vnni};
 
@@ -247,8 +247,11 @@ unsafe fn two_below(operands: Operands, acc: *mut [i32; PANEL]) {
     }
 }
 
-/// Brings the lines of a tile's result into L1, to be written to, some rows for each step of K. Stores alone ask for
-/// them all at once when the product is done, and wait.
+/// Asks for the lines of a tile's result, some rows for each step of K. Stores alone ask for them all at once when the product is
+/// done, and wait.
+///
+/// They come to L2, and belong to this core unless another has them, too. `prefetchw` takes them on to L1, and through the few
+/// buffers that rows of x come through: that costs bf16 results more than it saves.
 struct Claim {
     row: *const u8,
     stride: isize,
@@ -262,8 +265,7 @@ impl Claim {
     #[inline(always)]
     fn new(to: Option<Destination>, rows: usize, k: usize) -> Self {
         let share = rows.div_ceil((k / K_STEP).max(1));
-        // Rows of one line each are better left to the stores: at 512x768x768, 16-bit results take 5 to 10 % less.
-        match to.filter(|to| to.width > LINE) {
+        match to {
             Some(Destination { first, stride, width }) => {
                 Self { row: first, stride, width, left: rows, share }
             }
@@ -277,14 +279,7 @@ impl Claim {
             // A matrix need not begin on a line, so that a row of a tile may lie in one line more.
             let before = self.row.addr() % LINE;
             for line in (0..before + self.width).step_by(LINE) {
-                // SAFETY: a prefetch never faults, wherever it points; every processor with AMX has this one.
-                unsafe {
-                    asm!(
-                        "prefetchw [{}]",
-                        in(reg) self.row.wrapping_sub(before).wrapping_add(line),
-                        options(nostack, readonly, preserves_flags),
-                    );
-                }
+                fetch(self.row.wrapping_sub(before).wrapping_add(line));
             }
             self.row = self.row.wrapping_offset(self.stride);
             self.left -= 1;
