@@ -8,11 +8,12 @@ use half::bf16;
 use int8_core::corpus::Random;
 use int8_core::quantize::group_count;
 use int8_core::{Config, Element, Encoding, Granularity, Scheme};
-use ndarray::{Array1, Array2};
+use ndarray::{Array1, Array2, ArrayViewMut2};
 
 use crate::kernel::Kernel;
 use crate::{
-    Error, OutlierWeights, PackedWeight, Store, convert, float, int8_product_into, linear, pool, probe,
+    Error, OutlierWeights, PackedWeight, Resident, Store, convert, float, int8_product_into, linear, pool,
+    probe,
 };
 
 /// How long and how carefully is timed.
@@ -224,10 +225,12 @@ impl Problem {
             (0..share(2)).map(|_| self.w.mapv(|code| bf16::from_f32(f32::from(code)))).collect();
         let singles: Vec<Array2<f32>> = (0..share(4)).map(|_| self.w.mapv(f32::from)).collect();
         let x = self.x.mapv(bf16::to_f32);
-        let mut raw = Array2::<i32>::zeros((rows, outputs));
-        let mut y = Array2::from_elem((rows, outputs), bf16::ZERO);
-        let mut y_half = Array2::<f32>::zeros((rows, outputs));
-        let mut y_single = y_half.clone();
+        // All begin on a cache line: where `malloc` puts a matrix makes a difference of a tenth, and is luck.
+        let (mut raw, mut y) = (Resident::zeroed(rows * outputs), Resident::<bf16>::zeroed(rows * outputs));
+        let (mut y_half, mut y_single) = (Resident::zeroed(rows * outputs), Resident::zeroed(rows * outputs));
+        let mut raw = matrix(&mut raw, self.shape);
+        let (mut y, mut y_half) = (matrix(&mut y, self.shape), matrix(&mut y_half, self.shape));
+        let mut y_single = matrix(&mut y_single, self.shape);
         // Once outside the timing, for the errors.
         int8_product_into(self.a.view(), &weights[0], raw.view_mut())?;
         // Another copy than the product had just before, which is still in the cache if that is large.
@@ -282,7 +285,8 @@ pub fn outlier_costs(
     let problem = Problem::new(shape, 0);
     let weights = problem.weights(kernel, config, effort)?;
     let (weights, (rows, outputs)) = (&weights, (shape.rows, shape.outputs));
-    let mut raw = Array2::<i32>::zeros((rows, outputs));
+    let mut raw = Resident::zeroed(rows * outputs);
+    let mut raw = matrix(&mut raw, shape);
     int8_product_into(problem.a.view(), &weights[0], raw.view_mut())?;
     let mut contestants: Vec<Contestant<'_>> = vec![Box::new(|i| {
         let _ = int8_product_into(problem.a.view(), &weights[i % weights.len()], raw.view_mut());
@@ -293,15 +297,21 @@ pub fn outlier_costs(
         let ahead = place * weights.len() / (per_mille.len() + 1);
         let columns = (share * shape.inner + 500) / 1000;
         let x = activations::<bf16>(&mut random, rows, shape.inner, columns);
-        let mut y = Array2::from_elem((rows, outputs), bf16::ZERO);
+        let mut y = Resident::<bf16>::zeroed(rows * outputs);
         contestants.push(Box::new(move |i| {
             let i = i + ahead;
             let (weight, outliers) = (&weights[i % weights.len()], OutlierWeights::Dequantized);
-            let _ = linear(x.view(), weight, outliers, None, config, Store::Overwrite, y.view_mut());
+            let y = matrix(&mut y, shape);
+            let _ = linear(x.view(), weight, outliers, None, config, Store::Overwrite, y);
         }));
     }
     let times = race(&mut contestants, effort);
     Ok(times[1..].iter().map(|time| time / times[0]).collect())
+}
+
+/// The results of one shape.
+fn matrix<T>(values: &mut [T], shape: Shape) -> ArrayViewMut2<'_, T> {
+    ArrayViewMut2::from_shape((shape.rows, shape.outputs), values).expect("as many values as results")
 }
 
 /// Random codes in [−127, 127]: all bit patterns but −128.

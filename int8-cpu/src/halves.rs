@@ -113,7 +113,7 @@ pub(crate) fn flag_outliers<T: Half>(x: Source<'_>, rows: Span<usize>, threshold
         if row + ROWS_AHEAD < rows.end {
             fetch_row(T::of(x.row(row + ROWS_AHEAD)));
         }
-        look(T::of(x.row(row)), least, &mut excesses);
+        lower_excesses(T::of(x.row(row)), least, &mut excesses);
     }
     let span = T::INFINITY - least;
     for (flag, excess) in flags.iter_mut().zip(&excesses) {
@@ -132,24 +132,41 @@ pub(crate) fn fetch_row<T: Half>(row: &[T]) {
     }
 }
 
-/// Looks at a row: lowers `excesses` to the least excess of each column, and returns the bits of the largest magnitude below the
-/// threshold.
+/// Lowers `excesses` to those of a row where they are less.
 ///
 /// `least` are the bits of the least magnitude that reaches the threshold. The excess of a number is what its magnitude has
 /// beyond that, of bits, modulo 2¹⁶: in ascending order come outliers, then NaNs, then what is below the threshold, of which the
 /// largest magnitude has the largest excess of all.
 #[inline(always)]
-pub(crate) fn look<T: Half>(row: &[T], least: u16, excesses: &mut [u16]) -> u16 {
-    let mut largest = 0;
+pub(crate) fn lower_excesses<T: Half>(row: &[T], least: u16, excesses: &mut [u16]) {
     for (bits, known) in T::bits(row).iter().zip(excesses) {
-        let excess = (bits & MAGNITUDE).wrapping_sub(least);
-        *known = excess.min(*known);
-        largest = excess.max(largest);
+        *known = (bits & MAGNITUDE).wrapping_sub(least).min(*known);
     }
-    if largest >= least.wrapping_neg() { largest.wrapping_add(least) } else { 0 }
 }
 
-/// What the least excesses of the columns say, as [`look`] finds them.
+/// What a look at a row finds among the columns that take part.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Found {
+    /// The bits of the largest magnitude below the threshold.
+    pub(crate) below: u16,
+    /// Whether there is an outlier or a NaN.
+    pub(crate) others: bool,
+}
+
+/// Looks at a row. `least` is that of [`lower_excesses`], `mask` is from [`mask`].
+#[inline(always)]
+pub(crate) fn look<T: Half>(row: &[T], mask: &[u16], least: u16) -> Found {
+    let (mut largest, mut smallest) = (0, u16::MAX);
+    for (bits, mask) in T::bits(row).iter().zip(mask) {
+        let excess = (bits & mask & MAGNITUDE).wrapping_sub(least);
+        largest = excess.max(largest);
+        smallest = excess.min(smallest);
+    }
+    let below = if largest >= least.wrapping_neg() { largest.wrapping_add(least) } else { 0 };
+    Found { below, others: smallest <= MAGNITUDE - least }
+}
+
+/// What the least excesses of the columns say.
 pub(crate) struct Columns {
     /// Those with an outlier, ascending.
     pub(crate) outliers: Vec<usize>,
@@ -184,7 +201,7 @@ pub(crate) fn magnitude<T: Half>(value: T) -> u16 {
     T::bits(&[value])[0] & MAGNITUDE
 }
 
-/// For [`quantize`]: all ones for columns that take part, 0 for the others.
+/// For [`quantize`] and [`look`]: all ones for columns that take part, 0 for the others.
 pub(crate) fn mask(columns: usize, outliers: &[usize]) -> Vec<u16> {
     let mut mask = vec![u16::MAX; columns];
     outliers.iter().for_each(|column| mask[*column] = 0);

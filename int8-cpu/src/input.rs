@@ -491,7 +491,7 @@ fn half_row<K: TileKernel, I: Instructions, T: Half>(
 }
 
 /// `count` pieces of `size` elements; also when the size is 0, where `chunks` has no answer.
-fn parts<E: Send>(mut slice: &mut [E], size: usize, count: usize) -> Vec<&mut [E]> {
+pub(crate) fn parts<E: Send>(mut slice: &mut [E], size: usize, count: usize) -> Vec<&mut [E]> {
     (0..count)
         .map(|_| {
             let all = std::mem::take(&mut slice);

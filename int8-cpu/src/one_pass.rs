@@ -1,10 +1,12 @@
 //! Rows of 16-bit floats quantised in one pass over x, in the usual setting: absmax of a row without whole columns of outliers,
 //! where a column is one if any of its values reaches a threshold.
 //!
-//! Which columns those are is known when all rows have been read. Until then a row is quantised as if none of its values
-//! below the threshold were in such a column. Afterwards the codes in those columns are set to zero; a row whose scale was a
-//! value in one of them is quantised again. With many columns all rows are.
+//! Which columns those are is known when all rows have been read. The first rows are looked at beforehand: most columns of outliers
+//! have one in most rows. All rows are then quantised as if there were no others. Only where one turns up are rows corrected
+//! afterwards: the codes in the new columns are set to zero, and a row whose scale was a value in one of them is quantised
+//! again. With many columns all rows are.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::ops::Range as Span;
 
@@ -14,7 +16,8 @@ use rayon::prelude::*;
 use crate::buffer::Buffer;
 use crate::convert;
 use crate::halves::{self, Columns, Half, ROWS_AHEAD};
-use crate::input::{Input, Outliers, Quantizer, RowTerms, row_stride};
+use crate::input::{Input, Outliers, Quantizer, RowTerms, parts, row_stride};
+use crate::matrix::Source;
 use crate::rows::{Constants, scratch_length};
 use crate::tile::{Instructions, TileKernel, Vectorized};
 
@@ -27,6 +30,10 @@ const SERIAL_CORRECTION: usize = 1 << 17;
 
 /// Rows that are looked at before their codes are written.
 const ROWS: usize = 4;
+
+/// Rows that are looked at before all. They are the first ones, which the calling thread quantises next: others would be fetched
+/// twice.
+const SAMPLES: usize = 4;
 
 impl<K: TileKernel> Quantizer<'_, K> {
     /// The threshold, where rows can be quantised in one pass.
@@ -41,90 +48,167 @@ impl<K: TileKernel> Quantizer<'_, K> {
     pub(crate) fn in_one_pass<T: Half>(&self, mut codes: Buffer, threshold: f32) -> Input {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let (stride, least) = (row_stride(inner), halves::least_reaching::<T>(threshold));
-        let mut results = vec![GuessedRow::default(); rows];
-        let task_rows = self.task_rows();
-        let guess = |first: usize, codes: &mut [i8], results: &mut [GuessedRow]| {
-            let mut excesses = vec![u16::MAX; inner];
-            let rows = first..first + results.len();
-            self.tile.vectorize(Guess::<T, K> {
-                quantizer: self,
-                rows,
-                least,
-                codes,
-                results,
-                excesses: &mut excesses,
-                _elements: PhantomData,
-            });
-            excesses
-        };
-        let lesser = |mut all: Vec<u16>, other: Vec<u16>| {
-            all.iter_mut().zip(other).for_each(|(all, other)| *all = (*all).min(other));
-            all
-        };
+        let excesses = self.sampled_excesses::<T>(least);
+        let expected = Columns::new::<T>(least, &excesses).outliers;
+        if too_many(&expected, inner) {
+            return self.in_two_passes(codes, self.outlier_columns());
+        }
+        let mut guessed = Guessed { terms: vec![RowTerms::default(); rows], below: vec![0; rows] };
+        let mut dense = vec![0.0_f32; rows * expected.len()];
         let all_codes = &mut codes.codes_mut()[..rows * stride];
-        let excesses = if self.serial() {
-            guess(0, all_codes, &mut results)
-        } else {
-            let tasks = all_codes.par_chunks_mut(task_rows * stride).zip(results.par_chunks_mut(task_rows));
-            let excesses =
-                tasks.enumerate().map(|(task, (codes, results))| guess(task * task_rows, codes, results));
-            excesses.reduce_with(lesser).unwrap_or_default()
-        };
-        let Columns { outliers: columns, nan } = Columns::new::<T>(least, &excesses);
-        if columns.len() * COLUMNS_FOR_OUTLIERS > inner {
-            return self.in_two_passes(codes, columns);
-        }
-        let mut dense = vec![0.0_f32; rows * columns.len()];
-        if !columns.is_empty() || !nan.is_empty() {
-            let mask = halves::mask(inner, &columns);
-            let (columns, nan, mask) = (columns.as_slice(), nan.as_slice(), mask.as_slice());
-            let all_codes = &mut codes.codes_mut()[..rows * stride];
-            let correct = |first: usize, codes: &mut [i8], results: &mut [GuessedRow], dense: &mut [f32]| {
-                let rows = first..first + results.len();
-                self.tile.vectorize(Correct::<T, K> {
-                    quantizer: self,
-                    rows,
-                    columns,
-                    nan,
-                    mask,
-                    codes,
-                    results,
-                    dense,
-                    _elements: PhantomData,
-                });
-            };
-            // Without columns there are rows of NaN to correct, which need not be fast.
-            if self.serial() || columns.is_empty() || rows * inner < SERIAL_CORRECTION {
-                correct(0, all_codes, &mut results, &mut dense);
-            } else {
-                let tasks =
-                    all_codes.par_chunks_mut(task_rows * stride).zip(results.par_chunks_mut(task_rows));
-                let tasks = tasks.zip(dense.par_chunks_mut(task_rows * columns.len())).enumerate();
-                tasks.for_each(|(task, ((codes, results), dense))| {
-                    correct(task * task_rows, codes, results, dense);
-                });
+        let unexpected = self.guess::<T>(least, &expected, all_codes, &mut guessed, &mut dense);
+        let mut columns = expected;
+        if let Some(unexpected) = unexpected {
+            let found = Columns::new::<T>(least, &lesser(excesses, unexpected));
+            if too_many(&found.outliers, inner) {
+                return self.in_two_passes(codes, found.outliers);
             }
+            dense = self.correct::<T>(&found, codes.codes_mut(), &mut guessed);
+            columns = found.outliers;
         }
-        let terms = results.iter().map(|row| row.terms).collect();
         let outliers = match dense.len() {
             0 => Outliers::None,
             count => Outliers::Dense { values: dense, count },
         };
+        let terms = guessed.terms;
         Input { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers }
+    }
+
+    /// The least excess of each column in some rows.
+    fn sampled_excesses<T: Half>(&self, least: u16) -> Vec<u16> {
+        let mut excesses = vec![u16::MAX; self.x.columns];
+        let rows = 0..SAMPLES.min(self.x.rows);
+        self.tile.vectorize(Sample::<T> {
+            x: self.x,
+            rows,
+            least,
+            excesses: &mut excesses,
+            _elements: PhantomData,
+        });
+        excesses
+    }
+
+    /// Quantises all rows by what is below the threshold and not in the columns that are expected, whose values go to `dense`,
+    /// f32 `[rows, expected]`, row-major. Returns the excesses of rows with other outliers, or NaN.
+    fn guess<T: Half>(
+        &self,
+        least: u16,
+        expected: &[usize],
+        codes: &mut [i8],
+        guessed: &mut Guessed,
+        dense: &mut [f32],
+    ) -> Option<Vec<u16>> {
+        let mask = halves::mask(self.x.columns, expected);
+        let guess =
+            |first: usize, codes: &mut [i8], terms: &mut [RowTerms], below: &mut [u16], dense: &mut [f32]| {
+                let rows = first..first + terms.len();
+                let mask = Cow::Borrowed(mask.as_slice());
+                let job = Guess::<T, K> {
+                    quantizer: self,
+                    rows,
+                    least,
+                    expected,
+                    mask,
+                    codes,
+                    terms,
+                    below,
+                    dense,
+                    _elements: PhantomData,
+                };
+                self.tile.vectorize(job)
+            };
+        let Guessed { terms, below } = guessed;
+        if self.serial() {
+            return guess(0, codes, terms, below, dense);
+        }
+        let (task_rows, stride) = (self.task_rows(), row_stride(self.x.columns));
+        let dense = parts(dense, task_rows * expected.len(), self.x.rows.div_ceil(task_rows));
+        let rows = terms.par_chunks_mut(task_rows).zip(below.par_chunks_mut(task_rows));
+        let tasks = codes.par_chunks_mut(task_rows * stride).zip(rows).zip(dense).enumerate();
+        let excesses = tasks.filter_map(|(task, ((codes, (terms, below)), dense))| {
+            guess(task * task_rows, codes, terms, below, dense)
+        });
+        excesses.reduce_with(lesser)
+    }
+
+    /// Takes these columns out of rows that were quantised without knowing all of them; returns their values, f32
+    /// `[rows, columns]`, row-major.
+    fn correct<T: Half>(&self, found: &Columns, codes: &mut [i8], guessed: &mut Guessed) -> Vec<f32> {
+        let (rows, inner) = (self.x.rows, self.x.columns);
+        let (task_rows, stride) = (self.task_rows(), row_stride(inner));
+        let mask = halves::mask(inner, &found.outliers);
+        let mut dense = vec![0.0_f32; rows * found.outliers.len()];
+        let correct =
+            |first: usize, codes: &mut [i8], terms: &mut [RowTerms], below: &[u16], dense: &mut [f32]| {
+                let (rows, mask) = (first..first + terms.len(), mask.as_slice());
+                let job = Correct::<T, K> {
+                    quantizer: self,
+                    rows,
+                    found,
+                    mask,
+                    codes,
+                    terms,
+                    below,
+                    dense,
+                    _elements: PhantomData,
+                };
+                self.tile.vectorize(job);
+            };
+        let Guessed { terms, below } = guessed;
+        let codes = &mut codes[..rows * stride];
+        if self.serial() || rows * inner < SERIAL_CORRECTION {
+            correct(0, codes, terms, below, &mut dense);
+        } else {
+            let dense = parts(&mut dense, task_rows * found.outliers.len(), rows.div_ceil(task_rows));
+            let rows = terms.par_chunks_mut(task_rows).zip(below.par_chunks(task_rows));
+            let tasks = codes.par_chunks_mut(task_rows * stride).zip(rows).zip(dense).enumerate();
+            tasks.for_each(|(task, ((codes, (terms, below)), dense))| {
+                correct(task * task_rows, codes, terms, below, dense);
+            });
+        }
+        dense
     }
 }
 
-/// What is known of a row.
-#[derive(Clone, Copy, Default)]
-struct GuessedRow {
-    terms: RowTerms,
-    /// The bits of its largest magnitude below the threshold.
-    below: u16,
+fn too_many(columns: &[usize], inner: usize) -> bool {
+    columns.len() * COLUMNS_FOR_OUTLIERS > inner
 }
 
-impl GuessedRow {
-    fn set_terms(&mut self, constants: Constants) {
-        self.terms = RowTerms { step: constants.scale / 127.0, zero_point: 0, sum: 0 };
+/// The lesser of each pair of numbers.
+fn lesser(mut all: Vec<u16>, other: Vec<u16>) -> Vec<u16> {
+    all.iter_mut().zip(other).for_each(|(all, other)| *all = (*all).min(other));
+    all
+}
+
+/// What is known of the rows.
+struct Guessed {
+    terms: Vec<RowTerms>,
+    /// The bits of their largest magnitude below the threshold.
+    below: Vec<u16>,
+}
+
+fn terms_of(constants: Constants) -> RowTerms {
+    RowTerms { step: constants.scale / 127.0, zero_point: 0, sum: 0 }
+}
+
+/// Looks at some rows.
+struct Sample<'a, T> {
+    x: Source<'a>,
+    rows: Span<usize>,
+    least: u16,
+    excesses: &'a mut [u16],
+    _elements: PhantomData<T>,
+}
+
+impl<T: Half> Vectorized for Sample<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, _: I) {
+        self.rows.clone().for_each(|row| halves::fetch_row(T::of(self.x.row(row))));
+        for row in self.rows {
+            halves::lower_excesses(T::of(self.x.row(row)), self.least, self.excesses);
+        }
     }
 }
 
@@ -134,52 +218,84 @@ struct Guess<'a, 'q, T, K> {
     rows: Span<usize>,
     /// The bits of the least magnitude that reaches the threshold.
     least: u16,
+    /// The columns that outliers are expected in.
+    expected: &'a [usize],
+    /// Of those columns, from [`halves::mask`].
+    mask: Cow<'a, [u16]>,
     codes: &'a mut [i8],
-    results: &'a mut [GuessedRow],
-    excesses: &'a mut [u16],
+    terms: &'a mut [RowTerms],
+    below: &'a mut [u16],
+    dense: &'a mut [f32],
     _elements: PhantomData<T>,
 }
 
 impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
-    type Output = ();
+    /// The excesses of rows with outliers in other columns, or with NaN.
+    type Output = Option<Vec<u16>>;
 
     #[inline(always)]
-    fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer: Quantizer { x, .. }, rows, least, codes, results, excesses, .. } = self;
+    fn call<I: Instructions>(self, simd: I) -> Self::Output {
+        let Self {
+            quantizer: Quantizer { x, .. },
+            rows,
+            least,
+            expected,
+            mut mask,
+            codes,
+            terms,
+            below,
+            dense,
+            ..
+        } = self;
         let (stride, length) = (row_stride(x.columns), scratch_length(x.columns));
-        let mut targets = codes.chunks_mut(stride).zip(results);
-        for first in rows.clone().step_by(ROWS) {
+        rows.clone().take(ROWS_AHEAD).for_each(|row| halves::fetch_row(T::of(x.row(row))));
+        let mut excesses = None;
+        let mut targets = codes.chunks_mut(stride).zip(terms);
+        let mut dense = dense.chunks_mut(expected.len().max(1));
+        for (first, below) in rows.clone().step_by(ROWS).zip(below.chunks_mut(ROWS)) {
             // All before their codes: what is largest takes as long to get out of the vectors of a short row as its codes take
             // to compute.
-            let mut below = [0; ROWS];
-            for (row, below) in (first..rows.end).zip(&mut below) {
+            for (row, below) in (first..).zip(&mut *below) {
                 if row + ROWS_AHEAD < rows.end {
                     halves::fetch_row(T::of(x.row(row + ROWS_AHEAD)));
                 }
-                *below = halves::look(T::of(x.row(row)), least, excesses);
-            }
-            for ((row, below), (codes, result)) in (first..rows.end).zip(below).zip(&mut targets) {
-                let constants = halves::absmax::<T>(below);
                 let row = T::of(x.row(row));
-                halves::encode::<I, T, false>(simd, row, None, constants, K::OFFSET, &mut codes[..length]);
-                *result = GuessedRow { below, ..GuessedRow::default() };
-                result.set_terms(constants);
+                let found = halves::look(row, &mask, least);
+                *below = found.below;
+                if found.others {
+                    let excesses = excesses.get_or_insert_with(|| vec![u16::MAX; x.columns]);
+                    halves::lower_excesses(row, least, excesses);
+                    // From here on this column is expected, too.
+                    let columns = Columns::new::<T>(least, excesses).outliers;
+                    columns.into_iter().for_each(|column| mask.to_mut()[column] = 0);
+                }
+            }
+            let mask = (excesses.is_some() || !expected.is_empty()).then_some(&*mask);
+            for ((row, below), (codes, terms)) in (first..).zip(below).zip(&mut targets) {
+                let constants = halves::absmax::<T>(*below);
+                let row = T::of(x.row(row));
+                halves::encode::<I, T, false>(simd, row, mask, constants, K::OFFSET, &mut codes[..length]);
+                *terms = terms_of(constants);
+                if !expected.is_empty() {
+                    let values = dense.next().unwrap_or_default();
+                    expected.iter().zip(values).for_each(|(column, value)| *value = row[*column].to_f32());
+                }
             }
         }
+        excesses
     }
 }
 
-/// Takes the columns of outliers out of rows that were quantised without knowing them.
+/// Takes the columns of outliers out of rows that were quantised without knowing all of them.
 struct Correct<'a, 'q, T, K> {
     quantizer: &'a Quantizer<'q, K>,
     rows: Span<usize>,
-    columns: &'a [usize],
-    /// Columns with a NaN, and no outlier.
-    nan: &'a [usize],
-    /// From [`halves::mask`].
+    found: &'a Columns,
+    /// Of the columns of outliers, from [`halves::mask`].
     mask: &'a [u16],
     codes: &'a mut [i8],
-    results: &'a mut [GuessedRow],
+    terms: &'a mut [RowTerms],
+    below: &'a [u16],
     /// f32 `[rows, columns]`, row-major: the values in those columns.
     dense: &'a mut [f32],
     _elements: PhantomData<T>,
@@ -190,9 +306,10 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer, rows, columns, nan, mask, codes, results, mut dense, .. } = self;
+        let Self { quantizer, rows, found, mask, codes, terms, below, mut dense, .. } = self;
+        let Columns { outliers: columns, nan } = found;
         let stride = row_stride(quantizer.x.columns);
-        for ((row, codes), result) in rows.zip(codes.chunks_mut(stride)).zip(results) {
+        for (((row, codes), terms), below) in rows.zip(codes.chunks_mut(stride)).zip(terms).zip(below) {
             let row = T::of(quantizer.x.row(row));
             let (values, rest) = dense.split_at_mut(columns.len());
             dense = rest;
@@ -201,12 +318,12 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
             for (column, value) in columns.iter().zip(values) {
                 *value = row[*column].to_f32();
                 codes[*column] = convert::code_byte(0, K::OFFSET);
-                again |= halves::magnitude(row[*column]) == result.below;
+                again |= halves::magnitude(row[*column]) == *below;
             }
             if again {
                 let codes = &mut codes[..scratch_length(row.len())];
                 let (constants, _) = halves::quantize::<I, T, false>(simd, row, mask, K::OFFSET, codes);
-                result.set_terms(constants);
+                *terms = terms_of(constants);
             }
         }
     }
@@ -274,8 +391,13 @@ mod tests {
                 let mut x = Array2::from_shape_simple_fn((rows, inner), || T::from_f32(random.normal()));
                 let column = inner / 3;
                 match case {
-                    // A column of outliers, alone or with the largest of what is below the threshold beside them.
-                    1 | 2 => x.column_mut(column).fill(T::from_f32(-9.5)),
+                    // A column of outliers, but in the last row, which has one in another; one with little else.
+                    1 => {
+                        x.column_mut(column).fill(T::from_f32(-9.5));
+                        x[[rows - 1, column]] = T::from_f32(0.5);
+                        x[[rows - 1, inner - 1]] = T::from_f32(7.5);
+                    }
+                    2 => x.column_mut(column).fill(T::from_f32(-9.5)),
                     3 => {
                         x.column_mut(column).fill(T::from_f32(5.5));
                         x[[rows / 2, column]] = T::from_f32(7.0);

@@ -32,6 +32,8 @@ unsafe trait Plain: Copy {}
 // SAFETY: integers and IEEE floats, as are those below.
 unsafe impl Plain for i8 {}
 // SAFETY: see above.
+unsafe impl Plain for i32 {}
+// SAFETY: see above.
 unsafe impl Plain for u64 {}
 // SAFETY: see above.
 unsafe impl Plain for f32 {}
@@ -40,8 +42,8 @@ unsafe impl Plain for f16 {}
 // SAFETY: `half` declares it a transparent u16.
 unsafe impl Plain for bf16 {}
 
-/// A slice of `i8`, `u64`, `f16`, `bf16` or `f32` that begins on a cache line, in memory with huge pages where the system has
-/// them: for weights.
+/// A slice of `i8`, `i32`, `u64`, `f16`, `bf16` or `f32` that begins on a cache line, in memory with huge pages where the system has
+/// them: for weights, and for results.
 pub struct Resident<T> {
     first: NonNull<T>,
     length: usize,
