@@ -225,7 +225,7 @@ impl Problem {
             (0..share(2)).map(|_| self.w.mapv(|code| bf16::from_f32(f32::from(code)))).collect();
         let singles: Vec<Array2<f32>> = (0..share(4)).map(|_| self.w.mapv(f32::from)).collect();
         let x = self.x.mapv(bf16::to_f32);
-        // All begin on a cache line: where `malloc` puts a matrix makes a difference of a tenth, and is luck.
+        // All results begin on a cache line: where `malloc` puts a matrix makes a difference of a tenth, and is luck.
         let (mut raw, mut y) = (Resident::zeroed(rows * outputs), Resident::<bf16>::zeroed(rows * outputs));
         let (mut y_half, mut y_single) = (Resident::zeroed(rows * outputs), Resident::zeroed(rows * outputs));
         let mut raw = matrix(&mut raw, self.shape);

@@ -26,8 +26,8 @@ const READING_ROWS: usize = 8;
 /// The fewest blocks for each thread, enough to even out threads that run at different speeds.
 const BLOCKS_PER_THREAD: usize = 4;
 
-/// Rows for each thread from which on each has rows of its own, and reads all weights: mostly those that it has quantised, which
-/// are still in its cache, and its results share no cache line with another's.
+/// Rows for each thread from which on each multiplies rows of its own, by all weights: mostly rows that it has quantised, which are
+/// still in its cache, and its results share no cache line with another's.
 const OWN_ROWS: usize = 256;
 
 /// Rows of codes that a task copies.

@@ -11,6 +11,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use int8_core::{Element, Encoding};
 
+use crate::buffer::LINE;
 use crate::convert::{self, Typed};
 use crate::matrix::Source;
 use crate::rows::{BLOCK, Constants, Range};
@@ -98,8 +99,9 @@ impl Half for bf16 {
     }
 }
 
-/// The bits of the smallest magnitude that reaches a threshold, which is positive.
+/// The bits of the smallest magnitude that reaches a threshold, which is positive: at least 1, and at most those of +∞.
 pub(crate) fn least_reaching<T: Half>(threshold: f32) -> u16 {
+    debug_assert!(threshold > 0.0, "rules are validated");
     let nearest = T::from_f32(threshold);
     T::bits(&[nearest])[0] + u16::from(nearest.to_f32() < threshold)
 }
@@ -127,16 +129,16 @@ pub(crate) const ROWS_AHEAD: usize = 4;
 /// Asks for a row.
 #[inline(always)]
 pub(crate) fn fetch_row<T: Half>(row: &[T]) {
-    for line in (0..row.len()).step_by(PAIR) {
+    for line in (0..row.len()).step_by(LINE / size_of::<T>()) {
         tile::fetch(row.as_ptr().wrapping_add(line));
     }
 }
 
 /// Lowers `excesses` to those of a row where they are less.
 ///
-/// `least` are the bits of the least magnitude that reaches the threshold. The excess of a number is what its magnitude has
-/// beyond that, of bits, modulo 2¹⁶: in ascending order come outliers, then NaNs, then what is below the threshold, of which the
-/// largest magnitude has the largest excess of all.
+/// `least` are the bits of the least magnitude that reaches the threshold. The excess of a number is the bits of its magnitude
+/// − `least`, modulo 2¹⁶: in ascending order come outliers, then NaNs, then what is below the threshold, of which the largest
+/// magnitude has the largest excess of all.
 #[inline(always)]
 pub(crate) fn lower_excesses<T: Half>(row: &[T], least: u16, excesses: &mut [u16]) {
     for (bits, known) in T::bits(row).iter().zip(excesses) {
@@ -145,8 +147,7 @@ pub(crate) fn lower_excesses<T: Half>(row: &[T], least: u16, excesses: &mut [u16
 }
 
 /// What a look at a row finds among the columns that take part.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Found {
+pub(crate) struct Look {
     /// The bits of the largest magnitude below the threshold.
     pub(crate) below: u16,
     /// Whether there is an outlier or a NaN.
@@ -155,7 +156,7 @@ pub(crate) struct Found {
 
 /// Looks at a row. `least` is that of [`lower_excesses`], `mask` is from [`mask`].
 #[inline(always)]
-pub(crate) fn look<T: Half>(row: &[T], mask: &[u16], least: u16) -> Found {
+pub(crate) fn look<T: Half>(row: &[T], mask: &[u16], least: u16) -> Look {
     let (mut largest, mut smallest) = (0, u16::MAX);
     for (bits, mask) in T::bits(row).iter().zip(mask) {
         let excess = (bits & mask & MAGNITUDE).wrapping_sub(least);
@@ -163,35 +164,43 @@ pub(crate) fn look<T: Half>(row: &[T], mask: &[u16], least: u16) -> Found {
         smallest = excess.min(smallest);
     }
     let below = if largest >= least.wrapping_neg() { largest.wrapping_add(least) } else { 0 };
-    Found { below, others: smallest <= MAGNITUDE - least }
+    Look { below, others: smallest <= MAGNITUDE - least }
 }
 
 /// What the least excesses of the columns say.
-pub(crate) struct Columns {
+pub(crate) struct SpecialColumns {
     /// Those with an outlier, ascending.
     pub(crate) outliers: Vec<usize>,
     /// Those with a NaN and without an outlier.
     pub(crate) nan: Vec<usize>,
 }
 
-impl Columns {
+impl SpecialColumns {
     pub(crate) fn new<T: Half>(least: u16, excesses: &[u16]) -> Self {
-        let (outlier, nan) = (T::INFINITY - least, MAGNITUDE - least);
+        let (outlier_limit, nan_limit) = (T::INFINITY - least, MAGNITUDE - least);
         let mut columns = Self { outliers: Vec::new(), nan: Vec::new() };
         for (i, stretch) in excesses.chunks(PAIR).enumerate() {
             // Most hold none: looked at in vectors.
-            if stretch.iter().fold(u16::MAX, |least, excess| least.min(*excess)) > nan {
+            if stretch.iter().fold(u16::MAX, |least, excess| least.min(*excess)) > nan_limit {
                 continue;
             }
             for (column, excess) in (i * PAIR..).zip(stretch) {
                 match *excess {
-                    excess if excess <= outlier => columns.outliers.push(column),
-                    excess if excess <= nan => columns.nan.push(column),
+                    excess if excess <= outlier_limit => columns.outliers.push(column),
+                    excess if excess <= nan_limit => columns.nan.push(column),
                     _ => {}
                 }
             }
         }
         columns
+    }
+}
+
+/// Writes the values of these columns.
+#[inline(always)]
+pub(crate) fn gather<T: Half>(row: &[T], columns: &[usize], values: &mut [f32]) {
+    for (column, value) in columns.iter().zip(values) {
+        *value = row[*column].to_f32();
     }
 }
 
@@ -234,7 +243,7 @@ pub(crate) fn absmax<T: Half>(largest: u16) -> Constants {
 /// Writes the codes of all K, plus `offset`, those of columns that take no part and of what lies behind K as the code of 0;
 /// the sum of the codes, if it is asked for. Codes are whole blocks.
 ///
-/// No code leaves [−127, 127] where no value that takes part is larger than the scale; else those of larger values are any.
+/// No code leaves [−127, 127] where no value that takes part is larger than the scale; else those of larger values, and of NaN, are any.
 #[inline(always)]
 pub(crate) fn encode<I: Instructions, T: Half, const SUM: bool>(
     simd: I,

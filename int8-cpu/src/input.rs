@@ -485,9 +485,7 @@ fn half_row<K: TileKernel, I: Instructions, T: Half>(
         halves::quantize::<I, T, false>(simd, row, mask, K::OFFSET, codes)
     };
     part.results[i].terms = RowTerms { step: constants.scale / 127.0, zero_point: 0, sum };
-    for (dense, column) in part.dense[i * columns.len()..].iter_mut().zip(columns) {
-        *dense = row[*column].to_f32();
-    }
+    halves::gather(row, columns, &mut part.dense[i * columns.len()..]);
 }
 
 /// `count` pieces of `size` elements; also when the size is 0, where `chunks` has no answer.

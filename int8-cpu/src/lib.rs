@@ -29,8 +29,8 @@
 //! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. Wrapping a
 //! step of a model in [`pool::awake`] saves entering the pool and waking its threads for each layer.
 //!
-//! `amx-int8` rounds results to bf16 with the processor's instruction for it, which takes subnormal numbers, below 1.2e-38, for
-//! 0 (but for products with constants for groups, which `avx512-vnni` computes).
+//! `amx-int8` rounds results to bf16 with the processor's instruction for it, which takes f32 below 2⁻¹²⁶ = 1.2e-38 for 0 (but
+//! for products with constants for groups, which `avx512-vnni` computes).
 //!
 //! ```
 //! use int8_core::{Granularity, Scheme};

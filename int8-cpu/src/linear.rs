@@ -40,7 +40,7 @@ pub struct LinearStats {
 }
 
 /// `y [M, N] = x [M, K] · Wᵀ + bias [N]`, with the decomposition of `config`, in f32 arithmetic after the exact integer
-/// product; `y` is stored to `out` once, rounded half to even (`amx-int8` stores 0 for a subnormal bf16).
+/// product; `y` is stored to `out` once, rounded half to even (of subnormal bf16 on `amx-int8`: see the crate).
 ///
 /// Encoding, granularity, outlier rule and row maximum of `x` are those of `config`; encoding and granularity of `W`
 /// were fixed when it was packed. `x` and `out` may have different element types. The result is the same for any number of threads;

@@ -1,10 +1,10 @@
 //! Rows of 16-bit floats quantised in one pass over x, in the usual setting: absmax of a row without whole columns of outliers,
 //! where a column is one if any of its values reaches a threshold.
 //!
-//! Which columns those are is known when all rows have been read. The first rows are looked at beforehand: most columns of outliers
-//! have one in most rows. All rows are then quantised as if there were no others. Only where one turns up are rows corrected
-//! afterwards: the codes in the new columns are set to zero, and a row whose scale was a value in one of them is quantised
-//! again. With many columns all rows are.
+//! Which columns those are is known when all rows have been read. The first rows are looked at beforehand: features with outliers
+//! have them in many rows (Dettmers et al. 2022, section 4). All rows are then quantised as if there were no other columns. Only
+//! where others turn up, or NaN, are rows corrected: the codes in all these columns are set to zero, and a row whose scale was a
+//! value in one of them is quantised again. With many columns x is quantised in two passes.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -15,13 +15,13 @@ use rayon::prelude::*;
 
 use crate::buffer::Buffer;
 use crate::convert;
-use crate::halves::{self, Columns, Half, ROWS_AHEAD};
+use crate::halves::{self, Half, ROWS_AHEAD, SpecialColumns};
 use crate::input::{Input, Outliers, Quantizer, RowTerms, parts, row_stride};
 use crate::matrix::Source;
 use crate::rows::{Constants, scratch_length};
 use crate::tile::{Instructions, TileKernel, Vectorized};
 
-/// Of so many columns one may have outliers: with more, all rows are quantised again, which takes no longer than setting single
+/// One column in so many may have outliers: with more, all rows are quantised again, which takes no longer than setting single
 /// codes to zero.
 const COLUMNS_FOR_OUTLIERS: usize = 32;
 
@@ -29,7 +29,7 @@ const COLUMNS_FOR_OUTLIERS: usize = 32;
 const SERIAL_CORRECTION: usize = 1 << 17;
 
 /// Rows that are looked at before their codes are written.
-const ROWS: usize = 4;
+const ROWS_AT_ONCE: usize = 4;
 
 /// Rows that are looked at before all. They are the first ones, which the calling thread quantises next: others would be fetched
 /// twice.
@@ -49,7 +49,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let (stride, least) = (row_stride(inner), halves::least_reaching::<T>(threshold));
         let excesses = self.sampled_excesses::<T>(least);
-        let expected = Columns::new::<T>(least, &excesses).outliers;
+        let expected = SpecialColumns::new::<T>(least, &excesses).outliers;
         if too_many(&expected, inner) {
             return self.in_two_passes(codes, self.outlier_columns());
         }
@@ -59,7 +59,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         let unexpected = self.guess::<T>(least, &expected, all_codes, &mut guessed, &mut dense);
         let mut columns = expected;
         if let Some(unexpected) = unexpected {
-            let found = Columns::new::<T>(least, &lesser(excesses, unexpected));
+            let found = SpecialColumns::new::<T>(least, &lesser(excesses, unexpected));
             if too_many(&found.outliers, inner) {
                 return self.in_two_passes(codes, found.outliers);
             }
@@ -102,7 +102,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         let guess =
             |first: usize, codes: &mut [i8], terms: &mut [RowTerms], below: &mut [u16], dense: &mut [f32]| {
                 let rows = first..first + terms.len();
-                let mask = Cow::Borrowed(mask.as_slice());
+                let mask = mask.as_slice();
                 let job = Guess::<T, K> {
                     quantizer: self,
                     rows,
@@ -133,7 +133,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
 
     /// Takes these columns out of rows that were quantised without knowing all of them; returns their values, f32
     /// `[rows, columns]`, row-major.
-    fn correct<T: Half>(&self, found: &Columns, codes: &mut [i8], guessed: &mut Guessed) -> Vec<f32> {
+    fn correct<T: Half>(&self, found: &SpecialColumns, codes: &mut [i8], guessed: &mut Guessed) -> Vec<f32> {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let (task_rows, stride) = (self.task_rows(), row_stride(inner));
         let mask = halves::mask(inner, &found.outliers);
@@ -221,7 +221,7 @@ struct Guess<'a, 'q, T, K> {
     /// The columns that outliers are expected in.
     expected: &'a [usize],
     /// Of those columns, from [`halves::mask`].
-    mask: Cow<'a, [u16]>,
+    mask: &'a [u16],
     codes: &'a mut [i8],
     terms: &'a mut [RowTerms],
     below: &'a mut [u16],
@@ -240,19 +240,19 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
             rows,
             least,
             expected,
-            mut mask,
+            mask,
             codes,
             terms,
             below,
-            dense,
+            mut dense,
             ..
         } = self;
+        let mut mask = Cow::Borrowed(mask);
         let (stride, length) = (row_stride(x.columns), scratch_length(x.columns));
         rows.clone().take(ROWS_AHEAD).for_each(|row| halves::fetch_row(T::of(x.row(row))));
         let mut excesses = None;
         let mut targets = codes.chunks_mut(stride).zip(terms);
-        let mut dense = dense.chunks_mut(expected.len().max(1));
-        for (first, below) in rows.clone().step_by(ROWS).zip(below.chunks_mut(ROWS)) {
+        for (first, below) in rows.clone().step_by(ROWS_AT_ONCE).zip(below.chunks_mut(ROWS_AT_ONCE)) {
             // All before their codes: what is largest takes as long to get out of the vectors of a short row as its codes take
             // to compute.
             for (row, below) in (first..).zip(&mut *below) {
@@ -260,13 +260,13 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
                     halves::fetch_row(T::of(x.row(row + ROWS_AHEAD)));
                 }
                 let row = T::of(x.row(row));
-                let found = halves::look(row, &mask, least);
-                *below = found.below;
-                if found.others {
+                let look = halves::look(row, &mask, least);
+                *below = look.below;
+                if look.others {
                     let excesses = excesses.get_or_insert_with(|| vec![u16::MAX; x.columns]);
                     halves::lower_excesses(row, least, excesses);
-                    // From here on this column is expected, too.
-                    let columns = Columns::new::<T>(least, excesses).outliers;
+                    // From here on these columns are expected, too.
+                    let columns = SpecialColumns::new::<T>(least, excesses).outliers;
                     columns.into_iter().for_each(|column| mask.to_mut()[column] = 0);
                 }
             }
@@ -276,10 +276,9 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
                 let row = T::of(x.row(row));
                 halves::encode::<I, T, false>(simd, row, mask, constants, K::OFFSET, &mut codes[..length]);
                 *terms = terms_of(constants);
-                if !expected.is_empty() {
-                    let values = dense.next().unwrap_or_default();
-                    expected.iter().zip(values).for_each(|(column, value)| *value = row[*column].to_f32());
-                }
+                let (values, rest) = dense.split_at_mut(expected.len());
+                dense = rest;
+                halves::gather(row, expected, values);
             }
         }
         excesses
@@ -290,7 +289,7 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
 struct Correct<'a, 'q, T, K> {
     quantizer: &'a Quantizer<'q, K>,
     rows: Span<usize>,
-    found: &'a Columns,
+    found: &'a SpecialColumns,
     /// Of the columns of outliers, from [`halves::mask`].
     mask: &'a [u16],
     codes: &'a mut [i8],
@@ -307,7 +306,7 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         let Self { quantizer, rows, found, mask, codes, terms, below, mut dense, .. } = self;
-        let Columns { outliers: columns, nan } = found;
+        let SpecialColumns { outliers: columns, nan } = found;
         let stride = row_stride(quantizer.x.columns);
         for (((row, codes), terms), below) in rows.zip(codes.chunks_mut(stride)).zip(terms).zip(below) {
             let row = T::of(quantizer.x.row(row));
@@ -315,8 +314,8 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
             dense = rest;
             // NaN is no outlier: it makes all of a row NaN, unless it is in a column of outliers.
             let mut again = nan.iter().any(|column| halves::magnitude(row[*column]) > T::INFINITY);
-            for (column, value) in columns.iter().zip(values) {
-                *value = row[*column].to_f32();
+            halves::gather(row, columns, values);
+            for column in columns {
                 codes[*column] = convert::code_byte(0, K::OFFSET);
                 again |= halves::magnitude(row[*column]) == *below;
             }
@@ -380,14 +379,19 @@ mod tests {
     fn both_ways<T: Half>() {
         let mut random = Random::new(31);
         let special = [f32::NAN, f32::INFINITY, -65_504.0, 1e-40, 0.0, -6.0, 5.97].map(T::from_f32);
-        let shapes = [(1, 1), (1, 70), (3, 64), (5, 200), (7, 95), (9, 320), (300, 130)];
+        // The last is corrected by several threads.
+        let shapes = [(1, 1), (1, 70), (3, 64), (5, 200), (7, 95), (9, 320), (300, 130), (440, 300)];
         // 8, 9 and 10 meet every special value: as many rounds as there are, no multiple of three.
         let shapes = if cfg!(miri) { &shapes[..4] } else { &shapes };
         for &(rows, inner) in shapes {
-            let cases = (0..8).chain(special.iter().flat_map(|_| 8..11)).enumerate();
+            let cases = (0..8).chain(special.iter().flat_map(|_| 8..11)).chain(11..13).enumerate();
             for (number, case) in cases {
                 let special = special[number % special.len()];
-                let threshold = if case == 7 { 0.01 } else { 6.0 };
+                let threshold = match case {
+                    7 => 0.01,
+                    11 => f32::INFINITY,
+                    _ => 6.0,
+                };
                 let mut x = Array2::from_shape_simple_fn((rows, inner), || T::from_f32(random.normal()));
                 let column = inner / 3;
                 match case {
@@ -421,6 +425,11 @@ mod tests {
                     // Rows of zeros, and of nothing but outliers.
                     5 => x.row_mut(rows / 2).fill(T::from_f32(0.0)),
                     6 => x.row_mut(rows / 2).fill(T::from_f32(100.0)),
+                    // A NaN and an outlier in the same column.
+                    12 => {
+                        x[[0, column]] = T::from_f32(f32::NAN);
+                        x[[rows - 1, column]] = T::from_f32(7.0);
+                    }
                     _ => {}
                 }
                 if case == 2 {

@@ -1,7 +1,6 @@
 //! How the tiles of one panel are multiplied: as integers over all of K here, group by group in `groups`.
 
 use std::cell::Cell;
-use std::ops::Range;
 
 use crate::epilogue::Product;
 use crate::groups::GroupTerms;
@@ -55,7 +54,7 @@ impl<K: TileKernel> Whole<K> {
         let (acc, part) = if last == 0 {
             (&mut self.single, operands)
         } else {
-            let part = operands.part(piece(operands.k, last, self.pieces));
+            let part = piece(operands, last, self.pieces);
             (&mut self.several[index], Operands { continued: true, ..part })
         };
         // SAFETY: lines 1 to 4 for all of K or a part of it; line 11: `start` has computed all pieces but this one.
@@ -72,11 +71,18 @@ impl<K> Drop for Whole<K> {
     }
 }
 
-/// Piece `index` of `pieces`, in whole steps of K.
+/// The operands of piece `index` of `pieces`.
+///
+/// What is fetched ahead is the piece that is multiplied next, be it of this panel or of the next one: with whole panels, two of
+/// them would share L2 with the rows of x.
 #[inline(always)]
-fn piece(k: usize, index: usize, pieces: usize) -> Range<usize> {
-    let edge = |index| k / K_STEP * index / pieces * K_STEP;
-    edge(index)..edge(index + 1)
+fn piece(operands: Operands, index: usize, pieces: usize) -> Operands {
+    // In whole steps of K.
+    let edge = |index| operands.k / K_STEP * index / pieces * K_STEP;
+    let (first, end) = (edge(index), edge(index + 1));
+    let is_last = index + 1 == pieces;
+    let ahead = if is_last { operands.ahead.panel } else { operands.panel.wrapping_add(end * PANEL) };
+    operands.part(first..end, ahead)
 }
 
 impl<K: TileKernel> PanelProduct for Whole<K> {
@@ -93,7 +99,7 @@ impl<K: TileKernel> PanelProduct for Whole<K> {
         }
         for index in 0..self.pieces - 1 {
             for (operands, acc) in tiles.clone().zip(&mut self.several) {
-                let part = Operands { to: None, ..operands.part(piece(k, index, self.pieces)) };
+                let part = Operands { to: None, ..piece(operands, index, self.pieces) };
                 // SAFETY: a part of what lines 1 to 4 say; line 11: pieces in their order, into the accumulators of this
                 // tile, for a kernel with `INNER`.
                 unsafe { self.kernel.product(Operands { continued: index > 0, ..part }, acc) };

@@ -1,4 +1,4 @@
-//! Memory for weights: what is read from memory, as a whole, at every use.
+//! Memory for weights, which are read from memory, as a whole, at every use; and for whatever is to begin on a cache line.
 //!
 //! A product of one row reads each byte of its weight once, at the speed of memory. With pages of 4 KiB it also waits for
 //! a translation at every 4096th byte, where the processor's prefetching ends, too. Weights therefore lie side by side in
@@ -259,6 +259,7 @@ mod tests {
         check(f16::ONE);
         check(bf16::ONE);
         check(7_u64);
+        check(-7_i32);
         check(-3_i8);
     }
 

@@ -77,15 +77,15 @@ pub(crate) trait Instructions: Copy {
     fn sum_int(self, value: Self::Ints) -> i32;
     /// The bits without the sign: ordered like magnitudes, NaN above infinity.
     fn magnitude(self, value: Self::Floats) -> Self::Ints;
-    /// Half to even; `|value|` ≤ 2²².
+    /// Half to even where `|value|` ≤ 2²²; else any number.
     fn round(self, value: Self::Floats) -> Self::Ints;
     /// Half to even.
     fn to_floats(self, value: Self::Ints) -> Self::Floats;
     /// 2ⁿ, n in [−126, 127].
     fn power_of_two(self, n: Self::Ints) -> Self::Floats;
-    /// The low byte of each lane, with all bits of `offset` flipped.
+    /// The low byte of each lane that is a code, of others any byte; with the bits that are set in `offset` flipped.
     fn store_codes(self, value: Self::Ints, offset: u8, to: &mut [i8; LANES]);
-    /// The same of four vectors whose lanes are codes; of others it stores any bytes.
+    /// The same of four vectors.
     #[inline(always)]
     fn store_code_block(self, codes: [Self::Ints; 4], offset: u8, to: &mut [i8; 4 * LANES]) {
         for (codes, to) in codes.into_iter().zip(to.as_chunks_mut().0) {

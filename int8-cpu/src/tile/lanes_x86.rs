@@ -456,7 +456,7 @@ mod avx2 {
             ]
         }
         fn store_codes(value: Ints, offset: u8, to: &mut [i8; LANES]) {
-            // Codes are in [−127, 127], so neither packing saturates; the permutation puts the quarters in order.
+            // Packing saturates only what is no code; the permutation puts the quarters in order.
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(value[0], value[1]));
             let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             let bytes = _mm_xor_si128(bytes, _mm_set1_epi8(offset.cast_signed()));
@@ -480,6 +480,7 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert;
     use crate::kernel::Portable;
 
     /// Every operation gives the bits that the portable one gives.
@@ -558,16 +559,34 @@ mod tests {
             same_ints("clamp", simd.clamp_code(i), plain.clamp_code(ints));
             same_ints("maximum", simd.maximum_int(i, simd.splat_int(9)), plain.maximum_int(ints, [9; LANES]));
             let (mut found, mut expected) = ([0; LANES], [0; LANES]);
+            let blocks =
+                [codes, codes.map(|code| code ^ 85), codes.map(|code| -code), codes.map(|code| code / 2)];
             for offset in [0, 128] {
                 simd.store_codes(simd.load_int(&codes), offset, &mut found);
                 plain.store_codes(codes, offset, &mut expected);
                 assert_eq!(found, expected, "codes");
-                let blocks =
-                    [codes, codes.map(|code| code ^ 85), codes.map(|code| -code), ints.map(|v| v % 128)];
                 let (mut found, mut expected) = ([0; 4 * LANES], [0; 4 * LANES]);
                 simd.store_code_block(blocks.map(|block| simd.load_int(&block)), offset, &mut found);
                 plain.store_code_block(blocks, offset, &mut expected);
                 assert_eq!(found, expected, "block of codes");
+            }
+            let row: [bf16; 4 * LANES] =
+                std::array::from_fn(|k| bf16::from_f32(convert::accumulator(blocks[k / LANES][k % LANES])));
+            let masks: [u16; 4 * LANES] = std::array::from_fn(|k| if k % 3 == 0 { 0 } else { u16::MAX });
+            for mask in [None, Some(&masks)] {
+                let mut codes = [simd.splat_int(0); 4];
+                for (i, pair) in row.as_chunks().0.iter().enumerate() {
+                    let mask = mask.map(|mask| &mask.as_chunks().0[i]);
+                    let [a, b] = simd.load_bf16_alternating(pair, mask);
+                    [codes[2 * i], codes[2 * i + 1]] = [simd.round(a), simd.round(b)];
+                }
+                let mut found = [0; 4 * LANES];
+                simd.store_code_block_alternating(codes, 0, &mut found);
+                for (k, found) in found.iter().enumerate() {
+                    let kept = mask.is_none_or(|mask| mask[k] != 0);
+                    let expected = if kept { blocks[k / LANES][k % LANES] } else { 0 };
+                    assert_eq!(i32::from(*found), expected, "alternating, {k}");
+                }
             }
             let quads = ints.map(|v| v.to_le_bytes().map(u8::cast_signed));
             for lane in 0..4 {

@@ -70,17 +70,16 @@ pub(crate) struct Operands {
 }
 
 impl Operands {
-    /// The same tile over a part of K, in whole steps.
+    /// The same tile over a part of K, in whole steps, on which it fetches what begins at `ahead`.
     #[inline(always)]
-    pub(crate) fn part(self, of: Range<usize>) -> Self {
+    pub(crate) fn part(self, of: Range<usize>, ahead: *const i8) -> Self {
         // Panels laid out in quads hold all outputs of a step together.
         let at = if self.ldw == 0 { of.start * PANEL } else { of.start };
-        let ahead = Ahead { panel: self.ahead.panel.wrapping_add(of.start * PANEL), ..self.ahead };
         Self {
             a: self.a.wrapping_add(of.start),
             panel: self.panel.wrapping_add(at),
             k: of.len(),
-            ahead,
+            ahead: Ahead { panel: ahead, ..self.ahead },
             ..self
         }
     }
