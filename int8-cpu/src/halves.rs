@@ -111,12 +111,7 @@ pub(crate) fn least_reaching<T: Half>(threshold: f32) -> u16 {
 pub(crate) fn flag_outliers<T: Half>(x: Source<'_>, rows: Span<usize>, threshold: f32, flags: &mut [u8]) {
     let least = least_reaching::<T>(threshold);
     let mut excesses = vec![u16::MAX; flags.len()];
-    for row in rows.clone() {
-        if row + ROWS_AHEAD < rows.end {
-            fetch_row(T::of(x.row(row + ROWS_AHEAD)));
-        }
-        lower_excesses(T::of(x.row(row)), least, &mut excesses);
-    }
+    lower_by_rows::<T>(x, rows, least, &mut excesses);
     let span = T::INFINITY - least;
     for (flag, excess) in flags.iter_mut().zip(&excesses) {
         *flag |= u8::from(*excess <= span);
@@ -143,6 +138,18 @@ pub(crate) fn fetch_row<T: Half>(row: &[T]) {
 pub(crate) fn lower_excesses<T: Half>(row: &[T], least: u16, excesses: &mut [u16]) {
     for (bits, known) in T::bits(row).iter().zip(excesses) {
         *known = (bits & MAGNITUDE).wrapping_sub(least).min(*known);
+    }
+}
+
+/// The same of several rows, which are asked for ahead.
+#[inline(always)]
+pub(crate) fn lower_by_rows<T: Half>(x: Source<'_>, rows: Span<usize>, least: u16, excesses: &mut [u16]) {
+    rows.clone().take(ROWS_AHEAD).for_each(|row| fetch_row(T::of(x.row(row))));
+    for row in rows.clone() {
+        if row + ROWS_AHEAD < rows.end {
+            fetch_row(T::of(x.row(row + ROWS_AHEAD)));
+        }
+        lower_excesses(T::of(x.row(row)), least, excesses);
     }
 }
 
@@ -243,7 +250,8 @@ pub(crate) fn absmax<T: Half>(largest: u16) -> Constants {
 /// Writes the codes of all K, plus `offset`, those of columns that take no part and of what lies behind K as the code of 0;
 /// the sum of the codes, if it is asked for. Codes are whole blocks.
 ///
-/// No code leaves [−127, 127] where no value that takes part is larger than the scale; else those of larger values, and of NaN, are any.
+/// No code leaves [−127, 127] where no value that takes part is larger than the scale; else those of larger values, and of NaN,
+/// are any.
 #[inline(always)]
 pub(crate) fn encode<I: Instructions, T: Half, const SUM: bool>(
     simd: I,

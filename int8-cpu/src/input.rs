@@ -41,6 +41,13 @@ pub(crate) struct RowTerms {
     pub(crate) sum: i32,
 }
 
+impl RowTerms {
+    #[inline(always)]
+    pub(crate) fn new(constants: Constants, sum: i32) -> Self {
+        Self { step: constants.scale / 127.0, zero_point: constants.zero_point, sum }
+    }
+}
+
 /// Which values of `x` left the int8 product.
 pub(crate) enum Outliers {
     /// None.
@@ -439,8 +446,7 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
                 Some(constants) if quantizer.groups == InputGroups::None => {
                     let inner = quantizer.x.columns;
                     let sum = rows::encode(simd, blocks, inner, encoded, constants, K::OFFSET, codes);
-                    let (step, zero_point) = (constants.scale / 127.0, constants.zero_point);
-                    result.terms = RowTerms { step, zero_point, sum };
+                    result.terms = RowTerms::new(constants, sum);
                 }
                 constants => {
                     let count = blocks.len() * BLOCK / GROUP;
@@ -484,7 +490,7 @@ fn half_row<K: TileKernel, I: Instructions, T: Half>(
     } else {
         halves::quantize::<I, T, false>(simd, row, mask, K::OFFSET, codes)
     };
-    part.results[i].terms = RowTerms { step: constants.scale / 127.0, zero_point: 0, sum };
+    part.results[i].terms = RowTerms::new(constants, sum);
     halves::gather(row, columns, &mut part.dense[i * columns.len()..]);
 }
 

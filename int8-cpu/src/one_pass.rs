@@ -18,7 +18,7 @@ use crate::convert;
 use crate::halves::{self, Half, ROWS_AHEAD, SpecialColumns};
 use crate::input::{Input, Outliers, Quantizer, RowTerms, parts, row_stride};
 use crate::matrix::Source;
-use crate::rows::{Constants, scratch_length};
+use crate::rows::scratch_length;
 use crate::tile::{Instructions, TileKernel, Vectorized};
 
 /// One column in so many may have outliers: with more, all rows are quantised again, which takes no longer than setting single
@@ -48,15 +48,18 @@ impl<K: TileKernel> Quantizer<'_, K> {
     pub(crate) fn in_one_pass<T: Half>(&self, mut codes: Buffer, threshold: f32) -> Input {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let (stride, least) = (row_stride(inner), halves::least_reaching::<T>(threshold));
-        let excesses = self.sampled_excesses::<T>(least);
+        let (mut excesses, samples) = (vec![u16::MAX; inner], 0..SAMPLES.min(rows));
+        let (x, _elements) = (self.x, PhantomData::<T>);
+        self.tile.vectorize(Sample { x, rows: samples, least, excesses: &mut excesses, _elements });
         let expected = SpecialColumns::new::<T>(least, &excesses).outliers;
         if too_many(&expected, inner) {
             return self.in_two_passes(codes, self.outlier_columns());
         }
-        let mut guessed = Guessed { terms: vec![RowTerms::default(); rows], below: vec![0; rows] };
+        let (mut terms, mut below) = (vec![RowTerms::default(); rows], vec![0; rows]);
         let mut dense = vec![0.0_f32; rows * expected.len()];
         let all_codes = &mut codes.codes_mut()[..rows * stride];
-        let unexpected = self.guess::<T>(least, &expected, all_codes, &mut guessed, &mut dense);
+        let all = Part { codes: all_codes, terms: &mut terms, below: &mut below, dense: &mut dense };
+        let unexpected = self.guess::<T>(least, &expected, all);
         let mut columns = expected;
         if let Some(unexpected) = unexpected {
             let found = SpecialColumns::new::<T>(least, &lesser(excesses, unexpected));
@@ -64,111 +67,63 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 // Not these: a task that meets too many does not go on.
                 return self.in_two_passes(codes, self.outlier_columns());
             }
-            dense = self.correct::<T>(&found, codes.codes_mut(), &mut guessed);
+            dense = vec![0.0; rows * found.outliers.len()];
+            let all_codes = &mut codes.codes_mut()[..rows * stride];
+            let all = Part { codes: all_codes, terms: &mut terms, below: &mut below, dense: &mut dense };
+            self.correct::<T>(&found, all);
             columns = found.outliers;
         }
         let outliers = match dense.len() {
             0 => Outliers::None,
             count => Outliers::Dense { values: dense, count },
         };
-        let terms = guessed.terms;
         Input { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers }
     }
 
-    /// The least excess of each column in some rows.
-    fn sampled_excesses<T: Half>(&self, least: u16) -> Vec<u16> {
-        let mut excesses = vec![u16::MAX; self.x.columns];
-        let rows = 0..SAMPLES.min(self.x.rows);
-        self.tile.vectorize(Sample::<T> {
-            x: self.x,
-            rows,
-            least,
-            excesses: &mut excesses,
-            _elements: PhantomData,
+    /// Quantises all rows by what is below the threshold and not in the columns that are expected, whose values go to `dense`.
+    /// Returns the excesses of rows with other outliers, or NaN; where that are too many columns, not all rows have been quantised.
+    fn guess<T: Half>(&self, least: u16, expected: &[usize], all: Part<'_>) -> Option<Vec<u16>> {
+        let mask = halves::mask(self.x.columns, expected);
+        let mask = mask.as_slice();
+        let excesses = self.in_tasks(self.serial(), expected.len(), all, |rows, part| {
+            let (quantizer, _elements) = (self, PhantomData::<T>);
+            self.tile.vectorize(Guess { quantizer, rows, least, expected, mask, part, _elements })
         });
-        excesses
+        excesses.into_iter().flatten().reduce(lesser)
     }
 
-    /// Quantises all rows by what is below the threshold and not in the columns that are expected, whose values go to `dense`,
-    /// f32 `[rows, expected]`, row-major. Returns the excesses of rows with other outliers, or NaN; where that are too many columns,
-    /// not all rows have been quantised.
-    fn guess<T: Half>(
+    /// Takes these columns out of rows that were quantised without knowing all of them; their values go to `dense`.
+    fn correct<T: Half>(&self, found: &SpecialColumns, all: Part<'_>) {
+        let mask = halves::mask(self.x.columns, &found.outliers);
+        let mask = mask.as_slice();
+        let serial = self.serial() || self.x.rows * self.x.columns < SERIAL_CORRECTION;
+        self.in_tasks(serial, found.outliers.len(), all, |rows, part| {
+            let (quantizer, _elements) = (self, PhantomData::<T>);
+            self.tile.vectorize(Correct { quantizer, rows, found, mask, part, _elements });
+        });
+    }
+
+    /// Does a job for all rows, at once or cut into tasks, in the order of the rows; `dense` has so many `columns`.
+    fn in_tasks<R: Send>(
         &self,
-        least: u16,
-        expected: &[usize],
-        codes: &mut [i8],
-        guessed: &mut Guessed,
-        dense: &mut [f32],
-    ) -> Option<Vec<u16>> {
-        let mask = halves::mask(self.x.columns, expected);
-        let guess =
-            |first: usize, codes: &mut [i8], terms: &mut [RowTerms], below: &mut [u16], dense: &mut [f32]| {
-                let rows = first..first + terms.len();
-                let mask = mask.as_slice();
-                let job = Guess::<T, K> {
-                    quantizer: self,
-                    rows,
-                    least,
-                    expected,
-                    mask,
-                    codes,
-                    terms,
-                    below,
-                    dense,
-                    _elements: PhantomData,
-                };
-                self.tile.vectorize(job)
-            };
-        let Guessed { terms, below } = guessed;
-        if self.serial() {
-            return guess(0, codes, terms, below, dense);
+        serial: bool,
+        columns: usize,
+        all: Part<'_>,
+        job: impl Fn(Span<usize>, Part<'_>) -> R + Sync,
+    ) -> Vec<R> {
+        if serial {
+            return vec![job(0..self.x.rows, all)];
         }
         let (task_rows, stride) = (self.task_rows(), row_stride(self.x.columns));
-        let dense = parts(dense, task_rows * expected.len(), self.x.rows.div_ceil(task_rows));
+        let Part { codes, terms, below, dense } = all;
+        let dense = parts(dense, task_rows * columns, self.x.rows.div_ceil(task_rows));
         let rows = terms.par_chunks_mut(task_rows).zip(below.par_chunks_mut(task_rows));
         let tasks = codes.par_chunks_mut(task_rows * stride).zip(rows).zip(dense).enumerate();
-        let excesses = tasks.filter_map(|(task, ((codes, (terms, below)), dense))| {
-            guess(task * task_rows, codes, terms, below, dense)
+        let results = tasks.map(|(task, ((codes, (terms, below)), dense))| {
+            let first = task * task_rows;
+            job(first..first + terms.len(), Part { codes, terms, below, dense })
         });
-        excesses.reduce_with(lesser)
-    }
-
-    /// Takes these columns out of rows that were quantised without knowing all of them; returns their values, f32
-    /// `[rows, columns]`, row-major.
-    fn correct<T: Half>(&self, found: &SpecialColumns, codes: &mut [i8], guessed: &mut Guessed) -> Vec<f32> {
-        let (rows, inner) = (self.x.rows, self.x.columns);
-        let (task_rows, stride) = (self.task_rows(), row_stride(inner));
-        let mask = halves::mask(inner, &found.outliers);
-        let mut dense = vec![0.0_f32; rows * found.outliers.len()];
-        let correct =
-            |first: usize, codes: &mut [i8], terms: &mut [RowTerms], below: &[u16], dense: &mut [f32]| {
-                let (rows, mask) = (first..first + terms.len(), mask.as_slice());
-                let job = Correct::<T, K> {
-                    quantizer: self,
-                    rows,
-                    found,
-                    mask,
-                    codes,
-                    terms,
-                    below,
-                    dense,
-                    _elements: PhantomData,
-                };
-                self.tile.vectorize(job);
-            };
-        let Guessed { terms, below } = guessed;
-        let codes = &mut codes[..rows * stride];
-        if self.serial() || rows * inner < SERIAL_CORRECTION {
-            correct(0, codes, terms, below, &mut dense);
-        } else {
-            let dense = parts(&mut dense, task_rows * found.outliers.len(), rows.div_ceil(task_rows));
-            let rows = terms.par_chunks_mut(task_rows).zip(below.par_chunks(task_rows));
-            let tasks = codes.par_chunks_mut(task_rows * stride).zip(rows).zip(dense).enumerate();
-            tasks.for_each(|(task, ((codes, (terms, below)), dense))| {
-                correct(task * task_rows, codes, terms, below, dense);
-            });
-        }
-        dense
+        results.collect()
     }
 }
 
@@ -182,18 +137,17 @@ fn lesser(mut all: Vec<u16>, other: Vec<u16>) -> Vec<u16> {
     all
 }
 
-/// What is known of the rows.
-struct Guessed {
-    terms: Vec<RowTerms>,
+/// What is known of rows, all or those of a task.
+struct Part<'a> {
+    codes: &'a mut [i8],
+    terms: &'a mut [RowTerms],
     /// The bits of their largest magnitude below the threshold.
-    below: Vec<u16>,
+    below: &'a mut [u16],
+    /// f32 `[rows, columns]`, row-major: the values in columns that leave.
+    dense: &'a mut [f32],
 }
 
-fn terms_of(constants: Constants) -> RowTerms {
-    RowTerms { step: constants.scale / 127.0, zero_point: 0, sum: 0 }
-}
-
-/// Looks at some rows.
+/// Writes the least excess of each column in some rows.
 struct Sample<'a, T> {
     x: Source<'a>,
     rows: Span<usize>,
@@ -207,10 +161,7 @@ impl<T: Half> Vectorized for Sample<'_, T> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, _: I) {
-        self.rows.clone().for_each(|row| halves::fetch_row(T::of(self.x.row(row))));
-        for row in self.rows {
-            halves::lower_excesses(T::of(self.x.row(row)), self.least, self.excesses);
-        }
+        halves::lower_by_rows::<T>(self.x, self.rows, self.least, self.excesses);
     }
 }
 
@@ -224,10 +175,7 @@ struct Guess<'a, 'q, T, K> {
     expected: &'a [usize],
     /// Of those columns, from [`halves::mask`].
     mask: &'a [u16],
-    codes: &'a mut [i8],
-    terms: &'a mut [RowTerms],
-    below: &'a mut [u16],
-    dense: &'a mut [f32],
+    part: Part<'a>,
     _elements: PhantomData<T>,
 }
 
@@ -237,18 +185,8 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) -> Self::Output {
-        let Self {
-            quantizer: Quantizer { x, .. },
-            rows,
-            least,
-            expected,
-            mask,
-            codes,
-            terms,
-            below,
-            mut dense,
-            ..
-        } = self;
+        let Self { quantizer: Quantizer { x, .. }, rows, least, expected, mask, part, .. } = self;
+        let Part { codes, terms, below, mut dense } = part;
         let mut mask = Cow::Borrowed(mask);
         let (stride, length) = (row_stride(x.columns), scratch_length(x.columns));
         rows.clone().take(ROWS_AHEAD).for_each(|row| halves::fetch_row(T::of(x.row(row))));
@@ -280,7 +218,7 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
                 let constants = halves::absmax::<T>(*below);
                 let row = T::of(x.row(row));
                 halves::encode::<I, T, false>(simd, row, mask, constants, K::OFFSET, &mut codes[..length]);
-                *terms = terms_of(constants);
+                *terms = RowTerms::new(constants, 0);
                 let (values, rest) = dense.split_at_mut(expected.len());
                 dense = rest;
                 halves::gather(row, expected, values);
@@ -297,11 +235,7 @@ struct Correct<'a, 'q, T, K> {
     found: &'a SpecialColumns,
     /// Of the columns of outliers, from [`halves::mask`].
     mask: &'a [u16],
-    codes: &'a mut [i8],
-    terms: &'a mut [RowTerms],
-    below: &'a [u16],
-    /// f32 `[rows, columns]`, row-major: the values in those columns.
-    dense: &'a mut [f32],
+    part: Part<'a>,
     _elements: PhantomData<T>,
 }
 
@@ -310,7 +244,8 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer, rows, found, mask, codes, terms, below, mut dense, .. } = self;
+        let Self { quantizer, rows, found, mask, part, .. } = self;
+        let Part { codes, terms, below, mut dense } = part;
         let SpecialColumns { outliers: columns, nan } = found;
         let stride = row_stride(quantizer.x.columns);
         for (((row, codes), terms), below) in rows.zip(codes.chunks_mut(stride)).zip(terms).zip(below) {
@@ -327,7 +262,7 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
             if again {
                 let codes = &mut codes[..scratch_length(row.len())];
                 let (constants, _) = halves::quantize::<I, T, false>(simd, row, mask, K::OFFSET, codes);
-                *terms = terms_of(constants);
+                *terms = RowTerms::new(constants, 0);
             }
         }
     }
