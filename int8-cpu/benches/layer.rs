@@ -5,8 +5,8 @@
 //! cargo bench -p int8-cpu --bench layer -- [--quick] [--best] [--json FILE] [--only raw|ours|outliers|kernels|pack] [--shape MxNxK]
 //! ```
 //!
-//! Prints shares of what the machine can do (probed first) and ratios; medians of at least 20 rounds after a warm-up
-//! (`--best`: the best round, for a machine with other work on it).
+//! Prints shares of what the machine can do (bandwidth probed first, the peak of the instruction in turns with the rest) and
+//! ratios; medians of at least 20 rounds after a warm-up (`--best`: the best round, for a machine with other work on it).
 //! Weights are rotated through at least 256 MiB, so that no cache keeps them from one call to the next.
 #![allow(clippy::cast_precision_loss, missing_docs, reason = "a bench: counts below 2⁵³")]
 
@@ -87,7 +87,8 @@ fn shape(machine: &Machine, sizes: (usize, usize, usize), options: &Options) -> 
     black_box(&rten_out);
     let rten = times.others.first().copied().unwrap_or(f64::NAN);
     let shape = problem.shape;
-    let share = shape.work() / times.raw / machine.peak.unwrap_or(f64::NAN);
+    let peak = times.peak.unwrap_or(f64::NAN);
+    let share = shape.work() / times.raw / peak;
     let read = |seconds: f64| shape.weight_bytes() / seconds / machine.bandwidth;
     println!(
         "{m:5} {n:6} {k:6} | {:9.1} us | peak {:5.1} %  read {:5.1} % (layer {:5.1} %) | {:5.2}x rten | layer/raw {:5.2} | layer {:5.2}x bf16, {:5.2}x f32 weights",
@@ -103,6 +104,7 @@ fn shape(machine: &Machine, sizes: (usize, usize, usize), options: &Options) -> 
     json!({
         "m": m, "n": n, "k": k,
         "share_of_peak": share,
+        "peak_tops": 2.0 * peak / 1e12,
         "share_of_bandwidth": read(times.raw),
         "layer_share_of_bandwidth": read(times.layer),
         "raw_vs_rten": rten / times.raw,

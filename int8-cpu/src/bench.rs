@@ -106,7 +106,8 @@ pub struct Machine {
     pub kernel: Kernel,
     /// Threads of the pool.
     pub threads: usize,
-    /// Multiply-adds per second of all threads, where the kernel has one instruction that can be probed.
+    /// Multiply-adds per second of all threads at best, where the kernel has one instruction that can be probed. A machine with other
+    /// work, or a virtual one, may not reach it later: see [`Times::peak`].
     pub peak: Option<f64>,
     /// Bytes per second that all threads read together.
     pub bandwidth: f64,
@@ -147,6 +148,9 @@ impl Shape {
 /// Seconds of one call each.
 #[derive(Debug, Clone)]
 pub struct Times {
+    /// Multiply-adds per second of all threads with the kernel's instruction on registers alone ([`probe::dot_products`]), in turns
+    /// with the others: what the processors could do in the same rounds.
+    pub peak: Option<f64>,
     /// The integer product: i8 in, i32 out.
     pub raw: f64,
     /// The complete layer, bf16 in and out.
@@ -216,7 +220,9 @@ impl Problem {
         effort: &Effort,
         others: Vec<Contestant<'_>>,
     ) -> Result<Times, Error> {
-        let Shape { rows, outputs, .. } = self.shape;
+        // Multiply-adds: 40 µs of AMX, 400 µs of VNNI.
+        const LEAST_WORK: usize = 1 << 27;
+        let Shape { rows, outputs, inner } = self.shape;
         let config = Scheme::LlmInt8Absmax.config();
         let weights = self.weights(kernel, &config, effort)?;
         // As many bytes of each type.
@@ -240,7 +246,13 @@ impl Problem {
             linear(self.x.view(), weight, outliers, None, &config, Store::Overwrite, y.view_mut())
         };
         layer(0)?;
+        // As much as the product, but enough that handing it out is a small part.
+        let share = (rows * outputs * inner / rayon::current_num_threads()).max(LEAST_WORK);
+        let mut work = None;
         let mut contestants: Vec<Contestant<'_>> = vec![
+            Box::new(|_| {
+                work = rayon::broadcast(|_| probe::dot_products(kernel, share)).into_iter().sum();
+            }),
             Box::new(|i| {
                 let _ = int8_product_into(self.a.view(), &weights[i % weights.len()], raw.view_mut());
             }),
@@ -266,8 +278,11 @@ impl Problem {
             let expected: i32 = a.iter().zip(w).map(|(a, w)| i32::from(*a) * i32::from(*w)).sum();
             assert_eq!(*found, expected, "the timed product is wrong");
         }
-        let others = times[4..].to_vec();
-        Ok(Times { raw: times[0], layer: times[1], bf16: times[2], f32: times[3], others })
+        let [peak, raw, layer, bf16, f32, others @ ..] = &times[..] else {
+            unreachable!("as many times as contestants")
+        };
+        let peak = work.map(|work: usize| convert::count(work) / peak);
+        Ok(Times { peak, raw: *raw, layer: *layer, bf16: *bf16, f32: *f32, others: others.to_vec() })
     }
 }
 
@@ -363,6 +378,8 @@ mod tests {
             let times = Problem::new(shape, 2).measure(kernel, &Effort::ONCE, others).expect("a shape");
             assert!([times.raw, times.layer, times.bf16, times.f32].iter().all(|time| *time > 0.0));
             assert_eq!((times.others.len(), called), (1, 1));
+            assert_eq!(times.peak.is_some(), probe::peak_per_thread(kernel).is_some());
+            assert!(times.peak.is_none_or(|peak| peak > 1e6));
             let config = Scheme::LlmInt8Absmax.config();
             let costs = outlier_costs(kernel, shape, &config, &[0, 200], &Effort::ONCE).expect("a shape");
             assert_eq!(costs.len(), 2);

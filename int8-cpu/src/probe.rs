@@ -9,21 +9,31 @@ use crate::convert;
 use crate::kernel::Kernel;
 use crate::resident::Resident;
 
-/// Multiply-adds per second that one thread reaches with the kernel's dot-product instruction on registers alone, best
-/// of several tries. `None` for kernels without a single such instruction.
-pub fn peak_per_thread(kernel: Kernel) -> Option<f64> {
+/// Computes at least so many multiply-adds with the kernel's dot-product instruction on registers alone, on this thread, and
+/// returns how many. `None` for kernels without a single such instruction.
+pub fn dot_products(kernel: Kernel, multiply_adds: usize) -> Option<usize> {
     match kernel {
         #[cfg(target_arch = "x86_64")]
-        Kernel::Avx512Vnni(_) => Some(best_rate(|rounds| {
-            // SAFETY: the token inside the kernel proves the features.
-            unsafe { x86::dot_products(rounds) }
-        })),
+        // SAFETY: the token inside the kernel proves the features.
+        Kernel::Avx512Vnni(_) => Some(unsafe { x86::dot_products(multiply_adds) }),
         #[cfg(target_arch = "x86_64")]
-        Kernel::AmxInt8(token) => {
-            Some(best_rate(|rounds| crate::tile::amx::dot_products(token, rounds / 16)))
-        }
+        Kernel::AmxInt8(token) => Some(crate::tile::amx::dot_products(token, multiply_adds)),
         _ => None,
     }
+}
+
+/// Multiply-adds per second that one thread reaches in [`dot_products`], best of several tries.
+pub fn peak_per_thread(kernel: Kernel) -> Option<f64> {
+    // A tenth to two milliseconds each.
+    const WORK: usize = 1 << 29;
+    let mut best = None;
+    for _ in 0..20 {
+        let start = Instant::now();
+        let work = dot_products(kernel, WORK)?;
+        let rate = convert::count(work) / start.elapsed().as_secs_f64();
+        best = Some(rate.max(best.unwrap_or(0.0)));
+    }
+    best
 }
 
 /// Bytes per second that the threads of the current rayon pool read together from a buffer far larger than the caches, which
@@ -44,18 +54,6 @@ pub fn read_bandwidth() -> f64 {
     best
 }
 
-/// The best of several measurements of a function that returns how many multiply-adds it did.
-#[cfg(target_arch = "x86_64")]
-fn best_rate(run: impl Fn(usize) -> usize) -> f64 {
-    let mut best = 0.0_f64;
-    for _ in 0..20 {
-        let start = Instant::now();
-        let work = run(200_000);
-        best = best.max(convert::count(work) / start.elapsed().as_secs_f64());
-    }
-    best
-}
-
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
@@ -67,7 +65,8 @@ mod x86 {
     /// # Safety
     /// The processor has AVX-512 VNNI.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub(super) unsafe fn dot_products(rounds: usize) -> usize {
+    pub(super) unsafe fn dot_products(multiply_adds: usize) -> usize {
+        let rounds = multiply_adds.div_ceil(CHAINS * 64);
         let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
         let mut sums = [_mm512_setzero_si512(); CHAINS];
         for _ in 0..rounds {

@@ -31,8 +31,9 @@ struct Line {
 }
 
 impl Line {
-    fn share_of_peak(&self, machine: &Machine) -> Option<f64> {
-        machine.peak.map(|peak| self.shape.work() / self.times.raw / peak)
+    /// Of what the processors could do in the same rounds.
+    fn share_of_peak(&self) -> Option<f64> {
+        self.times.peak.map(|peak| self.shape.work() / self.times.raw / peak)
     }
 
     fn share_of_bandwidth(&self, machine: &Machine) -> f64 {
@@ -59,7 +60,8 @@ impl Line {
             "layer_seconds": self.times.layer,
             "bf16_seconds": self.times.bf16,
             "f32_seconds": self.times.f32,
-            "raw_share_of_peak": self.share_of_peak(machine),
+            "raw_share_of_peak": self.share_of_peak(),
+            "peak_tops": self.times.peak.map(|peak| 2.0 * peak / 1e12),
             "layer_share_of_bandwidth": self.share_of_bandwidth(machine),
             "layer_over_raw": self.over_raw(),
             "layer_vs_bf16": self.against_bf16(),
@@ -109,8 +111,7 @@ pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure>
                 output.line(&format!(
                     "{rows:4} {outputs:7} {inner:6} {:>10} {:>12} {:>13.0}% {:>8.2} {:>12.2}x {:>11.2}x",
                     seconds(line.times.layer),
-                    line.share_of_peak(&machine)
-                        .map_or("-".to_owned(), |share| format!("{:.0}%", 100.0 * share)),
+                    line.share_of_peak().map_or("-".to_owned(), |share| format!("{:.0}%", 100.0 * share)),
                     100.0 * line.share_of_bandwidth(&machine),
                     line.over_raw(),
                     line.against_bf16(),
@@ -206,7 +207,7 @@ mod tests {
     fn each_number_of_rows_is_a_line() {
         let measured = |rows: usize, outputs: usize, ratio: f64| Line {
             shape: Shape { rows, outputs, inner: 64 },
-            times: Times { raw: 1.0, layer: 1.0, bf16: ratio, f32: 1.0, others: Vec::new() },
+            times: Times { peak: None, raw: 1.0, layer: 1.0, bf16: ratio, f32: 1.0, others: Vec::new() },
         };
         let lines = [measured(1, 8, 2.0), measured(1, 16, 3.0), measured(64, 8, 0.5), measured(64, 16, 11.0)];
         let svg = speed_ups(&lines).svg(None).expect("a drawing");

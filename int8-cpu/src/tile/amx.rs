@@ -9,8 +9,7 @@ use std::arch::asm;
 use std::sync::OnceLock;
 
 use super::avx512::outer_rows;
-use super::{Destination, K_STEP, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized, fetch};
-use crate::buffer::LINE;
+use super::{Destination, K_STEP, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
 use crate::kernel::{AmxInt8, Avx512Vnni};
 
 /// Rows of one tile register.
@@ -254,9 +253,7 @@ unsafe fn two_below(operands: Operands, acc: *mut [i32; PANEL]) {
 /// They come to L2, and belong to this core unless another has them, too. `prefetchw` takes them on to L1, and through the few
 /// buffers that rows of x come through: that costs bf16 results more than it saves.
 struct Claim {
-    row: *const u8,
-    stride: isize,
-    width: usize,
+    to: Destination,
     /// Rows left, and rows a step.
     left: usize,
     share: usize,
@@ -267,22 +264,19 @@ impl Claim {
     fn new(to: Option<Destination>, rows: usize, k: usize) -> Self {
         let share = rows.div_ceil((k / K_STEP).max(1));
         match to {
-            Some(Destination { first, stride, width }) => {
-                Self { row: first, stride, width, left: rows, share }
+            Some(to) => Self { to, left: rows, share },
+            None => {
+                let nowhere = Destination { first: std::ptr::null(), stride: 0, width: 0 };
+                Self { to: nowhere, left: 0, share }
             }
-            None => Self { row: std::ptr::null(), stride: 0, width: 0, left: 0, share },
         }
     }
 
     #[inline(always)]
     fn step(&mut self) {
         for _ in 0..self.share.min(self.left) {
-            // A matrix need not begin on a line, so that a row of a tile may lie in one line more.
-            let before = self.row.addr() % LINE;
-            for line in (0..before + self.width).step_by(LINE) {
-                fetch(self.row.wrapping_sub(before).wrapping_add(line));
-            }
-            self.row = self.row.wrapping_offset(self.stride);
+            self.to.fetch();
+            self.to = self.to.below();
             self.left -= 1;
         }
     }
@@ -339,10 +333,12 @@ unsafe fn vectorize<V: Vectorized>(token: AmxInt8, job: V) -> V::Output {
     job.call(token)
 }
 
-/// Multiply-adds of `rounds` rounds of four independent accumulators on registers alone.
+/// At least so many multiply-adds, in rounds of four independent accumulators on registers alone; how many.
 ///
 /// The token is the proof that the instructions exist.
-pub(crate) fn dot_products(token: AmxInt8, rounds: usize) -> usize {
+pub(crate) fn dot_products(token: AmxInt8, multiply_adds: usize) -> usize {
+    const ROUND: usize = 4 * TILE_ROWS * TILE_ROWS * 64;
+    let rounds = multiply_adds.div_ceil(ROUND);
     let _tiles = Tiles::configure(token);
     // SAFETY: the tiles are configured; no memory is touched.
     unsafe {
@@ -356,5 +352,5 @@ pub(crate) fn dot_products(token: AmxInt8, rounds: usize) -> usize {
             );
         }
     }
-    rounds * 4 * TILE_ROWS * TILE_ROWS * 64
+    rounds * ROUND
 }

