@@ -11,6 +11,7 @@ use crate::resident::Resident;
 
 /// Computes at least so many multiply-adds with the kernel's dot-product instruction on registers alone, on this thread, and
 /// returns how many. `None` for kernels without a single such instruction.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "no such kernel"))]
 pub fn dot_products(kernel: Kernel, multiply_adds: usize) -> Option<usize> {
     match kernel {
         #[cfg(target_arch = "x86_64")]

@@ -87,6 +87,7 @@ impl Operands {
     /// Asks for the lines of the result before the tile is computed, so that its stores need not wait for them: 4 to 10 % of
     /// an i32 product of 512 rows on Zen 4 with AVX-512, 1 to 9 % on a Xeon; of results in 16 bits, half as much on the first and
     /// nothing on the second.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn fetch_result(self) {
         if let Some(mut to) = self.to {
@@ -109,6 +110,7 @@ pub(crate) struct Destination {
     pub(crate) width: usize,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Destination {
     /// What begins at the next row.
     #[inline(always)]
