@@ -189,7 +189,7 @@ impl<'a> Factors<'a> {
             ldw: weight.row_bytes(),
             continued: false,
             to: Some(to(rows.start)),
-            ahead: Ahead::new::<K>(panel, next, tile, count),
+            ahead: Ahead::new::<K>(panel, next, (tile, count), rows.len()),
         }
     }
 }

@@ -295,7 +295,7 @@ mod tests {
                     ldw: weight.row_bytes(),
                     continued: false,
                     to: None,
-                    ahead: Ahead::new::<K>(panel_codes, None, 0, 1),
+                    ahead: Ahead::new::<K>(panel_codes, None, (0, 1), rows),
                 };
                 // SAFETY: lines 1 to 3: rows of codes, more than enough, and a panel of the weight; line 4: inside `scoped`.
                 let product = unsafe {

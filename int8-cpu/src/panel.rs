@@ -177,7 +177,7 @@ mod tests {
                 ldw: k,
                 continued: false,
                 to: None,
-                ahead: Ahead::new::<Pieces>(&panel, None, 0, 1),
+                ahead: Ahead::new::<Pieces>(&panel, None, (0, 1), 4),
             });
             let tiles: Vec<Operands> = tiles.collect();
             let (mut pieces, mut whole) = (Whole::new(Pieces(plain)), Whole::new(plain));

@@ -11,7 +11,7 @@ use super::functions::padded;
 use super::run;
 use crate::buffer::{Buffer, LINE};
 use crate::kernel::Kernel;
-use crate::tile::{self, Instructions, LANES, Lane, PANEL, STREAM_DISTANCE, Vectorized};
+use crate::tile::{self, Instructions, LANES, Lane, PANEL, Vectorized};
 use crate::{Error, rows_of};
 
 /// The type in which a cache keeps keys and values (vLLM's `kv_cache_dtype`, llama.cpp's `--cache-type-k` and `-v`). Queries,
@@ -249,15 +249,15 @@ impl<W: Lane> Panels<W> {
         &self.values.elements()[(first + positions.start) * PANEL..(first + positions.end) * PANEL]
     }
 
-    /// Prefetches the first page of the keys of a head, and of each panel of its values: of what follows, each is fetched when
-    /// what lies a page before it is read.
+    /// Prefetches the beginning of the keys of a head, and of each panel of its values: what follows is fetched when what lies
+    /// the [`tile::stream_distance`] before it is read.
     pub(super) fn fetch_beginnings(&self, head: usize, positions: Range<usize>) {
-        let page = STREAM_DISTANCE / size_of::<W>();
+        let ahead = tile::stream_distance() / size_of::<W>();
         let keys = self.key_panel(head, positions.start / PANEL);
-        fetch_all(&keys[..keys.len().min(page)]);
+        fetch_all(&keys[..keys.len().min(ahead)]);
         for panel in 0..self.size.div_ceil(PANEL) {
             let values = self.value_panel(head, panel, positions.clone());
-            fetch_all(&values[..values.len().min(page)]);
+            fetch_all(&values[..values.len().min(ahead)]);
         }
     }
 }
