@@ -2,11 +2,12 @@
 //! A B A B….
 //!
 //! ```text
-//! cargo bench -p int8-cpu --bench layer -- [--quick] [--best] [--json FILE] [--only raw|ours|outliers|kernels|pack] [--shape MxNxK]
+//! cargo bench -p int8-cpu --bench layer -- [--quick] [--best] [--whole-cores] [--json FILE] [--only raw|ours|outliers|kernels|pack] [--shape MxNxK]
 //! ```
 //!
 //! Prints shares of what the machine can do (bandwidth probed first, the peak of the instruction in turns with the rest) and
-//! ratios; medians of at least 20 rounds after a warm-up (`--best`: the best round, for a machine with other work on it).
+//! ratios; medians of at least 20 rounds after a warm-up (`--best`: the best round, for a machine with other work on it;
+//! `--whole-cores`: only rounds in which no thread shares its core with somebody else's, as on virtual machines they may).
 //! Weights are rotated through at least 256 MiB, so that no cache keeps them from one call to the next.
 #![allow(clippy::cast_precision_loss, missing_docs, reason = "a bench: counts below 2⁵³")]
 
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 struct Options {
     quick: bool,
     best: bool,
+    whole_cores: bool,
     json: Option<String>,
     only: Option<String>,
     /// M, N, K of a single shape.
@@ -34,13 +36,15 @@ struct Options {
 }
 
 fn options() -> Options {
-    let mut options = Options { quick: false, best: false, json: None, only: None, shape: None };
+    let mut options =
+        Options { quick: false, best: false, whole_cores: false, json: None, only: None, shape: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             // What `cargo test --benches` and CI run.
             "--quick" | "--test" => options.quick = true,
             "--best" => options.best = true,
+            "--whole-cores" => options.whole_cores = true,
             "--json" => options.json = arguments.next(),
             "--shape" => {
                 let text = arguments.next().unwrap_or_default();
@@ -56,7 +60,8 @@ fn options() -> Options {
 
 impl Options {
     fn effort(&self) -> Effort {
-        Effort { best: self.best, ..if self.quick { Effort::ONCE } else { Effort::FULL } }
+        let effort = if self.quick { Effort::ONCE } else { Effort::FULL };
+        Effort { best: self.best, whole_cores: self.whole_cores, ..effort }
     }
 }
 
@@ -101,8 +106,18 @@ fn shape(machine: &Machine, sizes: (usize, usize, usize), options: &Options) -> 
         times.bf16 / times.layer,
         times.f32 / times.layer,
     );
+    if options.whole_cores {
+        println!(
+            "{:>20} | {} rounds or more, {:.0} % of all",
+            "on whole cores",
+            times.rounds,
+            100.0 * times.counted
+        );
+    }
     json!({
         "m": m, "n": n, "k": k,
+        "rounds": times.rounds,
+        "share_of_rounds": times.counted,
         "share_of_peak": share,
         "peak_tops": 2.0 * peak / 1e12,
         "share_of_bandwidth": read(times.raw),
@@ -165,6 +180,7 @@ fn kernels((m, n, k): (usize, usize, usize), options: &Options) -> Value {
         contestants.push(Box::new(run));
     }
     let times = race(&mut contestants, &options.effort());
+    let times: Vec<f64> = times.iter().map(|timed| timed.seconds).collect();
     for (kernel, time) in available.iter().zip(&times) {
         println!(
             "{m:5} {n:6} {k:6} | {:12} {:9.1} us, {:.3} of the best",
@@ -183,7 +199,7 @@ fn pack<T: Element>(machine: &Machine, kernel: Kernel, options: &Options) -> Val
     let w: Array2<T> = activations(&mut random, n, k, 0);
     let pack = |w: ArrayView2<'_, T>| PackedWeight::quantize(kernel, w, Encoding::Absmax, Granularity::Row);
     let times = race(&mut [Box::new(|_| drop(black_box(pack(w.view()))))], &options.effort());
-    let rate = (n * k * size_of::<T>()) as f64 / times[0];
+    let rate = (n * k * size_of::<T>()) as f64 / times[0].seconds;
     println!(
         "quantise and pack {}: {:.2} GB/s of input per thread, {:.0} % of read bandwidth",
         T::NAME,

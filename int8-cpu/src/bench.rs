@@ -31,7 +31,13 @@ pub struct Effort {
     pub rotate_bytes: usize,
     /// The best round instead of the median: for a machine that has other work.
     pub best: bool,
+    /// Only rounds in which every thread [has a core to itself](probe::has_core) before and after; for virtual machines whose cores
+    /// do other work, too. There are more rounds then, for up to six times the budget, until enough count.
+    pub whole_cores: bool,
 }
+
+/// How many budgets of time rounds on whole cores are waited for.
+const PATIENCE: u32 = 6;
 
 impl Effort {
     /// For a record.
@@ -42,6 +48,7 @@ impl Effort {
         budget: Duration::from_millis(2500),
         rotate_bytes: 256 << 20,
         best: false,
+        whole_cores: false,
     };
     /// For an impression.
     pub const QUICK: Self = Self {
@@ -51,10 +58,18 @@ impl Effort {
         budget: Duration::from_millis(250),
         rotate_bytes: 64 << 20,
         best: false,
+        whole_cores: false,
     };
     /// One round, to see that it runs.
-    pub const ONCE: Self =
-        Self { warm_up: 0, least: 1, most: 1, budget: Duration::ZERO, rotate_bytes: 0, best: false };
+    pub const ONCE: Self = Self {
+        warm_up: 0,
+        least: 1,
+        most: 1,
+        budget: Duration::ZERO,
+        rotate_bytes: 0,
+        best: false,
+        whole_cores: false,
+    };
 
     /// How many copies of a weight make up `rotate_bytes`: at most 64.
     pub fn copies(&self, bytes: usize) -> usize {
@@ -65,38 +80,77 @@ impl Effort {
 /// What is timed; it is handed the number of the round, to rotate its operands.
 pub type Contestant<'a> = Box<dyn FnMut(usize) + Send + 'a>;
 
-/// Seconds of each contestant, called in turn on a thread of the current rayon pool.
+/// What a contestant took.
+#[derive(Debug, Clone, Copy)]
+pub struct Timed {
+    /// Seconds of the median round, or of the best; NaN if no round counts.
+    pub seconds: f64,
+    /// Rounds that count.
+    pub rounds: usize,
+    /// The share of the timed rounds that do: less than 1 only with [`Effort::whole_cores`].
+    pub counted: f64,
+}
+
+impl Timed {
+    fn new(rounds: &[Round], effort: &Effort) -> Self {
+        let mut seconds: Vec<f64> =
+            rounds.iter().filter(|round| round.counts).map(|round| round.seconds).collect();
+        seconds.sort_by(f64::total_cmp);
+        let place = if effort.best { 0 } else { seconds.len() / 2 };
+        Self {
+            seconds: seconds.get(place).copied().unwrap_or(f64::NAN),
+            rounds: seconds.len(),
+            counted: convert::count(seconds.len()) / convert::count(rounds.len().max(1)),
+        }
+    }
+}
+
+struct Round {
+    seconds: f64,
+    counts: bool,
+}
+
+/// The time of each contestant, called in turn on a thread of the current rayon pool.
 ///
 /// Each begins with all threads of the pool [awake](pool::awake), as a layer does within a step of a model, and as the threads of
 /// other libraries wait for their next product: waking one up takes up to 40 µs on a virtual machine, more than half of a short
 /// product.
-pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<f64> {
-    let mut times: Vec<Vec<f64>> = vec![Vec::new(); contestants.len()];
+pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<Timed> {
+    let mut rounds: Vec<Vec<Round>> = contestants.iter().map(|_| Vec::new()).collect();
     let start = Instant::now();
     pool::enter(true, || {
         for round in 0..effort.warm_up + effort.most {
-            if round >= effort.warm_up + effort.least && start.elapsed() > effort.budget {
+            let elapsed = start.elapsed();
+            let enough =
+                |rounds: &Vec<Round>| rounds.iter().filter(|round| round.counts).count() >= effort.least;
+            if round >= effort.warm_up + effort.least
+                && elapsed > effort.budget
+                && (rounds.iter().all(enough) || elapsed > effort.budget * PATIENCE)
+            {
                 break;
             }
-            for (times, run) in times.iter_mut().zip(contestants.iter_mut()) {
-                let elapsed = pool::awake(|| {
+            for (rounds, run) in rounds.iter_mut().zip(contestants.iter_mut()) {
+                let timed = pool::awake(|| {
                     // Over when every thread has begun to look for work.
-                    rayon::broadcast(|_| ());
+                    let mut counts = whole_cores(effort);
                     let start = Instant::now();
                     run(round);
-                    start.elapsed().as_secs_f64()
+                    let seconds = start.elapsed().as_secs_f64();
+                    counts &= whole_cores(effort);
+                    Round { seconds, counts }
                 });
                 if round >= effort.warm_up {
-                    times.push(elapsed);
+                    rounds.push(timed);
                 }
             }
         }
     });
-    let pick = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times.get(if effort.best { 0 } else { times.len() / 2 }).copied().unwrap_or(f64::NAN)
-    };
-    times.iter_mut().map(pick).collect()
+    rounds.iter().map(|rounds| Timed::new(rounds, effort)).collect()
+}
+
+/// Asks every thread of the pool whether it has a core to itself, if that matters.
+fn whole_cores(effort: &Effort) -> bool {
+    rayon::broadcast(|_| !effort.whole_cores || probe::has_core()).into_iter().all(|whole| whole)
 }
 
 /// What the machine can do, probed.
@@ -148,6 +202,10 @@ impl Shape {
 /// Seconds of one call each.
 #[derive(Debug, Clone)]
 pub struct Times {
+    /// The rounds that count, of the contestant with the fewest, and the share of all that do: see [`Timed`].
+    pub rounds: usize,
+    /// See `rounds`.
+    pub counted: f64,
     /// Multiply-adds per second of all threads with the kernel's instruction on registers alone ([`probe::dot_products`]), in turns
     /// with the others: what the processors could do in the same rounds.
     pub peak: Option<f64>,
@@ -278,11 +336,14 @@ impl Problem {
             let expected: i32 = a.iter().zip(w).map(|(a, w)| i32::from(*a) * i32::from(*w)).sum();
             assert_eq!(*found, expected, "the timed product is wrong");
         }
-        let [peak, raw, layer, bf16, f32, others @ ..] = &times[..] else {
+        let rounds = times.iter().map(|timed| timed.rounds).min().unwrap_or(0);
+        let counted = times.iter().map(|timed| timed.counted).sum::<f64>() / convert::count(times.len());
+        let seconds: Vec<f64> = times.iter().map(|timed| timed.seconds).collect();
+        let [peak, raw, layer, bf16, f32, ref others @ ..] = seconds[..] else {
             unreachable!("as many times as contestants")
         };
         let peak = work.map(|work: usize| convert::count(work) / peak);
-        Ok(Times { peak, raw: *raw, layer: *layer, bf16: *bf16, f32: *f32, others: others.to_vec() })
+        Ok(Times { rounds, counted, peak, raw, layer, bf16, f32, others: others.to_vec() })
     }
 }
 
@@ -321,7 +382,7 @@ pub fn outlier_costs(
         }));
     }
     let times = race(&mut contestants, effort);
-    Ok(times[1..].iter().map(|time| time / times[0]).collect())
+    Ok(times[1..].iter().map(|timed| timed.seconds / times[0].seconds).collect())
 }
 
 /// The results of one shape.
@@ -364,9 +425,28 @@ mod tests {
         let effort = Effort { warm_up: 1, least: 3, most: 5, budget: Duration::ZERO, ..Effort::QUICK };
         let times = race(&mut [Box::new(|_| first += 1), Box::new(|_| second += 1)], &effort);
         assert_eq!((times.len(), first, second), (2, 4, 4));
-        assert!(times.iter().all(|time| *time >= 0.0));
+        assert!(times.iter().all(|timed| timed.seconds >= 0.0 && timed.rounds == 3 && timed.counted >= 1.0));
         assert_eq!(Effort::FULL.copies(1), 64);
         assert_eq!(Effort::ONCE.copies(0), 1);
+    }
+
+    #[test]
+    fn rounds_on_shared_cores_do_not_count() {
+        let rounds = [(3.0, true), (1.0, false), (5.0, true), (2.0, false), (4.0, true)];
+        let rounds = rounds.map(|(seconds, counts)| Round { seconds, counts });
+        let (median, best) = (Effort::FULL, Effort { best: true, ..Effort::FULL });
+        let of = |rounds: &[Round], effort: &Effort| {
+            let timed = Timed::new(rounds, effort);
+            (timed.seconds.to_string(), timed.rounds, timed.counted.to_string())
+        };
+        assert_eq!(of(&rounds, &median), ("4".into(), 3, "0.6".into()));
+        assert_eq!(of(&rounds, &best), ("3".into(), 3, "0.6".into()));
+        assert_eq!(of(&rounds[1..2], &median), ("NaN".into(), 0, "0".into()));
+        // Whatever else this machine does: as many rounds as are asked for, and an end.
+        let mut called = 0;
+        let effort = Effort { whole_cores: true, budget: Duration::ZERO, ..Effort::QUICK };
+        let timed = race(&mut [Box::new(|_| called += 1)], &effort)[0];
+        assert!(called >= effort.warm_up + effort.least && timed.rounds <= called - effort.warm_up);
     }
 
     #[test]

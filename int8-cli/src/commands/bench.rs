@@ -207,7 +207,16 @@ mod tests {
     fn each_number_of_rows_is_a_line() {
         let measured = |rows: usize, outputs: usize, ratio: f64| Line {
             shape: Shape { rows, outputs, inner: 64 },
-            times: Times { peak: None, raw: 1.0, layer: 1.0, bf16: ratio, f32: 1.0, others: Vec::new() },
+            times: Times {
+                rounds: 1,
+                counted: 1.0,
+                peak: None,
+                raw: 1.0,
+                layer: 1.0,
+                bf16: ratio,
+                f32: 1.0,
+                others: Vec::new(),
+            },
         };
         let lines = [measured(1, 8, 2.0), measured(1, 16, 3.0), measured(64, 8, 0.5), measured(64, 16, 11.0)];
         let svg = speed_ups(&lines).svg(None).expect("a drawing");
