@@ -7,7 +7,7 @@
 //!
 //! Prints shares of what the machine can do (bandwidth probed first, the peak of the instruction in turns with the rest) and
 //! ratios; medians of at least 20 rounds after a warm-up (`--best`: the best round, for a machine with other work on it;
-//! `--whole-cores`: only rounds in which no thread shares its core with somebody else's, as on virtual machines they may).
+//! `--whole-cores`: only rounds in which no thread shares its core with somebody else's, as on virtual machines they may; told by AMX).
 //! Weights are rotated through at least 256 MiB, so that no cache keeps them from one call to the next.
 #![allow(clippy::cast_precision_loss, missing_docs, reason = "a bench: counts below 2⁵³")]
 
@@ -19,7 +19,7 @@ use int8_core::{
     Config, Element, Encoding, Granularity, OutlierGranularity, OutlierRule, RowStatistic, Scheme,
 };
 use int8_cpu::bench::{self, Contestant, Effort, Machine, Problem, Shape, activations, codes, race};
-use int8_cpu::{Kernel, PackedWeight, Resident, int8_product_into};
+use int8_cpu::{Kernel, PackedWeight, Resident, int8_product_into, probe};
 use ndarray::{Array1, Array2, ArrayView2};
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
 use rten_tensor::NdTensorView;
@@ -213,6 +213,9 @@ fn main() {
     let options = options();
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     let kernel = Kernel::select().expect("INT8_KERNEL names a kernel of this machine");
+    if options.whole_cores && probe::has_core().is_none() {
+        println!("without AMX it cannot be told whether cores are shared: all rounds count");
+    }
     let mut machine =
         Machine { kernel, threads: rayon::current_num_threads(), peak: None, bandwidth: f64::NAN };
     if !options.quick {

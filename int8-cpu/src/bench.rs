@@ -31,8 +31,8 @@ pub struct Effort {
     pub rotate_bytes: usize,
     /// The best round instead of the median: for a machine that has other work.
     pub best: bool,
-    /// Only rounds in which every thread [has a core to itself](probe::has_core) before and after; for virtual machines whose cores
-    /// do other work, too. There are more rounds then, for up to six times the budget, until enough count.
+    /// Only rounds in which every thread [has a core to itself](probe::has_core) before and after, where that can be told; for
+    /// virtual machines whose cores do other work, too. There are more rounds then, for up to six times the budget, until enough count.
     pub whole_cores: bool,
 }
 
@@ -150,7 +150,9 @@ pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<Timed> {
 
 /// Asks every thread of the pool whether it has a core to itself, if that matters.
 fn whole_cores(effort: &Effort) -> bool {
-    rayon::broadcast(|_| !effort.whole_cores || probe::has_core()).into_iter().all(|whole| whole)
+    rayon::broadcast(|_| !effort.whole_cores || probe::has_core() != Some(false))
+        .into_iter()
+        .all(|whole| whole)
 }
 
 /// What the machine can do, probed.

@@ -6,8 +6,6 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use crate::convert;
-#[cfg(all(target_arch = "x86_64", not(miri)))]
-use crate::kernel::AmxInt8;
 use crate::kernel::Kernel;
 use crate::resident::Resident;
 
@@ -39,23 +37,20 @@ pub fn peak_per_thread(kernel: Kernel) -> Option<f64> {
     best
 }
 
-/// Whether this thread has its core to itself now, as far as can be told from inside: false where a second hardware thread works on
-/// the core, which on a virtual machine may be somebody else's. Takes some 4 µs.
+/// Whether this thread has its core to itself now: not where a second hardware thread works on the core, which on a virtual machine
+/// may be somebody else's. Takes some 3 µs.
 ///
-/// With AMX, told by a tile from L1, which takes several times longer than its products on registers as soon as the other thread is in
-/// use. Without, by instructions per cycle: those that do nothing pass at four (Zen 4) or six a cycle, and at half of that or less
-/// beside a thread that is not waiting; a chain of multiplications, three cycles each whoever else is there, counts the cycles, so that
-/// the clock does not matter. Always true on processors other than x86-64.
-pub fn has_core() -> bool {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    return match AmxInt8::new() {
+/// Told by an AMX tile from L1, which takes several times longer than its products on registers while the other thread is in use,
+/// whatever that does and however fast the clock is. `None` without AMX: counting instructions per cycle told little on Zen 4, and on
+/// a Xeon only half of the times.
+pub fn has_core() -> Option<bool> {
+    #[cfg(target_arch = "x86_64")]
+    {
         // Between 1.2, and 2 or more.
-        Some(token) => crate::tile::amx::slowness(token) < 1.6,
-        // Above half of six, below four.
-        None => x86::instructions_per_cycle() > 3.3,
-    };
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    true
+        crate::kernel::AmxInt8::new().map(|token| crate::tile::amx::slowness(token) < 1.6)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    None
 }
 
 /// Bytes per second that the threads of the current rayon pool read together from a buffer far larger than the caches, which
@@ -78,43 +73,8 @@ pub fn read_bandwidth() -> f64 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::asm;
     use std::arch::x86_64::*;
     use std::hint::black_box;
-    use std::time::{Duration, Instant};
-
-    /// How many instructions that do nothing pass in a cycle; best of several tries.
-    pub(super) fn instructions_per_cycle() -> f64 {
-        const ROUNDS: u32 = 64;
-        const MULTIPLIED: u32 = 24;
-        let least = |job: fn()| (0..3).map(|_| timed(job)).min().unwrap_or_default().as_secs_f64();
-        // 128 a round, and two that count and pass as one.
-        let nothing = || {
-            for _ in 0..ROUNDS {
-                // SAFETY: touches nothing.
-                unsafe { asm!(".rept 128", "nop", ".endr", options(nomem, nostack, preserves_flags)) }
-            }
-        };
-        // 32 multiplications of three cycles a round.
-        let cycles = || {
-            let mut number = 3_u64;
-            for _ in 0..MULTIPLIED {
-                // SAFETY: registers alone.
-                unsafe {
-                    asm!(".rept 32", "imul {0}, {0}", ".endr", inout(reg) number, options(nomem, nostack))
-                }
-            }
-            black_box(number);
-        };
-        let cycles_a_second = f64::from(96 * MULTIPLIED) / least(cycles);
-        f64::from(129 * ROUNDS) / least(nothing) / cycles_a_second
-    }
-
-    fn timed(job: fn()) -> Duration {
-        let start = Instant::now();
-        job();
-        start.elapsed()
-    }
 
     /// Accumulators: more than latency (5 cycles) times throughput (2 a cycle) of any processor that has it.
     const CHAINS: usize = 16;
