@@ -46,7 +46,7 @@ pub fn peak_per_thread(kernel: Kernel) -> Option<f64> {
 pub fn has_core() -> Option<bool> {
     #[cfg(target_arch = "x86_64")]
     {
-        // Between 1.2, and 2 or more.
+        // Between a fifth longer, and twice as long or more.
         crate::kernel::AmxInt8::new().map(|token| crate::tile::amx::slowness(token) < 1.6)
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -368,8 +368,8 @@ unsafe fn on_registers(steps: usize) {
     }
 }
 
-/// How many times longer a tile takes with its operands in L1 than the same products on registers: 1.2 on a core that runs this thread
-/// alone, 2 to 5 on one of which a second hardware thread is in use, whatever that does. Takes some 3 µs.
+/// How many times longer a tile takes with its operands in L1 than the same products on registers: by count a fifth longer on a core that
+/// runs this thread alone, and two to four times on one of which a second hardware thread is in use, whatever that does. Takes some 3 µs.
 ///
 /// The token is the proof that the instructions exist.
 pub(crate) fn slowness(token: AmxInt8) -> f64 {
