@@ -131,13 +131,13 @@ pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<Timed> {
             }
             for (rounds, run) in rounds.iter_mut().zip(contestants.iter_mut()) {
                 let timed = pool::awake(|| {
+                    let whole_before = whole_cores(effort);
                     // Over when every thread has begun to look for work.
-                    let mut counts = whole_cores(effort);
+                    rayon::broadcast(|_| ());
                     let start = Instant::now();
                     run(round);
                     let seconds = start.elapsed().as_secs_f64();
-                    counts &= whole_cores(effort);
-                    Round { seconds, counts }
+                    Round { seconds, counts: whole_before && whole_cores(effort) }
                 });
                 if round >= effort.warm_up {
                     rounds.push(timed);
@@ -148,11 +148,10 @@ pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<Timed> {
     rounds.iter().map(|rounds| Timed::new(rounds, effort)).collect()
 }
 
-/// Asks every thread of the pool whether it has a core to itself, if that matters.
+/// Whether every thread of the pool has a core to itself; nobody is asked where that does not matter.
 fn whole_cores(effort: &Effort) -> bool {
-    rayon::broadcast(|_| !effort.whole_cores || probe::has_core() != Some(false))
-        .into_iter()
-        .all(|whole| whole)
+    !effort.whole_cores
+        || rayon::broadcast(|_| probe::has_core() != Some(false)).into_iter().all(|whole| whole)
 }
 
 /// What the machine can do, probed.
