@@ -7,7 +7,7 @@
 //! may differ by
 //!
 //! ```text
-//! e = γ_{G+5}(u)·Σ_g|int8 part|                acc → f32, two divisions by 127 or one constant, two or three products,
+//! e = γ_{G+5}(u)·Σ_g|int8 part|                acc → f32, two divisions by 127 or one factor, two or three products,
 //!                                              and G − 1 additions
 //!   + (γ_{p+3}(a) + w)·Σ|x·W|                  p products and additions in any order, weights rounded once
 //!   + w₀·Σ|x|                                    weights that underflow

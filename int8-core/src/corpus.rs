@@ -95,7 +95,7 @@ pub fn random(seed: u64) -> Case {
     Case { name: format!("random {seed}"), x, w, bias, config: random_config(&mut random) }
 }
 
-/// As [`random`], with constants for groups of K on one side or both: for backends that have them.
+/// As [`random`], with group granularity on one side or both: for backends that support it.
 pub fn random_groups(seed: u64) -> Case {
     use Granularity::{Group, Row, Tensor};
     let mut case = random(seed);
@@ -131,7 +131,7 @@ pub fn cases() -> Vec<Case> {
     named(settings())
 }
 
-/// The named cases with constants for groups of K: for backends that have them.
+/// The named cases with group granularity: for backends that support it.
 pub fn group_cases() -> Vec<Case> {
     named(group_settings())
 }

@@ -9,12 +9,89 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
+/// The type of a tensor of floating-point elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FloatType {
+    /// 32-bit.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16: the upper half of an f32.
+    Bf16,
+}
+
+impl FloatType {
+    /// All, widest first.
+    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+
+    /// Its name as safetensors writes it: `F32`, `F16`, `BF16`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => f32::NAME,
+            Self::F16 => f16::NAME,
+            Self::Bf16 => bf16::NAME,
+        }
+    }
+
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for FloatType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Elements of one type that is known at run time.
+#[derive(Debug, Clone, Copy)]
+pub enum FloatSlice<'a> {
+    /// 32-bit.
+    F32(&'a [f32]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+}
+
+impl FloatSlice<'_> {
+    /// Number of elements.
+    pub const fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::F16(values) => values.len(),
+            Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Type of the elements.
+    pub const fn float_type(&self) -> FloatType {
+        match self {
+            Self::F32(_) => FloatType::F32,
+            Self::F16(_) => FloatType::F16,
+            Self::Bf16(_) => FloatType::Bf16,
+        }
+    }
+}
+
 /// A floating-point element: `f32`, `f16` or `bf16`.
 ///
 /// Conversion to `f32` is exact for all three. Conversion from `f32` or `f64` rounds once, half to even.
 pub trait Element: sealed::Sealed + Copy + PartialEq + Send + Sync + std::fmt::Debug + 'static {
     /// The type's name as safetensors writes it: `F32`, `F16`, `BF16`.
     const NAME: &'static str;
+    /// The type, for code that learns it at run time.
+    const TYPE: FloatType;
     /// Unit roundoff `u`: rounding a number in range gives `x·(1 + δ)`, `|δ| ≤ u`. 2⁻²⁴, 2⁻¹¹, 2⁻⁸.
     const UNIT_ROUNDOFF: f64;
     /// Smallest positive (subnormal) number.
@@ -22,6 +99,8 @@ pub trait Element: sealed::Sealed + Copy + PartialEq + Send + Sync + std::fmt::D
     /// Largest finite number.
     const MAX: f64;
 
+    /// A slice as one whose type is known at run time.
+    fn slice(values: &[Self]) -> FloatSlice<'_>;
     /// Exact conversion to `f32`.
     fn to_f32(self) -> f32;
     /// Rounds half to even; overflows to ±inf; keeps NaN.
@@ -32,10 +111,14 @@ pub trait Element: sealed::Sealed + Copy + PartialEq + Send + Sync + std::fmt::D
 
 impl Element for f32 {
     const NAME: &'static str = "F32";
+    const TYPE: FloatType = FloatType::F32;
     const UNIT_ROUNDOFF: f64 = 1.0 / 16_777_216.0;
     const MIN_SUBNORMAL: f64 = 1.401_298_464_324_817e-45;
     const MAX: f64 = 3.402_823_466_385_288_6e38;
 
+    fn slice(values: &[Self]) -> FloatSlice<'_> {
+        FloatSlice::F32(values)
+    }
     fn to_f32(self) -> f32 {
         self
     }
@@ -49,10 +132,14 @@ impl Element for f32 {
 
 impl Element for f16 {
     const NAME: &'static str = "F16";
+    const TYPE: FloatType = FloatType::F16;
     const UNIT_ROUNDOFF: f64 = 1.0 / 2048.0;
     const MIN_SUBNORMAL: f64 = 5.960_464_477_539_063e-8;
     const MAX: f64 = 65_504.0;
 
+    fn slice(values: &[Self]) -> FloatSlice<'_> {
+        FloatSlice::F16(values)
+    }
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
@@ -66,10 +153,14 @@ impl Element for f16 {
 
 impl Element for bf16 {
     const NAME: &'static str = "BF16";
+    const TYPE: FloatType = FloatType::Bf16;
     const UNIT_ROUNDOFF: f64 = 1.0 / 256.0;
     const MIN_SUBNORMAL: f64 = 9.183_549_615_799_121e-41;
     const MAX: f64 = 3.389_531_389_251_535_5e38;
 
+    fn slice(values: &[Self]) -> FloatSlice<'_> {
+        FloatSlice::Bf16(values)
+    }
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }
@@ -85,7 +176,7 @@ impl Element for bf16 {
 mod tests {
     use super::*;
 
-    fn constants_agree_with_the_type<T: Element>() {
+    fn limits_agree_with_the_type<T: Element>() {
         let one_and_half_ulp = T::from_f64(1.0 + T::UNIT_ROUNDOFF).to_f32();
         assert_eq!(one_and_half_ulp, 1.0, "{}: 1 + u ties to even", T::NAME);
         assert!(T::from_f64(1.0 + 1.01 * T::UNIT_ROUNDOFF).to_f32() > 1.0, "{}: just above the tie", T::NAME);
@@ -128,9 +219,9 @@ mod tests {
     }
 
     #[test]
-    fn constants() {
-        constants_agree_with_the_type::<f32>();
-        constants_agree_with_the_type::<f16>();
-        constants_agree_with_the_type::<bf16>();
+    fn limits() {
+        limits_agree_with_the_type::<f32>();
+        limits_agree_with_the_type::<f16>();
+        limits_agree_with_the_type::<bf16>();
     }
 }

@@ -6,15 +6,16 @@
 //!
 //! ```text
 //! y[m,n] = s_x[m]·s_w[n]/127² · Σ_k (q_x[m,k] − z_x[m])·(q_w[n,k] − z_w[n])     int8 product, i32 accumulator
-//!        + Σ_{k left out} x[m,k]·W[n,k]                                          outliers, 16-bit
+//!        + Σ_{(m,k) outlier} x[m,k]·W[n,k]                                      outliers, 16-bit
 //!        + b[n]
 //! ```
 //!
 //! | step | module | paper |
 //! |---|---|---|
-//! | which values leave the int8 product | [`outlier`] | §3.2 |
+//! | which values are outliers | [`outlier`] | §3.2 |
 //! | absmax and zero-point codes, per tensor or per row | [`quantize`] | §2.1, §3.1 |
 //! | the integer product and its dequantisation | [`product`] | §2.2, eq. 4–7 |
+//! | stage 1: outliers and codes of x together | [`activations`] | §3.2 |
 //! | the whole layer, and its input gradient | [`linear`](mod@linear) | eq. 8 |
 //! | the eight rows of Table 1 | [`scheme`] | §3.3 |
 //! | how far a backend may be from this crate | [`bound`] | – |
@@ -25,7 +26,7 @@
 //! use int8_core::{linear, Scheme, Weight};
 //! use ndarray::array;
 //!
-//! // One hidden dimension of x carries an outlier: 40 ≥ 6 leaves the int8 product.
+//! // One hidden dimension of x carries an outlier: 40 ≥ 6 is multiplied in 16-bit.
 //! let x = array![[0.5_f32, 40.0, -0.25], [1.0, -38.0, 0.75]];
 //! let w = array![[0.1_f32, 0.2, 0.3], [-0.3, 0.1, 0.2]];
 //! let config = Scheme::LlmInt8Absmax.config();
@@ -38,6 +39,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod activations;
 pub mod bound;
 mod convert;
 pub mod corpus;
@@ -55,9 +57,10 @@ pub mod scheme;
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 
-pub use element::Element;
+pub use activations::QuantizedActivations;
+pub use element::{Element, FloatSlice, FloatType};
 pub use error::Error;
-pub use linear::{LinearOutput, Weight, input_gradient, linear};
+pub use linear::{LinearOutput, Weight, input_gradient, linear, linear_quantized};
 pub use outlier::{OutlierGranularity, OutlierRule, Outliers, RowStatistic, find_outliers};
 pub use quantize::{Encoding, GROUP, Granularity, QuantizedMatrix, RowMaximum};
 pub use scheme::{Config, Scheme};

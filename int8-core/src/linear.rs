@@ -7,7 +7,7 @@ use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, Axis};
 
 use crate::quantize::{self, QuantizedMatrix};
 use crate::scheme::Config;
-use crate::{Element, Error, Outliers, find_outliers, product};
+use crate::{Element, Error, Outliers, QuantizedActivations, product};
 
 /// The weight of a linear layer, `W [N, K]` (outputs × inputs), as int8 codes, with those columns that are kept exactly.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +79,7 @@ pub struct LinearOutput<T> {
     pub y: Array2<T>,
     /// `y [M, N]` before the last rounding.
     pub exact: Array2<f64>,
-    /// What left the int8 product.
+    /// The outliers of `x`.
     pub outliers: Outliers,
     /// Codes of `x [M, K]`, scales and zero points.
     pub input: QuantizedMatrix,
@@ -92,9 +92,9 @@ pub struct LinearOutput<T> {
     pub int8_part: Array2<f64>,
     /// `[M, N]`: the magnitudes that `int8_part` is the sum of, one for each group.
     pub int8_magnitude: Array2<f64>,
-    /// `Σ_{k left out} |x[m, k]·W[n, k]|`: what the rounding error of the outlier part is proportional to.
+    /// `Σ_{k outlier} |x[m, k]·W[n, k]|`: what the rounding error of the outlier part is proportional to.
     pub outlier_magnitude: Array2<f64>,
-    /// `Σ_{k left out} |x[m, k]|` `[M]`: what an absolute error of the outlier weights is multiplied with.
+    /// `Σ_{k outlier} |x[m, k]|` `[M]`: what an absolute error of the outlier weights is multiplied with.
     pub outlier_input: Array1<f64>,
 }
 
@@ -108,34 +108,28 @@ pub fn linear<T: Element>(
     bias: Option<ArrayView1<f32>>,
     config: &Config,
 ) -> Result<LinearOutput<T>, Error> {
-    let ((rows, x_inner), (outputs, w_inner)) = (x.dim(), weight.quantized.dim());
-    if x_inner != w_inner {
-        return Err(Error::InnerDimension { operation: "linear", rows, x_inner, outputs, w_inner });
-    }
-    if let Some(bias) = bias
-        && bias.len() != outputs
-    {
-        return Err(Error::Length { what: "bias", expected: outputs, found: bias.len() });
-    }
-    config.rule.validate()?;
+    check_operands(x.dim(), weight, bias)?;
+    linear_quantized(&QuantizedActivations::quantize(x, config)?, weight, bias)
+}
 
-    let outliers = find_outliers(x, &config.rule, config.outlier_granularity);
-    let input = quantize::quantize_without(
-        x,
-        &outliers,
-        config.input_encoding,
-        config.input_granularity,
-        config.row_maximum,
-    );
+/// Stages 2 and 3 of [`linear()`]: GEMM and epilogue for activations that are quantised already, which several weights
+/// can share.
+///
+/// # Errors
+/// [`Error::InnerDimension`], [`Error::Length`] for the bias, [`Error::AccumulatorOverflow`].
+pub fn linear_quantized<T: Element>(
+    x: &QuantizedActivations,
+    weight: &Weight<T>,
+    bias: Option<ArrayView1<f32>>,
+) -> Result<LinearOutput<T>, Error> {
+    check_operands(x.dim(), weight, bias)?;
+    let input = x.quantized();
     let accumulator = product::int8_product(input.codes(), weight.quantized.codes())?;
-    let products = product::group_products(&input, &weight.quantized)?;
-    let (int8_part, int8_magnitude) = product::dequantize_groups(products.view(), &input, &weight.quantized);
-    let (outlier_part, outlier_magnitude) = outlier_product(x, &outliers, weight);
-
-    let outlier_input = Array1::from_shape_fn(rows, |m| {
-        let left_out = outliers.columns().iter().filter(|k| outliers.is_left_out(m, **k));
-        left_out.map(|k| f64::from(x[[m, *k]].to_f32().abs())).sum()
-    });
+    let products = product::group_products(input, &weight.quantized)?;
+    let (int8_part, int8_magnitude) = product::dequantize_groups(products.view(), input, &weight.quantized);
+    let (outlier_part, outlier_magnitude) = outlier_product(x, weight);
+    let outlier_input =
+        x.outlier_values().map_axis(Axis(1), |row| row.iter().map(|x| f64::from(x.abs())).sum());
 
     let mut exact = &int8_part + &outlier_part;
     if let Some(bias) = bias {
@@ -144,8 +138,8 @@ pub fn linear<T: Element>(
     Ok(LinearOutput {
         y: exact.mapv(T::from_f64),
         exact,
-        outliers,
-        input,
+        outliers: x.outliers().clone(),
+        input: input.clone(),
         accumulator,
         products,
         int8_part,
@@ -155,19 +149,34 @@ pub fn linear<T: Element>(
     })
 }
 
-/// `Σ_{k left out} x[m, k]·W[n, k]` `[M, N]`, and the same sum of magnitudes, in f64.
-fn outlier_product<T: Element>(
-    x: ArrayView2<T>,
-    outliers: &Outliers,
+fn check_operands<T: Element>(
+    (rows, x_inner): (usize, usize),
     weight: &Weight<T>,
-) -> (Array2<f64>, Array2<f64>) {
-    let shape = (x.nrows(), weight.quantized.dim().0);
+    bias: Option<ArrayView1<f32>>,
+) -> Result<(), Error> {
+    let (outputs, w_inner) = weight.quantized.dim();
+    if x_inner != w_inner {
+        return Err(Error::InnerDimension { operation: "linear", rows, x_inner, outputs, w_inner });
+    }
+    match bias {
+        Some(bias) if bias.len() != outputs => {
+            Err(Error::Length { what: "bias", expected: outputs, found: bias.len() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `Σ_{k outlier of row m} x[m, k]·W[n, k]` `[M, N]`, and the same sum of magnitudes, in f64, in ascending k.
+fn outlier_product<T: Element>(x: &QuantizedActivations, weight: &Weight<T>) -> (Array2<f64>, Array2<f64>) {
+    let shape = (x.dim().0, weight.quantized.dim().0);
     let (mut sum, mut magnitude) = (Array2::zeros(shape), Array2::zeros(shape));
-    for m in 0..shape.0 {
-        for &k in outliers.columns().iter().filter(|k| outliers.is_left_out(m, **k)) {
-            let value = f64::from(x[[m, k]].to_f32());
+    for (m, values) in x.outlier_values().rows().into_iter().enumerate() {
+        for (&k, value) in x.outliers().columns().iter().zip(values) {
+            if !x.outliers().is_outlier(m, k) {
+                continue;
+            }
             for n in 0..shape.1 {
-                let term = value * weight.outlier_value(n, k);
+                let term = f64::from(*value) * weight.outlier_value(n, k);
                 sum[[m, n]] += term;
                 magnitude[[m, n]] += term.abs();
             }

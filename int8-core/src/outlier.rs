@@ -1,4 +1,4 @@
-//! Which values of an activation matrix leave the int8 product (paper §3.2, "mixed-precision decomposition").
+//! Which values of an activation matrix are outliers, to be multiplied in 16-bit (paper §3.2, "mixed-precision decomposition").
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
@@ -8,7 +8,7 @@ use crate::{Element, Error, convert};
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum OutlierRule {
-    /// Nothing leaves the int8 product.
+    /// No decomposition: every value is quantised.
     #[default]
     None,
     /// `|x| ≥ threshold`: the paper's rule, with 6.0. The unit is that of `x`.
@@ -27,7 +27,7 @@ pub enum OutlierRule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RowStatistic {
-    /// The lower median of the magnitudes of the row's *non-zero* values. Zeros are left out because a ReLU
+    /// The lower median of the magnitudes of the row's *non-zero* values. Zeros are excluded because a ReLU
     /// makes more than half of a row zero: the plain median would call every other value an outlier.
     #[default]
     MedianAbs,
@@ -36,7 +36,7 @@ pub enum RowStatistic {
     MeanAbs,
 }
 
-/// What leaves the int8 product once a value was found to be an outlier.
+/// How much of `x` is multiplied in 16-bit once a value reaches the threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OutlierGranularity {
     /// The whole column, for every row of the batch: the paper's reading. A row's result depends on its neighbours.
@@ -101,8 +101,8 @@ impl RowStatistic {
 /// The outliers of one activation matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outliers {
-    hits: Array2<bool>,
-    left_out: Array2<bool>,
+    reaching: Array2<bool>,
+    outlier: Array2<bool>,
     columns: Vec<usize>,
 }
 
@@ -120,19 +120,19 @@ pub fn find_outliers<T: Element>(
     let hit_columns: Array1<bool> =
         hits.columns().into_iter().map(|column| column.iter().any(|hit| *hit)).collect();
     let columns = hit_columns.iter().enumerate().filter(|(_, hit)| **hit).map(|(column, _)| column).collect();
-    let left_out = match granularity {
+    let outlier = match granularity {
         OutlierGranularity::Value => hits.clone(),
         OutlierGranularity::Column => Array2::from_shape_fn(x.dim(), |(_, column)| hit_columns[column]),
     };
-    Outliers { hits, left_out, columns }
+    Outliers { reaching: hits, outlier, columns }
 }
 
 impl Outliers {
     /// No outliers in a matrix of this shape.
     pub fn none(shape: (usize, usize)) -> Self {
         Self {
-            hits: Array2::from_elem(shape, false),
-            left_out: Array2::from_elem(shape, false),
+            reaching: Array2::from_elem(shape, false),
+            outlier: Array2::from_elem(shape, false),
             columns: Vec::new(),
         }
     }
@@ -142,29 +142,29 @@ impl Outliers {
         &self.columns
     }
 
-    /// Whether the value itself passed the rule.
-    pub fn is_hit(&self, row: usize, column: usize) -> bool {
-        self.hits[[row, column]]
+    /// Whether the value itself reaches the threshold.
+    pub fn reaches_threshold(&self, row: usize, column: usize) -> bool {
+        self.reaching[[row, column]]
     }
 
-    /// Whether the value leaves the int8 product.
-    pub fn is_left_out(&self, row: usize, column: usize) -> bool {
-        self.left_out[[row, column]]
+    /// Whether the value belongs to the 16-bit product: it reaches the threshold, or its column holds one that does.
+    pub fn is_outlier(&self, row: usize, column: usize) -> bool {
+        self.outlier[[row, column]]
     }
 
     /// `|O| / K`, the share of columns with an outlier; 0 for an empty matrix.
     pub fn column_fraction(&self) -> f64 {
-        ratio(self.columns.len(), self.left_out.ncols())
+        ratio(self.columns.len(), self.outlier.ncols())
     }
 
-    /// Share of all values that leave the int8 product; 0 for an empty matrix.
+    /// Share of all values in the 16-bit product; 0 for an empty matrix.
     pub fn value_fraction(&self) -> f64 {
-        ratio(self.left_out.iter().filter(|left_out| **left_out).count(), self.left_out.len())
+        ratio(self.outlier.iter().filter(|outlier| **outlier).count(), self.outlier.len())
     }
 
     /// Shape `(M, K)` of the matrix.
     pub fn dim(&self) -> (usize, usize) {
-        self.left_out.dim()
+        self.outlier.dim()
     }
 }
 

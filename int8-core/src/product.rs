@@ -40,7 +40,7 @@ pub fn int8_product(a: ArrayView2<i8>, w: ArrayView2<i8>) -> Result<Array2<i32>,
 /// `acc − z_w·Σq_a − z_a·Σq_w + K·z_a·z_w`. Exact in i64; equal to `acc` when all zero points are 0.
 ///
 /// # Errors
-/// [`Error::Shape`] when `acc` is not `[M, N]`, [`Error::Length`] when a row has more than one constant:
+/// [`Error::Shape`] when `acc` is not `[M, N]`, [`Error::Length`] when a row has more than one scale:
 /// [`group_products`] is for those.
 pub fn correct_zero_points(
     acc: ArrayView2<i32>,
@@ -65,7 +65,7 @@ pub fn correct_zero_points(
     }))
 }
 
-/// `Σ_{k ∈ g} (q_a − z_a)(q_w − z_w)` for each group g of K: `i64 [G, M, N]`, where G is the larger number of constants
+/// `Σ_{k ∈ g} (q_a − z_a)(q_w − z_w)` for each group g of K: `i64 [G, M, N]`, where G is the larger number of scales
 /// that the rows of the two have. Exact.
 ///
 /// # Errors
@@ -82,7 +82,7 @@ pub fn group_products(a: &QuantizedMatrix, w: &QuantizedMatrix) -> Result<Array3
         return Err(Error::InnerDimension { operation, rows, x_inner: inner, outputs, w_inner });
     }
     let steps = |matrix: &QuantizedMatrix, row: usize, k: usize| {
-        i64::from(matrix.codes()[[row, k]]) - i64::from(matrix.constants(row, k).1)
+        i64::from(matrix.codes()[[row, k]]) - i64::from(matrix.parameters(row, k).1)
     };
     Ok(Array3::from_shape_fn((groups, rows, outputs), |(group, m, n)| {
         (group * GROUP..inner.min((group + 1) * GROUP)).map(|k| steps(a, m, k) * steps(w, n, k)).sum()

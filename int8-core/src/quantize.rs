@@ -15,7 +15,7 @@
 //! encodings share one formula; for absmax it is the `SCA`/`SCB` that bitsandbytes stores.
 //!
 //! The paper's offset for zero-point is misprinted; this reading makes 0 a code of its own (0 always belongs to the
-//! range), which zero padding and left-out values need.
+//! range), which zero padding and outliers need.
 //!
 //! NaN and ±inf: a value that counts and is not finite makes its row's scale NaN and its codes 0, so that every output
 //! that depends on it is NaN. Nothing turns silently finite.
@@ -24,10 +24,10 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::{Element, Error, Outliers, convert};
 
-/// Values of a row that share one constant in [`Granularity::Group`]. The last group of a row may be shorter.
+/// Values of a row that share one scale and zero point in [`Granularity::Group`]. The last group of a row may be shorter.
 ///
 /// A half or a quarter of the usual 64 to 128: with 32 the loss of a whole model is below what can be measured
-/// (docs/quality.md), and a sum of 32 products of codes is exact in f32, so that a backend may leave the integers early.
+/// (docs/quality.md), and a sum of 32 products of codes is exact in f32, so that a backend may convert to f32 after each group.
 pub const GROUP: usize = 32;
 
 /// Below this range a row is treated as zero: `127/s` would overflow f32. 2⁻¹²⁰ ≈ 7.5e-37.
@@ -43,7 +43,7 @@ pub enum Encoding {
     Zeropoint,
 }
 
-/// How many constants a matrix has.
+/// How many values share one scale and zero point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Granularity {
     /// One for the matrix.
@@ -52,7 +52,7 @@ pub enum Granularity {
     #[default]
     Row,
     /// One for each [`GROUP`] consecutive values of a row ("group-wise"). Its scale is rounded up to bf16, so that the
-    /// constants of a weight take half a bit a value.
+    /// scales of a weight take half a bit a value.
     Group,
 }
 
@@ -62,16 +62,16 @@ pub enum RowMaximum {
     /// Only values that stay in the int8 product.
     #[default]
     Paper,
-    /// All values that are no outliers themselves, also those whose column leaves the int8 product: what
+    /// All values that are no outliers themselves, also those whose column belongs to the 16-bit product: what
     /// bitsandbytes computes. `[[7, 1], [5, 1]]` with threshold 6 has scales `[1, 5]` instead of `[1, 1]`.
     Bitsandbytes,
 }
 
-/// A matrix as int8 codes with the constants that turn them back into numbers.
+/// A matrix as int8 codes with its quantization parameters (scales, zero points).
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
     codes: Array2<i8>,
-    /// `[R·G]` with G constants for each row.
+    /// `[R·G]`, G quantization parameters a row.
     scales: Array1<f32>,
     zero_points: Array1<i32>,
     groups: usize,
@@ -104,8 +104,8 @@ pub fn quantize_without<T: Element>(
 ) -> QuantizedMatrix {
     assert_eq!(x.dim(), outliers.dim(), "quantize_without: x and its outliers have different shapes");
     let counts = |row: usize, column: usize| match row_maximum {
-        RowMaximum::Paper => !outliers.is_left_out(row, column),
-        RowMaximum::Bitsandbytes => !outliers.is_hit(row, column),
+        RowMaximum::Paper => !outliers.is_outlier(row, column),
+        RowMaximum::Bitsandbytes => !outliers.reaches_threshold(row, column),
     };
     let (rows, inner) = x.dim();
     let groups = if granularity == Granularity::Group { group_count(inner) } else { 1 };
@@ -122,20 +122,20 @@ pub fn quantize_without<T: Element>(
         let whole = ranges.iter().fold(Range::EMPTY, |whole, range| whole.union(*range));
         ranges.fill(whole);
     }
-    let constants: Vec<Constants> =
-        ranges.iter().map(|range| Constants::new(*range, encoding, granularity)).collect();
+    let parameters: Vec<Parameters> =
+        ranges.iter().map(|range| Parameters::new(*range, encoding, granularity)).collect();
     let codes = Array2::from_shape_fn(x.dim(), |(row, column)| {
-        let constants = constants[row * groups + if groups == 1 { 0 } else { column / GROUP }];
-        if outliers.is_left_out(row, column) {
-            convert::clamped_code(constants.zero_point)
+        let parameters = parameters[row * groups + if groups == 1 { 0 } else { column / GROUP }];
+        if outliers.is_outlier(row, column) {
+            convert::clamped_code(parameters.zero_point)
         } else {
-            constants.code(x[[row, column]].to_f32())
+            parameters.code(x[[row, column]].to_f32())
         }
     });
     QuantizedMatrix {
         codes,
-        scales: constants.iter().map(|constants| constants.scale).collect(),
-        zero_points: constants.iter().map(|constants| constants.zero_point).collect(),
+        scales: parameters.iter().map(|parameters| parameters.scale).collect(),
+        zero_points: parameters.iter().map(|parameters| parameters.zero_point).collect(),
         groups,
     }
 }
@@ -153,7 +153,7 @@ impl QuantizedMatrix {
         scales: Array1<f32>,
         zero_points: Option<Array1<i32>>,
     ) -> Result<Self, Error> {
-        let groups = constants_per_row(codes.dim(), scales.len())?;
+        let groups = parameters_per_row(codes.dim(), scales.len())?;
         let zero_points = zero_points.unwrap_or_else(|| Array1::zeros(scales.len()));
         if zero_points.len() != scales.len() {
             let (expected, found) = (scales.len(), zero_points.len());
@@ -186,13 +186,13 @@ impl QuantizedMatrix {
         self.zero_points.view()
     }
 
-    /// Constants of each row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
+    /// Quantization parameters a row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
     pub fn groups(&self) -> usize {
         self.groups
     }
 
     /// Scale and zero point of one code.
-    pub fn constants(&self, row: usize, column: usize) -> (f32, i32) {
+    pub fn parameters(&self, row: usize, column: usize) -> (f32, i32) {
         let at = row * self.groups + if self.groups == 1 { 0 } else { column / GROUP };
         (self.scales[at], self.zero_points[at])
     }
@@ -204,7 +204,7 @@ impl QuantizedMatrix {
 
     /// The value a code stands for, `(q − z)·s/127`, in f64: exact but for the division.
     pub fn value(&self, row: usize, column: usize) -> f64 {
-        let (scale, zero_point) = self.constants(row, column);
+        let (scale, zero_point) = self.parameters(row, column);
         f64::from(i32::from(self.codes[[row, column]]) - zero_point) * f64::from(scale) / 127.0
     }
 
@@ -220,11 +220,11 @@ pub fn group_scale(scale: f32) -> f32 {
     if scale.is_nan() { scale } else { convert::bf16_up(scale) }
 }
 
-/// How many constants each row of a matrix `(R, K)` has when there are `found` of them: 1 or ⌈K/[`GROUP`]⌉.
+/// Quantization parameters a row of a matrix `(R, K)` when there are `found` in all: 1 or ⌈K/[`GROUP`]⌉.
 ///
 /// # Errors
 /// [`Error::Length`] when it is neither.
-pub fn constants_per_row((rows, inner): (usize, usize), found: usize) -> Result<usize, Error> {
+pub fn parameters_per_row((rows, inner): (usize, usize), found: usize) -> Result<usize, Error> {
     let groups = group_count(inner);
     match found {
         _ if found == rows => Ok(1),
@@ -233,7 +233,7 @@ pub fn constants_per_row((rows, inner): (usize, usize), found: usize) -> Result<
     }
 }
 
-/// Checks that the scales of groups are bf16 numbers, which backends store them as. One constant a row may be any.
+/// Checks that the scales of groups are bf16 numbers, which backends store them as. With one scale a row any f32 is valid.
 ///
 /// # Errors
 /// [`Error::GroupScale`].
@@ -274,16 +274,16 @@ impl Range {
     }
 }
 
-/// What maps the values of one row or group to codes.
+/// The quantization parameters of one row or group.
 #[derive(Debug, Clone, Copy)]
-struct Constants {
+struct Parameters {
     scale: f32,
     /// `127/scale`, or 0 for a row that is treated as zero.
     inverse: f32,
     zero_point: i32,
 }
 
-impl Constants {
+impl Parameters {
     fn new(range: Range, encoding: Encoding, granularity: Granularity) -> Self {
         if !range.finite {
             return Self { scale: f32::NAN, inverse: 0.0, zero_point: 0 };

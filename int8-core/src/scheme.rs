@@ -21,14 +21,14 @@ pub struct Config {
     pub weight_granularity: Granularity,
     /// Which values are outliers.
     pub rule: OutlierRule,
-    /// What leaves the int8 product with them.
+    /// Whether the whole column or the single value belongs to the 16-bit product.
     pub outlier_granularity: OutlierGranularity,
     /// Which values count for the scale of a row of `x`.
     pub row_maximum: RowMaximum,
 }
 
 impl Config {
-    /// Whether either side has constants for groups of a row, so that the integer product is cut along K.
+    /// Whether either side has one scale a group of K, so that the integer product is summed group by group.
     pub fn has_groups(&self) -> bool {
         [self.input_granularity, self.weight_granularity].contains(&Granularity::Group)
     }
@@ -37,13 +37,13 @@ impl Config {
 /// The eight quantised rows of Table 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
-    /// "Int8 absmax": one constant for `x`, one for `W`.
+    /// "Int8 absmax": one scale for `x`, one for `W`.
     Absmax,
-    /// "Int8 zeropoint": one constant and zero point for `x`, one for `W`.
+    /// "Int8 zeropoint": one scale and zero point for `x`, one for `W`.
     Zeropoint,
-    /// "Int8 absmax row-wise": one constant for each row of `x`, one for `W`.
+    /// "Int8 absmax row-wise": one scale a row of `x`, one for `W`.
     AbsmaxRowWise,
-    /// "Int8 absmax vector-wise": one constant for each row of `x` and each output row of `W`.
+    /// "Int8 absmax vector-wise": one scale a row of `x` and a row (output channel) of `W`.
     AbsmaxVectorWise,
     /// "Int8 zeropoint vector-wise": zero-point rows of `x`; `W` is absmax as in [`LlmInt8Absmax`](Self::LlmInt8Absmax).
     ZeropointVectorWise,

@@ -13,7 +13,7 @@ const RANDOM_CASES: u64 = 1_000;
 #[derive(Debug, Clone, Copy)]
 struct Backend {
     /// `acc·(s_x·s_w·127⁻²)` instead of `acc·((s_x/127)·(s_w/127))`.
-    one_constant: bool,
+    one_factor: bool,
     /// Outliers summed from the last column to the first.
     backwards: bool,
     /// Dequantised outlier weights rounded to the 16-bit type first, as tensor cores need it.
@@ -22,10 +22,10 @@ struct Backend {
 
 impl Backend {
     const ALL: [Self; 4] = [
-        Self { one_constant: false, backwards: false, narrow_weights: false },
-        Self { one_constant: true, backwards: true, narrow_weights: false },
-        Self { one_constant: false, backwards: true, narrow_weights: true },
-        Self { one_constant: true, backwards: false, narrow_weights: true },
+        Self { one_factor: false, backwards: false, narrow_weights: false },
+        Self { one_factor: true, backwards: true, narrow_weights: false },
+        Self { one_factor: false, backwards: true, narrow_weights: true },
+        Self { one_factor: true, backwards: false, narrow_weights: true },
     ];
 
     fn arithmetic<T: Element>(self) -> Arithmetic {
@@ -52,7 +52,7 @@ impl Backend {
             let term = |group| {
                 let acc = to_f32(reference.products[[group, m, n]]);
                 let (s_x, s_w) = (scale(&reference.input, m, group), scale(weight.quantized(), n, group));
-                if self.one_constant {
+                if self.one_factor {
                     acc * (s_x * s_w * (1.0 / (127.0 * 127.0)))
                 } else {
                     acc * ((s_x / 127.0) * (s_w / 127.0))
@@ -60,7 +60,7 @@ impl Backend {
             };
             let int8_part: f32 =
                 if self.backwards { (0..groups).rev().map(term).sum() } else { (0..groups).map(term).sum() };
-            let outliers = columns.iter().filter(|k| reference.outliers.is_left_out(m, **k));
+            let outliers = columns.iter().filter(|k| reference.outliers.is_outlier(m, **k));
             let outlier_part =
                 outliers.fold(0.0, |sum, k| sum + x[[m, *k]].to_f32() * self.outlier_weight(weight, n, *k));
             T::from_f32(int8_part + outlier_part + bias.map_or(0.0, |bias| bias[n]))
@@ -72,7 +72,7 @@ impl Backend {
             return column[n].to_f32();
         }
         let weight = weight.quantized();
-        let (scale, zero_point) = weight.constants(n, k);
+        let (scale, zero_point) = weight.parameters(n, k);
         let steps = i16::from(weight.codes()[[n, k]])
             - i16::try_from(zero_point).expect("zero points lie in [-127, 127]");
         let value = f32::from(steps) * (scale / 127.0);

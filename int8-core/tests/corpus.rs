@@ -30,8 +30,8 @@ fn check<T: Element>(case: &Case, exact_columns: bool) {
     let columns = output.outliers.columns();
     assert!(columns.is_sorted() && columns.iter().all(|column| *column < k), "{name}: outlier columns");
     for ((row, column), code) in output.input.codes().indexed_iter() {
-        if output.outliers.is_left_out(row, column) {
-            let zero = output.input.constants(row, column).1;
+        if output.outliers.is_outlier(row, column) {
+            let zero = output.input.parameters(row, column).1;
             assert_eq!(i32::from(*code), zero, "{name}: a left-out value contributes at [{row}, {column}]");
         }
     }

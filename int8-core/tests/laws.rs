@@ -135,7 +135,7 @@ proptest! {
     ) {
         let quantized = quantize(x.view(), encoding, granularity);
         for (at, x) in x.indexed_iter() {
-            let step = f64::from(quantized.constants(at.0, at.1).0) / 127.0;
+            let step = f64::from(quantized.parameters(at.0, at.1).0) / 127.0;
             let largest = if encoding == Encoding::Absmax { 127.0 } else { 254.0 };
             let error = (quantized.value(at.0, at.1) - f64::from(*x)).abs();
             prop_assert!(error <= step * (0.5 + largest * 4.0 * U32), "{} steps at {:?}", error / step, at);
@@ -145,7 +145,7 @@ proptest! {
     /// Whatever the bits are: −128 and zero points out of range never occur, scales are positive, and NaN exactly
     /// where a value that counts is not finite.
     #[test]
-    fn no_input_gives_a_code_or_constant_out_of_range(
+    fn no_input_gives_a_code_or_parameter_out_of_range(
         bits in prop::collection::vec(any::<u32>(), 24), encoding in encoding(), granularity in granularity(),
     ) {
         let x = Array2::from_shape_fn((4, 6), |(row, column)| f32::from_bits(bits[row * 6 + column]));
@@ -174,7 +174,7 @@ proptest! {
             prop_assert_eq!(plain.codes().mapv(|code| -code), negated.codes());
         }
         for ((row, column), _) in x.indexed_iter() {
-            let step = f64::from(plain.constants(row, column).0) / 127.0;
+            let step = f64::from(plain.parameters(row, column).0) / 127.0;
             let difference = (plain.value(row, column) + negated.value(row, column)).abs();
             prop_assert!(difference <= step * 1.000_001, "{} steps", difference / step);
         }
@@ -214,7 +214,7 @@ proptest! {
         }
     }
 
-    /// With rows as constants on both sides, `x·Wᵀ` and `W·xᵀ` are each other's transpose.
+    /// With row granularity on both sides, `x·Wᵀ` and `W·xᵀ` are each other's transpose.
     #[test]
     fn operands_can_change_places((x, w) in operands(), encoding in encoding()) {
         let config = Config { input_encoding: encoding, weight_encoding: encoding, ..Scheme::AbsmaxVectorWise.config() };
@@ -247,7 +247,7 @@ proptest! {
         let products = group_products(&a, &b).expect("equal K");
         prop_assert_eq!(products.dim().0, a.groups().max(b.groups()));
         let steps = |matrix: &QuantizedMatrix, row: usize, k: usize| {
-            i64::from(matrix.codes()[[row, k]]) - i64::from(matrix.constants(row, k).1)
+            i64::from(matrix.codes()[[row, k]]) - i64::from(matrix.parameters(row, k).1)
         };
         for ((m, n), sum) in products.sum_axis(Axis(0)).indexed_iter() {
             prop_assert_eq!(*sum, (0..x.ncols()).map(|k| steps(&a, m, k) * steps(&b, n, k)).sum::<i64>());
@@ -270,18 +270,18 @@ proptest! {
             for ((row, column), code) in alone.codes().indexed_iter() {
                 let at = group * GROUP + column;
                 prop_assert_eq!(*code, whole.codes()[[row, at]]);
-                prop_assert_eq!(alone.constants(row, column), whole.constants(row, at));
+                prop_assert_eq!(alone.parameters(row, column), whole.parameters(row, at));
             }
         }
     }
 
     /// Left-out values have the code that stands for 0, so the int8 product is that of `x` with zeros in their place.
     #[test]
-    fn left_out_values_contribute_nothing((x, w) in operands(), config in config()) {
+    fn outliers_contribute_nothing_to_the_int8_product((x, w) in operands(), config in config()) {
         let config = Config { row_maximum: RowMaximum::Paper, ..config };
         let output = layer(&x, &w, &config);
         let rest = Array2::from_shape_fn(x.dim(), |at| {
-            if output.outliers.is_left_out(at.0, at.1) { 0.0 } else { x[at] }
+            if output.outliers.is_outlier(at.0, at.1) { 0.0 } else { x[at] }
         });
         let plain = layer(&rest, &w, &Config { rule: OutlierRule::None, ..config });
         prop_assert_eq!(output.input, plain.input);
@@ -319,7 +319,7 @@ proptest! {
         let [paper, bitsandbytes] = [RowMaximum::Paper, RowMaximum::Bitsandbytes]
             .map(|reading| quantize_without(x.view(), &outliers, config.input_encoding, config.input_granularity, reading));
         let mixed = x.indexed_iter().any(|((row, column), _)| {
-            outliers.is_left_out(row, column) && !outliers.is_hit(row, column)
+            outliers.is_outlier(row, column) && !outliers.reaches_threshold(row, column)
         });
         if !mixed {
             prop_assert_eq!(&paper, &bitsandbytes);
@@ -347,10 +347,10 @@ proptest! {
         let output = linear(x.view(), &weight, None, &config).expect("a valid layer");
         let (exact, _) = exact_product(x.view(), w.view());
         let half_step =
-            |matrix: &QuantizedMatrix, row, column| 0.501 * f64::from(matrix.constants(row, column).0) / 127.0;
+            |matrix: &QuantizedMatrix, row, column| 0.501 * f64::from(matrix.parameters(row, column).0) / 127.0;
         for ((m, n), exact) in exact.indexed_iter() {
             let bound: f64 = (0..x.ncols())
-                .filter(|k| !output.outliers.is_left_out(m, *k))
+                .filter(|k| !output.outliers.is_outlier(m, *k))
                 .map(|k| {
                     let (dx, dw) = (half_step(&output.input, m, k), half_step(weight.quantized(), n, k));
                     dx * f64::from(w[[n, k]].abs()) + dw * f64::from(x[[m, k]].abs()) + dx * dw
@@ -360,7 +360,7 @@ proptest! {
         }
     }
 
-    /// A NaN makes exactly its own row NaN, in every scheme with a constant for each row of x.
+    /// A NaN makes exactly its own row NaN, in every scheme with one scale a row of x.
     #[test]
     fn a_nan_stays_in_its_row((x, w) in operands(), config in config(), at in any::<prop::sample::Index>()) {
         let config = Config { input_granularity: Granularity::Row, ..config };
@@ -373,7 +373,7 @@ proptest! {
             prop_assert_eq!(y.is_nan(), m == row, "y[{}, {}] = {}", m, n, y);
         }
         let tensor = layer(&poisoned, &w, &Config { input_granularity: Granularity::Tensor, ..config });
-        prop_assert!(tensor.y.row(row).iter().all(|y| y.is_nan()), "one constant for x is no excuse");
+        prop_assert!(tensor.y.row(row).iter().all(|y| y.is_nan()), "one scale for x is no excuse");
     }
 
     /// So does a NaN in W, with its output.

@@ -124,7 +124,7 @@ fn check_one<T: Element>(
         outlier_columns: reference.outliers.columns().len(),
         outlier_values: (0..x.nrows())
             .flat_map(|m| reference.outliers.columns().iter().map(move |k| (m, *k)))
-            .filter(|(m, k)| reference.outliers.is_left_out(*m, *k))
+            .filter(|(m, k)| reference.outliers.is_outlier(*m, *k))
             .count(),
     };
     let comparison = compare(y.view(), &reference, bias.map(|bias| bias.view()), Arithmetic::F32);

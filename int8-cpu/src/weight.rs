@@ -81,7 +81,7 @@ impl PackedWeight {
     ) -> Result<Self, Error> {
         rows_of(codes, "W")?;
         let (outputs, inner) = codes.dim();
-        let groups = quantize::constants_per_row(codes.dim(), scales.len())?;
+        let groups = quantize::parameters_per_row(codes.dim(), scales.len())?;
         quantize::check_group_scales(scales, groups)?;
         if let Some(zero_points) = zero_points {
             if zero_points.len() != scales.len() {
