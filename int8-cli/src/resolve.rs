@@ -2,7 +2,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use int8_core::{Config, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme, scheme};
-use int8_nn::backend::{KvCacheType, OutlierWeights, Precision, Quantization};
+use int8_nn::backend::{FloatType, OutlierWeights, Precision, Quantization};
 use int8_nn::checkpoint::{DType, Existing};
 use int8_nn::config::RotaryPrecision;
 use int8_nn::quantize::WriteSettings;
@@ -206,12 +206,12 @@ pub(crate) fn loader(
 }
 
 /// What a KV cache keeps; `None` for the type of the checkpoint.
-pub(crate) fn kv_cache(wanted: args::KvCache) -> Option<KvCacheType> {
+pub(crate) fn kv_cache(wanted: args::KvCache) -> Option<FloatType> {
     match wanted {
         args::KvCache::Auto => None,
-        args::KvCache::F32 => Some(KvCacheType::F32),
-        args::KvCache::F16 => Some(KvCacheType::F16),
-        args::KvCache::Bf16 => Some(KvCacheType::Bf16),
+        args::KvCache::F32 => Some(FloatType::F32),
+        args::KvCache::F16 => Some(FloatType::F16),
+        args::KvCache::Bf16 => Some(FloatType::Bf16),
     }
 }
 

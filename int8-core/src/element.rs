@@ -24,12 +24,12 @@ impl FloatType {
     /// All, widest first.
     pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
 
-    /// Its name as safetensors writes it: `F32`, `F16`, `BF16`.
+    /// `f32`, `f16`, `bf16`.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::F32 => f32::NAME,
-            Self::F16 => f16::NAME,
-            Self::Bf16 => bf16::NAME,
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
         }
     }
 

@@ -2,12 +2,12 @@
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, DistanceBias, Experts, Input, KvCacheType, LayerAttention, Mask, NormSpec,
-    Output, Precision,
+    AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask, NormSpec, Output,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
 use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
+use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// The weights of a block.
@@ -24,13 +24,13 @@ pub(crate) struct Block<B: Backend> {
     query_key_norms: Option<[B::Norm; 2]>,
     attention_output: B::Linear,
     mlp: Mlp<B>,
-    /// After attention to the tokens before, attention to another text.
+    /// Cross-attention, after self-attention.
     cross: Option<Cross<B>>,
     /// Number of weights in the linear layers.
     weights: usize,
 }
 
-/// Attention of a decoder's block to the text that an encoder has read.
+/// Cross-attention: to the output of an encoder.
 #[derive(Debug)]
 struct Cross<B: Backend> {
     norm: B::Norm,
@@ -45,26 +45,13 @@ enum Mlp<B: Backend> {
     Experts(Experts<B>),
 }
 
-/// What a linear layer is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LinearRole {
-    /// Queries, keys and values.
-    Qkv,
-    /// Output of the attention.
-    AttentionOutput,
-    /// The expansion (and gate) of an MLP or expert.
-    Up,
-    /// The contraction of an MLP or expert.
-    Down,
-}
-
 /// Reads the tensors of a model below one root of names.
 pub(crate) struct Loader<'a, B> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) backend: &'a B,
     pub(crate) config: &'a DecoderConfig,
     pub(crate) root: &'static str,
+    pub(crate) stack: Stack,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -103,17 +90,24 @@ impl<B: Backend> Loader<'_, B> {
     /// The linear layer stacked from `parts`, which have `outputs`.
     pub(crate) fn linear(
         &self,
+        site: Site,
         parts: Vec<Part>,
         outputs: &[usize],
         inputs: usize,
         precision: &Precision,
     ) -> Result<B::Linear, Error> {
         let source = LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)?;
-        self.backend.linear(&source, precision)
+        self.backend.linear(site, &source, precision)
     }
 
-    /// A block.
-    pub(crate) fn block(&self, names: LayerNames, precision: &Precision) -> Result<Block<B>, Error> {
+    /// Block `layer`.
+    pub(crate) fn block(
+        &self,
+        layer: usize,
+        names: LayerNames,
+        precision: &Precision,
+    ) -> Result<Block<B>, Error> {
+        let site = |role| Site::block(self.stack, layer, role);
         let config = self.config;
         let hidden = config.hidden_size;
         let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
@@ -127,14 +121,21 @@ impl<B: Backend> Loader<'_, B> {
             Some(QueryKeyNorms::PerHead) | None => [config.head_size; 2],
         };
         let query_key_norms = names.query_key_norms.map(|names| pair(&names, widths)).transpose()?;
-        let (mlp, mlp_weights) = self.mlp(names.mlp, precision)?;
+        let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
         Ok(Block {
             attention_norm: norm(&names.attention_norm)?,
             mlp_norm: norm(&names.mlp_norm)?,
             branch_norms,
-            qkv: self.linear(names.qkv, &[queries, keys, keys], hidden, &precision.of(LinearRole::Qkv))?,
+            qkv: self.linear(
+                site(LinearRole::Qkv),
+                names.qkv,
+                &[queries, keys, keys],
+                hidden,
+                &precision.of(LinearRole::Qkv),
+            )?,
             query_key_norms,
             attention_output: self.linear(
+                site(LinearRole::AttentionOutput),
                 vec![names.attention_output],
                 &[hidden],
                 queries,
@@ -146,9 +147,10 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
-    /// A block that attends to another text, too.
+    /// Block `layer` with cross-attention.
     pub(crate) fn cross_block(
         &self,
+        layer: usize,
         names: LayerNames,
         cross: CrossNames,
         precision: &Precision,
@@ -156,15 +158,17 @@ impl<B: Backend> Loader<'_, B> {
         let config = self.config;
         let hidden = config.hidden_size;
         let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
-        let mut block = self.block(names, precision)?;
+        let site = |role| Site::block(self.stack, layer, role).of_cross_attention();
+        let (input, output) = (site(LinearRole::Qkv), site(LinearRole::AttentionOutput));
+        let mut block = self.block(layer, names, precision)?;
         block.weights += hidden * (2 * queries + 2 * keys);
         let (of_input, of_output) =
             (precision.of(LinearRole::Qkv), precision.of(LinearRole::AttentionOutput));
         block.cross = Some(Cross {
             norm: self.norm(&cross.norm)?,
-            query: self.linear(vec![cross.query], &[queries], hidden, &of_input)?,
-            key_value: self.linear(cross.key_value, &[keys, keys], hidden, &of_input)?,
-            output: self.linear(vec![cross.output], &[hidden], queries, &of_output)?,
+            query: self.linear(input, vec![cross.query], &[queries], hidden, &of_input)?,
+            key_value: self.linear(input, cross.key_value, &[keys, keys], hidden, &of_input)?,
+            output: self.linear(output, vec![cross.output], &[hidden], queries, &of_output)?,
         });
         Ok(block)
     }
@@ -178,10 +182,11 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// The MLP or the experts of a block, and their number of weights.
-    fn mlp(&self, names: MlpNames, precision: &Precision) -> Result<(Mlp<B>, usize), Error> {
+    fn mlp(&self, layer: usize, names: MlpNames, precision: &Precision) -> Result<(Mlp<B>, usize), Error> {
         let config = self.config;
         let hidden = config.hidden_size;
-        let pair = |up: Vec<Part>, down: Part, wide: usize| -> Result<_, Error> {
+        let pair = |up: Vec<Part>, down: Part, wide: usize, expert: Option<usize>| -> Result<_, Error> {
+            let site = |role| Site { expert, ..Site::block(self.stack, layer, role) };
             let outputs: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
             let find = |parts, outputs, inputs| {
                 LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)
@@ -191,13 +196,13 @@ impl<B: Backend> Loader<'_, B> {
             // with T5's (`_keep_in_fp32_modules`).
             let kept = up.is_int8()? && !down.is_int8()?;
             let of_down = if kept { Precision::Float } else { precision.of(LinearRole::Down) };
-            let down = self.backend.linear(&down, &of_down)?;
-            let up = self.backend.linear(&up, &precision.of(LinearRole::Up))?;
+            let down = self.backend.linear(site(LinearRole::Down), &down, &of_down)?;
+            let up = self.backend.linear(site(LinearRole::Up), &up, &precision.of(LinearRole::Up))?;
             Ok((up, down, (outputs.len() + 1) * wide * hidden))
         };
         let names = match names {
             MlpNames::Dense { up, down } => {
-                let (up, down, weights) = pair(up, down, config.intermediate_size)?;
+                let (up, down, weights) = pair(up, down, config.intermediate_size, None)?;
                 return Ok((Mlp::Dense { up, down }, weights));
             }
             MlpNames::Experts(mut names) => {
@@ -218,8 +223,9 @@ impl<B: Backend> Loader<'_, B> {
         let router = names.router.iter().map(|name| Part::new(name)).collect();
         let shared = settings.shared_intermediate_size;
         let logits: &[usize] = if shared.is_some() { &[settings.count, 1] } else { &[settings.count] };
+        let site = Site::block(self.stack, layer, LinearRole::Router);
         let mut experts = Experts {
-            router: self.linear(router, logits, hidden, &Precision::Float)?,
+            router: self.linear(site, router, logits, hidden, &Precision::Float)?,
             chosen: settings.chosen,
             normalized: settings.normalized,
             up: Vec::new(),
@@ -238,7 +244,7 @@ impl<B: Backend> Loader<'_, B> {
             } else {
                 (names.expert)(index)
             };
-            let (up, down, weights) = pair(up, down, wide)?;
+            let (up, down, weights) = pair(up, down, wide, Some(index))?;
             experts.up.push(up);
             experts.down.push(down);
             all_weights += weights;
@@ -258,12 +264,12 @@ pub(crate) fn root(
     roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
 }
 
-/// What a block computes between its projections; allocated once for all blocks.
+/// The activations between a block's projections, allocated once for all blocks.
 #[derive(Debug)]
 pub(crate) struct Scratch<B: Backend> {
     qkv: B::Activations,
     context: B::Activations,
-    /// Queries to another text.
+    /// Queries of cross-attention.
     query: B::Activations,
     up: B::Activations,
     /// A branch that no projection adds to the residual stream.
@@ -271,7 +277,7 @@ pub(crate) struct Scratch<B: Backend> {
 }
 
 impl<B: Backend> Scratch<B> {
-    /// For these blocks and steps of at most `max_rows` tokens.
+    /// For these blocks and forwards of at most `max_rows` tokens.
     pub(crate) fn new(
         backend: &B,
         config: &DecoderConfig,
@@ -280,7 +286,7 @@ impl<B: Backend> Scratch<B> {
     ) -> Result<Self, Error> {
         let rows = |width| backend.activations(max_rows, width);
         let gates = if config.gated_mlp { 2 } else { 1 };
-        let crossed = blocks.iter().any(Block::needs_memory);
+        let crossed = blocks.iter().any(Block::has_cross_attention);
         let branches =
             blocks.iter().any(|block| block.branch_norms.is_some() || matches!(block.mlp, Mlp::Experts(_)));
         Ok(Self {
@@ -294,8 +300,7 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// What attention needs to know about blocks that see what `mask` says and keep keys and values in `layers` layers of a
-/// cache of f32.
+/// Attention of blocks with this mask, over `layers` layers of an f32 cache.
 pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
     let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));
     let layer = |index| {
@@ -311,16 +316,17 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         scale: crate::convert::f32_from(1.0 / divisor.sqrt()),
         softcap: config.attention_softcap,
         bias: None,
-        kv_cache: KvCacheType::F32,
+        kv_cache: FloatType::F32,
     }
 }
 
-/// What a step of a block works with besides its weights.
-struct At<'a, B: Backend> {
-    backend: &'a B,
-    config: &'a DecoderConfig,
-    step: &'a B::Step,
-    layer: usize,
+/// The surroundings of a block in a forward.
+pub(crate) struct Context<'a, B: Backend> {
+    pub(crate) backend: &'a B,
+    pub(crate) config: &'a DecoderConfig,
+    pub(crate) batch: &'a B::Batch,
+    /// Keys and values of an encoder's output.
+    pub(crate) cross_kv: Option<&'a B::Cache>,
 }
 
 impl<B: Backend> Block<B> {
@@ -349,104 +355,141 @@ impl<B: Backend> Block<B> {
         self.weights
     }
 
-    /// Keeps what the block attends to of another text, `source [rows, hidden_size]`, in `layer` of `memory`.
-    pub(crate) fn remember(
+    /// Writes the keys and values of `source [rows, hidden_size]`, an encoder's output, to `layer` of `cross_kv`.
+    pub(crate) fn write_cross_kv(
         &self,
         backend: &B,
-        step: &B::Step,
+        batch: &B::Batch,
         source: &B::Activations,
         kv: &mut B::Activations,
-        (layer, memory): (usize, &mut B::Cache),
+        (layer, cross_kv): (usize, &mut B::Cache),
     ) -> Result<(), Error> {
         let Some(cross) = &self.cross else { return Ok(()) };
-        backend.project(Input::Plain(source), &cross.key_value, Output::Store(kv))?;
-        backend.remember(step, layer, kv, memory)
+        backend.project(Input::Plain(source), &mut [(&cross.key_value, Output::Store(kv))])?;
+        backend.write_cross_kv(batch, layer, kv, cross_kv)
     }
 
-    /// Whether the block attends to another text.
-    pub(crate) fn needs_memory(&self) -> bool {
+    /// Whether the block attends to the output of an encoder.
+    pub(crate) fn has_cross_attention(&self) -> bool {
         self.cross.is_some()
     }
 
-    /// Takes the residual stream `x [rows, hidden_size]` through the block, with `layer` of the cache and of the memory of
-    /// another text.
+    /// Takes the residual stream `x [rows, hidden_size]` through the block, with `layer` of both caches.
     pub(crate) fn forward(
         &self,
-        (backend, config): (&B, &DecoderConfig),
-        step: &B::Step,
+        at: &Context<'_, B>,
         (layer, cache): (usize, &mut B::Cache),
-        memory: Option<&B::Cache>,
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let at = At { backend, config, step, layer };
-        match config.block {
-            BlockKind::PreNorm => {
-                self.qkv(&at, input(x, self.attention_norm.as_ref()), cache, scratch)?;
-                let Scratch { context, branch, .. } = &mut *scratch;
-                match &self.branch_norms {
-                    None => backend.project(Input::Plain(context), &self.attention_output, Output::Add(x))?,
-                    Some([norm, _]) => {
-                        let output = Output::Store(&mut *branch);
-                        backend.project(Input::Plain(context), &self.attention_output, output)?;
-                        backend.add(x, branch, Some(norm))?;
-                    }
-                }
-                if let (Some(cross), Some(memory)) = (&self.cross, memory) {
-                    let Scratch { query, context, .. } = &mut *scratch;
-                    backend.project(Input::Normed(x, &cross.norm), &cross.query, Output::Store(query))?;
-                    backend.recall(step, layer, query, memory, context)?;
-                    backend.project(Input::Plain(context), &cross.output, Output::Add(x))?;
-                }
-                self.mlp(&at, self.mlp_norm.as_ref(), x, scratch)
-            }
-            BlockKind::Parallel => {
-                let Mlp::Dense { up: expansion, down } = &self.mlp else {
-                    return Err(Error::Unsupported("experts beside attention".to_owned()));
-                };
-                let mlp_input = input(x, self.mlp_norm.as_ref().or(self.attention_norm.as_ref()));
-                backend.project(mlp_input, expansion, Output::Store(&mut scratch.up))?;
-                self.qkv(&at, input(x, self.attention_norm.as_ref()), cache, scratch)?;
-                backend.project(Input::Plain(&scratch.context), &self.attention_output, Output::Add(x))?;
-                backend.project(expanded(config, &scratch.up), down, Output::Add(x))
-            }
-            BlockKind::PostNorm => {
-                let normalize = |x: &mut B::Activations, norm: &Option<B::Norm>| match norm {
-                    Some(norm) => backend.normalize(x, norm),
-                    None => Ok(()),
-                };
-                self.qkv(&at, Input::Plain(x), cache, scratch)?;
-                backend.project(Input::Plain(&scratch.context), &self.attention_output, Output::Add(x))?;
-                normalize(x, &self.attention_norm)?;
-                self.mlp(&at, None, x, scratch)?;
-                normalize(x, &self.mlp_norm)
-            }
+        match at.config.block {
+            BlockKind::PreNorm => self.pre_norm(at, (layer, cache), x, scratch),
+            BlockKind::Parallel => self.parallel(at, (layer, cache), x, scratch),
+            BlockKind::PostNorm => self.post_norm(at, (layer, cache), x, scratch),
         }
     }
 
-    /// Attention without its output projection: `scratch.context = attention(input)`.
-    fn qkv(
+    fn pre_norm(
         &self,
-        at: &At<'_, B>,
-        input: Input<'_, B>,
-        cache: &mut B::Cache,
+        at: &Context<'_, B>,
+        (layer, cache): (usize, &mut B::Cache),
+        x: &mut B::Activations,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
+        let backend = at.backend;
+        let target = (&self.qkv, Output::Store(&mut scratch.qkv));
+        backend.project(input(x, self.attention_norm.as_ref()), &mut [target])?;
+        self.attention(at, (layer, cache), scratch)?;
+        let Scratch { context, branch, query, .. } = &mut *scratch;
+        match &self.branch_norms {
+            None => {
+                backend.project(Input::Plain(context), &mut [(&self.attention_output, Output::Add(x))])?;
+            }
+            Some([norm, _]) => {
+                let target = (&self.attention_output, Output::Store(&mut *branch));
+                backend.project(Input::Plain(context), &mut [target])?;
+                backend.add(x, branch, Some(norm))?;
+            }
+        }
+        if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
+            let target = (&cross.query, Output::Store(&mut *query));
+            backend.project(Input::Normed(x, &cross.norm), &mut [target])?;
+            backend.cross_attention(at.batch, layer, query, cross_kv, context)?;
+            backend.project(Input::Plain(context), &mut [(&cross.output, Output::Add(x))])?;
+        }
+        self.mlp(at, self.mlp_norm.as_ref(), x, scratch)
+    }
+
+    fn parallel(
+        &self,
+        at: &Context<'_, B>,
+        (layer, cache): (usize, &mut B::Cache),
+        x: &mut B::Activations,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
+        let backend = at.backend;
+        let Mlp::Dense { up: expansion, down } = &self.mlp else {
+            return Err(Error::Unsupported("experts beside attention".to_owned()));
+        };
+        let mut targets =
+            [(&self.qkv, Output::Store(&mut scratch.qkv)), (expansion, Output::Store(&mut scratch.up))];
+        let attention_input = input(x, self.attention_norm.as_ref());
+        match &self.mlp_norm {
+            None => backend.project(attention_input, &mut targets)?,
+            Some(norm) => {
+                let (attention, mlp) = targets.split_at_mut(1);
+                backend.project(attention_input, attention)?;
+                backend.project(Input::Normed(x, norm), mlp)?;
+            }
+        }
+        self.attention(at, (layer, cache), scratch)?;
+        let target = (&self.attention_output, Output::Add(&mut *x));
+        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        backend.project(expanded(at.config, &scratch.up), &mut [(down, Output::Add(x))])
+    }
+
+    fn post_norm(
+        &self,
+        at: &Context<'_, B>,
+        (layer, cache): (usize, &mut B::Cache),
+        x: &mut B::Activations,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
+        let backend = at.backend;
+        let normalize = |x: &mut B::Activations, norm: &Option<B::Norm>| match norm {
+            Some(norm) => backend.normalize(x, norm),
+            None => Ok(()),
+        };
+        backend.project(Input::Plain(x), &mut [(&self.qkv, Output::Store(&mut scratch.qkv))])?;
+        self.attention(at, (layer, cache), scratch)?;
+        let target = (&self.attention_output, Output::Add(&mut *x));
+        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        normalize(x, &self.attention_norm)?;
+        self.mlp(at, None, x, scratch)?;
+        normalize(x, &self.mlp_norm)
+    }
+
+    /// `scratch.context = attention(scratch.qkv)`, without the output projection.
+    fn attention(
+        &self,
+        at: &Context<'_, B>,
+        (layer, cache): (usize, &mut B::Cache),
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
         let Scratch { qkv, context, .. } = scratch;
-        at.backend.project(input, &self.qkv, Output::Store(qkv))?;
         if let Some([queries, keys]) = &self.query_key_norms {
             let first_key = at.config.heads * at.config.head_size;
             let end = first_key + at.config.kv_heads * at.config.head_size;
             at.backend.normalize_columns(qkv, 0..first_key, queries)?;
             at.backend.normalize_columns(qkv, first_key..end, keys)?;
         }
-        at.backend.attention(at.step, at.layer, qkv, cache, context)
+        at.backend.attention(at.batch, layer, qkv, cache, context)
     }
 
     /// `x += mlp(norm(x))`, or of experts.
     fn mlp(
         &self,
-        at: &At<'_, B>,
+        at: &Context<'_, B>,
         norm: Option<&B::Norm>,
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
@@ -457,11 +500,15 @@ impl<B: Backend> Block<B> {
         match &self.mlp {
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
-                backend.project(input(x, norm), expansion, Output::Store(up))?;
+                backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;
+                let out = match branch_norm {
+                    None => Output::Add(&mut *x),
+                    Some(_) => Output::Store(&mut *branch),
+                };
+                backend.project(expanded(at.config, up), &mut [(down, out)])?;
                 if branch_norm.is_none() {
-                    return backend.project(expanded(at.config, up), down, Output::Add(x));
+                    return Ok(());
                 }
-                backend.project(expanded(at.config, up), down, Output::Store(branch))?;
             }
         }
         backend.add(x, branch, branch_norm)

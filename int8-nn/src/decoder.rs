@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, DistanceBias, Input, KvCacheType, LinearStatistics, Mask, Output, Precision,
-    Quantization, RowSelection, Segment,
+    AttentionSpec, Backend, CacheCapacity, DistanceBias, Feature, FloatType, Input, LinearStatistics, Mask,
+    Output,
 };
-pub use crate::block::LinearRole;
-use crate::block::{self, Block, Loader, Scratch};
+use crate::block::{self, Block, Loader};
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
 use crate::families::{self, CrossNamesOf, TensorNames};
+pub use crate::precision::LinearRole;
+use crate::precision::{Precision, Quantization, Site, Stack};
 use crate::seq2seq::SourceEncoder;
+pub use crate::session::{Session, SessionOptions};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// A decoder-only transformer whose weights are on a backend.
@@ -31,7 +33,7 @@ pub struct Decoder<B: Backend> {
     /// Whether the head's weights are the embedding's and take no memory of their own.
     head_is_shared: bool,
     bias: Option<DistanceBias>,
-    kv_cache_type: KvCacheType,
+    kv_cache_type: FloatType,
     /// Weights of the blocks' linear layers, without biases.
     linear_weights: usize,
 }
@@ -90,7 +92,7 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
-    /// Loads a decoder whose blocks attend to the output of an encoder, and that encoder.
+    /// Loads a decoder with cross-attention and the encoder whose output it attends to.
     pub(crate) fn load_with_source(
         checkpoint: &Checkpoint,
         backend: Arc<B>,
@@ -110,7 +112,7 @@ impl<B: Backend> Decoder<B> {
             loaded += 1;
             progress(loaded, all);
         };
-        backend.accept(&encoder)?;
+        backend.capabilities().accept(&encoder, precision, &[])?;
         let source = SourceEncoder::load(
             checkpoint,
             &*backend,
@@ -125,7 +127,7 @@ impl<B: Backend> Decoder<B> {
         Ok((decoder, source))
     }
 
-    /// `cross`: the name of the bias by distance, and those of each block's attention to another text.
+    /// `cross`: the name of the distance bias, and those of each block's cross-attention.
     fn assemble(
         checkpoint: &Checkpoint,
         backend: Arc<B>,
@@ -135,8 +137,10 @@ impl<B: Backend> Decoder<B> {
         precision: &Precision,
         mut loaded: impl FnMut(),
     ) -> Result<Self, Error> {
-        backend.accept(&config)?;
+        let further = cross.as_ref().map(|_| Feature::CrossAttention);
+        backend.capabilities().accept(&config, precision, further.as_slice())?;
         let loader = Loader {
+            stack: Stack::Decoder,
             checkpoint,
             backend: &*backend,
             config: &config,
@@ -147,7 +151,7 @@ impl<B: Backend> Decoder<B> {
         let tokens = checkpoint.tensor(&format!("{token_embedding}.weight"))?;
         let tokens = tokens.expect_shape(&[config.vocab_size, config.embedding_size])?;
         let table = read_matrix(&tokens)?;
-        let kv_cache_type = table.kv_cache_type();
+        let kv_cache_type = table.float_type();
         let embedding = backend.embedding(table)?;
         let positions = match (&config.positions, names.position_embedding) {
             (Positions::Learned { offset }, Some(name)) => {
@@ -159,22 +163,25 @@ impl<B: Backend> Decoder<B> {
         };
         let float = Precision::Float;
         let head_precision = match precision {
-            // What it reads comes out of a normalisation.
+            // Its input comes out of a normalisation.
             Precision::Int8(Quantization { int8_head: true, .. }) => precision.of(LinearRole::Up),
             _ => float,
         };
         let head_is_shared = config.tied_embeddings && head_precision == float;
+        let head_site = Site::outside(LinearRole::Head);
         let head = if head_is_shared {
-            backend.tied(&embedding)?
+            backend.tied(head_site, &embedding)?
         } else {
             let name = if config.tied_embeddings { &token_embedding } else { names.head };
             let parts = vec![Part::new(name)];
             let source =
                 LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
-            backend.linear(&source, &head_precision)?
+            backend.linear(head_site, &source, &head_precision)?
         };
         let project = |name: Option<&str>, outputs: usize, inputs: usize| {
-            name.map(|name| loader.linear(vec![Part::new(name)], &[outputs], inputs, &float)).transpose()
+            let site = Site::outside(LinearRole::Embedding);
+            name.map(|name| loader.linear(site, vec![Part::new(name)], &[outputs], inputs, &float))
+                .transpose()
         };
         let project_in = project(names.project_in, config.hidden_size, config.embedding_size)?;
         let project_out = project(names.project_out, config.embedding_size, config.hidden_size)?;
@@ -187,8 +194,8 @@ impl<B: Backend> Decoder<B> {
         for layer in 0..config.layers {
             let names = (names.layer)(layer);
             let block = match &cross {
-                None => loader.block(names, precision)?,
-                Some((_, cross)) => loader.cross_block(names, cross(layer), precision)?,
+                None => loader.block(layer, names, precision)?,
+                Some((_, cross)) => loader.cross_block(layer, names, cross(layer), precision)?,
             };
             linear_weights += block.weights();
             blocks.push(block);
@@ -226,114 +233,59 @@ impl<B: Backend> Decoder<B> {
         &self.backend
     }
 
-    /// The type in which a text that is generated keeps its keys and values unless it is asked for another: that of the
-    /// checkpoint's embedding, which no quantisation touches. transformers keeps them in the same, where it computes in the
-    /// checkpoint's type.
-    pub fn kv_cache_type(&self) -> KvCacheType {
+    /// The KV cache type of generated texts unless another is given: the type of the checkpoint's embedding, which no
+    /// quantisation touches. transformers uses the same where it computes in the checkpoint's type.
+    pub fn kv_cache_type(&self) -> FloatType {
         self.kv_cache_type
     }
 
-    /// Prepares to run `sequences` sequences of at most `max_positions` tokens, at most `max_rows` tokens a step. Keys and
-    /// values are kept in f32, as they are computed.
+    /// Prepares to run forwards of this size.
     ///
     /// # Errors
     /// When `max_positions` is more than the model has, or memory is short.
-    pub fn session(
-        &self,
-        sequences: usize,
-        max_positions: usize,
-        max_rows: usize,
-    ) -> Result<Session<'_, B>, Error> {
-        self.session_with_cache(KvCacheType::F32, sequences, max_positions, max_rows)
-    }
-
-    /// As [`session`](Self::session), with keys and values rounded to `kv_cache`.
-    ///
-    /// # Errors
-    /// As [`session`](Self::session).
-    pub fn session_with_cache(
-        &self,
-        kv_cache: KvCacheType,
-        sequences: usize,
-        max_positions: usize,
-        max_rows: usize,
-    ) -> Result<Session<'_, B>, Error> {
-        if self.blocks.iter().any(Block::needs_memory) {
+    pub fn session(&self, options: &SessionOptions) -> Result<Session<'_, B>, Error> {
+        if self.blocks.iter().any(Block::has_cross_attention) {
             return Err(Error::Unsupported(format!(
-                "a {} model writes a text about another one, and cannot continue or score a text alone; `int8 run` \
-                 (generate) gives it a text to read",
+                "a {} model writes a text about another one, and cannot continue or score a text alone; generate from a text to \
+                 read",
                 self.config.family
             )));
         }
-        self.any_session(None, kv_cache, sequences, max_positions, max_rows)
+        Session::new(self, None, options)
     }
 
-    /// A session of one sequence whose blocks attend to what `memory` holds.
-    pub(crate) fn session_with(
-        &self,
-        memory: B::Cache,
-        kv_cache: KvCacheType,
-        max_positions: usize,
-        max_rows: usize,
-    ) -> Result<Session<'_, B>, Error> {
-        self.any_session(Some(memory), kv_cache, 1, max_positions, max_rows)
+    /// A KV cache for the blocks' self-attention.
+    pub(crate) fn cache(&self, kv_cache: FloatType, capacity: CacheCapacity) -> Result<B::Cache, Error> {
+        let spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
+        self.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
     }
 
-    fn any_session(
-        &self,
-        memory: Option<B::Cache>,
-        kv_cache: KvCacheType,
-        sequences: usize,
-        max_positions: usize,
-        max_rows: usize,
-    ) -> Result<Session<'_, B>, Error> {
-        let config = &self.config;
-        if max_positions > config.max_positions {
-            return Err(Error::Input(format!(
-                "{max_positions} positions asked for, but this model has only {}; shorten the text, the window or the number of new tokens",
-                config.max_positions
-            )));
-        }
-        let spec = block::attention_spec(config, config.layers, Mask::Causal);
-        let spec = AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec };
-        let backend = &*self.backend;
-        let rows = |width| backend.activations(max_rows, width);
-        Ok(Session {
-            cache: backend.cache(&spec, sequences, max_positions)?,
-            memory,
-            step: backend.step(max_rows)?,
-            narrow: rows(config.embedding_size)?,
-            x: rows(config.hidden_size)?,
-            scratch: Scratch::new(backend, config, &self.blocks, max_rows)?,
-            selected: rows(config.hidden_size)?,
-            logits: backend.activations(0, config.vocab_size)?,
-            host: Vec::new(),
-            lengths: vec![0; sequences],
-            max_positions,
-            max_rows,
-            rows: 0,
-            decoder: self,
-        })
-    }
-
-    /// What attention to another text needs to know: keys and values of each block, seen from everywhere.
-    pub(crate) fn memory_spec(&self, kv_cache: KvCacheType) -> AttentionSpec {
+    /// A KV cache for the blocks' cross-attention to one source text of `positions` tokens.
+    pub(crate) fn cross_cache(&self, kv_cache: FloatType, positions: usize) -> Result<B::Cache, Error> {
         let spec = block::attention_spec(&self.config, self.config.layers, Mask::Full);
-        AttentionSpec { kv_cache, ..spec }
+        let capacity = CacheCapacity { sequences: 1, max_positions: positions, total_positions: None };
+        let mut cache = self.backend.cache(&AttentionSpec { kv_cache, ..spec }, capacity)?;
+        self.backend.reserve(&mut cache, 0, 0..positions)?;
+        Ok(cache)
     }
 
-    /// Keeps what each block attends to of another text, `source [rows, hidden_size]`.
-    pub(crate) fn remember(
+    /// Writes the keys and values of an encoder's output, `source [rows, hidden_size]`, for each block.
+    pub(crate) fn write_cross_kv(
         &self,
-        step: &B::Step,
+        batch: &B::Batch,
         source: &B::Activations,
         kv: &mut B::Activations,
-        memory: &mut B::Cache,
+        cross_kv: &mut B::Cache,
     ) -> Result<(), Error> {
         for (layer, block) in self.blocks.iter().enumerate() {
-            block.remember(&self.backend, step, source, kv, (layer, memory))?;
+            block.write_cross_kv(&self.backend, batch, source, kv, (layer, cross_kv))?;
         }
         Ok(())
+    }
+
+    /// The blocks.
+    pub(crate) fn blocks(&self) -> &[Block<B>] {
+        &self.blocks
     }
 
     /// The token embedding.
@@ -369,208 +321,74 @@ impl<B: Backend> Decoder<B> {
         footprint
     }
 
-    /// What every linear layer of the blocks has met, in the order of the model; two a block, and
-    /// two for each of its MLPs: one, or one an expert.
+    /// The counts of every linear layer of the blocks, in the order of the model: two a block, and two for each of its MLPs
+    /// (one, or one an expert).
     pub fn statistics(&self) -> Vec<(LinearRole, LinearStatistics)> {
         self.linears().map(|(_, role, linear)| (role, self.backend.statistics(linear))).collect()
     }
 
-    /// Forgets what the linear layers have met.
+    /// Sets the counts of the linear layers to zero.
     pub fn reset_statistics(&self) {
         self.linears().for_each(|(_, _, linear)| self.backend.reset_statistics(linear));
     }
 
-    /// The linear layers of the blocks and what they are for, with the number of their block, in the order of the model.
+    /// The linear layers of the blocks with the index of their block and their role, in the order of the model.
     pub fn linears(&self) -> impl Iterator<Item = (usize, LinearRole, &B::Linear)> {
         let blocks = self.blocks.iter().enumerate();
         blocks.flat_map(|(number, block)| block.linears().map(move |(role, linear)| (number, role, linear)))
     }
 }
 
-/// A decoder at work: the cache of past tokens and the activations of a step, allocated once.
-#[derive(Debug)]
-pub struct Session<'m, B: Backend> {
-    decoder: &'m Decoder<B>,
-    cache: B::Cache,
-    /// What the blocks attend to of another text.
-    memory: Option<B::Cache>,
-    step: B::Step,
-    /// Token embeddings where they are narrower than the residual stream.
-    narrow: B::Activations,
-    /// The residual stream.
-    x: B::Activations,
-    scratch: Scratch<B>,
-    selected: B::Activations,
-    logits: B::Activations,
-    host: Vec<f32>,
-    lengths: Vec<usize>,
-    max_positions: usize,
-    max_rows: usize,
-    /// Rows of the last step.
-    rows: usize,
-}
-
-impl<B: Backend> Session<'_, B> {
-    /// Tokens that sequence `sequence` holds.
-    ///
-    /// # Panics
-    /// If there is no such sequence.
-    pub fn len(&self, sequence: usize) -> usize {
-        self.lengths[sequence]
-    }
-
-    /// Whether no sequence holds a token.
-    pub fn is_empty(&self) -> bool {
-        self.lengths.iter().all(|length| *length == 0)
-    }
-
-    /// Bytes of the keys and values, room for tokens to come included.
-    pub fn cache_bytes(&self) -> usize {
-        let backend = &*self.decoder.backend;
-        let memory = self.memory.as_ref().map_or(0, |memory| backend.cache_bytes(memory));
-        backend.cache_bytes(&self.cache) + memory
-    }
-
-    /// Most tokens one step can take.
-    pub fn max_rows(&self) -> usize {
-        self.max_rows
-    }
-
-    /// Empties a sequence.
-    ///
-    /// # Panics
-    /// If there is no such sequence.
-    pub fn clear(&mut self, sequence: usize) {
-        self.lengths[sequence] = 0;
-    }
-
-    /// Appends tokens to sequences, `(sequence, ids)` each, and computes their hidden states in one step.
-    ///
-    /// # Errors
-    /// When an id is not in the vocabulary, a sequence does not exist, stands twice or grows too long, or the step has
-    /// no or too many tokens. Nothing has changed then.
-    pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
-        let rows = self.check(batch)?;
-        let segments: Vec<Segment<'_>> = batch
-            .iter()
-            .map(|&(sequence, ids)| Segment { sequence, position: self.lengths[sequence], ids })
-            .collect();
-        let decoder = self.decoder;
-        let backend = &*decoder.backend;
-        backend.set_step(&mut self.step, &segments)?;
-        let (step, x) = (&self.step, &mut self.x);
-        let (narrow, scratch, cache) = (&mut self.narrow, &mut self.scratch, &mut self.cache);
-        let (model, memory) = ((backend, &decoder.config), self.memory.as_ref());
-        backend.run(step, &mut || {
-            decoder.embed(step, narrow, x)?;
-            for (layer, block) in decoder.blocks.iter().enumerate() {
-                block.forward(model, step, (layer, cache), memory, x, scratch)?;
-            }
-            Ok(())
-        })?;
-        for segment in segments {
-            self.lengths[segment.sequence] += segment.ids.len();
-        }
-        self.rows = rows;
-        Ok(())
-    }
-
-    /// The logits `[selected, vocabulary]`, row-major, of tokens of the last step.
-    ///
-    /// # Errors
-    /// When a row was not in the last step.
-    pub fn logits(&mut self, rows: &RowSelection) -> Result<&[f32], Error> {
-        if let RowSelection::Range(range) = rows
-            && (range.start > range.end || range.end > self.rows)
-        {
-            return Err(Error::Input(format!(
-                "logits of rows {range:?} asked for; the last step had {}",
-                self.rows
-            )));
-        }
-        let decoder = self.decoder;
-        let backend = &*decoder.backend;
-        let (step, x) = (&self.step, &self.x);
-        let (selected, narrow, logits) = (&mut self.selected, &mut self.narrow, &mut self.logits);
-        backend.run(step, &mut || {
-            backend.select(step, x, rows, selected)?;
-            let selected = match &decoder.final_norm {
-                Some(norm) => Input::Normed(selected, norm),
-                None => Input::Plain(selected),
-            };
-            match &decoder.project_out {
-                None => backend.project(selected, &decoder.head, Output::Store(logits)),
-                Some(project) => {
-                    backend.project(selected, project, Output::Store(narrow))?;
-                    backend.project(Input::Plain(narrow), &decoder.head, Output::Store(logits))
-                }
-            }
-        })?;
-        backend.read(&self.logits, &mut self.host)?;
-        if let Some(factor) = decoder.config.logit_scale {
-            self.host.iter_mut().for_each(|logit| *logit *= factor);
-        }
-        if let Some(cap) = decoder.config.logit_softcap {
-            self.host.iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
-        }
-        Ok(&self.host)
-    }
-
-    fn check(&self, batch: &[(usize, &[u32])]) -> Result<usize, Error> {
-        let mut seen = vec![false; self.lengths.len()];
-        for &(sequence, ids) in batch {
-            let Some(length) = self.lengths.get(sequence) else {
-                return Err(Error::Input(format!(
-                    "sequence {sequence} of a session of {}",
-                    self.lengths.len()
-                )));
-            };
-            if std::mem::replace(&mut seen[sequence], true) {
-                return Err(Error::Input(format!("sequence {sequence} stands twice in one step")));
-            }
-            if length + ids.len() > self.max_positions {
-                return Err(Error::Input(format!(
-                    "sequence {sequence} would hold {} tokens; this session was made for {}",
-                    length + ids.len(),
-                    self.max_positions
-                )));
-            }
-            self.decoder.check_ids(ids)?;
-        }
-        let rows = batch.iter().map(|(_, ids)| ids.len()).sum();
-        if rows == 0 || rows > self.max_rows || batch.iter().any(|(_, ids)| ids.is_empty()) {
-            return Err(Error::Input(format!(
-                "a step of {rows} tokens; this session takes 1 to {}, at least one for each sequence",
-                self.max_rows
-            )));
-        }
-        Ok(rows)
-    }
-}
-
 impl<B: Backend> Decoder<B> {
-    fn embed(
+    /// `x [rows, hidden_size]` = the embedded tokens of the batch; `narrow` is used where the embedding is narrower.
+    pub(crate) fn embed(
         &self,
-        step: &B::Step,
+        batch: &B::Batch,
         narrow: &mut B::Activations,
         x: &mut B::Activations,
     ) -> Result<(), Error> {
         let backend = &*self.backend;
         let positions = self.positions.as_ref().map(|(table, offset)| (table, *offset));
         match &self.project_in {
-            None => backend.embed(step, Some(&self.embedding), positions, Output::Store(x))?,
+            None => backend.embed(batch, Some(&self.embedding), positions, Output::Store(x))?,
             Some(project) => {
-                backend.embed(step, Some(&self.embedding), None, Output::Store(narrow))?;
-                backend.project(Input::Plain(narrow), project, Output::Store(x))?;
-                backend.embed(step, None, positions, Output::Add(x))?;
+                backend.embed(batch, Some(&self.embedding), None, Output::Store(narrow))?;
+                backend.project(Input::Plain(narrow), &mut [(project, Output::Store(&mut *x))])?;
+                backend.embed(batch, None, positions, Output::Add(x))?;
             }
         }
         if let Some(factor) = self.config.embedding_scale {
-            backend.scale(x, factor)?;
+            backend.scale(x, Some(factor), None)?;
         }
         match &self.embedding_norm {
             Some(norm) => backend.normalize(x, norm),
             None => Ok(()),
         }
+    }
+
+    /// `logits [rows, vocabulary]` of hidden states `x [rows, hidden_size]`.
+    pub(crate) fn head(
+        &self,
+        x: &B::Activations,
+        narrow: &mut B::Activations,
+        logits: &mut B::Activations,
+    ) -> Result<(), Error> {
+        let backend = &*self.backend;
+        let x = match &self.final_norm {
+            Some(norm) => Input::Normed(x, norm),
+            None => Input::Plain(x),
+        };
+        match &self.project_out {
+            None => backend.project(x, &mut [(&self.head, Output::Store(&mut *logits))])?,
+            Some(project) => {
+                backend.project(x, &mut [(project, Output::Store(&mut *narrow))])?;
+                backend.project(Input::Plain(narrow), &mut [(&self.head, Output::Store(&mut *logits))])?;
+            }
+        }
+        let DecoderConfig { logit_scale, logit_softcap, .. } = self.config;
+        if logit_scale.is_some() || logit_softcap.is_some() {
+            backend.scale(logits, logit_scale, logit_softcap)?;
+        }
+        Ok(())
     }
 }

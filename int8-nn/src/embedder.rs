@@ -12,11 +12,12 @@
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 use serde_json::Value;
 
+use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, Precision};
 use crate::checkpoint::{Checkpoint, Source};
 use crate::config::RawConfig;
 use crate::encoder::Encoder;
+use crate::precision::Precision;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, convert};
 

@@ -6,13 +6,15 @@ use ndarray::Array2;
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, DistanceBias, LinearStatistics, Mask, Output, Precision, Segment,
+    AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, LinearStatistics, Mask,
+    Output, Phase, Segment,
 };
-use crate::block::{self, Block, LinearRole, Loader, Scratch};
+use crate::block::{self, Block, Context, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, RawConfig};
 use crate::decoder::Footprint;
 use crate::families;
+use crate::precision::{LinearRole, Precision, Stack};
 use crate::weights::{FloatMatrix, read_matrix};
 
 /// An encoder whose weights are on a backend.
@@ -46,9 +48,9 @@ impl<B: Backend> Encoder<B> {
         let config = (family.config)(&raw)?;
         let names = (family.names)(&config);
         let network = &config.network;
-        backend.accept(network)?;
+        backend.capabilities().accept(network, precision, &[])?;
         let root = block::root(checkpoint, names.roots, names.token_embedding);
-        let loader = Loader { checkpoint, backend: &*backend, config: network, root };
+        let loader = Loader { checkpoint, backend: &*backend, config: network, root, stack: Stack::Encoder };
 
         let table = |name: &str, rows: usize| -> Result<FloatMatrix, Error> {
             let tensor = checkpoint.tensor(&(loader.name(name) + ".weight"))?;
@@ -69,7 +71,7 @@ impl<B: Backend> Encoder<B> {
         };
         let mut blocks = Vec::new();
         for layer in 0..network.layers {
-            blocks.push(loader.block((names.layer)(layer), precision)?);
+            blocks.push(loader.block(layer, (names.layer)(layer), precision)?);
             progress(layer + 1, network.layers);
         }
         Ok(Self { embedding, positions, embedding_norm, bias, blocks, config, backend })
@@ -80,9 +82,9 @@ impl<B: Backend> Encoder<B> {
         &self.config
     }
 
-    /// The last hidden states `f32 [tokens, hidden_size]` of each sequence. The sequences are computed together, one
-    /// after the other in the rows of one step: there is no padding, and none sees another (but with an outlier rule of
-    /// column granularity they share the columns that leave the int8 product).
+    /// The last hidden states `f32 [tokens, hidden_size]` of each sequence. The sequences are computed in one forward, one
+    /// after the other in its rows: there is no padding, and none sees another (but with `Column` outlier granularity they
+    /// share their outlier columns).
     ///
     /// # Errors
     /// [`Error::Input`] for a sequence without tokens or longer than the model's positions, or an id outside the vocabulary.
@@ -93,24 +95,31 @@ impl<B: Backend> Encoder<B> {
         if rows == 0 {
             return Ok(Vec::new());
         }
-        // Nothing is kept from block to block, so one layer of a cache serves them all.
+        // Nothing is kept after a block, so one layer of a cache serves them all.
         let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
-        let mut cache = backend.cache(&spec, sequences.len(), longest)?;
-        let mut step = backend.step(rows)?;
+        let segments = sequences.len();
+        let capacity = CacheCapacity { sequences: segments, max_positions: longest, total_positions: None };
+        let mut cache = backend.cache(&spec, capacity)?;
+        for (sequence, ids) in sequences.iter().enumerate() {
+            backend.reserve(&mut cache, sequence, 0..ids.len())?;
+        }
+        let mut batch = backend.batch(BatchCapacity { rows, segments, selected: 0 })?;
         let mut x = backend.activations(rows, config.hidden_size)?;
         let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;
-        let segments: Vec<Segment<'_>> = sequences
+        let all: Vec<Segment<'_>> = sequences
             .iter()
             .enumerate()
             .map(|(sequence, ids)| Segment { sequence, position: 0, ids })
             .collect();
-        backend.set_step(&mut step, &segments)?;
-        backend.run(&step, &mut || {
+        backend.set_batch(&mut batch, &all)?;
+        let at = Context { backend, config, batch: &batch, cross_kv: None };
+        let key = GraphKey { phase: Phase::Encode, rows, segments, selected: 0 };
+        backend.run(key, &batch, &mut || {
             let positions = Some((&self.positions, self.config.position_offset));
-            backend.embed(&step, Some(&self.embedding), positions, Output::Store(&mut x))?;
+            backend.embed(&batch, Some(&self.embedding), positions, Output::Store(&mut x))?;
             backend.normalize(&mut x, &self.embedding_norm)?;
             for block in &self.blocks {
-                block.forward((backend, config), &step, (0, &mut cache), None, &mut x, &mut scratch)?;
+                block.forward(&at, (0, &mut cache), &mut x, &mut scratch)?;
             }
             Ok(())
         })?;
@@ -162,7 +171,7 @@ impl<B: Backend> Encoder<B> {
         }
     }
 
-    /// What every linear layer of the blocks has met, in the order of the model.
+    /// The counts of every linear layer of the blocks, in the order of the model.
     pub fn statistics(&self) -> Vec<(LinearRole, LinearStatistics)> {
         let linears = self.blocks.iter().flat_map(Block::linears);
         linears.map(|(role, linear)| (role, self.backend.statistics(linear))).collect()

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::backend::{Backend, KvCacheType, RowSelection};
-use crate::decoder::Session;
+use crate::backend::{Backend, FloatType, RowSelection};
 use crate::model::Model;
 use crate::sampler::{Sampler, Sampling};
+use crate::session::{Session, SessionOptions};
 
 /// What to generate.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +20,8 @@ pub struct GenerateOptions {
     pub stop_at_eos: bool,
     /// Further tokens that end the text: what ends a message of a chat, say.
     pub stop_ids: Vec<u32>,
-    /// In what keys and values are kept; `None` for [the type of the checkpoint](crate::decoder::Decoder::kv_cache_type).
-    pub kv_cache: Option<KvCacheType>,
+    /// KV cache type; `None` for [the type of the checkpoint](crate::decoder::Decoder::kv_cache_type).
+    pub kv_cache: Option<FloatType>,
 }
 
 impl Default for GenerateOptions {
@@ -61,13 +61,13 @@ pub struct Generation {
     pub prefill: Duration,
     /// Time for all tokens after the first.
     pub decode: Duration,
-    /// In what keys and values were kept.
-    pub kv_cache: KvCacheType,
-    /// Bytes they had room in, of the text that was read too.
+    /// KV cache type.
+    pub kv_cache: FloatType,
+    /// Bytes of the pages that held keys and values at the end, cross-attention included.
     pub kv_cache_bytes: usize,
 }
 
-/// Tokens of a prompt that are computed in one step. Long enough that products run at full speed, short enough that the
+/// Tokens of a prompt in one forward. Long enough that products run at full speed, short enough that the
 /// activations stay small (for a hidden size of 4096, some 100 MB).
 pub const PREFILL_ROWS: usize = 1024;
 
@@ -102,7 +102,13 @@ impl<B: Backend> Model<B> {
         let written = start.as_ref().map_or(prompt, |start| &start[..]);
         let positions = most.min(written.len() + options.max_new_tokens);
         let kv_cache = options.kv_cache.unwrap_or(self.decoder().kv_cache_type());
-        let mut session = self.reading(prompt, kv_cache, positions, PREFILL_ROWS.min(written.len()))?;
+        let options_of_session = SessionOptions {
+            kv_cache,
+            max_rows: PREFILL_ROWS.min(written.len()),
+            max_logits: 1,
+            ..SessionOptions::text(positions)
+        };
+        let mut session = self.reading(prompt, &options_of_session)?;
         for chunk in written.chunks(PREFILL_ROWS) {
             session.forward(&[(0, chunk)])?;
         }
@@ -113,11 +119,11 @@ impl<B: Backend> Model<B> {
             prefill,
             decode: Duration::ZERO,
             kv_cache,
-            kv_cache_bytes: session.cache_bytes(),
+            kv_cache_bytes: 0,
         };
         let begin = Instant::now();
         while generation.ids.len() < options.max_new_tokens {
-            let id = next(&mut session, &mut sampler)?;
+            let id = session.sample(std::slice::from_mut(&mut sampler))?[0];
             let ends = self.eos_token_ids().contains(&id) || options.stop_ids.contains(&id);
             if options.stop_at_eos && ends {
                 generation.stop = StopReason::EndOfText;
@@ -138,20 +144,15 @@ impl<B: Backend> Model<B> {
             session.forward(&[(0, &[id])])?;
         }
         generation.decode = begin.elapsed();
+        generation.kv_cache_bytes = session.cache_bytes();
         Ok(generation)
     }
 
     /// A session for a text that continues `prompt`; or one whose model has read `prompt` and begins another text.
-    fn reading(
-        &self,
-        prompt: &[u32],
-        kv_cache: KvCacheType,
-        positions: usize,
-        rows: usize,
-    ) -> Result<Session<'_, B>, Error> {
+    fn reading(&self, prompt: &[u32], options: &SessionOptions) -> Result<Session<'_, B>, Error> {
         match self.source() {
-            None => self.decoder().session_with_cache(kv_cache, 1, positions, rows),
-            Some(source) => source.session(self.decoder(), prompt, kv_cache, positions, rows),
+            None => self.decoder().session(options),
+            Some(source) => source.session(self.decoder(), prompt, options),
         }
     }
 
@@ -183,7 +184,7 @@ impl<B: Backend> Model<B> {
                 self.config().family
             )));
         }
-        let mut session = self.reading(source, KvCacheType::F32, targets.len(), targets.len())?;
+        let mut session = self.reading(source, &SessionOptions::text(targets.len()))?;
         session.forward(&[(0, targets)])?;
         let logits = session.logits(&RowSelection::Range(0..targets.len()))?.to_vec();
         self.logit_rows(targets.len(), logits)
@@ -194,18 +195,14 @@ impl<B: Backend> Model<B> {
             .map_err(|error| Error::Input(format!("logits: {error}")))
     }
 
-    /// Logits `f32 [ids.len(), vocab_size]` of one sequence, computed in one step.
+    /// Logits `f32 [ids.len(), vocab_size]` of one sequence, computed in one forward.
     ///
     /// # Errors
     /// [`Error::Input`] for no ids, ids outside the vocabulary, or more of them than the model has positions.
     pub fn logits(&self, ids: &[u32]) -> Result<ndarray::Array2<f32>, Error> {
-        let mut session = self.decoder().session(1, ids.len(), ids.len())?;
+        let mut session = self.decoder().session(&SessionOptions::text(ids.len()))?;
         session.forward(&[(0, ids)])?;
         let logits = session.logits(&RowSelection::Range(0..ids.len()))?.to_vec();
         self.logit_rows(ids.len(), logits)
     }
-}
-
-fn next<B: Backend>(session: &mut Session<'_, B>, sampler: &mut Sampler) -> Result<u32, Error> {
-    sampler.next(session.logits(&RowSelection::LastOfSegments)?)
 }

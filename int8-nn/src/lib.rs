@@ -32,10 +32,12 @@ pub mod memory;
 pub mod model;
 pub mod outliers;
 pub mod perplexity;
+pub mod precision;
 pub mod quality;
 pub mod quantize;
 pub mod sampler;
 mod seq2seq;
+pub mod session;
 pub mod tokenizer;
 pub mod weights;
 
@@ -47,6 +49,7 @@ pub use linear8bit::Linear8bit;
 pub use model::{Loader, Model};
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use sampler::{Sampler, Sampling};
+pub use session::{Session, SessionOptions};
 pub use tokenizer::Tokenizer;
 
 #[cfg(doctest)]

@@ -8,8 +8,8 @@ use int8_cpu::{ExactColumn, ExactColumns, Kernel, LinearStats, PackedWeight, Sto
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis, concatenate};
 
 use crate::Error;
-use crate::backend::{OutlierWeights, Quantization};
 use crate::convert;
+use crate::precision::{OutlierWeights, Quantization};
 use crate::weights::{FloatMatrix, LinearSource, StoredWeight};
 
 /// `y [M, N] = x [M, K] · Wᵀ + bias [N]` with an int8 weight on the CPU.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use int8_core::{Config, Scheme};
 
 use crate::Error;
+use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, OutlierWeights, Precision, Quantization};
 use crate::chat::ChatTemplate;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, RawConfig, RotaryPrecision};
@@ -15,6 +15,7 @@ use crate::decoder::{Decoder, Footprint};
 use crate::embedder::Embedder;
 use crate::encoder::Encoder;
 use crate::families::{self, Kind};
+use crate::precision::{OutlierWeights, Precision, Quantization};
 use crate::seq2seq::SourceEncoder;
 use crate::tokenizer::Tokenizer;
 

@@ -13,10 +13,11 @@ use int8_core::corpus::Random;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use serde::Serialize;
 
-use crate::backend::cpu::{CpuBackend, CpuLinear, Observer};
-use crate::block::LinearRole;
+use crate::backend::{Backend, Observer};
 use crate::model::Model;
 use crate::perplexity::PerplexityOptions;
+use crate::precision::{LinearRole, Site};
+use crate::session::SessionOptions;
 use crate::{Error, convert};
 
 /// When a dimension is an outlier feature.
@@ -145,8 +146,8 @@ pub struct Ablation {
 ///
 /// # Errors
 /// As [`Model::perplexity`].
-pub fn analyse(
-    model: &Model<CpuBackend>,
+pub fn analyse<B: Backend>(
+    model: &Model<B>,
     ids: &[u32],
     options: &PerplexityOptions,
     criterion: Criterion,
@@ -154,28 +155,28 @@ pub fn analyse(
 ) -> Result<OutlierReport, Error> {
     let (window, count) = options.cut(ids.len())?;
     let decoder = model.decoder();
+    let backend = decoder.backend();
     let linears = decoder.linears();
     let linears: Vec<(String, usize, LinearRole)> =
-        linears.map(|(block, role, linear)| (linear.name().to_owned(), block, role)).collect();
+        linears.map(|(block, role, linear)| (backend.linear_name(linear).to_owned(), block, role)).collect();
     let hidden = model.config().hidden_size;
     let layers = model.config().layers;
     let sites = linears.iter().map(|(name, block, role)| {
-        (name.clone(), Site { block: *block, role: *role, statistics: Mutex::default() })
+        (name.clone(), Collected { block: *block, role: *role, statistics: Mutex::default() })
     });
     let collector =
         Arc::new(Collector { sites: sites.collect(), magnitudes: thresholds(criterion.magnitude) });
-    let mut session = decoder.session(1, window, window)?;
-    decoder.backend().observe(Some(collector.clone()));
+    let mut session = decoder.session(&SessionOptions { max_logits: 0, ..SessionOptions::text(window) })?;
+    backend.observe(Some(collector.clone()));
     let mut done = Ok(());
     for (index, ids) in ids.chunks_exact(window).take(count).enumerate() {
-        session.clear(0);
-        done = session.forward(&[(0, ids)]);
+        done = session.clear(0).and_then(|()| session.forward(&[(0, ids)]));
         if done.is_err() {
             break;
         }
         progress(index + 1, count);
     }
-    decoder.backend().observe(None);
+    backend.observe(None);
     done?;
     let order: Vec<&str> = linears.iter().map(|(name, _, _)| name.as_str()).collect();
     Ok(collector.report(&order, criterion, (window * count, layers, hidden)))
@@ -185,8 +186,8 @@ pub fn analyse(
 ///
 /// # Errors
 /// As [`Model::perplexity`].
-pub fn ablate(
-    model: &Model<CpuBackend>,
+pub fn ablate<B: Backend>(
+    model: &Model<B>,
     dimensions: &[usize],
     ids: &[u32],
     options: &PerplexityOptions,
@@ -194,7 +195,7 @@ pub fn ablate(
 ) -> Result<Ablation, Error> {
     let backend = model.decoder().backend();
     let names = model.decoder().linears().filter(|(_, role, _)| counted(*role));
-    let names = names.map(|(_, _, linear)| linear.name().to_owned()).collect();
+    let names = names.map(|(_, _, linear)| backend.linear_name(linear).to_owned()).collect();
     backend.observe(Some(Arc::new(Zeroed { names, dimensions: dimensions.to_vec() })));
     let baseline = model.baseline(ids, options, 0, progress);
     backend.observe(None);
@@ -243,8 +244,8 @@ struct Zeroed {
 }
 
 impl Observer for Zeroed {
-    fn input(&self, linear: &CpuLinear, mut input: ArrayViewMut2<'_, f32>) {
-        if self.names.contains(linear.name()) {
+    fn input(&self, _: &Site, name: &str, mut input: ArrayViewMut2<'_, f32>) {
+        if self.names.contains(name) {
             for dimension in &self.dimensions {
                 if *dimension < input.ncols() {
                     input.column_mut(*dimension).fill(0.0);
@@ -256,13 +257,13 @@ impl Observer for Zeroed {
 
 #[derive(Debug)]
 struct Collector {
-    sites: HashMap<String, Site>,
+    sites: HashMap<String, Collected>,
     /// Ascending.
     magnitudes: Vec<f32>,
 }
 
 #[derive(Debug)]
-struct Site {
+struct Collected {
     block: usize,
     role: LinearRole,
     statistics: Mutex<Statistics>,
@@ -285,8 +286,8 @@ struct Statistics {
 }
 
 impl Observer for Collector {
-    fn input(&self, linear: &CpuLinear, input: ArrayViewMut2<'_, f32>) {
-        let Some(site) = self.sites.get(linear.name()) else { return };
+    fn input(&self, _: &Site, name: &str, input: ArrayViewMut2<'_, f32>) {
+        let Some(site) = self.sites.get(name) else { return };
         let mut statistics = site.statistics.lock().unwrap_or_else(PoisonError::into_inner);
         statistics.add(input.view(), &self.magnitudes, counted(site.role));
     }
@@ -398,7 +399,7 @@ impl Collector {
         criterion: Criterion,
         (tokens, layers, hidden_size): (usize, usize, usize),
     ) -> OutlierReport {
-        let statistics: Vec<(&str, &Site, std::sync::MutexGuard<'_, Statistics>)> = order
+        let statistics: Vec<(&str, &Collected, std::sync::MutexGuard<'_, Statistics>)> = order
             .iter()
             .map(|name| {
                 let site = &self.sites[*name];
@@ -508,7 +509,7 @@ impl Statistics {
 
 fn site_report(
     name: &str,
-    site: &Site,
+    site: &Collected,
     statistics: &Statistics,
     place: impl Fn(f32) -> usize,
     criterion: Criterion,

@@ -3,8 +3,9 @@
 use int8_cpu::{Kernel, float};
 use rayon::prelude::*;
 
-use crate::backend::{Backend, KvCacheType, RowSelection};
+use crate::backend::{Backend, FloatType, RowSelection};
 use crate::model::Model;
+use crate::session::SessionOptions;
 use crate::{Error, convert};
 
 /// Rows of logits that are in memory at once: for a vocabulary of 50,000, 51 MB. Each stretch reads and widens the whole head once.
@@ -19,7 +20,7 @@ pub struct PerplexityOptions {
     pub windows: Option<usize>,
     /// What keys and values are rounded to before attention reads them: f32, unless it is the effect of a cache's type on a
     /// text that is to be known. A token reads the same ones whether its text comes at once or token by token.
-    pub kv_cache: KvCacheType,
+    pub kv_cache: FloatType,
 }
 
 /// The perplexity of a text.
@@ -88,10 +89,15 @@ impl<B: Backend> Model<B> {
         mut visit: impl FnMut(LogitRows<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let (window, count) = options.cut(ids.len())?;
-        let mut session = self.decoder().session_with_cache(options.kv_cache, 1, window, window)?;
+        let size = SessionOptions {
+            kv_cache: options.kv_cache,
+            max_logits: LOGIT_ROWS.min(window),
+            ..SessionOptions::text(window)
+        };
+        let mut session = self.decoder().session(&size)?;
         let vocabulary = self.config().vocab_size;
         for (index, ids) in ids.chunks_exact(window).take(count).enumerate() {
-            session.clear(0);
+            session.clear(0)?;
             session.forward(&[(0, ids)])?;
             // The logits of row r predict token r + 1; the last row predicts nothing that is known.
             for first in (0..window - 1).step_by(LOGIT_ROWS) {

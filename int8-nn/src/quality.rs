@@ -11,12 +11,12 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::backend::cpu::{CpuBackend, CpuLinear, Observer};
-use crate::backend::{Backend, RowSelection};
-use crate::block::LinearRole;
+use crate::backend::{Backend, Observer, RowSelection};
 use crate::model::Model;
 use crate::perplexity::{LogitRows, Perplexity, PerplexityOptions, negative_log_likelihood};
+use crate::precision::{LinearRole, Site};
 use crate::sampler::argmax;
+use crate::session::SessionOptions;
 use crate::{Error, convert};
 
 /// What the float model says about a text; others are compared to it.
@@ -274,7 +274,7 @@ impl<B: Backend> Model<B> {
             let context = tokenizer.encode(context.trim_end(), false)?.len().clamp(1, ids.len() - 1);
             let cut = ids.len().saturating_sub(self.config().max_positions);
             let (ids, context) = (&ids[cut..], context.saturating_sub(cut).max(1));
-            let mut session = self.decoder().session(1, ids.len(), ids.len())?;
+            let mut session = self.decoder().session(&SessionOptions::text(ids.len()))?;
             session.forward(&[(0, ids)])?;
             let logits = session.logits(&RowSelection::Range(context - 1..ids.len() - 1))?;
             let mut all = true;
@@ -312,24 +312,27 @@ pub struct LayerError {
 /// The error of each layer of `quantized` over one window of text, in the order of the model.
 ///
 /// # Errors
-/// As a step of `float` on `ids`.
-pub fn layer_errors(
-    float: &Model<CpuBackend>,
-    quantized: &Arc<Model<CpuBackend>>,
+/// As a forward of `float` on `ids`.
+pub fn layer_errors<B: Backend + 'static>(
+    float: &Arc<Model<B>>,
+    quantized: &Arc<Model<B>>,
     ids: &[u32],
 ) -> Result<Vec<LayerError>, Error> {
+    let backend = float.decoder().backend();
     let linears = float.decoder().linears();
     let layers: Vec<(String, usize, LinearRole)> =
-        linears.map(|(block, role, linear)| (linear.name().to_owned(), block, role)).collect();
+        linears.map(|(block, role, linear)| (backend.linear_name(linear).to_owned(), block, role)).collect();
     let observer = Arc::new(ErrorObserver {
+        float: Arc::clone(float),
         quantized: Arc::clone(quantized),
         index: layers.iter().enumerate().map(|(index, (name, _, _))| (name.clone(), index)).collect(),
         norms: Mutex::new(Ok(vec![(0.0, 0.0); layers.len()])),
     });
-    let mut session = float.decoder().session(1, ids.len(), ids.len())?;
-    float.decoder().backend().observe(Some(observer.clone()));
+    let mut session =
+        float.decoder().session(&SessionOptions { max_logits: 0, ..SessionOptions::text(ids.len()) })?;
+    backend.observe(Some(observer.clone()));
     let done = session.forward(&[(0, ids)]);
-    float.decoder().backend().observe(None);
+    backend.observe(None);
     done?;
     let mut norms = observer.norms.lock().unwrap_or_else(PoisonError::into_inner);
     let norms = std::mem::replace(&mut *norms, Ok(Vec::new()))?;
@@ -346,21 +349,29 @@ pub fn layer_errors(
         .collect())
 }
 
-#[derive(Debug)]
-struct ErrorObserver {
-    quantized: Arc<Model<CpuBackend>>,
+struct ErrorObserver<B: Backend> {
+    float: Arc<Model<B>>,
+    quantized: Arc<Model<B>>,
     index: HashMap<String, usize>,
     /// `‖y − ŷ‖²` and `‖y‖²` of each layer, or what went wrong.
     norms: Mutex<Result<Vec<(f64, f64)>, Error>>,
 }
 
-impl ErrorObserver {
-    fn errors(&self, index: usize, linear: &CpuLinear, x: ArrayView2<'_, f32>) -> Result<(f64, f64), Error> {
-        let exact = linear.multiply(x)?;
-        let Some((_, _, layer)) = self.quantized.decoder().linears().nth(index) else {
-            return Err(Error::Input(format!("{}: the quantised model has no such layer", linear.name())));
+impl<B: Backend> std::fmt::Debug for ErrorObserver<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ErrorObserver of {} layers", self.index.len())
+    }
+}
+
+impl<B: Backend> ErrorObserver<B> {
+    fn errors(&self, index: usize, name: &str, x: ArrayView2<'_, f32>) -> Result<(f64, f64), Error> {
+        let product = |model: &Model<B>| {
+            let Some((_, _, layer)) = model.decoder().linears().nth(index) else {
+                return Err(Error::Input(format!("{name}: the quantised model has no such layer")));
+            };
+            model.decoder().backend().multiply(layer, x)
         };
-        let found = layer.multiply(x)?;
+        let (exact, found) = (product(&self.float)?, product(&self.quantized)?);
         let squares = |value: f32| f64::from(value) * f64::from(value);
         Ok(exact.iter().zip(&found).fold((0.0, 0.0), |(error, signal), (exact, found)| {
             (error + squares(exact - found), signal + squares(*exact))
@@ -368,10 +379,10 @@ impl ErrorObserver {
     }
 }
 
-impl Observer for ErrorObserver {
-    fn input(&self, linear: &CpuLinear, input: ArrayViewMut2<'_, f32>) {
-        let Some(&index) = self.index.get(linear.name()) else { return };
-        let found = self.errors(index, linear, input.view());
+impl<B: Backend> Observer for ErrorObserver<B> {
+    fn input(&self, _: &Site, name: &str, input: ArrayViewMut2<'_, f32>) {
+        let Some(&index) = self.index.get(name) else { return };
+        let found = self.errors(index, name, input.view());
         let mut norms = self.norms.lock().unwrap_or_else(PoisonError::into_inner);
         match (&mut *norms, found) {
             (Ok(norms), Ok((error, signal))) => {

@@ -1,15 +1,20 @@
 //! Models that read one text and write another (T5): an encoder whose output the blocks of a [`Decoder`] attend to.
 //!
-//! The encoder runs once for a source text. What the decoder needs of it, keys and values of its output in each block, is
-//! kept beside the cache of the decoder's own tokens; from then on a [`Session`] is used like that of any decoder.
+//! The encoder runs once for a source text. The keys and values of its output, for each block of the decoder, form a KV cache
+//! of their own; from then on a [`Session`] is used like that of any decoder.
 
 use crate::Error;
-use crate::backend::{AttentionSpec, Backend, DistanceBias, KvCacheType, Mask, Output, Precision, Segment};
-use crate::block::{self, Block, Loader, Scratch};
+use crate::backend::{
+    AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask, Output, Phase,
+    Segment,
+};
+use crate::block::{self, Block, Context, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
 use crate::config::DecoderConfig;
-use crate::decoder::{Decoder, Session};
+use crate::decoder::Decoder;
 use crate::families::Seq2SeqNames;
+use crate::precision::{Precision, Stack};
+use crate::session::{Session, SessionOptions};
 
 /// The encoder of the source text; its embedding is that of the decoder.
 #[derive(Debug)]
@@ -30,12 +35,12 @@ impl<B: Backend> SourceEncoder<B> {
         precision: &Precision,
         mut loaded: impl FnMut(),
     ) -> Result<Self, Error> {
-        let loader = Loader { checkpoint, backend, config: &config, root: "" };
+        let loader = Loader { checkpoint, backend, config: &config, root: "", stack: Stack::Encoder };
         let norm = loader.norm(names.encoder_norm)?;
         let bias = loader.distance_bias(names.encoder_bias, Mask::Full)?;
         let mut blocks = Vec::new();
         for layer in 0..config.layers {
-            blocks.push(loader.block((names.encoder_layer)(layer), precision)?);
+            blocks.push(loader.block(layer, (names.encoder_layer)(layer), precision)?);
             loaded();
         }
         Ok(Self { blocks, norm, bias, start_token, config })
@@ -51,7 +56,7 @@ impl<B: Backend> SourceEncoder<B> {
         &self.blocks
     }
 
-    /// Reads `source` and prepares to write at most `max_positions` tokens, at most `max_rows` a step.
+    /// Encodes `source` and prepares to write a text about it, in one sequence.
     ///
     /// # Errors
     /// [`Error::Input`] for an empty source, or one that is too long or holds an id outside the vocabulary.
@@ -59,9 +64,7 @@ impl<B: Backend> SourceEncoder<B> {
         &self,
         decoder: &'m Decoder<B>,
         source: &[u32],
-        kv_cache: KvCacheType,
-        max_positions: usize,
-        max_rows: usize,
+        options: &SessionOptions,
     ) -> Result<Session<'m, B>, Error> {
         let config = &self.config;
         if source.is_empty() || source.len() > config.max_positions {
@@ -74,23 +77,27 @@ impl<B: Backend> SourceEncoder<B> {
         decoder.check_ids(source)?;
         let backend = decoder.backend();
         let rows = source.len();
-        // Nothing is kept from block to block of the encoder, so one layer of a cache serves them all.
+        // Nothing is kept after a block of the encoder, so one layer of a cache serves them all.
         let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
-        let mut cache = backend.cache(&spec, 1, rows)?;
-        let mut memory = backend.cache(&decoder.memory_spec(kv_cache), 1, rows)?;
-        let mut step = backend.step(rows)?;
+        let capacity = CacheCapacity { sequences: 1, max_positions: rows, total_positions: None };
+        let mut cache = backend.cache(&spec, capacity)?;
+        backend.reserve(&mut cache, 0, 0..rows)?;
+        let mut cross_kv = decoder.cross_cache(options.kv_cache, rows)?;
+        let mut batch = backend.batch(BatchCapacity { rows, segments: 1, selected: 0 })?;
         let mut x = backend.activations(rows, config.hidden_size)?;
         let mut kv = backend.activations(rows, 2 * config.kv_heads * config.head_size)?;
         let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;
-        backend.set_step(&mut step, &[Segment { sequence: 0, position: 0, ids: source }])?;
-        backend.run(&step, &mut || {
-            backend.embed(&step, Some(decoder.embedding()), None, Output::Store(&mut x))?;
+        backend.set_batch(&mut batch, &[Segment { sequence: 0, position: 0, ids: source }])?;
+        let at = Context { backend, config, batch: &batch, cross_kv: None };
+        let key = GraphKey { phase: Phase::Encode, rows, segments: 1, selected: 0 };
+        backend.run(key, &batch, &mut || {
+            backend.embed(&batch, Some(decoder.embedding()), None, Output::Store(&mut x))?;
             for block in &self.blocks {
-                block.forward((backend, config), &step, (0, &mut cache), None, &mut x, &mut scratch)?;
+                block.forward(&at, (0, &mut cache), &mut x, &mut scratch)?;
             }
             backend.normalize(&mut x, &self.norm)?;
-            decoder.remember(&step, &x, &mut kv, &mut memory)
+            decoder.write_cross_kv(&batch, &x, &mut kv, &mut cross_kv)
         })?;
-        decoder.session_with(memory, kv_cache, max_positions, max_rows)
+        Session::new(decoder, Some(cross_kv), options)
     }
 }

@@ -2,10 +2,10 @@
 //! reordered, 16-bit or already int8.
 
 use half::{bf16, f16};
+use int8_core::FloatType;
 use ndarray::{Array2, ArrayView2, Axis, concatenate};
 
 use crate::Error;
-use crate::backend::KvCacheType;
 use crate::checkpoint::{Checkpoint, CheckpointError, DType, ReadAs, TensorView};
 
 /// One stored weight that makes up a linear layer, alone or with others.
@@ -80,12 +80,12 @@ pub enum FloatMatrix {
 }
 
 impl FloatMatrix {
-    /// The same type for keys and values.
-    pub(crate) fn kv_cache_type(&self) -> KvCacheType {
+    /// Type of the elements.
+    pub fn float_type(&self) -> FloatType {
         match self {
-            Self::F32(_) => KvCacheType::F32,
-            Self::F16(_) => KvCacheType::F16,
-            Self::Bf16(_) => KvCacheType::Bf16,
+            Self::F32(_) => FloatType::F32,
+            Self::F16(_) => FloatType::F16,
+            Self::Bf16(_) => FloatType::Bf16,
         }
     }
 }

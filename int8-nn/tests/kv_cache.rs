@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use int8_core::metrics::relative_l2;
-use int8_nn::backend::{KvCacheType, RowSelection};
+use int8_nn::backend::{FloatType, RowSelection};
 use int8_nn::checkpoint::DType;
-use int8_nn::{GenerateOptions, Generation, Model, PerplexityOptions};
+use int8_nn::{GenerateOptions, Generation, Model, PerplexityOptions, SessionOptions};
 
 fn folders() -> Vec<PathBuf> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
@@ -19,18 +19,19 @@ fn float(folder: &Path) -> Model {
 
 const IDS: [u32; 12] = [5, 17, 3, 42, 8, 29, 11, 60, 2, 33, 7, 19];
 
-/// Logits of all tokens, `step` of them at a time.
-fn logits(model: &Model, kv_cache: KvCacheType, step: usize) -> Vec<f32> {
-    let mut session = model.decoder().session_with_cache(kv_cache, 1, IDS.len(), step).expect("a session");
+/// Logits of all tokens, `rows` of them a forward.
+fn logits(model: &Model, kv_cache: FloatType, rows: usize) -> Vec<f32> {
+    let options = SessionOptions { kv_cache, max_rows: rows, ..SessionOptions::text(IDS.len()) };
+    let mut session = model.decoder().session(&options).expect("a session");
     let mut logits = Vec::new();
-    for ids in IDS.chunks(step) {
-        session.forward(&[(0, ids)]).expect("a step");
+    for ids in IDS.chunks(rows) {
+        session.forward(&[(0, ids)]).expect("a forward");
         logits.extend_from_slice(session.logits(&RowSelection::Range(0..ids.len())).expect("logits"));
     }
     logits
 }
 
-fn generate(model: &Model, kv_cache: Option<KvCacheType>) -> Generation {
+fn generate(model: &Model, kv_cache: Option<FloatType>) -> Generation {
     let options =
         GenerateOptions { max_new_tokens: 8, stop_at_eos: false, kv_cache, ..GenerateOptions::default() };
     model.generate_ids(&IDS, &options, |_| ControlFlow::Continue(())).expect("a text")
@@ -42,9 +43,9 @@ fn a_text_keeps_what_it_is_asked_to() {
     for folder in folders() {
         let loader = Model::load(&folder).expect("a checkpoint");
         let stored = match loader.checkpoint().tensors().next().expect("a tensor").dtype() {
-            DType::F16 => KvCacheType::F16,
-            DType::BF16 => KvCacheType::Bf16,
-            _ => KvCacheType::F32,
+            DType::F16 => FloatType::F16,
+            DType::BF16 => FloatType::Bf16,
+            _ => FloatType::F32,
         };
         for model in [float(&folder), loader.int8().build().expect("a model")] {
             let auto = generate(&model, None);
@@ -55,8 +56,8 @@ fn a_text_keeps_what_it_is_asked_to() {
                 folder.display()
             );
             assert_eq!(generate(&model, Some(stored)).ids, auto.ids);
-            let wide = generate(&model, Some(KvCacheType::F32));
-            for element in KvCacheType::ALL {
+            let wide = generate(&model, Some(FloatType::F32));
+            for element in FloatType::ALL {
                 let text = generate(&model, Some(element));
                 assert_eq!((text.kv_cache, text.ids.len()), (element, 8));
                 assert_eq!(text.kv_cache_bytes * 4, wide.kv_cache_bytes * element.bytes());
@@ -71,7 +72,7 @@ fn a_text_keeps_what_it_is_asked_to() {
 fn steps_do_not_matter() {
     for folder in folders() {
         let model = float(&folder);
-        for element in KvCacheType::ALL {
+        for element in FloatType::ALL {
             let at_once = logits(&model, element, IDS.len());
             for step in [1, 5] {
                 assert!(logits(&model, element, step) == at_once, "{} {element:?} {step}", folder.display());
@@ -85,9 +86,9 @@ fn steps_do_not_matter() {
 fn fewer_bits_are_further_off() {
     for folder in folders() {
         let model = float(&folder);
-        let exact = logits(&model, KvCacheType::F32, IDS.len());
+        let exact = logits(&model, FloatType::F32, IDS.len());
         assert_eq!(model.logits(&IDS).expect("logits").as_slice(), Some(&exact[..]));
-        let [f16, bf16] = [KvCacheType::F16, KvCacheType::Bf16]
+        let [f16, bf16] = [FloatType::F16, FloatType::Bf16]
             .map(|element| relative_l2(&logits(&model, element, IDS.len()), &exact));
         eprintln!("{}: f16 {f16:.1e}, bf16 {bf16:.1e}", folder.display());
         assert!(0.0 < f16 && f16 < bf16, "{}: f16 {f16:e}, bf16 {bf16:e}", folder.display());
@@ -96,7 +97,7 @@ fn fewer_bits_are_further_off() {
             let options = PerplexityOptions { window: IDS.len(), windows: None, kv_cache };
             model.perplexity(&IDS, &options, |_, _| {}).expect("a perplexity").mean_nll
         };
-        let plain = score(KvCacheType::F32);
-        assert!(score(KvCacheType::F16) != plain && (score(KvCacheType::F16) - plain).abs() < 0.01 * plain);
+        let plain = score(FloatType::F32);
+        assert!(score(FloatType::F16) != plain && (score(FloatType::F16) - plain).abs() < 0.01 * plain);
     }
 }

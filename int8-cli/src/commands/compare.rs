@@ -97,7 +97,7 @@ fn entries() -> Vec<Entry> {
 pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
     let passages = arguments.last_words.as_deref().map(read_passages).transpose()?;
     let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
-    let float = resolve::load_as(&arguments.model, Precision::Float, output)?;
+    let float = Arc::new(resolve::load_as(&arguments.model, Precision::Float, output)?);
     let (ids, options) = text(&float, &arguments.text)?;
     let bar = output.bar("scoring float", "windows");
     let baseline = float.baseline(&ids, &options, BASELINE_BYTES, |done, all| bar.set(done, all))?;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use int8_core::{Config, Scheme};
-use int8_nn::backend::{KvCacheType, OutlierWeights, Precision, Quantization};
+use int8_nn::backend::{FloatType, OutlierWeights, Precision, Quantization};
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::decoder::{Footprint, LinearRole};
 use int8_nn::{GenerateOptions, Loader, Model, Perplexity, PerplexityOptions};
@@ -57,7 +57,7 @@ pub(crate) fn run(output: &Output) -> Result<(), Failure> {
     let float = load(Precision::Float)?;
     let ids = float.tokenizer()?.encode(TEXT, false)?;
     let bar = output.bar("scoring", "schemes");
-    let options = PerplexityOptions { window: WINDOW, windows: None, kv_cache: KvCacheType::F32 };
+    let options = PerplexityOptions { window: WINDOW, windows: None, kv_cache: FloatType::F32 };
     let measure = |model: &Model, label, name| -> Result<Row, Failure> {
         let result = model.perplexity(&ids, &options, |_, _| {})?;
         Ok(Row { label, name, result, columns: outlier_share(model).columns })

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use int8_nn::backend::KvCacheType;
+use int8_nn::backend::FloatType;
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
@@ -82,7 +82,7 @@ pub(super) fn read_passages(path: &Path) -> Result<Vec<String>, Failure> {
 fn perplexity(arguments: &EvalArgs, model: &Model, output: &Output) -> Result<Value, Failure> {
     let (ids, options) = text(model, &arguments.text)?;
     let kv_cache = match arguments.kv_cache.map(resolve::kv_cache) {
-        None => KvCacheType::F32,
+        None => FloatType::F32,
         Some(kv_cache) => kv_cache.unwrap_or(model.decoder().kv_cache_type()),
     };
     let options = PerplexityOptions { kv_cache, ..options };

@@ -21,7 +21,7 @@ use std::io::Write;
 use std::path::Path;
 
 use int8_core::{OutlierGranularity, OutlierRule, RowStatistic};
-use int8_nn::backend::{KvCacheType, OutlierWeights, Precision};
+use int8_nn::backend::{FloatType, OutlierWeights, Precision};
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
@@ -58,7 +58,7 @@ fn text(model: &Model, arguments: &TextArgs) -> Result<(Vec<u32>, PerplexityOpti
     // Special tokens belong to a prompt; a text is scored as it is.
     let text = read_text("--text", path)?;
     let ids = model.tokenizer()?.encode(&text, false)?;
-    Ok((ids, PerplexityOptions { window, windows: arguments.windows, kv_cache: KvCacheType::F32 }))
+    Ok((ids, PerplexityOptions { window, windows: arguments.windows, kv_cache: FloatType::F32 }))
 }
 
 /// The settings of a precision, for JSON.

@@ -346,6 +346,9 @@ fn role_name(role: LinearRole) -> &'static str {
         LinearRole::AttentionOutput => "attn out",
         LinearRole::Up => "MLP up",
         LinearRole::Down => "MLP down",
+        LinearRole::Router => "router",
+        LinearRole::Embedding => "embedding",
+        LinearRole::Head => "head",
     }
 }
 

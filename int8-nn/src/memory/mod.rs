@@ -24,9 +24,9 @@ mod gpus;
 mod models;
 mod tensors;
 
-use crate::backend::KvCacheType;
 use crate::config::{DecoderConfig, NormKind, Positions};
 use crate::convert::bytes as wide;
+use int8_core::FloatType;
 
 pub use gpus::{Gpu, PAPER_SETUPS, PaperSetup, RESERVED};
 
@@ -80,7 +80,7 @@ pub struct Load {
     /// Sequences at a time.
     pub batch: u64,
     /// In what keys and values are kept; `None` for f32 beside 32-bit weights and 16 bits otherwise.
-    pub kv_cache: Option<KvCacheType>,
+    pub kv_cache: Option<FloatType>,
 }
 
 impl Load {

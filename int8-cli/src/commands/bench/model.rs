@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use int8_nn::Model;
-use int8_nn::backend::{KvCacheType, Precision, RowSelection};
-use int8_nn::decoder::Session;
+use int8_nn::backend::{FloatType, Precision, RowSelection};
+use int8_nn::{Session, SessionOptions};
 use serde_json::json;
 
 use crate::Failure;
@@ -22,7 +22,7 @@ const QUICK_ROUNDS: usize = 2;
 struct Runner {
     name: &'static str,
     model: Model,
-    kv_cache: KvCacheType,
+    kv_cache: FloatType,
     cache_bytes: usize,
     prefill: Vec<f64>,
     decode: Vec<f64>,
@@ -42,7 +42,13 @@ impl Runner {
     fn round(&mut self, prompt: &[u32], new: &[u32]) -> Result<(), Failure> {
         let positions = prompt.len() + new.len();
         let decoder = self.model.decoder();
-        let mut session = decoder.session_with_cache(self.kv_cache, 1, positions, prompt.len())?;
+        let options = SessionOptions {
+            kv_cache: self.kv_cache,
+            max_rows: prompt.len(),
+            max_logits: 1,
+            ..SessionOptions::text(positions)
+        };
+        let mut session = decoder.session(&options)?;
         let last =
             |session: &mut Session<'_, _>| session.logits(&RowSelection::LastOfSegments).map(<[f32]>::len);
         let begin = Instant::now();

@@ -7,9 +7,9 @@ use int8_cpu::float::{Attention, Bias, KeyValues, Query};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
-use super::StepSegment;
+use super::Rows;
 use crate::Error;
-use crate::backend::{AttentionSpec, Mask};
+use crate::backend::{AttentionSpec, CacheCapacity, FloatType, Mask, PageTables};
 use crate::config::{Positions, Rotary};
 use crate::convert;
 
@@ -18,6 +18,7 @@ use crate::convert;
 pub struct CpuCache {
     kernel: Kernel,
     spec: AttentionSpec,
+    pages: PageTables,
     max_positions: usize,
     sequences: usize,
     /// By `layer·sequences + sequence`.
@@ -54,12 +55,8 @@ struct Rotation {
 }
 
 impl CpuCache {
-    pub(super) fn new(
-        kernel: Kernel,
-        spec: &AttentionSpec,
-        sequences: usize,
-        max_positions: usize,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(kernel: Kernel, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self, Error> {
+        let CacheCapacity { sequences, max_positions, .. } = capacity;
         let mut tables: Vec<&Rotary> = Vec::new();
         let mut layers = Vec::new();
         for layer in &spec.layers {
@@ -80,8 +77,34 @@ impl CpuCache {
         let rotations = tables.into_iter().map(|rotary| Rotation::new(rotary, max_positions)).collect();
         let mut entries = Vec::new();
         entries.resize_with(spec.layers.len() * sequences, Entry::default);
-        Ok(Self { kernel, spec: spec.clone(), max_positions, sequences, entries, rotations, layers })
+        let pages = PageTables::new(capacity, 64);
+        Ok(Self { kernel, spec: spec.clone(), pages, max_positions, sequences, entries, rotations, layers })
     }
+
+    pub(super) fn reserve(
+        &mut self,
+        sequence: usize,
+        positions: std::ops::Range<usize>,
+    ) -> Result<(), Error> {
+        self.pages.reserve(sequence, positions).map(|_| ())
+    }
+
+    pub(super) fn release(&mut self, sequence: usize) {
+        self.pages.release(sequence);
+    }
+
+    pub(super) fn fork(&mut self, from: usize, to: usize, positions: usize) -> Result<(), Error> {
+        self.pages.fork(from, to, positions)?;
+        for layer in 0..self.spec.layers.len() {
+            let source = &self.entries[layer * self.sequences + from];
+            self.entries[layer * self.sequences + to] =
+                Entry { kept: source.kept.clone(), length: positions };
+        }
+        Ok(())
+    }
+
+    /// Fills the pages that no sequence holds with NaN, so that a test sees who reads them.
+    pub fn poison_free_pages(&mut self) {}
 
     /// Bytes of keys and values: each block's for all its positions from when a sequence first reaches it.
     pub(super) fn bytes(&self) -> usize {
@@ -91,7 +114,7 @@ impl CpuCache {
     /// `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
     pub(super) fn attend(
         &mut self,
-        segments: &[StepSegment],
+        segments: &[Rows],
         layer: usize,
         mut qkv: ArrayViewMut2<'_, f32>,
         mut out: ArrayViewMut2<'_, f32>,
@@ -101,7 +124,7 @@ impl CpuCache {
             let mut qkv = qkv.slice_mut(s![rows.clone(), ..]);
             self.rotate(layer, segment.position, &mut qkv);
             let queries = self.spec.heads * self.spec.head_size;
-            self.remember(segment, layer, qkv.slice(s![.., queries..]))?;
+            self.write(segment, layer, qkv.slice(s![.., queries..]))?;
             let queries = qkv.slice(s![.., ..queries]);
             self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]))?;
         }
@@ -109,23 +132,23 @@ impl CpuCache {
     }
 
     /// Keeps `kv [rows, 2·kv_heads·head_size]` for [`recall`](Self::recall).
-    pub(super) fn remember_only(
+    pub(super) fn write_cross_kv(
         &mut self,
-        segments: &[StepSegment],
+        segments: &[Rows],
         layer: usize,
         kv: ArrayView2<'_, f32>,
     ) -> Result<(), Error> {
         for segment in segments {
             let rows = segment.first_row..segment.first_row + segment.rows;
-            self.remember(segment, layer, kv.slice(s![rows, ..]))?;
+            self.write(segment, layer, kv.slice(s![rows, ..]))?;
         }
         Ok(())
     }
 
     /// `q [rows, heads·head_size]` → `out [rows, heads·head_size]`, over what was remembered.
-    pub(super) fn recall(
+    pub(super) fn cross_attention(
         &self,
-        segments: &[StepSegment],
+        segments: &[Rows],
         layer: usize,
         q: ArrayView2<'_, f32>,
         mut out: ArrayViewMut2<'_, f32>,
@@ -157,24 +180,20 @@ impl CpuCache {
     }
 
     /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the cache.
-    fn remember(
-        &mut self,
-        segment: &StepSegment,
-        layer: usize,
-        kv: ArrayView2<'_, f32>,
-    ) -> Result<(), Error> {
+    fn write(&mut self, segment: &Rows, layer: usize, kv: ArrayView2<'_, f32>) -> Result<(), Error> {
         let AttentionSpec { head_size: size, kv_heads, kv_cache, .. } = self.spec;
         let entry = &mut self.entries[layer * self.sequences + segment.sequence];
         entry.length = segment.position + segment.rows;
-        let kept =
-            entry.kept.get_or_insert_with(|| KeyValues::new(kv_cache, kv_heads, size, self.max_positions));
+        let kept = entry
+            .kept
+            .get_or_insert_with(|| KeyValues::new(element(kv_cache), kv_heads, size, self.max_positions));
         let (keys, values) = kv.split_at(Axis(1), kv_heads * size);
         Ok(kept.write(self.kernel, segment.position, keys, values)?)
     }
 
     fn attend_segment(
         &self,
-        segment: &StepSegment,
+        segment: &Rows,
         layer: usize,
         queries: ArrayView2<'_, f32>,
         out: ArrayViewMut2<'_, f32>,
@@ -213,6 +232,14 @@ impl Rotation {
             cos: angles().map(|angle| convert::f32_from(magnitude * angle.cos())).collect(),
             sin: angles().map(|angle| convert::f32_from(magnitude * angle.sin())).collect(),
         }
+    }
+}
+
+fn element(kv_cache: FloatType) -> int8_cpu::float::KvCacheType {
+    match kv_cache {
+        FloatType::F32 => int8_cpu::float::KvCacheType::F32,
+        FloatType::F16 => int8_cpu::float::KvCacheType::F16,
+        FloatType::Bf16 => int8_cpu::float::KvCacheType::Bf16,
     }
 }
 

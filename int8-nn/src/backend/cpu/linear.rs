@@ -6,13 +6,15 @@ use int8_cpu::{Kernel, Store};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::float::SharedMatrix;
-use crate::backend::{LinearStatistics, Precision};
+use crate::backend::LinearStatistics;
+use crate::precision::{Precision, Site};
 use crate::weights::LinearSource;
 use crate::{Error, Linear8bit, convert};
 
 /// A linear layer on the CPU.
 #[derive(Debug)]
 pub struct CpuLinear {
+    site: Site,
     name: String,
     kernel: Kernel,
     weight: Weight,
@@ -34,7 +36,12 @@ struct Statistics {
 }
 
 impl CpuLinear {
-    pub(super) fn load(kernel: Kernel, source: &LinearSource, precision: &Precision) -> Result<Self, Error> {
+    pub(super) fn load(
+        kernel: Kernel,
+        site: Site,
+        source: &LinearSource,
+        precision: &Precision,
+    ) -> Result<Self, Error> {
         let weight = match precision {
             Precision::Float => Weight::Float {
                 matrix: SharedMatrix::new(source.float()?),
@@ -44,12 +51,12 @@ impl CpuLinear {
                 Weight::Int8(Box::new(Linear8bit::load(kernel, source, *quantization)?))
             }
         };
-        Ok(Self { name: source.name().to_owned(), kernel, weight, statistics: Mutex::default() })
+        Ok(Self { site, name: source.name().to_owned(), kernel, weight, statistics: Mutex::default() })
     }
 
-    pub(super) fn from_matrix(kernel: Kernel, name: &str, matrix: SharedMatrix) -> Self {
+    pub(super) fn from_matrix(kernel: Kernel, site: Site, name: &str, matrix: SharedMatrix) -> Self {
         let weight = Weight::Float { matrix, bias: None };
-        Self { name: name.to_owned(), kernel, weight, statistics: Mutex::default() }
+        Self { site, name: name.to_owned(), kernel, weight, statistics: Mutex::default() }
     }
 
     /// `out (+)= x · Wᵀ + b`.
@@ -90,6 +97,11 @@ impl CpuLinear {
             Weight::Float { matrix, .. } => matrix.dim(),
             Weight::Int8(layer) => layer.weight().dim(),
         }
+    }
+
+    /// Where it stands in the model.
+    pub fn site(&self) -> &Site {
+        &self.site
     }
 
     /// Name of the layer in the checkpoint.

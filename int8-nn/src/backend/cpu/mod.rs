@@ -6,17 +6,20 @@ mod experts;
 mod float;
 mod linear;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, Experts, Input, LinearStatistics, NormSpec, Output, Precision, RowSelection,
-    Segment,
+    AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey, Input,
+    LinearStatistics, NormSpec, Observer, Output, Segment,
 };
 use crate::convert;
+use crate::precision::{Precision, Site};
+use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
 
 /// The kernels of this machine, their check against the reference, and their timing.
@@ -37,30 +40,27 @@ pub struct CpuBackend {
     observed: AtomicBool,
 }
 
-/// Sees the input of every projection before it is computed, and may change it: what the analysis of a model is built on.
-pub trait Observer: Send + Sync + std::fmt::Debug {
-    /// `input [rows, K]`, after its normalisation or activation; `linear` can be told by its name.
-    fn input(&self, linear: &CpuLinear, input: ArrayViewMut2<'_, f32>);
-}
-
 /// Activations `f32 [rows, width]`.
 #[derive(Debug, Default)]
 pub struct CpuActivations {
     data: Vec<f32>,
     rows: usize,
+    max_rows: usize,
     width: usize,
 }
 
-/// The tokens of a step: row by row their id and position, and the segments they come from.
+/// The tokens of a forward: row by row their id and position, the segments they come from, and the selected rows.
 #[derive(Debug, Default)]
-pub struct CpuStep {
+pub struct CpuBatch {
     ids: Vec<u32>,
     positions: Vec<usize>,
-    segments: Vec<StepSegment>,
+    segments: Vec<Rows>,
+    selected: Vec<usize>,
 }
 
+/// The rows of one segment.
 #[derive(Debug, Clone, Copy)]
-struct StepSegment {
+struct Rows {
     sequence: usize,
     first_row: usize,
     rows: usize,
@@ -84,13 +84,6 @@ impl CpuBackend {
             observer: Mutex::default(),
             observed: AtomicBool::new(false),
         }
-    }
-
-    /// From now on `observer` sees the input of every projection; `None` ends that.
-    pub fn observe(&self, observer: Option<Arc<dyn Observer>>) {
-        let mut current = self.observer.lock().expect("no panic holds this lock");
-        self.observed.store(observer.is_some(), Ordering::Release);
-        *current = observer;
     }
 
     /// Computes the rows that a projection takes as its input, and shows them to the observer.
@@ -131,7 +124,7 @@ impl CpuBackend {
         let done = match (observer, linear) {
             (Some(observer), Some(linear)) => {
                 let mut x = x.to_owned();
-                observer.input(linear, x.view_mut());
+                observer.input(linear.site(), linear.name(), x.view_mut());
                 body(x.view())
             }
             _ => body(x),
@@ -147,13 +140,19 @@ impl CpuBackend {
 }
 
 impl CpuActivations {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// All rows.
     fn view(&self) -> ArrayView2<'_, f32> {
         view(&self.data, self.rows, self.width)
     }
 
-    /// Takes `rows` rows. What they hold is not defined: the caller overwrites them.
+    /// Takes `rows` rows, at most as many as there is room for. Their content is not defined: the caller overwrites them.
     fn resize(&mut self, rows: usize) -> ArrayViewMut2<'_, f32> {
+        assert!(rows <= self.max_rows, "{rows} rows of activations that were made for {}", self.max_rows);
         self.rows = rows;
         self.data.resize(rows * self.width, 0.0);
         self.view_mut()
@@ -174,18 +173,22 @@ impl Backend for CpuBackend {
     type Norm = NormSpec;
     type Embedding = SharedMatrix;
     type Cache = CpuCache;
-    type Step = CpuStep;
+    type Batch = CpuBatch;
 
     fn describe(&self) -> String {
         format!("CPU, int8 kernel {}, {} threads", self.kernel.name(), rayon::current_num_threads())
     }
 
-    fn linear(&self, source: &LinearSource, precision: &Precision) -> Result<CpuLinear, Error> {
-        CpuLinear::load(self.kernel, source, precision)
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::all("the CPU".to_owned())
     }
 
-    fn tied(&self, embedding: &SharedMatrix) -> Result<CpuLinear, Error> {
-        Ok(CpuLinear::from_matrix(self.kernel, "tied head", embedding.clone()))
+    fn linear(&self, site: Site, source: &LinearSource, precision: &Precision) -> Result<CpuLinear, Error> {
+        CpuLinear::load(self.kernel, site, source, precision)
+    }
+
+    fn tied(&self, site: Site, embedding: &SharedMatrix) -> Result<CpuLinear, Error> {
+        Ok(CpuLinear::from_matrix(self.kernel, site, "tied head", embedding.clone()))
     }
 
     fn norm(&self, spec: &NormSpec) -> Result<NormSpec, Error> {
@@ -201,39 +204,66 @@ impl Backend for CpuBackend {
         data.try_reserve_exact(max_rows.saturating_mul(width)).map_err(|_| {
             Error::Input(format!("not enough memory for activations of {max_rows} tokens × {width} f32"))
         })?;
-        Ok(CpuActivations { data, rows: 0, width })
+        Ok(CpuActivations { data, rows: 0, max_rows, width })
     }
 
-    fn cache(&self, spec: &AttentionSpec, sequences: usize, max_positions: usize) -> Result<CpuCache, Error> {
-        CpuCache::new(self.kernel, spec, sequences, max_positions)
+    fn cache(&self, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<CpuCache, Error> {
+        CpuCache::new(self.kernel, spec, capacity)
     }
 
     fn cache_bytes(&self, cache: &CpuCache) -> usize {
         cache.bytes()
     }
 
-    fn step(&self, _max_rows: usize) -> Result<CpuStep, Error> {
-        Ok(CpuStep::default())
+    fn batch(&self, capacity: BatchCapacity) -> Result<CpuBatch, Error> {
+        Ok(CpuBatch {
+            ids: Vec::with_capacity(capacity.rows),
+            positions: Vec::with_capacity(capacity.rows),
+            segments: Vec::with_capacity(capacity.segments),
+            selected: Vec::with_capacity(capacity.selected),
+        })
     }
 
-    fn set_step(&self, step: &mut CpuStep, segments: &[Segment<'_>]) -> Result<(), Error> {
-        *step = CpuStep::default();
+    fn reserve(&self, cache: &mut CpuCache, sequence: usize, positions: Range<usize>) -> Result<(), Error> {
+        cache.reserve(sequence, positions)
+    }
+
+    fn release(&self, cache: &mut CpuCache, sequence: usize) -> Result<(), Error> {
+        cache.release(sequence);
+        Ok(())
+    }
+
+    fn fork(&self, cache: &mut CpuCache, from: usize, to: usize, positions: usize) -> Result<(), Error> {
+        cache.fork(from, to, positions)
+    }
+
+    fn set_batch(&self, batch: &mut CpuBatch, segments: &[Segment<'_>]) -> Result<(), Error> {
+        batch.ids.clear();
+        batch.positions.clear();
+        batch.segments.clear();
         for segment in segments {
-            step.segments.push(StepSegment {
+            batch.segments.push(Rows {
                 sequence: segment.sequence,
-                first_row: step.ids.len(),
+                first_row: batch.ids.len(),
                 rows: segment.ids.len(),
                 position: segment.position,
             });
-            step.ids.extend_from_slice(segment.ids);
-            step.positions.extend(segment.position..segment.position + segment.ids.len());
+            batch.ids.extend_from_slice(segment.ids);
+            batch.positions.extend(segment.position..segment.position + segment.ids.len());
         }
+        Ok(())
+    }
+
+    fn set_selection(&self, batch: &mut CpuBatch, rows: &[usize]) -> Result<(), Error> {
+        batch.selected.clear();
+        batch.selected.extend_from_slice(rows);
         Ok(())
     }
 
     fn run(
         &self,
-        _step: &CpuStep,
+        _: GraphKey,
+        _: &CpuBatch,
         body: &mut (dyn FnMut() -> Result<(), Error> + Send),
     ) -> Result<(), Error> {
         int8_cpu::pool::awake(body)
@@ -241,7 +271,7 @@ impl Backend for CpuBackend {
 
     fn embed(
         &self,
-        step: &CpuStep,
+        batch: &CpuBatch,
         tokens: Option<&SharedMatrix>,
         positions: Option<(&SharedMatrix, usize)>,
         out: Output<'_, Self>,
@@ -249,17 +279,17 @@ impl Backend for CpuBackend {
         let mut out = match out {
             Output::Add(out) => out.view_mut(),
             Output::Store(out) => {
-                let mut out = out.resize(step.ids.len());
+                let mut out = out.resize(batch.ids.len());
                 out.fill(0.0);
                 out
             }
         };
         for (row, mut values) in out.rows_mut().into_iter().enumerate() {
             if let Some(tokens) = tokens {
-                tokens.add_row(convert::index(step.ids[row]), values.view_mut());
+                tokens.add_row(convert::index(batch.ids[row]), values.view_mut());
             }
             if let Some((table, offset)) = positions {
-                table.add_row(step.positions[row] + offset, values.view_mut());
+                table.add_row(batch.positions[row] + offset, values.view_mut());
             }
         }
         Ok(())
@@ -273,7 +303,7 @@ impl Backend for CpuBackend {
     fn normalize_columns(
         &self,
         x: &mut CpuActivations,
-        columns: std::ops::Range<usize>,
+        columns: Range<usize>,
         norm: &NormSpec,
     ) -> Result<(), Error> {
         elementwise::normalize_columns(self.kernel, x.view_mut(), columns, norm);
@@ -286,8 +316,13 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn scale(&self, x: &mut CpuActivations, factor: f32) -> Result<(), Error> {
-        x.data.iter_mut().for_each(|value| *value *= factor);
+    fn scale(&self, x: &mut CpuActivations, factor: Option<f32>, cap: Option<f32>) -> Result<(), Error> {
+        if let Some(factor) = factor {
+            x.data.iter_mut().for_each(|value| *value *= factor);
+        }
+        if let Some(cap) = cap {
+            x.data.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
+        }
         Ok(())
     }
 
@@ -308,70 +343,86 @@ impl Backend for CpuBackend {
     fn project(
         &self,
         input: Input<'_, Self>,
-        linear: &CpuLinear,
-        output: Output<'_, Self>,
+        targets: &mut [(&CpuLinear, Output<'_, Self>)],
     ) -> Result<(), Error> {
-        self.with_rows(input, Some(linear), |x| match output {
-            Output::Store(out) => linear.apply(x, out.resize(x.nrows()), false),
-            Output::Add(out) => linear.apply(x, out.view_mut(), true),
+        let first = targets.first().map(|(linear, _)| *linear);
+        self.with_rows(input, first, |x| {
+            targets.iter_mut().try_for_each(|(linear, output)| match output {
+                Output::Store(out) => linear.apply(x, out.resize(x.nrows()), false),
+                Output::Add(out) => linear.apply(x, out.view_mut(), true),
+            })
         })
     }
 
     fn attention(
         &self,
-        step: &CpuStep,
+        batch: &CpuBatch,
         layer: usize,
         qkv: &mut CpuActivations,
         cache: &mut CpuCache,
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
         let out = out.resize(qkv.rows);
-        cache.attend(&step.segments, layer, qkv.view_mut(), out)
+        cache.attend(&batch.segments, layer, qkv.view_mut(), out)
     }
 
-    fn remember(
+    fn write_cross_kv(
         &self,
-        step: &CpuStep,
+        batch: &CpuBatch,
         layer: usize,
         kv: &CpuActivations,
         cache: &mut CpuCache,
     ) -> Result<(), Error> {
-        cache.remember_only(&step.segments, layer, kv.view())
+        cache.write_cross_kv(&batch.segments, layer, kv.view())
     }
 
-    fn recall(
+    fn cross_attention(
         &self,
-        step: &CpuStep,
+        batch: &CpuBatch,
         layer: usize,
         q: &CpuActivations,
         cache: &CpuCache,
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
-        cache.recall(&step.segments, layer, q.view(), out.resize(q.rows))
+        cache.cross_attention(&batch.segments, layer, q.view(), out.resize(q.rows))
     }
 
-    fn select(
-        &self,
-        step: &CpuStep,
-        x: &CpuActivations,
-        rows: &RowSelection,
-        out: &mut CpuActivations,
-    ) -> Result<(), Error> {
-        let rows: Vec<usize> = match rows {
-            RowSelection::LastOfSegments => step.segments.iter().map(|s| s.first_row + s.rows - 1).collect(),
-            RowSelection::Range(range) => range.clone().collect(),
-        };
+    fn gather(&self, batch: &CpuBatch, x: &CpuActivations, out: &mut CpuActivations) -> Result<(), Error> {
         let source = x.view();
-        for (mut target, row) in out.resize(rows.len()).rows_mut().into_iter().zip(rows) {
-            target.assign(&source.row(row));
+        let mut out = out.resize(batch.selected.len());
+        for (mut target, row) in out.rows_mut().into_iter().zip(&batch.selected) {
+            target.assign(&source.row(*row));
         }
         Ok(())
+    }
+
+    fn sample(&self, logits: &CpuActivations, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
+        if samplers.len() != logits.rows {
+            let (samplers, rows) = (samplers.len(), logits.rows);
+            return Err(Error::Input(format!("{samplers} samplers for {rows} rows of logits")));
+        }
+        let rows = logits.data.chunks_exact(logits.width);
+        samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.next(logits)).collect()
     }
 
     fn read(&self, x: &CpuActivations, out: &mut Vec<f32>) -> Result<(), Error> {
         out.clear();
         out.extend_from_slice(&x.data);
         Ok(())
+    }
+
+    fn linear_name<'a>(&self, linear: &'a CpuLinear) -> &'a str {
+        linear.name()
+    }
+
+    fn multiply(&self, linear: &CpuLinear, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, Error> {
+        linear.multiply(x)
+    }
+
+    fn observe(&self, observer: Option<Arc<dyn Observer>>) {
+        let mut current = self.observer.lock().expect("no panic holds this lock");
+        self.observed.store(observer.is_some(), Ordering::Release);
+        *current = observer;
     }
 
     fn statistics(&self, linear: &CpuLinear) -> LinearStatistics {

@@ -1,0 +1,203 @@
+//! What a backend implements, asked once before weights are read, so that a model is refused by name and never in the middle.
+
+use std::collections::BTreeSet;
+
+use int8_core::{Granularity, OutlierGranularity};
+
+use crate::Error;
+use crate::config::{BlockKind, DecoderConfig, Positions};
+use crate::precision::Precision;
+
+/// Something that not every model needs and not every backend implements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Feature {
+    /// Attention to the output of an encoder.
+    CrossAttention,
+    /// Mixtures of experts.
+    Experts,
+    /// Normalised queries and keys.
+    QueryKeyNorms,
+    /// Normalised attention and MLP branches.
+    BranchNorms,
+    /// Normalisations after the residual addition.
+    PostNorm,
+    /// Attention and MLP side by side.
+    ParallelBlocks,
+    /// Scaled token embeddings.
+    EmbeddingScale,
+    /// Rotary positions.
+    Rotary,
+    /// Position biases by head slopes.
+    Alibi,
+    /// Learned position biases by distance.
+    DistanceBias,
+    /// Attention to a window of latest positions.
+    SlidingWindow,
+    /// Capped attention scores.
+    AttentionSoftcap,
+    /// int8 layers with one scale a group of input features.
+    GroupGranularity,
+    /// int8 layers with single outlier values.
+    ValueOutliers,
+    /// int8 layers with one scale a tensor.
+    TensorGranularity,
+}
+
+impl Feature {
+    /// All.
+    pub const ALL: [Self; 15] = [
+        Self::CrossAttention,
+        Self::Experts,
+        Self::QueryKeyNorms,
+        Self::BranchNorms,
+        Self::PostNorm,
+        Self::ParallelBlocks,
+        Self::EmbeddingScale,
+        Self::Rotary,
+        Self::Alibi,
+        Self::DistanceBias,
+        Self::SlidingWindow,
+        Self::AttentionSoftcap,
+        Self::GroupGranularity,
+        Self::ValueOutliers,
+        Self::TensorGranularity,
+    ];
+
+    /// In words, for messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CrossAttention => "cross-attention",
+            Self::Experts => "mixtures of experts",
+            Self::QueryKeyNorms => "normalised queries and keys",
+            Self::BranchNorms => "normalised attention and MLP branches",
+            Self::PostNorm => "post-norm blocks",
+            Self::ParallelBlocks => "parallel attention and MLP",
+            Self::EmbeddingScale => "scaled embeddings",
+            Self::Rotary => "rotary positions",
+            Self::Alibi => "ALiBi positions",
+            Self::DistanceBias => "relative position biases",
+            Self::SlidingWindow => "sliding-window attention",
+            Self::AttentionSoftcap => "soft-capped attention scores",
+            Self::GroupGranularity => "group granularity",
+            Self::ValueOutliers => "single outlier values",
+            Self::TensorGranularity => "one scale a tensor",
+        }
+    }
+
+    /// What a model with this description needs, but for [`CrossAttention`](Self::CrossAttention), which its names tell.
+    pub fn needed(config: &DecoderConfig, precision: &Precision) -> BTreeSet<Self> {
+        let mut needed = BTreeSet::new();
+        let mut need = |feature, condition: bool| {
+            if condition {
+                needed.insert(feature);
+            }
+        };
+        need(Self::Experts, config.experts.is_some());
+        need(Self::QueryKeyNorms, config.query_key_norms.is_some());
+        need(Self::BranchNorms, config.branch_norms);
+        need(Self::PostNorm, config.block == BlockKind::PostNorm);
+        need(Self::ParallelBlocks, config.block == BlockKind::Parallel);
+        need(Self::EmbeddingScale, config.embedding_scale.is_some());
+        need(Self::AttentionSoftcap, config.attention_softcap.is_some());
+        for layer in 0..config.layers {
+            let (positions, window) = config.attention(layer);
+            need(Self::SlidingWindow, window.is_some());
+            need(Self::Rotary, matches!(positions, Positions::Rotary(_)));
+            need(Self::Alibi, matches!(positions, Positions::Alibi));
+            need(Self::DistanceBias, matches!(positions, Positions::Relative(_)));
+        }
+        if let Precision::Int8(quantization) = precision {
+            let config = &quantization.config;
+            let granularities = [config.input_granularity, config.weight_granularity];
+            need(Self::GroupGranularity, granularities.contains(&Granularity::Group));
+            need(Self::TensorGranularity, granularities.contains(&Granularity::Tensor));
+            need(Self::ValueOutliers, config.outlier_granularity == OutlierGranularity::Value);
+        }
+        needed
+    }
+}
+
+/// What a backend implements.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Capabilities {
+    /// The device in words, for messages.
+    pub device: String,
+    /// Features of models and quantisation settings.
+    pub features: BTreeSet<Feature>,
+    /// Largest width of an attention head, if there is one.
+    pub max_head_size: Option<usize>,
+}
+
+impl Capabilities {
+    /// Everything.
+    pub fn all(device: String) -> Self {
+        Self { device, features: Feature::ALL.into_iter().collect(), max_head_size: None }
+    }
+
+    /// Refuses a model that needs what this backend lacks.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`], which names all that is lacking.
+    pub fn accept(
+        &self,
+        config: &DecoderConfig,
+        precision: &Precision,
+        further: &[Feature],
+    ) -> Result<(), Error> {
+        let mut needed = Feature::needed(config, precision);
+        needed.extend(further);
+        let lacking: Vec<&str> = needed.difference(&self.features).map(|feature| feature.name()).collect();
+        if !lacking.is_empty() {
+            return Err(Error::Unsupported(format!(
+                "{} does not compute {}, which this {} model needs; run it on the CPU",
+                self.device,
+                lacking.join(", "),
+                config.family
+            )));
+        }
+        match self.max_head_size.filter(|most| config.head_size > *most) {
+            Some(most) => Err(Error::Unsupported(format!(
+                "{} has attention heads of width {most} at most, and this {} model has {}; run it on the CPU",
+                self.device, config.family, config.head_size
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::precision::Quantization;
+
+    #[test]
+    fn what_is_lacking_is_named() {
+        let mut capabilities = Capabilities::all("a device".to_owned());
+        let config = DecoderConfig {
+            family: "test",
+            layers: 2,
+            head_size: 128,
+            positions: Positions::Alibi,
+            attention_softcap: Some(30.0),
+            ..DecoderConfig::default()
+        };
+        let best = Precision::Int8(Quantization::best());
+        assert!(capabilities.accept(&config, &best, &Feature::ALL).is_ok());
+        for feature in [Feature::Alibi, Feature::AttentionSoftcap, Feature::GroupGranularity] {
+            capabilities.features.remove(&feature);
+        }
+        let error = |capabilities: &Capabilities, precision| {
+            capabilities.accept(&config, precision, &[]).expect_err("refused").to_string()
+        };
+        let found = error(&capabilities, &best);
+        assert!(
+            found.contains("ALiBi positions, soft-capped attention scores, group granularity"),
+            "{found}"
+        );
+        assert!(!error(&capabilities, &Precision::Float).contains("granularity"));
+        let mut narrow = Capabilities::all("a device".to_owned());
+        narrow.max_head_size = Some(64);
+        assert!(error(&narrow, &Precision::Float).contains("width 64 at most"));
+    }
+}

@@ -1,0 +1,204 @@
+//! What a backend is told about a model, and the arguments of its operations. Plain data: nothing here belongs to one device.
+
+use std::ops::Range;
+
+use int8_core::FloatType;
+use ndarray::Array2;
+
+use super::Backend;
+use crate::config::{Activation, NormKind, Positions};
+
+/// Consecutive tokens of one sequence that a forward computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// Index of the sequence in the KV cache.
+    pub sequence: usize,
+    /// Position of the first token.
+    pub position: usize,
+    /// The tokens.
+    pub ids: &'a [u32],
+}
+
+/// Rows of a forward's activations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowSelection {
+    /// The last row of each segment: the next token is chosen from its logits.
+    LastOfSegments,
+    /// These rows, counted over all segments.
+    Range(Range<usize>),
+}
+
+/// The largest forward that a [`Backend::Batch`] can describe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchCapacity {
+    /// Tokens.
+    pub rows: usize,
+    /// Segments.
+    pub segments: usize,
+    /// Rows selected for logits.
+    pub selected: usize,
+}
+
+/// The size of a [`Backend::Cache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheCapacity {
+    /// Sequences.
+    pub sequences: usize,
+    /// Most positions of one sequence.
+    pub max_positions: usize,
+    /// Positions that all sequences share out among them, rounded up to whole pages; `None`: enough for each to be full.
+    pub total_positions: Option<usize>,
+}
+
+/// What a sequence of operations is recorded under: two forwards with equal keys run the same operations on the same
+/// buffers with the same numbers of rows. Everything else that differs between them is in the [`Backend::Batch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GraphKey {
+    /// Which operations.
+    pub phase: Phase,
+    /// Tokens.
+    pub rows: usize,
+    /// Segments.
+    pub segments: usize,
+    /// Selected rows; 0 where the phase selects none.
+    pub selected: usize,
+}
+
+/// A sequence of operations that is run as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Embedding and the blocks of a decoder.
+    Forward,
+    /// The head on selected rows.
+    Logits,
+    /// All of an encoder.
+    Encode,
+}
+
+/// A normalisation with its weights.
+#[derive(Debug, Clone)]
+pub struct NormSpec {
+    /// Kind.
+    pub kind: NormKind,
+    /// Added under the root.
+    pub eps: f32,
+    /// Gain `[width]`.
+    pub gain: Vec<f32>,
+    /// Bias `[width]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// Which tokens of its sequence a token sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// Itself and those before it.
+    Causal,
+    /// All, as in an encoder: a sequence is one segment of one forward, and nothing is kept after a block, so that all
+    /// blocks share one layer of a cache.
+    Full,
+}
+
+/// A learned bias on attention scores for each head and distance (T5); beyond the table the bias at its end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DistanceBias {
+    /// `f32 [heads, 2·reach + 1]`: the bias for `key position − query position` from `−reach` to `reach`.
+    pub table: Array2<f32>,
+    /// Largest distance with a bias of its own.
+    pub reach: usize,
+}
+
+/// What attention depends on besides its operands.
+#[derive(Debug, Clone)]
+pub struct AttentionSpec {
+    /// What differs between the blocks, one entry a layer of the cache.
+    pub layers: Vec<LayerAttention>,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_size: usize,
+    /// Which tokens are seen.
+    pub mask: Mask,
+    /// Factor of the scores: `1/√head_size`, or 1 for T5.
+    pub scale: f32,
+    /// `c·tanh(score/c)` on the scaled scores, before biases are added.
+    pub softcap: Option<f32>,
+    /// Added to the scores.
+    pub bias: Option<DistanceBias>,
+    /// The type that keys and values are rounded to. A number that it would round to infinity is an error of the forward.
+    pub kv_cache: FloatType,
+}
+
+/// The attention of one block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerAttention {
+    /// How positions enter.
+    pub positions: Positions,
+    /// Number of latest positions seen, itself included.
+    pub sliding_window: Option<usize>,
+}
+
+/// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token.
+#[derive(Debug)]
+pub struct Experts<B: Backend> {
+    /// Logits of the experts, in floating point; with a shared expert, the logit of its gate behind them.
+    pub router: B::Linear,
+    /// Experts a token, without the shared one.
+    pub chosen: usize,
+    /// The weights `w_e`, a softmax over all experts, are divided by the sum over the chosen ones.
+    pub normalized: bool,
+    /// Each expert's expansion (and gate).
+    pub up: Vec<B::Linear>,
+    /// Each expert's contraction.
+    pub down: Vec<B::Linear>,
+    /// The last of the experts sees every token, with the logistic function of its logit as weight.
+    pub shared: bool,
+    /// The activation.
+    pub activation: Activation,
+    /// `act(gate)·up` instead of `act(up)`.
+    pub gated: bool,
+}
+
+/// The input of a projection: activations with their prologue.
+#[derive(Debug)]
+pub enum Input<'a, B: Backend> {
+    /// `x [rows, K]`
+    Plain(&'a B::Activations),
+    /// `norm(x) [rows, K]`
+    Normed(&'a B::Activations, &'a B::Norm),
+    /// `act(x) [rows, K]`
+    Activated(&'a B::Activations, Activation),
+    /// `act(x[:, ..K]) · x[:, K..]`, `x [rows, 2K]`
+    Gated(&'a B::Activations, Activation),
+}
+
+/// The output of a projection: activations with the store of the epilogue.
+#[derive(Debug)]
+pub enum Output<'a, B: Backend> {
+    /// `out = y`
+    Store(&'a mut B::Activations),
+    /// `out += y`: the residual addition.
+    Add(&'a mut B::Activations),
+}
+
+/// Counts of a linear layer's outliers since it was built or [`Backend::reset_statistics`] was called.
+#[derive(Debug, Clone, Default)]
+pub struct LinearStatistics {
+    /// Name of the layer in the checkpoint.
+    pub name: String,
+    /// Input features K.
+    pub inputs: usize,
+    /// Calls of the layer.
+    pub calls: u64,
+    /// Sum over the calls of the number of columns with outliers.
+    pub outlier_columns: u64,
+    /// Sum over the calls of the number of values in the 16-bit product.
+    pub outlier_values: u64,
+    /// Sum over the calls of all values.
+    pub values: u64,
+    /// For each input feature: in how many calls it held an outlier.
+    pub column_calls: Vec<u64>,
+    /// Weight columns kept exactly.
+    pub exact_columns: usize,
+}

@@ -1,0 +1,288 @@
+//! A decoder at work: KV cache and activations, allocated once for forwards of any content.
+
+use crate::Error;
+use crate::backend::{
+    Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, Phase, RowSelection, Segment,
+};
+use crate::block::{Context, Scratch};
+use crate::decoder::Decoder;
+use crate::sampler::Sampler;
+
+/// The size of a [`Session`]: every buffer is allocated for it when the session is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// The type that keys and values are rounded to.
+    pub kv_cache: FloatType,
+    /// Sequences.
+    pub sequences: usize,
+    /// Most tokens of one sequence.
+    pub max_positions: usize,
+    /// Most tokens of one forward.
+    pub max_rows: usize,
+    /// Most rows of logits at once.
+    pub max_logits: usize,
+    /// Tokens that all sequences share out among them, in whole pages; `None`: enough for each to reach `max_positions`.
+    pub total_positions: Option<usize>,
+}
+
+impl SessionOptions {
+    /// One sequence of `tokens` tokens in one forward, with logits of all of them; keys and values in f32.
+    pub fn text(tokens: usize) -> Self {
+        Self {
+            kv_cache: FloatType::F32,
+            sequences: 1,
+            max_positions: tokens,
+            max_rows: tokens,
+            max_logits: tokens,
+            total_positions: None,
+        }
+    }
+}
+
+/// A decoder at work: the KV cache and the activations of a forward.
+#[derive(Debug)]
+pub struct Session<'m, B: Backend> {
+    decoder: &'m Decoder<B>,
+    options: SessionOptions,
+    cache: B::Cache,
+    /// Keys and values of an encoder's output.
+    cross_kv: Option<B::Cache>,
+    batch: B::Batch,
+    /// Token embeddings where they are narrower than the residual stream.
+    narrow: B::Activations,
+    /// The residual stream.
+    x: B::Activations,
+    scratch: Scratch<B>,
+    selected: B::Activations,
+    logits: B::Activations,
+    host: Vec<f32>,
+    lengths: Vec<usize>,
+    /// Number of rows of each segment of the last forward.
+    segments: Vec<usize>,
+}
+
+impl<'m, B: Backend> Session<'m, B> {
+    pub(crate) fn new(
+        decoder: &'m Decoder<B>,
+        cross_kv: Option<B::Cache>,
+        options: &SessionOptions,
+    ) -> Result<Self, Error> {
+        let SessionOptions { kv_cache, sequences, max_positions, max_rows, max_logits, total_positions } =
+            *options;
+        let (backend, config) = (decoder.backend(), decoder.config());
+        if max_positions > config.max_positions {
+            return Err(Error::Input(format!(
+                "{max_positions} positions asked for, but this model has only {}; shorten the text, the window or the number of new tokens",
+                config.max_positions
+            )));
+        }
+        let rows = |width| backend.activations(max_rows, width);
+        Ok(Self {
+            cache: decoder.cache(kv_cache, CacheCapacity { sequences, max_positions, total_positions })?,
+            cross_kv,
+            batch: backend.batch(BatchCapacity {
+                rows: max_rows,
+                segments: sequences,
+                selected: max_logits,
+            })?,
+            narrow: backend.activations(max_rows.max(max_logits), config.embedding_size)?,
+            x: rows(config.hidden_size)?,
+            scratch: Scratch::new(backend, config, decoder.blocks(), max_rows)?,
+            selected: backend.activations(max_logits, config.hidden_size)?,
+            logits: backend.activations(max_logits, config.vocab_size)?,
+            host: Vec::new(),
+            lengths: vec![0; sequences],
+            segments: Vec::new(),
+            options: *options,
+            decoder,
+        })
+    }
+
+    /// Tokens that sequence `sequence` holds.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn len(&self, sequence: usize) -> usize {
+        self.lengths[sequence]
+    }
+
+    /// Whether no sequence holds a token.
+    pub fn is_empty(&self) -> bool {
+        self.lengths.iter().all(|length| *length == 0)
+    }
+
+    /// Bytes of the pages that hold keys and values now.
+    pub fn cache_bytes(&self) -> usize {
+        let backend = self.decoder.backend();
+        let cross_kv = self.cross_kv.as_ref().map_or(0, |cross_kv| backend.cache_bytes(cross_kv));
+        backend.cache_bytes(&self.cache) + cross_kv
+    }
+
+    /// The size it was made for.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Empties a sequence and gives its pages back.
+    ///
+    /// # Errors
+    /// When the device fails.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn clear(&mut self, sequence: usize) -> Result<(), Error> {
+        self.lengths[sequence] = 0;
+        self.decoder.backend().release(&mut self.cache, sequence)
+    }
+
+    /// Makes sequence `to` begin with the first `tokens` tokens of `from`: they share its pages, each until it writes to one.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there is no such sequence, both are one, or `from` holds fewer tokens.
+    pub fn fork(&mut self, from: usize, to: usize, tokens: usize) -> Result<(), Error> {
+        let held = self.lengths.get(from).copied().unwrap_or(0);
+        if from == to || to >= self.lengths.len() || tokens > held {
+            return Err(Error::Input(format!(
+                "sequence {to} of {} cannot begin with {tokens} tokens of sequence {from}, which holds {held}",
+                self.lengths.len()
+            )));
+        }
+        self.decoder.backend().fork(&mut self.cache, from, to, tokens)?;
+        self.lengths[to] = tokens;
+        Ok(())
+    }
+
+    /// Appends tokens to sequences, `(sequence, ids)` each, and computes their hidden states in one forward.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary, a sequence does not exist, stands twice or grows too long, no pages are free, or
+    /// the forward has no or too many tokens. No sequence has grown then.
+    pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
+        let rows = self.check(batch)?;
+        let decoder = self.decoder;
+        let backend = decoder.backend();
+        let mut segments = Vec::with_capacity(batch.len());
+        for &(sequence, ids) in batch {
+            let position = self.lengths[sequence];
+            backend.reserve(&mut self.cache, sequence, position..position + ids.len())?;
+            segments.push(Segment { sequence, position, ids });
+        }
+        backend.set_batch(&mut self.batch, &segments)?;
+        let Self { batch: device, cross_kv, narrow, x, scratch, cache, .. } = self;
+        let key = GraphKey { phase: Phase::Forward, rows, segments: segments.len(), selected: 0 };
+        let at = Context { backend, config: decoder.config(), batch: &*device, cross_kv: cross_kv.as_ref() };
+        backend.run(key, device, &mut || {
+            decoder.embed(device, narrow, x)?;
+            for (layer, block) in decoder.blocks().iter().enumerate() {
+                block.forward(&at, (layer, cache), x, scratch)?;
+            }
+            Ok(())
+        })?;
+        self.segments.clear();
+        for segment in segments {
+            self.lengths[segment.sequence] += segment.ids.len();
+            self.segments.push(segment.ids.len());
+        }
+        Ok(())
+    }
+
+    /// The logits `f32 [selected, vocabulary]`, row-major, of tokens of the last forward.
+    ///
+    /// # Errors
+    /// When a row was not in the last forward, or there are more than the session was made for.
+    pub fn logits(&mut self, rows: &RowSelection) -> Result<&[f32], Error> {
+        self.compute_logits(rows)?;
+        self.decoder.backend().read(&self.logits, &mut self.host)?;
+        Ok(&self.host)
+    }
+
+    /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device.
+    ///
+    /// # Errors
+    /// When the number of samplers differs, or the logits are NaN.
+    pub fn sample(&mut self, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
+        if samplers.len() != self.segments.len() {
+            let (samplers, segments) = (samplers.len(), self.segments.len());
+            return Err(Error::Input(format!("{samplers} samplers for a forward of {segments} sequences")));
+        }
+        self.compute_logits(&RowSelection::LastOfSegments)?;
+        self.decoder.backend().sample(&self.logits, samplers)
+    }
+
+    fn compute_logits(&mut self, selection: &RowSelection) -> Result<(), Error> {
+        let rows = self.rows(selection)?;
+        let decoder = self.decoder;
+        let backend = decoder.backend();
+        backend.set_selection(&mut self.batch, &rows)?;
+        let Self { batch, x, selected, narrow, logits, .. } = self;
+        let key = GraphKey {
+            phase: Phase::Logits,
+            rows: self.segments.iter().sum(),
+            segments: self.segments.len(),
+            selected: rows.len(),
+        };
+        backend.run(key, batch, &mut || {
+            backend.gather(batch, x, selected)?;
+            decoder.head(selected, narrow, logits)
+        })
+    }
+
+    /// The selected rows, ascending.
+    fn rows(&self, selection: &RowSelection) -> Result<Vec<usize>, Error> {
+        let all: usize = self.segments.iter().sum();
+        let rows: Vec<usize> = match selection {
+            RowSelection::LastOfSegments => {
+                let ends = self.segments.iter().scan(0, |end, rows| {
+                    *end += rows;
+                    Some(*end - 1)
+                });
+                ends.collect()
+            }
+            RowSelection::Range(range) if range.start > range.end || range.end > all => {
+                return Err(Error::Input(format!(
+                    "logits of rows {range:?} asked for; the last forward had {all}"
+                )));
+            }
+            RowSelection::Range(range) => range.clone().collect(),
+        };
+        if rows.len() > self.options.max_logits {
+            return Err(Error::Input(format!(
+                "logits of {} rows asked for; this session was made for {}",
+                rows.len(),
+                self.options.max_logits
+            )));
+        }
+        Ok(rows)
+    }
+
+    fn check(&self, batch: &[(usize, &[u32])]) -> Result<usize, Error> {
+        let mut seen = vec![false; self.lengths.len()];
+        for &(sequence, ids) in batch {
+            let Some(length) = self.lengths.get(sequence) else {
+                return Err(Error::Input(format!(
+                    "sequence {sequence} of a session of {}",
+                    self.lengths.len()
+                )));
+            };
+            if std::mem::replace(&mut seen[sequence], true) {
+                return Err(Error::Input(format!("sequence {sequence} stands twice in one forward")));
+            }
+            if length + ids.len() > self.options.max_positions {
+                return Err(Error::Input(format!(
+                    "sequence {sequence} would hold {} tokens; this session was made for {}",
+                    length + ids.len(),
+                    self.options.max_positions
+                )));
+            }
+            self.decoder.check_ids(ids)?;
+        }
+        let rows = batch.iter().map(|(_, ids)| ids.len()).sum();
+        if rows == 0 || rows > self.options.max_rows || batch.iter().any(|(_, ids)| ids.is_empty()) {
+            return Err(Error::Input(format!(
+                "a forward of {rows} tokens; this session takes 1 to {}, at least one for each sequence",
+                self.options.max_rows
+            )));
+        }
+        Ok(rows)
+    }
+}

@@ -1,0 +1,208 @@
+//! Sessions of several sequences: on the CPU, where a sequence's logits depend on it alone (`Value` granularity), and on the
+//! strict mock backend, which holds the model's code to the rules of a device that records graphs.
+
+mod mock;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use int8_core::{OutlierGranularity, Scheme};
+use int8_nn::backend::{Backend, OutlierWeights, Precision, Quantization, RowSelection};
+use int8_nn::{GenerateOptions, Loader, Model, Session, SessionOptions};
+use mock::{Broken, Mock};
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+fn values() -> Precision {
+    let mut config = Scheme::LlmInt8Absmax.config();
+    config.outlier_granularity = OutlierGranularity::Value;
+    Precision::Int8(Quantization::new(config, OutlierWeights::Exact))
+}
+
+fn loader(name: &str, precision: Precision) -> Loader {
+    Model::load(folder(name)).expect("a checkpoint").precision(precision)
+}
+
+/// A text of `length` ids below 60.
+fn text(length: usize, seed: u32) -> Vec<u32> {
+    (0..length).map(|at| (u32::try_from(at).expect("short") * 7 + seed * 13) % 60).collect()
+}
+
+fn room(sequences: usize, max_positions: usize) -> SessionOptions {
+    SessionOptions { sequences, max_rows: 2 * max_positions, ..SessionOptions::text(max_positions) }
+}
+
+/// The logits of a text's tokens from `from` on, alone in a session of its own.
+fn alone<B: Backend>(model: &Model<B>, ids: &[u32], from: usize) -> Vec<f32> {
+    let mut session = model.decoder().session(&room(1, ids.len())).expect("a session");
+    session.forward(&[(0, ids)]).expect("a forward");
+    session.logits(&RowSelection::Range(from..ids.len())).expect("logits").to_vec()
+}
+
+fn logits<B: Backend>(session: &mut Session<'_, B>, rows: std::ops::Range<usize>) -> Vec<f32> {
+    session.logits(&RowSelection::Range(rows)).expect("logits").to_vec()
+}
+
+const MODELS: [&str; 8] = [
+    "models/gpt2",
+    "models/llama",
+    "models/bloom",
+    "models/opt",
+    "models/gpt_neox",
+    "goldens/qwen2_windows",
+    "goldens/gemma2",
+    "goldens/qwen3_moe",
+];
+
+#[test]
+fn a_sequence_does_not_see_its_neighbours() {
+    for name in MODELS {
+        for precision in [values(), Precision::Int8(Quantization::best())] {
+            let model = loader(name, precision).build().expect("a model");
+            let (long, short) = (text(40, 1), text(9, 2));
+            let mut session = model.decoder().session(&room(2, 42)).expect("a session");
+            // The prompts in one forward, then token by token together.
+            session.forward(&[(1, &long[..38]), (0, &short[..7])]).expect("a forward");
+            let found = logits(&mut session, 0..45);
+            let vocabulary = model.config().vocab_size;
+            assert!(found[..38 * vocabulary] == alone(&model, &long[..38], 0), "{name}: the long prompt");
+            assert!(found[38 * vocabulary..] == alone(&model, &short[..7], 0), "{name}: the short prompt");
+            for step in 0..2 {
+                session
+                    .forward(&[(0, &short[7 + step..8 + step]), (1, &long[38 + step..39 + step])])
+                    .expect("a forward");
+                let found = logits(&mut session, 0..2);
+                assert!(found[..vocabulary] == alone(&model, &short[..8 + step], 7 + step), "{name}: short");
+                assert!(found[vocabulary..] == alone(&model, &long[..39 + step], 38 + step), "{name}: long");
+            }
+        }
+    }
+}
+
+#[test]
+fn forked_sequences_and_pages_that_come_back() {
+    for name in MODELS {
+        let model = loader(name, values()).build().expect("a model");
+        forks_and_releases(&model, name);
+    }
+}
+
+/// Forks in the middle of a page and of a text, writes to both sides, and gives pages back to be used again.
+fn forks_and_releases<B: Backend>(model: &Model<B>, name: &str) {
+    let (base, first, second) = (text(90, 3), text(5, 4), text(6, 5));
+    let options = SessionOptions { total_positions: Some(260), ..room(3, 100) };
+    let mut session = model.decoder().session(&options).expect("a session");
+    session.forward(&[(0, &base)]).expect("a forward");
+    session.fork(0, 1, 70).expect("a fork");
+    session.fork(0, 2, 90).expect("a fork");
+    assert_eq!([0, 1, 2].map(|sequence| session.len(sequence)), [90, 70, 90]);
+    session.forward(&[(1, &first), (2, &second)]).expect("a forward");
+    let found = logits(&mut session, 0..11);
+    let (to_first, to_second) = ([&base[..70], &first].concat(), [&base[..], &second].concat());
+    let vocabulary = model.config().vocab_size;
+    assert!(found[..5 * vocabulary] == alone(model, &to_first, 70), "{name}: a fork of 70 tokens");
+    assert!(found[5 * vocabulary..] == alone(model, &to_second, 90), "{name}: a fork of 90 tokens");
+    // The origin did not notice.
+    session.forward(&[(0, &second)]).expect("a forward");
+    assert!(logits(&mut session, 0..6) == alone(model, &to_second, 90), "{name}: the origin of the forks");
+    // Released pages serve another text, and what was forked from them stays.
+    session.clear(0).expect("released");
+    let other = text(80, 6);
+    session.forward(&[(0, &other), (1, &second)]).expect("a forward");
+    let found = logits(&mut session, 0..86);
+    assert!(found[..80 * vocabulary] == alone(model, &other, 0), "{name}: pages used again");
+    let grown = [&to_first[..], &second].concat();
+    assert!(found[80 * vocabulary..] == alone(model, &grown, 75), "{name}: a fork whose origin was cleared");
+    assert!(session.fork(1, 1, 3).is_err() && session.fork(1, 0, 82).is_err() && session.fork(0, 3, 1).is_err());
+}
+
+#[test]
+fn a_full_cache_is_an_error_and_nothing_is_lost() {
+    let model = loader("models/llama", values()).build().expect("a model");
+    let options = SessionOptions { total_positions: Some(128), ..room(2, 120) };
+    let mut session = model.decoder().session(&options).expect("a session");
+    let (long, more) = (text(100, 1), text(40, 2));
+    session.forward(&[(0, &long)]).expect("a forward");
+    let error = session.forward(&[(1, &more)]).expect_err("no pages");
+    assert!(error.to_string().contains("KV cache is full"), "{error}");
+    assert_eq!((session.len(0), session.len(1)), (100, 0));
+    session.forward(&[(0, &more[..3])]).expect("room in its own pages");
+    let whole = [&long[..], &more[..3]].concat();
+    assert!(logits(&mut session, 0..3) == alone(&model, &whole, 100));
+    session.clear(0).expect("released");
+    session.forward(&[(1, &more)]).expect("room again");
+    assert!(logits(&mut session, 0..40) == alone(&model, &more, 0));
+}
+
+/// The tokens that a session of two texts generates, and logits of ranges of equal size.
+fn transcript<B: Backend>(model: &Model<B>) -> (Vec<u32>, Vec<f32>) {
+    let mut session = model.decoder().session(&room(2, 40)).expect("a session");
+    let (a, b) = (text(12, 1), text(12, 2));
+    let mut seen = Vec::new();
+    session.forward(&[(0, &a), (1, &b)]).expect("a forward");
+    for rows in [0..4, 4..8, 20..24] {
+        seen.extend(logits(&mut session, rows));
+    }
+    // Another prompt of the same size, and ranges again: the same graphs with other data.
+    session.clear(0).expect("released");
+    session.clear(1).expect("released");
+    session.forward(&[(1, &a), (0, &b)]).expect("a forward");
+    for rows in [1..5, 13..17] {
+        seen.extend(logits(&mut session, rows));
+    }
+    let options = GenerateOptions { max_new_tokens: 10, stop_at_eos: false, ..GenerateOptions::default() };
+    let text = model.generate_ids(&a, &options, |_| ControlFlow::Continue(())).expect("a text");
+    (text.ids, seen)
+}
+
+#[test]
+fn graphs_that_are_recorded_once_give_what_the_cpu_gives() {
+    for name in MODELS.into_iter().filter(|name| !name.contains("moe")) {
+        for precision in [Precision::Float, values()] {
+            let cpu = loader(name, precision).build().expect("a model");
+            let backend = Arc::new(Mock::new(None));
+            let model = loader(name, precision).build_on(Arc::clone(&backend)).expect("a model");
+            let (expected, found) = (transcript(&cpu), transcript(&model));
+            assert_eq!(found.0, expected.0, "{name}: tokens");
+            assert!(found.1 == expected.1, "{name}: logits");
+            assert!(backend.replays() > 10, "{name}: {} replays", backend.replays());
+            forks_and_releases(&model, name);
+        }
+    }
+}
+
+#[test]
+fn an_encoder_and_a_decoder_that_attends_to_it() {
+    let (name, source) = ("encoders/t5", text(14, 1));
+    let cpu = loader(name, values()).build().expect("a model");
+    let model = loader(name, values()).build_on(Arc::new(Mock::new(None))).expect("a model");
+    let options = GenerateOptions { max_new_tokens: 8, stop_at_eos: false, ..GenerateOptions::default() };
+    let generate = |ids: Vec<u32>| assert_eq!(ids.len(), 8);
+    let expected = cpu.generate_ids(&source, &options, |_| ControlFlow::Continue(())).expect("a text").ids;
+    let found = model.generate_ids(&source, &options, |_| ControlFlow::Continue(())).expect("a text").ids;
+    assert_eq!(found, expected);
+    generate(found);
+}
+
+/// The two rules that an earlier trait broke: the mock would have told.
+#[test]
+fn broken_rules_are_noticed() {
+    for broken in [Broken::Phase, Broken::Selection] {
+        let expected = transcript(&loader("models/llama", values()).build().expect("a model"));
+        let noticed = std::panic::catch_unwind(|| {
+            let model = loader("models/llama", values()).build_on(Arc::new(Mock::new(Some(broken))));
+            transcript(&model.expect("a model"))
+        });
+        assert!(noticed.is_err() || noticed.is_ok_and(|found| found != expected), "{broken:?} went unnoticed");
+    }
+}
+
+#[test]
+fn a_model_that_needs_what_a_backend_lacks_is_refused_by_name() {
+    let error = loader("goldens/qwen3_moe", values()).build_on(Arc::new(Mock::new(None)));
+    let error = error.expect_err("no experts").to_string();
+    assert!(error.contains("mixtures of experts"), "{error}");
+}
