@@ -6,9 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use int8_nn::Error;
-use int8_nn::backend::cpu::{
-    CpuActivations, CpuBackend, CpuBatch, CpuCache, CpuLinear, SharedMatrix,
-};
+use int8_nn::backend::cpu::{CpuActivations, CpuBackend, CpuBatch, CpuCache, CpuLinear, SharedMatrix};
 use int8_nn::backend::{
     AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey, Input,
     LinearStatistics, NormSpec, Observer, Output, Phase, Precision, Segment, Site,
@@ -19,7 +17,7 @@ use ndarray::{Array2, ArrayView2};
 
 /// A rule of the trait that the model's code is imagined to break, to see that the mock would notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Broken {
+pub(crate) enum Broken {
     /// The graph's key does not name the phase.
     Phase,
     /// The selected rows are an argument of the operation, not data of the batch.
@@ -36,14 +34,14 @@ struct Graph {
     rows: Vec<usize>,
 }
 
-pub struct Mock {
+pub(crate) struct Mock {
     cpu: CpuBackend,
     recording: Mutex<Option<Record>>,
     broken: Option<Broken>,
     replays: Mutex<usize>,
 }
 
-pub struct Shared<T>(Arc<Mutex<T>>);
+pub(crate) struct Shared<T>(Arc<Mutex<T>>);
 
 impl<T> Shared<T> {
     fn new(value: T) -> Self {
@@ -64,21 +62,27 @@ impl<T> std::fmt::Debug for Shared<T> {
 }
 
 #[derive(Debug)]
-pub struct MockBatch {
+pub(crate) struct MockBatch {
     inner: Shared<CpuBatch>,
     capacity: BatchCapacity,
     selected: Vec<usize>,
     graphs: Shared<HashMap<GraphKey, Graph>>,
 }
 
+impl std::fmt::Debug for Mock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mock, broken: {:?}", self.broken)
+    }
+}
+
 impl Mock {
-    pub fn new(broken: Option<Broken>) -> Self {
+    pub(crate) fn new(broken: Option<Broken>) -> Self {
         let cpu = CpuBackend::new().expect("a kernel");
         Self { cpu, recording: Mutex::default(), broken, replays: Mutex::default() }
     }
 
     /// How often a record was replayed.
-    pub fn replays(&self) -> usize {
+    pub(crate) fn replays(&self) -> usize {
         *self.replays.lock().expect("not poisoned")
     }
 
@@ -112,10 +116,10 @@ impl Source {
 
     fn with<R>(&self, body: impl FnOnce(Input<'_, CpuBackend>) -> R) -> R {
         match self {
-            Self::Plain(x) => body(Input::Plain(&x.lock())),
-            Self::Normed(x, norm) => body(Input::Normed(&x.lock(), norm)),
-            Self::Activated(x, activation) => body(Input::Activated(&x.lock(), *activation)),
-            Self::Gated(x, activation) => body(Input::Gated(&x.lock(), *activation)),
+            Self::Plain(x) => body(Input::Plain(&*x.lock())),
+            Self::Normed(x, norm) => body(Input::Normed(&*x.lock(), &**norm)),
+            Self::Activated(x, activation) => body(Input::Activated(&*x.lock(), *activation)),
+            Self::Gated(x, activation) => body(Input::Gated(&*x.lock(), *activation)),
         }
     }
 }
@@ -156,7 +160,12 @@ impl Backend for Mock {
         capabilities.features.remove(&int8_nn::backend::Feature::Experts);
         capabilities
     }
-    fn linear(&self, site: Site, source: &LinearSource, precision: &Precision) -> Result<Self::Linear, Error> {
+    fn linear(
+        &self,
+        site: Site,
+        source: &LinearSource,
+        precision: &Precision,
+    ) -> Result<Self::Linear, Error> {
         self.cpu.linear(site, source, precision).map(Arc::new)
     }
     fn tied(&self, site: Site, embedding: &Self::Embedding) -> Result<Self::Linear, Error> {
@@ -181,7 +190,12 @@ impl Backend for Mock {
         let inner = Shared::new(self.cpu.batch(capacity)?);
         Ok(MockBatch { inner, capacity, selected: Vec::new(), graphs: Shared::new(HashMap::new()) })
     }
-    fn reserve(&self, cache: &mut Self::Cache, sequence: usize, positions: Range<usize>) -> Result<(), Error> {
+    fn reserve(
+        &self,
+        cache: &mut Self::Cache,
+        sequence: usize,
+        positions: Range<usize>,
+    ) -> Result<(), Error> {
         self.cpu.reserve(&mut cache.lock(), sequence, positions)
     }
     fn release(&self, cache: &mut Self::Cache, sequence: usize) -> Result<(), Error> {
@@ -254,7 +268,11 @@ impl Backend for Mock {
     }
     fn normalize(&self, x: &mut Self::Activations, norm: &Self::Norm) -> Result<(), Error> {
         let (x, norm) = (x.handle(), Arc::clone(norm));
-        self.record(move |cpu| cpu.normalize(&mut x.lock(), &norm).map(|()| x.lock().rows()))
+        self.record(move |cpu| {
+            let mut x = x.lock();
+            cpu.normalize(&mut x, &norm)?;
+            Ok(x.rows())
+        })
     }
     fn normalize_columns(
         &self,
@@ -264,25 +282,33 @@ impl Backend for Mock {
     ) -> Result<(), Error> {
         let (x, norm) = (x.handle(), Arc::clone(norm));
         self.record(move |cpu| {
-            cpu.normalize_columns(&mut x.lock(), columns.clone(), &norm).map(|()| x.lock().rows())
+            let mut x = x.lock();
+            cpu.normalize_columns(&mut x, columns.clone(), &norm)?;
+            Ok(x.rows())
         })
     }
-    fn add(&self, x: &mut Self::Activations, y: &Self::Activations, norm: Option<&Self::Norm>) -> Result<(), Error> {
+    fn add(
+        &self,
+        x: &mut Self::Activations,
+        y: &Self::Activations,
+        norm: Option<&Self::Norm>,
+    ) -> Result<(), Error> {
         let (x, y, norm) = (x.handle(), y.handle(), norm.map(Arc::clone));
         self.record(move |cpu| {
-            cpu.add(&mut x.lock(), &y.lock(), norm.as_deref()).map(|()| x.lock().rows())
+            let mut x = x.lock();
+            cpu.add(&mut x, &y.lock(), norm.as_deref())?;
+            Ok(x.rows())
         })
     }
     fn scale(&self, x: &mut Self::Activations, factor: Option<f32>, cap: Option<f32>) -> Result<(), Error> {
         let x = x.handle();
-        self.record(move |cpu| cpu.scale(&mut x.lock(), factor, cap).map(|()| x.lock().rows()))
+        self.record(move |cpu| {
+            let mut x = x.lock();
+            cpu.scale(&mut x, factor, cap)?;
+            Ok(x.rows())
+        })
     }
-    fn experts(
-        &self,
-        _: Input<'_, Self>,
-        _: &Experts<Self>,
-        _: &mut Self::Activations,
-    ) -> Result<(), Error> {
+    fn experts(&self, _: Input<'_, Self>, _: &Experts<Self>, _: &mut Self::Activations) -> Result<(), Error> {
         unreachable!("not among the capabilities")
     }
     fn project(
@@ -328,8 +354,9 @@ impl Backend for Mock {
     ) -> Result<(), Error> {
         let (batch, kv, cache) = (batch.inner.handle(), kv.handle(), cache.handle());
         self.record(move |cpu| {
-            cpu.write_cross_kv(&batch.lock(), layer, &kv.lock(), &mut cache.lock())?;
-            Ok(kv.lock().rows())
+            let kv = kv.lock();
+            cpu.write_cross_kv(&batch.lock(), layer, &kv, &mut cache.lock())?;
+            Ok(kv.rows())
         })
     }
     fn cross_attention(
@@ -347,7 +374,12 @@ impl Backend for Mock {
             Ok(out.rows())
         })
     }
-    fn gather(&self, batch: &Self::Batch, x: &Self::Activations, out: &mut Self::Activations) -> Result<(), Error> {
+    fn gather(
+        &self,
+        batch: &Self::Batch,
+        x: &Self::Activations,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
         let argument = (self.broken == Some(Broken::Selection)).then(|| batch.selected.clone());
         let (batch, x, out) = (batch.inner.handle(), x.handle(), out.handle());
         self.record(move |cpu| {

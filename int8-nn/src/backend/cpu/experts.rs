@@ -15,7 +15,11 @@ pub(super) fn add(
 ) -> Result<(), Error> {
     let routed = experts.up.len() - usize::from(experts.shared);
     let mut logits = Array2::zeros((x.nrows(), experts.up.len()));
-    experts.router.apply(x, logits.view_mut(), false)?;
+    for (x, logits) in
+        x.axis_chunks_iter(Axis(0), ROUTER_ROWS).zip(logits.axis_chunks_iter_mut(Axis(0), ROUTER_ROWS))
+    {
+        experts.router.apply(x, logits, false)?;
+    }
     let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); experts.up.len()];
     for (row, logits) in logits.rows().into_iter().enumerate() {
         for (expert, weight) in route(logits, routed, experts) {
@@ -45,6 +49,10 @@ pub(super) fn add(
     }
     Ok(())
 }
+
+/// Rows of one product of the router. Products in floating point sum in another order from 17 rows on; the choice of a
+/// token's experts must not depend on how many tokens there are.
+const ROUTER_ROWS: usize = 16;
 
 /// The experts of one token with their weights: the most probable of the first `routed`, and the shared one behind them.
 fn route(logits: ArrayView1<'_, f32>, routed: usize, experts: &Experts<CpuBackend>) -> Vec<(usize, f32)> {
