@@ -2,7 +2,7 @@
 //! gated tanh-GELU. Gemma 2 adds norms at the end of the branches, soft caps and alternating windows; Gemma 3 norms on
 //! queries and keys and a rotary base of its own for the windowed blocks.
 
-use super::llama::{self, layer, name};
+use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames};
 use crate::Error;
 use crate::config::{
@@ -78,7 +78,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
         max_positions: raw
             .size_or("max_position_embeddings", if family == "gemma3" { 131_072 } else { 8192 })?,
         norm: NormKind::RmsNorm,
-        norm_eps: convert::f32_from(raw.positive_or("rms_norm_eps", 1e-6)?),
+        norm_eps: raw.float_or("rms_norm_eps", 1e-6)?,
         norm_gain_less_one: true,
         branch_norms: family != "gemma",
         query_key_norms: (family == "gemma3").then_some(QueryKeyNorms::PerHead),
@@ -126,10 +126,11 @@ fn names(config: &DecoderConfig) -> TensorNames {
         if !config.branch_norms {
             return plain;
         }
+        let block = llama::module(index);
         let branch_norms = ["post_attention_layernorm", "post_feedforward_layernorm"];
         LayerNames {
-            mlp_norm: Some(name(index, "pre_feedforward_layernorm")),
-            branch_norms: Some(branch_norms.map(|part| name(index, part))),
+            mlp_norm: Some(block.name("pre_feedforward_layernorm")),
+            branch_norms: Some(branch_norms.map(|norm| block.name(norm))),
             ..plain
         }
     };
