@@ -503,7 +503,7 @@ impl fmt::Display for Entry<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             None => f.write_str("at its start"),
-            Some(name) if name == super::header::METADATA_KEY => write!(f, "{}", Quoted(name)),
+            Some(name) if name == super::safetensors::METADATA_KEY => write!(f, "{}", Quoted(name)),
             Some(name) => write!(f, "tensor {}", Quoted(name)),
         }
     }

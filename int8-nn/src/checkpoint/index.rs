@@ -6,7 +6,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::CheckpointError;
-use super::header::Progress;
+use super::contents::Progress;
 use super::source::is_safe_name;
 
 /// The map from tensor to file name, every file name inside the folder.

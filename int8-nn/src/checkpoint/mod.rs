@@ -1,5 +1,5 @@
-//! Reading Hugging Face checkpoints, safetensors or PyTorch: a folder is opened, its tensors are read by name. And [writing](CheckpointWriter)
-//! them, in one pass.
+//! Hugging Face checkpoints, safetensors or PyTorch: a folder is opened and its tensors are read by name;
+//! [`CheckpointWriter`] writes one in one pass.
 //!
 //! ```no_run
 //! use int8_nn::checkpoint::Checkpoint;
@@ -13,44 +13,47 @@
 //! ```
 //!
 //! Invariants:
-//! - a checkpoint that opens has been validated as a whole: every tensor's bytes lie inside its file and match its dtype
-//!   and shape, no two tensors share a name or (but for tied ones in PyTorch files) a byte, and every file the index
-//!   names is there. Reading can then fail
-//!   only because a tensor is missing or is of another kind than its user needs;
-//! - memory is never allocated from a length that has not been checked against the file's size;
+//! - a checkpoint that opens is valid as a whole: every tensor's bytes lie inside its file and match its dtype and shape,
+//!   no two tensors share a name or (tied ones in PyTorch files apart) a byte, and every file of the index exists. Reading
+//!   then fails only for a tensor that is missing or of another dtype or shape than its user needs;
+//! - no allocation has a length that was not checked against the file's size;
 //! - weights are mapped, not read: opening costs the headers only;
-//! - every error names the file, the tensor, what was expected, what was found, and what to do.
+//! - every error names the file, the tensor, what was expected, what was found, and the way out.
 
+mod contents;
 mod convert;
 mod discover;
 mod dtype;
 mod element;
 mod error;
-mod header;
+mod foreign;
+mod format;
 mod index;
 mod int8;
 mod mmap;
 mod outliers;
-mod pickle;
+mod safetensors;
 mod source;
 mod strided;
 mod summary;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod torch;
 mod write;
 #[cfg(test)]
 mod write_tests;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
-use std::collections::{BTreeMap, HashMap, hash_map};
 use std::path::Path;
 use std::sync::Arc;
 
 pub use dtype::DType;
 pub use element::ReadAs;
 pub use error::CheckpointError;
+pub use format::FileFormat;
 pub use int8::Int8Tensor;
 pub(crate) use outliers::OUTLIERS;
 pub use outliers::OutlierColumns;
@@ -62,6 +65,7 @@ pub use tensor::TensorView;
 pub(crate) use write::file_header;
 pub use write::{CheckpointWriter, Existing, TensorSpec, WriteOptions};
 
+use contents::Contents;
 use discover::Weights;
 use source::Storage;
 
@@ -89,11 +93,8 @@ struct Inner {
 struct WeightFile {
     label: String,
     storage: Storage,
-    is_torch: bool,
-    entries: Vec<header::Entry>,
-    /// Entries that are another one under a second name, and which.
-    tied: BTreeMap<usize, usize>,
-    metadata: BTreeMap<String, String>,
+    format: FileFormat,
+    contents: Contents,
 }
 
 impl Checkpoint {
@@ -122,8 +123,8 @@ impl Checkpoint {
             let found = "a name that is not Unicode";
             return Err(CheckpointError::NotRegular { file: path.display().to_string(), found });
         };
-        discover::check_name(path)?;
-        let weights = match discover::is_index(name) {
+        foreign::check_name(path)?;
+        let weights = match FileFormat::is_index(name) {
             true => Weights::Sharded(name.to_owned()),
             false => Weights::Single(name.to_owned()),
         };
@@ -190,7 +191,7 @@ impl Checkpoint {
     ) -> Result<Self, CheckpointError> {
         let mut places = BTreeMap::new();
         for (number, file) in files.iter().enumerate() {
-            for (entry, tensor) in file.entries.iter().enumerate() {
+            for (entry, tensor) in file.contents.entries.iter().enumerate() {
                 match places.entry(tensor.name.clone()) {
                     Slot::Vacant(slot) => {
                         slot.insert((number, entry));
@@ -238,7 +239,7 @@ impl Checkpoint {
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let &(file, entry) = self.inner.places.get(name)?;
         let file = &self.inner.files[file];
-        let entry = &file.entries[entry];
+        let entry = &file.contents.entries[entry];
         Some(TensorView {
             file: &file.label,
             name: &entry.name,
@@ -290,8 +291,8 @@ impl Checkpoint {
     pub fn tied_to(&self, name: &str) -> Option<&str> {
         let &(number, entry) = self.inner.places.get(name)?;
         let file = &self.inner.files[number];
-        let first = file.tied.get(&entry)?;
-        Some(&file.entries[*first].name)
+        let first = file.contents.tied.get(&entry)?;
+        Some(&file.contents.entries[*first].name)
     }
 
     /// Tells the system that a tensor's bytes are no longer needed in memory, so that streaming through a large
@@ -300,7 +301,7 @@ impl Checkpoint {
     pub fn release(&self, name: &str) {
         if let Some(&(file, entry)) = self.inner.places.get(name) {
             let file = &self.inner.files[file];
-            file.storage.release(file.entries[entry].range.clone());
+            file.storage.release(file.contents.entries[entry].range.clone());
         }
     }
 
@@ -308,7 +309,7 @@ impl Checkpoint {
     pub fn release_part(&self, name: &str, part: std::ops::Range<usize>) {
         if let Some(&(file, entry)) = self.inner.places.get(name) {
             let file = &self.inner.files[file];
-            let range = &file.entries[entry].range;
+            let range = &file.contents.entries[entry].range;
             let end = range.end.min(range.start.saturating_add(part.end));
             file.storage.release(range.start.saturating_add(part.start)..end);
         }
@@ -343,49 +344,10 @@ impl WeightFile {
     fn read(source: &Source, name: &str, needed_for: &str) -> Result<Self, CheckpointError> {
         let label = source.label(name);
         let storage = source.map(name, needed_for)?;
-        let bytes = storage.bytes();
-        // The name of a safetensors file promises that it holds no pickle; a file of the Hub's blob store has no ending.
-        let is_zip = pickle::is_zip(bytes);
-        if discover::is_torch(name) || is_zip && !name.ends_with(".safetensors") {
-            if !is_zip {
-                pickle::check_legacy(&label, bytes)?;
-                discover::check_content(&label, bytes)?;
-            }
-            let entries = pickle::read(&label, bytes)?;
-            let tied = tied(&entries);
-            return Ok(Self { label, storage, is_torch: true, entries, tied, metadata: BTreeMap::new() });
-        }
-        let header = match header::read(&label, bytes) {
-            Ok(header) => header,
-            // A file of another format fails as a damaged one; its first bytes tell what it really is.
-            Err(error) => return Err(discover::check_content(&label, bytes).err().unwrap_or(error)),
-        };
-        let tied = BTreeMap::new();
-        Ok(Self { label, storage, is_torch: false, entries: header.entries, tied, metadata: header.metadata })
+        let format = FileFormat::of(name, storage.bytes());
+        let contents = format.read(&label, storage.bytes())?;
+        Ok(Self { label, storage, format, contents })
     }
-}
-
-/// The entries that are an earlier one by name once more: the same place, read in the same way.
-fn tied(entries: &[header::Entry]) -> BTreeMap<usize, usize> {
-    let mut order: Vec<_> = (0..entries.len()).collect();
-    order.sort_by_key(|&entry| &entries[entry].name);
-    let mut first = HashMap::new();
-    let mut tied = BTreeMap::new();
-    for entry in order {
-        let header::Entry { dtype, shape, range, strides, .. } = &entries[entry];
-        if range.is_empty() {
-            continue;
-        }
-        match first.entry((dtype, shape, (range.start, range.end), strides)) {
-            hash_map::Entry::Vacant(slot) => {
-                slot.insert(entry);
-            }
-            hash_map::Entry::Occupied(slot) => {
-                tied.insert(entry, *slot.get());
-            }
-        }
-    }
-    tied
 }
 
 /// A name cut into runs of digits and of other characters; numbers compare by length first, so 2 comes before 10.

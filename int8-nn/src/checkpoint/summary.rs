@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Checkpoint, DType};
+use super::{Checkpoint, DType, FileFormat};
 
 /// Totals of one element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +52,8 @@ impl fmt::Display for Quantization {
 /// What [`Checkpoint::format`] returns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
-    /// The container: `"safetensors"` or `"pytorch"`.
-    pub container: &'static str,
+    /// The format of the weight files; [`FileFormat::Torch`] if any is a PyTorch file.
+    pub container: FileFormat,
     /// The weight files, as in error messages.
     pub files: Vec<String>,
     /// Totals by element type, largest first.
@@ -93,10 +93,10 @@ impl Checkpoint {
             0 => Quantization::None,
             layers => Quantization::Bitsandbytes8 { layers },
         };
-        let metadata = self.inner.files.iter().flat_map(|file| file.metadata.clone()).collect();
+        let metadata = self.inner.files.iter().flat_map(|file| file.contents.metadata.clone()).collect();
         let files = self.files().map(str::to_owned).collect();
-        let container =
-            if self.inner.files.iter().any(|file| file.is_torch) { "pytorch" } else { "safetensors" };
+        let formats = self.inner.files.iter().map(|file| file.format);
+        let container = formats.max().unwrap_or(FileFormat::Safetensors);
         Format { container, files, dtypes, quantization, metadata }
     }
 }

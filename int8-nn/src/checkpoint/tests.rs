@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView as Written;
 
-use super::{Checkpoint, CheckpointError, DType, Quantization, TensorView};
+use super::{Checkpoint, CheckpointError, DType, FileFormat, Quantization, TensorView};
 
 /// A tensor to write: name, dtype, shape, bytes.
 type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
@@ -182,7 +182,7 @@ fn the_summary_counts_everything_once() {
         ("c", Dtype::F32, vec![1], vec![0; 4]),
     ]);
     let format = checkpoint.format();
-    assert_eq!(format.container, "safetensors");
+    assert_eq!(format.container, FileFormat::Safetensors);
     assert_eq!(format.quantization, Quantization::None);
     assert_eq!(format.files, ["embedded/model.safetensors"]);
     let totals: Vec<_> = format.dtypes.iter().map(|t| (t.dtype, t.tensors, t.elements, t.bytes)).collect();

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::TensorInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::header::METADATA_KEY;
 use super::outliers::OUTLIERS;
+use super::safetensors::METADATA_KEY;
 use super::source::path_error;
 use super::{CheckpointError, DType};
 
