@@ -16,6 +16,9 @@ pub use encoder::EncoderConfig;
 pub use raw::RawConfig;
 pub use relative::Buckets;
 pub(crate) use rotary::RotaryDefaults;
-pub use rotary::{Rotary, RotaryPrecision, RotaryScaling};
+pub use rotary::{Rotary, RotaryScaling};
+
+/// The former name of the type of [`Rotary::precision`].
+pub type RotaryPrecision = int8_core::FloatType;
 pub use seq2seq::Seq2SeqConfig;
 pub(crate) use sizes::SizeKeys;

@@ -1,14 +1,16 @@
 //! PyTorch checkpoints that torch.save wrote (`tools/torch_checkpoints.py`), against the same numbers as safetensors and
 //! against the logits that transformers computes from them.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::PathBuf;
 
 use int8_core::metrics::relative_l2;
 use int8_nn::Model;
 use int8_nn::checkpoint::{Checkpoint, DType, FileFormat, TensorView};
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/torch").join(name)
+    common::data("torch").join(name)
 }
 
 /// What differs between two checkpoints, in every way of reading.

@@ -15,8 +15,8 @@ pub(super) enum Weights {
     Sharded(String),
 }
 
-/// Chooses as Hugging Face does: `model.safetensors`, its index, `pytorch_model.bin`, its index; then, beyond it, the only
-/// index or the only file of weights.
+/// Hugging Face's order: `model.safetensors`, its index, `pytorch_model.bin`, its index; then the only index or the only
+/// weight file.
 pub(super) fn weights(source: &Source) -> Result<Weights, CheckpointError> {
     if source.is_present(RUN_NOTE) {
         return Err(CheckpointError::Incomplete { folder: source.label(""), note: RUN_NOTE });
@@ -72,14 +72,14 @@ pub(super) fn weights(source: &Source) -> Result<Weights, CheckpointError> {
     Err(CheckpointError::NoWeights { folder, found })
 }
 
-/// Whether a training saves something else than weights under this name.
+/// Whether training saves something else under this name.
 fn is_other_torch(name: &str) -> bool {
     ["training_args", "optimizer", "scheduler", "rng_state", "scaler"]
         .iter()
         .any(|stem| name.starts_with(stem))
 }
 
-/// Whether a name says that the file is one shard of several: `NAME-00001-of-00003.safetensors`.
+/// Whether a name is that of one shard of several: `NAME-00001-of-00003.safetensors`.
 fn is_part(name: &str) -> bool {
     let stem = name.rsplit_once('.').map(|(stem, _)| stem);
     let count = stem.and_then(|stem| stem.rsplit_once("-of-"));
@@ -88,7 +88,7 @@ fn is_part(name: &str) -> bool {
 
 /// The first few names as text.
 fn listed(names: &[&String]) -> String {
-    /// Enough to recognise a folder by, few enough for a message.
+    /// Enough to recognise a folder.
     const SHOWN: usize = 6;
     let shown: Vec<_> = names.iter().take(SHOWN).map(|name| name.escape_debug().to_string()).collect();
     let more = names.len().saturating_sub(SHOWN);

@@ -78,12 +78,12 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Inner {
     source: Source,
-    /// Names what to look into when a tensor is missing: the only file, or the index.
+    /// The only file, or the index: where a missing tensor should be.
     label: String,
     files: Vec<WeightFile>,
     /// Where each tensor is: file, entry. Sorted by name.
     places: BTreeMap<String, (usize, usize)>,
-    /// The names in reading order: numbers inside names compare as numbers.
+    /// The names in reading order: numbers in names compare as numbers.
     order: Vec<String>,
     /// Exact columns beside int8 weights.
     outliers: Option<Checkpoint>,
@@ -98,18 +98,18 @@ struct WeightFile {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint: a folder with `model.safetensors` or `pytorch_model.bin`, or with their index
-    /// (`model.safetensors.index.json`, `pytorch_model.bin.index.json`) and its shards; or one `.safetensors` or `.bin`
-    /// file, or an index file. Where both formats are there, safetensors is taken. Symbolic links are followed.
+    /// Opens a checkpoint: a folder with `model.safetensors` or `pytorch_model.bin`, or an index of shards
+    /// (`model.safetensors.index.json`, `pytorch_model.bin.index.json`); or a weight file or index by its own path. Of both
+    /// formats, safetensors is read. Symbolic links are followed.
     ///
-    /// PyTorch files are those that `torch.save` writes since 1.6; nothing in them is ever run.
+    /// PyTorch files are those of `torch.save` since 1.6; no code in them runs.
     ///
-    /// The files are memory-mapped: **they must not be truncated or rewritten in place while the checkpoint is in
-    /// use** (replacing them by rename is fine).
+    /// The files are memory-mapped: **they must not be truncated or rewritten in place while the checkpoint is in use**
+    /// (replacing them by rename is fine).
     ///
     /// # Errors
-    /// The first thing found wrong with the files, see [`CheckpointError`]. A folder that holds only formats that are
-    /// not read (GGUF, TensorFlow, PyTorch before 1.6, …) gives [`CheckpointError::UnsupportedFormat`] with the way out.
+    /// The first fault found, see [`CheckpointError`]. Formats that are not read (GGUF, TensorFlow, PyTorch before 1.6, …) give
+    /// [`CheckpointError::UnsupportedFormat`] with the way out.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         let metadata =
@@ -117,7 +117,7 @@ impl Checkpoint {
         if metadata.is_dir() {
             return Self::from_source(Source::folder(path)?);
         }
-        // The folder of a bare file name is the current one, which an empty path does not name.
+        // The parent of a bare file name is an empty path, not the current folder.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
             let found = "a name that is not Unicode";
@@ -131,7 +131,7 @@ impl Checkpoint {
         Self::read(Source::folder(parent)?, &weights)
     }
 
-    /// Opens a checkpoint whose files are in memory, for a model compiled into a program; see [`Source::embedded`].
+    /// Opens a checkpoint from bytes, for a model compiled into a program; see [`Source::embedded`].
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -167,7 +167,7 @@ impl Checkpoint {
             Weights::Sharded(name) => {
                 let label = source.label(name);
                 let index = index::read(&label, &source.read_text(name)?)?;
-                // File names in sorted order, each once, with the first tensor that needs it.
+                // Each file once, sorted, with the first tensor that needs it.
                 let mut shards: BTreeMap<&str, &str> = BTreeMap::new();
                 for (tensor, file) in &index {
                     shards.entry(file).or_insert(tensor);
@@ -182,7 +182,7 @@ impl Checkpoint {
         }
     }
 
-    /// Joins the files, which together must have each name once and all names of the index in the files it says.
+    /// Joins the files: each name must occur once, and those of the index in the file it states.
     fn assemble(
         label: String,
         source: Source,
@@ -230,12 +230,12 @@ impl Checkpoint {
     /// The tensor of this name.
     ///
     /// # Errors
-    /// [`CheckpointError::MissingTensor`], with similar names that are there.
+    /// [`CheckpointError::MissingTensor`], with similar names that exist.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
         self.get(name).ok_or_else(|| self.missing(name))
     }
 
-    /// The tensor of this name, if there is one.
+    /// The tensor of this name, if it exists.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let &(file, entry) = self.inner.places.get(name)?;
         let file = &self.inner.files[file];
@@ -255,7 +255,7 @@ impl Checkpoint {
         self.inner.places.contains_key(name)
     }
 
-    /// All names in a stable order in which layer 2 comes before layer 10.
+    /// All names in a stable order, layer 2 before layer 10.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.inner.order.iter().map(String::as_str)
     }
@@ -286,8 +286,8 @@ impl Checkpoint {
         own.map(|tensor| u64::try_from(tensor.byte_len()).unwrap_or(u64::MAX)).sum()
     }
 
-    /// The tensor that this one is tied to: the first by name that is the same bytes read in the same way, if that is
-    /// another one. Only PyTorch files hold tied tensors; safetensors files leave them out or repeat them.
+    /// The tensor that this one is tied to: the first other one, by name, of the same bytes, dtype, shape and strides. Only
+    /// PyTorch files hold tied tensors; safetensors files omit or repeat them.
     pub fn tied_to(&self, name: &str) -> Option<&str> {
         let &(number, entry) = self.inner.places.get(name)?;
         let file = &self.inner.files[number];
@@ -295,9 +295,8 @@ impl Checkpoint {
         Some(&file.contents.entries[*first].name)
     }
 
-    /// Tells the system that a tensor's bytes are no longer needed in memory, so that streaming through a large
-    /// checkpoint keeps the memory in use small. Reading the tensor again is fine and reads the file again. Does nothing
-    /// for a name that is not there.
+    /// Drops a tensor's pages from memory, so that streaming through a large checkpoint needs little of it. Reading the tensor
+    /// again reads the file again. Unknown names are ignored.
     pub fn release(&self, name: &str) {
         if let Some(&(file, entry)) = self.inner.places.get(name) {
             let file = &self.inner.files[file];
@@ -324,7 +323,7 @@ impl Checkpoint {
         CheckpointError::MissingTensor { file: self.inner.label.clone(), tensor: name.to_owned(), hint }
     }
 
-    /// Names that differ from `name` by a prefix, as text for an error: the usual reason why a tensor is not found.
+    /// Names that differ from `name` by a prefix, the usual reason for a missing tensor, as text for an error.
     fn similar(&self, name: &str) -> String {
         /// Enough to see the pattern.
         const SHOWN: usize = 3;
@@ -350,7 +349,7 @@ impl WeightFile {
     }
 }
 
-/// A name cut into runs of digits and of other characters; numbers compare by length first, so 2 comes before 10.
+/// A name as runs of digits and of other characters; numbers compare by length first, so 2 precedes 10.
 fn natural(name: &str) -> impl Iterator<Item = (usize, &str)> {
     let is_digit = |character: char| character.is_ascii_digit();
     let mut rest = name;

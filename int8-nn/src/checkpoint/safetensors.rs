@@ -229,7 +229,7 @@ fn check_size(file: &str, name: &str, info: &TensorInfo, found: usize) -> Result
     })
 }
 
-/// A size in memory as a size in a file.
+/// Lossless.
 fn to_u64(size: usize) -> u64 {
     u64::try_from(size).unwrap_or(u64::MAX)
 }

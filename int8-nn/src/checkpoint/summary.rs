@@ -1,4 +1,4 @@
-//! What a checkpoint consists of, for people.
+//! A checkpoint's summary: files, dtypes, quantisation.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +18,7 @@ pub struct DTypeTotal {
     pub bytes: u64,
 }
 
-/// How the weights are quantised, judged by the tensors that are there.
+/// Quantisation of the weights, judged by the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Quantization {
@@ -49,7 +49,7 @@ impl fmt::Display for Quantization {
     }
 }
 
-/// What [`Checkpoint::format`] returns.
+/// A checkpoint's summary, from [`Checkpoint::format`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
     /// The format of the weight files; [`FileFormat::Torch`] if any is a PyTorch file.
@@ -65,7 +65,7 @@ pub struct Format {
 }
 
 impl Checkpoint {
-    /// A summary: files, element types with their totals, quantisation.
+    /// Files, element types with their totals, quantisation.
     pub fn format(&self) -> Format {
         let mut totals: BTreeMap<DType, DTypeTotal> = BTreeMap::new();
         let (mut int8, mut four_bit, mut gptq, mut float8) = (0, false, false, false);

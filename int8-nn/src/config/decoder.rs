@@ -1,6 +1,8 @@
 //! The description of a decoder that every family is mapped onto.
 
-use super::{Buckets, RawConfig, Rotary, RotaryPrecision};
+use int8_core::FloatType;
+
+use super::{Buckets, RawConfig, Rotary};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -281,7 +283,7 @@ impl DecoderConfig {
     }
 
     /// Sets the precision of all rotary frequencies.
-    pub(crate) fn set_rotary_precision(&mut self, precision: RotaryPrecision) {
+    pub(crate) fn set_rotary_precision(&mut self, precision: FloatType) {
         let alternate = self.alternate.as_mut().map(|alternate| &mut alternate.positions);
         for positions in std::iter::once(&mut self.positions).chain(alternate) {
             if let Positions::Rotary(rotary) = positions {

@@ -1,6 +1,5 @@
-//! BERT (Devlin et al., 2019) and the encoders built like it: RoBERTa and XLM-RoBERTa (other positions), DistilBERT (other
-//! names, one token type). Sentence models such as MiniLM and E5 are one of these. Learned positions, LayerNorm after each
-//! addition, biases everywhere.
+//! BERT (Devlin et al., 2019), RoBERTa and XLM-RoBERTa (other positions), DistilBERT (other names, no token types); MiniLM, E5
+//! and other sentence models are among them. Learned positions, LayerNorm after each residual addition, biases everywhere.
 
 use super::{EncoderFamily, EncoderNames, LayerNames, Module};
 use crate::Error;
@@ -30,7 +29,7 @@ pub(super) fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
         _ => "bert",
     };
     let table = raw.size("max_position_embeddings")?;
-    // RoBERTa counts positions from the one after the padding token's id, and its table has rows for those before.
+    // RoBERTa's positions begin after the padding token's id; its table has rows for those before.
     let offset = if family == "bert" {
         0
     } else {

@@ -1,6 +1,6 @@
 //! Command R (Cohere, 2024), first and second version: LayerNorm without bias, attention and MLP in parallel behind one norm,
-//! interleaved rotary pairs, scaled logits. In the second version three of four blocks have a window, and the fourth knows
-//! no positions.
+//! interleaved rotary pairs, scaled logits. In the second version three of four blocks have a window, and the fourth has no
+//! positions.
 
 use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames, deinterleaved};

@@ -1,9 +1,11 @@
 //! GPT-J (Wang and Komatsuzaki, 2021): rotary positions on the first dimensions of each head, in interleaved pairs; attention
 //! and MLP in parallel behind one LayerNorm; biases in the MLP and the head only.
 
+use int8_core::FloatType;
+
 use super::{Family, LayerNames, TensorNames, deinterleaved, gpt2};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, Positions, RawConfig, Rotary, RotaryPrecision, RotaryScaling};
+use crate::config::{BlockKind, DecoderConfig, Positions, RawConfig, Rotary, RotaryScaling};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["gptj"], config, names };
 
@@ -17,7 +19,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             dims: raw.size_or("rotary_dim", 64)?,
             theta: 10_000.0,
             scaling: RotaryScaling::None,
-            precision: RotaryPrecision::F32,
+            precision: FloatType::F32,
         }),
         tied_embeddings: raw.flag_or("tie_word_embeddings", false)?,
         ..gpt2::base(raw)?

@@ -1,5 +1,5 @@
-//! LLaMA (Touvron et al., 2023) and the families with its tensor names: Mistral (sliding window), Qwen2 (biases on queries,
-//! keys and values) and Qwen3 (norms on queries and keys). Rotary positions, RMSNorm, gated SiLU, grouped-query attention.
+//! LLaMA (Touvron et al., 2023), Mistral (sliding window), Qwen2 (biases on queries, keys and values) and Qwen3 (norms on
+//! queries and keys): rotary positions, RMSNorm, gated SiLU, grouped-query attention.
 
 use super::{Family, LayerNames, Module, TensorNames};
 use crate::Error;

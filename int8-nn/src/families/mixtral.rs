@@ -26,7 +26,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
     llama::tensors(move |index| {
-        // transformers 5 calls the module `mlp`, and saves it under its first name.
+        // transformers 5 calls the module `mlp`, and saves it under the former name.
         let experts = ["block_sparse_moe", "mlp"].map(|module| {
             let module = Module::new(llama::module(index).name(module));
             ExpertNames {

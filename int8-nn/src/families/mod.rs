@@ -31,6 +31,7 @@ use std::collections::BTreeMap;
 use crate::Error;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, EncoderConfig, RawConfig, Seq2SeqConfig};
+pub use crate::kind::Kind;
 use crate::weights::{Part, Rows};
 
 use names::Module;
@@ -98,51 +99,16 @@ pub(crate) struct Seq2SeqFamily {
 /// Encoder-decoders.
 pub(crate) const SEQ2SEQ: &[&Seq2SeqFamily] = &[&t5::FAMILY];
 
-/// What can be done with the models of a family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Continues a text: [`Model`](crate::Model).
-    Decoder,
-    /// Turns a text into vectors: [`Embedder`](crate::Embedder).
-    Encoder,
-    /// Reads a text and writes another: [`Model`](crate::Model).
-    Seq2Seq,
-}
-
 /// Finds the family of a decoder.
 pub(crate) fn of(raw: &RawConfig) -> Result<&'static Family, Error> {
-    let model_type = model_type(raw)?;
-    match kind(model_type) {
-        Some(Kind::Encoder) => Err(Error::Unsupported(format!(
-            "{}: model_type `{model_type}` is an encoder: it turns a text into vectors and does not continue it; \
-             `Embedder` runs it",
-            raw.file()
-        ))),
-        Some(Kind::Seq2Seq) => Err(Error::Unsupported(format!(
-            "{}: model_type `{model_type}` reads one text and writes another, and is no decoder alone; \
-             `Model` runs it",
-            raw.file()
-        ))),
-        Some(Kind::Decoder) | None => find(raw, model_type, FAMILIES, |family| family.model_types),
-    }
+    let model_type = model_type_of(raw, Kind::Decoder)?;
+    find(raw, model_type, FAMILIES, |family| family.model_types)
 }
 
 /// Finds the family of an encoder.
 pub(crate) fn encoder(raw: &RawConfig) -> Result<&'static EncoderFamily, Error> {
-    let model_type = model_type(raw)?;
-    match kind(model_type) {
-        Some(Kind::Decoder) => Err(Error::Unsupported(format!(
-            "{}: model_type `{model_type}` is a decoder: it continues a text and has no sentence embeddings; `Model` \
-             runs it",
-            raw.file()
-        ))),
-        Some(Kind::Seq2Seq) => Err(Error::Unsupported(format!(
-            "{}: model_type `{model_type}` reads one text and writes another; sentence embeddings of its encoder are not \
-             implemented; `Model` runs it",
-            raw.file()
-        ))),
-        Some(Kind::Encoder) | None => find(raw, model_type, ENCODERS, |family| family.model_types),
-    }
+    let model_type = model_type_of(raw, Kind::Encoder)?;
+    find(raw, model_type, ENCODERS, |family| family.model_types)
 }
 
 /// Finds the family of an encoder-decoder.
@@ -156,6 +122,17 @@ fn model_type(raw: &RawConfig) -> Result<&str, Error> {
         return Err(raw.problem("model_type", "is missing; it names the model family"));
     }
     Ok(model_type)
+}
+
+/// `model_type`, refused where it is known to be of another kind.
+fn model_type_of(raw: &RawConfig, expected: Kind) -> Result<&str, Error> {
+    let model_type = model_type(raw)?;
+    match kind(model_type) {
+        Some(kind) if kind != expected => {
+            Err(Error::WrongKind { file: raw.file().to_owned(), model_type: model_type.to_owned(), kind })
+        }
+        _ => Ok(model_type),
+    }
 }
 
 fn find<F>(
@@ -173,8 +150,8 @@ fn find<F>(
     })
 }
 
-/// The weights of a checkpoint's linear layers by name, and whether a 16-bit one is stored `[in, out]`; `None` when no
-/// family here runs it.
+/// The weights of a checkpoint's linear layers by name, and whether a 16-bit one is stored `[in, out]`; `None` for a model
+/// that is no supported decoder.
 pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option<BTreeMap<String, bool>> {
     let family = of(raw).ok()?;
     let config = (family.config)(raw).ok()?;
@@ -187,7 +164,7 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     for layer in 0..config.layers {
         let layer = (names.layer)(layer);
         parts.extend(layer.qkv.into_iter().chain([layer.attention_output]));
-        // Experts are linear layers here and none in transformers: that is for the caller to decide.
+        // Experts are no linear layers in transformers: left to the caller.
         if let MlpNames::Dense { up, down } = layer.mlp {
             parts.extend(up.into_iter().chain([down]));
         }
@@ -197,7 +174,7 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).collect())
 }
 
-/// What models of this `model_type` do; `None` for one that does not run.
+/// The kind of models of this `model_type`; `None` for one that is not supported.
 pub fn kind(model_type: &str) -> Option<Kind> {
     let is = |types: &[&str]| types.contains(&model_type);
     if FAMILIES.iter().any(|family| is(family.model_types)) {
@@ -211,7 +188,7 @@ pub fn kind(model_type: &str) -> Option<Kind> {
     }
 }
 
-/// Every `model_type` that runs.
+/// Every supported `model_type`.
 pub fn supported() -> Vec<&'static str> {
     let decoders = FAMILIES.iter().flat_map(|family| family.model_types);
     let encoders = ENCODERS.iter().flat_map(|family| family.model_types);

@@ -1,5 +1,5 @@
 //! OLMo 2 and OLMoE (OLMo Team, 2024; Muennighoff et al., 2024): norms over all queries and over all keys; OLMo 2 normalises
-//! at the end of a branch instead of its beginning, OLMoE has a mixture of experts.
+//! outputs of branches instead of inputs, OLMoE has a mixture of experts.
 
 use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames, qwen_moe};

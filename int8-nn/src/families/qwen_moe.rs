@@ -1,5 +1,5 @@
-//! Qwen1.5-MoE, Qwen2-MoE and Qwen3-MoE (Qwen Team, 2024, 2025): a mixture of many small experts in some blocks or all; up to
-//! the second version with an expert that sees every token.
+//! Qwen1.5-MoE, Qwen2-MoE and Qwen3-MoE (Qwen Team, 2024, 2025): a mixture of many small experts in some blocks or all; before
+//! Qwen3 with a shared expert.
 
 use serde_json::Value;
 
@@ -59,7 +59,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
     })
 }
 
-/// The names of the experts of block `index`.
+/// The experts of block `index`.
 pub(super) fn mlp(index: usize, experts: &ExpertsConfig) -> MlpNames {
     let (count, mlp) = (experts.count, Module::new(llama::module(index).name("mlp")));
     let shared = experts.shared_intermediate_size.map(|_| mlp.name("shared_expert_gate"));

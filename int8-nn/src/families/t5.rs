@@ -1,5 +1,5 @@
-//! T5 (Raffel et al., 2020) and the models with its architecture: T5 1.1 and FLAN-T5 (gated), mT5, ByT5. RMSNorm, no
-//! biases, scores that are not scaled, and positions as a learned bias by distance that the first block holds for all.
+//! T5 (Raffel et al., 2020), T5 1.1 and FLAN-T5 (gated), mT5, ByT5: RMSNorm, no biases, unscaled attention scores, and a
+//! relative position bias that the first block holds for all.
 
 use super::{CrossNames, LayerNames, Module, Seq2SeqFamily, Seq2SeqNames, TensorNames};
 use crate::Error;
@@ -17,7 +17,7 @@ const POSITIONS: usize = 1 << 16;
 fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
     let (gated_mlp, activation) = mlp(raw)?;
     let multilingual = raw.text_or("model_type", "t5")? == "mt5";
-    // transformers 5 ties the head in every configuration it writes, and says in another key what the older one meant.
+    // transformers 5 always writes `tie_word_embeddings`: true; `scale_decoder_outputs` has the older key's meaning.
     let scaled =
         !multilingual && raw.flag_or("scale_decoder_outputs", raw.flag_or("tie_word_embeddings", true)?)?;
     let sized = DecoderConfig::sized_by_head(raw, KEYS, "d_kv")?;
@@ -25,7 +25,6 @@ fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
     let decoder = DecoderConfig {
         family: if multilingual { "mt5" } else { "t5" },
         layers: raw.size_or("num_decoder_layers", layers)?,
-        // The key has no default.
         head_size: raw.size("d_kv")?,
         intermediate_size: raw.size("d_ff")?,
         max_positions: POSITIONS,
@@ -52,12 +51,12 @@ fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
     Ok(Seq2SeqConfig { encoder: DecoderConfig { layers, ..decoder.clone() }, start_token, decoder })
 }
 
-/// `feed_forward_proj`: an activation, `gated-` before it or not.
+/// `feed_forward_proj`: an activation, with or without the prefix `gated-`.
 fn mlp(raw: &RawConfig) -> Result<(bool, Activation), Error> {
     const KEY: &str = "feed_forward_proj";
     let name = raw.text_or(KEY, "relu")?;
     let (gated, activation) = match name.strip_prefix("gated-") {
-        // What the models of that name were trained with.
+        // T5 1.1 was trained with the tanh approximation.
         Some("gelu") => (true, "gelu_new"),
         Some(activation) => (true, activation),
         None => (false, name),
