@@ -125,8 +125,8 @@ pub fn dequantize(
         return Err(Error::Shape { what: "accumulator", expected, found: acc.dim() });
     }
     Ok(Array2::from_shape_fn(expected, |(m, n)| {
-        let step = (f64::from(a_scales[m]) / 127.0) * (f64::from(w_scales[n]) / 127.0);
-        convert::i64_to_f64(acc[[m, n]]) * step
+        let factor = (f64::from(a_scales[m]) / 127.0) * (f64::from(w_scales[n]) / 127.0);
+        convert::i64_to_f64(acc[[m, n]]) * factor
     }))
 }
 

@@ -347,31 +347,30 @@ impl Histogram {
     fn add(&mut self, magnitude: f32) {
         self.count += 1;
         // Zero is the smallest magnitude, NaN and infinity the largest.
-        let step =
-            if magnitude == 0.0 { i32::MIN } else { convert::step(magnitude.log2() * BINS_PER_OCTAVE) };
-        match usize::try_from(step.saturating_add(32 * 32)) {
+        let bin = if magnitude == 0.0 { i32::MIN } else { convert::step(magnitude.log2() * BINS_PER_OCTAVE) };
+        match usize::try_from(bin.saturating_add(32 * 32)) {
             Ok(bin) if bin < COMMON => {
                 self.common.resize(COMMON, 0);
                 self.common[bin] += 1;
             }
-            _ => *self.bins.entry(step).or_default() += 1,
+            _ => *self.bins.entry(bin).or_default() += 1,
         }
     }
 
     /// The bins that are not empty, ascending: magnitude of the middle, count.
     fn ascending(&self) -> impl DoubleEndedIterator<Item = (f32, u64)> {
-        let middle = |step: i32| match step {
+        let middle = |bin: i32| match bin {
             i32::MIN => 0.0,
-            step => ((convert::f32_from_step(step) + 0.5) / BINS_PER_OCTAVE).exp2(),
+            bin => ((convert::f32_from_step(bin) + 0.5) / BINS_PER_OCTAVE).exp2(),
         };
-        let low = self.bins.range(..0).map(move |(step, count)| (middle(*step), *count));
+        let low = self.bins.range(..0).map(move |(bin, count)| (middle(*bin), *count));
         let common = self
             .common
             .iter()
             .enumerate()
             .filter(|(_, count)| **count > 0)
             .map(move |(bin, count)| (middle(i32::try_from(bin).unwrap_or(i32::MAX) - 32 * 32), *count));
-        let high = self.bins.range(0..).map(move |(step, count)| (middle(*step), *count));
+        let high = self.bins.range(0..).map(move |(bin, count)| (middle(*bin), *count));
         low.chain(common).chain(high)
     }
 }

@@ -52,7 +52,7 @@ pub struct Comparison {
 }
 
 impl<B: Backend> Model<B> {
-    /// Scores `ids` and keeps the predicted distributions of the first positions, 2 bytes an entry, in at most `memory` bytes.
+    /// Scores `ids` and keeps the predicted distributions of the first positions, 2 bytes an entry, `max_bytes` at most.
     /// `progress(done, windows)` is called after each window.
     ///
     /// # Errors
@@ -61,11 +61,11 @@ impl<B: Backend> Model<B> {
         &self,
         ids: &[u32],
         options: &PerplexityOptions,
-        memory: usize,
+        max_bytes: usize,
         progress: impl FnMut(usize, usize),
     ) -> Result<Baseline, Error> {
         let vocabulary = self.config().vocab_size;
-        let most = memory / (vocabulary * size_of::<f16>()) * vocabulary;
+        let most = max_bytes / (vocabulary * size_of::<f16>()) * vocabulary;
         let mut kept: Vec<f16> = Vec::new();
         let mut tally = Tally::new(options, ids.len())?;
         tally.run(self, ids, options, progress, |rows, sums| {

@@ -10,7 +10,7 @@ pub const RESERVED: u64 = 600_000_000;
 pub struct Gpu {
     /// Its name.
     pub name: &'static str,
-    /// Its memory as the driver reports it, in MiB.
+    /// Its capacity as the driver reports it, in MiB.
     pub mebibytes: u64,
 }
 
@@ -33,7 +33,7 @@ impl Gpu {
         Self { name: "RTX 3060 12 GB", mebibytes: 12_288 },
     ];
 
-    /// Its memory, in bytes.
+    /// Its capacity, in bytes.
     pub const fn bytes(self) -> u64 {
         self.mebibytes << 20
     }
@@ -48,7 +48,7 @@ pub struct PaperSetup {
     pub hardware: &'static str,
     /// Number of GPUs.
     pub gpus: u64,
-    /// Memory of one, in units of 10⁹ bytes.
+    /// Capacity of one, in units of 10⁹ bytes.
     pub gigabytes: u64,
     /// The largest model in 8 bits, as the paper has it.
     pub int8: &'static str,
@@ -83,8 +83,8 @@ const PAPER_MODELS: [&str; 8] =
 impl PaperSetup {
     /// The largest of the paper's models whose weights fit all GPUs together (the paper's criterion), by its name here.
     pub fn largest(&self, precision: Precision) -> Option<String> {
-        let memory = self.gpus * self.gigabytes * 1_000_000_000;
-        let fits = |shape: &Shape| shape.estimate(precision, Load::NONE).weights() <= memory;
+        let capacity = self.gpus * self.gigabytes * 1_000_000_000;
+        let fits = |shape: &Shape| shape.estimate(precision, Load::NONE).weights() <= capacity;
         let models = PAPER_MODELS.iter().rev().filter_map(|name| Shape::built_in(name));
         models.into_iter().find(fits).map(|shape| shape.name)
     }

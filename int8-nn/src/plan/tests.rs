@@ -108,8 +108,8 @@ fn cache_and_activations_by_hand() {
 #[test]
 fn blocks_are_spread_over_gpus() {
     let bloom = model("BLOOM-176B");
-    let needed = |precision, memory| {
-        bloom.gpus_needed(precision, Load { context: 2048, batch: 1, ..Load::NONE }, memory)
+    let needed = |precision, capacity| {
+        bloom.gpus_needed(precision, Load { context: 2048, batch: 1, ..Load::NONE }, capacity)
     };
     let a100 = 81_251 << 20;
     assert_eq!(needed(Precision::F16, a100), Some(5));
@@ -121,7 +121,7 @@ fn blocks_are_spread_over_gpus() {
     assert_eq!(needed(Precision::F32, 1 << 40), Some(1));
     assert_eq!(needed(Precision::Int8, 5 << 30), None);
     assert_eq!(needed(Precision::Int8, 1000), None);
-    // More memory never needs more GPUs.
+    // Larger GPUs are never needed in larger number.
     let counts: Vec<_> = (10..200).filter_map(|gigabytes| needed(Precision::Int8, gigabytes << 30)).collect();
     assert!(counts.is_sorted_by(|left, right| left >= right), "{counts:?}");
 }

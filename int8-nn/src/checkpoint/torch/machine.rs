@@ -2,7 +2,7 @@
 //! global is one of [`Global`]'s rules or it is refused by name.
 //!
 //! Values are in one table and refer to each other by number, so neither deep nor circular data can exhaust the program's
-//! stack; [`MAX_STEPS`] bounds the memory.
+//! stack; [`MAX_OPERATIONS`] bounds the memory.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use super::globals::{self, Global};
 
 /// Most opcodes of one pickle. Each adds at most a few dozen bytes, less than 1 GB in all. A tensor takes about 40, so this
 /// suffices for 400,000 tensors a file, twenty times the largest models.
-const MAX_STEPS: usize = 1 << 24;
+const MAX_OPERATIONS: usize = 1 << 24;
 
 /// The most dimensions of a tensor, as in PyTorch.
 pub(super) const MAX_DIMS: usize = 64;
@@ -128,11 +128,11 @@ impl<'a> Machine<'a> {
                     false => Err(self.malformed(format!("{} values are left at its end", self.stack.len()))),
                 };
             }
-            self.step(operation)?;
+            self.execute(operation)?;
         }
     }
 
-    fn step(&mut self, operation: u8) -> Result<(), Refusal> {
+    fn execute(&mut self, operation: u8) -> Result<(), Refusal> {
         match operation {
             // PROTO, FRAME
             0x80 => match self.fixed()? {
@@ -227,15 +227,15 @@ impl<'a> Machine<'a> {
             // BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET
             b'q' => {
                 let [key] = self.fixed()?;
-                self.remember(key.into())
+                self.memoize(key.into())
             }
             b'r' => {
                 let key = u32::from_le_bytes(self.fixed()?);
-                self.remember(key)
+                self.memoize(key)
             }
             0x94 => {
                 let key = u32::try_from(self.memo.len()).unwrap_or(u32::MAX);
-                self.remember(key)
+                self.memoize(key)
             }
             b'h' => {
                 let [key] = self.fixed()?;
@@ -268,13 +268,14 @@ impl<'a> Machine<'a> {
         Refusal::Malformed(self.begin, reason.into())
     }
 
-    /// Counts work against [`MAX_STEPS`].
+    /// Counts work against [`MAX_OPERATIONS`].
     fn spend(&mut self, steps: usize) -> Result<(), Refusal> {
         self.steps += steps;
-        if self.steps <= MAX_STEPS {
+        if self.steps <= MAX_OPERATIONS {
             return Ok(());
         }
-        Err(self.malformed(format!("more than {MAX_STEPS} operations, beyond any checkpoint of tensors")))
+        Err(self
+            .malformed(format!("more than {MAX_OPERATIONS} operations, beyond any checkpoint of tensors")))
     }
 
     fn slice(&mut self, length: u64) -> Result<&'a [u8], Refusal> {
@@ -376,7 +377,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn remember(&mut self, key: u32) -> Result<(), Refusal> {
+    fn memoize(&mut self, key: u32) -> Result<(), Refusal> {
         let top = self.top()?;
         self.memo.insert(key, top);
         Ok(())
