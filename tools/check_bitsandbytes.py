@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks that what `int8 quantize` writes is what transformers and bitsandbytes themselves would use.
+"""Checks that `int8 quantize` writes the weights that transformers and bitsandbytes make themselves.
 
 usage: check_bitsandbytes.py [--program PATH] [--record FILE.md] MODEL…
 
@@ -67,7 +67,7 @@ def check(program, folder, extra):
             raise AssertionError(report.stderr.strip())
         report = json.loads(report.stdout)
         ours = cls.from_pretrained(out)
-        # What we leave alone on purpose (a router of one row, say) they leave alone, too.
+        # Layers kept in floating point on purpose (such as a router of one row) are so in transformers.
         own = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=report["skip_modules"])
         theirs = cls.from_pretrained(folder, quantization_config=own)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Logits of a checkpoint as Hugging Face transformers computes them after `from_pretrained`, in f32.
+"""Logits of Hugging Face transformers after `from_pretrained`, in f32.
 
 usage: from_pretrained_logits.py FOLDER…      each with a golden.safetensors that holds input_ids
 
-Writes FOLDER/from_pretrained.safetensors with `logits` f32. The goldens themselves were made from a module that was cast to
-16 bits as a whole, which rounds the rotary frequencies too; `from_pretrained` keeps these in f32, and so do we by default.
+Writes FOLDER/from_pretrained.safetensors with `logits` f32. The goldens themselves come from a module that was cast to
+16 bits as a whole, rotary frequencies included; `from_pretrained` keeps these in f32, as this project does by default.
 Makes its own environment in ~/.cache/int8-tools (transformers, torch).
 """
 import os

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What transformers makes of conversations with chat templates of every style: int8-nn/tests/data/chat.json.
+"""Conversations rendered by transformers with chat templates of every style: int8-nn/tests/data/chat.json.
 
 usage: make_chat_goldens.py
 
-The templates are written for this test; they use what the templates of chat models use. Makes its own environment in
+The templates are written for this test, with the constructs that chat models use. Makes its own environment in
 ~/.cache/int8-tools (transformers, torch).
 """
 import json

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tiny random checkpoints with an encoder, and what Hugging Face transformers computes from them.
+"""Tiny random encoders and encoder-decoders, with hidden states or logits of Hugging Face transformers.
 
 usage: make_encoder_goldens.py [NAME…]        all without an argument; writes int8-nn/tests/data/encoders/NAME
 
@@ -33,7 +33,7 @@ VOCAB, TOKENS, LENGTHS, TARGETS = 96, 20, (20, 13), 12
 BERT = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
         "max_position_embeddings": 40, "pad_token_id": 0}
 ROBERTA = {**BERT, "pad_token_id": 1, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-# Buckets so few that the texts reach the last one.
+# Few buckets, so that the texts reach the last one.
 T5 = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 12, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4,
       "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "decoder_start_token_id": 0}
 MODELS = {
@@ -57,7 +57,7 @@ def in_environment():
 
 
 def randomize(model, generator):
-    """Weights of a size that keeps outputs apart; norm gains with a few large entries."""
+    """Random weights, large enough for distinct outputs; norm gains with a few large entries."""
     import torch
 
     for name, tensor in model.named_parameters():
@@ -78,7 +78,7 @@ def randomize(model, generator):
 
 
 def llm_int8(x, weight, bias=None):
-    """LLM.int8() as bitsandbytes has it: outlier columns with dequantised weights, everything else in int8."""
+    """LLM.int8() as in bitsandbytes: outlier columns meet dequantised weights, everything else is int8."""
     import torch
 
     shape, x = x.shape, x.reshape(-1, x.shape[-1])
@@ -93,7 +93,7 @@ def llm_int8(x, weight, bias=None):
 
 
 def in_int8(model, compute):
-    """What `compute` gives with every linear layer but the head in int8."""
+    """`compute()` with every linear layer but the head in int8."""
     import torch
 
     plain = torch.nn.functional.linear

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tiny random checkpoints of model families with what Hugging Face transformers computes from them.
+"""Tiny random checkpoints of model families, with logits and greedy ids of Hugging Face transformers.
 
 usage: make_goldens.py [FAMILY…]        all families without an argument; writes int8-nn/tests/data/goldens/FAMILY
 
@@ -98,7 +98,7 @@ FAMILIES = {
     "qwen3_moe": ("qwen3_moe", "bfloat16", {**GROUPED, **EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
     "olmoe": ("olmoe", "float16", {**GROUPED, "intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}),
 }
-# Also saved with the experts of a block in one tensor, as transformers 5 holds them.
+# Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}
 
 
@@ -111,7 +111,7 @@ def in_environment():
 
 
 def randomize(model, generator):
-    """Weights of a size that keeps logits apart; norm gains with a few large entries."""
+    """Random weights, large enough for distinct logits; norm gains with a few large entries."""
     import torch
 
     gemma = type(model).__name__.startswith("Gemma")
@@ -136,7 +136,7 @@ def randomize(model, generator):
 
 
 def llm_int8(x, weight, bias=None):
-    """LLM.int8() as bitsandbytes has it: outlier columns with dequantised weights, everything else in int8."""
+    """LLM.int8() as in bitsandbytes: outlier columns meet dequantised weights, everything else is int8."""
     import torch
 
     shape, x = x.shape, x.reshape(-1, x.shape[-1])
@@ -156,7 +156,7 @@ def int8_logits(model, ids):
     from transformers.models.falcon.modeling_falcon import FalconLinear
     from transformers.pytorch_utils import Conv1D
 
-    # Falcon multiplies without the function; what it computes is the same.
+    # Falcon's layer class does not call F.linear; the product is the same.
     FalconLinear.forward = torch.nn.Linear.forward
     plain = torch.nn.functional.linear
     head = model.get_output_embeddings()
@@ -205,7 +205,7 @@ def make(name, generator):
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    # As stored, in f32: casting the module would round what is no weight, too.
+    # As stored, in f32: casting the module would also round buffers.
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What an int8 setting loses, simulated in PyTorch: the study behind `--preset best` (docs/quality.md).
+"""Loss of int8 settings, simulated in PyTorch: the study behind `--preset best` (docs/quality.md).
 
 usage: rule_study.py MODEL TEXT WINDOW WINDOWS FIRST CALIBRATION_TEXT < SETTINGS > RECORD
 
 Every linear layer but the head is replaced by its de-quantised form in f32, and compared to the float model over WINDOWS
-windows: perplexity over the FIRST ones and over all (paired standard error), KL divergence, top-1 agreement, shares outside
-int8. A setting is a line of keyword arguments:
+windows: perplexity over the FIRST ones and over all (paired standard error), KL divergence, top-1 agreement, shares of
+outliers. A setting is a line of keyword arguments:
   x, w      'abs' | 'zp' | None     codes of activations (a row) and weights (an output row); None leaves them in floating point
-  gx, gw    64                      one constant, rounded up to bf16, for so many values along K instead of a whole row
+  gx, gw    64                      values along K that share a scale, rounded up to bf16; a whole row without it
   rule      ('abs', t) | ('abscol', t)               |x| >= t: the value, or its column for the window
             ('median', t) | ('mean', t) | ('rms', t) t times a statistic of the row's magnitudes; the median without zeros
             ('q', p, t)                              t times the p-quantile of the non-zero magnitudes
@@ -19,7 +19,7 @@ int8. A setting is a line of keyword arguments:
   exact     False                   outliers meet de-quantised weights
   wrule     rule for weights kept beside w='abso'
   cols      0.02                    this share of the columns exact, those of the largest energy on the calibration text;
-  rand      1                       … on random ids instead;   wcols: they do not count for the weight's constants
+  rand      1                       … on random ids instead;   wcols: they do not count for the weight's scales
   shift     'mean' | 'beta'         subtract the calibrated mean, or the LayerNorm's bias, and add W·shift exactly
   mig       0.5                     move max|w|^-mig of each column (with cal=True max|x|^mig/max|w|^(1-mig)) into the input
   rot       True                    Hadamard rotation of the inputs in blocks

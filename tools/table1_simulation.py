@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The paper's schemes simulated in PyTorch: an independent second opinion on `int8 eval`, and how far a perplexity moves when
-nothing changes but the order of one multiplication.
+"""The paper's schemes simulated in PyTorch: an independent check of `int8 eval`, and the change of a perplexity when only the
+order of one multiplication changes.
 
 usage: table1_simulation.py MODEL TEXT RECORD.jsonl        the record of quality_record.py
 
 Every linear layer but the head is replaced by its de-quantised form in f32. `a` computes codes as round(x·(127/s)), which is
 what bitsandbytes and this project do, `b` as round(x·127/s): the two differ in the last bit of an f32 before the rounding.
-Prints perplexities, and for each the mean difference to the record over windows (in nats, with its standard error): what two
-right implementations of one scheme differ by.
+Prints perplexities, and for each the mean difference to the record over windows (in nats, with its standard error): the difference
+of two right implementations of one scheme.
 Uses the environment of from_pretrained_logits.py (run that once first).
 """
 import json

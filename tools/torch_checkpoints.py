@@ -18,7 +18,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent.parent / "int8-nn/tests/data/to
 
 
 def views(state):
-    """The same tensors, laid out differently."""
+    """The same tensors in other memory layouts."""
     import torch
 
     layer = "model.decoder.layers.0."
@@ -43,7 +43,7 @@ def views(state):
     state[name] = torch.stack([state[name], state[name] + 1], 1)[:, 0]
     # Tied: one storage, two names.
     state["lm_head.weight"] = state["model.decoder.embed_tokens.weight"]
-    # What is no weight of the model.
+    # Entries that are no weights.
     state["extra.position_ids"] = torch.arange(7).expand((1, -1))
     state["extra.uint16"] = torch.arange(5).to(torch.uint16)
     state["extra.bfloat16"] = torch.linspace(-1, 1, 6).bfloat16().reshape(2, 3).t()

@@ -1,5 +1,4 @@
-//! How long the reference takes. It is written to be read, not to be quick: these numbers only show that tests which
-//! call it stay affordable.
+//! Time of the reference, which is written for clarity: tests that call it must stay affordable.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::f16;

@@ -1,4 +1,4 @@
-//! Stage 1 of a layer: one activation matrix as codes and outliers, computed once for every weight that reads it.
+//! The prologue's result: activations as codes and outliers, computed once for all weights that read them.
 
 use ndarray::{Array2, ArrayView2};
 
@@ -13,7 +13,7 @@ use crate::{Element, Error, Outliers, find_outliers};
 /// x[m,k]                              where it is: exact, as f32
 /// ```
 ///
-/// The queries', keys' and values' projections, gate and up, and all experts of a row share one such value.
+/// Shared by the projections of queries, keys and values, by gate and up, and by all experts of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedActivations {
     quantized: QuantizedMatrix,
@@ -23,7 +23,7 @@ pub struct QuantizedActivations {
 }
 
 impl QuantizedActivations {
-    /// Finds the outliers of `x [M, K]` and quantises the rest, as `config` says.
+    /// Detects the outliers of `x [M, K]` and quantises the other values, by `config`.
     ///
     /// # Errors
     /// [`Error::Threshold`].
@@ -54,7 +54,7 @@ impl QuantizedActivations {
         &self.outliers
     }
 
-    /// `f32 [M, |O|]`: the outlier columns of `x`, 0 where a value of them is no outlier (`Value` granularity).
+    /// `f32 [M, |O|]`: the outlier columns of `x`; with `Value` granularity 0 where a value is no outlier.
     pub fn outlier_values(&self) -> ArrayView2<'_, f32> {
         self.values.view()
     }

@@ -1,10 +1,10 @@
-//! How far a backend may be from [`linear()`](crate::linear()): a bound derived from what it computes, never a hand-picked tolerance.
+//! The permitted deviation of a backend's `y` from [`linear()`](crate::linear()), derived from the backend's roundings.
 //!
-//! Integers (codes, accumulators, zero points) and scales must be *equal*; this bound is for `y` alone. With
-//! `γ_n(u) = n·u/(1 − n·u)` (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1), `u = 2⁻²⁴` for f32, G the
-//! number of groups of K (1 without group granularity), p the number of outlier columns, `w` the roundoff of the outlier weights as the backend stores them, `w₀` what they lose
-//! below the normal range and `a` the roundoff of one addition in its outlier sum, a result before its last rounding
-//! may differ by
+//! Integers (codes, accumulators, zero points) and scales must be *equal*; the bound is for `y` alone. Let
+//! `γ_n(u) = n·u/(1 − n·u)` (Higham, *Accuracy and Stability of Numerical Algorithms*, §3.1), `u = 2⁻²⁴` (f32), G the groups of
+//! K (1 without group granularity), p the outlier columns, `w` the roundoff of the outlier weights as stored, `w₀` their absolute
+//! error below the normal range, `a` the roundoff of one addition of the outlier sum, and `acc` the accumulator after the
+//! zero-point correction. Before the last rounding a result may differ by
 //!
 //! ```text
 //! e = γ_{G+5}(u)·Σ_g|int8 part|                acc → f32, two divisions by 127 or one factor, two or three products,
@@ -15,21 +15,20 @@
 //!   + (Σ_g|acc| + p + G + 1)·2⁻¹²⁶             products that underflow, flushed or not
 //! ```
 //!
-//! with `acc` the accumulator after the zero-point correction, and after it by `e + u_T·(|y| + e) + η_T`, η_T the smallest subnormal of the output type. Where the exact result
-//! lies within `e` of the overflow threshold, ±inf is right as well as the largest finite number. The derivation
-//! supposes that no intermediate result overflows f32 (`acc·s_x·s_w` is safe when the scales are multiplied first).
+//! and after it by `e + u_T·(|y| + e) + η_T`, η_T the smallest subnormal of the output type. Within `e` of the overflow
+//! threshold both ±inf and the largest finite number are right. The derivation assumes that no intermediate overflows f32
+//! (`acc·s_x·s_w` does not when the scales are multiplied first).
 
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
 use crate::{Element, LinearOutput, convert};
 
-/// The roundings of a backend's outlier product.
+/// Roundoffs of a backend's outlier product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Arithmetic {
     /// Roundoff of one addition of the outlier sum: 2⁻²⁴ for IEEE f32, 2⁻²³ for tensor cores, which truncate.
     pub accumulate: f64,
-    /// Roundoff of a *dequantised* outlier weight as it is multiplied: 2⁻²² when it stays in f32 (two roundings on the
-    /// way), `T::UNIT_ROUNDOFF` more when it is rounded to 16 bits.
+    /// Roundoff of a *dequantised* outlier weight: 2⁻²² in f32 (two roundings), `T::UNIT_ROUNDOFF` more if rounded to 16 bits.
     pub outlier_weight: f64,
     /// Absolute error of a dequantised outlier weight below the normal range of the type it is stored in.
     pub outlier_weight_floor: f64,
@@ -37,7 +36,7 @@ pub struct Arithmetic {
 
 const F32: f64 = <f32 as Element>::UNIT_ROUNDOFF;
 
-/// 2⁻¹²⁶, of f32 and bf16: what a unit that flushes subnormals to zero may lose.
+/// 2⁻¹²⁶, of f32 and bf16: the error of flushing subnormals to zero.
 const SMALLEST_NORMAL: f64 = f64::from_bits((1023 - 126) << 52);
 
 impl Arithmetic {
@@ -85,10 +84,9 @@ pub fn linear_bound<T: Element>(
 /// The result of comparing a backend's output with the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Comparison {
-    /// The largest deviation as a share of its bound: at most 1 when the backend is right, +∞ when a NaN or an infinity
-    /// stands in the wrong place.
+    /// The largest deviation as a share of its bound: at most 1 if the backend is right, +∞ for a misplaced NaN or infinity.
     pub worst_share: f64,
-    /// Row and column of it.
+    /// Its row and column.
     pub at: (usize, usize),
 }
 
@@ -102,7 +100,7 @@ impl Comparison {
 /// Compares `actual [M, N]` with the reference, element by element.
 ///
 /// # Panics
-/// If `actual` has not the reference's shape.
+/// If the shapes differ.
 pub fn compare<T: Element>(
     actual: ArrayView2<T>,
     reference: &LinearOutput<T>,
@@ -130,7 +128,7 @@ fn share_of_bound<T: Element>(actual: f64, exact: f64, bound: f64) -> f64 {
         return if actual == exact { 0.0 } else { f64::INFINITY };
     }
     if actual.is_infinite() {
-        // Rounds to infinity from half a step above the largest finite number on.
+        // Half an ulp above the largest finite number rounds to infinity.
         let overflow = T::MAX * (1.0 + T::UNIT_ROUNDOFF);
         let reachable = exact.abs() + bound >= overflow * (1.0 - T::UNIT_ROUNDOFF);
         return if reachable && actual.signum() == exact.signum() { 0.0 } else { f64::INFINITY };
@@ -138,7 +136,7 @@ fn share_of_bound<T: Element>(actual: f64, exact: f64, bound: f64) -> f64 {
     (actual - exact).abs() / bound
 }
 
-/// `γ_n(u) = n·u/(1 − n·u)`; +∞ where the derivation does not hold any more.
+/// `γ_n(u) = n·u/(1 − n·u)`; +∞ where `n·u ≥ 1`.
 fn gamma(n: f64, u: f64) -> f64 {
     if n * u < 1.0 { n * u / (1.0 - n * u) } else { f64::INFINITY }
 }
@@ -151,8 +149,7 @@ mod tests {
     use super::*;
     use crate::{Scheme, Weight, corpus, linear};
 
-    /// A comparator is trusted only after it has been seen to fail: the reference itself passes, and one unit in the
-    /// last place beyond the bound fails, in each direction.
+    /// The reference passes; a deviation beyond the bound, in either direction, fails.
     fn fails_on_a_perturbation<T: Element>() {
         let case = corpus::random(7);
         let (x, w) = (case.x.mapv(T::from_f32), case.w.mapv(T::from_f32));

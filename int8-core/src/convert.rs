@@ -1,8 +1,8 @@
-//! Every numeric conversion of this crate that can lose something, each with the reason why it does not.
+//! Every potentially lossy numeric conversion of this crate, with the reason why it is right.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
-    reason = "this is the one file where they are decided; each function says why its conversion is right"
+    reason = "the one file of such conversions; each function states why its conversion is right"
 )]
 
 /// `f64 → f32`, rounded half to even: what `as` does.
@@ -12,9 +12,9 @@ pub(crate) fn f64_to_f32(value: f64) -> f32 {
 
 /// `f64 → f32`, rounded to odd: where the result is inexact, the neighbour whose last bit is 1.
 ///
-/// A second rounding, to a type with at least two bits less than f32, then gives what rounding once would have given
-/// (Boldo and Melquiond, *Emulation of FMA and correctly rounded sums*, 2008). Rounded to nearest, a value just above
-/// a tie of the narrow type would fall on the tie first and to the wrong side of it second.
+/// A second rounding, to a type with at least two bits less than f32, then equals rounding once (Boldo and Melquiond, *Emulation
+/// of FMA and correctly rounded sums*, 2008). Rounding to nearest twice could move a value just above a tie of the narrow type
+/// to the wrong side.
 pub(crate) fn f64_to_f32_odd(value: f64) -> f32 {
     let nearest = value as f32;
     let exact = f64::from(nearest);
@@ -27,14 +27,13 @@ pub(crate) fn f64_to_f32_odd(value: f64) -> f32 {
     }
 }
 
-/// The code of a value already divided by its step: rounded half to even, kept in [−127, 127].
-///
-/// The clamp only ever moves a value by the rounding error of `x·(127/a)`, or by one code for zero-point rows.
+/// The code of `x·127/s`: rounded half to even, clamped to [−127, 127]. The clamp moves a value by the rounding error of
+/// `x·(127/s)`, or by one code for zero-point rows.
 pub(crate) fn code(value: f32) -> i8 {
     value.round_ties_even().clamp(-127.0, 127.0) as i8
 }
 
-/// The smallest bf16 number that is not below a finite, non-negative `value`, or the largest finite one, as f32.
+/// A finite `value` ≥ 0 rounded up to bf16, or the largest finite bf16, as f32.
 pub(crate) fn bf16_up(value: f32) -> f32 {
     let up = f32::from_bits(value.to_bits().wrapping_add(0xFFFF) & 0xFFFF_0000);
     if up.is_finite() { up } else { f32::from_bits(value.to_bits() & 0xFFFF_0000) }

@@ -1,5 +1,5 @@
-//! Inputs that every backend of this project is tested on: named cases that once broke an implementation or could, and
-//! an endless supply of seeded random ones. Values are f32; a test rounds them to the type it needs.
+//! Test inputs of every backend: named cases that break implementations, and seeded random ones. Values are f32; tests round
+//! them to the type they need.
 
 use ndarray::{Array1, Array2};
 
@@ -10,7 +10,7 @@ use crate::{
 /// One linear layer to compute.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// What it is there for.
+    /// What it tests.
     pub name: String,
     /// Input `[M, K]`.
     pub x: Array2<f32>,
@@ -22,7 +22,7 @@ pub struct Case {
     pub config: Config,
 }
 
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): small, seedable, the same on every machine.
+/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): seedable, the same on every machine.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -46,7 +46,7 @@ impl Random {
         convert::unit_interval(self.bits())
     }
 
-    /// Roughly normal, mean 0, variance 1: the sum of twelve uniforms.
+    /// Approximately normal, mean 0, variance 1: a sum of twelve uniforms.
     pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
     }
@@ -65,8 +65,7 @@ impl Random {
     }
 }
 
-/// A random case: its shape, values, outliers and settings depend on `seed` alone. Shapes are small (M, N ≤ 40,
-/// K ≤ 300) and sit on the edges of the tiles that kernels use.
+/// A random case, determined by `seed`. Shapes are small (M, N ≤ 40, K ≤ 300) and at the edges of kernels' tiles.
 pub fn random(seed: u64) -> Case {
     let mut random = Random::new(seed);
     let rows = random.choose(&[1, 1, 2, 3, 5, 8, 15, 16, 17, 33]);
@@ -77,7 +76,7 @@ pub fn random(seed: u64) -> Case {
     let w_scale = random.choose(&[0.02_f32, 0.02, 1.0]);
     let w = random.matrix(outputs, inner, w_scale);
 
-    // Outlier columns as models have them: one-sided, large, in every row; or strewn single values.
+    // Outlier columns as in models (one-sided, large, in every row), or single values.
     let share = random.choose(&[0.0_f32, 0.0, 0.01, 0.1, 0.5, 1.0]);
     let whole_columns = random.choose(&[true, false]);
     for column in 0..inner {
@@ -95,7 +94,7 @@ pub fn random(seed: u64) -> Case {
     Case { name: format!("random {seed}"), x, w, bias, config: random_config(&mut random) }
 }
 
-/// As [`random`], with group granularity on one side or both: for backends that support it.
+/// [`random`] with group granularity on one side or both, for backends that support it.
 pub fn random_groups(seed: u64) -> Case {
     use Granularity::{Group, Row, Tensor};
     let mut case = random(seed);
@@ -126,12 +125,12 @@ fn random_config(random: &mut Random) -> Config {
     }
 }
 
-/// The named cases, each under every setting that makes a difference to it.
+/// The named cases, each under every setting.
 pub fn cases() -> Vec<Case> {
     named(settings())
 }
 
-/// The named cases with group granularity: for backends that support it.
+/// The named cases with group granularity, for backends that support it.
 pub fn group_cases() -> Vec<Case> {
     named(group_settings())
 }
@@ -320,7 +319,7 @@ fn zero_row(random: &mut Random) -> Array2<f32> {
     matrix
 }
 
-/// ±1 everywhere: codes ±127, the largest accumulators there are.
+/// ±1 everywhere: codes ±127, the largest accumulators.
 fn signs(rows: usize, columns: usize) -> Array2<f32> {
     Array2::from_shape_fn(
         (rows, columns),
@@ -328,7 +327,7 @@ fn signs(rows: usize, columns: usize) -> Array2<f32> {
     )
 }
 
-/// A row whose largest magnitude is 127, so that the step is 1, and whose other values lie half-way between codes.
+/// Rows of largest magnitude 127, so that codes are 1 apart; the other values are half-way between codes.
 fn ties(columns: usize) -> Array2<f32> {
     Array2::from_shape_fn((2, columns), |(row, column)| match column {
         0 => 127.0,

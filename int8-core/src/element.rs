@@ -1,4 +1,4 @@
-//! The floating-point types activations and weights come in.
+//! The floating-point types of activations and weights.
 
 use half::{bf16, f16};
 
@@ -9,7 +9,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// The type of a tensor of floating-point elements.
+/// The element type of a floating-point tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FloatType {
     /// 32-bit.
@@ -48,7 +48,7 @@ impl std::fmt::Display for FloatType {
     }
 }
 
-/// Elements of one type that is known at run time.
+/// A slice whose element type is known at run time.
 #[derive(Debug, Clone, Copy)]
 pub enum FloatSlice<'a> {
     /// 32-bit.
@@ -88,9 +88,9 @@ impl FloatSlice<'_> {
 ///
 /// Conversion to `f32` is exact for all three. Conversion from `f32` or `f64` rounds once, half to even.
 pub trait Element: sealed::Sealed + Copy + PartialEq + Send + Sync + std::fmt::Debug + 'static {
-    /// The type's name as safetensors writes it: `F32`, `F16`, `BF16`.
+    /// The type's name in safetensors: `F32`, `F16`, `BF16`.
     const NAME: &'static str;
-    /// The type, for code that learns it at run time.
+    /// The type as a run-time value.
     const TYPE: FloatType;
     /// Unit roundoff `u`: rounding a number in range gives `x·(1 + δ)`, `|δ| ≤ u`. 2⁻²⁴, 2⁻¹¹, 2⁻⁸.
     const UNIT_ROUNDOFF: f64;
@@ -99,7 +99,7 @@ pub trait Element: sealed::Sealed + Copy + PartialEq + Send + Sync + std::fmt::D
     /// Largest finite number.
     const MAX: f64;
 
-    /// A slice as one whose type is known at run time.
+    /// The slice with its type as a run-time value.
     fn slice(values: &[Self]) -> FloatSlice<'_>;
     /// Exact conversion to `f32`.
     fn to_f32(self) -> f32;
@@ -187,7 +187,7 @@ mod tests {
         assert!(T::from_f32(f32::NAN).to_f32().is_nan(), "{}", T::NAME);
     }
 
-    /// The nearest of all numbers of a 16-bit type, ties to the even one, found by trying them all.
+    /// The nearest of all numbers of a 16-bit type, ties to even, by exhaustion.
     fn nearest<T: Element>(value: f64, all: impl Iterator<Item = T>) -> f32 {
         all.map(T::to_f32)
             .filter(|candidate| candidate.is_finite())
@@ -211,7 +211,7 @@ mod tests {
         }
     }
 
-    /// Rounding through f32 falls on the tie first; converting the upper half of the f64 loses what lies below it.
+    /// Rounding through f32 would hit the tie first; truncating the f64 to its upper word would lose bits below it.
     #[test]
     fn f64_is_rounded_once() {
         is_rounded_once(f16::from_bits);

@@ -1,6 +1,6 @@
-//! What a caller can do wrong.
+//! The error of this crate.
 
-/// An error of this crate: always the caller's mistake, with the operands' shapes in the message.
+/// A caller's mistake, with the operands' shapes in the message.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,22 +20,22 @@ pub enum Error {
         /// Columns of `W`.
         w_inner: usize,
     },
-    /// A vector does not have the length that the matrices ask for.
+    /// A vector's length does not match the matrices.
     #[error("{what}: expected {expected} elements, found {found}")]
     Length {
         /// Which vector.
         what: &'static str,
-        /// Length asked for.
+        /// Length required.
         expected: usize,
         /// Length given.
         found: usize,
     },
-    /// Two matrices that must have one shape do not.
+    /// A matrix's shape is not the required one.
     #[error("{what}: expected shape {expected:?}, found {found:?}")]
     Shape {
         /// Which matrix.
         what: &'static str,
-        /// Shape asked for.
+        /// Shape required.
         expected: (usize, usize),
         /// Shape given.
         found: (usize, usize),
@@ -58,7 +58,7 @@ pub enum Error {
         /// Largest K that cannot overflow.
         max: usize,
     },
-    /// −128 is no code of this method: codes are symmetric, in [−127, 127].
+    /// A code of −128; codes are in [−127, 127].
     #[error("{what}: code -128 at [{row}, {column}]; codes of this method lie in [-127, 127]")]
     CodeOutOfRange {
         /// Which matrix.
@@ -68,7 +68,7 @@ pub enum Error {
         /// Column of the code.
         column: usize,
     },
-    /// A zero point that no row of this method has.
+    /// A zero point outside [−127, 127].
     #[error("zero point {value} of row {row}; zero points of this method lie in [-127, 127]")]
     ZeroPointOutOfRange {
         /// Row it belongs to.
@@ -76,7 +76,7 @@ pub enum Error {
         /// Value given.
         value: i32,
     },
-    /// A scale of a group that backends could not store.
+    /// A group's scale that is no bf16 number.
     #[error("scale {scale:e} of group {group} in row {row} is no bf16 number; scales of groups are")]
     GroupScale {
         /// Row it belongs to.
@@ -86,7 +86,7 @@ pub enum Error {
         /// Value given.
         scale: f32,
     },
-    /// An outlier rule whose parameter makes no sense.
+    /// An outlier rule with a parameter that is not positive.
     #[error(
         "{parameter} = {value} is no outlier threshold: it must be positive (use OutlierRule::None for no outliers)"
     )]
@@ -96,7 +96,7 @@ pub enum Error {
         /// Value given.
         value: f32,
     },
-    /// A name that is none of the schemes.
+    /// An unknown scheme.
     #[error("unknown scheme `{name}`; known: {known}")]
     UnknownScheme {
         /// Name given.

@@ -1,6 +1,5 @@
-//! The mathematics of LLM.int8() (Dettmers, Lewis, Belkada, Zettlemoyer, NeurIPS 2022, arXiv 2208.07339),
-//! written to be read, checked and trusted: safe Rust, one thread, no I/O, no device. The fast backends of
-//! this project are tested against this crate; other numerics projects can use it alone.
+//! The mathematics of LLM.int8() (Dettmers, Lewis, Belkada, Zettlemoyer, NeurIPS 2022, arXiv 2208.07339): the reference that
+//! all backends of this project are tested against. Safe Rust, one thread, no I/O, no device.
 //!
 //! A linear layer `y = x·Wᵀ + b` becomes
 //!
@@ -10,23 +9,23 @@
 //!        + b[n]
 //! ```
 //!
-//! | step | module | paper |
+//! | | module | paper |
 //! |---|---|---|
-//! | which values are outliers | [`outlier`] | §3.2 |
-//! | absmax and zero-point codes, per tensor or per row | [`quantize`] | §2.1, §3.1 |
-//! | the integer product and its dequantisation | [`product`] | §2.2, eq. 4–7 |
-//! | stage 1: outliers and codes of x together | [`activations`] | §3.2 |
+//! | outlier detection | [`outlier`] | §3.2 |
+//! | absmax and zero-point codes, per tensor, row or group | [`quantize`] | §2.1, §3.1 |
+//! | prologue: outliers and codes of x | [`activations`] | §3.2 |
+//! | GEMM: the integer product and its dequantisation | [`product`] | §2.2, eq. 4–7 |
 //! | the whole layer, and its input gradient | [`linear`](mod@linear) | eq. 8 |
-//! | the eight rows of Table 1 | [`scheme`] | §3.3 |
-//! | how far a backend may be from this crate | [`bound`] | – |
-//! | errors as one reports them | [`metrics`] | – |
-//! | inputs every backend is tested on | [`corpus`] | – |
+//! | the eight quantised rows of Table 1 | [`scheme`] | §3.3 |
+//! | permitted deviation of a backend | [`bound`] | – |
+//! | error metrics | [`metrics`] | – |
+//! | test inputs of every backend | [`corpus`] | – |
 //!
 //! ```
 //! use int8_core::{linear, Scheme, Weight};
 //! use ndarray::array;
 //!
-//! // One hidden dimension of x carries an outlier: 40 ≥ 6 is multiplied in 16-bit.
+//! // Feature 1 of x is an outlier column: |40| ≥ 6 is multiplied in floating point.
 //! let x = array![[0.5_f32, 40.0, -0.25], [1.0, -38.0, 0.75]];
 //! let w = array![[0.1_f32, 0.2, 0.3], [-0.3, 0.1, 0.2]];
 //! let config = Scheme::LlmInt8Absmax.config();
@@ -52,7 +51,7 @@ pub mod product;
 pub mod quantize;
 pub mod scheme;
 
-/// The examples of the README are tests.
+/// Runs the README's examples as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 pub struct Readme;

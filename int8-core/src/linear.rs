@@ -1,7 +1,7 @@
-//! The whole layer: quantise, multiply, put the outliers back (paper §3.2, eq. 8).
+//! The whole layer: prologue, GEMM, epilogue (paper §3.2, eq. 8).
 //!
-//! Everything after the integer product is computed in f64 and rounded once to the output type, so that a backend's
-//! error can be measured against a number that has practically none of its own.
+//! Everything after the integer product is in f64 and rounded once to the output type, so that the reference's own error is
+//! negligible beside a backend's.
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, Axis};
 
@@ -9,27 +9,27 @@ use crate::quantize::{self, QuantizedMatrix};
 use crate::scheme::Config;
 use crate::{Element, Error, Outliers, QuantizedActivations, product};
 
-/// The weight of a linear layer, `W [N, K]` (outputs × inputs), as int8 codes, with those columns that are kept exactly.
+/// The weight of a linear layer, `W [N, K]` (output channels × input features), as int8 codes and exact columns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weight<T> {
     quantized: QuantizedMatrix,
-    /// For each of the K columns its exact values `[N]`, if kept.
+    /// K entries: the exact values `[N]` of each column that is kept.
     exact: Vec<Option<Vec<T>>>,
 }
 
 impl<T: Element> Weight<T> {
-    /// Quantises `w [N, K]` as `config` says, keeping no exact columns.
+    /// Quantises `w [N, K]` by `config`, without exact columns.
     pub fn quantize(w: ArrayView2<T>, config: &Config) -> Self {
         Self::from_quantized(quantize::quantize(w, config.weight_encoding, config.weight_granularity))
     }
 
-    /// Takes a weight that is int8 already, for instance from a checkpoint that bitsandbytes wrote.
+    /// A weight that is int8 already, as from a bitsandbytes checkpoint.
     pub fn from_quantized(quantized: QuantizedMatrix) -> Self {
         let columns = quantized.dim().1;
         Self { quantized, exact: vec![None; columns] }
     }
 
-    /// Keeps these columns of `w [N, K]` exactly. An outlier column that is not kept is dequantised when needed.
+    /// Keeps these columns of `w [N, K]` exactly; other outlier columns are dequantised.
     ///
     /// # Errors
     /// [`Error::Shape`] when `w` has another shape, [`Error::Column`] for an index of K or more.
@@ -58,12 +58,12 @@ impl<T: Element> Weight<T> {
         &self.quantized
     }
 
-    /// The exact values `[N]` of a column, if they are kept.
+    /// The exact values `[N]` of a column, if kept.
     pub fn exact_column(&self, column: usize) -> Option<&[T]> {
         self.exact.get(column).and_then(Option::as_deref)
     }
 
-    /// What an outlier of column `k` is multiplied with in output `n`.
+    /// The weight that an outlier of feature `k` is multiplied with in output channel `n`.
     fn outlier_value(&self, n: usize, k: usize) -> f64 {
         match &self.exact[k] {
             Some(column) => f64::from(column[n].to_f32()),
@@ -72,12 +72,12 @@ impl<T: Element> Weight<T> {
     }
 }
 
-/// The result of [`linear()`] with every intermediate a backend can be compared on.
+/// The result of [`linear()`] with every intermediate that backends are compared on.
 #[derive(Debug, Clone)]
 pub struct LinearOutput<T> {
     /// `y [M, N]`, rounded once from [`exact`](Self::exact).
     pub y: Array2<T>,
-    /// `y [M, N]` before the last rounding.
+    /// `y [M, N]` before rounding.
     pub exact: Array2<f64>,
     /// The outliers of `x`.
     pub outliers: Outliers,
@@ -85,20 +85,19 @@ pub struct LinearOutput<T> {
     pub input: QuantizedMatrix,
     /// The plain integer product `[M, N]`, before the zero-point correction.
     pub accumulator: Array2<i32>,
-    /// `Σ_{k ∈ g} (q_x − z_x)(q_w − z_w)` `[G, M, N]`: the products after the zero-point correction, one where neither
-    /// side has group granularity.
+    /// `Σ_{k ∈ g} (q_x − z_x)(q_w − z_w)` `[G, M, N]`: after the zero-point correction; G = 1 without group granularity.
     pub products: Array3<i64>,
     /// The int8 part of `y`.
     pub int8_part: Array2<f64>,
-    /// `[M, N]`: the magnitudes that `int8_part` is the sum of, one for each group.
+    /// `[M, N]`: the sum over the groups of the magnitudes of `int8_part`'s terms.
     pub int8_magnitude: Array2<f64>,
-    /// `Σ_{k outlier} |x[m, k]·W[n, k]|`: what the rounding error of the outlier part is proportional to.
+    /// `Σ_{k outlier} |x[m, k]·W[n, k]|` `[M, N]`: the rounding error of the outlier part is proportional to it.
     pub outlier_magnitude: Array2<f64>,
-    /// `Σ_{k outlier} |x[m, k]|` `[M]`: what an absolute error of the outlier weights is multiplied with.
+    /// `Σ_{k outlier} |x[m, k]|` `[M]`: the factor of an absolute error of the outlier weights.
     pub outlier_input: Array1<f64>,
 }
 
-/// `y [M, N] = x [M, K] · Wᵀ + bias [N]` with the decomposition of `config`.
+/// `y [M, N] = x [M, K] · Wᵀ + bias [N]`, decomposed by `config`.
 ///
 /// # Errors
 /// [`Error::InnerDimension`], [`Error::Length`] for the bias, [`Error::Threshold`], [`Error::AccumulatorOverflow`].
@@ -112,8 +111,7 @@ pub fn linear<T: Element>(
     linear_quantized(&QuantizedActivations::quantize(x, config)?, weight, bias)
 }
 
-/// Stages 2 and 3 of [`linear()`]: GEMM and epilogue for activations that are quantised already, which several weights
-/// can share.
+/// GEMM and epilogue of [`linear()`], for quantised activations that several weights may share.
 ///
 /// # Errors
 /// [`Error::InnerDimension`], [`Error::Length`] for the bias, [`Error::AccumulatorOverflow`].
@@ -185,12 +183,11 @@ fn outlier_product<T: Element>(x: &QuantizedActivations, weight: &Weight<T>) -> 
     (sum, magnitude)
 }
 
-/// Gradient of the layer with respect to its input, `dX [M, K] = dY [M, N] · dequantise(W) [N, K]`, summed in f64 and
-/// rounded once. The rounding of `x` to codes is treated as the identity (straight-through), as bitsandbytes does, so
-/// that adapters (LoRA) can be trained through a frozen int8 layer.
+/// Input gradient `dX [M, K] = dY [M, N] · dequantise(W) [N, K]`, summed in f64 and rounded once. Straight-through: rounding `x`
+/// to codes counts as the identity, as in bitsandbytes, so that adapters (LoRA) train through a frozen int8 layer.
 ///
 /// # Errors
-/// [`Error::InnerDimension`] when `dY` has not N columns.
+/// [`Error::InnerDimension`] unless `dY` has N columns.
 pub fn input_gradient<T: Element>(dy: ArrayView2<T>, weight: &QuantizedMatrix) -> Result<Array2<T>, Error> {
     let ((rows, x_inner), (outputs, inner)) = (dy.dim(), weight.dim());
     if x_inner != outputs {

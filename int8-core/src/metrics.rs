@@ -1,4 +1,4 @@
-//! Errors as one reports them. All sums are in f64; pairs are taken in order; a NaN anywhere makes the metric NaN.
+//! Error metrics. Sums are in f64, in order; a NaN anywhere makes the metric NaN.
 
 /// `‖actual − reference‖₂ / ‖reference‖₂`. 0 when both are zero, +∞ when only the reference is.
 ///

@@ -1,10 +1,11 @@
-//! Which values of an activation matrix are outliers, to be multiplied in 16-bit (paper §3.2, "mixed-precision decomposition").
+//! Outlier detection: the values of an activation matrix to be multiplied in floating point (paper §3.2, "mixed-precision
+//! decomposition").
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::{Element, Error, convert};
 
-/// The test a single value of `x` has to pass to count as an outlier. NaN never passes; ±inf always does.
+/// The test for an outlier, value by value. NaN never passes; ±inf passes every rule but `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum OutlierRule {
@@ -13,36 +14,35 @@ pub enum OutlierRule {
     None,
     /// `|x| ≥ threshold`: the paper's rule, with 6.0. The unit is that of `x`.
     Absolute(f32),
-    /// `|x| ≥ tau · statistic(row)`: follows the scale of each row, so that it means the same in every layer and
-    /// model. A row whose statistic is 0 or not finite has no outliers, except ±inf.
+    /// `|x| ≥ tau · statistic(row)`: scales with each row, so that one `tau` suits every layer and model. A row whose statistic is
+    /// 0 or not finite has no outliers but ±inf.
     RelativeToRow {
         /// Multiple of the row's statistic.
         tau: f32,
-        /// What the row is compared to.
+        /// The row's statistic.
         statistic: RowStatistic,
     },
 }
 
-/// A robust measure of how large the ordinary values of a row are.
+/// A robust measure of the magnitude of a row's ordinary values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RowStatistic {
-    /// The lower median of the magnitudes of the row's *non-zero* values. Zeros are excluded because a ReLU
-    /// makes more than half of a row zero: the plain median would call every other value an outlier.
+    /// Lower median of the magnitudes of *non-zero* values. After a ReLU more than half of a row is zero: the plain median would
+    /// be 0.
     #[default]
     MedianAbs,
-    /// The mean magnitude of the row, zeros included, summed in f64 in the order of the row (for f16 exact in any order).
-    /// One pass, no selection.
+    /// Mean magnitude, zeros included, summed in f64 in the order of the row (exact in any order for f16).
     MeanAbs,
 }
 
-/// How much of `x` is multiplied in 16-bit once a value reaches the threshold.
+/// What becomes an outlier when a value reaches the threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OutlierGranularity {
-    /// The whole column, for every row of the batch: the paper's reading. A row's result depends on its neighbours.
+    /// Its column, in every row of the batch: the paper's reading. A row's result depends on the other rows.
     #[default]
     Column,
-    /// That value only. A row's result depends on that row alone: batch-invariant.
+    /// The value alone. Batch-invariant: a row's result depends on that row alone.
     Value,
 }
 
@@ -50,7 +50,7 @@ impl OutlierRule {
     /// Checks the rule's parameter.
     ///
     /// # Errors
-    /// [`Error::Threshold`] when it is zero, negative or NaN. `+∞` is valid: only ±inf values pass.
+    /// [`Error::Threshold`] when it is zero, negative or NaN. `+∞` is valid: only ±inf passes.
     pub fn validate(&self) -> Result<(), Error> {
         let (parameter, value) = match *self {
             Self::None => return Ok(()),
@@ -60,7 +60,7 @@ impl OutlierRule {
         if value > 0.0 { Ok(()) } else { Err(Error::Threshold { parameter, value }) }
     }
 
-    /// The magnitude from which on a value of this row is an outlier. NaN: no value is.
+    /// The least magnitude of an outlier of this row; NaN for none.
     pub fn threshold<T: Element>(&self, row: ArrayView1<T>) -> f32 {
         match *self {
             Self::None => f32::NAN,
@@ -74,7 +74,7 @@ impl OutlierRule {
 }
 
 impl RowStatistic {
-    /// The statistic of one row, in the unit of `x`. 0 for a row of zeros, NaN for a row that holds a NaN.
+    /// The statistic of a row, in the unit of `x`. 0 for a row of zeros, NaN for one with a NaN.
     pub fn of<T: Element>(self, row: ArrayView1<T>) -> f32 {
         match self {
             Self::MedianAbs => {
@@ -106,7 +106,7 @@ pub struct Outliers {
     columns: Vec<usize>,
 }
 
-/// Applies `rule` to `x [M, K]` and spreads the hits as `granularity` says.
+/// Applies `rule` to `x [M, K]`; with `Column` granularity, a value that reaches the threshold makes its column outliers.
 pub fn find_outliers<T: Element>(
     x: ArrayView2<T>,
     rule: &OutlierRule,
@@ -137,7 +137,7 @@ impl Outliers {
         }
     }
 
-    /// Columns of `x` that hold at least one outlier, ascending: the set O of the paper.
+    /// Columns with at least one outlier, ascending: the paper's set O.
     pub fn columns(&self) -> &[usize] {
         &self.columns
     }
@@ -147,17 +147,17 @@ impl Outliers {
         self.reaching[[row, column]]
     }
 
-    /// Whether the value belongs to the 16-bit product: it reaches the threshold, or its column holds one that does.
+    /// Whether the value is an outlier: it reaches the threshold, or (`Column`) a value of its column does.
     pub fn is_outlier(&self, row: usize, column: usize) -> bool {
         self.outlier[[row, column]]
     }
 
-    /// `|O| / K`, the share of columns with an outlier; 0 for an empty matrix.
+    /// `|O| / K`; 0 for an empty matrix.
     pub fn column_fraction(&self) -> f64 {
         ratio(self.columns.len(), self.outlier.ncols())
     }
 
-    /// Share of all values in the 16-bit product; 0 for an empty matrix.
+    /// Share of outliers among all values; 0 for an empty matrix.
     pub fn value_fraction(&self) -> f64 {
         ratio(self.outlier.iter().filter(|outlier| **outlier).count(), self.outlier.len())
     }

@@ -1,4 +1,4 @@
-//! The integer product and its way back to real numbers (paper §2.2, eq. 4–7).
+//! The integer product and its dequantisation (paper §2.2, eq. 4–7).
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, ArrayView3, Axis};
 
@@ -36,12 +36,10 @@ pub fn int8_product(a: ArrayView2<i8>, w: ArrayView2<i8>) -> Result<Array2<i32>,
     }))
 }
 
-/// `Σ_k (q_a − z_a)(q_w − z_w)` from the plain product and the sums of the codes, without touching K again:
-/// `acc − z_w·Σq_a − z_a·Σq_w + K·z_a·z_w`. Exact in i64; equal to `acc` when all zero points are 0.
+/// `Σ_k (q_a − z_a)(q_w − z_w) = acc − z_w·Σq_a − z_a·Σq_w + K·z_a·z_w`: `i64 [M, N]`, exact.
 ///
 /// # Errors
-/// [`Error::Shape`] when `acc` is not `[M, N]`, [`Error::Length`] when a row has more than one scale:
-/// [`group_products`] is for those.
+/// [`Error::Shape`] when `acc` is not `[M, N]`, [`Error::Length`] for group granularity, which needs [`group_products`].
 pub fn correct_zero_points(
     acc: ArrayView2<i32>,
     a: &QuantizedMatrix,
@@ -65,8 +63,7 @@ pub fn correct_zero_points(
     }))
 }
 
-/// `Σ_{k ∈ g} (q_a − z_a)(q_w − z_w)` for each group g of K: `i64 [G, M, N]`, where G is the larger number of scales
-/// that the rows of the two have. Exact.
+/// `Σ_{k ∈ g} (q_a − z_a)(q_w − z_w)` for each group g of K: `i64 [G, M, N]`, exact. G is the larger of both sides' scales a row.
 ///
 /// # Errors
 /// As [`int8_product`].
@@ -89,8 +86,8 @@ pub fn group_products(a: &QuantizedMatrix, w: &QuantizedMatrix) -> Result<Array3
     }))
 }
 
-/// `Σ_g products[g, m, n]·(s_a[m, g]/127)·(s_w[n, g]/127)` in f64 (eq. 5 for each group), and the same sum of
-/// magnitudes: what the rounding of a sum over groups is proportional to. A NaN scale makes its row or column NaN.
+/// `Σ_g products[g, m, n]·(s_a[m, g]/127)·(s_w[n, g]/127)` `[M, N]` in f64 (eq. 5 by group), and the sum of the terms'
+/// magnitudes, to which its rounding error is proportional. A NaN scale makes its row or column NaN.
 ///
 /// # Panics
 /// If the products are not those of `a` and `w`.
@@ -114,7 +111,7 @@ pub fn dequantize_groups(
     sums
 }
 
-/// `acc[m, n]·(s_a[m]/127)·(s_w[n]/127)` in f64 (eq. 5). A NaN scale makes its row or column NaN.
+/// `acc[m, n]·(s_a[m]/127)·(s_w[n]/127)` `[M, N]` in f64 (eq. 5). A NaN scale makes its row or column NaN.
 ///
 /// # Errors
 /// [`Error::Shape`] when the scales do not match the accumulator.
@@ -128,8 +125,8 @@ pub fn dequantize(
         return Err(Error::Shape { what: "accumulator", expected, found: acc.dim() });
     }
     Ok(Array2::from_shape_fn(expected, |(m, n)| {
-        let step = (f64::from(a_scales[m]) / 127.0) * (f64::from(w_scales[n]) / 127.0);
-        convert::i64_to_f64(acc[[m, n]]) * step
+        let factor = (f64::from(a_scales[m]) / 127.0) * (f64::from(w_scales[n]) / 127.0);
+        convert::i64_to_f64(acc[[m, n]]) * factor
     }))
 }
 

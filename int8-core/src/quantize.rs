@@ -1,39 +1,37 @@
 //! Floating-point rows to int8 codes and back (paper §2.1): absmax and zero-point, per tensor, row or
 //! group of a row.
 //!
-//! For the values of one row (or of the whole tensor, or of a group) that count:
+//! Over the values that count, of one row, the tensor or a group:
 //!
 //! | | absmax | zero-point |
 //! |---|---|---|
 //! | scale `s` (unit of x) | `max|x|` | `(hi − lo)/2`, `lo = min(x, 0)`, `hi = max(x, 0)` |
 //! | zero point `z` | 0 | `−round(lo·127/s) − 127`, in [−127, 127] |
 //! | code `q` | `round(x·(127/s))` | `round(x·(127/s)) + z`, clamped to [−127, 127] |
-//! | value stood for | `q·s/127` | `(q − z)·s/127` |
+//! | value | `q·s/127` | `(q − z)·s/127` |
 //!
-//! Rounding is half to even, in f32, with one division a row and one multiplication an element, exactly as
-//! bitsandbytes does it; −128 never occurs. The scale is half the range that the 254 steps span, so that both
-//! encodings share one formula; for absmax it is the `SCA`/`SCB` that bitsandbytes stores.
+//! Rounding is half to even, in f32, with one division a row and one multiplication an element, exactly as in bitsandbytes;
+//! −128 never occurs. The scale is half the range, so that both encodings share one formula; for absmax it is bitsandbytes'
+//! `SCA`/`SCB`.
 //!
-//! The paper's offset for zero-point is misprinted; this reading makes 0 a code of its own (0 always belongs to the
-//! range), which zero padding and outliers need.
+//! The paper's offset for zero-point is misprinted; in this reading 0 has an exact code, which zero padding and outliers need.
 //!
-//! NaN and ±inf: a value that counts and is not finite makes its row's scale NaN and its codes 0, so that every output
-//! that depends on it is NaN. Nothing turns silently finite.
+//! A value that counts and is NaN or ±inf makes its row's scale NaN and its codes 0: every output that depends on it is NaN.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::{Element, Error, Outliers, convert};
 
-/// Values of a row that share one scale and zero point in [`Granularity::Group`]. The last group of a row may be shorter.
+/// Values of a row that share scale and zero point in [`Granularity::Group`]; the last group of a row may be shorter.
 ///
-/// A half or a quarter of the usual 64 to 128: with 32 the loss of a whole model is below what can be measured
-/// (docs/quality.md), and a sum of 32 products of codes is exact in f32, so that a backend may convert to f32 after each group.
+/// Smaller than the usual 64 to 128: at 32 a model's loss is not measurable (docs/quality.md), and a sum of 32 products of codes
+/// is exact in f32, so that a backend may convert to f32 after each group.
 pub const GROUP: usize = 32;
 
-/// Below this range a row is treated as zero: `127/s` would overflow f32. 2⁻¹²⁰ ≈ 7.5e-37.
+/// 2⁻¹²⁰ ≈ 7.5e-37. A row with a smaller scale counts as zero: `127/s` would overflow f32.
 pub const MIN_SCALE: f32 = f32::from_bits((127 - 120) << 23);
 
-/// How a range of values is mapped to codes.
+/// The map from values to codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Encoding {
     /// Symmetric: the largest magnitude becomes ±127.
@@ -43,27 +41,26 @@ pub enum Encoding {
     Zeropoint,
 }
 
-/// How many values share one scale and zero point.
+/// The values that share one scale and zero point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Granularity {
     /// One for the matrix.
     Tensor,
-    /// One for each row. On both sides of a product: "vector-wise".
+    /// One a row. On both sides of a product: "vector-wise".
     #[default]
     Row,
-    /// One for each [`GROUP`] consecutive values of a row ("group-wise"). Its scale is rounded up to bf16, so that the
-    /// scales of a weight take half a bit a value.
+    /// One for each [`GROUP`] consecutive values of a row ("group-wise"). Scales are rounded up to bf16: half a bit a value.
     Group,
 }
 
-/// Which values count for the scale of a row of `x` that has outliers.
+/// The values that count for the scale of a row of `x` with outliers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RowMaximum {
-    /// Only values that stay in the int8 product.
+    /// Those of the int8 product.
     #[default]
     Paper,
-    /// All values that are no outliers themselves, also those whose column belongs to the 16-bit product: what
-    /// bitsandbytes computes. `[[7, 1], [5, 1]]` with threshold 6 has scales `[1, 5]` instead of `[1, 1]`.
+    /// All below the threshold, those of outlier columns included, as in bitsandbytes: `[[7, 1], [5, 1]]` with threshold 6 has
+    /// scales `[1, 5]` instead of `[1, 1]`.
     Bitsandbytes,
 }
 
@@ -71,13 +68,13 @@ pub enum RowMaximum {
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
     codes: Array2<i8>,
-    /// `[R·G]`, G quantization parameters a row.
+    /// `[R·G]`, row-major.
     scales: Array1<f32>,
     zero_points: Array1<i32>,
     groups: usize,
 }
 
-/// The number of groups in a row of `inner` values, ⌈K/[`GROUP`]⌉ and at least 1.
+/// Groups in a row of K = `inner` values: ⌈K/[`GROUP`]⌉, at least 1.
 pub fn group_count(inner: usize) -> usize {
     inner.div_ceil(GROUP).max(1)
 }
@@ -91,7 +88,7 @@ pub fn quantize<T: Element>(
     quantize_without(x, &Outliers::none(x.dim()), encoding, granularity, RowMaximum::Paper)
 }
 
-/// Quantises `x [R, K]` without its outliers: these get the code that stands for 0.
+/// Quantises `x [R, K]` without its outliers, whose code is that of 0.
 ///
 /// # Panics
 /// If `outliers` belong to a matrix of another shape.
@@ -141,13 +138,12 @@ pub fn quantize_without<T: Element>(
 }
 
 impl QuantizedMatrix {
-    /// Takes codes `[R, K]` with one scale and one zero point for each row, or for each [`GROUP`] values of each row
-    /// (`[R·G]`, row-major), as read from a file.
+    /// From codes `[R, K]` with one scale and zero point a row (`[R]`) or a group (`[R·G]`, row-major), as read from a file.
     ///
     /// # Errors
-    /// [`Error::Length`] when a vector has neither R nor R·G elements, or the two differ in that;
-    /// [`Error::CodeOutOfRange`] for a code of −128, [`Error::ZeroPointOutOfRange`] for a zero point outside
-    /// [−127, 127], [`Error::GroupScale`] for a scale of a group that is no bf16 number.
+    /// [`Error::Length`] unless both vectors have R or both R·G elements, [`Error::CodeOutOfRange`] for a code of −128,
+    /// [`Error::ZeroPointOutOfRange`] for a zero point outside [−127, 127], [`Error::GroupScale`] for a group's scale that is no
+    /// bf16 number.
     pub fn from_parts(
         codes: Array2<i8>,
         scales: Array1<f32>,
@@ -174,19 +170,18 @@ impl QuantizedMatrix {
         self.codes.view()
     }
 
-    /// One scale for each row (repeated for tensor granularity), or [`groups`](Self::groups) for each row, row-major,
-    /// in the unit of the values: half the range. The step between two codes is `scale/127`. For absmax this is the
-    /// largest magnitude, bitsandbytes' `SCA`/`SCB`.
+    /// `[R·G]`, row-major; tensor granularity repeats its scale. Half the range, in the unit of the values: codes are `scale/127`
+    /// apart. For absmax the largest magnitude, bitsandbytes' `SCA`/`SCB`.
     pub fn scales(&self) -> ArrayView1<'_, f32> {
         self.scales.view()
     }
 
-    /// A zero point for each scale, in [−127, 127]; 0 for absmax.
+    /// `[R·G]`, in [−127, 127]; 0 for absmax.
     pub fn zero_points(&self) -> ArrayView1<'_, i32> {
         self.zero_points.view()
     }
 
-    /// Quantization parameters a row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
+    /// G, the scales a row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
     pub fn groups(&self) -> usize {
         self.groups
     }
@@ -202,7 +197,7 @@ impl QuantizedMatrix {
         self.codes.dim()
     }
 
-    /// The value a code stands for, `(q − z)·s/127`, in f64: exact but for the division.
+    /// `(q − z)·s/127`, in f64: exact but for the division.
     pub fn value(&self, row: usize, column: usize) -> f64 {
         let (scale, zero_point) = self.parameters(row, column);
         f64::from(i32::from(self.codes[[row, column]]) - zero_point) * f64::from(scale) / 127.0
@@ -214,16 +209,15 @@ impl QuantizedMatrix {
     }
 }
 
-/// What a scale becomes in [`Granularity::Group`]: the smallest bf16 number that is not below it, or the largest finite
-/// one. For finite scales ≥ 0; NaN stays NaN.
+/// A scale ≥ 0 rounded up to bf16, for [`Granularity::Group`]; beyond bf16's range its largest finite number. NaN stays NaN.
 pub fn group_scale(scale: f32) -> f32 {
     if scale.is_nan() { scale } else { convert::bf16_up(scale) }
 }
 
-/// Quantization parameters a row of a matrix `(R, K)` when there are `found` in all: 1 or ⌈K/[`GROUP`]⌉.
+/// Scales a row of a matrix `(R, K)` with `found` scales in all: 1 or ⌈K/[`GROUP`]⌉.
 ///
 /// # Errors
-/// [`Error::Length`] when it is neither.
+/// [`Error::Length`] for another number.
 pub fn parameters_per_row((rows, inner): (usize, usize), found: usize) -> Result<usize, Error> {
     let groups = group_count(inner);
     match found {
@@ -233,7 +227,7 @@ pub fn parameters_per_row((rows, inner): (usize, usize), found: usize) -> Result
     }
 }
 
-/// Checks that the scales of groups are bf16 numbers, which backends store them as. With one scale a row any f32 is valid.
+/// Checks that groups' scales are bf16 numbers, as backends store them. With one scale a row any f32 is valid.
 ///
 /// # Errors
 /// [`Error::GroupScale`].
@@ -254,7 +248,7 @@ struct Range {
 }
 
 impl Range {
-    /// 0 belongs to every range: zero-point needs a code for it, and absmax is not changed by it.
+    /// Every range contains 0: zero-point needs a code for it, absmax does not change.
     const EMPTY: Self = Self { low: 0.0, high: 0.0, finite: true };
 
     fn of(values: impl Iterator<Item = f32>) -> Self {
@@ -278,7 +272,7 @@ impl Range {
 #[derive(Debug, Clone, Copy)]
 struct Parameters {
     scale: f32,
-    /// `127/scale`, or 0 for a row that is treated as zero.
+    /// `127/scale`, or 0 for a row that counts as zero.
     inverse: f32,
     zero_point: i32,
 }
@@ -290,10 +284,10 @@ impl Parameters {
         }
         let scale = match encoding {
             Encoding::Absmax => range.high.max(-range.low),
-            // Halved before the subtraction, so that a range wider than f32 does not overflow.
+            // Halved first: the difference may overflow f32.
             Encoding::Zeropoint => range.high * 0.5 - range.low * 0.5,
         };
-        // A row of zeros of either sign has scale +0, not whichever zero `max` returns on this machine.
+        // Zeros of either sign give scale +0; `max` may return either.
         let scale = scale.abs();
         let scale = if granularity == Granularity::Group { group_scale(scale) } else { scale };
         if scale < MIN_SCALE {

@@ -1,4 +1,4 @@
-//! The quantised rows of the paper's Table 1, and the settings they stand for.
+//! The quantised rows of the paper's Table 1, and their settings.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,27 +8,27 @@ use crate::{Encoding, Error, Granularity, OutlierGranularity, OutlierRule, RowMa
 /// The paper's outlier threshold (§3.2): "we find that α = 6.0 is sufficient".
 pub const PAPER_THRESHOLD: f32 = 6.0;
 
-/// Everything that decides the numbers of a quantised linear layer.
+/// All settings of a quantised linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Config {
     /// Codes of `x`.
     pub input_encoding: Encoding,
     /// Codes of `W`.
     pub weight_encoding: Encoding,
-    /// Constants of `x`.
+    /// Granularity of the quantization parameters of `x`.
     pub input_granularity: Granularity,
-    /// Constants of `W`.
+    /// Granularity of the quantization parameters of `W`.
     pub weight_granularity: Granularity,
     /// Which values are outliers.
     pub rule: OutlierRule,
-    /// Whether the whole column or the single value belongs to the 16-bit product.
+    /// Whether an outlier is a whole column or a single value.
     pub outlier_granularity: OutlierGranularity,
     /// Which values count for the scale of a row of `x`.
     pub row_maximum: RowMaximum,
 }
 
 impl Config {
-    /// Whether either side has one scale a group of K, so that the integer product is summed group by group.
+    /// Whether either side has group granularity, so that the integer product is summed group by group.
     pub fn has_groups(&self) -> bool {
         [self.input_granularity, self.weight_granularity].contains(&Granularity::Group)
     }
@@ -68,7 +68,7 @@ impl Scheme {
         Self::LlmInt8Zeropoint,
     ];
 
-    /// The name by which [`FromStr`] knows it.
+    /// The name that [`FromStr`] parses.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Absmax => "absmax",
@@ -98,9 +98,9 @@ impl Scheme {
 
     /// Its settings, with the paper's threshold and granularity where it decomposes.
     ///
-    /// The paper does not say how `W` is coded in the vector-wise zero-point schemes. Here it is absmax: each output row
-    /// of a trained `W` is nearly symmetric, so a zero point gains nothing there (on the demo model, perplexity 25.54
-    /// instead of 25.58), and the stored weight is the same for all vector-wise schemes, that of bitsandbytes.
+    /// The paper does not specify `W` in the vector-wise zero-point schemes. Here it is absmax: each output channel of a trained
+    /// `W` is nearly symmetric, so a zero point gains nothing (demo model: perplexity 25.54 instead of 25.58), and all
+    /// vector-wise schemes share bitsandbytes' stored weight.
     pub const fn config(self) -> Config {
         use Encoding::{Absmax, Zeropoint};
         use Granularity::{Row, Tensor};
@@ -125,7 +125,7 @@ impl Scheme {
         }
     }
 
-    /// Whether the scheme takes outliers out of the int8 product.
+    /// Whether the scheme has an outlier rule.
     pub const fn decomposes(self) -> bool {
         !matches!(self.config().rule, OutlierRule::None)
     }

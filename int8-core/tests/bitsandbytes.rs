@@ -23,7 +23,7 @@ const U16: f64 = <f16 as Element>::UNIT_ROUNDOFF;
 const U32: f64 = <f32 as Element>::UNIT_ROUNDOFF;
 /// Half of the smallest subnormal of f16: the rounding error below the normal range.
 const ETA16: f64 = <f16 as Element>::MIN_SUBNORMAL / 2.0;
-/// How much too large bitsandbytes' constant is, relative.
+/// Relative error of bitsandbytes' factor 1/127².
 const TYPO: f64 = 6.200_124e-5 * 127.0 * 127.0 - 1.0;
 
 /// Everything recorded for one layer and threshold.

@@ -1,4 +1,4 @@
-//! The corpus that every backend is tested on, run through the reference itself.
+//! The corpus, run through the reference itself.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use int8_core::corpus::{Case, cases, group_cases, random, random_groups};
 use int8_core::{Element, LinearOutput, QuantizedMatrix, Weight, linear};
 use ndarray::s;
 
-/// What holds for the result of every case, whatever it is there for.
+/// What holds for the result of every case.
 fn check<T: Element>(case: &Case, exact_columns: bool) {
     let (x, w) = (case.x.mapv(T::from_f32), case.w.mapv(T::from_f32));
     let mut weight = Weight::quantize(w.view(), &case.config);
@@ -75,7 +75,7 @@ fn names_are_unique() {
     }
 }
 
-/// A backend that skips the corpus because it shrank to nothing would pass.
+/// An empty corpus would pass every backend.
 #[test]
 fn the_corpus_covers_what_it_promises() {
     let cases = cases();
@@ -93,7 +93,7 @@ fn the_corpus_covers_what_it_promises() {
     assert!(cases.len() >= 300, "{} cases", cases.len());
 }
 
-/// Seeds decide everything, on every machine: a report "random 17 fails" means the same to everyone.
+/// A seed determines its case on every machine.
 #[test]
 fn random_cases_are_reproducible() {
     let (first, second) = (random(17), random(17));

@@ -1,4 +1,4 @@
-//! Every mistake of a caller is an error that names the operands; none is a panic.
+//! Every caller's mistake is an error that names the operands, never a panic.
 
 use int8_core::product::{MAX_INNER, correct_zero_points, dequantize, int8_product};
 use int8_core::quantize::quantize;

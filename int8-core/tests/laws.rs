@@ -1,4 +1,4 @@
-//! What must hold for every input, as properties over generated ones.
+//! Properties that hold for every input.
 
 use std::ops::RangeInclusive;
 
@@ -180,7 +180,7 @@ proptest! {
         }
     }
 
-    /// The layer does not care in which order rows and outputs come.
+    /// Permuting rows and output channels permutes the result.
     #[test]
     fn permuted_rows_give_permuted_rows((x, w) in operands(), config in config(), seed in any::<u64>()) {
         let (rows, outputs) = (permutation(x.nrows(), seed), permutation(w.nrows(), !seed));
@@ -191,8 +191,7 @@ proptest! {
         prop_assert_eq!(plain.exact.select(Axis(0), &rows).select(Axis(1), &outputs), permuted.exact);
     }
 
-    /// Nor, without groups, in which order the inner dimension comes: the integers are equal, the outliers are summed in
-    /// another order.
+    /// Without groups, permuting the inner dimension leaves the integers equal; outliers are summed in another order.
     #[test]
     fn permuted_inner_dimension_changes_nothing((x, w) in operands(), config in config(), seed in any::<u64>()) {
         let rows = |granularity| if granularity == Granularity::Group { Granularity::Row } else { granularity };
@@ -275,7 +274,7 @@ proptest! {
         }
     }
 
-    /// Left-out values have the code that stands for 0, so the int8 product is that of `x` with zeros in their place.
+    /// Outliers have the code of 0: the int8 product is that of `x` with zeros in their place.
     #[test]
     fn outliers_contribute_nothing_to_the_int8_product((x, w) in operands(), config in config()) {
         let config = Config { row_maximum: RowMaximum::Paper, ..config };
@@ -328,7 +327,7 @@ proptest! {
         prop_assert!(paper.scales().iter().zip(bitsandbytes.scales()).all(|(paper, other)| paper <= other));
     }
 
-    /// Everything an outlier and every column kept: nothing is quantised any more.
+    /// With every value an outlier and every column exact, nothing is quantised.
     #[test]
     fn nothing_but_exact_outliers_is_the_float_product((x, w) in operands(), config in config()) {
         let config = Config { rule: OutlierRule::Absolute(f32::from_bits(1)), ..config };
@@ -426,7 +425,7 @@ proptest! {
     }
 }
 
-/// What `Value` promises is not so for `Column`: a neighbour's outlier takes the column out for all.
+/// Unlike `Value`, `Column` depends on the batch: one row's outlier makes the column an outlier of all.
 #[test]
 fn columns_are_not_batch_invariant() {
     let config = Scheme::LlmInt8Absmax.config();

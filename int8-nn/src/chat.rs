@@ -1,9 +1,7 @@
-//! Chat templates: the Jinja program that comes with a chat model and writes a conversation as the one text that the model was
-//! trained to continue.
+//! Chat templates: Jinja programs that render a conversation as the text that a chat model was trained to continue.
 //!
-//! What transformers' `apply_chat_template` gives is what [`ChatTemplate::render`] gives; the text then holds its special
-//! tokens itself. A template is a stranger's program, so it computes on nothing but the conversation, and only for a bounded
-//! number of steps.
+//! [`ChatTemplate::render`] equals transformers' `apply_chat_template`; special tokens are part of the text. A template is
+//! untrusted code: it sees the conversation only, and runs a bounded number of instructions.
 
 use std::fmt;
 
@@ -26,35 +24,35 @@ pub struct Message {
 }
 
 impl Message {
-    /// What `role` says.
+    /// `content` said by `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into() }
     }
 }
 
-/// A chat template, ready to use.
+/// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// The file it comes from, for messages.
+    /// Its file, for error messages.
     file: String,
     eos_token: Option<String>,
 }
 
-/// The name under which the template is held.
+/// The template's name in the environment.
 const NAME: &str = "chat_template";
 
-/// Instructions that a template may take: some hundred for each message, many more for no honest one.
+/// Most instructions of a rendering; honest templates take some hundred a message.
 const FUEL: u64 = 5_000_000;
 
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
 impl ChatTemplate {
-    /// Reads a checkpoint's template: `chat_template.jinja`, or else `chat_template` of `tokenizer_config.json`, a text or a
-    /// list of named texts of which `default` is taken. `None` when there is neither.
+    /// Reads a checkpoint's template: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`, a text or a list
+    /// of named texts of which `default` is taken. `None` without either.
     ///
     /// # Errors
-    /// [`Error::ChatTemplate`] when there is a template that cannot be understood; when a file cannot be read.
+    /// [`Error::ChatTemplate`] for an invalid template; when a file cannot be read.
     pub fn read(source: &Source) -> Result<Option<Self>, Error> {
         let config = if source.contains(CONFIG) { source.read_json(CONFIG)? } else { Value::Null };
         let (file, text) = if source.contains(TEMPLATE) {
@@ -76,7 +74,7 @@ impl ChatTemplate {
         Self::new(&file, &text, special_tokens(&config)).map(Some)
     }
 
-    /// Compiles a template; `file` is the name used in messages, `special_tokens` are pairs like `("bos_token", "<s>")`.
+    /// Compiles a template. Error messages call it `file`; `special_tokens` are pairs such as `("bos_token", "<s>")`.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] with the line at fault.
@@ -101,19 +99,18 @@ impl ChatTemplate {
         Ok(Self { environment, file: file.to_owned(), eos_token })
     }
 
-    /// Gives the template the time, as `strftime_now(format)`; without a clock it does not see that function, and most then
-    /// leave out the date or have one of their own.
+    /// Provides `strftime_now(format)`. Most templates check for it and otherwise omit the date or use a fixed one.
     pub fn with_clock(mut self, clock: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         self.environment.add_function("strftime_now", move |format: String| clock(&format));
         self
     }
 
-    /// The token that ends a message, if the tokenizer names one: `eos_token`.
+    /// `eos_token`, which ends a message, if the tokenizer names one.
     pub fn eos_token(&self) -> Option<&str> {
         self.eos_token.as_deref()
     }
 
-    /// The text of a conversation, with its special tokens; if `add_generation_prompt`, up to where the assistant answers.
+    /// The text of a conversation with its special tokens; with `add_generation_prompt`, up to the assistant's answer.
     ///
     /// # Errors
     /// [`Error::ChatTemplate`] when the template refuses the conversation or fails.
@@ -140,7 +137,7 @@ impl fmt::Debug for ChatTemplate {
     }
 }
 
-/// Of templates `{"name": …, "template": …}`, the one that is meant for conversations.
+/// Of templates `{"name": …, "template": …}`, the only one or the one named `default`.
 fn default_of(list: &[Value]) -> Result<&str, String> {
     let field = |entry: &'_ Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
     let names: Vec<String> = list.iter().filter_map(|entry| field(entry, "name")).collect();
@@ -156,7 +153,7 @@ fn default_of(list: &[Value]) -> Result<&str, String> {
     })
 }
 
-/// `bos_token`, `eos_token` and the like, each a text or an object with its `content`.
+/// The keys `*_token`, each a text or an object with `content`.
 fn special_tokens(config: &Value) -> Vec<(String, String)> {
     let Some(entries) = config.as_object() else { return Vec::new() };
     entries
@@ -169,7 +166,7 @@ fn special_tokens(config: &Value) -> Vec<(String, String)> {
         .collect()
 }
 
-/// transformers marks with `{% generation %}` what an assistant said, for training; the marks write nothing.
+/// Replaces transformers' `{% generation %}` marks, which are for training and render nothing.
 fn without_generation_tags(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -189,10 +186,10 @@ fn without_generation_tags(text: &str) -> String {
     out
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False)`: `, ` and `: ` between, or a line for each element with `indent`.
+/// Python's `json.dumps(value, ensure_ascii=False)`: separators `, ` and `: `, or a line an element with `indent`.
 fn to_json(value: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
-    // Told on the way, and what is done anyway.
+    // Accepted; both are the behaviour anyway.
     let _: Option<bool> = options.get("ensure_ascii")?;
     let _: Option<bool> = options.get("sort_keys")?;
     options.assert_all_used()?;
@@ -210,7 +207,7 @@ fn to_json(value: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
     String::from_utf8(out).map_err(|error| failed(error.to_string()))
 }
 
-/// JSON on one line, with a space behind each comma and colon.
+/// JSON on one line, with a space after each comma and colon.
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
@@ -239,7 +236,7 @@ fn failure(file: &str, problem: impl fmt::Display) -> Error {
     Error::ChatTemplate { file: file.to_owned(), problem: problem.to_string() }
 }
 
-/// A template's own text may be part of a message, so nothing in it reaches a terminal unescaped.
+/// Escaped, since messages may hold text of the template.
 fn template_failure(file: &str, error: &minijinja::Error) -> Error {
     let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     let line = error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));

@@ -1,4 +1,4 @@
-//! Sentence embeddings: an encoder's vectors of a text's tokens, pooled into one.
+//! Sentence embeddings: the hidden states of a text's tokens, pooled into one vector.
 //!
 //! ```no_run
 //! use int8_nn::Model;
@@ -21,11 +21,10 @@ use crate::precision::Precision;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, convert};
 
-/// Tokens that are computed in one step. Long enough that products run at full speed, short enough that the activations
-/// stay small (for a hidden size of 1024, some 100 MB).
-pub const STEP_TOKENS: usize = 2048;
+/// Most tokens of one batch: enough for compute-bound products, few enough for small activations (hidden size 1024: 100 MB).
+pub const BATCH_TOKENS: usize = 2048;
 
-/// An encoder with what makes one vector of a text.
+/// An encoder with tokenizer and pooling.
 #[derive(Debug)]
 pub struct Embedder<B: Backend = CpuBackend> {
     encoder: Encoder<B>,
@@ -35,19 +34,19 @@ pub struct Embedder<B: Backend = CpuBackend> {
     checkpoint: Checkpoint,
 }
 
-/// How a text becomes one vector; what sentence-transformers keeps beside a model, in `modules.json`,
-/// `1_Pooling/config.json` and `sentence_bert_config.json`.
+/// How a text becomes one vector, as sentence-transformers has it in `modules.json`, `1_Pooling/config.json` and
+/// `sentence_bert_config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmbedSettings {
-    /// How the tokens' vectors become one.
+    /// Pooling of the hidden states.
     pub pooling: Pooling,
     /// Divide each vector by its Euclidean norm.
     pub normalize: bool,
-    /// Tokens that a text is cut to, those that the tokenizer adds included.
+    /// Tokens that a text is truncated to, special tokens included.
     pub max_tokens: usize,
 }
 
-/// How the vectors of a text's tokens become one.
+/// Pooling of the hidden states of a text's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {
     /// Their mean.
@@ -59,11 +58,11 @@ pub enum Pooling {
 }
 
 impl EmbedSettings {
-    /// Reads the settings of a checkpoint with at most `positions` positions: without sentence-transformers' files, mean
-    /// pooling, no normalisation, and as many tokens as model and tokenizer allow.
+    /// Reads the settings of a checkpoint of `positions` positions. Without sentence-transformers' files: mean pooling, no
+    /// normalisation, and as many tokens as model and tokenizer allow.
     ///
     /// # Errors
-    /// When a file asks for something that is not implemented, a dense layer after the pooling for example.
+    /// For settings that are not implemented, such as a dense layer after the pooling.
     pub fn read(source: &Source, positions: usize) -> Result<Self, Error> {
         let mut settings = Self { pooling: Pooling::Mean, normalize: false, max_tokens: positions };
         let mut pooling = "1_Pooling".to_owned();
@@ -95,7 +94,7 @@ impl EmbedSettings {
         if source.contains(&pooling) {
             settings.pooling = read_pooling(&config(source, &pooling)?)?;
         }
-        // The first of these that says something counts.
+        // The first of these that has a limit counts.
         for (file, key) in
             [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")]
         {
@@ -139,8 +138,8 @@ fn read_pooling(raw: &RawConfig) -> Result<Pooling, Error> {
             let key = format!("{PREFIX}{mode}");
             Err(raw.problem(&key, "is not implemented; mean_tokens, cls_token and max_tokens are"))
         }
-        // Several are concatenated there.
-        _ => Err(raw.problem(PREFIX, format!("asks for {} poolings; expected one", chosen.len()))),
+        // sentence-transformers concatenates several.
+        _ => Err(raw.problem(PREFIX, format!("selects {} poolings; expected one", chosen.len()))),
     }
 }
 
@@ -171,7 +170,7 @@ impl<B: Backend> Embedder<B> {
     /// Changes how a text becomes one vector.
     ///
     /// # Errors
-    /// When a text would be cut to more tokens than the model has positions, or to fewer than the tokenizer adds.
+    /// When `max_tokens` exceeds the model's positions, or leaves none beside the special tokens.
     pub fn set_settings(&mut self, settings: EmbedSettings) -> Result<(), Error> {
         let positions = self.encoder.config().network.max_positions;
         if !(1..=positions).contains(&settings.max_tokens) {
@@ -187,7 +186,7 @@ impl<B: Backend> Embedder<B> {
         Ok(())
     }
 
-    /// How the linear layers are held.
+    /// Precision of the linear layers.
     pub fn precision(&self) -> &Precision {
         &self.precision
     }
@@ -197,7 +196,7 @@ impl<B: Backend> Embedder<B> {
         &self.checkpoint
     }
 
-    /// Token ids of each text, cut to [`EmbedSettings::max_tokens`], and how many texts were cut.
+    /// Token ids of each text, truncated to [`EmbedSettings::max_tokens`], and the number of truncated texts.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] when the checkpoint has no tokenizer or it cannot encode a text.
@@ -215,7 +214,7 @@ impl<B: Backend> Embedder<B> {
         Ok((ids, cut))
     }
 
-    /// One vector a text: `f32 [texts, hidden_size]`. `progress(done, texts)` is called after each step.
+    /// One vector a text: `f32 [texts, hidden_size]`. `progress(done, texts)` is called after each batch.
     ///
     /// # Errors
     /// As [`tokenize`](Self::tokenize) and [`embed_ids`](Self::embed_ids).
@@ -227,9 +226,9 @@ impl<B: Backend> Embedder<B> {
         self.embed_ids(&self.tokenize(texts)?.0, progress)
     }
 
-    /// One vector for each sequence of token ids. Sequences of similar length are computed together, up to
-    /// [`STEP_TOKENS`] in one step. With an outlier rule of column granularity a vector of an int8 model depends a little
-    /// on the texts in the same step; with value granularity it does not.
+    /// One vector a sequence of token ids: `f32 [sequences, hidden_size]`. Sequences of similar length form batches of up to
+    /// [`BATCH_TOKENS`]. With outliers of `Column` granularity, a vector of an int8 model depends slightly on the other texts of
+    /// its batch; with `Value` it does not.
     ///
     /// # Errors
     /// As [`Encoder::hidden_states`].
@@ -246,12 +245,12 @@ impl<B: Backend> Embedder<B> {
             let mut tokens = sequences[*first].len();
             let more = rest[1..].iter().take_while(|index| {
                 tokens += sequences[**index].len();
-                tokens <= STEP_TOKENS
+                tokens <= BATCH_TOKENS
             });
-            let (step, tail) = rest.split_at(1 + more.count());
+            let (members, tail) = rest.split_at(1 + more.count());
             rest = tail;
-            let batch: Vec<&[u32]> = step.iter().map(|index| &sequences[*index][..]).collect();
-            for (index, states) in step.iter().zip(self.encoder.hidden_states(&batch)?) {
+            let batch: Vec<&[u32]> = members.iter().map(|index| &sequences[*index][..]).collect();
+            for (index, states) in members.iter().zip(self.encoder.hidden_states(&batch)?) {
                 pool(states.view(), self.settings, vectors.row_mut(*index));
             }
             progress(sequences.len() - rest.len(), sequences.len());
@@ -279,7 +278,7 @@ fn pool(states: ArrayView2<'_, f32>, settings: EmbedSettings, mut out: ArrayView
     }
 }
 
-/// The cosine of the angle between two vectors, in f64; 0 if one of them is zero.
+/// `⟨a, b⟩ / (‖a‖·‖b‖)`, in f64; 0 if one of them is zero.
 pub fn cosine(a: ArrayView1<'_, f32>, b: ArrayView1<'_, f32>) -> f64 {
     let lengths = length(a) * length(b);
     if lengths == 0.0 { 0.0 } else { dot(a, b) / lengths }

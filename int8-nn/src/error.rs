@@ -1,25 +1,26 @@
-//! What can go wrong between a checkpoint and its tokens.
+//! The error of this crate.
 
 use crate::checkpoint::CheckpointError;
+use crate::kind::Kind;
 
 /// An error of this crate. Messages name the file, what was expected, what was found and the way out.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A checkpoint file is missing, damaged or of a kind that is not read.
+    /// A checkpoint file is missing, damaged or in a format that is not read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// `config.json` lacks a key or holds a value that makes no sense.
+    /// A key of `config.json` is missing or has an invalid value.
     #[error("{file}: `{key}` {problem}")]
     Config {
         /// The file.
         file: String,
         /// The key.
         key: String,
-        /// What is wrong with it, as the rest of a sentence.
+        /// What is wrong with it, continuing "`key` …".
         problem: String,
     },
-    /// The checkpoint's `model_type` is none of the families this crate runs.
+    /// The checkpoint's `model_type` is not supported.
     #[error("{file}: model_type `{model_type}` is not supported; supported: {supported}")]
     UnknownFamily {
         /// The file.
@@ -32,7 +33,7 @@ pub enum Error {
     /// `tokenizer.json` is missing or damaged, or a text cannot be encoded.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
-    /// A chat template cannot be understood, refuses the conversation, or there is none.
+    /// A chat template is invalid, refuses the conversation, or is missing.
     #[error("{file}: chat template: {problem}")]
     ChatTemplate {
         /// The file.
@@ -40,19 +41,29 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
-    /// Token ids, positions or lengths that this model cannot take.
+    /// Token ids, positions or lengths outside the model's range.
     #[error("{0}")]
     Input(String),
+    /// The model is of another kind than the one asked for.
+    #[error("{file}: model_type `{model_type}` is {}; `{}` runs it", kind.description(), kind.runner())]
+    WrongKind {
+        /// The file.
+        file: String,
+        /// `model_type` of the file.
+        model_type: String,
+        /// What it is.
+        kind: Kind,
+    },
     /// Something that this backend or kind of model does not do.
     #[error("{0}")]
     Unsupported(String),
     /// The CPU kernels refused an operand.
     #[error(transparent)]
     Cpu(#[from] int8_cpu::Error),
-    /// The mathematics refused a setting.
+    /// The reference refused a setting.
     #[error(transparent)]
     Core(#[from] int8_core::Error),
-    /// A model of the hub cannot be had.
+    /// A model of the hub cannot be downloaded.
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),

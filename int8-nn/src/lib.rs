@@ -27,11 +27,12 @@ pub mod families;
 pub mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod kind;
 pub mod linear8bit;
-pub mod memory;
 pub mod model;
 pub mod outliers;
 pub mod perplexity;
+pub mod plan;
 pub mod precision;
 pub mod quality;
 pub mod quantize;

@@ -1,10 +1,9 @@
-//! Which features of a model are outliers: the statistics of §4 of the paper, over any length of text in bounded memory.
+//! Outlier features of a model: the statistics of §4 of the paper, over any length of text in bounded memory.
 //!
-//! A hidden dimension is an *outlier feature* when its magnitude reaches 6 in at least 25 % of the layers and in at least 6 %
-//! of the sequence positions, looking at the inputs of the attention projections and of the MLPs' expansions: the hidden
-//! states after their normalisation. Both kinds of inputs have to meet it: a feature in the paper's sense is one of the
-//! residual stream, which both are made from. What one kind alone shows is reported beside. The other inputs (of the attention's output and the MLP's contraction) have dimensions
-//! of their own, and are measured but not searched for features.
+//! A hidden dimension is an *outlier feature* when `|x| ≥ 6` in at least 25 % of the layers and 6 % of the sequence positions,
+//! in the inputs of attention projections and of MLP expansions: the normalised hidden states. Both kinds of inputs must meet
+//! the criterion, since both come from the residual stream; dimensions that meet it in one kind alone are listed apart. The
+//! inputs of attention output and MLP contraction have dimensions of their own: measured, but not searched for features.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,11 +22,11 @@ use crate::{Error, convert};
 /// When a dimension is an outlier feature.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Criterion {
-    /// Magnitude that has to be reached.
+    /// Least magnitude.
     pub magnitude: f32,
-    /// In this share of the layers at least.
+    /// Least share of the layers.
     pub layers: f64,
-    /// And in this share of the sequence positions, over all hidden states looked at.
+    /// Least share of the sequence positions, over all hidden states searched.
     pub positions: f64,
 }
 
@@ -38,18 +37,18 @@ impl Default for Criterion {
     }
 }
 
-/// Magnitudes over which shares are reported.
+/// Magnitudes for which shares are reported.
 pub const SWEEP: [f32; 12] = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 14.0, 20.0, 30.0, 50.0];
 
-/// Shares of values below which [`SiteReport::quantiles`] lie.
+/// The orders of [`SiteReport::quantiles`].
 pub const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 0.9999];
 
-/// What a model's hidden states look like.
+/// Outlier statistics of a model.
 #[derive(Debug, Clone, Serialize)]
 pub struct OutlierReport {
     /// The criterion used.
     pub criterion: Criterion,
-    /// Tokens looked at.
+    /// Tokens measured.
     pub tokens: usize,
     /// Blocks of the model.
     pub layers: usize,
@@ -57,11 +56,11 @@ pub struct OutlierReport {
     pub hidden_size: usize,
     /// The outlier features, ascending by dimension.
     pub features: Vec<Feature>,
-    /// Dimensions that meet the criterion in the inputs of attention projections or of expansions alone.
+    /// Dimensions that meet the criterion in one kind of inputs alone.
     pub partial: Vec<Feature>,
     /// The inputs of every projection, in the order of the model.
     pub sites: Vec<SiteReport>,
-    /// For each magnitude of [`SWEEP`]: what leaves the int8 product, and how far the most widespread dimension reaches.
+    /// For each magnitude of [`SWEEP`]: shares of outliers, and the most widespread dimension.
     pub sweep: Vec<SweepPoint>,
 }
 
@@ -70,15 +69,15 @@ pub struct OutlierReport {
 pub struct Feature {
     /// Hidden dimension, from 0.
     pub dimension: usize,
-    /// The kinds of projections in whose inputs it meets the criterion; its other figures are of these.
+    /// The projections in whose inputs it meets the criterion; its other figures are of these.
     pub roles: Vec<LinearRole>,
     /// Share of layers where it reaches the magnitude.
     pub layers: f64,
-    /// Share of sequence positions where it does, over all hidden states looked at.
+    /// Share of sequence positions where it does, over all hidden states searched.
     pub positions: f64,
-    /// Whether all its outlying values have the same sign.
+    /// Whether all its outliers have the same sign.
     pub one_sided: bool,
-    /// Quartiles of its outlying values, to a part in 44.
+    /// Quartiles of its outliers, to a part in 44.
     pub quartiles: [f32; 3],
     /// Largest magnitude.
     pub largest: f32,
@@ -91,25 +90,25 @@ pub struct SiteReport {
     pub name: String,
     /// Number of its block.
     pub block: usize,
-    /// What it is for.
+    /// Its role.
     pub role: LinearRole,
-    /// Whether features are looked for here: hidden states as opposed to heads' outputs and the MLP's inside.
+    /// Whether features are searched here: the input is a hidden state, not the output of heads or the MLP's inner layer.
     pub counted: bool,
     /// Width K.
     pub inputs: usize,
     /// Largest magnitude.
     pub largest: f32,
-    /// Magnitudes below which the shares [`QUANTILES`] of all values lie, to a part in 44.
+    /// Quantiles of the magnitudes, of the orders [`QUANTILES`], to a part in 44.
     pub quantiles: [f32; 5],
     /// Dimensions that reach the criterion's magnitude anywhere.
     pub dimensions: usize,
-    /// Share of columns with an outlier, mean over the windows, for each magnitude of [`SWEEP`].
+    /// Share of outlier columns, mean over the windows, for each magnitude of [`SWEEP`].
     pub columns: [f64; SWEEP.len()],
     /// Share of values that are outliers, for each magnitude of [`SWEEP`].
     pub values: [f64; SWEEP.len()],
-    /// The dimensions that reach the criterion's magnitude most often: dimension, share of positions, largest magnitude.
+    /// The dimensions that most often reach the criterion's magnitude: dimension, share of positions, largest magnitude.
     pub strongest: Vec<(usize, f64, f32)>,
-    /// Largest magnitude of each dimension; for plots, left out of JSON.
+    /// Largest magnitude of each dimension; for plots, not in JSON.
     #[serde(skip)]
     pub dimension_largest: Vec<f32>,
 }
@@ -119,7 +118,7 @@ pub struct SiteReport {
 pub struct SweepPoint {
     /// The magnitude.
     pub magnitude: f32,
-    /// Share of columns with an outlier, over all projections and windows.
+    /// Share of outlier columns, over all projections and windows.
     pub columns: f64,
     /// Share of values that are outliers, over all projections.
     pub values: f64,
@@ -131,7 +130,7 @@ pub struct SweepPoint {
     pub positions: f64,
 }
 
-/// What a model does with some dimensions set to zero in all hidden states that features are looked for in.
+/// A model with some dimensions zeroed in all hidden states that are searched for features.
 #[derive(Debug, Clone, Serialize)]
 pub struct Ablation {
     /// The dimensions.
@@ -182,7 +181,7 @@ pub fn analyse<B: Backend>(
     Ok(collector.report(&order, criterion, (window * count, layers, hidden)))
 }
 
-/// Scores `ids` with these dimensions set to zero.
+/// Scores `ids` with these dimensions zeroed.
 ///
 /// # Errors
 /// As [`Model::perplexity`].
@@ -207,7 +206,7 @@ pub fn ablate<B: Backend>(
     })
 }
 
-/// `count` dimensions below `hidden_size` that are none of `except`, drawn from `seed`; fewer if there are no more.
+/// `count` dimensions below `hidden_size`, none of `except`, drawn from `seed`; fewer if there are no more.
 pub fn random_dimensions(count: usize, hidden_size: usize, except: &[usize], seed: u64) -> Vec<usize> {
     let mut random = Random::new(seed);
     let mut pool: Vec<usize> = (0..hidden_size).filter(|dimension| !except.contains(dimension)).collect();
@@ -220,10 +219,10 @@ pub fn random_dimensions(count: usize, hidden_size: usize, except: &[usize], see
     drawn.into_iter().collect()
 }
 
-/// The layers in whose inputs features are looked for.
+/// The projections whose inputs are searched for features.
 const COUNTED: [LinearRole; 2] = [LinearRole::Qkv, LinearRole::Up];
 
-/// Whether features are looked for in the inputs of such layers.
+/// Whether the inputs of such projections are searched for features.
 fn counted(role: LinearRole) -> bool {
     COUNTED.contains(&role)
 }
@@ -269,19 +268,19 @@ struct Collected {
     statistics: Mutex<Statistics>,
 }
 
-/// What one input has shown so far: per magnitude and dimension a count, so that memory depends on the model alone.
+/// Statistics of one input: counts by magnitude and dimension, so that their size depends on the model alone.
 #[derive(Debug, Default)]
 struct Statistics {
     positions: u64,
     windows: u64,
     /// `[magnitude][dimension]`: positions at which it is reached.
     hits: Vec<Vec<u32>>,
-    /// For each magnitude: columns that reached it, added up over the windows.
+    /// For each magnitude: outlier columns, summed over the windows.
     columns: Vec<u64>,
     /// Largest magnitude of each dimension.
     largest: Vec<f32>,
     histogram: Histogram,
-    /// Outlying values of the dimensions that have any, with their sign; only where features are looked for.
+    /// Positive and negative outliers by dimension, where features are searched.
     outlying: BTreeMap<usize, [Histogram; 2]>,
 }
 
@@ -332,53 +331,52 @@ impl Statistics {
     }
 }
 
-/// Magnitudes counted in bins of 1/32 octave, exact in count and to a part in 44 in magnitude.
+/// Magnitudes in bins of 1/32 octave: exact in count, to a part in 44 in magnitude.
 #[derive(Debug, Default, Clone)]
 struct Histogram {
     bins: BTreeMap<i32, u64>,
-    /// The bins that nearly all values fall into, as an array: from 2⁻³² to 2³².
+    /// The bins from 2⁻³² to 2³², of nearly all values, as an array.
     common: Vec<u64>,
     count: u64,
 }
 
-/// Bins an octave.
-const STEPS: f32 = 32.0;
-/// Number of the common bins.
+const BINS_PER_OCTAVE: f32 = 32.0;
+/// Length of [`Histogram::common`].
 const COMMON: usize = 64 * 32;
 
 impl Histogram {
     fn add(&mut self, magnitude: f32) {
         self.count += 1;
         // Zero is the smallest magnitude, NaN and infinity the largest.
-        let step = if magnitude == 0.0 { i32::MIN } else { convert::step(magnitude.log2() * STEPS) };
-        match usize::try_from(step.saturating_add(32 * 32)) {
+        let bin = if magnitude == 0.0 { i32::MIN } else { convert::step(magnitude.log2() * BINS_PER_OCTAVE) };
+        match usize::try_from(bin.saturating_add(32 * 32)) {
             Ok(bin) if bin < COMMON => {
                 self.common.resize(COMMON, 0);
                 self.common[bin] += 1;
             }
-            _ => *self.bins.entry(step).or_default() += 1,
+            _ => *self.bins.entry(bin).or_default() += 1,
         }
     }
 
-    /// The bins that hold something, ascending: magnitude in their middle, count.
+    /// The bins that are not empty, ascending: magnitude of the middle, count.
     fn ascending(&self) -> impl DoubleEndedIterator<Item = (f32, u64)> {
-        let middle = |step: i32| match step {
+        let middle = |bin: i32| match bin {
             i32::MIN => 0.0,
-            step => ((convert::f32_from_step(step) + 0.5) / STEPS).exp2(),
+            bin => ((convert::f32_from_step(bin) + 0.5) / BINS_PER_OCTAVE).exp2(),
         };
-        let low = self.bins.range(..0).map(move |(step, count)| (middle(*step), *count));
+        let low = self.bins.range(..0).map(move |(bin, count)| (middle(*bin), *count));
         let common = self
             .common
             .iter()
             .enumerate()
             .filter(|(_, count)| **count > 0)
             .map(move |(bin, count)| (middle(i32::try_from(bin).unwrap_or(i32::MAX) - 32 * 32), *count));
-        let high = self.bins.range(0..).map(move |(step, count)| (middle(*step), *count));
+        let high = self.bins.range(0..).map(move |(bin, count)| (middle(*bin), *count));
         low.chain(common).chain(high)
     }
 }
 
-/// The value below which the share `share` of all lies, of bins in ascending order.
+/// The quantile of order `share` of `count` values, in ascending bins.
 fn quantile(bins: impl Iterator<Item = (f32, u64)>, count: u64, share: f64) -> f32 {
     let rank = convert::f64_from_u64(count) * share;
     let (mut below, mut last) = (0, 0.0);
@@ -443,7 +441,7 @@ impl Collector {
         };
         let meets =
             |(layers, positions): (f64, f64)| layers >= criterion.layers && positions >= criterion.positions;
-        // For each dimension: the kinds of inputs in which it meets the criterion with this magnitude.
+        // For each dimension: the roles in whose inputs it meets the criterion with this magnitude.
         let roles_met = |magnitude: f32| -> Vec<Vec<LinearRole>> {
             let mut met = vec![Vec::new(); hidden_size];
             for role in COUNTED {
@@ -549,7 +547,7 @@ fn site_report(
     }
 }
 
-/// Dimensions listed for each site.
+/// Dimensions listed for each input.
 const STRONGEST: usize = 16;
 
 fn feature(
@@ -559,14 +557,14 @@ fn feature(
     hidden: &[&Statistics],
     magnitude: f32,
 ) -> Feature {
-    // Bins of signed values, ascending: the negative ones from the largest magnitude on.
+    // Bins of signed values, ascending.
     let mut signed: BTreeMap<i64, (f32, u64)> = BTreeMap::new();
     let mut largest = 0.0_f32;
     for statistics in hidden {
         largest = largest.max(statistics.largest.get(dimension).copied().unwrap_or(0.0));
         let Some(signs) = statistics.outlying.get(&dimension) else { continue };
         for (sign, histogram) in [1.0, -1.0].into_iter().zip(signs) {
-            // The sweep begins below the criterion's magnitude; what does not reach it is not outlying.
+            // The sweep begins below the criterion's magnitude.
             for (value, count) in histogram.ascending().filter(|(value, _)| *value >= magnitude) {
                 let value = sign * value;
                 let entry = signed.entry(convert::ordered(value)).or_insert((value, 0));

@@ -8,18 +8,18 @@ use crate::model::Model;
 use crate::session::SessionOptions;
 use crate::{Error, convert};
 
-/// Rows of logits that are in memory at once: for a vocabulary of 50,000, 51 MB. Each stretch reads and widens the whole head once.
+/// Rows of logits computed at once: 51 MB for a vocabulary of 50,000. Each such batch reads and widens the whole head once.
 const LOGIT_ROWS: usize = 256;
 
-/// How a text is cut.
+/// How a text is divided into windows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PerplexityOptions {
-    /// Tokens a window. Each window is one batch of one sequence, and its first token is not scored.
+    /// Tokens a window. Each is a batch of one sequence; its first token is not scored.
     pub window: usize,
     /// Most windows to score; `None` for the whole text.
     pub windows: Option<usize>,
-    /// What keys and values are rounded to before attention reads them: f32, unless it is the effect of a cache's type on a
-    /// text that is to be known. A token reads the same ones whether its text comes at once or token by token.
+    /// Type that keys and values are rounded to before attention reads them; f32 unless the effect of the cache's type is to be
+    /// measured. The same whether a text comes at once or token by token.
     pub kv_cache: FloatType,
 }
 
@@ -63,7 +63,7 @@ impl PerplexityOptions {
     }
 }
 
-/// Some rows of logits of a text, and the tokens they should have predicted.
+/// Some rows of logits of a text, and their targets.
 pub(crate) struct LogitRows<'a> {
     /// Number of the window.
     pub(crate) window: usize,
@@ -78,7 +78,7 @@ pub(crate) struct LogitRows<'a> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Calls `visit` with all logits of a text that predict a token of their window, in order, some rows at a time.
+    /// Calls `visit` with all logits that predict a token of their window, in order, some rows at a time.
     ///
     /// # Errors
     /// As [`perplexity`](Self::perplexity), and what `visit` returns.
@@ -99,7 +99,7 @@ impl<B: Backend> Model<B> {
         for (index, ids) in ids.chunks_exact(window).take(count).enumerate() {
             session.clear(0)?;
             session.forward(&[(0, ids)])?;
-            // The logits of row r predict token r + 1; the last row predicts nothing that is known.
+            // Row r predicts token r + 1; the last row has no target.
             for first in (0..window - 1).step_by(LOGIT_ROWS) {
                 let rows = first..(window - 1).min(first + LOGIT_ROWS);
                 let targets = &ids[rows.start + 1..=rows.end];
@@ -111,8 +111,8 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
-    /// Scores `ids`. `progress(done, windows)` is called after each window. A remainder shorter than a window is left
-    /// out; a text shorter than one window is a window of its own.
+    /// Scores `ids`. A remainder shorter than a window is not scored; a text shorter than one window is one window.
+    /// `progress(done, windows)` is called after each.
     ///
     /// # Errors
     /// [`Error::Input`] when there are fewer than two tokens, or the window is longer than the model's positions.
@@ -123,7 +123,7 @@ impl<B: Backend> Model<B> {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Perplexity, Error> {
         let (window, count) = options.cut(ids.len())?;
-        // The likelihoods are computed on the host, wherever the model is.
+        // Likelihoods are computed on the host, whatever the backend.
         let kernel = Kernel::select()?;
         let mut windows = vec![0.0; count];
         self.visit_logits(ids, options, |rows| {

@@ -1,6 +1,5 @@
-//! What quantisation costs: a model beside its float self. Loss of likelihood with its standard error, divergence of the
-//! predicted distributions, agreement of the most probable tokens, accuracy on the last words of passages, and the error of
-//! each layer by itself.
+//! The cost of quantisation against the float model: loss of likelihood with its standard error, KL divergence, top-1
+//! agreement, accuracy on last words, and the error of each layer alone.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,14 +18,14 @@ use crate::sampler::argmax;
 use crate::session::SessionOptions;
 use crate::{Error, convert};
 
-/// What the float model says about a text; others are compared to it.
+/// The float model's predictions of a text.
 #[derive(Debug)]
 pub struct Baseline {
     /// Its perplexity.
     pub perplexity: Perplexity,
     /// Mean probability of the most probable token.
     pub top1_probability: f64,
-    /// Logarithms of the predicted distributions, for as many positions as fit into the memory allowed.
+    /// `ln p` `[positions, vocabulary]`, of the first positions, as many as the byte limit allows.
     log_probabilities: Vec<f16>,
     vocabulary: usize,
 }
@@ -40,21 +39,21 @@ pub struct Comparison {
     pub loss: f64,
     /// Standard error of `loss`, from the paired differences of the windows; `None` for a single window.
     pub loss_error: Option<f64>,
-    /// Mean KL divergence of its predictions from those of the baseline, in nats a token: `Σ p·ln(p/q)`.
+    /// Mean `Σ p·ln(p/q)`, in nats a token: p of the baseline, q of this model.
     pub kl_divergence: f64,
-    /// Share of positions where both find the same token most probable.
+    /// Share of positions whose most probable token is the same.
     pub top1_agreement: f64,
     /// Mean probability of the most probable token.
     pub top1_probability: f64,
-    /// Positions over which divergence and agreement were measured.
+    /// Positions of `kl_divergence` and `top1_agreement`.
     pub positions_compared: usize,
     /// Mean negative log-likelihood in each window, in nats.
     pub window_nll: Vec<f64>,
 }
 
 impl<B: Backend> Model<B> {
-    /// Scores `ids` and keeps the predicted distributions of the first positions, 2 bytes for each entry of the
-    /// vocabulary, in at most `memory` bytes. `progress(done, windows)` is called after each window.
+    /// Scores `ids` and keeps the predicted distributions of the first positions, 2 bytes an entry, `max_bytes` at most.
+    /// `progress(done, windows)` is called after each window.
     ///
     /// # Errors
     /// As [`Model::perplexity`].
@@ -62,11 +61,11 @@ impl<B: Backend> Model<B> {
         &self,
         ids: &[u32],
         options: &PerplexityOptions,
-        memory: usize,
+        max_bytes: usize,
         progress: impl FnMut(usize, usize),
     ) -> Result<Baseline, Error> {
         let vocabulary = self.config().vocab_size;
-        let most = memory / (vocabulary * size_of::<f16>()) * vocabulary;
+        let most = max_bytes / (vocabulary * size_of::<f16>()) * vocabulary;
         let mut kept: Vec<f16> = Vec::new();
         let mut tally = Tally::new(options, ids.len())?;
         tally.run(self, ids, options, progress, |rows, sums| {
@@ -91,7 +90,7 @@ impl<B: Backend> Model<B> {
         })
     }
 
-    /// Scores `ids` and compares with what the baseline, made with the same `ids` and `options`, says.
+    /// Scores `ids` and compares with `baseline`, made of the same `ids` and `options`.
     ///
     /// # Errors
     /// As [`Model::perplexity`], and [`Error::Input`] when the baseline has another vocabulary or number of windows.
@@ -128,7 +127,7 @@ impl<B: Backend> Model<B> {
                             (best, most) = (token, *p);
                         }
                     }
-                    // Ties of rounded probabilities count for whom they should.
+                    // Ties of rounded probabilities agree.
                     (divergence, best == sum.best || kept[sum.best] == most)
                 })
                 .collect();
@@ -163,7 +162,7 @@ fn paired(a: &[f64], b: &[f64]) -> (f64, Option<f64>) {
     (mean, (a.len() > 1).then(|| (squares / (count - 1.0) / count).sqrt()))
 }
 
-/// What all measures of a row need.
+/// The predicted distribution of one position, and its target's likelihood.
 struct RowSum {
     /// `ln Σ exp(logit)`.
     log_total: f32,
@@ -185,7 +184,7 @@ impl RowSum {
     }
 }
 
-/// Likelihoods of a text, added up.
+/// Sums over the windows of a text.
 struct Tally {
     window: usize,
     windows: Vec<f64>,
@@ -241,7 +240,7 @@ impl Tally {
 /// Accuracy on last words.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LastWords {
-    /// Passages whose last word was found: each of its tokens was the most probable one.
+    /// Passages whose last word was predicted: each of its tokens was the most probable.
     pub correct: usize,
     /// Passages.
     pub passages: usize,
@@ -250,12 +249,11 @@ pub struct LastWords {
 }
 
 impl<B: Backend> Model<B> {
-    /// Predicts the last word of each passage from all before it, as LAMBADA (Paperno et al., 2016) asks for.
-    /// `progress(done, passages)` is called after each passage. Of a passage that is longer than the model's positions, the
-    /// end is used.
+    /// Predicts the last word of each passage from all before it (LAMBADA; Paperno et al., 2016). A passage longer than the
+    /// model's positions is cut at its beginning. `progress(done, passages)` is called after each.
     ///
     /// # Errors
-    /// [`Error::Input`] when a passage has fewer than two words, and when there is none.
+    /// [`Error::Input`] without passages, or for one of fewer than two words.
     pub fn last_words(
         &self,
         passages: &[String],
@@ -294,18 +292,18 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// The error that one int8 layer adds by itself: its input is that of the float model.
+/// The error of one int8 layer on the float model's input.
 #[derive(Debug, Clone, Serialize)]
 pub struct LayerError {
     /// Name of the layer in the checkpoint.
     pub name: String,
     /// Number of its block.
     pub block: usize,
-    /// What it is for.
+    /// Its role.
     pub role: LinearRole,
     /// `‖y − ŷ‖ / ‖y‖` over all tokens.
     pub relative_error: f64,
-    /// Signal to quantisation noise, `20·log₁₀(‖y‖ / ‖y − ŷ‖)` in dB.
+    /// `20·log₁₀(‖y‖ / ‖y − ŷ‖)`, in dB.
     pub sqnr_db: f64,
 }
 
@@ -336,7 +334,7 @@ pub fn layer_errors<B: Backend + 'static>(
     done?;
     let mut norms = observer.norms.lock().unwrap_or_else(PoisonError::into_inner);
     let norms = std::mem::replace(&mut *norms, Ok(Vec::new()))?;
-    // What was not met has no error: an expert that was not chosen, or does not get its block's input itself.
+    // Without a signal there is no error: an expert that was not chosen, or one that is not observed.
     let errors = layers.into_iter().zip(norms).filter(|(_, (_, signal))| *signal > 0.0);
     Ok(errors
         .map(|((name, block, role), (error, signal))| LayerError {
@@ -353,7 +351,7 @@ struct ErrorObserver<B: Backend> {
     float: Arc<Model<B>>,
     quantized: Arc<Model<B>>,
     index: HashMap<String, usize>,
-    /// `‖y − ŷ‖²` and `‖y‖²` of each layer, or what went wrong.
+    /// `‖y − ŷ‖²` and `‖y‖²` of each layer, or the first error.
     norms: Mutex<Result<Vec<(f64, f64)>, Error>>,
 }
 

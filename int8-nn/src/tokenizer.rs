@@ -15,7 +15,7 @@ impl Tokenizer {
     /// Reads `tokenizer.json`; `None` when the checkpoint has none.
     ///
     /// # Errors
-    /// When the file is there but cannot be read or understood.
+    /// When the file exists but cannot be read or parsed.
     pub fn read(source: &Source) -> Result<Option<Self>, Error> {
         const FILE: &str = "tokenizer.json";
         if !source.contains(FILE) {
@@ -24,13 +24,13 @@ impl Tokenizer {
         let label = source.label(FILE);
         let failed = |problem: String| Error::Tokenizer(format!("{label}: {problem}"));
         let mut inner = Inner::from_bytes(source.bytes(FILE)?).map_err(|error| failed(error.to_string()))?;
-        // Some files ask for training-time truncation and padding; a text is always taken whole.
+        // Some files configure truncation and padding for training.
         inner.with_truncation(None).map_err(|error| failed(error.to_string()))?;
         inner.with_padding(None);
         Ok(Some(Self { inner }))
     }
 
-    /// The tokenizer that a checkpoint should have.
+    /// The tokenizer, or an error that names the missing file.
     pub(crate) fn require<'a>(
         tokenizer: Option<&'a Self>,
         checkpoint: &Checkpoint,
@@ -43,12 +43,12 @@ impl Tokenizer {
         })
     }
 
-    /// From now on [`encode_truncated`](Self::encode_truncated) cuts texts to `max_tokens`.
+    /// Sets the limit of [`encode_truncated`](Self::encode_truncated).
     ///
     /// # Errors
-    /// When these are fewer than the special tokens that are put around a text.
+    /// When it leaves no token beside the special ones.
     pub(crate) fn truncate(&mut self, max_tokens: usize) -> Result<(), Error> {
-        // The library subtracts them without looking.
+        // The library's subtraction would underflow.
         let added = self.inner.get_post_processor().map_or(0, |post| post.added_tokens(false));
         if max_tokens <= added {
             return Err(Error::Tokenizer(format!(
@@ -62,16 +62,15 @@ impl Tokenizer {
         }
     }
 
-    /// Token ids of a text with its special tokens, cut as [`truncate`](Self::truncate) said, and whether this is the
-    /// whole text.
+    /// Token ids of a text with its special tokens, truncated as set by [`truncate`](Self::truncate), and whether the text is
+    /// whole.
     pub(crate) fn encode_truncated(&self, text: &str) -> Result<(Vec<u32>, bool), Error> {
         let encoding =
             self.inner.encode_fast(text, true).map_err(|error| Error::Tokenizer(error.to_string()))?;
         Ok((encoding.get_ids().to_vec(), encoding.get_overflowing().is_empty()))
     }
 
-    /// Token ids of a text, with the special tokens that the tokenizer puts around a text (a leading `<s>`, say) if
-    /// `special`.
+    /// Token ids of a text; if `special`, with the tokenizer's special tokens (such as a leading `<s>`).
     ///
     /// # Errors
     /// When the tokenizer cannot encode the text.
@@ -99,45 +98,45 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// Decodes ids as they come, for streaming.
+    /// A decoder for ids that arrive one by one.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream { tokenizer: self, ids: Vec::new(), done: 0, text: 0 }
     }
 }
 
-/// Turns ids that arrive one by one into pieces of text that never break a character.
+/// Decodes ids one by one into pieces of text that are whole characters.
 #[derive(Debug)]
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// Ids since the last point where text was complete, with one word of context before it.
+    /// Ids of the last piece, as context, and those since.
     ids: Vec<u32>,
-    /// Ids at the front of `ids` whose text was given out.
+    /// Ids at the front of `ids` whose text was returned.
     done: usize,
     /// Bytes of that text.
     text: usize,
 }
 
 impl TextStream<'_> {
-    /// Adds an id; returns the text that is complete with it, possibly empty.
+    /// Adds an id; returns the text that it completes, possibly empty.
     ///
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<String, Error> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
-        // A replacement character at the end is a character whose other bytes are still to come.
+        // A trailing replacement character is an incomplete one.
         if text.ends_with('\u{FFFD}') || !text.is_char_boundary(self.text) || text.len() < self.text {
             return Ok(String::new());
         }
         let piece = text[self.text..].to_owned();
-        // What was given out before becomes the context of what follows: decoders treat a first token differently.
+        // Decoders treat a first token differently, so the last piece is the context of the next.
         self.ids.drain(..self.done);
         self.done = self.ids.len();
         self.text = self.tokenizer.decode(&self.ids)?.len();
         Ok(piece)
     }
 
-    /// The text of ids that never became complete.
+    /// The text of the remaining ids.
     ///
     /// # Errors
     /// When the tokenizer's decoder fails.

@@ -1,7 +1,8 @@
 //! Chat templates against what transformers' `apply_chat_template` gives (`tools/make_chat_goldens.py`), and bad templates.
 
+mod common;
+
 use std::fs;
-use std::path::Path;
 
 use int8_nn::checkpoint::Source;
 use int8_nn::{ChatTemplate, Message};
@@ -18,8 +19,7 @@ fn messages(value: &Value) -> Vec<Message> {
 
 #[test]
 fn conversations_are_written_as_transformers_writes_them() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/chat.json");
-    let data: Value = serde_json::from_str(&fs::read_to_string(file).expect("the test data")).expect("JSON");
+    let data = common::read_json(&common::data("chat.json"));
     let special: Vec<(String, String)> = data["special_tokens"]
         .as_object()
         .expect("tokens")

@@ -2,18 +2,17 @@
 //! different lengths (`tools/make_encoder_goldens.py`); those of `../shared` where it lies beside the project, with
 //! bitsandbytes' LLM.int8() and the int8 checkpoint it wrote; and a trained sentence model where it is in the cache.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use int8_core::metrics::relative_l2;
 use int8_core::{Config, OutlierGranularity, Scheme};
 use int8_nn::backend::{OutlierWeights, Precision};
-use int8_nn::checkpoint::Checkpoint;
 use int8_nn::embedder::cosine;
 use int8_nn::{Embedder, Error, Model};
 
-fn data() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/encoders")
-}
+use common::{GoldenFile, data, shared};
 
 fn embedder(folder: &Path, precision: Precision) -> Embedder {
     Model::load(folder).expect("a checkpoint").precision(precision).embedder().expect("an encoder")
@@ -26,34 +25,21 @@ fn int8() -> Precision {
 
 /// Token ids of each text, and what is expected for its tokens, one after the other.
 struct Golden {
-    file: Checkpoint,
+    file: GoldenFile,
     texts: Vec<Vec<u32>>,
 }
 
 impl Golden {
     fn read(folder: &Path) -> Self {
-        let file = Checkpoint::open(folder.join("golden.safetensors")).expect("a golden file");
-        let ids = |name: &str| -> Option<Vec<u32>> {
-            let ids = file.get(name)?.to_vec::<i32>().expect("i32");
-            Some(ids.into_iter().map(|id| u32::try_from(id).expect("an id")).collect())
-        };
-        let width = file.tensor("input_ids").expect("ids").shape()[1];
-        let rows = ids("input_ids").expect("ids");
-        let rows = rows.chunks(width);
-        let lengths = ids("lengths")
-            .unwrap_or_else(|| rows.clone().map(|_| u32::try_from(width).expect("small")).collect());
-        let texts = rows
-            .zip(lengths)
-            .map(|(row, length)| row[..usize::try_from(length).expect("small")].to_vec())
-            .collect();
+        let file = GoldenFile::open(folder);
+        let texts = file.texts();
         Self { file, texts }
     }
 
     /// The rows of `name`, `[texts, longest, hidden]`, that belong to tokens.
     fn states(&self, name: &str) -> Vec<f32> {
-        let tensor = self.file.tensor(name).expect("states");
-        let (longest, hidden) = (tensor.shape()[1], tensor.shape()[2]);
-        let values = tensor.to_f32().expect("f32");
+        let (longest, hidden) = (self.file.shape(name)[1], self.file.shape(name)[2]);
+        let values = self.file.floats(name).expect("states");
         let texts = values.chunks(longest * hidden).zip(&self.texts);
         texts.flat_map(|(states, ids)| states[..ids.len() * hidden].to_vec()).collect()
     }
@@ -71,13 +57,13 @@ const ENCODERS: [&str; 5] = ["bert", "roberta", "xlm_roberta", "distilbert", "mp
 fn encoders_agree_with_transformers() {
     let mut wrong = Vec::new();
     for name in ENCODERS {
-        let folder = data().join(name);
+        let folder = data("encoders").join(name);
         let golden = Golden::read(&folder);
         assert_eq!(golden.texts.iter().map(Vec::len).collect::<Vec<_>>(), [20, 13]);
         let expected = golden.states("last_hidden_state");
         let float = golden.error(&embedder(&folder, Precision::Float), &expected);
         let ours = golden.error(&embedder(&folder, int8()), &expected);
-        let theirs = golden.file.tensor("int8_error").and_then(|error| error.to_f32()).expect("an error")[0];
+        let theirs = golden.file.floats("int8_error").expect("an error")[0];
         eprintln!(
             "{name}: float {float:.1e}, LLM.int8() {ours:.2e}, with bitsandbytes' outlier weights {theirs:.2e}"
         );
@@ -92,7 +78,7 @@ fn encoders_agree_with_transformers() {
 /// A text's vector does not depend on the texts beside it; in int8, where outliers are values.
 #[test]
 fn texts_do_not_see_each_other() {
-    let folder = data().join("bert");
+    let folder = data("encoders/bert");
     let golden = Golden::read(&folder);
     let config = Config { outlier_granularity: OutlierGranularity::Value, ..Scheme::LlmInt8Absmax.config() };
     let values = int8_nn::backend::Quantization::new(config, OutlierWeights::Exact);
@@ -109,11 +95,7 @@ fn texts_do_not_see_each_other() {
 
 #[test]
 fn shared_goldens_and_the_int8_checkpoint_of_bitsandbytes() {
-    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/goldens/models");
-    if !shared.is_dir() {
-        eprintln!("skipped: {} is not there", shared.display());
-        return;
-    }
+    let Some(shared) = shared("goldens/models") else { return };
     let folder = shared.join("bert");
     let golden = Golden::read(&folder);
     let expected = golden.states("last_hidden_state");
@@ -152,7 +134,7 @@ fn sentences_of_a_trained_model() {
 
 #[test]
 fn what_an_encoder_cannot_take_is_refused() {
-    let embedder = embedder(&data().join("bert"), Precision::Float);
+    let embedder = embedder(&data("encoders/bert"), Precision::Float);
     let error =
         |ids: Vec<u32>| embedder.embed_ids(&[vec![5], ids], |_, _| ()).expect_err("refused").to_string();
     assert!(error(vec![]).contains("0 tokens"), "{}", error(vec![]));
@@ -165,10 +147,13 @@ fn what_an_encoder_cannot_take_is_refused() {
 /// Each kind of model names the way to use it.
 #[test]
 fn models_of_another_kind_are_refused_with_the_way_out() {
-    let encoder =
-        Model::load(data().join("bert")).expect("a checkpoint").build().expect_err("no decoder").to_string();
-    assert!(encoder.contains("`bert`") && encoder.contains("int8 embed"), "{encoder}");
-    let opt = data().join("../models/opt");
+    let encoder = Model::load(data("encoders/bert"))
+        .expect("a checkpoint")
+        .build()
+        .expect_err("no decoder")
+        .to_string();
+    assert!(encoder.contains("`bert`") && encoder.contains("`Embedder`"), "{encoder}");
+    let opt = data("models/opt");
     let decoder = Model::load(opt).expect("a checkpoint").embedder().expect_err("no encoder").to_string();
-    assert!(decoder.contains("`opt`") && decoder.contains("int8 run"), "{decoder}");
+    assert!(decoder.contains("`opt`") && decoder.contains("`Model`"), "{decoder}");
 }

@@ -7,15 +7,19 @@
 //! difference, `from_pretrained.safetensors` holds the logits of the same weights loaded that way
 //! (`tools/from_pretrained_logits.py`), and both ways are tested.
 
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use int8_core::FloatType;
 use int8_core::metrics::relative_l2;
-use int8_nn::checkpoint::{Checkpoint, DType};
-use int8_nn::config::RotaryPrecision;
+use int8_nn::Model;
+use int8_nn::checkpoint::Checkpoint;
 use int8_nn::decoder::LinearRole;
-use int8_nn::{GenerateOptions, Model};
 use serde_json::{Value, json};
+
+use common::{GoldenFile, data, exactly, folders, read_json, shared, with_config};
 
 /// What a golden file holds; the first 8 tokens of row 0 are the prompt of `greedy_ids`.
 struct Golden {
@@ -30,24 +34,13 @@ struct Golden {
 
 impl Golden {
     fn read(folder: &Path) -> Self {
-        let file = Checkpoint::open(folder.join("golden.safetensors")).expect("a golden file");
-        let ids = |name: &str| -> Vec<u32> {
-            let tensor = file.tensor(name).expect("ids");
-            tensor
-                .to_vec::<i32>()
-                .expect("i32")
-                .into_iter()
-                .map(|id| u32::try_from(id).expect("an id"))
-                .collect()
-        };
-        let floats = |name: &str| file.get(name).map(|tensor| tensor.to_f32().expect("f32"));
-        let width = file.tensor("input_ids").expect("ids").shape()[1];
+        let file = GoldenFile::open(folder);
         Self {
-            input_ids: ids("input_ids").chunks(width).map(<[u32]>::to_vec).collect(),
-            logits: floats("logits").expect("logits"),
-            int8_logits: floats("bnb_int8_logits"),
-            int8_error: floats("int8_error").map(|error| error[0]),
-            greedy_ids: ids("greedy_ids"),
+            input_ids: file.rows("input_ids"),
+            logits: file.floats("logits").expect("logits"),
+            int8_logits: file.floats("bnb_int8_logits"),
+            int8_error: file.floats("int8_error").map(|error| error[0]),
+            greedy_ids: file.ids("greedy_ids").expect("ids"),
         }
     }
 }
@@ -57,8 +50,8 @@ fn logits(model: &Model, golden: &Golden) -> Vec<f32> {
 }
 
 fn greedy(model: &Model, prompt: &[u32], count: usize) -> Vec<u32> {
-    let options = GenerateOptions { max_new_tokens: count, stop_at_eos: false, ..GenerateOptions::default() };
-    let new = model.generate_ids(prompt, &options, |_| ControlFlow::Continue(())).expect("a continuation");
+    let new =
+        model.generate_ids(prompt, &exactly(count), |_| ControlFlow::Continue(())).expect("a continuation");
     [prompt, &new.ids].concat()
 }
 
@@ -69,11 +62,8 @@ fn failures(folder: &Path, prompt: usize) -> Vec<String> {
     let mut failures = Vec::new();
 
     let load = || Model::load(folder).expect("a checkpoint");
-    let cast = match load().checkpoint().tensors().next().expect("a tensor").dtype() {
-        DType::F16 => RotaryPrecision::F16,
-        DType::BF16 => RotaryPrecision::Bf16,
-        _ => RotaryPrecision::F32,
-    };
+    let cast = load().checkpoint().tensors().next().expect("a tensor").dtype().float_type();
+    let cast = cast.unwrap_or(FloatType::F32);
     let float = load().rotary_precision(cast).build().expect("a model");
     let mut compare = |what: &str, model: &Model, expected: &[f32]| {
         let error = relative_l2(&logits(model, &golden), expected);
@@ -116,12 +106,7 @@ fn failures(folder: &Path, prompt: usize) -> Vec<String> {
 
 #[test]
 fn families_agree_with_transformers() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(data)
-        .expect("the test data")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    folders.sort();
+    let folders = folders("models");
     assert!(folders.len() >= 6, "goldens of {} families", folders.len());
     let failures: Vec<String> = folders.iter().flat_map(|folder| failures(folder, 8)).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -131,12 +116,7 @@ fn families_agree_with_transformers() {
 /// LLM.int8() as bitsandbytes computes it, with experts in int8 as well.
 #[test]
 fn further_families_agree_with_transformers() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(data)
-        .expect("the test data")
-        .map(|entry| entry.expect("an entry").path())
-        .collect();
-    folders.sort();
+    let folders = folders("goldens");
     assert!(folders.len() >= 33, "goldens of {} checkpoints", folders.len());
     let failures: Vec<String> = folders.iter().flat_map(|folder| tiny_failures(folder)).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -178,7 +158,7 @@ fn tiny_failures(folder: &Path) -> Vec<String> {
 /// An expert sees the tokens it was chosen for and no others: together two for each token, and all for a shared expert.
 #[test]
 fn experts_compute_only_their_tokens() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens");
+    let data = data("goldens");
     for (name, experts, shared) in [("mixtral", 4, 0), ("mixtral_fused", 4, 0), ("qwen2_moe", 4, 1)] {
         let model = Model::load(data.join(name)).and_then(|loader| loader.int8().build()).expect("a model");
         let ids: Vec<u32> = (3..20).collect();
@@ -201,7 +181,7 @@ fn experts_compute_only_their_tokens() {
 /// Checkpoints made before transformers 5 say the same in other keys, and leave out what follows from the rest.
 #[test]
 fn older_configurations_mean_the_same() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens");
+    let data = data("goldens");
     let mut failures = Vec::new();
     for name in [
         "gemma2",
@@ -216,16 +196,12 @@ fn older_configurations_mean_the_same() {
         "stablelm",
         "starcoder2",
     ] {
-        let text = std::fs::read_to_string(data.join(name).join("config.json")).expect("a config");
-        let mut config: Value = serde_json::from_str(&text).expect("JSON");
+        let mut config = read_json(&data.join(name).join("config.json"));
         write_as_before(config.as_object_mut().expect("an object"));
         if name == "gemma3" {
             config = json!({"model_type": "gemma3", "text_config": config});
         }
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(folder.path().join("config.json"), config.to_string()).expect("a config");
-        let weights = data.join(name).join("model.safetensors");
-        std::fs::copy(weights, folder.path().join("model.safetensors")).expect("the weights");
+        let folder = with_config(&data.join(name), &config);
         let golden = Golden::read(&data.join(name));
         match Model::load(folder.path()).and_then(|loader| loader.build()) {
             Err(error) => failures.push(format!("{name}: {error}")),
@@ -262,11 +238,7 @@ fn write_as_before(config: &mut serde_json::Map<String, Value>) {
 
 #[test]
 fn trained_models_agree_with_transformers() {
-    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/models");
-    if !shared.is_dir() {
-        eprintln!("skipped: {} is not there", shared.display());
-        return;
-    }
+    let Some(shared) = shared("models") else { return };
     let failures: Vec<String> = ["demo-opt", "stories260k", "capp-gpt2"]
         .iter()
         .map(|name| shared.join(name))

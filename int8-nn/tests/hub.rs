@@ -2,6 +2,7 @@
 //! files, checksums in HEAD, redirections to another host, parts of files, and everything that can go wrong.
 #![cfg(feature = "hub")]
 
+mod common;
 #[path = "hub/server.rs"]
 mod server;
 
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use int8_nn::hub::{Hub, HubError, ModelId, Settings};
 use int8_nn::{GenerateOptions, Model};
+
+use common::data;
 use server::{Answer, COMMIT, Repository, Server};
 use tempfile::TempDir;
 
@@ -61,10 +64,6 @@ impl Setup {
         found.sort();
         found
     }
-}
-
-fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
 /// A repository that consists of the files of a folder.

@@ -1,27 +1,24 @@
 //! The output head in int8, too.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use int8_core::metrics::relative_l2;
 use int8_core::{OutlierRule, Scheme};
 use int8_nn::Model;
 use int8_nn::backend::{OutlierWeights, Precision, Quantization};
 
-fn folders() -> Vec<PathBuf> {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
-    ["bloom", "gpt2", "gpt_neox", "llama", "opt", "qwen2"].map(|family| data.join(family)).to_vec()
-}
+use common::{IDS, families};
 
 fn model(folder: &Path, precision: Precision) -> Model {
     Model::load(folder).and_then(|loader| loader.precision(precision).build()).expect("a model")
 }
 
-const IDS: [u32; 12] = [5, 17, 3, 42, 8, 29, 11, 60, 2, 33, 7, 19];
-
 /// The logits are those of a head that was quantised, and not further off than one int8 layer moves them.
 #[test]
 fn it_costs_what_one_layer_costs() {
-    for folder in folders() {
+    for folder in families() {
         let name = folder.display();
         for (quantization, most) in [
             (Quantization::new(Scheme::LlmInt8Absmax.config(), OutlierWeights::Exact), 0.02),
@@ -44,7 +41,7 @@ fn it_costs_what_one_layer_costs() {
 fn its_bytes_are_counted() {
     let config = int8_core::Config { rule: OutlierRule::None, ..Scheme::LlmInt8Absmax.config() };
     let (mut tied, mut own) = (0, 0);
-    for folder in folders() {
+    for folder in families() {
         let quantization = Quantization::new(config, OutlierWeights::Dequantized);
         let with = |int8_head| model(&folder, Precision::Int8(Quantization { int8_head, ..quantization }));
         let [plain, int8] = [false, true].map(|int8_head| with(int8_head).decoder().footprint());

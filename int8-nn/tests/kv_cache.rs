@@ -1,23 +1,15 @@
 //! Texts generated and scored with keys and values in each of the types of a cache.
 
+mod common;
+
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 
 use int8_core::metrics::relative_l2;
 use int8_nn::backend::{FloatType, RowSelection};
 use int8_nn::checkpoint::DType;
 use int8_nn::{GenerateOptions, Generation, Model, PerplexityOptions, SessionOptions};
 
-fn folders() -> Vec<PathBuf> {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models");
-    ["bloom", "gpt2", "gpt_neox", "llama", "opt", "qwen2"].map(|family| data.join(family)).to_vec()
-}
-
-fn float(folder: &Path) -> Model {
-    Model::load(folder).and_then(int8_nn::Loader::build).expect("a model")
-}
-
-const IDS: [u32; 12] = [5, 17, 3, 42, 8, 29, 11, 60, 2, 33, 7, 19];
+use common::{IDS, exactly, families, float};
 
 /// Logits of all tokens, `rows` of them a forward.
 fn logits(model: &Model, kv_cache: FloatType, rows: usize) -> Vec<f32> {
@@ -32,15 +24,14 @@ fn logits(model: &Model, kv_cache: FloatType, rows: usize) -> Vec<f32> {
 }
 
 fn generate(model: &Model, kv_cache: Option<FloatType>) -> Generation {
-    let options =
-        GenerateOptions { max_new_tokens: 8, stop_at_eos: false, kv_cache, ..GenerateOptions::default() };
+    let options = GenerateOptions { kv_cache, ..exactly(8) };
     model.generate_ids(&IDS, &options, |_| ControlFlow::Continue(())).expect("a text")
 }
 
 /// The type of the checkpoint, unless another is asked for; 16 bits take half the bytes.
 #[test]
 fn a_text_keeps_what_it_is_asked_to() {
-    for folder in folders() {
+    for folder in families() {
         let loader = Model::load(&folder).expect("a checkpoint");
         let stored = match loader.checkpoint().tensors().next().expect("a tensor").dtype() {
             DType::F16 => FloatType::F16,
@@ -70,7 +61,7 @@ fn a_text_keeps_what_it_is_asked_to() {
 /// What a token attends to is rounded when it is written: the same whether a text comes at once or token by token.
 #[test]
 fn steps_do_not_matter() {
-    for folder in folders() {
+    for folder in families() {
         let model = float(&folder);
         for element in FloatType::ALL {
             let at_once = logits(&model, element, IDS.len());
@@ -84,7 +75,7 @@ fn steps_do_not_matter() {
 /// f32 is what a plain session keeps; bf16 rounds away eight times as much as f16, and it shows.
 #[test]
 fn fewer_bits_are_further_off() {
-    for folder in folders() {
+    for folder in families() {
         let model = float(&folder);
         let exact = logits(&model, FloatType::F32, IDS.len());
         assert_eq!(model.logits(&IDS).expect("logits").as_slice(), Some(&exact[..]));

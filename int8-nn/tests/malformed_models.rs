@@ -1,33 +1,22 @@
 //! Checkpoints whose files are sound but whose `config.json` and tensors do not make a model: each gives one error that
 //! names the file and the key or tensor at fault, and never a panic or a model that computes something else.
 
-use std::fs;
-use std::path::Path;
+mod common;
 
 use int8_nn::Model;
 use serde_json::{Value, json};
 
+use common::{Case, LATE, changed, check, data};
+
 /// The error of loading the tiny checkpoint of `family` with these keys of its `config.json` changed (`null` removes).
 fn error(family: &str, changes: &[(&str, Value)]) -> Result<(), String> {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let models = data.join("models").join(family);
-    let source = if models.is_dir() { models } else { data.join("goldens").join(family) };
-    let folder = tempfile::tempdir().expect("a folder");
-    fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).expect("the weights");
-    let text = fs::read_to_string(source.join("config.json")).expect("the config");
-    let mut config: Value = serde_json::from_str(&text).expect("JSON");
-    for (key, value) in changes {
-        config[*key] = value.clone();
-    }
-    fs::write(folder.path().join("config.json"), config.to_string()).expect("a config");
+    let models = data("models").join(family);
+    let source = if models.is_dir() { models } else { data("goldens").join(family) };
+    let folder = changed(&source, changes);
     let loader = Model::load(folder.path()).map_err(|error| error.to_string())?;
     let model = loader.int8().build().map_err(|error| error.to_string())?;
-    // A config that loads must also run, or the error came too late.
-    model.logits(&[5, 17, 42]).map(drop).map_err(|error| format!("only when run: {error}"))
+    model.logits(&[5, 17, 42]).map(drop).map_err(|error| format!("{LATE}: {error}"))
 }
-
-/// A family, changes of its config, and words that the error must have.
-type Case = (&'static str, Vec<(&'static str, Value)>, Vec<&'static str>);
 
 #[test]
 fn every_contradiction_is_named() {
@@ -121,7 +110,7 @@ fn every_contradiction_is_named() {
         ),
         ("gpt_neox", vec![("intermediate_size", json!(128))], vec!["dense_h_to_4h", "128", "256"]),
     ];
-    check(cases);
+    check(cases, error);
 }
 
 /// The same for the families of `tests/data/goldens`.
@@ -223,23 +212,7 @@ fn every_contradiction_of_further_families_is_named() {
         ("qwen3_moe", vec![("num_experts_per_tok", json!(0))], vec!["num_experts_per_tok", "0"]),
         ("olmoe", vec![("num_experts", json!(-4))], vec!["num_experts", "-4"]),
     ];
-    check(cases);
-}
-
-fn check(cases: Vec<Case>) {
-    let mut wrong = Vec::new();
-    for (family, changes, words) in cases {
-        match error(family, &changes) {
-            Ok(()) => wrong.push(format!("{family} {changes:?}: loads and runs")),
-            Err(message) => {
-                let missing: Vec<_> = words.iter().filter(|word| !message.contains(**word)).collect();
-                if !missing.is_empty() || message.starts_with("only when run") || message.contains('\u{1b}') {
-                    wrong.push(format!("{family} {changes:?}: {missing:?} not in: {message}"));
-                }
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    check(cases, error);
 }
 
 /// The unchanged checkpoints load: a table of errors could otherwise pass because nothing does.

@@ -1,5 +1,7 @@
 //! Checkpoints converted to int8 against those that bitsandbytes writes, and back.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,18 +19,11 @@ use int8_nn::quantize::{
 };
 use serde_json::{Value, json};
 
-fn goldens() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/goldens/models");
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!("skipped: {} is not there", folder.display());
-    None
-}
+use common::{read_json, shared};
 
 /// The pairs of a 16-bit checkpoint and the int8 one that transformers and bitsandbytes made of it.
 fn pairs() -> Vec<(PathBuf, PathBuf)> {
-    let Some(folder) = goldens() else { return Vec::new() };
+    let Some(folder) = shared("goldens/models") else { return Vec::new() };
     let mut pairs = Vec::new();
     for entry in fs::read_dir(&folder).expect("a folder") {
         let source = entry.expect("an entry").path();
@@ -46,10 +41,6 @@ fn pairs() -> Vec<(PathBuf, PathBuf)> {
 fn quantize(source: &Path, out: &Path, options: &Options) -> int8_nn::quantize::Report {
     let checkpoint = Checkpoint::open(source).expect("a checkpoint");
     quantize_checkpoint(&checkpoint, out, options, &mut |_| {}).expect("a conversion")
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON")
 }
 
 /// Names with type, shape and bytes.
@@ -90,7 +81,7 @@ fn every_golden_family_is_byte_for_byte_what_bitsandbytes_writes() {
             (Checkpoint::open(&out).expect("ours"), Checkpoint::open(&theirs).expect("theirs"));
         let name = source.display();
         failures.extend(differences(&ours, &reference).iter().map(|problem| format!("{name}: {problem}")));
-        if json(&out.join("config.json")) != json(&theirs.join("config.json")) {
+        if read_json(&out.join("config.json")) != read_json(&theirs.join("config.json")) {
             failures.push(format!("{name}: config.json differs"));
         }
     }
@@ -102,7 +93,7 @@ fn our_engine_gives_the_same_logits_for_theirs_and_ours() {
     const IDS: [u32; 8] = [3, 1, 4, 1, 5, 9, 2, 6];
     let quantization = Quantization::new(Scheme::LlmInt8Absmax.config(), OutlierWeights::Exact);
     for (source, theirs) in pairs() {
-        let is_encoder = json(&source.join("config.json"))["model_type"] == "bert";
+        let is_encoder = read_json(&source.join("config.json"))["model_type"] == "bert";
         let folder = tempfile::tempdir().expect("a folder");
         let out = folder.path().join("int8");
         quantize(&source, &out, &Options::default());
@@ -133,7 +124,7 @@ fn there_and_back_and_there_again_is_the_same() {
         assert!(report.layers > 0);
         let original = Checkpoint::open(&source).expect("the source");
         let back = Checkpoint::open(&float).expect("a checkpoint");
-        assert_eq!(json(&float.join("config.json")), json(&source.join("config.json")));
+        assert_eq!(read_json(&float.join("config.json")), read_json(&source.join("config.json")));
         for tensor in original.tensors() {
             let restored = back.tensor(tensor.name()).expect("every tensor");
             assert_eq!((restored.dtype(), restored.shape()), (tensor.dtype(), tensor.shape()));
@@ -149,18 +140,23 @@ fn there_and_back_and_there_again_is_the_same() {
 
 /// A folder with these F32 tensors and `config.json`.
 fn checkpoint(folder: &Path, config: &Value, tensors: &[(&str, &[usize])]) -> PathBuf {
-    let specs: Vec<TensorSpec> = tensors
-        .iter()
-        .map(|(name, shape)| TensorSpec { name: (*name).into(), dtype: DType::F32, shape: shape.to_vec() })
-        .collect();
-    let mut writer = CheckpointWriter::create(folder, &specs, &WriteOptions::default()).expect("a writer");
-    for spec in &specs {
+    let random = |(name, shape): &(&str, &[usize])| {
         let mut random = int8_core::corpus::Random::new(5);
-        let values = (0..spec.shape.iter().product()).flat_map(|_| random.normal().to_le_bytes());
-        writer.write(&spec.name, &values.collect::<Vec<u8>>()).expect("written");
+        let values = (0..shape.iter().product()).flat_map(|_| random.normal().to_le_bytes());
+        let spec = TensorSpec { name: (*name).into(), dtype: DType::F32, shape: shape.to_vec() };
+        (spec, values.collect())
+    };
+    write(folder, config, tensors.iter().map(random).collect());
+    folder.to_path_buf()
+}
+
+fn write(folder: &Path, config: &Value, tensors: Vec<(TensorSpec, Vec<u8>)>) {
+    let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
+    let mut writer = CheckpointWriter::create(folder, &specs, &WriteOptions::default()).expect("a writer");
+    for (spec, bytes) in tensors {
+        writer.write(&spec.name, &bytes).expect("written");
     }
     writer.finish(&[("config.json", config.to_string().as_bytes())]).expect("finished");
-    folder.to_path_buf()
 }
 
 /// Everything that is left alone in models of all kinds, and what becomes int8 beside it.
@@ -226,11 +222,11 @@ fn rules_go_by_name_and_shape() {
 }
 
 fn data(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(family)
+    common::data("models").join(family)
 }
 
 #[test]
-fn wishes_are_followed() {
+fn overrides_are_followed() {
     let folder = tempfile::tempdir().expect("a folder");
     let reasons = |name: &str, options: Options| {
         let report = quantize(&data("llama"), &folder.path().join(name), &options);
@@ -266,7 +262,7 @@ fn wishes_are_followed() {
     };
     let typo = Options { exclude: list(&["*.q_prj.*"]), ..Options::default() };
     assert!(refused(&typo).contains("no tensor of the checkpoint has such a name"));
-    assert!(refused(&skip(&["("])).contains("--skip-modules ("));
+    assert!(refused(&skip(&["("])).contains("skip_modules: ("));
 }
 
 #[test]
@@ -281,11 +277,9 @@ fn the_same_numbers_in_any_type_give_the_same_codes() {
     let half = folder.path().join("half");
     let values =
         Checkpoint::open(&source).expect("a checkpoint").tensor("a.b.weight").unwrap().to_f32().unwrap();
-    let spec = |dtype| TensorSpec { name: "a.b.weight".into(), dtype, shape: vec![70, 130] };
-    let mut writer = CheckpointWriter::create(&half, &[spec(DType::F16)], &WriteOptions::default()).unwrap();
-    let bytes: Vec<u8> = values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect();
-    writer.write("a.b.weight", &bytes).unwrap();
-    writer.finish(&[("config.json", config.to_string().as_bytes())]).unwrap();
+    let spec = TensorSpec { name: "a.b.weight".into(), dtype: DType::F16, shape: vec![70, 130] };
+    let bytes = values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect();
+    write(&half, &config, vec![(spec, bytes)]);
     let f16 = folder.path().join("f16");
     quantize(&half, &f16, &Options::default());
     let (f32, f16) = (Checkpoint::open(f32).unwrap(), Checkpoint::open(f16).unwrap());
@@ -298,24 +292,23 @@ fn the_same_numbers_in_any_type_give_the_same_codes() {
 #[test]
 fn numbers_that_have_no_code_are_refused_and_large_ones_are_not() {
     let folder = tempfile::tempdir().expect("a folder");
-    let write = |name: &str, value: f32| {
+    let with_value = |name: &str, value: f32| {
         let spec = TensorSpec { name: "a.b.weight".into(), dtype: DType::F32, shape: vec![3, 4] };
-        let mut writer =
-            CheckpointWriter::create(folder.path().join(name), &[spec], &WriteOptions::default()).unwrap();
         let mut values = [1.0_f32; 12];
         values[6] = value;
-        writer.write("a.b.weight", &values.map(f32::to_le_bytes).concat()).unwrap();
-        writer.finish(&[("config.json", b"{}")]).unwrap();
+        let bytes = values.map(f32::to_le_bytes).concat();
+        write(&folder.path().join(name), &json!({}), vec![(spec, bytes)]);
         Checkpoint::open(folder.path().join(name)).unwrap()
     };
     let large = folder.path().join("large-int8");
-    quantize_checkpoint(&write("large", 1e6), &large, &Options::default(), &mut |_| {}).expect("converted");
+    quantize_checkpoint(&with_value("large", 1e6), &large, &Options::default(), &mut |_| {})
+        .expect("converted");
     let large = Checkpoint::open(&large).unwrap();
     assert_eq!(large.tensor("a.b.SCB").unwrap().to_f32().unwrap(), [1.0, 1e6, 1.0]);
     assert_eq!(large.tensor("a.b.weight").unwrap().as_i8().unwrap()[4..8], [0, 0, 127, 0]);
     for (name, value) in [("nan", f32::NAN), ("infinity", f32::INFINITY)] {
         let out = folder.path().join(format!("{name}-int8"));
-        let error = quantize_checkpoint(&write(name, value), &out, &Options::default(), &mut |_| {})
+        let error = quantize_checkpoint(&with_value(name, value), &out, &Options::default(), &mut |_| {})
             .expect_err("no code stands for it")
             .to_string();
         assert!(error.contains("a.b.weight") && error.contains("row 1, column 2"), "{error}");
@@ -353,7 +346,7 @@ fn folders_are_treated_with_care() {
     assert!(again.to_string().contains("bitsandbytes int8"), "{again}");
     fs::write(out.join("int8-write.partial"), "").unwrap();
     let error = Checkpoint::open(&out).expect_err("unfinished").to_string();
-    assert!(error.contains("--resume"), "{error}");
+    assert!(error.contains("Resume"), "{error}");
 }
 
 fn copy(from: &Path, to: &Path) {

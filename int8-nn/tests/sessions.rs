@@ -124,9 +124,14 @@ fn forks_and_releases<B: Backend>(model: &Model<B>, name: &str) {
     let found = logits(&mut session, 0..held + 6);
     assert!(found[..held * vocabulary] == alone(model, &other, 0), "{name}: pages used again");
     let grown = [&to_first[..], &second].concat();
-    assert!(found[held * vocabulary..] == alone(model, &grown, shared + 5), "{name}: a fork whose origin was cleared");
     assert!(
-        session.fork(1, 1, 3).is_err() && session.fork(1, 0, held + 2).is_err() && session.fork(0, 3, 1).is_err()
+        found[held * vocabulary..] == alone(model, &grown, shared + 5),
+        "{name}: a fork whose origin was cleared"
+    );
+    assert!(
+        session.fork(1, 1, 3).is_err()
+            && session.fork(1, 0, held + 2).is_err()
+            && session.fork(0, 3, 1).is_err()
     );
 }
 

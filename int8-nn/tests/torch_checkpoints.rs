@@ -1,14 +1,16 @@
 //! PyTorch checkpoints that torch.save wrote (`tools/torch_checkpoints.py`), against the same numbers as safetensors and
 //! against the logits that transformers computes from them.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::PathBuf;
 
 use int8_core::metrics::relative_l2;
 use int8_nn::Model;
-use int8_nn::checkpoint::{Checkpoint, DType, TensorView};
+use int8_nn::checkpoint::{Checkpoint, DType, FileFormat, TensorView};
 
 fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/torch").join(name)
+    common::data("torch").join(name)
 }
 
 /// What differs between two checkpoints, in every way of reading.
@@ -75,7 +77,7 @@ fn torch_checkpoints_equal_their_safetensors_twin() {
         let checkpoint = Checkpoint::open(data(folder)).unwrap();
         let differences = differences(&checkpoint, &twin);
         assert!(differences.is_empty(), "{folder}:\n{}", differences.join("\n"));
-        assert_eq!(checkpoint.format().container, "pytorch");
+        assert_eq!(checkpoint.format().container, FileFormat::Torch);
         assert_eq!(checkpoint.files().len(), if folder == "single" { 1 } else { 2 });
     }
     // One file of several, and an index, by their names.
@@ -142,7 +144,7 @@ fn models_run_from_torch_checkpoints() {
 fn safetensors_win_where_both_are_there() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(data("single/pytorch_model.bin"), folder.path().join("pytorch_model.bin")).unwrap();
-    assert_eq!(Checkpoint::open(folder.path()).unwrap().format().container, "pytorch");
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().format().container, FileFormat::Torch);
     std::fs::copy(data("safetensors/model.safetensors"), folder.path().join("model.safetensors")).unwrap();
-    assert_eq!(Checkpoint::open(folder.path()).unwrap().format().container, "safetensors");
+    assert_eq!(Checkpoint::open(folder.path()).unwrap().format().container, FileFormat::Safetensors);
 }

@@ -2,7 +2,7 @@
 
 use int8_nn::backend::FloatType;
 use int8_nn::checkpoint::Checkpoint;
-use int8_nn::memory::{Estimate, Gpu, Load, PAPER_SETUPS, Precision, Shape};
+use int8_nn::plan::{Estimate, Gpu, Load, PAPER_SETUPS, Precision, Shape};
 use serde_json::{Value, json};
 
 use crate::args::PlanArgs;

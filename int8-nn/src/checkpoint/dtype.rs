@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use int8_core::FloatType;
 use safetensors::Dtype as Stored;
 
-/// Element type of a stored tensor, little-endian. All types of the format are listed by [`Checkpoint`](super::Checkpoint);
-/// values can be read of those that [`DType::is_readable`].
+/// Element type of a stored tensor, little-endian. [`Checkpoint`](super::Checkpoint) lists tensors of all types of the
+/// format; values are read of those that [`DType::is_readable`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the names are the format's own")]
@@ -111,7 +112,7 @@ impl DType {
         }
     }
 
-    /// Whether values of this type can be read by the conversions of [`TensorView`](super::TensorView).
+    /// Whether [`TensorView`](super::TensorView) converts values of this type.
     pub const fn is_readable(self) -> bool {
         self.is_float()
             || matches!(
@@ -125,7 +126,17 @@ impl DType {
         matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
     }
 
-    /// The format's own name, as it stands in a header.
+    /// The type as arithmetic knows it; `None` for integers, and for floats that no weight is kept in.
+    pub const fn float_type(self) -> Option<FloatType> {
+        match self {
+            Self::F32 => Some(FloatType::F32),
+            Self::F16 => Some(FloatType::F16),
+            Self::BF16 => Some(FloatType::Bf16),
+            _ => None,
+        }
+    }
+
+    /// The format's own name, as in a header.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F64 => "F64",
@@ -150,6 +161,16 @@ impl DType {
             Self::F6E2M3 => "F6_E2M3",
             Self::F6E3M2 => "F6_E3M2",
             Self::F4 => "F4",
+        }
+    }
+}
+
+impl From<FloatType> for DType {
+    fn from(float: FloatType) -> Self {
+        match float {
+            FloatType::F32 => Self::F32,
+            FloatType::F16 => Self::F16,
+            FloatType::Bf16 => Self::BF16,
         }
     }
 }

@@ -1,8 +1,7 @@
-//! What can be wrong with a checkpoint, in words that name the file, the tensor, what was expected, what was found
-//! and what to do about it.
+//! Errors of checkpoints: each names file, tensor, what was expected, what was found and the way out.
 //!
-//! Names come out of files that anybody may have written, so every name is escaped and shortened on its way into a
-//! message: a hostile tensor name cannot drive the reader's terminal or flood a log.
+//! Names come out of untrusted files, so messages escape and shorten them: a hostile tensor name can neither drive a terminal
+//! nor flood a log.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -30,10 +29,10 @@ pub enum CheckpointError {
     NoWeights {
         /// The folder looked into.
         folder: String,
-        /// What is there instead.
+        /// Its files.
         found: String,
     },
-    /// Several files could be the weights and nothing says which.
+    /// Several files could be the weights.
     #[error(
         "{folder}: several weight files and no index: expected model.safetensors or \
              model.safetensors.index.json, found {found}. Name one of the files instead of the folder"
@@ -44,7 +43,7 @@ pub enum CheckpointError {
         /// The candidates.
         found: String,
     },
-    /// The weights are there, in a format that is not read.
+    /// The weights are in a format that is not read.
     #[error(
         "{file}: expected safetensors or a PyTorch checkpoint (one file or shards with an index), \
              found {format}. {help}"
@@ -54,10 +53,10 @@ pub enum CheckpointError {
         file: String,
         /// The format's name.
         format: &'static str,
-        /// How to get to a format that is read.
+        /// The way out.
         help: &'static str,
     },
-    /// A folder, pipe or device stands where a file belongs.
+    /// A folder, pipe or device instead of a file.
     #[error("{file}: expected a regular file, found {found}. Replace it with the file itself")]
     NotRegular {
         /// The path.
@@ -65,7 +64,7 @@ pub enum CheckpointError {
         /// What it is.
         found: &'static str,
     },
-    /// A file stands where a folder belongs.
+    /// A file instead of a folder.
     #[error(
         "{file}: expected a folder, found a file. Name the folder that holds config.json and the weights"
     )]
@@ -78,7 +77,7 @@ pub enum CheckpointError {
     Io {
         /// The path.
         file: String,
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The operating system's reason.
         source: std::io::Error,
@@ -90,10 +89,10 @@ pub enum CheckpointError {
     MissingFile {
         /// The absent file.
         file: String,
-        /// Who asks for it.
+        /// Why it is needed.
         needed_for: String,
     },
-    /// A file that is read whole is larger than any honest one.
+    /// A file that is read whole exceeds its limit.
     #[error(
         "{file}: expected at most {limit} bytes, found {found}. This is not the file its name says; \
              download it again"
@@ -106,17 +105,17 @@ pub enum CheckpointError {
         /// The size found, in bytes.
         found: u64,
     },
-    /// A file name that leads out of the checkpoint's folder.
+    /// A file name outside the checkpoint's folder.
     #[error(
         "{file}: {}: expected the name of a file inside this folder, found {}. \
              Nothing outside the folder is read; correct the name or get the checkpoint from a trusted place",
-        Asked(tensor),
+        Origin(tensor),
         Quoted(found)
     )]
     UnsafeName {
-        /// The file that holds the name, or the folder if a program asked for it.
+        /// The file that holds the name, or the folder if the name came from the caller.
         file: String,
-        /// The tensor it is given for.
+        /// The tensor that it belongs to.
         tensor: Option<String>,
         /// The refused name.
         found: String,
@@ -139,7 +138,7 @@ pub enum CheckpointError {
     },
 
     // ---- one safetensors file as a whole ------------------------------------------------------------------------
-    /// The file ends before its contents do.
+    /// The file is truncated.
     #[error(
         "{file}: expected at least {expected} bytes ({part}), found {found}: the file is cut off. \
              Download or copy it again"
@@ -147,14 +146,14 @@ pub enum CheckpointError {
     Truncated {
         /// The file.
         file: String,
-        /// The part that is cut.
+        /// The part that is incomplete.
         part: String,
         /// The size the file says it has, in bytes.
         expected: u64,
         /// The size it has, in bytes.
         found: u64,
     },
-    /// Bytes that belong to no tensor follow the last one.
+    /// Bytes after the last tensor.
     #[error(
         "{file}: expected {expected} bytes, found {found}: bytes follow the last tensor, which no writer of \
              safetensors leaves. Download or write the file again"
@@ -167,7 +166,7 @@ pub enum CheckpointError {
         /// The size it has, in bytes.
         found: u64,
     },
-    /// The length of the header is beyond the format's limit.
+    /// The stated header length exceeds the format's limit.
     #[error(
         "{file}: expected a safetensors header of at most {limit} bytes, found a stated length of {found}. \
              This is no safetensors file, or a damaged one; download it again"
@@ -180,7 +179,7 @@ pub enum CheckpointError {
         /// The length its first 8 bytes state.
         found: u64,
     },
-    /// The header is not the JSON that the format asks for.
+    /// The header is invalid.
     #[error(
         "{file}: {}: expected a safetensors header entry, found an error: {reason}. \
              The file is damaged or was written by a faulty tool; download or write it again",
@@ -194,7 +193,7 @@ pub enum CheckpointError {
         /// The parser's reason with line and column.
         reason: String,
     },
-    /// The shard index is not the JSON that the format asks for.
+    /// The shard index is invalid.
     #[error(
         "{file}: {}: expected an index {{\"weight_map\": {{TENSOR: FILE}}}}, found an error: {reason}. \
              Download the index again, or remove it if the folder holds one complete model.safetensors",
@@ -210,7 +209,7 @@ pub enum CheckpointError {
     },
 
     // ---- one PyTorch checkpoint as a whole ----------------------------------------------------------------------
-    /// A PyTorch checkpoint is no zip archive of the kind that `torch.save` writes.
+    /// A PyTorch checkpoint is no zip archive as `torch.save` writes it.
     #[error(
         "{file}: expected a zip archive as torch.save writes it (PyTorch 1.6 or later), found an error: {reason}. \
              The file is damaged or incomplete; download it again"
@@ -221,7 +220,7 @@ pub enum CheckpointError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The pickle inside a PyTorch checkpoint is damaged, or is more than a dict of tensors.
+    /// The pickle of a PyTorch checkpoint is damaged, or more than a dict of tensors.
     #[error(
         "{file}: data.pkl, byte {offset}: expected a pickled dict of tensors, found {reason}. If the file is whole, \
              save the model's state_dict() again in Python, with safetensors.torch.save_file or torch.save"
@@ -234,7 +233,7 @@ pub enum CheckpointError {
         /// What is there.
         reason: String,
     },
-    /// The pickle inside a PyTorch checkpoint refers to something that builds no tensors.
+    /// The pickle of a PyTorch checkpoint refers to a global that builds no tensors.
     #[error(
         "{file}: data.pkl: expected a dict of tensors, found a reference to {}, which was not called: a pickle may run \
              any program, and this reader builds tensors only. If you trust where the file comes from, load it in \
@@ -249,7 +248,7 @@ pub enum CheckpointError {
     },
 
     // ---- one tensor's description -------------------------------------------------------------------------------
-    /// A name is used for two tensors.
+    /// Two tensors of one name.
     #[error(
         "{file}: tensor {}: expected one tensor of this name, found another in {other}. \
              The checkpoint is inconsistent; download it again or remove the file that does not belong to it",
@@ -263,7 +262,7 @@ pub enum CheckpointError {
         /// The file with the first.
         other: String,
     },
-    /// A tensor's place in the file is impossible: reversed, overlapping, or leaving a hole.
+    /// A tensor's offsets are reversed, overlap another's, or leave a hole.
     #[error(
         "{file}: tensor {}: expected {expected}, found data_offsets [{begin}, {end}]. \
              The file is damaged or was written by a faulty tool; download or write it again",
@@ -274,14 +273,14 @@ pub enum CheckpointError {
         file: String,
         /// The tensor.
         tensor: String,
-        /// The rule that is broken, with its numbers.
+        /// The violated rule, with its numbers.
         expected: String,
         /// Begin as stated, in bytes from the start of the data.
         begin: usize,
         /// End as stated, in bytes from the start of the data.
         end: usize,
     },
-    /// A shape with more elements than memory can address.
+    /// A shape whose size overflows.
     #[error(
         "{file}: tensor {}: expected a shape whose size fits into memory, found {}. \
              The file is damaged or hostile; download it again",
@@ -296,7 +295,7 @@ pub enum CheckpointError {
         /// The shape as stated.
         found: Vec<usize>,
     },
-    /// Dtype and shape do not give the number of bytes that the offsets give.
+    /// Dtype and shape disagree with the offsets.
     #[error(
         "{file}: tensor {}: expected {expected} for {description}, found data_offsets of {found} bytes. \
              The file is damaged or was written by a faulty tool; download or write it again",
@@ -309,13 +308,13 @@ pub enum CheckpointError {
         tensor: String,
         /// Dtype and shape, as text.
         description: String,
-        /// The size these have.
+        /// Their size.
         expected: String,
         /// The size between the offsets, in bytes.
         found: usize,
     },
 
-    /// A tensor of a PyTorch checkpoint does not fit the storage that it is a view of.
+    /// A tensor of a PyTorch checkpoint exceeds its storage.
     #[error(
         "{file}: tensor {}: expected {expected}, found {found}. \
              The file is damaged or was written by a faulty tool; download or write it again",
@@ -326,13 +325,13 @@ pub enum CheckpointError {
         file: String,
         /// The tensor.
         tensor: String,
-        /// The rule that is broken, with its numbers.
+        /// The violated rule, with its numbers.
         expected: String,
-        /// What the file says.
+        /// What the file states.
         found: String,
     },
 
-    // ---- asking for a tensor --------------------------------------------------------------------------------------
+    // ---- reading a tensor -----------------------------------------------------------------------------------------
     /// No tensor of that name.
     #[error(
         "{file}: tensor {}: expected in this checkpoint, found nothing of that name{hint}. \
@@ -342,12 +341,12 @@ pub enum CheckpointError {
     MissingTensor {
         /// The file, folder or index that should hold it.
         file: String,
-        /// The name asked for.
+        /// The name.
         tensor: String,
-        /// Names that come close, as text; may be empty.
+        /// Similar names, as text; may be empty.
         hint: String,
     },
-    /// A tensor has another shape than its user needs.
+    /// A tensor has another shape than needed.
     #[error(
         "{file}: tensor {}: expected shape {expected}, found {}. \
              Check that config.json belongs to these weights",
@@ -359,26 +358,26 @@ pub enum CheckpointError {
         file: String,
         /// The tensor.
         tensor: String,
-        /// The shape asked for, as text.
+        /// The shape needed, as text.
         expected: String,
         /// The shape it has.
         found: Vec<usize>,
     },
-    /// A tensor has another element type than its user needs.
+    /// A tensor has another element type than needed.
     #[error("{file}: tensor {}: expected dtype {expected}, found {found}. {help}", Quoted(tensor))]
     Dtype {
         /// The file.
         file: String,
         /// The tensor.
         tensor: String,
-        /// The types that would do.
+        /// The types accepted.
         expected: &'static str,
         /// The type it has.
         found: super::DType,
-        /// What to do.
+        /// The way out.
         help: &'static str,
     },
-    /// A value that the format rules out.
+    /// An invalid value.
     #[error("{file}: tensor {}: expected {expected}, found {found}. {help}", Quoted(tensor))]
     Value {
         /// The file.
@@ -387,12 +386,12 @@ pub enum CheckpointError {
         tensor: String,
         /// The rule.
         expected: &'static str,
-        /// The offending value and where it is.
+        /// The value and its place.
         found: String,
-        /// What to do.
+        /// The way out.
         help: &'static str,
     },
-    /// The weights are quantised in a way that is not read.
+    /// The weights are quantised in a format that is not read.
     #[error(
         "{file}: tensor {}: expected 16/32-bit or bitsandbytes int8 (row layout) weights, found {format}. {help}",
         Quoted(tensor)
@@ -400,37 +399,37 @@ pub enum CheckpointError {
     Quantization {
         /// The file.
         file: String,
-        /// The tensor that shows it.
+        /// A tensor of that format.
         tensor: String,
         /// The quantisation's name.
         format: &'static str,
-        /// What to do.
+        /// The way out.
         help: &'static str,
     },
 
     // ---- writing ----------------------------------------------------------------------------------------------------
-    /// Something is in the folder that is to be written.
+    /// The output folder holds a checkpoint.
     #[error("{folder}: expected a folder without a checkpoint, found {found}. {help}")]
     Exists {
         /// The folder.
         folder: String,
         /// What is there.
         found: String,
-        /// What to do.
+        /// The way out.
         help: &'static str,
     },
-    /// The folder holds what an interrupted conversion has left.
+    /// The folder holds an interrupted conversion.
     #[error(
         "{folder}: expected a complete checkpoint, found an unfinished one (a conversion was interrupted: {note} is \
-             there). Run the same command again with --resume, or delete the folder"
+             there). Resume the conversion, or delete the folder"
     )]
     Incomplete {
         /// The folder.
         folder: String,
-        /// The file that shows it.
+        /// The run note.
         note: &'static str,
     },
-    /// The disk is too small for what is to be written.
+    /// The disk has too little room.
     #[error(
         "{folder}: {needed} bytes are needed on this disk, and {available} are free. Free some space, or name a folder \
              on another disk"
@@ -440,10 +439,10 @@ pub enum CheckpointError {
         folder: String,
         /// Bytes still to be written.
         needed: u64,
-        /// Bytes that may be written.
+        /// Bytes free.
         available: u64,
     },
-    /// A checkpoint was to be finished before all its tensors were written.
+    /// [`CheckpointWriter::finish`](super::CheckpointWriter::finish) before all tensors were written.
     #[error(
         "{file}: tensor {}: expected {expected} bytes to be written, found {found}. \
              This is a mistake in the calling code; the folder can be completed by resuming",
@@ -456,12 +455,12 @@ pub enum CheckpointError {
         tensor: String,
         /// Its size, in bytes.
         expected: u64,
-        /// What has been written of it, in bytes.
+        /// Bytes written of it.
         found: u64,
     },
 
     // ---- the caller's mistakes ----------------------------------------------------------------------------------------
-    /// Rows or columns outside the tensor, or a buffer of another size than the part asked for.
+    /// Rows or columns outside the tensor, or a buffer of another size than the selection.
     #[error(
         "{file}: tensor {}: expected {expected}, found {found}. \
              This is a mistake in the calling code: take sizes from the tensor's shape",
@@ -472,14 +471,14 @@ pub enum CheckpointError {
         file: String,
         /// The tensor.
         tensor: String,
-        /// What would be valid.
+        /// The valid range.
         expected: String,
-        /// What was asked for.
+        /// The selection.
         found: String,
     },
 }
 
-/// The most characters of a foreign name shown in a message: longer than any tensor name in use, short enough for a line.
+/// Most characters of an untrusted name in a message: longer than any tensor name in use.
 const SHOWN_NAME: usize = 160;
 
 /// A name from a file, escaped and shortened, in backquotes.
@@ -503,25 +502,25 @@ impl fmt::Display for Entry<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             None => f.write_str("at its start"),
-            Some(name) if name == super::header::METADATA_KEY => write!(f, "{}", Quoted(name)),
+            Some(name) if name == super::safetensors::METADATA_KEY => write!(f, "{}", Quoted(name)),
             Some(name) => write!(f, "tensor {}", Quoted(name)),
         }
     }
 }
 
-/// Who names a file: a tensor's index entry, or the program.
-struct Asked<'a>(&'a Option<String>);
+/// The origin of a file name: a tensor's index entry, or the caller.
+struct Origin<'a>(&'a Option<String>);
 
-impl fmt::Display for Asked<'_> {
+impl fmt::Display for Origin<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            None => f.write_str("a file asked for by the program"),
+            None => f.write_str("a file named by the program"),
             Some(tensor) => write!(f, "tensor {}", Quoted(tensor)),
         }
     }
 }
 
-/// The most dimensions of a foreign shape shown in a message.
+/// Most dimensions of an untrusted shape in a message.
 const SHOWN_DIMS: usize = 8;
 
 /// A shape as `[2, 3]`, shortened.

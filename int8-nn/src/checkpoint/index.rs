@@ -6,12 +6,12 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::CheckpointError;
-use super::header::Progress;
+use super::contents::Progress;
 use super::source::is_safe_name;
 
-/// The map from tensor to file name, every file name inside the folder.
+/// The map from tensor to file name; every file name is inside the folder.
 ///
-/// The index's own `metadata.total_size` is ignored, as Hugging Face does: writers disagree on what it counts.
+/// `metadata.total_size` is ignored, as by Hugging Face: writers disagree on what it counts.
 pub(super) fn read(file: &str, text: &str) -> Result<BTreeMap<String, String>, CheckpointError> {
     let mut progress = Progress::default();
     let mut deserializer = serde_json::Deserializer::from_str(text);

@@ -8,11 +8,9 @@ use std::ops::Range;
 /// A whole file mapped read-only.
 ///
 /// # Contract
-/// **The file must not be truncated or rewritten in place while it is mapped.** Nothing on this side can enforce
-/// that: a truncated page raises SIGBUS when it is read, a rewritten one changes under a shared reference. Replacing a
-/// checkpoint by renaming a new file over it is fine, since the mapping keeps the old file. This is what every tool
-/// of the field (Hugging Face's downloads and `save_pretrained` included) does, and the documentation of
-/// [`Checkpoint::open`](super::Checkpoint::open) repeats it.
+/// **The file must not be truncated or rewritten in place while it is mapped**: reading a truncated page raises SIGBUS, a
+/// rewritten one changes under a shared reference. Renaming a new file over it is fine, since the mapping keeps the old one;
+/// Hugging Face's tools do that. [`Checkpoint::open`](super::Checkpoint::open) passes this on to its callers.
 #[derive(Debug)]
 pub(super) struct Mapping(memmap2::Mmap);
 
@@ -30,8 +28,8 @@ impl Mapping {
         &self.0
     }
 
-    /// Lets the system take back the memory that holds `range` (bytes from the start of the file); reading it again
-    /// reads the file again. Does nothing where the system has no such call.
+    /// Drops the pages of `range` (bytes from the start of the file); reading it again reads the file again. No effect where the
+    /// system has no such call.
     pub(super) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         if range.end <= self.0.len() && range.start < range.end {
@@ -44,7 +42,7 @@ impl Mapping {
                     range.end - range.start,
                 )
             };
-            // Advice that is refused costs memory, not correctness.
+            // Refused advice costs memory, not correctness.
             drop(advised);
         }
         #[cfg(not(unix))]

@@ -1,5 +1,5 @@
-//! Reading Hugging Face checkpoints, safetensors or PyTorch: a folder is opened, its tensors are read by name. And [writing](CheckpointWriter)
-//! them, in one pass.
+//! Hugging Face checkpoints, safetensors or PyTorch: a folder is opened and its tensors are read by name;
+//! [`CheckpointWriter`] writes one in one pass.
 //!
 //! ```no_run
 //! use int8_nn::checkpoint::Checkpoint;
@@ -13,44 +13,47 @@
 //! ```
 //!
 //! Invariants:
-//! - a checkpoint that opens has been validated as a whole: every tensor's bytes lie inside its file and match its dtype
-//!   and shape, no two tensors share a name or (but for tied ones in PyTorch files) a byte, and every file the index
-//!   names is there. Reading can then fail
-//!   only because a tensor is missing or is of another kind than its user needs;
-//! - memory is never allocated from a length that has not been checked against the file's size;
+//! - a checkpoint that opens is valid as a whole: every tensor's bytes lie inside its file and match its dtype and shape,
+//!   no two tensors share a name or (tied ones in PyTorch files apart) a byte, and every file of the index exists. Reading
+//!   then fails only for a tensor that is missing or of another dtype or shape than its user needs;
+//! - no allocation has a length that was not checked against the file's size;
 //! - weights are mapped, not read: opening costs the headers only;
-//! - every error names the file, the tensor, what was expected, what was found, and what to do.
+//! - every error names the file, the tensor, what was expected, what was found, and the way out.
 
+mod contents;
 mod convert;
 mod discover;
 mod dtype;
 mod element;
 mod error;
-mod header;
+mod foreign;
+mod format;
 mod index;
 mod int8;
 mod mmap;
 mod outliers;
-mod pickle;
+mod safetensors;
 mod source;
 mod strided;
 mod summary;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod torch;
 mod write;
 #[cfg(test)]
 mod write_tests;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
-use std::collections::{BTreeMap, HashMap, hash_map};
 use std::path::Path;
 use std::sync::Arc;
 
 pub use dtype::DType;
 pub use element::ReadAs;
 pub use error::CheckpointError;
+pub use format::FileFormat;
 pub use int8::Int8Tensor;
 pub(crate) use outliers::OUTLIERS;
 pub use outliers::OutlierColumns;
@@ -62,6 +65,7 @@ pub use tensor::TensorView;
 pub(crate) use write::file_header;
 pub use write::{CheckpointWriter, Existing, TensorSpec, WriteOptions};
 
+use contents::Contents;
 use discover::Weights;
 use source::Storage;
 
@@ -74,12 +78,12 @@ pub struct Checkpoint {
 #[derive(Debug)]
 struct Inner {
     source: Source,
-    /// Names what to look into when a tensor is missing: the only file, or the index.
+    /// The only file, or the index: where a missing tensor should be.
     label: String,
     files: Vec<WeightFile>,
     /// Where each tensor is: file, entry. Sorted by name.
     places: BTreeMap<String, (usize, usize)>,
-    /// The names in reading order: numbers inside names compare as numbers.
+    /// The names in reading order: numbers in names compare as numbers.
     order: Vec<String>,
     /// Exact columns beside int8 weights.
     outliers: Option<Checkpoint>,
@@ -89,26 +93,23 @@ struct Inner {
 struct WeightFile {
     label: String,
     storage: Storage,
-    is_torch: bool,
-    entries: Vec<header::Entry>,
-    /// Entries that are another one under a second name, and which.
-    tied: BTreeMap<usize, usize>,
-    metadata: BTreeMap<String, String>,
+    format: FileFormat,
+    contents: Contents,
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint: a folder with `model.safetensors` or `pytorch_model.bin`, or with their index
-    /// (`model.safetensors.index.json`, `pytorch_model.bin.index.json`) and its shards; or one `.safetensors` or `.bin`
-    /// file, or an index file. Where both formats are there, safetensors is taken. Symbolic links are followed.
+    /// Opens a checkpoint: a folder with `model.safetensors` or `pytorch_model.bin`, or an index of shards
+    /// (`model.safetensors.index.json`, `pytorch_model.bin.index.json`); or a weight file or index by its own path. Of both
+    /// formats, safetensors is read. Symbolic links are followed.
     ///
-    /// PyTorch files are those that `torch.save` writes since 1.6; nothing in them is ever run.
+    /// PyTorch files are those of `torch.save` since 1.6; no code in them runs.
     ///
-    /// The files are memory-mapped: **they must not be truncated or rewritten in place while the checkpoint is in
-    /// use** (replacing them by rename is fine).
+    /// The files are memory-mapped: **they must not be truncated or rewritten in place while the checkpoint is in use**
+    /// (replacing them by rename is fine).
     ///
     /// # Errors
-    /// The first thing found wrong with the files, see [`CheckpointError`]. A folder that holds only formats that are
-    /// not read (GGUF, TensorFlow, PyTorch before 1.6, …) gives [`CheckpointError::UnsupportedFormat`] with the way out.
+    /// The first fault found, see [`CheckpointError`]. Formats that are not read (GGUF, TensorFlow, PyTorch before 1.6, …) give
+    /// [`CheckpointError::UnsupportedFormat`] with the way out.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         let metadata =
@@ -116,21 +117,21 @@ impl Checkpoint {
         if metadata.is_dir() {
             return Self::from_source(Source::folder(path)?);
         }
-        // The folder of a bare file name is the current one, which an empty path does not name.
+        // The parent of a bare file name is an empty path, not the current folder.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
             let found = "a name that is not Unicode";
             return Err(CheckpointError::NotRegular { file: path.display().to_string(), found });
         };
-        discover::check_name(path)?;
-        let weights = match discover::is_index(name) {
+        foreign::check_name(path)?;
+        let weights = match FileFormat::is_index(name) {
             true => Weights::Sharded(name.to_owned()),
             false => Weights::Single(name.to_owned()),
         };
         Self::read(Source::folder(parent)?, &weights)
     }
 
-    /// Opens a checkpoint whose files are in memory, for a model compiled into a program; see [`Source::embedded`].
+    /// Opens a checkpoint from bytes, for a model compiled into a program; see [`Source::embedded`].
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -166,7 +167,7 @@ impl Checkpoint {
             Weights::Sharded(name) => {
                 let label = source.label(name);
                 let index = index::read(&label, &source.read_text(name)?)?;
-                // File names in sorted order, each once, with the first tensor that needs it.
+                // Each file once, sorted, with the first tensor that needs it.
                 let mut shards: BTreeMap<&str, &str> = BTreeMap::new();
                 for (tensor, file) in &index {
                     shards.entry(file).or_insert(tensor);
@@ -181,7 +182,7 @@ impl Checkpoint {
         }
     }
 
-    /// Joins the files, which together must have each name once and all names of the index in the files it says.
+    /// Joins the files: each name must occur once, and those of the index in the file it states.
     fn assemble(
         label: String,
         source: Source,
@@ -190,7 +191,7 @@ impl Checkpoint {
     ) -> Result<Self, CheckpointError> {
         let mut places = BTreeMap::new();
         for (number, file) in files.iter().enumerate() {
-            for (entry, tensor) in file.entries.iter().enumerate() {
+            for (entry, tensor) in file.contents.entries.iter().enumerate() {
                 match places.entry(tensor.name.clone()) {
                     Slot::Vacant(slot) => {
                         slot.insert((number, entry));
@@ -229,16 +230,16 @@ impl Checkpoint {
     /// The tensor of this name.
     ///
     /// # Errors
-    /// [`CheckpointError::MissingTensor`], with similar names that are there.
+    /// [`CheckpointError::MissingTensor`], with similar names that exist.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>, CheckpointError> {
         self.get(name).ok_or_else(|| self.missing(name))
     }
 
-    /// The tensor of this name, if there is one.
+    /// The tensor of this name, if it exists.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let &(file, entry) = self.inner.places.get(name)?;
         let file = &self.inner.files[file];
-        let entry = &file.entries[entry];
+        let entry = &file.contents.entries[entry];
         Some(TensorView {
             file: &file.label,
             name: &entry.name,
@@ -254,7 +255,7 @@ impl Checkpoint {
         self.inner.places.contains_key(name)
     }
 
-    /// All names in a stable order in which layer 2 comes before layer 10.
+    /// All names in a stable order, layer 2 before layer 10.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.inner.order.iter().map(String::as_str)
     }
@@ -285,22 +286,21 @@ impl Checkpoint {
         own.map(|tensor| u64::try_from(tensor.byte_len()).unwrap_or(u64::MAX)).sum()
     }
 
-    /// The tensor that this one is tied to: the first by name that is the same bytes read in the same way, if that is
-    /// another one. Only PyTorch files hold tied tensors; safetensors files leave them out or repeat them.
+    /// The tensor that this one is tied to: the first other one, by name, of the same bytes, dtype, shape and strides. Only
+    /// PyTorch files hold tied tensors; safetensors files omit or repeat them.
     pub fn tied_to(&self, name: &str) -> Option<&str> {
         let &(number, entry) = self.inner.places.get(name)?;
         let file = &self.inner.files[number];
-        let first = file.tied.get(&entry)?;
-        Some(&file.entries[*first].name)
+        let first = file.contents.tied.get(&entry)?;
+        Some(&file.contents.entries[*first].name)
     }
 
-    /// Tells the system that a tensor's bytes are no longer needed in memory, so that streaming through a large
-    /// checkpoint keeps the memory in use small. Reading the tensor again is fine and reads the file again. Does nothing
-    /// for a name that is not there.
+    /// Drops a tensor's pages from memory, so that streaming through a large checkpoint needs little of it. Reading the tensor
+    /// again reads the file again. Unknown names are ignored.
     pub fn release(&self, name: &str) {
         if let Some(&(file, entry)) = self.inner.places.get(name) {
             let file = &self.inner.files[file];
-            file.storage.release(file.entries[entry].range.clone());
+            file.storage.release(file.contents.entries[entry].range.clone());
         }
     }
 
@@ -308,7 +308,7 @@ impl Checkpoint {
     pub fn release_part(&self, name: &str, part: std::ops::Range<usize>) {
         if let Some(&(file, entry)) = self.inner.places.get(name) {
             let file = &self.inner.files[file];
-            let range = &file.entries[entry].range;
+            let range = &file.contents.entries[entry].range;
             let end = range.end.min(range.start.saturating_add(part.end));
             file.storage.release(range.start.saturating_add(part.start)..end);
         }
@@ -323,7 +323,7 @@ impl Checkpoint {
         CheckpointError::MissingTensor { file: self.inner.label.clone(), tensor: name.to_owned(), hint }
     }
 
-    /// Names that differ from `name` by a prefix, as text for an error: the usual reason why a tensor is not found.
+    /// Names that differ from `name` by a prefix, the usual reason for a missing tensor, as text for an error.
     fn similar(&self, name: &str) -> String {
         /// Enough to see the pattern.
         const SHOWN: usize = 3;
@@ -343,52 +343,13 @@ impl WeightFile {
     fn read(source: &Source, name: &str, needed_for: &str) -> Result<Self, CheckpointError> {
         let label = source.label(name);
         let storage = source.map(name, needed_for)?;
-        let bytes = storage.bytes();
-        // The name of a safetensors file promises that it holds no pickle; a file of the Hub's blob store has no ending.
-        let is_zip = pickle::is_zip(bytes);
-        if discover::is_torch(name) || is_zip && !name.ends_with(".safetensors") {
-            if !is_zip {
-                pickle::check_legacy(&label, bytes)?;
-                discover::check_content(&label, bytes)?;
-            }
-            let entries = pickle::read(&label, bytes)?;
-            let tied = tied(&entries);
-            return Ok(Self { label, storage, is_torch: true, entries, tied, metadata: BTreeMap::new() });
-        }
-        let header = match header::read(&label, bytes) {
-            Ok(header) => header,
-            // A file of another format fails as a damaged one; its first bytes tell what it really is.
-            Err(error) => return Err(discover::check_content(&label, bytes).err().unwrap_or(error)),
-        };
-        let tied = BTreeMap::new();
-        Ok(Self { label, storage, is_torch: false, entries: header.entries, tied, metadata: header.metadata })
+        let format = FileFormat::of(name, storage.bytes());
+        let contents = format.read(&label, storage.bytes())?;
+        Ok(Self { label, storage, format, contents })
     }
 }
 
-/// The entries that are an earlier one by name once more: the same place, read in the same way.
-fn tied(entries: &[header::Entry]) -> BTreeMap<usize, usize> {
-    let mut order: Vec<_> = (0..entries.len()).collect();
-    order.sort_by_key(|&entry| &entries[entry].name);
-    let mut first = HashMap::new();
-    let mut tied = BTreeMap::new();
-    for entry in order {
-        let header::Entry { dtype, shape, range, strides, .. } = &entries[entry];
-        if range.is_empty() {
-            continue;
-        }
-        match first.entry((dtype, shape, (range.start, range.end), strides)) {
-            hash_map::Entry::Vacant(slot) => {
-                slot.insert(entry);
-            }
-            hash_map::Entry::Occupied(slot) => {
-                tied.insert(entry, *slot.get());
-            }
-        }
-    }
-    tied
-}
-
-/// A name cut into runs of digits and of other characters; numbers compare by length first, so 2 comes before 10.
+/// A name as runs of digits and of other characters; numbers compare by length first, so 2 precedes 10.
 fn natural(name: &str) -> impl Iterator<Item = (usize, &str)> {
     let is_digit = |character: char| character.is_ascii_digit();
     let mut rest = name;

@@ -10,21 +10,20 @@ use std::sync::Arc;
 use super::CheckpointError;
 use super::mmap::Mapping;
 
-/// The largest file that [`Source::bytes`] reads into memory: ten times the largest tokenizer in use (Gemma's, 34 MB).
-/// Weights are mapped, never read whole.
+/// The largest file that [`Source::bytes`] reads: ten times the largest tokenizer in use (Gemma's, 34 MB). Weights are mapped.
 const WHOLE_FILE_LIMIT: u64 = 320 << 20;
 
-/// The largest file that [`Source::read_json`] parses: a parsed value takes up to 16 times the text's memory, and the
-/// largest configurations (with label tables) have 2 MB.
+/// The largest file that [`Source::read_json`] parses: a parsed value takes up to 16 times the text's bytes. The largest
+/// configurations (with label tables) have 2 MB.
 const JSON_LIMIT: u64 = 32 << 20;
 
-/// Why a file is needed that the program names itself.
-const ASKED: &str = "the model cannot be read without it";
+/// Why a file named by the program is needed.
+const NEEDED_BY_PROGRAM: &str = "the model cannot be read without it";
 
 /// The files of one checkpoint, by name: a folder on disk, or files embedded in the program.
 ///
-/// Names are relative to the folder and may not lead out of it. Symbolic links are followed, since Hub caches consist
-/// of links into a blob store outside the folder.
+/// Names are relative and may not leave the folder. Symbolic links are followed: the Hub's cache consists of links into a blob
+/// store outside the folder.
 #[derive(Debug, Clone)]
 pub struct Source(Kind);
 
@@ -34,7 +33,7 @@ enum Kind {
     Embedded(Arc<BTreeMap<String, Embedded>>),
 }
 
-/// The bytes of a file in memory, cheap to clone.
+/// The bytes of an embedded file, cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) enum Embedded {
     Static(&'static [u8]),
@@ -63,8 +62,8 @@ impl Source {
         }
     }
 
-    /// Files in memory, for a model compiled into a program: pairs of name and contents, `config.json` and
-    /// `tokenizer.json` among them. A later pair replaces an earlier one of the same name.
+    /// Files compiled into a program, as pairs of name and contents, `config.json` and `tokenizer.json` among them. A later pair
+    /// replaces an earlier one of the same name.
     pub fn embedded(files: impl IntoIterator<Item = (String, Cow<'static, [u8]>)>) -> Self {
         let file = |bytes| match bytes {
             Cow::Borrowed(bytes) => Embedded::Static(bytes),
@@ -82,7 +81,7 @@ impl Source {
         }
     }
 
-    /// How a file of this source is named in messages.
+    /// The name of a file in error messages.
     pub fn label(&self, name: &str) -> String {
         match &self.0 {
             Kind::Folder(folder) if name.is_empty() => folder.display().to_string(),
@@ -91,7 +90,7 @@ impl Source {
         }
     }
 
-    /// Whether a file of this name is there. Names that lead out of the folder are not.
+    /// Whether a file of this name exists inside the folder.
     pub fn contains(&self, name: &str) -> bool {
         match &self.0 {
             Kind::Folder(folder) => is_safe_name(name) && folder.join(name).is_file(),
@@ -99,8 +98,7 @@ impl Source {
         }
     }
 
-    /// Whether anything at all is there under this name: a file, but also a folder or a link whose target is gone, which
-    /// reading will report as what they are.
+    /// Whether anything has this name, a folder or a dangling link included; reading reports those as what they are.
     pub(super) fn is_present(&self, name: &str) -> bool {
         match &self.0 {
             Kind::Folder(folder) => folder.join(name).symlink_metadata().is_ok(),
@@ -121,7 +119,7 @@ impl Source {
         let mut names = Vec::new();
         for entry in fs::read_dir(folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            // A name that is not Unicode cannot be one that a checkpoint refers to.
+            // Checkpoints refer to Unicode names only.
             if let (Ok(name), true) = (entry.file_name().into_string(), entry.path().is_file()) {
                 names.push(name);
             }
@@ -143,7 +141,7 @@ impl Source {
         let folder = match &self.0 {
             Kind::Folder(folder) => folder,
             Kind::Embedded(files) => {
-                let file = files.get(name).ok_or_else(|| self.missing(name, ASKED))?;
+                let file = files.get(name).ok_or_else(|| self.missing(name, NEEDED_BY_PROGRAM))?;
                 return Ok(Cow::Borrowed(file.bytes()));
             }
         };
@@ -156,7 +154,7 @@ impl Source {
         }
         let path = folder.join(name);
         if !path.exists() {
-            return Err(self.missing(name, ASKED));
+            return Err(self.missing(name, NEEDED_BY_PROGRAM));
         }
         let (file, length) = open_regular(&path)?;
         let too_large = |found| CheckpointError::TooLarge { file: path.display().to_string(), limit, found };
@@ -164,7 +162,7 @@ impl Source {
             return Err(too_large(length));
         }
         let mut bytes = Vec::new();
-        // One byte beyond the limit tells a file that grows while it is read.
+        // One byte beyond the limit reveals a file that grows while it is read.
         let read = file.take(limit + 1).read_to_end(&mut bytes);
         read.map_err(|error| path_error(&path, "read this file", error))?;
         match u64::try_from(bytes.len()) {
@@ -173,7 +171,7 @@ impl Source {
         }
     }
 
-    /// The contents of a text file, without the byte-order mark that some editors put in front.
+    /// The contents of a text file, without a byte-order mark.
     ///
     /// # Errors
     /// As [`Source::bytes`], and [`CheckpointError::NotText`].
@@ -213,7 +211,7 @@ impl Source {
         self.read_json("config.json")
     }
 
-    /// The contents of a weight file, mapped. `needed_for` says in the error who asked.
+    /// A weight file, mapped; `needed_for` is the reason in the error.
     pub(super) fn map(&self, name: &str, needed_for: &str) -> Result<Storage, CheckpointError> {
         match &self.0 {
             Kind::Embedded(files) => match files.get(name) {
@@ -242,7 +240,7 @@ impl Source {
 /// The bytes of one weight file.
 #[derive(Debug)]
 pub(super) enum Storage {
-    /// A file of no bytes, which some systems refuse to map; the reader reports it better than they do.
+    /// An empty file, which some systems refuse to map; the reader's error is clearer.
     Empty,
     Mapped(Mapping),
     Embedded(Embedded),
@@ -275,15 +273,15 @@ impl Storage {
     }
 }
 
-/// Whether `name`, as found in a file, stays inside the folder it is joined to: relative, plain components only, and no
-/// backslash, which separates on some systems and not on others.
+/// Whether an untrusted `name` stays inside the folder it is joined to: relative, plain components, no backslash (a separator on
+/// some systems).
 pub(crate) fn is_safe_name(name: &str) -> bool {
     !name.is_empty()
         && !name.contains(['\\', '\0'])
         && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Opens a file after asking what it is: opening a pipe would wait for a writer, reading a device might never end.
+/// Opens a regular file; opening a pipe would wait for a writer, reading a device might never end.
 fn open_regular(path: &Path) -> Result<(File, u64), CheckpointError> {
     let metadata = fs::metadata(path).map_err(|error| path_error(path, "open this file", error))?;
     if !metadata.is_file() {

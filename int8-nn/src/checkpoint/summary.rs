@@ -1,9 +1,9 @@
-//! What a checkpoint consists of, for people.
+//! A checkpoint's summary: files, dtypes, quantisation.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::{Checkpoint, DType};
+use super::{Checkpoint, DType, FileFormat};
 
 /// Totals of one element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct DTypeTotal {
     pub bytes: u64,
 }
 
-/// How the weights are quantised, judged by the tensors that are there.
+/// Quantisation of the weights, judged by the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Quantization {
@@ -49,11 +49,11 @@ impl fmt::Display for Quantization {
     }
 }
 
-/// What [`Checkpoint::format`] returns.
+/// A checkpoint's summary, from [`Checkpoint::format`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
-    /// The container: `"safetensors"` or `"pytorch"`.
-    pub container: &'static str,
+    /// The format of the weight files; [`FileFormat::Torch`] if any is a PyTorch file.
+    pub container: FileFormat,
     /// The weight files, as in error messages.
     pub files: Vec<String>,
     /// Totals by element type, largest first.
@@ -65,7 +65,7 @@ pub struct Format {
 }
 
 impl Checkpoint {
-    /// A summary: files, element types with their totals, quantisation.
+    /// Files, element types with their totals, quantisation.
     pub fn format(&self) -> Format {
         let mut totals: BTreeMap<DType, DTypeTotal> = BTreeMap::new();
         let (mut int8, mut four_bit, mut gptq, mut float8) = (0, false, false, false);
@@ -93,10 +93,10 @@ impl Checkpoint {
             0 => Quantization::None,
             layers => Quantization::Bitsandbytes8 { layers },
         };
-        let metadata = self.inner.files.iter().flat_map(|file| file.metadata.clone()).collect();
+        let metadata = self.inner.files.iter().flat_map(|file| file.contents.metadata.clone()).collect();
         let files = self.files().map(str::to_owned).collect();
-        let container =
-            if self.inner.files.iter().any(|file| file.is_torch) { "pytorch" } else { "safetensors" };
+        let formats = self.inner.files.iter().map(|file| file.format);
+        let container = formats.max().unwrap_or(FileFormat::Safetensors);
         Format { container, files, dtypes, quantization, metadata }
     }
 }

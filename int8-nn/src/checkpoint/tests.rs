@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView as Written;
 
-use super::{Checkpoint, CheckpointError, DType, Quantization, TensorView};
+use super::{Checkpoint, CheckpointError, DType, FileFormat, Quantization, TensorView};
 
 /// A tensor to write: name, dtype, shape, bytes.
 type Tensor = (&'static str, Dtype, Vec<usize>, Vec<u8>);
@@ -51,13 +51,13 @@ fn all_16_bit_patterns_widen_exactly() {
         left.len() == right.len()
             && left.iter().zip(right).all(|(l, r)| l.to_bits() == r.to_bits() || (l.is_nan() && r.is_nan()))
     };
-    let halves: Vec<f32> = patterns.iter().map(|&bits| f16::from_bits(bits).to_f32()).collect();
-    let brains: Vec<f32> = patterns.iter().map(|&bits| bf16::from_bits(bits).to_f32()).collect();
+    let f16s: Vec<f32> = patterns.iter().map(|&bits| f16::from_bits(bits).to_f32()).collect();
+    let bf16s: Vec<f32> = patterns.iter().map(|&bits| bf16::from_bits(bits).to_f32()).collect();
     let (h, b) = (checkpoint.tensor("h").unwrap(), checkpoint.tensor("b").unwrap());
-    assert!(same(&h.to_f32().unwrap(), &halves));
-    assert!(same(&b.to_f32().unwrap(), &brains));
-    assert!(same(&h.column_f32(0).unwrap(), &halves));
-    assert!(same(&b.column_f32(0).unwrap(), &brains));
+    assert!(same(&h.to_f32().unwrap(), &f16s));
+    assert!(same(&b.to_f32().unwrap(), &bf16s));
+    assert!(same(&h.column_f32(0).unwrap(), &f16s));
+    assert!(same(&b.column_f32(0).unwrap(), &bf16s));
     assert!(h.to_f16().unwrap().iter().zip(&patterns).all(|(value, &bits)| value.to_bits() == bits));
     assert!(b.to_bf16().unwrap().iter().zip(&patterns).all(|(value, &bits)| value.to_bits() == bits));
 }
@@ -182,7 +182,7 @@ fn the_summary_counts_everything_once() {
         ("c", Dtype::F32, vec![1], vec![0; 4]),
     ]);
     let format = checkpoint.format();
-    assert_eq!(format.container, "safetensors");
+    assert_eq!(format.container, FileFormat::Safetensors);
     assert_eq!(format.quantization, Quantization::None);
     assert_eq!(format.files, ["embedded/model.safetensors"]);
     let totals: Vec<_> = format.dtypes.iter().map(|t| (t.dtype, t.tensors, t.elements, t.bytes)).collect();
@@ -190,7 +190,7 @@ fn the_summary_counts_everything_once() {
     assert_eq!(checkpoint.total_bytes(), 38);
 }
 
-/// Releasing memory changes nothing that is read afterwards.
+/// A released tensor reads the same again.
 #[test]
 fn a_released_tensor_reads_the_same_again() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,14 +1,13 @@
-//! Writing a checkpoint of safetensors shards in one pass, with memory that does not depend on the model's size.
+//! Writes a checkpoint of safetensors shards in one pass, in memory that does not depend on the model's size.
 //!
-//! All names, dtypes and shapes are given first; from these follow the shards, their headers and every tensor's place,
-//! so that contents can be written in any order and piece by piece, and the same tensors always give the same bytes.
+//! Names, dtypes and shapes come first and determine shards, headers and every tensor's place. Contents can then be written in
+//! any order and in pieces, and the same tensors always give the same bytes.
 //!
-//! What an interrupted run leaves never looks finished:
-//! 1. a shard is written as `NAME.partial`, synced, and renamed when its last byte is in;
+//! An interrupted run never looks finished:
+//! 1. a shard is written as `NAME.partial`, synced, and renamed when complete;
 //! 2. then the index, then the other files, `config.json` last, each in the same way;
-//! 3. a run note, `int8-write.partial`, lies in the folder from before the first shard until after `config.json`. It
-//!    holds what the caller says the contents depend on: a later run resumes only if that is unchanged, and then keeps
-//!    the shards that have their final name.
+//! 3. a run note, `int8-write.partial`, exists from before the first shard until after `config.json`. It holds the caller's
+//!    fingerprint: a later run resumes only if that is unchanged, and keeps the shards that have their final name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -18,12 +17,12 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::TensorInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::header::METADATA_KEY;
 use super::outliers::OUTLIERS;
+use super::safetensors::METADATA_KEY;
 use super::source::path_error;
 use super::{CheckpointError, DType};
 
-/// A tensor to be written: what its header entry says.
+/// A tensor to be written: its header entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     /// Its name, used once in a checkpoint.
@@ -43,16 +42,16 @@ impl TensorSpec {
     }
 }
 
-/// What to do with a folder in which something has been written before.
+/// What to do with a folder that already holds a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
-    /// Refuse if it holds a checkpoint, finished or not.
+    /// Refuse, finished or not.
     #[default]
     Refuse,
-    /// Remove the checkpoint in it first: configuration and index, then `model*.safetensors`. Other files stay. The folder
-    /// must not be the one that is being converted.
+    /// Remove it first: configuration and index, then `model*.safetensors`. Other files stay. The folder must not be the source
+    /// of the conversion.
     Replace,
-    /// Go on where an interrupted run of the same purpose stopped; start if there was none.
+    /// Continue an interrupted run with the same fingerprint; start if there is none.
     Resume,
 }
 
@@ -63,7 +62,7 @@ pub struct WriteOptions {
     pub max_shard_bytes: u64,
     /// What to do with an earlier checkpoint in the folder.
     pub existing: Existing,
-    /// All that the contents depend on: source and its state, settings, version. Resuming needs the same text.
+    /// Everything that the contents depend on: source and its state, settings, version. Resuming needs the same text.
     pub fingerprint: String,
 }
 
@@ -81,7 +80,7 @@ pub struct CheckpointWriter {
     folder: PathBuf,
     shards: Vec<Shard>,
     places: HashMap<String, Place>,
-    /// The shard written last stays open: tensors come mostly in order.
+    /// The shard written last, kept open: tensors come mostly in order.
     open: Option<(usize, File)>,
 }
 
@@ -98,7 +97,7 @@ struct Shard {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// There is no file yet.
+    /// No file yet.
     Planned,
     /// Some of it is in `NAME.partial`.
     Partial,
@@ -140,8 +139,7 @@ impl CheckpointWriter {
         Ok(writer)
     }
 
-    /// Whether the tensor is complete, perhaps since an earlier run, so that it need not be computed. `false` for a name
-    /// that was not planned.
+    /// Whether the tensor is complete, perhaps since an earlier run. `false` for a name that was not planned.
     pub fn is_written(&self, name: &str) -> bool {
         self.places.get(name).is_some_and(|place| place.written == place.length)
     }
@@ -152,8 +150,8 @@ impl CheckpointWriter {
         (total, self.places.values().map(|place| place.written).sum())
     }
 
-    /// Writes the next bytes of a tensor, little-endian, row-major; a tensor may come in any number of pieces, and tensors
-    /// in any order. Bytes of a shard that an earlier run has completed are skipped.
+    /// Writes the next bytes of a tensor, little-endian, row-major. Tensors may come in any order and in pieces. Bytes of a shard
+    /// that an earlier run completed are skipped.
     ///
     /// # Errors
     /// [`CheckpointError::MissingTensor`] for a name that was not planned, [`CheckpointError::Selection`] for more bytes
@@ -193,10 +191,10 @@ impl CheckpointWriter {
         if shard.missing == 0 { self.complete(number) } else { Ok(()) }
     }
 
-    /// Copies another file of the checkpoint (tokenizer, licence, …), piece by piece and under a temporary name.
+    /// Copies another file of the checkpoint (tokenizer, licence, …) in pieces, under a temporary name until complete.
     ///
     /// # Errors
-    /// [`CheckpointError::UnsafeName`] for a name that leads out of the folder or that the writer uses itself,
+    /// [`CheckpointError::UnsafeName`] for a name outside the folder or one that the writer uses,
     /// [`CheckpointError::Io`].
     pub fn write_other(&self, name: &str, mut contents: impl Read) -> Result<(), CheckpointError> {
         let is_ours = [CONFIG, INDEX, RUN_NOTE].contains(&name) || name.ends_with(PARTIAL);
@@ -222,14 +220,14 @@ impl CheckpointWriter {
     }
 
     /// Writes the index if there is more than one shard, then `files` (name, contents), `config.json` among them last.
-    /// After this the checkpoint is complete and safely on disk.
+    /// The checkpoint is then complete and synced.
     ///
     /// # Errors
-    /// [`CheckpointError::Unfinished`] naming a tensor that is not complete, [`CheckpointError::UnsafeName`] for a file
-    /// name that leads out of the folder, [`CheckpointError::Io`].
+    /// [`CheckpointError::Unfinished`] for an incomplete tensor, [`CheckpointError::UnsafeName`] for a file name outside the
+    /// folder, [`CheckpointError::Io`].
     pub fn finish(mut self, files: &[(&str, &[u8])]) -> Result<(), CheckpointError> {
         for number in 0..self.shards.len() {
-            // A shard of empty tensors has nothing to wait for.
+            // A shard of empty tensors was never written to.
             if self.shards[number].missing == 0 && self.shards[number].state != State::Done {
                 let path = partial(&self.folder, &self.shards[number].name);
                 self.open = Some((number, open_shard(&path, &mut self.shards[number])?));
@@ -260,7 +258,7 @@ impl CheckpointWriter {
         remove(&self.folder.join(RUN_NOTE))
     }
 
-    /// Syncs a shard that has all its bytes and gives it its final name.
+    /// Syncs a complete shard and gives it its final name.
     fn complete(&mut self, number: usize) -> Result<(), CheckpointError> {
         let shard = &mut self.shards[number];
         let path = partial(&self.folder, &shard.name);
@@ -272,7 +270,7 @@ impl CheckpointWriter {
         Ok(())
     }
 
-    /// Brings the folder into the state that `options.existing` asks for, and notes the run.
+    /// Treats what is in the folder by `options.existing`, and writes the run note.
     fn prepare(&mut self, options: &WriteOptions) -> Result<(), CheckpointError> {
         let folder = self.folder.clone();
         fs::create_dir_all(&folder).map_err(|error| path_error(&folder, "create this folder", error))?;
@@ -291,7 +289,7 @@ impl CheckpointWriter {
         let present = weights_in(&folder)?;
         match (options.existing, earlier) {
             (Existing::Replace, _) => {
-                // First what makes it look finished, so that no moment shows new weights under an old configuration.
+                // Configuration and index first, so that new weights never appear under an old configuration.
                 for name in [CONFIG, INDEX, OUTLIERS] {
                     remove(&folder.join(name))?;
                 }
@@ -307,20 +305,20 @@ impl CheckpointWriter {
             (Existing::Refuse, Some(_)) => {
                 return Err(exists(
                     "an unfinished checkpoint",
-                    "Resume it (--resume), or replace it (--force), or name another folder",
+                    "Resume or replace it, or name another folder",
                 ));
             }
             (_, None) => {
                 let config = folder.join(CONFIG).exists().then(|| CONFIG.to_owned());
                 if let Some(found) = present.into_iter().chain(config).next() {
-                    return Err(exists(&found, "Replace it (--force), or name another folder"));
+                    return Err(exists(&found, "Replace it, or name another folder"));
                 }
             }
         }
         write_file(&folder, RUN_NOTE, note.as_bytes())
     }
 
-    /// Recognises the shards that an earlier run of the same plan has completed.
+    /// Adopts the shards that an earlier run of the same plan completed.
     fn adopt(&mut self) -> Result<(), CheckpointError> {
         for number in 0..self.shards.len() {
             let shard = &mut self.shards[number];
@@ -369,7 +367,7 @@ impl CheckpointWriter {
     }
 }
 
-/// Distributes the tensors over shards in the order given and fixes every place.
+/// Distributes the tensors over shards in the given order and determines every place.
 fn plan(
     folder: &Path,
     tensors: &[TensorSpec],
@@ -401,7 +399,7 @@ fn plan(
             1 => "model.safetensors".to_owned(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
         };
-        // The order of all writers of the format: wide types first, so that every tensor is aligned; then by name.
+        // As all writers of the format: wide types first, so that every tensor is aligned; then by name.
         group.sort_by(|(left, _), (right, _)| {
             right.dtype.to_stored().cmp(&left.dtype.to_stored()).then_with(|| left.name.cmp(&right.name))
         });
@@ -431,8 +429,8 @@ fn plan(
     Ok((shards, places))
 }
 
-/// What stands before the data of a file of these tensors, which are put into the order in which their data follow: the
-/// length of the header and the header. `None` for sizes that overflow.
+/// Header length and header of a file of these tensors, which are sorted into the order of their data. `None` if sizes
+/// overflow.
 pub(crate) fn file_header(tensors: &mut [TensorSpec]) -> Option<Vec<u8>> {
     tensors.sort_by(|left, right| {
         right.dtype.to_stored().cmp(&left.dtype.to_stored()).then_with(|| left.name.cmp(&right.name))
@@ -442,13 +440,13 @@ pub(crate) fn file_header(tensors: &mut [TensorSpec]) -> Option<Vec<u8>> {
     Some([&to_u64(header.len()).to_le_bytes()[..], &header].concat())
 }
 
-/// The JSON header, padded with spaces to whole multiples of 8 bytes. The tensors fill the data in the order given.
+/// The JSON header, padded with spaces to a multiple of 8 bytes. The tensors' data follow in the given order.
 fn header(tensors: &[(&TensorSpec, usize)]) -> Vec<u8> {
     struct Entries<'a>(&'a [(&'a TensorSpec, usize)]);
     impl Serialize for Entries<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut map = serializer.serialize_map(None)?;
-            // Hugging Face refuses to load a file that does not say which framework's layout it has.
+            // Hugging Face refuses a file that does not name its framework.
             map.serialize_entry(METADATA_KEY, &BTreeMap::from([("format", "pt")]))?;
             let mut end = 0;
             for (tensor, length) in self.0 {
@@ -467,7 +465,7 @@ fn header(tensors: &[(&TensorSpec, usize)]) -> Vec<u8> {
     header
 }
 
-/// Opens `NAME.partial`, writing its header if this is the first time.
+/// Opens `NAME.partial`, writing its header the first time.
 fn open_shard(path: &Path, shard: &mut Shard) -> Result<File, CheckpointError> {
     let begun = shard.state == State::Partial;
     let mut options = File::options();
@@ -485,7 +483,7 @@ fn open_shard(path: &Path, shard: &mut Shard) -> Result<File, CheckpointError> {
     Ok(file)
 }
 
-/// The model's weight files and index in the folder, finished or not; other safetensors files are none of our business.
+/// The model's weight files and index in the folder, finished or not; other safetensors files do not count.
 fn weights_in(folder: &Path) -> Result<Vec<String>, CheckpointError> {
     let failed = |error| path_error(folder, "list this folder", error);
     let mut names = Vec::new();
@@ -505,7 +503,7 @@ fn partial(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}{PARTIAL}"))
 }
 
-/// Writes a whole small file so that it is either absent or complete under its name.
+/// Writes a small file atomically: absent or complete under its name.
 fn write_file(folder: &Path, name: &str, mut contents: &[u8]) -> Result<(), CheckpointError> {
     write_from(folder, name, &mut contents)
 }
@@ -536,7 +534,7 @@ fn remove(path: &Path) -> Result<(), CheckpointError> {
     }
 }
 
-/// Makes names durable, on systems where a folder can be synced.
+/// Syncs a folder, where the system can, so that names are durable.
 fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     if cfg!(unix) {
         let synced = File::open(folder).and_then(|folder| folder.sync_all());
@@ -545,7 +543,7 @@ fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// A size in memory as a size in a file.
+/// Lossless.
 fn to_u64(size: usize) -> u64 {
     u64::try_from(size).unwrap_or(u64::MAX)
 }

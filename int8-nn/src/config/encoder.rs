@@ -1,13 +1,13 @@
-//! What an encoder is.
+//! The description of an encoder.
 
 use super::DecoderConfig;
 
-/// What an encoder is, in the terms of the one implementation that runs them all.
+/// An encoder, as [`crate::encoder`] runs it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
-    /// Embeddings and blocks, described like those of a decoder; there is no head, and every token sees all others.
+    /// Embeddings and blocks, as of a decoder without head; every token sees all others.
     pub network: DecoderConfig,
-    /// Rows of the token type embedding; of no meaning where the family has none.
+    /// Rows of the token type embedding, if the family has one.
     pub token_types: usize,
     /// Rows of the position embedding before position 0.
     pub position_offset: usize,

@@ -1,4 +1,4 @@
-//! Biases by distance: how T5 tells positions apart.
+//! Relative position biases: the positions of T5.
 
 use ndarray::{Array2, ArrayView2};
 
@@ -6,24 +6,24 @@ use super::RawConfig;
 use crate::backend::{DistanceBias, Mask};
 use crate::{Error, convert};
 
-/// How distances between positions are sorted into buckets that share a bias: small distances have one each, larger ones
-/// share with a range that grows like a logarithm. Where later positions are seen, too, they have half of the buckets.
+/// Buckets of distances that share a bias: small distances have one each, larger ones share buckets of logarithmically growing
+/// width. Without causal mask, later positions have half of the buckets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buckets {
     /// Number of buckets.
     pub count: usize,
-    /// From this distance on, all share the last one.
+    /// From this distance on, all share the last bucket.
     pub max_distance: usize,
 }
 
-/// Largest `max_distance` that is taken: the biases are a table with twice as many entries a head.
+/// Largest `max_distance` accepted; the bias table has `2·max_distance + 1` entries a head.
 const LARGEST_DISTANCE: usize = 1 << 16;
 
 impl Buckets {
-    /// Reads the keys that T5 has.
+    /// Reads T5's keys.
     ///
     /// # Errors
-    /// When there are too few buckets, or the largest distance is not beyond those that have a bucket each.
+    /// For fewer than 4 buckets, or a largest distance within those that have a bucket each.
     pub(crate) fn read(raw: &RawConfig) -> Result<Self, Error> {
         const COUNT: &str = "relative_attention_num_buckets";
         const DISTANCE: &str = "relative_attention_max_distance";
@@ -56,19 +56,19 @@ impl Buckets {
             Mask::Causal if distance > 0 => 0,
             Mask::Causal | Mask::Full => distance.unsigned_abs(),
         };
-        // Half of the buckets have one distance each, the other half grow up to `max_distance`.
+        // Half of the buckets have one distance each; the others grow up to `max_distance`.
         let single = count / 2;
         if away < single {
             return first + away;
         }
-        // In f32, as the reference has it: a bucket's border may depend on the rounding.
+        // In f32, as transformers: a bucket's border may depend on the rounding.
         let ratio = |distance: usize| convert::f64_from(distance) / convert::f64_from(single);
         let share = convert::f32_from(ratio(away)).ln() / convert::f32_from(ratio(self.max_distance).ln());
         let beyond = convert::floor(share * convert::f32_from(convert::f64_from(count - single)));
         first + (single + beyond).min(count - 1)
     }
 
-    /// The biases by distance that `table [count, heads]` gives.
+    /// The bias of each distance from −max_distance to max_distance, of `table [count, heads]`.
     pub(crate) fn biases(self, table: ArrayView2<'_, f32>, mask: Mask) -> DistanceBias {
         let reach = self.max_distance;
         let middle = reach.cast_signed();

@@ -1,6 +1,7 @@
-//! Rotary positions: their settings, and the frequencies that follow from them.
+//! Rotary position embeddings: settings and frequencies.
 
 use half::{bf16, f16};
+use int8_core::FloatType;
 use serde_json::Value;
 
 use super::RawConfig;
@@ -9,26 +10,15 @@ use crate::{Error, convert};
 /// Rotary position embedding. Dimension pairs are `(i, i + dims/2)` ("rotate half").
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
-    /// Leading dimensions of each head that are rotated (all, or a part); even.
+    /// Leading dimensions of each head that are rotated; even.
     pub dims: usize,
-    /// Base θ: pair `i` turns by `position·θ^(−2i/dims)`.
+    /// Base θ: pair `i` turns by `position·θ^(−2i/dims)` radians.
     pub theta: f64,
-    /// Change of the frequencies for contexts longer than trained.
+    /// Scaling for contexts longer than trained.
     pub scaling: RotaryScaling,
-    /// Precision of the frequencies.
-    pub precision: RotaryPrecision,
-}
-
-/// The precision in which rotary frequencies are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RotaryPrecision {
-    /// f32: what `from_pretrained` gives, whatever the type of the weights.
-    #[default]
-    F32,
-    /// Rounded to f16, as in a module that was cast as a whole (`model.half()`).
-    F16,
-    /// Rounded to bf16, as in a module that was cast as a whole (`model.bfloat16()`).
-    Bf16,
+    /// The type that the frequencies are rounded to: f32, as `from_pretrained` has them whatever the weights are; 16-bit as in
+    /// a module that was cast as a whole (`model.half()`).
+    pub precision: FloatType,
 }
 
 /// How the rotary frequencies `f_i = θ^(−2i/dims)` are changed.
@@ -41,7 +31,7 @@ pub enum RotaryScaling {
         /// The factor.
         factor: f64,
     },
-    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, those between interpolated.
+    /// Llama 3.1: low frequencies divided by `factor`, high ones kept, between them interpolated.
     Llama3 {
         /// Divisor of the low frequencies.
         factor: f64,
@@ -56,14 +46,14 @@ pub enum RotaryScaling {
     Yarn {
         /// Divisor of the low frequencies.
         factor: f64,
-        /// Pair from which on frequencies are divided in part.
+        /// First pair of the ramp.
         low: f64,
-        /// Pair from which on they are divided in full.
+        /// Last pair of the ramp.
         high: f64,
         /// Cosines and sines are multiplied by this.
         magnitude: f64,
     },
-    /// LongRoPE (Ding et al., 2024): each pair has a divisor of its own, one for short and one for long contexts.
+    /// LongRoPE (Ding et al., 2024): one divisor a pair, other ones for long contexts.
     LongRope {
         /// Divisors for at most `original_positions` positions.
         short: Vec<f64>,
@@ -76,7 +66,7 @@ pub enum RotaryScaling {
     },
 }
 
-/// What a family takes where `config.json` says nothing.
+/// A family's defaults for keys that are absent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RotaryDefaults {
     /// Base.
@@ -104,7 +94,7 @@ impl Rotary {
         }
     }
 
-    /// Reads the settings in `parameters`, which stand under `key`, and what is missing there from the file's top level.
+    /// Reads the settings in `parameters`, found under `key`; those missing there, from the file's top level.
     pub(crate) fn read_from(
         raw: &RawConfig,
         key: &str,
@@ -130,7 +120,7 @@ impl Rotary {
             Some(parameters) => Reader { raw, key, parameters }.scaling(theta, dims)?,
             None => RotaryScaling::None,
         };
-        Ok(Self { dims, theta, scaling, precision: RotaryPrecision::F32 })
+        Ok(Self { dims, theta, scaling, precision: FloatType::F32 })
     }
 
     /// Checks that the rotated dimensions fit a head.
@@ -159,7 +149,7 @@ impl Rotary {
         Ok(())
     }
 
-    /// Angle a position step turns each of the `dims/2` pairs by, in radians, in a sequence of at most `positions`.
+    /// Frequencies of the `dims/2` pairs, in radians a position, for sequences of at most `positions`.
     pub fn frequencies(&self, positions: usize) -> Vec<f64> {
         let dims = convert::f64_from(self.dims);
         let base = (0..self.dims / 2).map(|pair| self.theta.powf(-2.0 * convert::f64_from(pair) / dims));
@@ -187,14 +177,14 @@ impl Rotary {
             }
         };
         let round = |frequency: f64| match self.precision {
-            RotaryPrecision::F32 => frequency,
-            RotaryPrecision::F16 => f16::from_f64(frequency).to_f64(),
-            RotaryPrecision::Bf16 => bf16::from_f64(frequency).to_f64(),
+            FloatType::F32 => frequency,
+            FloatType::F16 => f16::from_f64(frequency).to_f64(),
+            FloatType::Bf16 => bf16::from_f64(frequency).to_f64(),
         };
         frequencies.into_iter().map(round).collect()
     }
 
-    /// What cosines and sines are multiplied by: 1 but for YaRN and LongRoPE.
+    /// Factor of cosines and sines: 1 except for YaRN and LongRoPE.
     pub fn magnitude(&self) -> f64 {
         match self.scaling {
             RotaryScaling::Yarn { magnitude, .. } | RotaryScaling::LongRope { magnitude, .. } => magnitude,
@@ -203,7 +193,7 @@ impl Rotary {
     }
 }
 
-/// The settings of one kind of scaling.
+/// Reads the settings of one kind of scaling.
 struct Reader<'a> {
     raw: &'a RawConfig,
     key: &'a str,
@@ -231,7 +221,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The ramp lies between the pairs that turn `beta_fast` and `beta_slow` times in the trained context.
+    /// The ramp is between the pairs that turn `beta_fast` and `beta_slow` times within the trained context.
     fn yarn(&self, theta: f64, dims: usize) -> Result<RotaryScaling, Error> {
         let original = self.number("original_max_position_embeddings")?;
         let factor = self.number("factor")?;
@@ -258,7 +248,7 @@ impl Reader<'_> {
         Ok(RotaryScaling::Yarn { factor, low, high, magnitude })
     }
 
-    /// Phi-3 writes the two context lengths beside the other sizes, and no factor.
+    /// Phi-3 has the two context lengths on the top level, and no factor.
     fn longrope(&self) -> Result<RotaryScaling, Error> {
         const ORIGINAL: &str = "original_max_position_embeddings";
         let original_positions = match self.get(ORIGINAL) {

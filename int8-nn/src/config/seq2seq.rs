@@ -1,14 +1,14 @@
-//! What a model with an encoder and a decoder is.
+//! The description of an encoder-decoder.
 
 use super::DecoderConfig;
 
-/// What a model is that reads one text and writes another.
+/// An encoder-decoder: reads a text and writes another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seq2SeqConfig {
-    /// The encoder's blocks, which see all of the source text; its embedding is the decoder's.
+    /// The encoder, which sees the whole source text and shares the decoder's embedding.
     pub encoder: DecoderConfig,
-    /// The decoder. Each of its blocks attends to the encoder's output, too.
+    /// The decoder, whose blocks also have cross-attention to the encoder's output.
     pub decoder: DecoderConfig,
-    /// The token that the decoder begins with.
+    /// The decoder's first token.
     pub start_token: u32,
 }

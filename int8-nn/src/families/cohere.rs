@@ -1,15 +1,13 @@
 //! Command R (Cohere, 2024), first and second version: LayerNorm without bias, attention and MLP in parallel behind one norm,
-//! interleaved rotary pairs, scaled logits. In the second version three of four blocks have a window, and the fourth knows
-//! no positions.
+//! interleaved rotary pairs, scaled logits. In the second version three of four blocks have a window, and the fourth has no
+//! positions.
 
-use super::llama::{self, layer, name};
-use super::{Family, LayerNames, TensorNames, halves_from_pairs};
+use super::llama::{self, layer};
+use super::{Family, LayerNames, TensorNames, deinterleaved};
 use crate::Error;
 use crate::config::{
     AlternateAttention, BlockKind, BlockSet, DecoderConfig, NormKind, Positions, RawConfig, RotaryDefaults,
 };
-use crate::convert;
-use crate::weights::Part;
 
 pub(crate) const FAMILY: Family = Family { model_types: &["cohere", "cohere2"], config, names };
 
@@ -33,12 +31,12 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     DecoderConfig {
         family: "cohere",
         norm: NormKind::LayerNorm,
-        norm_eps: convert::f32_from(raw.positive_or("layer_norm_eps", 1e-5)?),
+        norm_eps: raw.float_or("layer_norm_eps", 1e-5)?,
         block: BlockKind::Parallel,
         shared_norm: true,
         positions: if second { Positions::None } else { base.positions },
         alternate,
-        logit_scale: Some(convert::f32_from(raw.positive_or("logit_scale", 0.0625)?)),
+        logit_scale: Some(raw.float_or("logit_scale", 0.0625)?),
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         ..base
     }
@@ -48,13 +46,14 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
     llama::tensors(move |index| {
-        let rotated = |part: &str, heads| halves_from_pairs(&name(index, part), heads, &config);
+        let block = llama::module(index);
+        let rotated = |name: &str, heads| deinterleaved(&block.name(name), heads, &config);
         LayerNames {
             mlp_norm: None,
             qkv: vec![
                 rotated("self_attn.q_proj", config.heads),
                 rotated("self_attn.k_proj", config.kv_heads),
-                Part::new(&name(index, "self_attn.v_proj")),
+                block.part("self_attn.v_proj"),
             ],
             ..layer(index, &config)
         }

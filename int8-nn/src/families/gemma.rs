@@ -2,7 +2,7 @@
 //! gated tanh-GELU. Gemma 2 adds norms at the end of the branches, soft caps and alternating windows; Gemma 3 norms on
 //! queries and keys and a rotary base of its own for the windowed blocks.
 
-use super::llama::{self, layer, name};
+use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames};
 use crate::Error;
 use crate::config::{
@@ -14,11 +14,11 @@ use crate::convert;
 pub(crate) const FAMILY: Family =
     Family { model_types: &["gemma", "gemma2", "gemma3_text", "gemma3"], config, names };
 
-/// θ of the blocks of Gemma 3 that see everything.
+/// Gemma 3's blocks without window.
 const GLOBAL: RotaryDefaults = RotaryDefaults { theta: 1_000_000.0, share: 1.0 };
 
 fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
-    // The text part of a model that also sees.
+    // The text part of a multimodal model.
     let raw = &whole.section("text_config")?;
     let family = match whole.text_or("model_type", "gemma")? {
         "gemma" => "gemma",
@@ -31,7 +31,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
             raw.problem(BIDIRECTIONAL, "is true, which makes an encoder; only decoders are supported")
         );
     }
-    // Released files leave out what they share with the defaults of their version.
+    // Released files omit the defaults of their version.
     let hidden_size = raw.size("hidden_size")?;
     let heads = raw.size_or("num_attention_heads", 8)?;
     let head_size = raw.size_or("head_dim", 256)?;
@@ -59,7 +59,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
         let value = if raw.get(key).is_some() { Some(raw.positive_or(key, 0.0)?) } else { default };
         Ok(value.map(convert::f32_from))
     };
-    // A key that is null says that there is no cap; only one that is absent leaves it to the version.
+    // A null key means no cap; an absent one means the version's default.
     let (attention_cap, logit_cap) = if family == "gemma2" && !raw.mentions("attn_logit_softcapping") {
         (Some(50.0), Some(30.0))
     } else {
@@ -78,7 +78,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
         max_positions: raw
             .size_or("max_position_embeddings", if family == "gemma3" { 131_072 } else { 8192 })?,
         norm: NormKind::RmsNorm,
-        norm_eps: convert::f32_from(raw.positive_or("rms_norm_eps", 1e-6)?),
+        norm_eps: raw.float_or("rms_norm_eps", 1e-6)?,
         norm_gain_less_one: true,
         branch_norms: family != "gemma",
         query_key_norms: (family == "gemma3").then_some(QueryKeyNorms::PerHead),
@@ -90,7 +90,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
         },
         attention_softcap: cap("attn_logit_softcapping", attention_cap)?,
         logit_softcap: cap("final_logit_softcapping", logit_cap)?,
-        // The first files say `gelu` and mean the approximation with tanh.
+        // The first files write `gelu` for the tanh approximation.
         activation: if activation == Activation::Gelu { Activation::GeluTanh } else { activation },
         gated_mlp: true,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
@@ -102,7 +102,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
     .validate(raw)
 }
 
-/// The rotary settings of the blocks that see everything, and of those with a window.
+/// The rotary settings of the blocks without and with a window.
 fn gemma3_rotary(raw: &RawConfig, head_size: usize) -> Result<(Rotary, Rotary), Error> {
     const KEY: &str = "rope_parameters";
     let of = |kind: &str, defaults| {
@@ -112,7 +112,7 @@ fn gemma3_rotary(raw: &RawConfig, head_size: usize) -> Result<(Rotary, Rotary), 
     if raw.get(KEY).is_some() {
         return Ok((of("full_attention", GLOBAL)?, of("sliding_attention", RotaryDefaults::default())?));
     }
-    // Before transformers 5: scaling is for the blocks without a window alone.
+    // Before transformers 5; blocks with a window are not scaled.
     let global = Rotary::read(raw, head_size, GLOBAL)?;
     let theta = raw.positive_or("rope_local_base_freq", RotaryDefaults::default().theta)?;
     let local = Rotary { theta, scaling: crate::config::RotaryScaling::None, ..global.clone() };
@@ -126,10 +126,11 @@ fn names(config: &DecoderConfig) -> TensorNames {
         if !config.branch_norms {
             return plain;
         }
+        let block = llama::module(index);
         let branch_norms = ["post_attention_layernorm", "post_feedforward_layernorm"];
         LayerNames {
-            mlp_norm: Some(name(index, "pre_feedforward_layernorm")),
-            branch_norms: Some(branch_norms.map(|part| name(index, part))),
+            mlp_norm: Some(block.name("pre_feedforward_layernorm")),
+            branch_norms: Some(branch_norms.map(|norm| block.name(norm))),
             ..plain
         }
     };

@@ -3,40 +3,32 @@
 
 use serde_json::Value;
 
-use super::{Family, LayerNames, MlpNames, TensorNames};
+use super::{Family, LayerNames, TensorNames, gpt2};
 use crate::Error;
-use crate::config::{AlternateAttention, BlockSet, DecoderConfig, Positions, RawConfig, head_size};
-use crate::weights::Part;
+use crate::config::{AlternateAttention, BlockSet, DecoderConfig, Positions, RawConfig, SizeKeys};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["gpt_neo"], config, names };
 
+const KEYS: SizeKeys = SizeKeys { hidden: "hidden_size", layers: "num_layers", heads: "num_heads" };
+
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    let hidden_size = raw.size("hidden_size")?;
-    let heads = raw.size("num_heads")?;
-    let layers = raw.size("num_layers")?;
+    let base = DecoderConfig::sized(raw, KEYS)?;
+    let positions = Positions::Learned { offset: 0 };
     DecoderConfig {
         family: "gpt_neo",
-        vocab_size: raw.size("vocab_size")?,
-        hidden_size,
-        layers,
-        heads,
-        kv_heads: heads,
-        head_size: head_size(raw, "num_heads", hidden_size, heads)?,
-        intermediate_size: raw.size_or("intermediate_size", 4 * hidden_size)?,
+        intermediate_size: raw.size_or("intermediate_size", base.intermediate_size)?,
         max_positions: raw.size_or("max_position_embeddings", 2048)?,
-        norm_eps: crate::convert::f32_from(raw.positive_or("layer_norm_epsilon", 1e-5)?),
-        positions: Positions::Learned { offset: 0 },
+        norm_eps: raw.float_or("layer_norm_epsilon", 1e-5)?,
         alternate: Some(AlternateAttention {
-            blocks: local_blocks(raw, layers)?,
-            positions: Positions::Learned { offset: 0 },
+            blocks: local_blocks(raw, base.layers)?,
+            positions: positions.clone(),
             sliding_window: Some(raw.size_or("window_size", 256)?),
         }),
+        positions,
         attention_divisor: Some(1.0),
         activation: raw.activation("activation_function", "gelu_new")?,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
-        embedding_size: hidden_size,
-        eos_token_ids: raw.token_ids("eos_token_id")?,
-        ..DecoderConfig::default()
+        ..base
     }
     .validate(raw)
 }
@@ -70,31 +62,12 @@ fn local_blocks(raw: &RawConfig, layers: usize) -> Result<BlockSet, Error> {
 }
 
 fn names(_: &DecoderConfig) -> TensorNames {
-    TensorNames {
-        roots: &["transformer.", ""],
-        token_embedding: "wte",
-        position_embedding: Some("wpe"),
-        embedding_norm: None,
-        project_in: None,
-        project_out: None,
-        final_norm: Some("ln_f"),
-        head: "lm_head",
-        layer: Box::new(|layer| {
-            let name = |part: &str| format!("h.{layer}.{part}");
-            LayerNames {
-                attention_norm: Some(name("ln_1")),
-                mlp_norm: Some(name("ln_2")),
-                branch_norms: None,
-                qkv: ["q_proj", "k_proj", "v_proj"]
-                    .map(|part| Part::new(&name(&format!("attn.attention.{part}"))))
-                    .into(),
-                query_key_norms: None,
-                attention_output: Part::new(&name("attn.attention.out_proj")),
-                mlp: MlpNames::Dense {
-                    up: vec![Part::new(&name("mlp.c_fc"))],
-                    down: Part::new(&name("mlp.c_proj")),
-                },
-            }
-        }),
-    }
+    gpt2::tensors(|block| {
+        LayerNames::new(
+            block.parts(["attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"]),
+            block.part("attn.attention.out_proj"),
+            block.mlp(["mlp.c_fc"], "mlp.c_proj"),
+        )
+        .norms(block.name("ln_1"), block.name("ln_2"))
+    })
 }

@@ -1,10 +1,9 @@
-//! MPNet (Song et al., 2020): a RoBERTa whose blocks share a bias by distance like T5's, without token types. The sentence
+//! MPNet (Song et al., 2020): a RoBERTa whose blocks share a relative position bias like T5's, without token types. The sentence
 //! models all-mpnet-base and multi-qa-mpnet are of this family.
 
-use super::{EncoderFamily, EncoderNames, LayerNames, MlpNames, bert};
+use super::{EncoderFamily, EncoderNames, LayerNames, Module, bert};
 use crate::Error;
 use crate::config::{Buckets, DecoderConfig, EncoderConfig, Positions, RawConfig};
-use crate::weights::Part;
 
 pub(crate) const FAMILY: EncoderFamily = EncoderFamily { model_types: &["mpnet"], config, names };
 
@@ -15,26 +14,18 @@ fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
     Ok(EncoderConfig { network, token_types: 0, ..roberta })
 }
 
-fn names(config: &EncoderConfig) -> EncoderNames {
+fn names(_: &EncoderConfig) -> EncoderNames {
+    let layer = |layer| {
+        let block = Module::new(format!("encoder.layer.{layer}"));
+        LayerNames::new(
+            block.parts(["attention.attn.q", "attention.attn.k", "attention.attn.v"]),
+            block.part("attention.attn.o"),
+            block.mlp(["intermediate.dense"], "output.dense"),
+        )
+        .norms(block.name("attention.LayerNorm"), block.name("output.LayerNorm"))
+    };
     EncoderNames {
-        roots: &["", "mpnet."],
-        token_type_embedding: None,
         distance_bias: Some("encoder.relative_attention_bias"),
-        layer: Box::new(|layer| {
-            let name = |part: &str| format!("encoder.layer.{layer}.{part}");
-            LayerNames {
-                attention_norm: Some(name("attention.LayerNorm")),
-                mlp_norm: Some(name("output.LayerNorm")),
-                branch_norms: None,
-                query_key_norms: None,
-                qkv: ["q", "k", "v"].map(|part| Part::new(&name(&format!("attention.attn.{part}")))).into(),
-                attention_output: Part::new(&name("attention.attn.o")),
-                mlp: MlpNames::Dense {
-                    up: vec![Part::new(&name("intermediate.dense"))],
-                    down: Part::new(&name("output.dense")),
-                },
-            }
-        }),
-        ..bert::names(config)
+        ..EncoderNames::new(&["", "mpnet."], layer)
     }
 }

@@ -1,7 +1,7 @@
 //! OLMo 2 and OLMoE (OLMo Team, 2024; Muennighoff et al., 2024): norms over all queries and over all keys; OLMo 2 normalises
-//! at the end of a branch instead of its beginning, OLMoE has a mixture of experts.
+//! outputs of branches instead of inputs, OLMoE has a mixture of experts.
 
-use super::llama::{self, layer, name};
+use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames, qwen_moe};
 use crate::Error;
 use crate::config::{DecoderConfig, ExpertsConfig, QueryKeyNorms, RawConfig, RotaryDefaults};
@@ -13,7 +13,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         return Err(raw.problem("clip_qkv", format!("is {clip}; clipping is not supported")));
     }
     let base = DecoderConfig {
-        norm_eps: crate::convert::f32_from(raw.positive_or("rms_norm_eps", 1e-5)?),
+        norm_eps: raw.float_or("rms_norm_eps", 1e-5)?,
         query_key_norms: Some(QueryKeyNorms::Whole),
         ..llama::base(raw, RotaryDefaults::default())?
     };
@@ -23,9 +23,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             chosen: raw.size("num_experts_per_tok")?,
             normalized: raw.flag_or("norm_topk_prob", false)?,
             intermediate_size: base.intermediate_size,
-            shared_intermediate_size: None,
-            period: 1,
-            dense_blocks: Vec::new(),
+            ..ExpertsConfig::default()
         };
         DecoderConfig { family: "olmoe", experts: Some(experts), ..base }
     } else {
@@ -40,11 +38,12 @@ fn names(config: &DecoderConfig) -> TensorNames {
         if let Some(experts) = &config.experts {
             return LayerNames { mlp: qwen_moe::mlp(index, experts), ..layer(index, &config) };
         }
+        let block = llama::module(index);
         let branch_norms = ["post_attention_layernorm", "post_feedforward_layernorm"];
         LayerNames {
             attention_norm: None,
             mlp_norm: None,
-            branch_norms: Some(branch_norms.map(|part| name(index, part))),
+            branch_norms: Some(branch_norms.map(|norm| block.name(norm))),
             ..layer(index, &config)
         }
     })

@@ -1,69 +1,46 @@
 //! OPT (Zhang et al., 2022): learned positions with an offset of 2, LayerNorm, ReLU, biases everywhere. The 350m model
 //! normalises after the residual addition and projects its embedding.
 
-use super::{Family, LayerNames, MlpNames, TensorNames};
+use super::{Family, LayerNames, Module, TensorNames};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, RawConfig, head_size};
-use crate::weights::Part;
+use crate::config::{BlockKind, DecoderConfig, Positions, RawConfig, SizeKeys};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["opt"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    let hidden_size = raw.size("hidden_size")?;
-    let heads = raw.size("num_attention_heads")?;
+    let base = DecoderConfig::sized(raw, SizeKeys::default())?;
+    let pre_norm = raw.flag_or("do_layer_norm_before", true)?;
     DecoderConfig {
         family: "opt",
-        vocab_size: raw.size("vocab_size")?,
-        hidden_size,
-        layers: raw.size("num_hidden_layers")?,
-        heads,
-        kv_heads: heads,
-        head_size: head_size(raw, "num_attention_heads", hidden_size, heads)?,
         intermediate_size: raw.size("ffn_dim")?,
         max_positions: raw.size("max_position_embeddings")?,
-        norm: NormKind::LayerNorm,
-        norm_eps: 1e-5,
-        block: if raw.flag_or("do_layer_norm_before", true)? {
-            BlockKind::PreNorm
-        } else {
-            BlockKind::PostNorm
-        },
+        block: if pre_norm { BlockKind::PreNorm } else { BlockKind::PostNorm },
         positions: Positions::Learned { offset: 2 },
         activation: raw.activation("activation_function", "relu")?,
-        gated_mlp: false,
-        sliding_window: None,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
-        embedding_size: raw.size_or("word_embed_proj_dim", hidden_size)?,
-        eos_token_ids: raw.token_ids("eos_token_id")?,
-        ..DecoderConfig::default()
+        embedding_size: raw.size_or("word_embed_proj_dim", base.hidden_size)?,
+        ..base
     }
     .validate(raw)
 }
 
 fn names(config: &DecoderConfig) -> TensorNames {
     let projected = config.embedding_size != config.hidden_size;
+    let layer = |layer| {
+        let block = Module::new(format!("layers.{layer}"));
+        LayerNames::new(
+            block.parts(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+            block.part("self_attn.out_proj"),
+            block.mlp(["fc1"], "fc2"),
+        )
+        .norms(block.name("self_attn_layer_norm"), block.name("final_layer_norm"))
+    };
+    let names = TensorNames::new(&["model.decoder.", "decoder."], "embed_tokens", "final_layer_norm", layer);
     TensorNames {
-        roots: &["model.decoder.", "decoder."],
-        token_embedding: "embed_tokens",
         position_embedding: Some("embed_positions"),
-        embedding_norm: None,
         project_in: projected.then_some("project_in"),
         project_out: projected.then_some("project_out"),
-        final_norm: (config.block != BlockKind::PostNorm).then_some("final_layer_norm"),
-        head: "lm_head",
-        layer: Box::new(|layer| {
-            let name = |part: &str| format!("layers.{layer}.{part}");
-            LayerNames {
-                attention_norm: Some(name("self_attn_layer_norm")),
-                mlp_norm: Some(name("final_layer_norm")),
-                branch_norms: None,
-                qkv: ["q_proj", "k_proj", "v_proj"]
-                    .map(|part| Part::new(&name(&format!("self_attn.{part}"))))
-                    .into(),
-                query_key_norms: None,
-                attention_output: Part::new(&name("self_attn.out_proj")),
-                mlp: MlpNames::Dense { up: vec![Part::new(&name("fc1"))], down: Part::new(&name("fc2")) },
-            }
-        }),
+        final_norm: names.final_norm.filter(|_| config.block != BlockKind::PostNorm),
+        ..names
     }
 }

@@ -1,11 +1,10 @@
 //! Phi-1 to Phi-2 (Gunasekar et al., 2023): partial rotary positions, attention and MLP in parallel behind one LayerNorm,
 //! tanh-GELU, biases everywhere, the head's included.
 
-use super::llama::{self, layer, name};
-use super::{Family, LayerNames, MlpNames, TensorNames};
+use super::llama::{self, layer};
+use super::{Family, LayerNames, TensorNames};
 use crate::Error;
 use crate::config::{BlockKind, DecoderConfig, NormKind, QueryKeyNorms, RawConfig, RotaryDefaults};
-use crate::weights::Part;
 
 pub(crate) const FAMILY: Family = Family { model_types: &["phi"], config, names };
 
@@ -15,7 +14,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     DecoderConfig {
         family: "phi",
         norm: NormKind::LayerNorm,
-        norm_eps: crate::convert::f32_from(raw.positive_or("layer_norm_eps", 1e-5)?),
+        norm_eps: raw.float_or("layer_norm_eps", 1e-5)?,
         block: BlockKind::Parallel,
         shared_norm: true,
         query_key_norms: raw.flag_or("qk_layernorm", false)?.then_some(QueryKeyNorms::PerHead),
@@ -28,17 +27,16 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 
 fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
-    let layer = move |index| LayerNames {
-        mlp_norm: None,
-        query_key_norms: config
-            .query_key_norms
-            .map(|_| ["self_attn.q_layernorm", "self_attn.k_layernorm"].map(|part| name(index, part))),
-        attention_output: Part::new(&name(index, "self_attn.dense")),
-        mlp: MlpNames::Dense {
-            up: vec![Part::new(&name(index, "mlp.fc1"))],
-            down: Part::new(&name(index, "mlp.fc2")),
-        },
-        ..layer(index, &config)
+    let layer = move |index| {
+        let block = llama::module(index);
+        let norms = ["self_attn.q_layernorm", "self_attn.k_layernorm"];
+        LayerNames {
+            mlp_norm: None,
+            query_key_norms: config.query_key_norms.map(|_| norms.map(|norm| block.name(norm))),
+            attention_output: block.part("self_attn.dense"),
+            mlp: block.mlp(["mlp.fc1"], "mlp.fc2"),
+            ..layer(index, &config)
+        }
     };
     TensorNames { final_norm: Some("final_layernorm"), ..llama::tensors(layer) }
 }

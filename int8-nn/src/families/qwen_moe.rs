@@ -1,13 +1,12 @@
-//! Qwen1.5-MoE, Qwen2-MoE and Qwen3-MoE (Qwen Team, 2024, 2025): a mixture of many small experts in some blocks or all; up to
-//! the second version with an expert that sees every token.
+//! Qwen1.5-MoE, Qwen2-MoE and Qwen3-MoE (Qwen Team, 2024, 2025): a mixture of many small experts in some blocks or all; before
+//! Qwen3 with a shared expert.
 
 use serde_json::Value;
 
-use super::llama::{self, layer, name};
-use super::{ExpertNames, Family, LayerNames, MlpNames, TensorNames};
+use super::llama::{self, layer};
+use super::{ExpertNames, Family, LayerNames, MlpNames, Module, TensorNames};
 use crate::Error;
 use crate::config::{DecoderConfig, ExpertsConfig, QueryKeyNorms, RawConfig, RotaryDefaults};
-use crate::weights::Part;
 
 pub(crate) const FAMILY: Family = Family { model_types: &["qwen2_moe", "qwen3_moe"], config, names };
 
@@ -60,21 +59,19 @@ fn names(config: &DecoderConfig) -> TensorNames {
     })
 }
 
-/// The names of the experts of block `index`.
+/// The experts of block `index`.
 pub(super) fn mlp(index: usize, experts: &ExpertsConfig) -> MlpNames {
-    let (count, folder) = (experts.count, name(index, "mlp"));
-    let shared = experts.shared_intermediate_size.map(|_| name(index, "mlp.shared_expert_gate"));
+    let (count, mlp) = (experts.count, Module::new(llama::module(index).name("mlp")));
+    let shared = experts.shared_intermediate_size.map(|_| mlp.name("shared_expert_gate"));
     MlpNames::Experts(vec![ExpertNames {
-        router: std::iter::once(name(index, "mlp.gate")).chain(shared).collect(),
+        router: std::iter::once(mlp.name("gate")).chain(shared).collect(),
+        fused: ["experts.gate_up_proj", "experts.down_proj"].map(|name| mlp.name(name)),
         expert: Box::new(move |expert| {
-            let part = |part: &str| {
-                Part::new(&match expert == count {
-                    true => format!("{folder}.shared_expert.{part}"),
-                    false => format!("{folder}.experts.{expert}.{part}"),
-                })
-            };
-            (vec![part("gate_proj"), part("up_proj")], part("down_proj"))
+            let expert = Module::new(match expert == count {
+                true => mlp.name("shared_expert"),
+                false => mlp.name(&format!("experts.{expert}")),
+            });
+            (expert.parts(["gate_proj", "up_proj"]), expert.part("down_proj"))
         }),
-        fused: ["gate_up_proj", "down_proj"].map(|part| name(index, &format!("mlp.experts.{part}"))),
     }])
 }

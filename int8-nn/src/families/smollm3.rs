@@ -1,4 +1,4 @@
-//! SmolLM3 (Hugging Face, 2025): LLaMA whose every fourth block knows no positions.
+//! SmolLM3 (Hugging Face, 2025): LLaMA without rotary positions in every fourth block.
 
 use serde_json::Value;
 
@@ -31,7 +31,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     .validate(raw)
 }
 
-/// `no_rope_layers` has a 1 for each block with rotary positions, in spite of its name.
+/// `no_rope_layers` has a 1 for each block *with* rotary positions.
 fn rotated_blocks(raw: &RawConfig, layers: usize) -> Result<BlockSet, Error> {
     const KEY: &str = "no_rope_layers";
     let Some(value) = raw.get(KEY) else {

@@ -18,7 +18,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     DecoderConfig {
         family: "stablelm",
         norm: NormKind::LayerNorm,
-        norm_eps: crate::convert::f32_from(raw.positive_or("layer_norm_eps", 1e-5)?),
+        norm_eps: raw.float_or("layer_norm_eps", 1e-5)?,
         block: if parallel { BlockKind::Parallel } else { BlockKind::PreNorm },
         shared_norm: parallel,
         ..llama::base(raw, ROTARY)?

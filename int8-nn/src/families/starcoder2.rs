@@ -1,10 +1,9 @@
 //! StarCoder2 (Lozhkov et al., 2024): LLaMA's attention with a sliding window, LayerNorm, an MLP without gate, biases.
 
-use super::llama::{self, layer, name};
-use super::{Family, LayerNames, MlpNames, TensorNames};
+use super::llama::{self, layer};
+use super::{Family, LayerNames, TensorNames};
 use crate::Error;
 use crate::config::{BlockSet, DecoderConfig, NormKind, RawConfig, RotaryDefaults};
-use crate::weights::Part;
 
 pub(crate) const FAMILY: Family = Family { model_types: &["starcoder2"], config, names };
 
@@ -12,7 +11,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let config = DecoderConfig {
         family: "starcoder2",
         norm: NormKind::LayerNorm,
-        norm_eps: crate::convert::f32_from(raw.positive_or("norm_epsilon", 1e-5)?),
+        norm_eps: raw.float_or("norm_epsilon", 1e-5)?,
         activation: raw.activation("hidden_act", "gelu_pytorch_tanh")?,
         gated_mlp: false,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
@@ -24,10 +23,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
     llama::tensors(move |index| LayerNames {
-        mlp: MlpNames::Dense {
-            up: vec![Part::new(&name(index, "mlp.c_fc"))],
-            down: Part::new(&name(index, "mlp.c_proj")),
-        },
+        mlp: llama::module(index).mlp(["mlp.c_fc"], "mlp.c_proj"),
         ..layer(index, &config)
     })
 }

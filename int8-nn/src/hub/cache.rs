@@ -1,9 +1,9 @@
-//! The cache on disk, laid out as Python's `huggingface_hub` does it:
+//! The cache on disk, in the layout of Python's `huggingface_hub`:
 //!
 //! ```text
 //! models--org--name/blobs/CHECKSUM              the contents
 //! models--org--name/snapshots/COMMIT/FILE       links to them
-//! models--org--name/refs/REVISION               the commit that a branch or tag had when it was last asked for
+//! models--org--name/refs/REVISION               the commit of a branch or tag at its last request
 //! .locks/models--org--name/CHECKSUM.lock        held while a blob is being written
 //! ```
 
@@ -17,7 +17,7 @@ pub(super) struct Cache {
     root: PathBuf,
 }
 
-/// Held while a blob is being written; freed when dropped.
+/// Held while a blob is written; released when dropped.
 #[derive(Debug)]
 pub(super) struct Lock(#[allow(dead_code, reason = "the open file is the lock")] File);
 
@@ -55,7 +55,7 @@ impl Cache {
         self.repository(id).join("refs").join(id.revision())
     }
 
-    /// The commit of the id's revision, as far as the cache knows.
+    /// The cached commit of the id's revision.
     pub(super) fn commit(&self, id: &ModelId) -> Result<Option<String>, HubError> {
         if is_commit(id.revision()) {
             return Ok(Some(id.revision().to_owned()));
@@ -68,7 +68,7 @@ impl Cache {
         Ok(Some(commit.trim().to_owned()).filter(|commit| is_commit(commit)))
     }
 
-    /// Remembers the commit of the id's revision.
+    /// Stores the commit of the id's revision.
     pub(super) fn set_commit(&self, id: &ModelId, commit: &str) -> Result<(), HubError> {
         if is_commit(id.revision()) {
             return Ok(());
@@ -88,7 +88,7 @@ impl Cache {
         let file = File::options().create(true).append(true).open(&path);
         let file = file.map_err(|error| io(&path, "open this file", error))?;
         match file.lock() {
-            // A file system without locks is the user's only one; checksums still hold.
+            // Without file locks, checksums still hold.
             Err(error) if error.kind() != std::io::ErrorKind::Unsupported => {
                 Err(io(&path, "lock this file", error))
             }
@@ -96,14 +96,14 @@ impl Cache {
         }
     }
 
-    /// Makes `name` in a snapshot refer to a blob.
+    /// Links `name` in a snapshot to a blob.
     pub(super) fn link(&self, snapshot: &Path, name: &str, blob: &Path) -> Result<(), HubError> {
         let link = snapshot.join(name);
         if link.exists() {
             return Ok(());
         }
         create_parent(&link)?;
-        // What a removed blob left behind.
+        // A dangling link of a removed blob.
         if link.is_symlink() {
             fs::remove_file(&link).map_err(|error| io(&link, "replace this link", error))?;
         }
@@ -113,9 +113,9 @@ impl Cache {
         let mut target: PathBuf = std::iter::repeat_n("..", depth).collect();
         target.extend([Path::new("blobs"), Path::new(file_name)]);
         match symlink(&target, &link) {
-            // Another process was quicker.
+            // Another process linked it first.
             Err(_) if link.exists() => Ok(()),
-            // Where links need rights that the user has not got.
+            // Links need rights that the user lacks.
             Err(_) => fs::copy(blob, &link).map(drop).map_err(|error| io(&link, "write this file", error)),
             Ok(()) => Ok(()),
         }
@@ -132,7 +132,7 @@ fn symlink(_: &Path, _: &Path) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-/// The name of a file that is being written.
+/// The name of an incomplete file.
 pub(super) fn incomplete(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".incomplete");

@@ -1,4 +1,4 @@
-//! Requests to the hub: which addresses there are, what its answers mean, where the token may go.
+//! Requests to the hub: addresses, errors by status, the token's scope.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -10,23 +10,23 @@ use ureq::{Agent, Body};
 
 use super::{HubError, ModelId, Settings};
 
-/// How long to wait for a connection, and for the next bytes of an answer.
+/// Timeout of a connection, and of the next bytes of an answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The most redirections followed: the hub uses two.
+/// Most redirections followed; the hub uses two.
 const MOST_REDIRECTS: usize = 10;
 
-/// Which bytes of a file; `end` is the first one not wanted.
+/// Bytes `begin..end` of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Range {
     pub(super) begin: u64,
     pub(super) end: Option<u64>,
 }
 
-/// What the hub states about a file.
+/// A file's checksum and size, as stated by the hub.
 #[derive(Debug)]
 pub(super) struct Stated {
-    /// Name of the contents: SHA-256 of large files, git's SHA-1 of small ones.
+    /// SHA-256 of large files, git's SHA-1 of small ones.
     pub(super) checksum: String,
     /// In bytes.
     pub(super) size: u64,
@@ -105,7 +105,7 @@ impl Client {
         format!("{}/{}/resolve/{commit}/{}", self.endpoint, id.repository(), escaped(name, true))
     }
 
-    /// The contents behind an address, at most `limit` bytes.
+    /// The contents at an address, at most `limit` bytes.
     pub(super) fn bytes(
         &self,
         id: &ModelId,
@@ -123,7 +123,7 @@ impl Client {
         }
     }
 
-    /// What is behind an address, from a byte on.
+    /// The answer of an address, of a range if given.
     pub(super) fn get(
         &self,
         id: &ModelId,
@@ -133,7 +133,7 @@ impl Client {
         let answer = self.follow(Method::Get, url, range)?;
         match (answer.status().as_u16(), range) {
             (200, None) | (206, Some(_)) => Ok(answer),
-            // A server that does not know ranges sends the file from its start.
+            // A server without ranges sends the file from its start.
             (200, Some(Range { begin: 0, end: None })) => Ok(answer),
             (200, Some(Range { end: Some(_), .. })) => {
                 Err(HubError::Answer { url: url.to_owned(), reason: "it sends no parts of files".to_owned() })
@@ -145,7 +145,7 @@ impl Client {
 
     /// Checksum and size of a file.
     pub(super) fn describe(&self, id: &ModelId, url: &str) -> Result<Stated, HubError> {
-        // Where the hub sends elsewhere for the contents, its own answer describes them.
+        // Of a redirection to another host, the hub's own answer has the checksum.
         let answer = self.follow(Method::Head, url, None)?;
         let status = answer.status();
         if !status.is_success() && !status.is_redirection() {
@@ -212,7 +212,7 @@ impl Client {
         request.call().map_err(|error| network(url, &error))
     }
 
-    /// What a status that is no success means.
+    /// The error of an unsuccessful status.
     fn refusal(&self, id: &ModelId, url: &str, answer: &Response<Body>) -> HubError {
         let (endpoint, repository) = (self.endpoint.clone(), id.repository());
         let token = self.token.is_some();
@@ -260,7 +260,7 @@ fn same_host(left: &str, right: &str) -> bool {
     matches!(origins, (Some(left), Some(right)) if left == right)
 }
 
-/// The address that `target` means on a page at `url`.
+/// `target` resolved against `url`.
 fn join(url: &str, target: &str) -> Option<String> {
     if target.starts_with("http://") || target.starts_with("https://") {
         return Some(target.to_owned());
@@ -273,7 +273,7 @@ fn join(url: &str, target: &str) -> Option<String> {
     }
 }
 
-/// A name as a part of an address; slashes stay if they separate parts of it.
+/// Percent-encodes a name; slashes stay if `keep_slashes`.
 fn escaped(name: &str, keep_slashes: bool) -> String {
     let mut out = String::with_capacity(name.len());
     for byte in name.bytes() {

@@ -1,4 +1,4 @@
-//! One file on its way into the cache: resumed where it stopped, checked, and named only then.
+//! Downloads one file into the cache: resumed, verified, then named.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,18 +11,18 @@ use super::cache::{self, Cache};
 use super::client::{self, Client, Range, Stated};
 use super::{HubError, ModelId};
 
-/// Bytes read at a time: many packets, and a small part of a second-level cache.
+/// Bytes read at a time: many packets, a small part of L2.
 const BLOCK: usize = 256 << 10;
 
-/// Why a download stopped before its end.
+/// Why a download stopped.
 enum Stop {
-    /// Trying again may help.
+    /// A retry may help.
     Broken(HubError),
-    /// It will not.
+    /// A retry will not help.
     Final(HubError),
 }
 
-/// Downloads a file unless its blob is there; returns the blob. `report` is called with the bytes on disk.
+/// Downloads a file unless its blob exists; returns the blob. `report` is called with the bytes on disk.
 pub(super) fn file(
     client: &Client,
     cache: &Cache,
@@ -75,7 +75,7 @@ struct Download<'a> {
 }
 
 impl<'a> Download<'a> {
-    /// Begins with what a former attempt left.
+    /// Starts from an earlier attempt's bytes.
     fn resume(
         client: &'a Client,
         id: &'a ModelId,
@@ -106,7 +106,7 @@ impl<'a> Download<'a> {
         Ok(download)
     }
 
-    /// Forgets what is there.
+    /// Starts over.
     fn restart(&mut self) -> Result<(), HubError> {
         let failed = |error| cache::io(&self.part, "write this file", error);
         self.file.set_len(0).map_err(failed)?;
@@ -116,12 +116,12 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    /// Downloads from where the file on disk ends.
+    /// Downloads the bytes after those on disk.
     fn stream(&mut self) -> Result<(), Stop> {
         let range = Range { begin: self.done, end: None };
         let answer = self.client.get(self.id, self.url, Some(range)).map_err(|error| match error {
             HubError::Network { .. } => Stop::Broken(error),
-            // The file ends before the part that is missing.
+            // The server's file ends before the missing part.
             HubError::Status { status: 416, .. } => Stop::Final(self.wrong_size(self.done)),
             HubError::Status { status: 408 | 429 | 500.., .. } => Stop::Broken(error),
             _ => Stop::Final(error),
@@ -133,7 +133,7 @@ impl<'a> Download<'a> {
         let begin = header("content-range")
             .and_then(|range| range.trim().strip_prefix("bytes ")?.split_once('-')?.0.parse::<u64>().ok());
         if begin.is_some_and(|begin| begin != self.done) {
-            let reason = format!("it sends another part than asked for (from byte {})", self.done);
+            let reason = format!("it sends another part than requested (from byte {})", self.done);
             return Err(Stop::Final(HubError::Answer { url: self.url.to_owned(), reason }));
         }
         if let Some(length) = header("content-length").and_then(|length| length.parse::<u64>().ok())
@@ -164,14 +164,14 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Removes what is there, which cannot become the file.
+    /// Removes the partial file, which cannot become the file.
     fn wrong_size(&self, found: u64) -> HubError {
-        // What cannot be removed is found to be wrong the next time.
+        // If it cannot be removed, the next attempt finds it wrong again.
         let _ = fs::remove_file(&self.part);
         HubError::Size { file: self.name.to_owned(), expected: self.stated.size, found }
     }
 
-    /// Checks the contents and gives them their name.
+    /// Verifies the contents and gives them their name.
     fn finish(self, blob: &std::path::Path) -> Result<(), HubError> {
         if let Some(found) = self.hash.finish()
             && !found.eq_ignore_ascii_case(&self.stated.checksum)
@@ -185,18 +185,18 @@ impl<'a> Download<'a> {
     }
 }
 
-/// A length in memory as a count of bytes.
+/// Lossless.
 fn bytes(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 
-/// The checksum that a file's name in the cache is, in the two forms that the hub uses.
+/// A file's checksum, in the hub's two forms.
 enum Hash {
-    /// Files in large-file storage.
+    /// Of files in large-file storage.
     Sha256(Sha256),
-    /// Files in the repository itself: git's name of the contents.
+    /// Of files in the repository: git's blob hash.
     Git(Sha1),
-    /// A name of another form, as a mirror may give; size alone is checked.
+    /// Another form, as of a mirror; size alone is checked.
     None,
 }
 

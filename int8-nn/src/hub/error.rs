@@ -1,10 +1,10 @@
-//! What can go wrong between a name and its files, with the way out.
+//! Errors of the hub, with the way out.
 
-/// A model of the hub that cannot be had.
+/// An error of the hub or its cache.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// This is no name of a model.
+    /// Not a model's name.
     #[error(
         "`{}`: expected a model of the hub as org/name or org/name@revision, such as facebook/opt-125m",
         found.escape_debug()
@@ -13,7 +13,7 @@ pub enum HubError {
         /// What was given.
         found: String,
     },
-    /// A setting that cannot be used.
+    /// An invalid setting.
     #[error("{name}: {problem}")]
     Settings {
         /// The environment variable.
@@ -21,7 +21,7 @@ pub enum HubError {
         /// What is wrong with it.
         problem: String,
     },
-    /// There is no such repository, or it is private.
+    /// The repository does not exist, or is private.
     #[error(
         "{endpoint} has no model `{repository}`, or it is private. Check the spelling; for a private model set HF_TOKEN \
          to a token that may read it{}",
@@ -35,7 +35,7 @@ pub enum HubError {
         /// Whether a token was sent.
         token: bool,
     },
-    /// There is no such branch, tag or commit.
+    /// The branch, tag or commit does not exist.
     #[error(
         "model `{repository}` has no revision `{revision}`. Leave it out for `main`, or name a branch, tag or commit \
          that the model's page lists"
@@ -56,7 +56,7 @@ pub enum HubError {
         /// The file.
         file: String,
     },
-    /// The model's terms have to be accepted first.
+    /// The model's terms must be accepted first.
     #[error(
         "model `{repository}` is gated: its terms must be accepted once. Do that on {endpoint}/{repository}, make a token \
          on {endpoint}/settings/tokens, and set HF_TOKEN to it (or run `hf auth login`){}",
@@ -94,9 +94,9 @@ pub enum HubError {
         /// What it has.
         found: String,
     },
-    /// Requests are forbidden and the cache has not got the model.
+    /// Offline, and the model is not in the cache.
     #[error(
-        "model `{id}` is not complete in {cache}, and HF_HUB_OFFLINE forbids to ask the hub for it. Unset \
+        "model `{id}` is not complete in {cache}, and HF_HUB_OFFLINE forbids requests. Unset \
          HF_HUB_OFFLINE for one run, or point HF_HUB_CACHE to a cache that has the model"
     )]
     Offline {
@@ -105,10 +105,10 @@ pub enum HubError {
         /// The cache.
         cache: String,
     },
-    /// The hub cannot be reached, or the connection breaks again and again.
+    /// The hub cannot be reached, or the connection breaks repeatedly.
     #[error(
-        "{url}: {reason}. Check the connection, HF_ENDPOINT and HTTPS_PROXY, and run the command again: what has been \
-         downloaded is kept, and the download goes on from there"
+        "{url}: {reason}. Check the connection, HF_ENDPOINT and HTTPS_PROXY, and try again: the download \
+         resumes where it stopped"
     )]
     Network {
         /// The address.
@@ -126,7 +126,7 @@ pub enum HubError {
         /// The server's own message; may be empty.
         message: String,
     },
-    /// The hub's answer makes no sense.
+    /// The hub's answer is invalid.
     #[error(
         "{url}: the server's answer cannot be used: {reason}. Check that HF_ENDPOINT is a Hugging Face hub"
     )]
@@ -138,8 +138,8 @@ pub enum HubError {
     },
     /// A file has another size than the hub states.
     #[error(
-        "{file}: expected {expected} bytes, found {found}. Nothing of it was kept; run the command again, and if that \
-         repeats, look for what changes files on the way (a proxy, a mirror)"
+        "{file}: expected {expected} bytes, found {found}. It was discarded; try again, and if that repeats, look for \
+         a proxy or mirror that changes files"
     )]
     Size {
         /// The file.
@@ -149,10 +149,10 @@ pub enum HubError {
         /// The size sent, in bytes.
         found: u64,
     },
-    /// A file's contents are not those that the hub states.
+    /// A file's contents differ from the stated checksum.
     #[error(
-        "{file}: expected contents with checksum {expected}, found {found}. Nothing of it was kept; run the command again, \
-         and if that repeats, look for what changes files on the way (a proxy, a mirror)"
+        "{file}: expected contents with checksum {expected}, found {found}. It was discarded; try again, and if that \
+         repeats, look for a proxy or mirror that changes files"
     )]
     Checksum {
         /// The file.
@@ -169,7 +169,7 @@ pub enum HubError {
     Io {
         /// The file or folder.
         path: String,
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The operating system's reason.
         source: std::io::Error,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{HubError, ModelId};
+use crate::checkpoint::FileFormat;
 
 /// The weights of a repository.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,8 +14,8 @@ pub(super) enum Weights {
     Index(String),
 }
 
-/// Everything beside the weights that some model needs: configuration, tokenizer in all its forms, chat template, and
-/// what a sentence encoder says about its pooling.
+/// The files beside the weights that some model needs: configuration, tokenizer in all its forms, chat template, pooling of
+/// sentence encoders.
 const SMALL: [&str; 17] = [
     "config.json",
     "generation_config.json",
@@ -39,15 +40,12 @@ const SMALL: [&str; 17] = [
 pub(super) fn needed(id: &ModelId, names: &[String]) -> Result<(Vec<String>, Weights), HubError> {
     let has = |name: &str| names.iter().any(|known| known == name);
     let small = SMALL.iter().filter(|name| has(name)).map(|name| (*name).to_owned()).collect();
-    for (single, index) in [
-        ("model.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-    ] {
-        if has(single) {
-            return Ok((small, Weights::Single(single.to_owned())));
+    for format in FileFormat::ALL {
+        if has(format.single()) {
+            return Ok((small, Weights::Single(format.single().to_owned())));
         }
-        if has(index) {
-            return Ok((small, Weights::Index(index.to_owned())));
+        if has(format.index()) {
+            return Ok((small, Weights::Index(format.index().to_owned())));
         }
     }
     let others: Vec<_> =

@@ -13,10 +13,10 @@ pub struct ModelId {
     revision: Option<String>,
 }
 
-/// The longest part of a name that the hub accepts.
+/// Most characters of each part of a name.
 const LONGEST: usize = 96;
 
-/// Endings of files: `models/llama.safetensors` is meant as a path, whether it is there or not.
+/// Suffixes of files: `models/llama.safetensors` is a path, whether it exists or not.
 const FILES: [&str; 7] = [".safetensors", ".bin", ".json", ".pt", ".pth", ".ckpt", ".gguf"];
 
 impl ModelId {
@@ -33,7 +33,7 @@ impl ModelId {
     /// The same model at another revision.
     ///
     /// # Errors
-    /// [`HubError::Id`] if that cannot be the name of one.
+    /// [`HubError::Id`] for an invalid name.
     pub fn at(self, revision: &str) -> Result<Self, HubError> {
         let allowed = |character: char| character.is_ascii_alphanumeric() || "._-/".contains(character);
         let parts_fit = revision.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
@@ -43,7 +43,7 @@ impl ModelId {
         Ok(Self { revision: Some(revision.to_owned()), ..self })
     }
 
-    /// Whether `text` has the form of an id: two plain parts and perhaps a revision. A path may have it, too.
+    /// Whether `text` has the form of an id: two plain parts, perhaps a revision. A path may have that form, too.
     pub fn is_one(text: &str) -> bool {
         text.parse::<Self>().is_ok()
     }

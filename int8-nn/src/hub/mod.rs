@@ -9,15 +9,14 @@
 //! # Ok::<(), int8_nn::Error>(())
 //! ```
 //!
-//! The cache is Python's (`huggingface_hub`): what one has downloaded, the other finds. Only what a model needs is
-//! downloaded: configuration, tokenizer, chat template, and the weights in one format.
+//! The cache is shared with Python's `huggingface_hub`. Only needed files are downloaded: configuration, tokenizer, chat
+//! template, and the weights in one format.
 //!
 //! Invariants:
-//! - a file gets its name in the cache only after its size and its checksum were found to be those that the hub states;
-//! - a snapshot's links and the name of its revision are made after all its files are there, so that nothing that an
-//!   interrupted download leaves behind looks whole;
-//! - a name that comes from the hub stays inside the cache;
-//! - the token is sent to the endpoint's own host and to no other.
+//! - a file gets its name in the cache only after size and checksum were verified;
+//! - a snapshot's links and its revision are written after all its files, so an interrupted download never looks complete;
+//! - names from the hub stay inside the cache;
+//! - the token is sent to the endpoint's own host only.
 
 mod cache;
 mod client;
@@ -37,7 +36,7 @@ pub use error::HubError;
 pub use id::ModelId;
 pub use settings::Settings;
 
-/// How far a download is.
+/// Progress of a download.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
     /// The file in progress.
@@ -46,26 +45,26 @@ pub struct Progress<'a> {
     pub files_done: usize,
     /// Files needed, as far as is known.
     pub files: usize,
-    /// Bytes of this file on disk, those of a former attempt included.
+    /// Bytes of this file on disk, earlier attempts included.
     pub bytes_done: u64,
     /// Bytes of this file.
     pub bytes: u64,
 }
 
-/// What a repository consists of at a revision.
+/// A repository at a revision.
 #[derive(Debug)]
 struct Snapshot {
     commit: String,
     names: Vec<String>,
 }
 
-/// The largest answer about a repository that is read, in bytes: names of 100,000 files.
+/// Largest listing of a repository, in bytes: names of 100,000 files.
 const LARGEST_LISTING: u64 = 32 << 20;
 
-/// The largest header of a safetensors file, in bytes: the format's own limit.
+/// Largest header of a safetensors file, in bytes: the format's limit.
 const LARGEST_HEADER: u64 = 100_000_000;
 
-/// The Hugging Face hub, or another server that speaks like it.
+/// The Hugging Face hub, or a server with its API.
 #[derive(Debug)]
 pub struct Hub {
     client: Client,
@@ -74,7 +73,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Prepares for requests; makes none.
+    /// A client; makes no request.
     ///
     /// # Errors
     /// [`HubError::Settings`] for an endpoint that is no `http` or `https` address, or a bundle of certificates that
@@ -84,13 +83,13 @@ impl Hub {
         Ok(Self { client: Client::new(settings)?, cache, offline })
     }
 
-    /// The folder of a model's files, which are downloaded unless they are there. `progress` is called as bytes arrive.
+    /// Downloads the model's files unless they are in the cache, and returns their folder. `progress` is called as bytes arrive.
     ///
-    /// Interrupted downloads resume where they stopped, within this call and in a later one. Where the hub cannot be
-    /// reached, a complete copy in the cache will do.
+    /// Interrupted downloads resume, within this call and in a later one. If the hub cannot be reached, a complete copy in the
+    /// cache is used.
     ///
     /// # Errors
-    /// What [`HubError`] lists, with the way out.
+    /// [`HubError`].
     pub fn fetch(&self, id: &ModelId, progress: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf, HubError> {
         if self.offline {
             return self.cached(id)?.ok_or_else(|| self.offline_error(id));
@@ -104,7 +103,7 @@ impl Hub {
         let mut links = Vec::new();
         let mut done = 0;
         if let Weights::Index(index) = &weights {
-            // The index says which shards there are.
+            // The index names the shards.
             let blob = self.file(id, &snapshot, index, (done, names.len() + 1), progress)?;
             names.extend(files::shards(&blob, index)?);
             links.push((index.clone(), blob));
@@ -126,7 +125,7 @@ impl Hub {
         Ok(folder)
     }
 
-    /// The folder of a model that is complete in the cache, without any request.
+    /// The folder of a model that is complete in the cache; makes no request.
     ///
     /// # Errors
     /// [`HubError::Io`] if the cache cannot be read.
@@ -136,8 +135,8 @@ impl Hub {
         Ok(files::is_complete(id, &folder).then_some(folder))
     }
 
-    /// `config.json` and the safetensors headers of a model, without its weights: what there is, by file name. Nothing is
-    /// written to the cache. A model that has no safetensors files gives its configuration only.
+    /// `config.json` and the safetensors headers of a model, without its weights, by file name; the configuration only, if it has
+    /// no safetensors files. Nothing is written to the cache.
     ///
     /// # Errors
     /// As [`Self::fetch`].
@@ -180,7 +179,7 @@ impl Hub {
         HubError::Offline { id: id.to_string(), cache: self.cache.root().display().to_string() }
     }
 
-    /// Asks what there is.
+    /// Commit and file names of the model's revision.
     fn snapshot(&self, id: &ModelId) -> Result<Snapshot, HubError> {
         let url = self.client.listing(id);
         let text = self.client.bytes(id, &url, None, LARGEST_LISTING)?;
@@ -191,12 +190,12 @@ impl Hub {
         let commit = commit.ok_or_else(|| wrong("no commit (`sha`)"))?.to_owned();
         let files = json["siblings"].as_array().ok_or_else(|| wrong("no list of files (`siblings`)"))?;
         let names = files.iter().filter_map(|file| file["rfilename"].as_str());
-        // A name that leads elsewhere belongs to no model.
+        // Unsafe names belong to no model.
         let names = names.filter(|name| crate::checkpoint::is_safe_name(name)).map(str::to_owned).collect();
         Ok(Snapshot { commit, names })
     }
 
-    /// The verified blob of a file, downloaded unless it is there.
+    /// The verified blob of a file, downloaded unless cached.
     fn file(
         &self,
         id: &ModelId,

@@ -1,9 +1,9 @@
-//! Where the hub and its cache are, in the environment variables that Python's `huggingface_hub` reads.
+//! Settings of the hub and its cache, from the environment variables of Python's `huggingface_hub`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How to reach the hub. [`Settings::from_environment`] gives what Python would use.
+/// Settings of the hub; [`Settings::from_environment`] gives those of Python.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {
@@ -15,17 +15,17 @@ pub struct Settings {
     pub token: Option<String>,
     /// Make no requests (`HF_HUB_OFFLINE`).
     pub offline: bool,
-    /// File of certificates to trust instead of the usual ones, PEM (`REQUESTS_CA_BUNDLE`, `SSL_CERT_FILE`).
+    /// PEM file of certificates to trust instead of the default ones (`REQUESTS_CA_BUNDLE`, `SSL_CERT_FILE`).
     pub certificates: Option<PathBuf>,
     /// Whether proxies named in the environment (`HTTPS_PROXY`, `NO_PROXY`, …) are used.
     pub proxy: bool,
-    /// Attempts without a byte of progress before a download is given up.
+    /// Attempts without progress before a download fails.
     pub attempts: u32,
     /// Pause after the first failed attempt; each further one is twice as long.
     pub pause: Duration,
 }
 
-/// Attempts before a download is given up: with pauses of 1, 2, 4 and 8 s, a router has time to restart.
+/// With pauses of 1, 2, 4 and 8 s a router has time to restart.
 const ATTEMPTS: u32 = 5;
 
 impl Settings {
@@ -43,12 +43,12 @@ impl Settings {
         }
     }
 
-    /// What the environment says, as Python's `huggingface_hub` reads it.
+    /// The environment's settings, as Python's `huggingface_hub` reads them.
     pub fn from_environment() -> Self {
         Self::from_lookup(&|name| std::env::var(name).ok(), std::env::home_dir())
     }
 
-    /// As [`Self::from_environment`], with the variables and the home folder given.
+    /// [`Self::from_environment`] with the given variables and home folder.
     fn from_lookup(variable: &dyn Fn(&str) -> Option<String>, home: Option<PathBuf>) -> Self {
         let first = |names: &[&str]| {
             names.iter().filter_map(|name| variable(name)).find(|value| !value.trim().is_empty())

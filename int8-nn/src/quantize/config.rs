@@ -1,17 +1,18 @@
 //! What a conversion changes in `config.json`.
 
+use int8_core::FloatType;
 use serde_json::{Map, Value, json};
 
 use crate::Error;
 use crate::checkpoint::{Checkpoint, DType};
 
-/// Where transformers looks for the quantisation.
+/// transformers' key for the quantisation.
 const KEY: &str = "quantization_config";
 
-/// The type of the 16/32-bit weights: since version 5, and before.
+/// The keys of the type of 16/32-bit weights: since transformers 5, and before.
 const DTYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
 
-/// `config.json` with the settings of bitsandbytes int8 in the full form that transformers 5.23 writes.
+/// `config.json` with all settings of bitsandbytes int8 that transformers 5.23 writes.
 pub(super) fn with_int8(mut config: Value, skip_modules: Option<&[String]>, threshold: f32) -> Value {
     if let Some(config) = config.as_object_mut() {
         let settings = json!({
@@ -47,7 +48,7 @@ pub(super) fn without_int8(mut config: Value, dtype: DType) -> Value {
 /// The type that `config.json` says its 16/32-bit weights have.
 pub(super) fn dtype(config: &Value) -> Option<DType> {
     let name = DTYPE_KEYS.iter().find_map(|key| config.get(*key))?.as_str()?;
-    [DType::F16, DType::BF16, DType::F32].into_iter().find(|dtype| self::name(*dtype) == name)
+    FloatType::ALL.map(DType::from).into_iter().find(|dtype| self::name(*dtype) == name)
 }
 
 fn name(dtype: DType) -> &'static str {
@@ -58,12 +59,12 @@ fn name(dtype: DType) -> &'static str {
     }
 }
 
-/// How a checkpoint says it is quantised.
+/// `quantization_config`.
 pub(super) fn quantization(config: &Value) -> Option<&Map<String, Value>> {
     config.get(KEY).and_then(Value::as_object)
 }
 
-/// Refuses to quantise what is quantised.
+/// Refuses a checkpoint that is quantised already.
 pub(super) fn check_unquantized(checkpoint: &Checkpoint, config: &Value) -> Result<(), Error> {
     let by_tensors = checkpoint.format().quantization;
     let method = quantization(config).map(|settings| {
@@ -75,8 +76,8 @@ pub(super) fn check_unquantized(checkpoint: &Checkpoint, config: &Value) -> Resu
         None => return Ok(()),
     };
     Err(Error::Input(format!(
-        "{}: expected 16- or 32-bit weights, found {}. Use the model's 16-bit version; `int8 dequantize` makes one from \
-         bitsandbytes int8",
+        "{}: expected 16- or 32-bit weights, found {}. Use the model's 16-bit version; from bitsandbytes int8, \
+         dequantisation makes one",
         checkpoint.source().label(""),
         found.escape_debug(),
     )))

@@ -1,4 +1,4 @@
-//! The folders of a conversion: what is copied besides the weights, whether there is room, what it was made from.
+//! The folders of a conversion: files copied beside the weights, free space, fingerprint.
 
 use std::borrow::Cow;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::Error;
 use crate::checkpoint::{Checkpoint, CheckpointError, Existing, Source};
 
-/// Endings of weights in any format; they are not copied.
+/// Suffixes of weights in any format; not copied.
 const WEIGHTS: [&str; 14] = [
     ".safetensors",
     ".safetensors.index.json",
@@ -28,7 +28,7 @@ const WEIGHTS: [&str; 14] = [
     ".partial",
 ];
 
-/// How deep folders inside the checkpoint's are searched: `1_Pooling/config.json` is one.
+/// Levels of folders searched: `1_Pooling/config.json` is at 2.
 const DEPTH: usize = 2;
 
 /// A file beside the weights.
@@ -101,11 +101,11 @@ fn list(
 }
 
 fn is_copied(name: &str, prefix: &str) -> bool {
-    // In a folder of its own, `config.json` belongs to a part of the model.
+    // In a subfolder, `config.json` belongs to a part of the model.
     is_other(name) || (name == "config.json" && !prefix.is_empty())
 }
 
-/// The folder to be written must not hold the files that are read.
+/// Refuses to write into the folder that is read.
 pub(super) fn check_folders(checkpoint: &Checkpoint, out: &Path) -> Result<(), Error> {
     let Ok(target) = fs::canonicalize(out) else { return Ok(()) };
     let weights = checkpoint.files().filter_map(|file| fs::canonicalize(file).ok());
@@ -120,16 +120,16 @@ pub(super) fn check_folders(checkpoint: &Checkpoint, out: &Path) -> Result<(), E
     Ok(())
 }
 
-/// Bytes that the file system needs besides the contents: headers, index, folder entries.
+/// Bytes for headers, index and folder entries.
 const SPARE: u64 = 16 << 20;
 
-/// Whether `bytes` fit on the disk, before the first of them is written.
+/// Checks that the disk has room for `bytes`.
 pub(super) fn check_space(out: &Path, bytes: u64, existing: Existing) -> Result<(), CheckpointError> {
     let mut folder = std::path::absolute(out).unwrap_or_else(|_| out.to_path_buf());
-    // What a former run has left is either kept or removed before.
+    // An earlier run's files are kept or removed first.
     let reused = if existing == Existing::Refuse { 0 } else { weights_in(&folder) };
     while !folder.is_dir() && folder.pop() {}
-    // A file system that does not tell is no reason to refuse.
+    // Unknown free space is no reason to refuse.
     let Ok(available) = fs4::available_space(&folder) else { return Ok(()) };
     let needed = bytes.saturating_sub(reused).saturating_add(SPARE);
     if needed > available {
@@ -147,14 +147,14 @@ fn weights_in(folder: &Path) -> u64 {
     entries
         .filter(|entry| is_weights(&entry.path()))
         .filter_map(|entry| entry.metadata().ok())
-        // A partial file has its full length from the beginning, and the disk holds only what was written of it.
+        // A partial file has its full length from the start, but occupies only what was written.
         .map(|metadata| occupied(&metadata))
         .sum()
 }
 
 #[cfg(unix)]
 fn occupied(metadata: &fs::Metadata) -> u64 {
-    /// The unit of `st_blocks`, whatever the file system's own blocks are.
+    /// The unit of `st_blocks` on every file system.
     const UNIT: u64 = 512;
     std::os::unix::fs::MetadataExt::blocks(metadata) * UNIT
 }
@@ -164,8 +164,7 @@ fn occupied(metadata: &fs::Metadata) -> u64 {
     metadata.len()
 }
 
-/// What the result depends on, besides the plan of its tensors: the program, the source's files and their state, and the
-/// configuration that will be written.
+/// What the result depends on besides its tensors' names and shapes: version, source files with size and time, configuration.
 pub(super) fn fingerprint(checkpoint: &Checkpoint, config: &Value) -> Result<String, CheckpointError> {
     let mut text = format!("int8 {}\n", env!("CARGO_PKG_VERSION"));
     for file in checkpoint.files() {

@@ -1,5 +1,5 @@
-//! Converting whole checkpoints on disk: 16/32-bit to bitsandbytes int8 and back, with memory that does not depend on
-//! the size of the model.
+//! Conversion of checkpoints on disk: 16/32-bit to bitsandbytes int8 and back, in memory that does not depend on the model's
+//! size.
 //!
 //! ```no_run
 //! use int8_nn::checkpoint::Checkpoint;
@@ -11,14 +11,15 @@
 //! # Ok::<(), int8_nn::Error>(())
 //! ```
 //!
-//! What is written loads with one line of `from_pretrained` (transformers with bitsandbytes) and with this crate. Which
-//! tensors become int8 is decided in `select`; the arithmetic is in `rows`; `stream` moves the blocks;
-//! [`CheckpointWriter`] makes sure that an interrupted run never looks finished.
+//! The result loads in transformers with bitsandbytes (`from_pretrained`) and in this crate. `select` decides which tensors
+//! become int8, `rows` has the arithmetic, `stream` moves the blocks, and [`CheckpointWriter`] ensures that an interrupted run
+//! never looks finished.
 
 mod config;
 mod files;
 mod outliers;
 mod patterns;
+mod report;
 mod rows;
 mod select;
 mod stream;
@@ -31,31 +32,32 @@ use int8_cpu::Kernel;
 use serde_json::Value;
 
 pub use outliers::outlier_columns;
+pub use report::{DequantizeReport, Int8Layer, KeptTensor, Progress, Report, Stage};
 pub use select::Kept;
 
 use crate::Error;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, DType, Existing, OUTLIERS, TensorSpec, WriteOptions};
 use outliers::OutlierFile;
 use patterns::{Globs, ModuleNames};
-use select::{Decision, Wishes};
+use report::total_bytes;
+use select::{Decision, Overrides};
 use stream::{Compare, Exact, Job, Work};
 
 /// How a checkpoint is converted to int8.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Tensors (patterns of names) that become int8 although a rule would leave them alone; they must be matrices.
+    /// Matrices (patterns of names) that become int8 against the rules.
     pub include: Vec<String>,
-    /// Tensors (patterns of names) that stay as they are.
+    /// Tensors (patterns of names) that stay as stored.
     pub exclude: Vec<String>,
-    /// Modules that stay as they are, with the meaning of transformers' `llm_int8_skip_modules`: a list that is given
-    /// replaces the default one, the output head.
+    /// Modules that stay as stored: transformers' `llm_int8_skip_modules`, which replaces its default, the output head.
     pub skip_modules: Option<Vec<String>>,
-    /// Convert also what transformers does not load as int8: the experts of a mixture, where they are stored one by one, and
-    /// layers of a class of their own (Falcon).
+    /// Converts also layers that transformers does not load as int8: experts stored one by one, and subclasses of `nn.Linear`
+    /// (Falcon).
     pub beyond_transformers: bool,
-    /// Columns to be kept exactly beside the int8 weights, by the weight's name: what [`outlier_columns`] found.
+    /// Columns kept exactly beside the int8 weights, by the weight's name, as [`outlier_columns`] finds them.
     pub outlier_columns: BTreeMap<String, Vec<usize>>,
-    /// How it is written.
+    /// How the result is written.
     pub write: WriteSettings,
 }
 
@@ -66,7 +68,7 @@ pub struct WriteSettings {
     pub max_shard_bytes: u64,
     /// What to do with an earlier checkpoint in the folder.
     pub existing: Existing,
-    /// Read everything again when it is written, and compare.
+    /// Read the result again and compare.
     pub verify: bool,
     /// The CPU kernel; results do not depend on it.
     pub kernel: Kernel,
@@ -83,90 +85,8 @@ impl Default for WriteSettings {
     }
 }
 
-/// What a conversion is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Stage {
-    /// Reading, computing and writing.
-    Convert,
-    /// Reading again and comparing.
-    Verify,
-}
-
-/// How far a conversion is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// What it is doing.
-    pub stage: Stage,
-    /// Bytes of the source's tensors that are done.
-    pub done: u64,
-    /// Bytes of all tensors of the source.
-    pub total: u64,
-}
-
-/// A linear layer that became int8.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Int8Layer {
-    /// Its weight's name.
-    pub name: String,
-    /// Outputs N.
-    pub outputs: usize,
-    /// Inputs K.
-    pub inputs: usize,
-    /// It was stored `[in, out]` (Conv1D).
-    pub transposed: bool,
-    /// Bytes it had.
-    pub source_bytes: u64,
-    /// Bytes of codes, absmax and layout.
-    pub written_bytes: u64,
-}
-
-/// A tensor that stayed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeptTensor {
-    /// Its name.
-    pub name: String,
-    /// Its type.
-    pub dtype: DType,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its bytes.
-    pub bytes: u64,
-    /// Why.
-    pub reason: Kept,
-}
-
-/// What a conversion to int8 did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// What became int8, in reading order.
-    pub int8: Vec<Int8Layer>,
-    /// What stayed, in reading order.
-    pub kept: Vec<KeptTensor>,
-    /// What was not written, because it is the same memory as an embedding (PyTorch files only).
-    pub tied: Vec<String>,
-    /// `llm_int8_skip_modules` as written; `None` where transformers' default says the same.
-    pub skip_modules: Option<Vec<String>>,
-    /// Columns kept exactly beside the int8 weights.
-    pub outlier_columns: usize,
-    /// Bytes of the file that holds them.
-    pub outlier_bytes: u64,
-    /// Bytes of all tensors before.
-    pub source_bytes: u64,
-    /// Bytes of all tensors after, without exact columns.
-    pub written_bytes: u64,
-    /// Bytes that an interrupted run had left complete.
-    pub resumed_bytes: u64,
-    /// Number of weight files.
-    pub shards: usize,
-    /// The other files that were copied.
-    pub files: Vec<String>,
-    /// All was read again and compared.
-    pub verified: bool,
-}
-
 /// Converts a 16- or 32-bit checkpoint to bitsandbytes int8 in `out`: safetensors shards, index, `config.json` with
-/// `quantization_config`, tokenizer and all other small files.
+/// `quantization_config`, and copies of all other small files.
 ///
 /// # Errors
 /// - [`Error::Input`] when the checkpoint is quantised already, a pattern matches nothing, or `out` is its own folder;
@@ -181,13 +101,13 @@ pub fn quantize_checkpoint(
     let source_config = checkpoint.source().read_config()?;
     config::check_unquantized(checkpoint, &source_config)?;
     let names: Vec<&str> = checkpoint.names().collect();
-    let wishes = Wishes {
-        include: Globs::new("--include", &options.include, &names)?,
-        exclude: Globs::new("--exclude", &options.exclude, &names)?,
+    let overrides = Overrides {
+        include: Globs::new("include", &options.include, &names)?,
+        exclude: Globs::new("exclude", &options.exclude, &names)?,
         skip_modules: options.skip_modules.as_deref().map(ModuleNames::new).transpose()?,
         beyond_transformers: options.beyond_transformers,
     };
-    let selection = select::select(checkpoint, &source_config, &wishes);
+    let selection = select::select(checkpoint, &source_config, &overrides);
 
     let (mut int8, mut kept, mut tied, mut jobs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (name, decision) in &selection.decisions {
@@ -195,10 +115,10 @@ pub fn quantize_checkpoint(
         let source_bytes = crate::convert::bytes(tensor.byte_len());
         let work = match *decision {
             Decision::Int8 { transposed } => Work::Quantize { transposed },
-            // As transformers saves it: what it would widen when it loads F16 is wide in the file.
+            // As transformers saves it: what it widens on loading F16 is stored wide.
             Decision::Keep(Kept::KeptIn32Bit) if tensor.dtype() == DType::F16 => Work::Cast(DType::F32),
             Decision::Keep(_) => Work::Copy,
-            Decision::LeaveOut => {
+            Decision::Omit => {
                 tied.push(name.clone());
                 continue;
             }
@@ -219,7 +139,7 @@ pub fn quantize_checkpoint(
                 bytes: source_bytes,
                 reason,
             }),
-            Decision::LeaveOut => {}
+            Decision::Omit => {}
         }
         jobs.push(job);
     }
@@ -243,26 +163,11 @@ pub fn quantize_checkpoint(
     })
 }
 
-/// What a conversion back to floating point did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DequantizeReport {
-    /// Number of int8 layers that are floating-point now.
-    pub layers: usize,
-    /// The type they have.
-    pub dtype: DType,
-    /// Bytes of all tensors before.
-    pub source_bytes: u64,
-    /// Bytes of all tensors after.
-    pub written_bytes: u64,
-    /// Number of weight files.
-    pub shards: usize,
-}
-
-/// Converts a bitsandbytes int8 checkpoint back: every floating-point tensor is of type `dtype` afterwards, or of the type
-/// that `config.json` names.
+/// Converts a bitsandbytes int8 checkpoint back. Every floating-point tensor becomes `dtype`, by default the type that
+/// `config.json` names, or else F16.
 ///
 /// # Errors
-/// [`Error::Input`] when there is nothing int8 in it or `dtype` is none of F16, BF16, F32; as [`quantize_checkpoint`].
+/// [`Error::Input`] when nothing is int8 or `dtype` is none of F16, BF16, F32; as [`quantize_checkpoint`].
 pub fn dequantize_checkpoint(
     checkpoint: &Checkpoint,
     out: impl AsRef<Path>,
@@ -272,7 +177,7 @@ pub fn dequantize_checkpoint(
 ) -> Result<DequantizeReport, Error> {
     let source_config = checkpoint.source().read_config()?;
     let to = dtype.or_else(|| config::dtype(&source_config)).unwrap_or(DType::F16);
-    if !matches!(to, DType::F16 | DType::BF16 | DType::F32) {
+    if to.float_type().is_none() {
         return Err(Error::Input(format!("dtype {to}: expected F16, BF16 or F32")));
     }
     let conv1d = select::conv1d_weights(checkpoint, &source_config);
@@ -327,7 +232,7 @@ struct Written {
     files: Vec<String>,
 }
 
-/// Does the jobs and finishes the folder.
+/// Runs the jobs and completes the folder.
 fn convert(
     checkpoint: &Checkpoint,
     out: &Path,
@@ -381,8 +286,4 @@ fn convert(
         compare.finish()?;
     }
     Ok(Written { bytes, resumed, shards, files: others.into_iter().map(|file| file.name).collect() })
-}
-
-fn total_bytes(specs: &[TensorSpec]) -> u64 {
-    specs.iter().filter_map(TensorSpec::byte_len).map(crate::convert::bytes).sum()
 }

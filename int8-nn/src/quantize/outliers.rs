@@ -1,18 +1,18 @@
-//! Exact columns beside int8 weights: which ones, found by running the model over a text, and the file that holds them.
+//! Exact outlier columns beside int8 weights: found by running the model over a text, and written to a file of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 
-use super::Int8Layer;
+use super::report::{Int8Layer, total_bytes};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, CheckpointError, DType, TensorSpec, file_header};
 use crate::{Error, Model};
 
-/// Runs the model over `ids`, window by window, and returns for every weight of a linear layer the input dimensions that
-/// held an outlier. The model is one in int8; its outlier rule says what an outlier is.
+/// Runs an int8 model over `ids`, window by window, and returns by weight the input features that held an outlier of the
+/// model's rule.
 ///
 /// # Errors
-/// [`Error::Input`] when there are fewer than 2 tokens or the window is longer than the model allows.
+/// [`Error::Input`] for fewer than 2 tokens, or a window longer than the model's positions.
 pub fn outlier_columns<B: Backend>(
     model: &Model<B>,
     ids: &[u32],
@@ -35,7 +35,7 @@ pub fn outlier_columns<B: Backend>(
     for (_, layer) in model.decoder().statistics() {
         let met = layer.column_calls.iter().enumerate().filter(|(_, calls)| **calls > 0);
         let met: Vec<usize> = met.map(|(column, _)| column).collect();
-        // A layer stacked from several weights is named after all of them; they share the input.
+        // Concatenated weights share the input; the layer's name joins theirs.
         for part in layer.name.split('+') {
             found.entry(format!("{part}.weight")).or_default().extend(&met);
         }
@@ -44,11 +44,11 @@ pub fn outlier_columns<B: Backend>(
     Ok(found.map(|(name, columns)| (name, columns.into_iter().collect())).collect())
 }
 
-/// The file of exact columns, as it will be written.
+/// The file of exact columns to be written.
 pub(super) struct OutlierFile<'a> {
     checkpoint: &'a Checkpoint,
     header: Vec<u8>,
-    /// In the order of the file.
+    /// In file order.
     tensors: Vec<TensorSpec>,
     /// By layer: columns, and whether the weight is stored `[in, out]`.
     layers: BTreeMap<String, (Vec<usize>, bool)>,
@@ -58,7 +58,7 @@ const COLUMNS: &str = ".outlier_columns";
 const WEIGHT: &str = ".outlier_weight";
 
 impl<'a> OutlierFile<'a> {
-    /// The columns of those weights that become int8; `None` when there are none.
+    /// The columns of weights that become int8; `None` without any.
     pub(super) fn new(
         checkpoint: &'a Checkpoint,
         wanted: &BTreeMap<String, Vec<usize>>,
@@ -101,10 +101,10 @@ impl<'a> OutlierFile<'a> {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        crate::convert::bytes(self.header.len()) + super::total_bytes(&self.tensors)
+        crate::convert::bytes(self.header.len()) + total_bytes(&self.tensors)
     }
 
-    /// What a run that resumes must have the same of.
+    /// What a resumed run must have in common with the interrupted one.
     pub(super) fn fingerprint(&self) -> String {
         let lines = self.layers.iter().map(|(name, (columns, _))| format!("{name} {columns:?}\n"));
         lines.collect()
@@ -117,7 +117,7 @@ impl<'a> OutlierFile<'a> {
 
     fn contents(&self, tensor: &TensorSpec) -> Result<Vec<u8>, CheckpointError> {
         if let Some((columns, _)) = tensor.name.strip_suffix(COLUMNS).and_then(|name| self.layers.get(name)) {
-            // Columns of a linear layer are counted by i32 accumulators' limit, far below 2³¹.
+            // The i32 accumulator limits K far below 2³¹.
             let index = |column: &usize| i32::try_from(*column).unwrap_or(i32::MAX).to_le_bytes();
             return Ok(columns.iter().flat_map(index).collect());
         }
@@ -127,11 +127,11 @@ impl<'a> OutlierFile<'a> {
         let size = weight.dtype().bits() / 8;
         let (rows, width) = weight.matrix_shape()?;
         let bytes = weight.bytes();
-        let (steps, stride) = if *transposed { (width, size) } else { (rows, width * size) };
+        let (outputs, stride) = if *transposed { (width, size) } else { (rows, width * size) };
         let first = |column: usize| if *transposed { column * width * size } else { column * size };
-        let mut out = Vec::with_capacity(columns.len() * steps * size);
+        let mut out = Vec::with_capacity(columns.len() * outputs * size);
         for column in columns {
-            let elements = (0..steps).map(|step| &bytes[first(*column) + step * stride..][..size]);
+            let elements = (0..outputs).map(|n| &bytes[first(*column) + n * stride..][..size]);
             match weight.dtype() {
                 DType::F64 => elements.for_each(|element| {
                     let value = element.first_chunk().map_or(0.0, |bytes| f64::from_le_bytes(*bytes));

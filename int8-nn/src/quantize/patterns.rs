@@ -5,26 +5,28 @@ use globset::{Glob, GlobMatcher};
 
 use crate::Error;
 
-/// Patterns for tensors, as a shell knows them: `*`, `?`, `[a-z]`, `{a,b}`. `*` goes over dots. A pattern matches a
-/// tensor by its name or by that of its module (the name without `.weight`).
+/// Shell patterns: `*` (dots included), `?`, `[a-z]`, `{a,b}`. A pattern matches a tensor's name or its module's (the name
+/// without `.weight`).
 #[derive(Debug)]
 pub(super) struct Globs(Vec<(String, GlobMatcher)>);
 
 impl Globs {
+    /// Errors begin with `option`, the field of [`Options`](super::Options) that the patterns come from.
+    ///
     /// # Errors
-    /// [`Error::Input`] for something that is no pattern, and for one that matches none of `names`.
+    /// [`Error::Input`] for an invalid pattern, and for one that matches none of `names`.
     pub(super) fn new(option: &str, patterns: &[String], names: &[&str]) -> Result<Self, Error> {
         let globs = patterns
             .iter()
             .map(|pattern| match Glob::new(pattern) {
                 Ok(glob) => Ok((pattern.clone(), glob.compile_matcher())),
-                Err(error) => Err(Error::Input(format!("{option} {pattern}: {error}"))),
+                Err(error) => Err(Error::Input(format!("{option}: {pattern}: {error}"))),
             })
             .collect::<Result<Vec<_>, _>>()?;
         for (pattern, matcher) in &globs {
             if !names.iter().any(|name| matches(matcher, name)) {
                 return Err(Error::Input(format!(
-                    "{option} {pattern}: no tensor of the checkpoint has such a name; `int8 inspect --tensors` lists them"
+                    "{option}: {pattern}: no tensor of the checkpoint has such a name"
                 )));
             }
         }
@@ -40,10 +42,10 @@ fn matches(matcher: &GlobMatcher, name: &str) -> bool {
     matcher.is_match(name) || name.strip_suffix(".weight").is_some_and(|module| matcher.is_match(module))
 }
 
-/// Module names as `llm_int8_skip_modules` has them. A module is meant when, as in transformers, one of them matches
-/// 1. from the start up to the end of a component: `layer.1` means `layer.1.attn`, not `layer.11`;
+/// Module names as in `llm_int8_skip_modules`. As in transformers, one matches a module
+/// 1. from the start to the end of a component: `layer.1` matches `layer.1.attn`, not `layer.11`;
 /// 2. the same as a regular expression;
-/// 3. as the end: `fc1` means `model.decoder.layers.23.fc1`.
+/// 3. as a suffix: `fc1` matches `model.decoder.layers.23.fc1`.
 #[derive(Debug)]
 pub(super) struct ModuleNames(Vec<(String, Regex)>);
 
@@ -53,7 +55,7 @@ impl ModuleNames {
     pub(super) fn new(names: &[String]) -> Result<Self, Error> {
         let names = names.iter().map(|name| {
             let regex = Regex::new(&format!(r"^(?:{name})(?:(?<=\.)|(?=\.|$))"));
-            let failed = |error| Error::Input(format!("--skip-modules {name}: {error}"));
+            let failed = |error| Error::Input(format!("skip_modules: {name}: {error}"));
             Ok((name.clone(), regex.map_err(failed)?))
         });
         names.collect::<Result<_, _>>().map(Self)
@@ -105,7 +107,7 @@ mod tests {
     #[test]
     fn globs_match_tensors_and_modules_and_must_match_something() {
         let names = ["model.layers.0.mlp.up.weight", "model.norm.weight"];
-        let globs = |pattern: &str| Globs::new("--exclude", &[pattern.to_owned()], &names);
+        let globs = |pattern: &str| Globs::new("exclude", &[pattern.to_owned()], &names);
         assert!(globs("*.mlp.*").expect("a pattern").matches(names[0]));
         assert!(globs("*.up").expect("a pattern").matches(names[0]));
         assert!(!globs("*.up").expect("a pattern").matches(names[1]));

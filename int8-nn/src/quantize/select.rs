@@ -1,8 +1,8 @@
-//! Which tensors of a checkpoint are the weights of linear layers, of any Hugging Face model.
+//! Which tensors of a checkpoint are weights of linear layers, for any Hugging Face model.
 //!
-//! transformers replaces the modules that are exactly `nn.Linear` or `Conv1D`; a checkpoint holds names and shapes only.
-//! A family that this crate runs says which they are. For everything else the rules below go by name and shape, and when
-//! in doubt leave a tensor alone: an unconverted linear layer costs memory, a converted embedding breaks the model.
+//! transformers replaces modules that are exactly `nn.Linear` or `Conv1D`; a checkpoint has names and shapes only. Supported
+//! families name their layers. For other models the rules below go by name and shape, and in doubt keep a tensor: an
+//! unconverted linear layer costs bytes, a converted embedding breaks the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, TensorView};
 use crate::config::RawConfig;
 use crate::families;
 
-/// Why a tensor stays as it is.
+/// Why a tensor stays as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Kept {
@@ -24,7 +24,7 @@ pub enum Kept {
     Vector,
     /// Two dimensions, but not a module's `weight`.
     Parameter,
-    /// A table that is looked up.
+    /// A lookup table.
     Embedding,
     /// More than two dimensions.
     Convolution,
@@ -32,17 +32,17 @@ pub enum Kept {
     FusedExperts,
     /// One expert's projection.
     Expert,
-    /// A linear layer of a class of its own, which transformers does not convert.
+    /// A subclass of `nn.Linear`, which transformers does not convert.
     OtherClass,
-    /// Chooses the experts of a token.
+    /// A router of a mixture of experts.
     Router,
-    /// The layer that scores tokens or classes.
+    /// A head: scores tokens or classes.
     Head,
-    /// The head is the embedding.
+    /// A head tied to the embedding.
     Tied,
-    /// transformers keeps this layer in 32-bit whatever is asked for.
+    /// transformers always keeps this layer in 32-bit.
     KeptIn32Bit,
-    /// The module that owns this layer reads the weight itself.
+    /// The parent module reads the weight directly.
     ReadDirectly,
     /// One row or one column.
     Narrow,
@@ -62,10 +62,10 @@ impl fmt::Display for Kept {
             Self::Convolution => "convolution",
             Self::FusedExperts => "experts fused into one tensor, for which there is no int8 format",
             Self::Expert => {
-                "expert of a mixture, 16-bit in transformers (--beyond-transformers converts them)"
+                "expert of a mixture, 16-bit in transformers (converted with `beyond_transformers`)"
             }
             Self::OtherClass => {
-                "linear layer of a class that transformers does not convert (--beyond-transformers does)"
+                "linear layer of a class that transformers does not convert (converted with `beyond_transformers`)"
             }
             Self::Router => "router of a mixture of experts",
             Self::Head => "output head",
@@ -73,13 +73,13 @@ impl fmt::Display for Kept {
             Self::KeptIn32Bit => "kept in 32-bit by transformers",
             Self::ReadDirectly => "weight that its layer does not multiply with itself",
             Self::Narrow => "a single row or column",
-            Self::SkipModules => "named by --skip-modules",
-            Self::Excluded => "named by --exclude",
+            Self::SkipModules => "named by `skip_modules`",
+            Self::Excluded => "named by `exclude`",
         })
     }
 }
 
-/// What becomes of a tensor.
+/// What happens to a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
     /// It becomes int8 `[out, in]`.
@@ -89,8 +89,8 @@ pub(super) enum Decision {
     },
     /// It stays.
     Keep(Kept),
-    /// It is the same memory as a tensor that stays, and the model ties the two: it is not written again.
-    LeaveOut,
+    /// It is tied to a tensor that stays, and is not written again.
+    Omit,
 }
 
 /// The decisions for a whole checkpoint.
@@ -98,12 +98,12 @@ pub(super) enum Decision {
 pub(super) struct Selection {
     /// In reading order.
     pub(super) decisions: Vec<(String, Decision)>,
-    /// What `llm_int8_skip_modules` must say so that transformers decides the same; `None` when it does so by itself.
+    /// `llm_int8_skip_modules` with which transformers decides the same; `None` if its default does.
     pub(super) skip_modules: Option<Vec<String>>,
 }
 
-/// What the caller wants otherwise than the rules.
-pub(super) struct Wishes {
+/// The caller's exceptions from the rules.
+pub(super) struct Overrides {
     pub(super) include: Globs,
     pub(super) exclude: Globs,
     /// Replaces the rule for heads.
@@ -112,13 +112,13 @@ pub(super) struct Wishes {
 }
 
 /// Decides for every tensor.
-pub(super) fn select(checkpoint: &Checkpoint, config: &Value, wishes: &Wishes) -> Selection {
+pub(super) fn select(checkpoint: &Checkpoint, config: &Value, overrides: &Overrides) -> Selection {
     let facts = Facts::new(checkpoint, config);
     let mut decisions = Vec::with_capacity(checkpoint.len());
-    // Linear layers, as far as we know, that stay, by the reason.
+    // Linear layers that stay, as far as is known, with the reason.
     let mut skipped: Vec<(String, Kept)> = Vec::new();
     for tensor in checkpoint.tensors() {
-        let decision = facts.decide(&tensor, wishes);
+        let decision = facts.decide(&tensor, overrides);
         if let (Decision::Keep(reason), [_, _], Some(module)) =
             (decision, tensor.shape(), tensor.name().strip_suffix(".weight"))
             && !matches!(reason, Kept::Embedding | Kept::NotFloat)
@@ -127,14 +127,15 @@ pub(super) fn select(checkpoint: &Checkpoint, config: &Value, wishes: &Wishes) -
         }
         decisions.push((tensor.name().to_owned(), decision));
     }
-    leave_out_tied(checkpoint, config, &mut decisions);
-    let is_default = wishes.skip_modules.is_none() && skipped.iter().all(|(_, reason)| *reason == Kept::Head);
+    omit_tied(checkpoint, config, &mut decisions);
+    let is_default =
+        overrides.skip_modules.is_none() && skipped.iter().all(|(_, reason)| *reason == Kept::Head);
     let skip_modules = (!(facts.default_is_known && is_default)).then(|| {
         let mut names: BTreeSet<String> =
             skipped.into_iter().map(|(module, _)| experts_root(module)).collect();
-        // A tied head has no tensor, yet it is a module that must not be replaced.
+        // A tied head has no tensor, but its module must not be replaced.
         names.extend(HEADS_WITHOUT_TENSOR.iter().map(|name| (*name).to_owned()));
-        if let Some(given) = &wishes.skip_modules {
+        if let Some(given) = &overrides.skip_modules {
             names.extend(given.names().map(str::to_owned));
             if !facts.tied && checkpoint.contains("lm_head.weight") && !given.match_module("lm_head") {
                 names.remove("lm_head");
@@ -145,9 +146,9 @@ pub(super) fn select(checkpoint: &Checkpoint, config: &Value, wishes: &Wishes) -
     Selection { decisions, skip_modules }
 }
 
-/// PyTorch files hold tied tensors, which safetensors files leave out: the head that is the embedding, and the embeddings
-/// of encoder and decoder where they share one.
-fn leave_out_tied(checkpoint: &Checkpoint, config: &Value, decisions: &mut [(String, Decision)]) {
+/// Omits tied tensors, which PyTorch files hold and safetensors files do not: a head tied to the embedding, and embeddings of
+/// encoder and decoder tied to the shared one.
+fn omit_tied(checkpoint: &Checkpoint, config: &Value, decisions: &mut [(String, Decision)]) {
     const SHARED: &str = "shared.weight";
     if config.get("tie_word_embeddings").and_then(Value::as_bool) == Some(false) {
         return;
@@ -164,21 +165,21 @@ fn leave_out_tied(checkpoint: &Checkpoint, config: &Value, decisions: &mut [(Str
             && checkpoint.contains(SHARED)
             && root(name) == shared;
         if is_copy || (is_head && embeddings.contains(&root(name))) {
-            *decision = Decision::LeaveOut;
+            *decision = Decision::Omit;
         }
     }
 }
 
-/// The weights that the model stores `[in, out]` in floating point, as far as names tell.
+/// The weights that the model stores `[in, out]` in floating point, judged by name.
 pub(super) fn conv1d_weights(checkpoint: &Checkpoint, config: &Value) -> BTreeSet<String> {
     let facts = Facts::new(checkpoint, config);
     checkpoint.tensors().filter(|tensor| facts.is_transposed(tensor)).map(|t| t.name().to_owned()).collect()
 }
 
-/// Heads that may be in the module tree without a tensor in the file.
+/// Heads that may be modules without a tensor.
 const HEADS_WITHOUT_TENSOR: [&str; 1] = ["lm_head"];
 
-/// `layers.3.mlp.experts.17.w1` as `layers.3.mlp.experts`: a prefix stands for all modules below it.
+/// `layers.3.mlp.experts.17.w1` → `layers.3.mlp.experts`: a prefix covers all modules below it.
 fn experts_root(module: String) -> String {
     match module.find(".experts.") {
         Some(at) => module[..at + ".experts".len()].to_owned(),
@@ -186,23 +187,23 @@ fn experts_root(module: String) -> String {
     }
 }
 
-/// What is known of a checkpoint as a whole.
+/// Facts of the whole checkpoint.
 struct Facts {
-    /// Weights of linear layers as the family names them, and whether they are stored `[in, out]`.
+    /// Weights of linear layers by the family's names, and whether they are stored `[in, out]`.
     family: BTreeMap<String, bool>,
-    /// transformers' own skip list is known: the heads, and nothing else.
+    /// transformers' default skip list is known to be the heads.
     default_is_known: bool,
-    /// Rows that a table over the vocabulary has.
+    /// Vocabulary sizes: the rows of embeddings and heads.
     vocabularies: BTreeSet<u64>,
     tied: bool,
     kept_in_32_bit: Option<ModuleNames>,
-    /// Last components of the names of modules that are Conv1D.
+    /// Last name components of Conv1D modules.
     conv1d: BTreeSet<String>,
-    /// Parents with a fused `in_proj_weight`: nn.MultiheadAttention.
+    /// Modules with a fused `in_proj_weight`: nn.MultiheadAttention.
     attentions: BTreeSet<String>,
-    /// The layers are a subclass of nn.Linear.
+    /// Layers are a subclass of nn.Linear.
     other_class: bool,
-    /// The weights of these are multiplied with outside their layers.
+    /// Fused kernels read the weights of [`STATE_SPACE`] directly.
     state_space: bool,
 }
 
@@ -212,11 +213,10 @@ const CONV1D_TYPES: [&str; 5] = ["gpt2", "openai-gpt", "imagegpt", "decision_tra
 /// Model types whose linear layers are a subclass of nn.Linear; transformers 5 converts nn.Linear alone.
 const OTHER_CLASS_TYPES: [&str; 1] = ["falcon"];
 
-/// The Conv1D modules of these.
+/// Their Conv1D modules.
 const CONV1D_LEAVES: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
 
-/// Modules that transformers keeps in 32-bit (`_keep_in_fp32_modules` of 5.23), by model type. They are left out of int8
-/// whatever skip list is given.
+/// Modules that transformers keeps in 32-bit (`_keep_in_fp32_modules` of 5.23), by model type, whatever the skip list.
 const KEPT_IN_32_BIT: [(&str, &[&str]); 14] = [
     ("t5", &["wo"]),
     ("mt5", &["wo"]),
@@ -279,7 +279,7 @@ impl Facts {
         }
     }
 
-    fn decide(&self, tensor: &TensorView<'_>, wishes: &Wishes) -> Decision {
+    fn decide(&self, tensor: &TensorView<'_>, overrides: &Overrides) -> Decision {
         let name = tensor.name();
         let module = name.strip_suffix(".weight");
         let is_matrix = tensor.dtype().is_float() && tensor.shape().len() == 2;
@@ -287,37 +287,37 @@ impl Facts {
         if let Some(reason) = by_shape(tensor) {
             return Decision::Keep(reason);
         }
-        if wishes.exclude.matches(name) {
+        if overrides.exclude.matches(name) {
             return Decision::Keep(Kept::Excluded);
         }
         let Some(module) = module else { return Decision::Keep(Kept::Parameter) };
-        if is_matrix && wishes.include.matches(name) {
+        if is_matrix && overrides.include.matches(name) {
             return int8();
         }
         if self.kept_in_32_bit.as_ref().is_some_and(|kept| kept.match_module(module)) {
             return Decision::Keep(Kept::KeptIn32Bit);
         }
-        if wishes.skip_modules.as_ref().is_some_and(|skip| skip.match_module(module)) {
+        if overrides.skip_modules.as_ref().is_some_and(|skip| skip.match_module(module)) {
             return Decision::Keep(Kept::SkipModules);
         }
-        match self.by_name(module, tensor.shape(), wishes) {
+        match self.by_name(module, tensor.shape(), overrides) {
             Some(reason) => Decision::Keep(reason),
             None => int8(),
         }
     }
 
-    /// Why the module, which is a matrix, is no linear layer that should become int8.
-    fn by_name(&self, module: &str, shape: &[usize], wishes: &Wishes) -> Option<Kept> {
+    /// Why a module whose weight is a matrix does not become int8.
+    fn by_name(&self, module: &str, shape: &[usize], overrides: &Overrides) -> Option<Kept> {
         let parts: Vec<&str> = module.split('.').collect();
         let leaf = parts.last().copied().unwrap_or_default();
         let has = |names: &[&str]| parts.iter().any(|part| names.contains(part));
-        if has(&["experts"]) && !wishes.beyond_transformers {
+        if has(&["experts"]) && !overrides.beyond_transformers {
             return Some(Kept::Expert);
         }
         if self.family.contains_key(&format!("{module}.weight")) {
-            return (self.other_class && !wishes.beyond_transformers).then_some(Kept::OtherClass);
+            return (self.other_class && !overrides.beyond_transformers).then_some(Kept::OtherClass);
         }
-        // Layers stand in numbered lists; heads and tables over the vocabulary do not.
+        // Layers are in numbered lists; heads and embeddings are not.
         let in_list = parts.iter().any(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
         let rows = shape.first().map_or(0, |rows| crate::convert::bytes(*rows));
         let is_head = HEADS.contains(&leaf)
@@ -331,7 +331,7 @@ impl Facts {
             return Some(Kept::Embedding);
         }
         if is_head {
-            return match (&wishes.skip_modules, self.tied) {
+            return match (&overrides.skip_modules, self.tied) {
                 (_, true) => Some(Kept::Tied),
                 (None, false) => Some(Kept::Head),
                 // A given list replaces the default one.
@@ -365,13 +365,13 @@ impl Facts {
 const HEADS: [&str; 6] =
     ["lm_head", "embed_out", "qa_outputs", "output_projection", "seq_relationship", "score"];
 
-/// Modules that score classes, with all below them.
+/// Modules that score classes, and all below them.
 const CLASSIFIERS: [&str; 4] = ["classifier", "classification_head", "classifiers", "heads"];
 
-/// Names of heads where they stand outside the numbered layers.
+/// Names of heads outside the numbered layers.
 const OUTER_HEADS: [&str; 5] = ["head", "output", "logits_proj", "proj_out", "decoder"];
 
-/// Tables whose names do not say so.
+/// Lookup tables without "embed" in their names.
 const TABLES: [&str; 9] = [
     "wte",
     "wpe",
@@ -387,10 +387,10 @@ const TABLES: [&str; 9] = [
 /// Modules that choose experts.
 const ROUTERS: [&str; 4] = ["gate", "router", "shared_expert_gate", "wg"];
 
-/// Projections of state-space layers whose weights a fused kernel takes.
+/// Projections of state-space layers whose weights a fused kernel reads.
 const STATE_SPACE: [&str; 3] = ["dt_proj", "x_proj", "out_proj"];
 
-/// What the type and the number of dimensions alone decide.
+/// The decision by dtype and number of dimensions alone.
 fn by_shape(tensor: &TensorView<'_>) -> Option<Kept> {
     if !tensor.dtype().is_float() {
         return Some(Kept::NotFloat);
@@ -404,8 +404,8 @@ fn by_shape(tensor: &TensorView<'_>) -> Option<Kept> {
     }
 }
 
-/// Last components of the modules that show by the length of their bias that they are stored `[in, out]`. A square weight
-/// shows nothing; it goes with the others of its name.
+/// Last name components of modules stored `[in, out]`, as the length of the bias shows. A square weight follows the others of
+/// its name.
 fn conv1d_by_bias(checkpoint: &Checkpoint) -> BTreeSet<String> {
     let mut votes: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for tensor in checkpoint.tensors() {
@@ -426,14 +426,14 @@ fn conv1d_by_bias(checkpoint: &Checkpoint) -> BTreeSet<String> {
     transposed.map(|(leaf, _)| leaf.to_owned()).collect()
 }
 
-/// A language model, or the same without its head: what transformers skips is the head and nothing else.
+/// A language model with or without its head: transformers skips the head alone.
 fn is_causal(config: &Value) -> bool {
     let architecture = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
     architecture
         .is_some_and(|name| ["ForCausalLM", "LMHeadModel", "Model"].iter().any(|end| name.ends_with(end)))
 }
 
-/// `BertModel` alone: its last parameter is a bias, so that transformers skips nothing.
+/// `BertModel` without head: transformers skips nothing, since the last parameter is a bias.
 fn is_plain_bert(config: &Value) -> bool {
     let is = |key: &str, value: &Value| config.get(key) == Some(value);
     is("model_type", &Value::from("bert")) && is("architectures", &Value::from(vec!["BertModel"]))

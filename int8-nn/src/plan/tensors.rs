@@ -1,4 +1,4 @@
-//! The shape of a model from the names and shapes of its tensors, which a header tells without any weights.
+//! Shapes from names and dimensions of tensors, as in a header without its weights.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +12,11 @@ use crate::convert::bytes as wide;
 use crate::families;
 
 impl Shape {
-    /// The shape of a checkpoint: its weights by its tensors, tied ones once; what grows with the context by its
-    /// `config.json`, if that is one of a decoder that this crate knows.
+    /// The shape of a checkpoint: weights from its tensors, tied ones once; KV cache and activations from `config.json`, if
+    /// its family is supported.
     ///
     /// # Errors
-    /// When `config.json` is there and cannot be read.
+    /// When `config.json` exists and cannot be read.
     pub fn of_checkpoint(name: impl Into<String>, checkpoint: &Checkpoint) -> Result<Self, Error> {
         let source = checkpoint.source();
         let config = match source.contains("config.json") {
@@ -29,11 +29,11 @@ impl Shape {
         Ok(of_tensors(name.into(), tensors, decoder(config).as_ref()))
     }
 
-    /// The shape of a model by files of its repository: `config.json`, and headers of safetensors files, each by its
-    /// name. `hub::Hub::headers` fetches them.
+    /// The shape of a model from `config.json` and safetensors headers, each with its file name, as `hub::Hub::headers`
+    /// downloads them.
     ///
     /// # Errors
-    /// [`Error::Input`] where there is too little to know the weights, or a header is no JSON.
+    /// [`Error::Input`] when these do not determine the weights, or a header is no JSON.
     pub fn of_headers(name: impl Into<String>, files: &[(String, Vec<u8>)]) -> Result<Self, Error> {
         let name = name.into();
         let mut config = None;
@@ -57,7 +57,7 @@ impl Shape {
             (Some(config), true) => Ok(Self::of_decoder(name, config, true)),
             (None, true) => Err(Error::Input(format!(
                 "{name}: there are no safetensors headers, and config.json is not one of a known decoder, so the weights \
-                 cannot be counted without downloading them; fetch the model first (int8 inspect {name})"
+                 cannot be counted without downloading them; download the model first"
             ))),
             (_, false) => {
                 let tensors = tensors.iter().map(|(tensor, shape)| (tensor.as_str(), shape.clone()));
@@ -67,8 +67,7 @@ impl Shape {
     }
 }
 
-/// The decoder that a configuration describes, if it is one that this crate knows: without it, only what grows with the
-/// context is unknown.
+/// The decoder of a configuration, if its family is supported; without it KV cache and activations are unknown.
 fn decoder(config: Option<(String, Value)>) -> Option<DecoderConfig> {
     let (file, json) = config?;
     let raw = RawConfig::from_json(file, json).ok()?;
@@ -84,7 +83,7 @@ fn of_tensors<'a>(
     let (mut linear, mut outputs, mut embeddings, mut head, mut other) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     let mut blocks = BTreeSet::new();
     for (tensor, shape) in tensors {
-        // Scales and layouts of weights that are int8 already.
+        // Of weights that are int8 already.
         if tensor.ends_with(".SCB") || tensor.ends_with(".weight_format") {
             continue;
         }
@@ -100,7 +99,7 @@ fn of_tensors<'a>(
                     && *second > 1
                     && !has(&["embed", "norm", "relative_attention_bias", "router", "gate.weight"]) =>
             {
-                // Which side is the output does not matter much: it counts scales.
+                // For Conv1D the other side is the output; it only counts scales.
                 outputs = outputs.saturating_add(values / second.max(&1));
                 add(&mut linear);
             }
@@ -110,7 +109,7 @@ fn of_tensors<'a>(
         }
     }
     let known = config.map(|config| Shape::of_decoder("", config, true)).unwrap_or_default();
-    // Files may repeat the tied embedding as a head.
+    // Files may hold the tied embedding again as the head.
     let head = if config.is_some_and(|config| config.tied_embeddings) { 0 } else { head };
     Shape {
         name,
@@ -124,7 +123,7 @@ fn of_tensors<'a>(
     }
 }
 
-/// The part of a name up to the first number in it, which is the block's: `model.layers.17`.
+/// The part of a name up to its first number, the block's: `model.layers.17`.
 fn block(tensor: &str) -> Option<&str> {
     let mut end = 0;
     for part in tensor.split('.') {

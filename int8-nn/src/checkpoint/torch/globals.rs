@@ -1,16 +1,15 @@
-//! The names a pickle may refer to: what builds tensors, and nothing else.
+//! The globals that a pickle may refer to: those that build tensors.
 
 use super::super::DType;
 
-/// What a global of a pickle stands for. Nothing here is code: each is a rule of [`Machine`](super::machine::Machine) for
-/// what to build.
+/// A global of a pickle: no code, but a rule of [`Machine`](super::machine::Machine).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Global {
     /// `collections.OrderedDict`: a dict.
     OrderedDict,
     /// `torch.Size`: a tuple.
     Size,
-    /// `_rebuild_tensor(storage, offset, size, stride)`, and `_rebuild_tensor_v2` with arguments that training needs.
+    /// `_rebuild_tensor(storage, offset, size, stride)`, and `_rebuild_tensor_v2` with further arguments for training.
     Tensor,
     /// `_rebuild_tensor_v3(storage, offset, size, stride, requires_grad, hooks, dtype, …)`: an untyped storage.
     UntypedTensor,
@@ -18,9 +17,9 @@ pub(super) enum Global {
     Parameter,
     /// `_rebuild_from_type_v2(rebuild, type, arguments, state)`: the tensor that `rebuild(*arguments)` gives.
     FromType,
-    /// A class that stands as an argument of the above; calling it is refused.
+    /// A class as an argument of the above; calling it is refused.
     Class,
-    /// `torch.device`: where the tensor was, which does not matter.
+    /// `torch.device`; ignored.
     Device,
     /// A storage class: the element type of the bytes it names.
     Storage(DType),

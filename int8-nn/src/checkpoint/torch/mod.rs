@@ -1,33 +1,33 @@
 //! PyTorch checkpoints as `torch.save` writes them since 1.6: a zip archive of one pickle, which describes the tensors,
 //! and of the storages, which are mapped like a safetensors file.
 //!
-//! A pickle is a program. This reader follows only what builds dicts of tensors and refuses everything else by its name;
-//! there is nothing it could call. What it returns has the same invariants as a safetensors header's entries, but for one:
-//! tensors may share bytes (tied weights), and may lie in them with strides (transposes).
+//! A pickle is a program. This reader follows only what builds dicts of tensors and refuses everything else by name; it can
+//! call nothing. Its entries have the invariants of a safetensors header's, but tensors may share bytes (tied weights) and
+//! have strides (transposes).
 
 mod archive;
 mod globals;
 mod machine;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use self::archive::Archive;
 use self::machine::{Node, Refusal, Tensor, Value};
+use super::contents::{self, Contents, Entry};
 use super::error::Quoted;
-use super::header::Entry;
-use super::{CheckpointError, DType};
+use super::{CheckpointError, DType, foreign};
 
 /// The largest pickle that is followed, in bytes: a tensor takes about 150, so this describes 400,000 of them.
 const MAX_PICKLE: usize = 64 << 20;
 
-/// How a zip archive begins; also the one without files.
+/// How a zip archive begins, with files and without.
 const ZIP: [&[u8]; 2] = [b"PK\x03\x04", b"PK\x05\x06"];
 
 /// How `torch.save` began before 1.6: a number of 10 bytes, pickled with protocol 2.
 const BEFORE_1_6: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
-/// Where a tar archive says so, and how.
+/// Offset and bytes of a tar archive's signature.
 const TAR: (usize, &[u8]) = (257, b"ustar");
 
 const SAVE_AGAIN: &str =
@@ -39,7 +39,7 @@ pub(super) fn is_zip(bytes: &[u8]) -> bool {
 }
 
 /// Refuses the formats that `torch.save` wrote before 1.6, by name.
-pub(super) fn check_legacy(file: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
+fn check_legacy(file: &str, bytes: &[u8]) -> Result<(), CheckpointError> {
     let (place, magic) = TAR;
     let format = if bytes.starts_with(BEFORE_1_6) {
         "a PyTorch checkpoint of the format before PyTorch 1.6 (a bare pickle)"
@@ -51,8 +51,18 @@ pub(super) fn check_legacy(file: &str, bytes: &[u8]) -> Result<(), CheckpointErr
     Err(CheckpointError::UnsupportedFormat { file: file.to_owned(), format, help: SAVE_AGAIN })
 }
 
-/// Reads the description of all tensors of the file of these bytes; `file` names it in errors. Sorted by place.
-pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Entry>, CheckpointError> {
+/// Reads where all tensors of the file of these bytes are; `file` names it in errors.
+pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Contents, CheckpointError> {
+    if !is_zip(bytes) {
+        check_legacy(file, bytes)?;
+        foreign::check_content(file, bytes)?;
+    }
+    let entries = entries(file, bytes)?;
+    let tied = contents::tied(&entries);
+    Ok(Contents { entries, tied, metadata: BTreeMap::new() })
+}
+
+fn entries(file: &str, bytes: &[u8]) -> Result<Vec<Entry>, CheckpointError> {
     let archive = archive::read(file, bytes)?;
     if archive.pickle.len() > MAX_PICKLE {
         let reason = format!("{} bytes, more than {MAX_PICKLE}", archive.pickle.len());
@@ -88,7 +98,7 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Entry>, CheckpointErr
     Ok(entries)
 }
 
-/// The tensors of a dict by name; values that are no tensors (numbers that a training saved) are left out.
+/// The tensors of a dict by name; other values (numbers that a training saved) are skipped.
 fn state_dict<'n, 'a>(
     nodes: &'n [Node<'a>],
     value: Value<'a>,
@@ -129,7 +139,7 @@ fn state_dict<'n, 'a>(
     Ok(tensors)
 }
 
-/// One tensor on its way from what the pickle says to a place in the file.
+/// One tensor of the pickle, to be located in the file.
 struct Place<'p, 'a> {
     file: &'p str,
     name: &'p str,
@@ -147,7 +157,7 @@ impl Place<'_, '_> {
         }
     }
 
-    /// Checks everything the pickle says against the archive.
+    /// The tensor's entry, checked against the archive.
     fn entry(&self) -> Result<Entry, CheckpointError> {
         let Tensor { dtype, offset, shape, strides, .. } = self.tensor;
         let size = dtype.bits() / 8;
@@ -222,7 +232,7 @@ impl Place<'_, '_> {
     }
 }
 
-/// Whether elements lie one after the other; the stride of a dimension of one element does not matter.
+/// Whether the elements are contiguous; the stride of a dimension of one element does not matter.
 fn is_row_major(shape: &[usize], strides: &[usize]) -> bool {
     let mut expected = 1;
     shape.iter().zip(strides).rev().all(|(&dim, &stride)| {

@@ -1,24 +1,22 @@
-//! How much memory a transformer needs, and on how many GPUs it fits: arithmetic on shapes, before anything is loaded.
+//! Bytes that a transformer takes and the GPUs that hold it: arithmetic on shapes, before anything is loaded.
 //!
 //! ```
-//! use int8_nn::memory::{Load, Precision, Shape};
+//! use int8_nn::plan::{Load, Precision, Shape};
 //!
 //! let bloom = Shape::built_in("bloom-176b").unwrap();
 //! let weights = |precision| bloom.estimate(precision, Load::NONE).weights();
 //! assert_eq!(weights(Precision::F32) / 1_000_000_000, 704);
 //! assert_eq!(weights(Precision::F16) / 1_000_000_000, 352);
-//! // 176 GB, and 3.6 more: the embedding stays in 16 bits.
+//! // 176 GB at a byte a weight, and 3.6 more: the embedding stays 16-bit.
 //! assert_eq!(weights(Precision::Int8) / 1_000_000_000, 179);
 //! ```
 //!
 //! What is counted:
-//! - **weights**: linear layers of the blocks at 4, 2 or 1 byte each, the latter with a 4-byte scale for each output;
-//!   embeddings, output head, norms and biases at 4 or 2 bytes: LLM.int8() leaves them in 16 bits;
-//! - **cache**: keys and values of every token at 4 or 2 bytes, as the type of the cache says or else like embeddings; they
-//!   grow with context and batch;
-//! - **activations**: the residual stream (f32) and the widest intermediate result while a whole prompt goes through
-//!   one block, and the logits of the last token. Attention scores are not counted: kernels that need them all at once
-//!   take `batch · heads · context²` values more.
+//! - **weights**: linear layers of the blocks at 4, 2 or 1 byte a weight, the latter with a 4-byte scale an output channel;
+//!   embeddings, output head, norms and biases at 4 or 2 bytes (16-bit under LLM.int8());
+//! - **cache**: keys and values of every token at 4 or 2 bytes: the type of the KV cache, by default that of embeddings;
+//! - **activations**: residual stream (f32) and widest intermediate of a whole prompt in one block, and the logits of the
+//!   last token. Attention scores are not counted: kernels that materialise them take `batch · heads · context²` more values.
 
 mod gpus;
 mod models;
@@ -55,7 +53,7 @@ impl Precision {
     }
 
     /// Bytes of a weight of a linear layer.
-    const fn linear(self) -> u64 {
+    const fn linear_bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
@@ -64,7 +62,7 @@ impl Precision {
     }
 
     /// Bytes of all other values.
-    const fn other(self) -> u64 {
+    const fn other_bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Int8 => 2,
@@ -72,14 +70,14 @@ impl Precision {
     }
 }
 
-/// What a model is asked to do at once.
+/// The sequences that run at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
     /// Tokens of a sequence, prompt and continuation together.
     pub context: u64,
-    /// Sequences at a time.
+    /// Number of sequences.
     pub batch: u64,
-    /// In what keys and values are kept; `None` for f32 beside 32-bit weights and 16 bits otherwise.
+    /// Type of the KV cache; `None` for f32 beside 32-bit weights and 16-bit otherwise.
     pub kv_cache: Option<FloatType>,
 }
 
@@ -88,18 +86,18 @@ impl Load {
     pub const NONE: Self = Self { context: 0, batch: 0, kv_cache: None };
 }
 
-/// Blocks that keep keys and values of the same width.
+/// Blocks whose KV cache has one width and window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CachedBlocks {
     /// Number of blocks.
     pub blocks: u64,
-    /// Values that one token leaves in each: its keys and values.
+    /// Values a token in each: its keys and values.
     pub width: u64,
-    /// Most tokens that are kept, if there is a limit below the context.
+    /// Sliding window, in tokens.
     pub window: Option<u64>,
 }
 
-/// What a transformer consists of, as far as memory is concerned. All counts are of values, not bytes.
+/// A transformer by the sizes of its parts. Counts are of values, not bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Shape {
     /// The model's name.
@@ -108,7 +106,7 @@ pub struct Shape {
     pub blocks: u64,
     /// Weights of the linear layers of all blocks.
     pub linear: u64,
-    /// Outputs of these layers.
+    /// Output channels of these layers.
     pub linear_outputs: u64,
     /// Weights of token and position embeddings.
     pub embeddings: u64,
@@ -116,13 +114,13 @@ pub struct Shape {
     pub head: u64,
     /// Norms, biases, routers.
     pub other: u64,
-    /// What is kept of each token.
+    /// KV cache.
     pub cache: Vec<CachedBlocks>,
     /// Width of the residual stream.
     pub hidden: u64,
-    /// Values of one token that a block holds at once beside the residual stream.
+    /// Most intermediate values of one token that a block holds at once, beside the residual stream.
     pub widest: u64,
-    /// Widest input of a linear layer, whose codes are held, too.
+    /// Widest input of a linear layer; its codes are held, too.
     pub widest_input: u64,
     /// Logits of a token.
     pub vocabulary: u64,
@@ -130,7 +128,7 @@ pub struct Shape {
     pub max_positions: Option<u64>,
 }
 
-/// Memory in bytes, by what it is for.
+/// Bytes by use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
     /// Linear layers of the blocks.
@@ -145,7 +143,7 @@ pub struct Estimate {
     pub other: u64,
     /// Keys and values.
     pub cache: u64,
-    /// Intermediate results.
+    /// Activations.
     pub activations: u64,
 }
 
@@ -169,7 +167,7 @@ impl Shape {
         let queries = product(&[heads, head_size]);
         let keys_values = product(&[2, wide(config.kv_heads), head_size]);
         let gates = if config.gated_mlp { 2 } else { 1 };
-        // Weights and outputs of `hidden → width → hidden`.
+        // Weights and output channels of `hidden → width → hidden`.
         let mlp = |width: u64| {
             let outputs = sum(&[product(&[gates, width]), hidden]);
             (product(&[gates + 1, width, hidden]), outputs)
@@ -190,9 +188,7 @@ impl Shape {
         };
         let mut widest_mlp = 0;
         for index in 0..config.layers {
-            let experts = config.experts.as_ref().filter(|experts| {
-                index % experts.period == experts.period - 1 && !experts.dense_blocks.contains(&index)
-            });
+            let experts = config.experts.as_ref().filter(|experts| experts.in_block(index));
             let (weights, outputs) = match experts {
                 None => {
                     widest_mlp = widest_mlp.max(wide(config.intermediate_size));
@@ -243,9 +239,9 @@ impl Shape {
         sum(&[self.linear, self.embeddings, self.head, self.other])
     }
 
-    /// The memory that the model takes.
+    /// Bytes that the model takes.
     pub fn estimate(&self, precision: Precision, load: Load) -> Estimate {
-        let other = precision.other();
+        let other = precision.other_bytes();
         let kept = load.kv_cache.map_or(other, |kind| wide(kind.bytes()));
         let cached = |blocks: &CachedBlocks| {
             let tokens = blocks.window.map_or(load.context, |window| window.min(load.context));
@@ -255,7 +251,7 @@ impl Shape {
         let codes = if precision == Precision::Int8 { self.widest_input } else { 0 };
         let a_token = sum(&[product(&[4, self.hidden]), product(&[other, self.widest]), codes]);
         Estimate {
-            linear: product(&[self.linear, precision.linear()]),
+            linear: product(&[self.linear, precision.linear_bytes()]),
             scales: if precision == Precision::Int8 { product(&[4, self.linear_outputs]) } else { 0 },
             embeddings: product(&[self.embeddings, other]),
             head: product(&[self.head, other]),
@@ -265,13 +261,13 @@ impl Shape {
         }
     }
 
-    /// How many GPUs of `memory` bytes, of which [`RESERVED`] are not to be had, hold the model when its blocks are
-    /// spread over them one after the other; `None` if no number does.
+    /// GPUs of `capacity` bytes, [`RESERVED`] of them unavailable, that hold the model with its blocks spread over them in
+    /// order; `None` if no number does.
     ///
-    /// The first one also holds the embeddings and the last one the head; each needs room for the activations.
-    pub fn gpus_needed(&self, precision: Precision, load: Load, memory: u64) -> Option<u64> {
+    /// The first also holds the embeddings and the last the head; each holds the activations.
+    pub fn gpus_needed(&self, precision: Precision, load: Load, capacity: u64) -> Option<u64> {
         let estimate = self.estimate(precision, load);
-        let room = memory.checked_sub(RESERVED)?;
+        let room = capacity.checked_sub(RESERVED)?;
         if estimate.total() <= room {
             return Some(1);
         }
@@ -291,7 +287,7 @@ impl Shape {
     }
 }
 
-/// Blocks by what they see.
+/// The KV cache: blocks grouped by window.
 fn cache(config: &DecoderConfig, width: u64) -> Vec<CachedBlocks> {
     let mut groups: Vec<CachedBlocks> = Vec::new();
     for index in 0..config.layers {
@@ -304,7 +300,7 @@ fn cache(config: &DecoderConfig, width: u64) -> Vec<CachedBlocks> {
     groups
 }
 
-/// Sizes come out of files that anybody may have written: what no u64 holds is the largest one.
+/// Saturating: sizes come out of untrusted files.
 fn product(factors: &[u64]) -> u64 {
     factors.iter().fold(1, |product: u64, &factor| product.saturating_mul(factor))
 }

@@ -1,24 +1,23 @@
-//! The header of one safetensors file: `u64 length | JSON of that length | data`.
+//! One safetensors file: `u64 length | JSON of that length | data`.
 //!
-//! The entries are parsed and sized by the official `safetensors` crate. What it leaves open is checked here: it keeps
-//! the last of two entries with one name, its messages do not name the tensor, and it is silent about dimensions that
-//! overflow beside a zero. After our own checks the crate's `Metadata` must accept the same entries, so a file opens
-//! only if both agree.
+//! The official `safetensors` crate parses and sizes the entries. Checked here besides, since the crate keeps the last of two
+//! entries of one name, does not name the tensor in errors, and accepts dimensions that overflow beside a zero. Its `Metadata`
+//! must then accept the same entries: a file opens only if both agree.
 //!
-//! Invariants of what [`read`] returns, which the rest of the module relies on: every tensor's byte range lies inside
-//! the file, has exactly the size of its dtype and shape, and shares no byte with another.
+//! Invariants of what [`read`] returns: every tensor's byte range lies inside the file, has exactly the size of its dtype
+//! and shape, and shares no byte with another.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry as Slot, HashMap};
 use std::fmt;
-use std::ops::Range;
 
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::CheckpointError;
+use super::contents::{Contents, Entry, Progress};
 use super::dtype::DType;
 use super::error::{Dims, Quoted};
+use super::{CheckpointError, foreign};
 
 /// Bytes of the length field.
 const LENGTH_FIELD: usize = 8;
@@ -29,29 +28,13 @@ const HEADER_LIMIT: u64 = 100_000_000;
 /// The header entry that is no tensor.
 pub(super) const METADATA_KEY: &str = "__metadata__";
 
-/// One tensor's place in its file.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) dtype: DType,
-    pub(super) shape: Vec<usize>,
-    /// Bytes from the start of the file, from the first element to the last.
-    pub(super) range: Range<usize>,
-    /// Distance of neighbours in each dimension, in elements; `None` where elements lie row-major, as they do in every
-    /// safetensors file.
-    pub(super) strides: Option<Vec<usize>>,
-}
-
-/// A parsed and validated header.
-#[derive(Debug)]
-pub(super) struct Header {
-    /// Sorted by place in the file.
-    pub(super) entries: Vec<Entry>,
-    pub(super) metadata: BTreeMap<String, String>,
-}
-
 /// Parses and validates the header of the file whose whole contents are `bytes`; `file` names it in errors.
-pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header, CheckpointError> {
+pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Contents, CheckpointError> {
+    // A file of another format fails as a damaged one; its first bytes tell what it really is.
+    header(file, bytes).map_err(|error| foreign::check_content(file, bytes).err().unwrap_or(error))
+}
+
+fn header(file: &str, bytes: &[u8]) -> Result<Contents, CheckpointError> {
     let json = header_bytes(file, bytes)?;
     let data_begin = LENGTH_FIELD + json.len();
     let raw = parse(file, json)?;
@@ -76,7 +59,7 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header, CheckpointError> 
         return Err(CheckpointError::TrailingBytes { file: file.to_owned(), expected: stated, found });
     }
 
-    // The official reader's verdict on the same entries: what it refuses is refused, whatever we think of it.
+    // What the official reader refuses is refused.
     if let Err(error) = Metadata::new(None, tensors.clone()) {
         return Err(CheckpointError::Header {
             file: file.to_owned(),
@@ -95,7 +78,7 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header, CheckpointError> 
         let range = data_begin + info.data_offsets.0..data_begin + info.data_offsets.1;
         entries.push(Entry { name, dtype, shape: info.shape, range, strides: None });
     }
-    Ok(Header { entries, metadata: raw.metadata })
+    Ok(Contents { entries, tied: BTreeMap::new(), metadata: raw.metadata })
 }
 
 /// The JSON part, after checking its stated length against the format's limit and the file's size.
@@ -121,7 +104,7 @@ fn header_bytes<'a>(file: &str, bytes: &'a [u8]) -> Result<&'a [u8], CheckpointE
     json.ok_or_else(|| truncated("the header", to_u64(LENGTH_FIELD) + length))
 }
 
-/// The header's entries in the order they stand in.
+/// The header's entries in file order.
 #[derive(Default)]
 struct Raw {
     tensors: Vec<(String, TensorInfo)>,
@@ -148,13 +131,6 @@ fn parse(file: &str, json: &[u8]) -> Result<Raw, CheckpointError> {
         }),
         Err(error) => Err(failed(progress.entry, error.to_string())),
     }
-}
-
-/// What a parser was at when it failed.
-#[derive(Default)]
-pub(super) struct Progress {
-    pub(super) entry: Option<String>,
-    pub(super) duplicate: bool,
 }
 
 struct HeaderVisitor<'a>(&'a mut Progress);
@@ -229,8 +205,7 @@ fn check_size(file: &str, name: &str, info: &TensorInfo, found: usize) -> Result
         tensor: name.to_owned(),
         found: info.shape.clone(),
     };
-    // Zeros count as ones here, so that a dimension beside a zero is bounded, too: a [0, 2^62] tensor has no bytes, but
-    // whoever sizes a buffer by its columns would ask for 2^62.
+    // Zeros count as ones: a [0, 2^62] tensor has no bytes, but a buffer sized by its columns would have 2^62.
     let bounded = |dims: &[usize]| {
         let elements = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim.max(1)))?;
         elements.checked_mul(info.dtype.bitsize()).filter(|&bits| bits <= isize::MAX.unsigned_abs())
@@ -254,7 +229,7 @@ fn check_size(file: &str, name: &str, info: &TensorInfo, found: usize) -> Result
     })
 }
 
-/// A size in memory as a size in a file.
+/// Lossless.
 fn to_u64(size: usize) -> u64 {
     u64::try_from(size).unwrap_or(u64::MAX)
 }

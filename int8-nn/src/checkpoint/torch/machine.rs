@@ -1,34 +1,34 @@
-//! The pickle machine, restricted to what builds tensors: a stack, a memo and a table of values. It has no way to call
-//! anything: a global is one of [`Global`]'s rules or it is refused by its name.
+//! The pickle machine, restricted to opcodes that build tensors: a stack, a memo and a table of values. It can call nothing: a
+//! global is one of [`Global`]'s rules or it is refused by name.
 //!
-//! Every value lives in one table and refers to others by number, so neither deep nor circular data can exhaust the
-//! program's own stack, and all memory in use is bounded by [`MAX_STEPS`].
+//! Values are in one table and refer to each other by number, so neither deep nor circular data can exhaust the program's
+//! stack; [`MAX_OPERATIONS`] bounds the memory.
 
 use std::collections::HashMap;
 
 use super::super::DType;
 use super::globals::{self, Global};
 
-/// The most operations of one pickle: each adds at most a few dozen bytes to what is held, which is then below a gigabyte.
-/// A tensor takes about 40, so this is enough for 400,000 tensors a file, twenty times those of the largest models.
-const MAX_STEPS: usize = 1 << 24;
+/// Most opcodes of one pickle. Each adds at most a few dozen bytes, less than 1 GB in all. A tensor takes about 40, so this
+/// suffices for 400,000 tensors a file, twenty times the largest models.
+const MAX_OPERATIONS: usize = 1 << 24;
 
 /// The most dimensions of a tensor, as in PyTorch.
 pub(super) const MAX_DIMS: usize = 64;
 
-/// Why a pickle was not followed to its end.
+/// Why a pickle is refused.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// It is malformed, or asks for an operation that builds no tensors: the byte it stopped at, and why.
+    /// It is malformed, or has an opcode that builds no tensors: byte offset and reason.
     Malformed(usize, String),
-    /// It refers to this name.
+    /// It refers to this global.
     Global(String),
 }
 
-/// A value. Strings lie in the pickle; containers, storages and tensors in the machine's table.
+/// A value. Strings are slices of the pickle; containers, storages and tensors are in the machine's table.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Value<'a> {
-    /// `None`, and everything whose value does not matter.
+    /// `None`, and values that do not matter.
     Nothing,
     Bool,
     Int(i64),
@@ -46,16 +46,16 @@ pub(super) enum Node<'a> {
     Tensor(Tensor<'a>),
 }
 
-/// A file of the archive, as the pickle describes it.
+/// A file of the archive, as described by the pickle.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Storage<'a> {
     pub(super) key: &'a str,
-    /// `None`: the length is in bytes, and the tensor says what they are.
+    /// `None`: the length is in bytes, and the tensor has the dtype.
     pub(super) dtype: Option<DType>,
     pub(super) length: i64,
 }
 
-/// A view of a storage, as the pickle describes it; nothing of it has been checked but the number of dimensions.
+/// A view of a storage, as described by the pickle; only the number of dimensions is checked.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor<'a> {
     pub(super) storage: Storage<'a>,
@@ -67,7 +67,7 @@ pub(super) struct Tensor<'a> {
     pub(super) strides: Vec<i64>,
 }
 
-/// Runs the pickle to its end. Returns the table of values and the result.
+/// Runs the pickle; returns the table of values and the result.
 pub(super) fn run(pickle: &[u8]) -> Result<(Vec<Node<'_>>, Value<'_>), Refusal> {
     let mut machine = Machine {
         pickle,
@@ -83,7 +83,7 @@ pub(super) fn run(pickle: &[u8]) -> Result<(Vec<Node<'_>>, Value<'_>), Refusal> 
     Ok((machine.nodes, result))
 }
 
-/// What a value is, for messages.
+/// The kind of a value, for messages.
 pub(super) fn kind(nodes: &[Node<'_>], value: Value<'_>) -> &'static str {
     match value {
         Value::Nothing => "None",
@@ -105,7 +105,7 @@ struct Machine<'a> {
     pickle: &'a [u8],
     /// The next byte.
     at: usize,
-    /// Where the operation in progress began, for messages.
+    /// Offset of the current opcode, for messages.
     begin: usize,
     stack: Vec<Value<'a>>,
     /// Heights of the stack.
@@ -128,13 +128,13 @@ impl<'a> Machine<'a> {
                     false => Err(self.malformed(format!("{} values are left at its end", self.stack.len()))),
                 };
             }
-            self.step(operation)?;
+            self.execute(operation)?;
         }
     }
 
-    fn step(&mut self, operation: u8) -> Result<(), Refusal> {
+    fn execute(&mut self, operation: u8) -> Result<(), Refusal> {
         match operation {
-            // PROTO, FRAME: how the rest is written.
+            // PROTO, FRAME
             0x80 => match self.fixed()? {
                 [2..=5] => Ok(()),
                 [version] => Err(self.malformed(format!("protocol {version}; expected 2 to 5"))),
@@ -227,15 +227,15 @@ impl<'a> Machine<'a> {
             // BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET
             b'q' => {
                 let [key] = self.fixed()?;
-                self.remember(key.into())
+                self.memoize(key.into())
             }
             b'r' => {
                 let key = u32::from_le_bytes(self.fixed()?);
-                self.remember(key)
+                self.memoize(key)
             }
             0x94 => {
                 let key = u32::try_from(self.memo.len()).unwrap_or(u32::MAX);
-                self.remember(key)
+                self.memoize(key)
             }
             b'h' => {
                 let [key] = self.fixed()?;
@@ -268,13 +268,14 @@ impl<'a> Machine<'a> {
         Refusal::Malformed(self.begin, reason.into())
     }
 
-    /// Counts work, so that no pickle can ask for more than [`MAX_STEPS`].
+    /// Counts work against [`MAX_OPERATIONS`].
     fn spend(&mut self, steps: usize) -> Result<(), Refusal> {
         self.steps += steps;
-        if self.steps <= MAX_STEPS {
+        if self.steps <= MAX_OPERATIONS {
             return Ok(());
         }
-        Err(self.malformed(format!("more than {MAX_STEPS} operations, beyond any checkpoint of tensors")))
+        Err(self
+            .malformed(format!("more than {MAX_OPERATIONS} operations, beyond any checkpoint of tensors")))
     }
 
     fn slice(&mut self, length: u64) -> Result<&'a [u8], Refusal> {
@@ -370,13 +371,13 @@ impl<'a> Machine<'a> {
 
     fn pop_mark(&mut self) -> Result<Vec<Value<'a>>, Refusal> {
         match self.marks.pop() {
-            // No operation takes from below the last mark, so the stack is at least as high.
+            // No opcode pops below the last mark, so the stack is at least as high.
             Some(height) => Ok(self.stack.split_off(height)),
             None => Err(self.malformed("no mark is open")),
         }
     }
 
-    fn remember(&mut self, key: u32) -> Result<(), Refusal> {
+    fn memoize(&mut self, key: u32) -> Result<(), Refusal> {
         let top = self.top()?;
         self.memo.insert(key, top);
         Ok(())
@@ -515,7 +516,7 @@ impl<'a> Machine<'a> {
         };
         let length = pairs.len();
         let dict = pairs.iter().map(pair).collect::<Option<Vec<_>>>();
-        // One operation may copy a long list, again and again.
+        // One opcode may copy a long list, repeatedly.
         self.spend(length)?;
         match dict {
             Some(dict) => self.node(Node::Dict(dict)),
@@ -563,7 +564,7 @@ impl<'a> Machine<'a> {
         integers.ok_or_else(|| self.malformed("a shape or stride that is no integer"))
     }
 
-    /// BUILD: attributes of a dict (`_metadata`) or of a tensor, none of which matters here.
+    /// BUILD: attributes of a dict (`_metadata`) or of a tensor; ignored.
     fn build(&mut self) -> Result<(), Refusal> {
         self.pop()?;
         let top = self.top()?;
@@ -574,7 +575,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// The name of an operation that is not followed, for messages.
+/// The name of a refused opcode, for messages.
 fn unknown(operation: u8) -> String {
     let name = match operation {
         b'i' => "INST",

@@ -1,22 +1,21 @@
-//! Graphics cards and their memory, and the paper's table of what fits on which.
+//! GPUs by capacity, and the paper's table of the models that fit.
 
 use super::{Load, Precision, Shape};
 
-/// Bytes of every GPU that a model cannot have: the driver's context and the libraries' workspace, 500 to 600 MB on
-/// current drivers.
+/// Bytes of every GPU that driver context and library workspaces take: 500 to 600 MB on current drivers.
 pub const RESERVED: u64 = 600_000_000;
 
-/// A card.
+/// A GPU model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gpu {
     /// Its name.
     pub name: &'static str,
-    /// Its memory as the driver reports it, in MiB.
+    /// Its capacity as the driver reports it, in MiB.
     pub mebibytes: u64,
 }
 
 impl Gpu {
-    /// Common cards, largest first.
+    /// Common ones, largest first.
     pub const ALL: [Self; 14] = [
         Self { name: "B200 180 GB", mebibytes: 183_359 },
         Self { name: "H200 141 GB", mebibytes: 143_771 },
@@ -34,22 +33,22 @@ impl Gpu {
         Self { name: "RTX 3060 12 GB", mebibytes: 12_288 },
     ];
 
-    /// Its memory, in bytes.
+    /// Its capacity, in bytes.
     pub const fn bytes(self) -> u64 {
         self.mebibytes << 20
     }
 }
 
-/// A row of the paper's table of which models run on which hardware (Appendix A, Table 3).
+/// A row of the paper's table of models and hardware (Appendix A, Table 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PaperSetup {
-    /// Who has such a machine.
+    /// Class of user.
     pub class: &'static str,
-    /// What it is.
+    /// The machine.
     pub hardware: &'static str,
     /// Number of GPUs.
     pub gpus: u64,
-    /// Memory of one, in units of 10⁹ bytes.
+    /// Capacity of one, in units of 10⁹ bytes.
     pub gigabytes: u64,
     /// The largest model in 8 bits, as the paper has it.
     pub int8: &'static str,
@@ -82,11 +81,10 @@ const PAPER_MODELS: [&str; 8] =
     ["GPT-2-1.3B", "GPT-J-6B", "T5-11B", "OPT-13B", "OPT-30B", "OPT-66B", "OPT-175B", "BLOOM-176B"];
 
 impl PaperSetup {
-    /// The largest of the paper's models whose weights fit into the memory of all GPUs together, which is how the paper
-    /// counts; their names here.
+    /// The largest of the paper's models whose weights fit all GPUs together (the paper's criterion), by its name here.
     pub fn largest(&self, precision: Precision) -> Option<String> {
-        let memory = self.gpus * self.gigabytes * 1_000_000_000;
-        let fits = |shape: &Shape| shape.estimate(precision, Load::NONE).weights() <= memory;
+        let capacity = self.gpus * self.gigabytes * 1_000_000_000;
+        let fits = |shape: &Shape| shape.estimate(precision, Load::NONE).weights() <= capacity;
         let models = PAPER_MODELS.iter().rev().filter_map(|name| Shape::built_in(name));
         models.into_iter().find(fits).map(|shape| shape.name)
     }

@@ -26,7 +26,7 @@ fn built_in_models_have_the_weights_they_are_known_for() {
         ("T5-11B", 11_307_321_344),
     ] {
         let found = model(name).weights();
-        // What differs between relatives is left out of the formula: a norm behind the embedding, a bias here and there.
+        // The formula omits what differs between relatives: a norm after the embedding, single biases.
         let off = found.abs_diff(weights);
         assert!(off * 2000 < weights, "{name}: {found} weights, known for {weights}");
     }
@@ -47,7 +47,7 @@ fn bloom_shrinks_as_the_paper_says() {
     assert_eq!(giga(at(Precision::F32).weights()), 704);
     assert_eq!(giga(at(Precision::F16).weights()), 352);
     let int8 = at(Precision::Int8);
-    // 176 GB at a byte a weight, and a second byte for what stays in 16 bits, and the scales.
+    // 176 GB at a byte a weight, a second byte for 16-bit weights, and the scales.
     assert_eq!(giga(bloom.weights()), 176);
     assert_eq!(int8.weights(), bloom.weights() + bloom.embeddings + bloom.other + int8.scales);
     assert_eq!(giga(int8.linear), 172);
@@ -108,8 +108,8 @@ fn cache_and_activations_by_hand() {
 #[test]
 fn blocks_are_spread_over_gpus() {
     let bloom = model("BLOOM-176B");
-    let needed = |precision, memory| {
-        bloom.gpus_needed(precision, Load { context: 2048, batch: 1, ..Load::NONE }, memory)
+    let needed = |precision, capacity| {
+        bloom.gpus_needed(precision, Load { context: 2048, batch: 1, ..Load::NONE }, capacity)
     };
     let a100 = 81_251 << 20;
     assert_eq!(needed(Precision::F16, a100), Some(5));
@@ -121,7 +121,7 @@ fn blocks_are_spread_over_gpus() {
     assert_eq!(needed(Precision::F32, 1 << 40), Some(1));
     assert_eq!(needed(Precision::Int8, 5 << 30), None);
     assert_eq!(needed(Precision::Int8, 1000), None);
-    // More memory never needs more GPUs.
+    // Larger GPUs are never needed in larger number.
     let counts: Vec<_> = (10..200).filter_map(|gigabytes| needed(Precision::Int8, gigabytes << 30)).collect();
     assert!(counts.is_sorted_by(|left, right| left >= right), "{counts:?}");
 }

@@ -1,7 +1,9 @@
-//! Models by name: those of the paper, and their smaller relatives.
+//! Built-in shapes: the paper's models and their smaller relatives.
+
+use int8_core::FloatType;
 
 use super::{CachedBlocks, Shape, product, sum};
-use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, Rotary, RotaryPrecision, RotaryScaling};
+use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, Rotary, RotaryScaling};
 
 /// Blocks, width of the residual stream, heads.
 type Sizes = (&'static str, usize, usize, usize);
@@ -29,7 +31,7 @@ const BLOOM: [Sizes; 6] = [
     ("BLOOM-176B", 70, 14336, 112),
 ];
 
-/// Radford et al., 2019; the last has the sizes of the paper's own 1.3B model.
+/// Radford et al., 2019; the last is the paper's own 1.3B model.
 const GPT2: [Sizes; 5] = [
     ("GPT-2-124M", 12, 768, 12),
     ("GPT-2-355M", 24, 1024, 16),
@@ -42,7 +44,7 @@ const GPT2: [Sizes; 5] = [
 const T5: [(&str, u64, u64); 2] = [("T5-3B", 16384, 32), ("T5-11B", 65536, 128)];
 
 impl Shape {
-    /// A model by its name, upper or lower case: `BLOOM-176B`, `OPT-66B`, `T5-11B`, …
+    /// A model by its name, in either case: `BLOOM-176B`, `OPT-66B`, `T5-11B`, …
     pub fn built_in(name: &str) -> Option<Self> {
         built_in().into_iter().find(|shape| shape.name.eq_ignore_ascii_case(name))
     }
@@ -85,7 +87,7 @@ fn built_in() -> Vec<Shape> {
             dims,
             theta: 10_000.0,
             scaling: RotaryScaling::None,
-            precision: RotaryPrecision::F32,
+            precision: FloatType::F32,
         })
     };
     let parallel = |sizes: Sizes, vocab_size, dims| {
@@ -110,12 +112,12 @@ fn built_in() -> Vec<Shape> {
         .collect()
 }
 
-/// Encoder and decoder; keys and values of the decoder's own tokens, and of the encoder's for each of its blocks.
+/// Encoder and decoder; each decoder block caches its own keys and values and the cross-attention's.
 fn t5(name: &str, mlp: u64, heads: u64) -> Shape {
     const HIDDEN: u64 = 1024;
     const BLOCKS: u64 = 24;
     const VOCABULARY: u64 = 32128;
-    /// Buckets of the relative positions, in the first block of each half.
+    /// Buckets of the relative position bias, in the first block of encoder and decoder.
     const BUCKETS: u64 = 32;
     let queries = 128 * heads;
     // Attention once in a block of the encoder, twice in one of the decoder.

@@ -1,4 +1,4 @@
-//! The zip archive that `torch.save` writes: one pickle, and one stored (never compressed) file for each storage.
+//! The zip archive of `torch.save`: one pickle, and one stored (uncompressed) file a storage.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -8,11 +8,11 @@ use rawzip::{CompressionMethod, ZipArchive};
 use super::super::CheckpointError;
 use super::super::error::Quoted;
 
-/// The parts of an archive that matter here.
+/// Pickle and storages of an archive.
 #[derive(Debug)]
 pub(super) struct Archive<'a> {
     pub(super) pickle: &'a [u8],
-    /// Where each storage lies, by its key: bytes from the start of the file.
+    /// Byte range of each storage in the file, by key.
     pub(super) storages: HashMap<String, Range<usize>>,
 }
 
@@ -28,7 +28,7 @@ impl From<rawzip::Error> for Refusal {
     }
 }
 
-/// Opens the archive that makes up the file of these bytes.
+/// Opens the archive in these bytes; `file` names it in errors.
 pub(super) fn read<'a>(file: &str, bytes: &'a [u8]) -> Result<Archive<'a>, CheckpointError> {
     parse(bytes).map_err(|refusal| match refusal {
         Refusal::Malformed(reason) => CheckpointError::Archive { file: file.to_owned(), reason },
@@ -50,7 +50,7 @@ fn parse(bytes: &[u8]) -> Result<Archive<'_>, Refusal> {
             return Err(Refusal::Malformed("a file whose name is not UTF-8".to_owned()));
         };
         let malformed = |reason: &str| Refusal::Malformed(format!("{}: {reason}", Quoted(path)));
-        // All files lie in one folder, named after the file that was saved.
+        // All files are in one folder, named after the saved file.
         let Some((root, name)) = path.split_once('/') else { continue };
         let key = name.strip_prefix("data/");
         if name == "constants.pkl" || name.starts_with("code/") {
@@ -78,7 +78,7 @@ fn parse(bytes: &[u8]) -> Result<Archive<'_>, Refusal> {
             .get_entry(entry.wayfinder())
             .map_err(|error| malformed(&error.to_string()))?
             .compressed_data_range();
-        // Inside the file, which lies in memory, so both fit.
+        // Inside the mapped file, so both fit.
         let (Ok(begin), Ok(end)) = (usize::try_from(begin), usize::try_from(end)) else {
             return Err(malformed("its place is outside the file"));
         };

@@ -1,0 +1,322 @@
+//! The description of a decoder that every family is mapped onto.
+
+use int8_core::FloatType;
+
+use super::{Buckets, RawConfig, Rotary};
+use crate::Error;
+
+/// A decoder-only transformer, as [`crate::decoder`] runs it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DecoderConfig {
+    /// The family's `model_type`.
+    pub family: &'static str,
+    /// Rows of the token embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads (grouped-query attention when fewer than `heads`; `heads` must be a multiple).
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_size: usize,
+    /// Width of the MLP's hidden layer.
+    pub intermediate_size: usize,
+    /// Most positions a sequence can have.
+    pub max_positions: usize,
+    /// Kind of normalisation.
+    pub norm: NormKind,
+    /// ε, added to the variance or mean square before the root.
+    pub norm_eps: f32,
+    /// Where the normalisations are.
+    pub block: BlockKind,
+    /// One normalisation feeds attention and MLP of a parallel block.
+    pub shared_norm: bool,
+    /// The outputs of attention and MLP are normalised before the residual addition.
+    pub branch_norms: bool,
+    /// Queries and keys are normalised before they are rotated.
+    pub query_key_norms: Option<QueryKeyNorms>,
+    /// How positions enter.
+    pub positions: Positions,
+    /// The MLP's activation.
+    pub activation: Activation,
+    /// `down(act(gate(x)) · up(x))` instead of `down(act(up(x)))`.
+    pub gated_mlp: bool,
+    /// Number of latest positions that attention sees, the query's own included; all without it.
+    pub sliding_window: Option<usize>,
+    /// Blocks whose `positions` and `sliding_window` differ from those above.
+    pub alternate: Option<AlternateAttention>,
+    /// Attention scores are divided by the square root of this; by that of the head size without it.
+    pub attention_divisor: Option<f64>,
+    /// `c·tanh(score/c)` on the attention scores.
+    pub attention_softcap: Option<f32>,
+    /// RMSNorms store `g − 1`.
+    pub norm_gain_less_one: bool,
+    /// The token embedding is multiplied by this.
+    pub embedding_scale: Option<f32>,
+    /// The logits are multiplied by this.
+    pub logit_scale: Option<f32>,
+    /// `c·tanh(logit/c)` on the logits.
+    pub logit_softcap: Option<f32>,
+    /// A mixture of experts instead of one MLP, in some blocks or all.
+    pub experts: Option<ExpertsConfig>,
+    /// The head is the token embedding.
+    pub tied_embeddings: bool,
+    /// Width of the token embedding; where it is not `hidden_size`, linear layers project in and out (OPT-350m).
+    pub embedding_size: usize,
+    /// Tokens that end a text, from `config.json`.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// Kind of normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `(x − mean)/√(var + ε)·g + b`
+    LayerNorm,
+    /// `x/√(mean(x²) + ε)·g`
+    RmsNorm,
+}
+
+/// How a block joins attention and MLP to the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockKind {
+    /// `x += attn(norm₁(x)); x += mlp(norm₂(x))`
+    PreNorm,
+    /// `x = norm₁(x + attn(x)); x = norm₂(x + mlp(x))`
+    PostNorm,
+    /// `x += attn(norm₁(x)) + mlp(norm₂(x))`
+    Parallel,
+}
+
+/// Which dimensions a normalisation of queries or keys spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryKeyNorms {
+    /// Each head alone, all with the same gains.
+    PerHead,
+    /// All heads together.
+    Whole,
+}
+
+/// How positions enter.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// A table with `offset` rows before position 0 is added to the token embedding.
+    Learned {
+        /// Rows of the table before position 0 (2 for OPT).
+        offset: usize,
+    },
+    /// A bias `−slope(head)·distance` on the attention scores (Press, Smith, Lewis, 2022).
+    Alibi,
+    /// Pairs of a head's dimensions are rotated by `position·frequency` (Su et al., 2021).
+    Rotary(Rotary),
+    /// A learned bias on the attention scores for each head and bucket of distances (Raffel et al., 2020).
+    Relative(Buckets),
+    /// Not at all, but for the causal mask.
+    None,
+}
+
+/// Attention that differs in some blocks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AlternateAttention {
+    /// Which blocks.
+    pub blocks: BlockSet,
+    /// How positions enter these blocks.
+    pub positions: Positions,
+    /// Number of latest positions these blocks see, itself included.
+    pub sliding_window: Option<usize>,
+}
+
+/// Some of a model's blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlockSet {
+    /// All but each `period`-th: with 6, blocks 0 to 4, 6 to 10, …
+    AllButEach {
+        /// The period.
+        period: usize,
+    },
+    /// From block `first` on.
+    From {
+        /// The first one.
+        first: usize,
+    },
+    /// Those marked; the marks repeat.
+    Marked(Vec<bool>),
+}
+
+impl BlockSet {
+    /// Whether block `index` is in the set.
+    pub fn contains(&self, index: usize) -> bool {
+        match self {
+            Self::AllButEach { period } => !(index + 1).is_multiple_of(*period),
+            Self::From { first } => index >= *first,
+            Self::Marked(marks) => !marks.is_empty() && marks[index % marks.len()],
+        }
+    }
+}
+
+/// A mixture of experts (Shazeer et al., 2017): for each token a floating-point router chooses the MLPs to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// Experts that the router chooses from.
+    pub count: usize,
+    /// Experts chosen for each token.
+    pub chosen: usize,
+    /// The weights of the chosen experts are divided by their sum.
+    pub normalized: bool,
+    /// Width of an expert's hidden layer.
+    pub intermediate_size: usize,
+    /// Hidden width of a shared expert, which runs for every token and is weighted by `σ(gate)`.
+    pub shared_intermediate_size: Option<usize>,
+    /// Only each `period`-th block has experts.
+    pub period: usize,
+    /// Indices of blocks without experts all the same.
+    pub dense_blocks: Vec<usize>,
+}
+
+impl ExpertsConfig {
+    /// Whether block `index` has experts.
+    pub fn in_block(&self, index: usize) -> bool {
+        (index + 1).is_multiple_of(self.period) && !self.dense_blocks.contains(&index)
+    }
+}
+
+/// The MLP's activation function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `max(x, 0)`
+    Relu,
+    /// `x·Φ(x)` with the error function.
+    Gelu,
+    /// `x/2·(1 + tanh(√(2/π)(x + 0.044715x³)))`
+    GeluTanh,
+    /// `x·σ(x)`
+    Silu,
+}
+
+impl Activation {
+    /// By its name in `config.json`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "relu" => Some(Self::Relu),
+            "gelu" => Some(Self::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
+            "silu" | "swish" => Some(Self::Silu),
+            _ => None,
+        }
+    }
+}
+
+impl Default for ExpertsConfig {
+    /// Experts in all blocks, no shared one; all sizes are 0.
+    fn default() -> Self {
+        Self {
+            count: 0,
+            chosen: 0,
+            normalized: false,
+            intermediate_size: 0,
+            shared_intermediate_size: None,
+            period: 1,
+            dense_blocks: Vec::new(),
+        }
+    }
+}
+
+impl Default for DecoderConfig {
+    /// LayerNorm before each branch, GELU, no positions; all sizes are 0.
+    fn default() -> Self {
+        Self {
+            family: "",
+            vocab_size: 0,
+            hidden_size: 0,
+            layers: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_size: 0,
+            intermediate_size: 0,
+            max_positions: 0,
+            norm: NormKind::LayerNorm,
+            norm_eps: 1e-5,
+            block: BlockKind::PreNorm,
+            shared_norm: false,
+            branch_norms: false,
+            query_key_norms: None,
+            positions: Positions::None,
+            activation: Activation::Gelu,
+            gated_mlp: false,
+            sliding_window: None,
+            alternate: None,
+            attention_divisor: None,
+            attention_softcap: None,
+            norm_gain_less_one: false,
+            embedding_scale: None,
+            logit_scale: None,
+            logit_softcap: None,
+            experts: None,
+            tied_embeddings: false,
+            embedding_size: 0,
+            eos_token_ids: Vec::new(),
+        }
+    }
+}
+
+impl DecoderConfig {
+    /// Positions and sliding window of block `index`.
+    pub fn attention(&self, index: usize) -> (&Positions, Option<usize>) {
+        match &self.alternate {
+            Some(alternate) if alternate.blocks.contains(index) => {
+                (&alternate.positions, alternate.sliding_window)
+            }
+            _ => (&self.positions, self.sliding_window),
+        }
+    }
+
+    /// Rotated dimensions of a head, the most of any block.
+    pub(crate) fn rotated_dims(&self) -> usize {
+        let alternate = self.alternate.as_ref().map(|alternate| &alternate.positions);
+        let dims = |positions: &Positions| match positions {
+            Positions::Rotary(rotary) => rotary.dims,
+            _ => 0,
+        };
+        std::iter::once(&self.positions).chain(alternate).map(dims).max().unwrap_or_default()
+    }
+
+    /// Sets the precision of all rotary frequencies.
+    pub(crate) fn set_rotary_precision(&mut self, precision: FloatType) {
+        let alternate = self.alternate.as_mut().map(|alternate| &mut alternate.positions);
+        for positions in std::iter::once(&mut self.positions).chain(alternate) {
+            if let Positions::Rotary(rotary) = positions {
+                rotary.precision = precision;
+            }
+        }
+    }
+
+    /// Checks that the sizes fit each other.
+    ///
+    /// # Errors
+    /// [`Error::Config`], naming the key of `raw` at fault.
+    pub fn validate(self, raw: &RawConfig) -> Result<Self, Error> {
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(raw.problem(
+                "num_key_value_heads",
+                format!("is {}; it must divide the {} attention heads", self.kv_heads, self.heads),
+            ));
+        }
+        let alternate = self.alternate.as_ref().map(|alternate| &alternate.positions);
+        for positions in std::iter::once(&self.positions).chain(alternate) {
+            if let Positions::Rotary(rotary) = positions {
+                rotary.validate(raw, self.head_size)?;
+            }
+        }
+        if let Some(experts) = &self.experts
+            && experts.chosen > experts.count
+        {
+            return Err(raw.problem(
+                "num_experts_per_tok",
+                format!("is {}; there are only {} experts", experts.chosen, experts.count),
+            ));
+        }
+        Ok(self)
+    }
+}
