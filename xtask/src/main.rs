@@ -3,6 +3,7 @@
 mod checks;
 mod cuda_toolkit;
 mod dist;
+mod imports;
 mod interruptions;
 mod miri;
 mod scan;
