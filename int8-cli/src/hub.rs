@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use int8_nn::hub::{Hub, HubError, ModelId, Settings};
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
 
 /// The folder or file that `model` means; a model of the hub is downloaded unless it is there. What exists on disk wins.

@@ -1,4 +1,5 @@
 //! `eval --compare` and `outliers` on the embedded model, and their pages in a browser.
+#![allow(clippy::print_stdout, reason = "says what it skips")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

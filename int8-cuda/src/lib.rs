@@ -1,3 +1,4 @@
+#![allow(unsafe_code, reason = "calls C functions and frees what they return")]
 #![doc = include_str!("../README.md")]
 
 pub mod bench;

@@ -30,6 +30,7 @@ pub mod hub;
 pub mod linear8bit;
 pub mod memory;
 pub mod model;
+mod named;
 pub mod outliers;
 pub mod perplexity;
 pub mod quality;

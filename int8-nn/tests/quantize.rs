@@ -266,7 +266,7 @@ fn wishes_are_followed() {
     };
     let typo = Options { exclude: list(&["*.q_prj.*"]), ..Options::default() };
     assert!(refused(&typo).contains("no tensor of the checkpoint has such a name"));
-    assert!(refused(&skip(&["("])).contains("--skip-modules ("));
+    assert!(refused(&skip(&["("])).contains("module to skip ("));
 }
 
 #[test]
@@ -353,7 +353,7 @@ fn folders_are_treated_with_care() {
     assert!(again.to_string().contains("bitsandbytes int8"), "{again}");
     fs::write(out.join("int8-write.partial"), "").unwrap();
     let error = Checkpoint::open(&out).expect_err("unfinished").to_string();
-    assert!(error.contains("--resume"), "{error}");
+    assert!(error.contains("Resume the conversion"), "{error}");
 }
 
 fn copy(from: &Path, to: &Path) {

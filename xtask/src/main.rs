@@ -1,4 +1,5 @@
 //! `cargo xtask …`: the workspace's own automation. Plain Rust, so that a contributor needs nothing but a toolchain.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the command line")]
 
 mod checks;
 mod cuda_toolkit;

@@ -34,8 +34,8 @@ const ALLOWED_EDGES: [(&str, &[&str]); 7] = [
     ("int8-cuda", &["int8-core", "int8-cuda-sys"]),
     ("int8-nn", &["int8-core", "int8-cpu", "int8-cuda"]),
     // core beside nn: the names of schemes, rules and granularities that a user types are core's types.
-    // cuda: the bench on a GPU.
-    ("int8-cli", &["int8-core", "int8-cuda", "int8-nn"]),
+    // cpu, cuda: `int8 bench` times single layers, which a model has no API for.
+    ("int8-cli", &["int8-core", "int8-cpu", "int8-cuda", "int8-nn"]),
     ("xtask", &[]),
 ];
 

@@ -5,9 +5,9 @@ use std::io::{self, IsTerminal, Read};
 use int8_nn::{ChatTemplate, Message};
 use serde_json::json;
 
-use super::run::{Echo, Run};
-use crate::Failure;
+use super::generate::{Echo, Run};
 use crate::args::RunArgs;
+use crate::failure::Failure;
 use crate::output::Output;
 
 /// Where questions come from.
@@ -78,7 +78,7 @@ struct Answer {
 }
 
 impl Chat<'_> {
-    /// Answers one question, and remembers both.
+    /// Answers one question and appends both to the conversation.
     fn answer(&mut self, question: String) -> Result<Answer, Failure> {
         let tokenizer = self.run.model.tokenizer()?;
         self.messages.push(Message::new("user", question));

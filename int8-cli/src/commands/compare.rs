@@ -9,11 +9,12 @@ use int8_nn::quality::{Baseline, Comparison, LastWords, LayerError, layer_errors
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
-use super::eval::read_passages;
+use super::passages::read_passages;
 use super::{OutlierShare, outlier_share, settings, text};
-use crate::Failure;
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::report::charts::{Axis, Chart, Series};
 use crate::report::plots::{Plot, PlotFolder, short_name};
@@ -94,10 +95,10 @@ fn entries() -> Vec<Entry> {
 }
 
 /// Compares all schemes.
-pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let passages = arguments.last_words.as_deref().map(read_passages).transpose()?;
     let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
-    let float = resolve::load_as(&arguments.model, Precision::Float, output)?;
+    let float = resolve::load_as(&arguments.model, Precision::Float, device, output)?;
     let (ids, options) = text(&float, &arguments.text)?;
     let bar = output.bar("scoring float", "windows");
     let baseline = float.baseline(&ids, &options, BASELINE_BYTES, |done, all| bar.set(done, all))?;
@@ -107,13 +108,14 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
     };
     let float_words = last_words(&float)?;
 
-    let context = Context { arguments, output, float: &float, ids: &ids, options, baseline: &baseline };
+    let context =
+        Context { arguments, device, output, float: &float, ids: &ids, options, baseline: &baseline };
     let entries = entries();
     let all = entries.len();
     let mut found = Vec::new();
     for (index, entry) in entries.into_iter().enumerate() {
         let step = format!("{} of {all}, {}", index + 1, entry.name);
-        let model = Arc::new(resolve::load_as(&arguments.model, entry.precision, output)?);
+        let model = Arc::new(resolve::load_as(&arguments.model, entry.precision, device, output)?);
         let comparison = context.score(&step, &model, &baseline, &options)?;
         let layer_ids = &ids[..LAYER_TOKENS.min(options.window).min(ids.len())];
         found.push(Found {
@@ -161,6 +163,7 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
 
 struct Context<'a> {
     arguments: &'a EvalArgs,
+    device: &'a Device,
     output: &'a Output,
     float: &'a Model,
     ids: &'a [u32],
@@ -207,7 +210,7 @@ impl Context<'_> {
                     let config =
                         int8_core::Config { rule, outlier_granularity: granularity, ..base.config() };
                     let precision = Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
-                    let model = resolve::load_as(&self.arguments.model, precision, self.output)?;
+                    let model = resolve::load_as(&self.arguments.model, precision, self.device, self.output)?;
                     let found = self.score(&format!("{name} {parameter}"), &model, &baseline, &options)?;
                     let share = outlier_share(&model);
                     let loss = 100.0 * found.loss;

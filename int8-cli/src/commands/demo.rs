@@ -11,8 +11,9 @@ use int8_nn::{GenerateOptions, Loader, Model, Perplexity, PerplexityOptions};
 use serde_json::{Value, json};
 
 use super::outlier_share;
-use crate::Failure;
 use crate::convert::{count, real};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
 
 /// demo-opt, trained for this project: OPT architecture, 3.16M parameters, with six outlier features as large models
@@ -45,12 +46,12 @@ struct Row {
 }
 
 /// Tells the story.
-pub(crate) fn run(output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(device: &Device, output: &Output) -> Result<(), Failure> {
     let begin = Instant::now();
     let checkpoint =
         Checkpoint::from_bytes(FILES.map(|(name, bytes)| (name.to_owned(), Cow::Borrowed(bytes))))?;
     let load = |precision: Precision| -> Result<Model, Failure> {
-        Ok(Loader::new(checkpoint.clone()).precision(precision).build_on(output.backend()?)?)
+        Ok(Loader::new(checkpoint.clone()).precision(precision).build_on(device.backend()?)?)
     };
     let int8 = |config: Config| Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
 

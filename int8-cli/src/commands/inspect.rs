@@ -4,9 +4,9 @@ use int8_nn::checkpoint::Checkpoint;
 use int8_nn::families::Kind;
 use serde_json::{Value, json};
 
-use crate::Failure;
 use crate::args::InspectArgs;
 use crate::convert::count;
+use crate::failure::Failure;
 use crate::hub;
 use crate::output::{Output, bytes};
 

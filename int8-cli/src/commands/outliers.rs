@@ -11,8 +11,9 @@ use int8_nn::outliers::{
 use serde_json::json;
 
 use super::text;
-use crate::Failure;
 use crate::args::{ModelArgs, OutliersArgs, PrecisionArgs};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::Output;
 use crate::report::charts::{Axis, Chart, Series};
 use crate::report::plots::{Plot, PlotFolder, short_name};
@@ -32,7 +33,7 @@ struct Effect {
 }
 
 /// Analyses a model.
-pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &OutliersArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let criterion = Criterion {
         magnitude: arguments.magnitude,
         layers: arguments.layers,
@@ -54,7 +55,7 @@ pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failu
         revision: arguments.revision.clone(),
         precision: PrecisionArgs::default(),
     };
-    let model = resolve::load_as(&model_arguments, Precision::Float, output)?;
+    let model = resolve::load_as(&model_arguments, Precision::Float, device, output)?;
     let (ids, options) = text(&model, &arguments.text)?;
     let bar = output.bar("looking for outliers", "windows");
     let report = analyse(&model, &ids, &options, criterion, |done, all| bar.set(done, all))?;

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use crate::args::PlanArgs;
 use crate::convert::real_u64;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
-use crate::{Failure, hub, resolve};
+use crate::{hub, resolve};
 
 /// Tokens of a sequence when none are said and the model has no limit, or a higher one.
 const DEFAULT_CONTEXT: u64 = 2048;

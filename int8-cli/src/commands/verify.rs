@@ -3,8 +3,8 @@
 use int8_nn::backend::cpu::{Kernel, verify};
 use serde_json::json;
 
-use crate::Failure;
 use crate::args::{Required, VerifyArgs};
+use crate::failure::Failure;
 use crate::output::Output;
 
 /// Failures that are printed for each kernel; the rest is counted.

@@ -10,8 +10,8 @@ use plotters_backend::{
     text_anchor,
 };
 
-use crate::Failure;
 use crate::convert::{average, pixels};
+use crate::failure::Failure;
 
 /// The family of all text. In a picture it is DejaVu Sans; in SVG whatever the reader has, and as DejaVu is the widest of
 /// the usual ones, what was laid out for it has room for the others.

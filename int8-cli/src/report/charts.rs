@@ -9,8 +9,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::bitmap::{self, FAMILY};
-use crate::Failure;
 use crate::convert::{pixels, real};
+use crate::failure::Failure;
 
 /// Width of every plot.
 const WIDTH: i32 = 760;

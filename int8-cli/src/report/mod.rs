@@ -2,13 +2,15 @@
 
 mod bitmap;
 pub(crate) mod charts;
+mod file;
 pub(crate) mod plots;
 
 use std::fmt::Write as _;
 use std::path::Path;
 
+use self::file::write_file;
 use self::plots::Plot;
-use crate::Failure;
+use crate::failure::Failure;
 
 /// A page under construction.
 pub(crate) struct Page {
@@ -144,18 +146,6 @@ impl Table {
         }
         text
     }
-}
-
-/// Writes a file as a whole: what was there before stays until the new one is complete.
-///
-/// # Errors
-/// When the folder does not exist or the disk is full.
-pub(crate) fn write_file(path: &Path, contents: &[u8]) -> Result<(), Failure> {
-    let named = |error: std::io::Error| Failure::new(format!("{}: {error}", path.display()));
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".part");
-    std::fs::write(&temporary, contents).map_err(named)?;
-    std::fs::rename(&temporary, path).map_err(named)
 }
 
 fn escape(text: &str) -> String {

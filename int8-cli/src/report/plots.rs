@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::charts::{Caption, Chart};
-use super::write_file;
-use crate::Failure;
+use super::file::write_file;
+use crate::failure::Failure;
 
 /// A plot with the name of its files, and what it shows.
 pub(crate) struct Plot {

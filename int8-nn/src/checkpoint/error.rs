@@ -422,7 +422,7 @@ pub enum CheckpointError {
     /// The folder holds what an interrupted conversion has left.
     #[error(
         "{folder}: expected a complete checkpoint, found an unfinished one (a conversion was interrupted: {note} is \
-             there). Run the same command again with --resume, or delete the folder"
+             there). Resume the conversion, or delete the folder"
     )]
     Incomplete {
         /// The folder.

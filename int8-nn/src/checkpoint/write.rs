@@ -307,13 +307,13 @@ impl CheckpointWriter {
             (Existing::Refuse, Some(_)) => {
                 return Err(exists(
                     "an unfinished checkpoint",
-                    "Resume it (--resume), or replace it (--force), or name another folder",
+                    "Resume it, replace it, or name another folder",
                 ));
             }
             (_, None) => {
                 let config = folder.join(CONFIG).exists().then(|| CONFIG.to_owned());
                 if let Some(found) = present.into_iter().chain(config).next() {
-                    return Err(exists(&found, "Replace it (--force), or name another folder"));
+                    return Err(exists(&found, "Replace it, or name another folder"));
                 }
             }
         }

@@ -182,8 +182,8 @@ pub fn quantize_checkpoint(
     config::check_unquantized(checkpoint, &source_config)?;
     let names: Vec<&str> = checkpoint.names().collect();
     let wishes = Wishes {
-        include: Globs::new("--include", &options.include, &names)?,
-        exclude: Globs::new("--exclude", &options.exclude, &names)?,
+        include: Globs::new("include", &options.include, &names)?,
+        exclude: Globs::new("exclude", &options.exclude, &names)?,
         skip_modules: options.skip_modules.as_deref().map(ModuleNames::new).transpose()?,
         beyond_transformers: options.beyond_transformers,
     };

@@ -13,18 +13,18 @@ pub(super) struct Globs(Vec<(String, GlobMatcher)>);
 impl Globs {
     /// # Errors
     /// [`Error::Input`] for something that is no pattern, and for one that matches none of `names`.
-    pub(super) fn new(option: &str, patterns: &[String], names: &[&str]) -> Result<Self, Error> {
+    pub(super) fn new(list: &str, patterns: &[String], names: &[&str]) -> Result<Self, Error> {
         let globs = patterns
             .iter()
             .map(|pattern| match Glob::new(pattern) {
                 Ok(glob) => Ok((pattern.clone(), glob.compile_matcher())),
-                Err(error) => Err(Error::Input(format!("{option} {pattern}: {error}"))),
+                Err(error) => Err(Error::Input(format!("{list} pattern {pattern}: {error}"))),
             })
             .collect::<Result<Vec<_>, _>>()?;
         for (pattern, matcher) in &globs {
             if !names.iter().any(|name| matches(matcher, name)) {
                 return Err(Error::Input(format!(
-                    "{option} {pattern}: no tensor of the checkpoint has such a name; `int8 inspect --tensors` lists them"
+                    "{list} pattern {pattern}: no tensor of the checkpoint has such a name"
                 )));
             }
         }
@@ -53,7 +53,7 @@ impl ModuleNames {
     pub(super) fn new(names: &[String]) -> Result<Self, Error> {
         let names = names.iter().map(|name| {
             let regex = Regex::new(&format!(r"^(?:{name})(?:(?<=\.)|(?=\.|$))"));
-            let failed = |error| Error::Input(format!("--skip-modules {name}: {error}"));
+            let failed = |error| Error::Input(format!("module to skip {name}: {error}"));
             Ok((name.clone(), regex.map_err(failed)?))
         });
         names.collect::<Result<_, _>>().map(Self)
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn globs_match_tensors_and_modules_and_must_match_something() {
         let names = ["model.layers.0.mlp.up.weight", "model.norm.weight"];
-        let globs = |pattern: &str| Globs::new("--exclude", &[pattern.to_owned()], &names);
+        let globs = |pattern: &str| Globs::new("exclude", &[pattern.to_owned()], &names);
         assert!(globs("*.mlp.*").expect("a pattern").matches(names[0]));
         assert!(globs("*.up").expect("a pattern").matches(names[0]));
         assert!(!globs("*.up").expect("a pattern").matches(names[1]));

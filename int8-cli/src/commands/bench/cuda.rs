@@ -1,7 +1,7 @@
 //! `int8 bench --device cuda`: what `int8-cuda-bench` measures, the layer on a GPU against cuBLASLt fp16.
 
-use crate::Failure;
 use crate::args::BenchArgs;
+use crate::failure::Failure;
 use crate::output::Output;
 
 /// Prints the table.

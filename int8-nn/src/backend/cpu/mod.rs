@@ -19,8 +19,8 @@ use crate::backend::{
 use crate::convert;
 use crate::weights::{FloatMatrix, LinearSource};
 
-/// The kernels of this machine, their check against the reference, and their timing.
-pub use int8_cpu::{Kernel, bench, verify};
+/// The kernels of this machine, and their check against the reference.
+pub use int8_cpu::{Kernel, verify};
 
 pub use attention::CpuCache;
 pub use float::SharedMatrix;
