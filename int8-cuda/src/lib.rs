@@ -1,5 +1,5 @@
-#![allow(unsafe_code, reason = "calls C functions and frees what they return")]
 #![doc = include_str!("../README.md")]
+#![allow(unsafe_code, reason = "calls C functions and frees what they return")]
 
 pub mod bench;
 mod convert;

@@ -1,4 +1,5 @@
 //! Checkpoints converted to int8 against those that bitsandbytes writes, and back.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "says what it skips")]
 
 use std::collections::BTreeMap;
 use std::fs;

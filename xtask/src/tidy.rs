@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::Value;
@@ -60,7 +61,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         ["--imports", name] => {
             let mut files = Vec::new();
             source_files(&shell::workspace_root()?, name, &mut files)?;
-            println!("{}", imports::picture(name, &files)?);
+            // A reader that stops early, as `head` does, has seen enough.
+            let _ = writeln!(std::io::stdout(), "{}", imports::picture(name, &files)?);
             Ok(())
         }
         _ => Err(format!("tidy does not know {arguments:?}\n\n{HELP}")),

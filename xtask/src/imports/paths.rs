@@ -1,5 +1,7 @@
 //! The paths in a source file: `use` trees and path expressions, with the inline module that each stands in.
 
+use std::collections::BTreeSet;
+
 /// A path as written, `crate::a::B` or a name alone that a `use` brings into scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Path {
@@ -26,6 +28,8 @@ pub(crate) struct Paths {
     pub(crate) imports: Vec<Import>,
     /// Paths of two segments or more outside `use`.
     pub(crate) expressions: Vec<Path>,
+    /// Names that stand alone outside `use`, of types, or called: the file uses what it re-exports under them.
+    pub(crate) names: BTreeSet<String>,
     /// Items defined, each with the inline modules around it and its name.
     pub(crate) items: Vec<(Vec<String>, String)>,
     /// Inline modules, each with its own name last.
@@ -135,10 +139,21 @@ impl<'a> Reader<'a> {
                     }
                 }
                 Token::Word(_) if self.peek(1) == Some(Token::PathSeparator) => self.expression(),
+                Token::Word(name) => self.name(name),
                 _ => {}
             }
             is_public = false;
             self.at += 1;
+        }
+    }
+
+    /// A name alone. A lower-case one may be a field or variable unless it is called.
+    fn name(&mut self, name: &str) {
+        let before = self.at.checked_sub(1).map(|at| self.tokens[at].0);
+        let is_called = self.peek(1) == Some(Token::Sign('(')) && before != Some(Token::Sign('.'));
+        let is_path_end = before == Some(Token::PathSeparator);
+        if !is_path_end && (is_called || name.starts_with(char::is_uppercase)) {
+            self.paths.names.insert(name.to_owned());
         }
     }
 

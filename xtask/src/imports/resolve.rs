@@ -55,9 +55,11 @@ pub(crate) fn graph(files: &[(String, String)]) -> Graph {
     let tree = Crate { modules };
     let mut edges = Vec::new();
     for (file, module, paths) in &read {
-        // A public re-export makes a path for others; they import what is behind it.
-        let private = paths.imports.iter().filter(|import| !import.is_public);
-        let leaves = private.map(|import| (&import.path, import.name.is_none()));
+        // A re-export makes a path for others, who import what is behind it; it is an import if the file uses the name, too.
+        let used = paths.imports.iter().filter(|import| {
+            !import.is_public || import.name.as_ref().is_some_and(|name| paths.names.contains(name))
+        });
+        let leaves = used.map(|import| (&import.path, import.name.is_none()));
         for (path, is_glob) in leaves.chain(paths.expressions.iter().map(|path| (path, false))) {
             let from = [&module[..], &path.inside].concat();
             let to = match tree.resolve(&from, &path.segments, MAX_DEPTH) {
@@ -183,6 +185,20 @@ mod tests {
                 "linear.rs:2 gemm/plan.rs",
             ]
         );
+    }
+
+    #[test]
+    fn a_re_export_that_the_file_uses_is_an_import() {
+        let plan = ("plan.rs", "pub struct Plan;\npub fn plan() {}");
+        let uses = "mod plan;\npub use plan::{Plan, plan};\n";
+        for (code, imports) in [
+            ("fn f(plan: u8) { x.plan(plan) }", false),
+            ("struct Step { plan: Plan }", true),
+            ("fn f() { plan() }", true),
+        ] {
+            let found = edges(&[("lib.rs", &format!("{uses}{code}")), plan]);
+            assert_eq!(!found.is_empty(), imports, "{code}: {found:?}");
+        }
     }
 
     #[test]
