@@ -57,14 +57,14 @@ impl From<int8_nn::hub::HubError> for Failure {
     }
 }
 
-/// The library names no options; what it advises gets them here.
+/// Library errors name no options; the hint does.
 impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
         let failure = Self::new(error.to_string());
         match error {
             CheckpointError::Incomplete { .. } => failure.hint("the same command with --resume completes it"),
             CheckpointError::Exists { .. } => {
-                failure.hint("--resume continues what was interrupted, --force replaces what is there")
+                failure.hint("--resume continues an interrupted conversion, --force replaces the checkpoint")
             }
             _ => failure,
         }

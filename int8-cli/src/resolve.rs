@@ -1,4 +1,5 @@
-//! The command line as meant: options that depend on each other are resolved and checked here, before any work is done.
+//! From arguments to settings of the libraries: options that depend on each other are resolved and checked here, before any
+//! work is done.
 
 use int8_core::{Config, FloatType, OutlierRule, Scheme, scheme};
 use int8_nn::backend::{KvCacheType, Precision, Quantization};
@@ -14,7 +15,7 @@ use crate::hub;
 use crate::output::{Bar, Output};
 use crate::values::OrAuto;
 
-/// How the linear layers are to be held.
+/// The precision of the linear layers.
 ///
 /// # Errors
 /// When two options contradict each other.
@@ -29,7 +30,7 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
     Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
 }
 
-/// What the single settings say.
+/// From the single options.
 fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
     let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
     let about_outliers = [
@@ -45,7 +46,7 @@ fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
         && let Some((option, _)) = about_outliers.iter().find(|(_, given)| *given)
     {
         return Err(Failure::usage(format!(
-            "{option} is about outliers, and --scheme {scheme} takes none out; use one of {}",
+            "{option} is about outliers, and --scheme {scheme} has no outlier decomposition; use one of {}",
             Scheme::ALL
                 .iter()
                 .filter(|scheme| scheme.decomposes())
@@ -119,7 +120,7 @@ pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
     }
 }
 
-/// Loads the model as the arguments say, with a progress bar.
+/// Loads the model with the precision of its arguments, with a progress bar.
 ///
 /// # Errors
 /// When the arguments contradict each other or the checkpoint cannot be loaded.
@@ -127,7 +128,7 @@ pub(crate) fn load(arguments: &ModelArgs, device: &Device, output: &Output) -> R
     load_as(arguments, precision(&arguments.precision)?, device, output)
 }
 
-/// Loads the model with its linear layers held so, whatever the arguments say of that, with a progress bar.
+/// Loads the model with `precision` instead of that of its arguments, with a progress bar.
 ///
 /// # Errors
 /// When the checkpoint cannot be loaded.
@@ -143,7 +144,7 @@ pub(crate) fn load_as(
     Ok(model)
 }
 
-/// Opens the checkpoint, to be loaded with a progress bar.
+/// Opens the checkpoint for loading with a progress bar.
 ///
 /// # Errors
 /// When the checkpoint cannot be opened.

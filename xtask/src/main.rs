@@ -63,7 +63,7 @@ const TASKS: [Task; 8] = [
     },
     Task {
         name: "interruptions",
-        summary: "memory and rate of a conversion, and what ten kills of it leave behind",
+        summary: "memory and rate of a conversion, and its state after ten kills",
         help: interruptions::HELP,
         run: interruptions::run,
     },

@@ -27,7 +27,7 @@ The lints of Cargo.toml check the rest: unsafe code, printing, unfinished code, 
 
   --imports CRATE   print which file imports which, by levels, and check nothing";
 
-/// What each crate may depend on among ours, in any kind of dependency. A crate that is not listed may not exist.
+/// Dependencies of each crate among ours, of any kind. A crate that is not listed may not exist.
 const ALLOWED_EDGES: [(&str, &[&str]); 7] = [
     ("int8-core", &[]),
     ("int8-cpu", &["int8-core"]),
@@ -43,7 +43,7 @@ const ALLOWED_EDGES: [(&str, &[&str]); 7] = [
 /// Edges that only a feature may switch on: nothing pulls in CUDA by default.
 const OPTIONAL_EDGES: [(&str, &str); 2] = [("int8-nn", "int8-cuda"), ("int8-cli", "int8-cuda")];
 
-/// Other people's crates that int8-core may use outside its tests.
+/// External crates that int8-core may use outside its tests.
 const CORE_DEPENDENCIES: [&str; 3] = ["half", "ndarray", "thiserror"];
 
 const MAX_LINES: usize = 800;
@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         ["--imports", name] => {
             let mut files = Vec::new();
             source_files(&shell::workspace_root()?, name, &mut files)?;
-            // A reader that stops early, as `head` does, has seen enough.
+            // A reader may stop early, as `head` does.
             let _ = writeln!(std::io::stdout(), "{}", imports::picture(name, &files)?);
             Ok(())
         }
@@ -99,7 +99,7 @@ fn crate_edges(metadata: &Value) -> Vec<String> {
     for package in packages {
         let name = package["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = ALLOWED_EDGES.iter().find(|(known, _)| *known == name) else {
-            violations.push(format!("{name}: a crate that ALLOWED_EDGES of xtask/src/tidy.rs does not know"));
+            violations.push(format!("{name}: missing in ALLOWED_EDGES of xtask/src/tidy.rs"));
             continue;
         };
         for dependency in package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default() {
@@ -143,7 +143,7 @@ fn member_comments(manifest: &str) -> Vec<String> {
             violations.extend(
                 names
                     .filter(|_| !explained)
-                    .map(|entry| format!("Cargo.toml: `{entry}` in `{name}` has no comment that says why")),
+                    .map(|entry| format!("Cargo.toml: `{entry}` in `{name}` has no comment")),
             );
             if code.contains(']') {
                 list = None;
@@ -188,7 +188,7 @@ fn source_files(root: &Path, folder: &str, files: &mut Vec<(String, String)>) ->
     Ok(())
 }
 
-/// What is wrong with one file; `path` is relative to the workspace, with `/`.
+/// The violations of one file; `path` is relative to the workspace, with `/`.
 fn file_violations(path: &str, text: &str) -> Vec<String> {
     let mut violations = Vec::new();
     let lines = text.lines().count();
@@ -206,7 +206,7 @@ fn file_violations(path: &str, text: &str) -> Vec<String> {
     let code = scan::code_only(text);
     let ignored = code.lines().enumerate().filter(|(_, line)| line.contains("#[ignore"));
     violations.extend(ignored.map(|(index, _)| {
-        format!("{path}:{}: `#[ignore]`: a test that cannot run says so and is counted", index + 1)
+        format!("{path}:{}: `#[ignore]`: a test that cannot run skips with a message", index + 1)
     }));
     violations
 }

@@ -23,7 +23,7 @@ pub(crate) struct RunArgs {
     /// read from standard input, or a conversation is held on a terminal
     #[arg(help_heading = "Input", long, conflicts_with = "ids")]
     pub(crate) chat: bool,
-    /// What the model is told before the conversation
+    /// System message: instructions before the conversation
     #[arg(help_heading = "Input", long, value_name = "TEXT", requires = "chat")]
     pub(crate) system: Option<String>,
     /// Most tokens to add
@@ -32,13 +32,13 @@ pub(crate) struct RunArgs {
     /// Always the most probable token
     #[arg(help_heading = "Generation", long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
     pub(crate) greedy: bool,
-    /// Below 1 safer, above 1 bolder
+    /// Divides the logits: below 1 more predictable, above 1 more varied
     #[arg(help_heading = "Generation", long, value_name = "T", default_value_t = 0.7)]
     pub(crate) temperature: f32,
-    /// Only the K most probable tokens
+    /// Sample from the K most probable tokens
     #[arg(help_heading = "Generation", long, value_name = "K", default_value_t = 50)]
     pub(crate) top_k: usize,
-    /// Only the most probable tokens that together have probability P
+    /// Sample from the most probable tokens that together have probability P
     #[arg(help_heading = "Generation", long, value_name = "P", default_value_t = 0.95)]
     pub(crate) top_p: f32,
     /// The same seed gives the same text
@@ -47,8 +47,8 @@ pub(crate) struct RunArgs {
     /// Go on after the model's end-of-text token
     #[arg(help_heading = "Generation", long)]
     pub(crate) ignore_eos: bool,
-    /// In what the keys and values of past tokens are kept (the KV cache): 16 bits are half the memory, and faster after long
-    /// prompts. auto: the type of the checkpoint
+    /// Type of the KV cache, which keeps the keys and values of past tokens: 16 bits take half the memory, and are faster after
+    /// long prompts. auto: the type of the checkpoint
     #[arg(help_heading = "Generation", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
     pub(crate) kv_cache: OrAuto<FloatType>,
 }
@@ -64,8 +64,7 @@ pub(crate) struct EvalArgs {
     /// LAMBADA)
     #[arg(help_heading = "Input", long, value_name = "FILE")]
     pub(crate) last_words: Option<PathBuf>,
-    /// Round keys and values to this type before they are attended to, as a generated text's are: what a KV cache costs
-    /// [default: f32]
+    /// Type of the KV cache: rounds keys and values as generation does, to measure what that costs [default: f32]
     #[arg(help_heading = "Precision", long, value_name = "TYPE", conflicts_with = "compare", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
     pub(crate) kv_cache: Option<OrAuto<FloatType>>,
     /// Table 1 of the paper for this model: float, the eight schemes, the outlier weights of bitsandbytes, and the preset `best`
@@ -94,10 +93,10 @@ pub(crate) struct EmbedArgs {
     /// UTF-8 file with one text a line [default: standard input]
     #[arg(help_heading = "Input", long, short, value_name = "FILE", conflicts_with = "text")]
     pub(crate) file: Option<PathBuf>,
-    /// Cut texts to N tokens [default: what the model was trained with]
+    /// Cut texts to N tokens [default: the length the model was trained with]
     #[arg(help_heading = "Input", long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
-    /// How the tokens' vectors become one [default: as the model says, or mean]
+    /// How the tokens' vectors become one [default: that of the model's files, or mean]
     #[arg(help_heading = "Output", long, value_name = "HOW", value_parser = named::<Pooling>())]
     pub(crate) pooling: Option<Pooling>,
     /// Divide each vector by its length
@@ -106,8 +105,8 @@ pub(crate) struct EmbedArgs {
     /// File to write: embeddings f32 [texts, dimensions], .safetensors or .npy
     #[arg(help_heading = "Output", long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
-    /// Texts are pairs with a tab between them: how far their cosines in int8 are from those in floating point, for every
-    /// scheme or for the one given
+    /// Texts are pairs separated by a tab: how far their cosines in int8 are from those in floating point, for every scheme
+    /// or for the given one
     #[arg(help_heading = "Output", long, conflicts_with = "out")]
     pub(crate) compare: bool,
 }
@@ -131,13 +130,13 @@ pub(crate) struct OutliersArgs {
     /// Share of the positions in which it must
     #[arg(help_heading = "Criterion", long, value_name = "SHARE", default_value_t = 0.06)]
     pub(crate) positions: f64,
-    /// Leave out what the model does with the features set to zero
+    /// Skip the ablation: the model with the features set to zero
     #[arg(help_heading = "Output", long)]
     pub(crate) no_ablation: bool,
     /// Write a page with plots
     #[arg(help_heading = "Output", long, value_name = "FILE.html")]
     pub(crate) report: Option<PathBuf>,
-    /// Write the plots as files: heat maps of layers and dimensions, magnitudes by layer, what a threshold takes out. Each is
+    /// Write the plots as files: heat maps of layers and dimensions, magnitudes by layer, outliers by threshold. Each is
     /// written into this folder as SVG and as PNG; the folder is made if it is not there
     #[arg(help_heading = "Output", long, value_name = "FOLDER")]
     pub(crate) plots: Option<PathBuf>,
@@ -183,10 +182,10 @@ pub(crate) struct PlanArgs {
     /// Sequences at a time
     #[arg(help_heading = "Load", long, value_name = "N", default_value_t = 1)]
     pub(crate) batch: u64,
-    /// In what keys and values are kept [default: 32 bits beside 32-bit weights, 16 bits otherwise]
+    /// Type of the KV cache [default: 32 bits beside 32-bit weights, 16 bits otherwise]
     #[arg(help_heading = "Load", long, value_name = "TYPE", requires = "model", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
     pub(crate) kv_cache: Option<OrAuto<FloatType>>,
-    /// Number of GPUs there are: say for each kind whether they hold the model
+    /// Number of GPUs available: reports for each kind whether they hold the model
     #[arg(help_heading = "Hardware", long, value_name = "N", requires = "model", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) gpus: Option<u64>,
     /// Memory of one GPU, instead of the table of common ones: 24GB, 80GiB
@@ -205,20 +204,21 @@ pub(crate) struct QuantizeArgs {
     pub(crate) revision: Option<String>,
     #[command(flatten)]
     pub(crate) write: WriteArgs,
-    /// Convert tensors of this name although a rule would leave them alone (pattern; repeat for more)
-    #[arg(help_heading = "What becomes int8", long, value_name = "PATTERN")]
+    /// Convert tensors of this name although a rule excludes them (pattern; repeat for more)
+    #[arg(help_heading = "Selection of tensors", long, value_name = "PATTERN")]
     pub(crate) include: Vec<String>,
-    /// Leave tensors of this name alone (pattern; repeat for more)
-    #[arg(help_heading = "What becomes int8", long, value_name = "PATTERN")]
+    /// Do not convert tensors of this name (pattern; repeat for more)
+    #[arg(help_heading = "Selection of tensors", long, value_name = "PATTERN")]
     pub(crate) exclude: Vec<String>,
-    /// Leave these modules alone, as transformers' llm_int8_skip_modules means it: replaces the default, the output head
-    #[arg(help_heading = "What becomes int8", long, value_name = "NAMES", value_delimiter = ',')]
+    /// Do not convert these modules, as transformers' llm_int8_skip_modules: replaces the default, the output head
+    #[arg(help_heading = "Selection of tensors", long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) skip_modules: Option<Vec<String>>,
-    /// Convert also what this program runs in int8 and transformers does not load: experts of a mixture, Falcon's layers
-    #[arg(help_heading = "What becomes int8", long)]
+    /// Convert layers as well that this program runs in int8 and transformers does not load: experts of a mixture, Falcon's
+    /// layers
+    #[arg(help_heading = "Selection of tensors", long)]
     pub(crate) beyond_transformers: bool,
-    /// Run the model over this text and keep the weights of the columns that meet outliers exactly, in a file beside the
-    /// int8 weights; other programs ignore it
+    /// Run the model over this text and keep exact weights for the input features with outliers, in a file beside the int8
+    /// weights; other programs ignore it
     #[arg(help_heading = "Outliers", long, value_name = "FILE")]
     pub(crate) keep_outliers: Option<PathBuf>,
     /// Most tokens of that text
@@ -242,7 +242,7 @@ pub(crate) struct DequantizeArgs {
     pub(crate) revision: Option<String>,
     #[command(flatten)]
     pub(crate) write: WriteArgs,
-    /// Type of the weights afterwards [default: what config.json says, or f16]
+    /// Type of the written weights [default: that of config.json, or f16]
     #[arg(long, value_name = "TYPE", value_parser = named::<FloatType>())]
     pub(crate) dtype: Option<FloatType>,
 }
@@ -252,7 +252,7 @@ pub(crate) struct DequantizeArgs {
 pub(crate) struct BenchArgs {
     /// Folder of a checkpoint, or a model of the hub: times the model instead of single layers
     pub(crate) model: Option<PathBuf>,
-    /// Fewer shapes and rounds: an impression in less than a minute
+    /// Fewer shapes and rounds: a first estimate in less than a minute
     #[arg(long)]
     pub(crate) quick: bool,
     /// The best round instead of the median: for a machine that has other work
@@ -267,10 +267,10 @@ pub(crate) struct BenchArgs {
     /// Tokens to generate (with MODEL)
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) new_tokens: usize,
-    /// In what both keep keys and values (with MODEL); auto: the type of the checkpoint
+    /// Type of the KV cache of both (with MODEL); auto: the type of the checkpoint
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
     pub(crate) kv_cache: OrAuto<FloatType>,
-    /// The int8 model's output head in int8, too (with MODEL)
+    /// The int8 model's output head in int8 as well (with MODEL)
     #[arg(long)]
     pub(crate) int8_head: bool,
 }
@@ -281,7 +281,7 @@ pub(crate) struct VerifyArgs {
     /// Random cases besides the corpus
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) cases: u64,
-    /// Fail if this backend is not there
+    /// Fail if this backend is missing
     #[arg(long, value_name = "BACKEND")]
     pub(crate) require: Vec<Required>,
 }

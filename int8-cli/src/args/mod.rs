@@ -1,4 +1,4 @@
-//! The command line as typed. What it means is decided in [`crate::resolve`].
+//! The command line as typed; [`crate::resolve`] turns it into settings.
 
 mod commands;
 mod shared;
@@ -20,9 +20,9 @@ pub(crate) use shared::{InputArgs, ModelArgs, PrecisionArgs, Preset, RotaryPreci
     after_help = "Start with `int8 demo`; it needs no files.\n\n\
         MODEL is a folder with config.json, tokenizer.json and model.safetensors or pytorch_model.bin (or their shards), as \
         Hugging Face writes them, 16- or 32-bit, or int8 by bitsandbytes. A folder that is not there is looked up on the \
-        Hugging Face hub: facebook/opt-125m, or facebook/opt-125m@REVISION. What is downloaded is shared with Python; HF_HOME, \
-        HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean there.\n\n\
-        Exit codes: 0 success; 1 the command failed, the message says why; 2 the command line makes no sense."
+        Hugging Face hub: facebook/opt-125m, or facebook/opt-125m@REVISION. Downloads are shared with Python; HF_HOME, \
+        HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.\n\n\
+        Exit codes: 0 success; 1 the command failed, the message says why; 2 the command line is wrong."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -34,7 +34,7 @@ pub(crate) struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Threads to compute with [default: one for each core]
+    /// Number of threads [default: one for each core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
     /// Where to compute: auto, cpu, or cuda:N (bench of single layers, in a build with the feature `cuda`)
@@ -68,7 +68,7 @@ pub(crate) enum Color {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The whole story on a 3M-parameter model inside this program: memory, outliers, quality, text
+    /// LLM.int8() on a 3M-parameter model inside this program: memory, outliers, quality, text
     Demo,
     /// Load a checkpoint, convert it to int8 and continue a text, or answer it (T5)
     #[command(after_help = "Examples:\n  int8 run ./opt-125m -p \"Once upon a time\"\n  \
@@ -84,7 +84,7 @@ pub(crate) enum Command {
         Examples:\n  int8 eval ./opt-125m --text wiki.txt --window 1024\n  \
         int8 eval ./opt-125m --text wiki.txt --scheme absmax-vector-wise\n  \
         int8 eval ./opt-125m --text wiki.txt --preset best\n  \
-        int8 eval ./opt-125m --text wiki.txt --kv-cache f16         (what a 16-bit KV cache costs)\n  \
+        int8 eval ./opt-125m --text wiki.txt --kv-cache f16         (the cost of a 16-bit KV cache)\n  \
         int8 eval ./opt-125m --text wiki.txt --compare --windows 16 --report quality.html --plots ./plots\n  \
         int8 eval ./opt-125m --last-words lambada.jsonl"
     )]
@@ -98,7 +98,7 @@ pub(crate) enum Command {
         int8 embed ./all-MiniLM-L6-v2 --compare --file pairs.tsv    (how far int8 is from floating point)"
     )]
     Embed(EmbedArgs),
-    /// Which features of a model are outliers, where, and what happens without them (section 4 of the paper)
+    /// Which features of a model are outliers, where, and how the model performs without them (section 4 of the paper)
     #[command(
         after_help = "An outlier feature is a hidden dimension that reaches magnitude 6 in at least 25 % of the layers and 6 % of \
         the positions, in the inputs of the attention projections and of the MLPs' expansions. The text may be of any length: \
@@ -109,7 +109,7 @@ pub(crate) enum Command {
     Outliers(OutliersArgs),
     /// Logits of a sequence of tokens, as a safetensors file
     Logits(LogitsArgs),
-    /// What a checkpoint consists of: tensors, types, sizes, quantisation
+    /// Contents of a checkpoint: tensors, types, sizes, quantisation
     Inspect(InspectArgs),
     /// How much memory a model takes in fp32, fp16 and int8, and which GPUs hold it
     #[command(
@@ -117,7 +117,7 @@ pub(crate) enum Command {
         are downloaded, and the paper's models are known by name. Linear layers become int8; embeddings, output head and \
         norms stay in 16 bits, and so do the keys and values of past tokens (the KV cache; --kv-cache), which grow with \
         context and batch.\n\n\
-        Examples:\n  int8 plan                                   the paper's table: what fits on which machine\n  \
+        Examples:\n  int8 plan                                   the paper's table: which models fit on which machine\n  \
         int8 plan BLOOM-176B                        704 GB, 352 GB, 180 GB, and the GPUs that takes\n  \
         int8 plan ./opt-6.7b --context 2048 --batch 8\n  \
         int8 plan org/name --gpus 2 --gpu-memory 24GB"
@@ -125,11 +125,11 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Convert a checkpoint on disk to bitsandbytes int8, whatever its size
     #[command(
-        after_help = "Reads tensor by tensor, so that memory stays bounded; what is written loads here and with one line of \
+        after_help = "Reads tensor by tensor, so that memory stays bounded; the result loads here and with one line of \
         from_pretrained (transformers with bitsandbytes). An interrupted run leaves a folder that does not load, and \
         --resume completes it.\n\n\
         Works for every Hugging Face model: linear weights become int8; embeddings, norms, heads, convolutions, routers and \
-        experts stay, and the report says why.\n\n\
+        experts stay as they are, and the report gives the reason.\n\n\
         Examples:\n  int8 quantize ./opt-6.7b ./opt-6.7b-int8\n  \
         int8 quantize ./opt-6.7b ./opt-6.7b-int8 --resume          (after an interruption)\n  \
         int8 quantize ./vit ./vit-int8 --exclude '*.pooler.*' --verify\n  \
@@ -141,10 +141,10 @@ pub(crate) enum Command {
     Dequantize(DequantizeArgs),
     /// Every kernel of this machine against the reference mathematics
     Verify(VerifyArgs),
-    /// How fast int8 is here: the layer against the same in 16 and 32 bit, or a whole model against itself in 16 bit
+    /// Speed of int8 on this machine: the layer against the same in 16 and 32 bit, or a whole model against itself in 16 bit
     #[command(
-        after_help = "Contestants take turns in one run, so ratios hold on a machine that changes its speed; shares are of what \
-        the machine was found to do at best in the same run. Close other programs first.\n\n\
+        after_help = "Contestants take turns in one run, so that ratios hold on a machine whose speed changes; shares are of the peak \
+        measured in the same run. Close other programs first.\n\n\
         Examples:\n  int8 bench --quick\n  int8 bench --plot bench.svg            (some ten minutes)\n  \
         int8 bench ./opt-125m                  (tokens per second, int8 and as stored)\n  \
         int8 bench --threads 1 --json > bench.json"

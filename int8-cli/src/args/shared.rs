@@ -8,7 +8,7 @@ use int8_nn::backend::OutlierWeights;
 
 use crate::values::{named, size};
 
-/// Where the model is and how it is held.
+/// The model and its precision.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
     /// Folder of a checkpoint; one .safetensors or .bin file with config.json beside it; or a model of the Hugging Face hub,
@@ -21,23 +21,23 @@ pub(crate) struct ModelArgs {
     pub(crate) precision: PrecisionArgs,
 }
 
-/// How the linear layers are held.
+/// The precision of the linear layers.
 #[derive(Debug, Args, Default, PartialEq)]
 #[command(next_help_heading = "Precision")]
 pub(crate) struct PrecisionArgs {
     /// Weights as stored, 16- or 32-bit, computed in 32-bit: the baseline
     #[arg(long, conflicts_with_all = PRECISION_OPTIONS[1..].iter().copied())]
     pub(crate) fp: bool,
-    /// A setting by name: the paper's, or the one that loses least (docs/quality.md) [default: paper]
+    /// Settings by name: the paper's, or the ones that lose least (docs/quality.md) [default: paper]
     #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[3..].iter().copied())]
     pub(crate) preset: Option<Preset>,
-    /// The output head in int8, too, which bitsandbytes leaves in 16 bits: less to read for every token that is generated
+    /// The output head in int8 as well, which bitsandbytes keeps in 16 bits: less to read for every generated token
     #[arg(long)]
     pub(crate) int8_head: bool,
     /// Quantisation, one of the eight of the paper's Table 1 [default: llm-int8]
     #[arg(long, value_name = "NAME", value_parser = named::<Scheme>())]
     pub(crate) scheme: Option<Scheme>,
-    /// What makes a value an outlier: its magnitude (the paper), or its size relative to its row [default: absolute]
+    /// Criterion for an outlier: its magnitude (the paper), or its magnitude relative to its row [default: absolute]
     #[arg(long, value_name = "RULE", value_parser = named::<OutlierRule>())]
     pub(crate) rule: Option<OutlierRule>,
     /// Magnitude from which on a value is an outlier; 0 for no outliers (rule absolute) [default: 6]
@@ -46,17 +46,16 @@ pub(crate) struct PrecisionArgs {
     /// Multiple of the row's statistic from which on a value is an outlier (rule relative) [default: 30]
     #[arg(long, value_name = "TAU")]
     pub(crate) tau: Option<f32>,
-    /// What a row's values are compared to (rule relative) [default: median]
+    /// Statistic of the row that its values are compared to (rule relative) [default: median]
     #[arg(long, value_name = "NAME", value_parser = named::<RowStatistic>())]
     pub(crate) statistic: Option<RowStatistic>,
-    /// What leaves the int8 product with an outlier: its column (the paper), or the value alone [default: column]
+    /// Part of the input that is multiplied in 16-bit for an outlier: its whole column (the paper), or the value alone [default: column]
     #[arg(long, value_name = "WHAT", value_parser = named::<OutlierGranularity>())]
     pub(crate) granularity: Option<OutlierGranularity>,
-    /// What outliers are multiplied with: the checkpoint's own values, fetched when needed, or dequantised int8
-    /// [default: exact]
+    /// Weights of the outliers: the checkpoint's own values, read when needed, or dequantised int8 [default: exact]
     #[arg(long, value_name = "HOW", value_parser = named::<OutlierWeights>())]
     pub(crate) outlier_weights: Option<OutlierWeights>,
-    /// Values that count for the scale of a row with outliers [default: paper]
+    /// Values that determine the scale of a row with outliers [default: paper]
     #[arg(long, value_name = "WHOSE", value_parser = named::<RowMaximum>())]
     pub(crate) row_maximum: Option<RowMaximum>,
     /// Rotary frequencies: in 32-bit, as `from_pretrained` has them, or rounded to the type of the weights, as in a
@@ -75,14 +74,13 @@ impl PrecisionArgs {
 /// `--preset`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Preset {
-    /// LLM.int8() with columns from magnitude 6 on, and exact weights for them.
+    /// LLM.int8(): outlier columns from magnitude 6 on, and exact weights for them.
     Paper,
-    /// Constants and zero points for groups of 32 values, single values out by the relative rule, exact weights for them.
+    /// Scales and zero points for groups of 32 values, single outliers by the relative rule, exact weights for them.
     Best,
 }
 
-/// Options that say how linear layers are held: one that leaves none of the others, one that leaves the next, and the rest. A
-/// comparison sets them itself.
+/// Options of the precision: `fp` excludes all others, `preset` all but `int8_head`. A comparison sets them itself.
 pub(super) const PRECISION_OPTIONS: [&str; 11] = [
     "fp",
     "preset",
@@ -119,7 +117,7 @@ pub(crate) struct InputArgs {
     pub(crate) ids: Option<Vec<u32>>,
 }
 
-/// A text and how it is cut.
+/// A text and its windows.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct TextArgs {
@@ -140,16 +138,16 @@ pub(crate) struct TextArgs {
 pub(crate) struct WriteArgs {
     /// Folder to write
     pub(crate) out: PathBuf,
-    /// Size from which on a new file begins: bytes, or with kB, MB, GB, MiB, GiB
+    /// Largest size of a file: bytes, or with kB, MB, GB, MiB, GiB
     #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
     pub(crate) max_shard_size: u64,
-    /// Go on where an interrupted run of the same command stopped
+    /// Continue an interrupted run of the same command
     #[arg(long, conflicts_with = "force")]
     pub(crate) resume: bool,
-    /// Replace a checkpoint that is in the folder
+    /// Replace an existing checkpoint in the folder
     #[arg(long)]
     pub(crate) force: bool,
-    /// Read everything again afterwards and compare
+    /// Read the result again and compare it
     #[arg(long)]
     pub(crate) verify: bool,
 }

@@ -70,7 +70,7 @@ pub(crate) struct Times {
     #[allow(dead_code, reason = "the bench `layer` reports it")]
     pub(crate) counted: f64,
     /// Multiply-adds per second of all threads with the kernel's instruction on registers alone ([`probe::dot_products`]), in turns
-    /// with the others: what the processors could do in the same rounds.
+    /// with the others: the peak in the same rounds.
     pub(crate) peak: Option<f64>,
     /// The integer product: i8 in, i32 out.
     pub(crate) raw: f64,

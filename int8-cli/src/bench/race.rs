@@ -68,7 +68,7 @@ impl Effort {
     }
 }
 
-/// What is timed; its argument is the number of the round, to rotate its operands.
+/// The code to time; its argument is the number of the round, to rotate its operands.
 pub(crate) type Contestant<'a> = Box<dyn FnMut(usize) + Send + 'a>;
 
 /// The time of a contestant.

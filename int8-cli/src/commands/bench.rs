@@ -26,14 +26,14 @@ const OUTLIER_SHARE: usize = 1000;
 /// Outlier columns of the second table, in a thousand.
 const PER_MILLE: [usize; 5] = [0, 1, 10, 50, 200];
 
-/// One shape with what was measured.
+/// One shape with its times.
 struct Line {
     shape: Shape,
     times: Times,
 }
 
 impl Line {
-    /// Of what the processors could do in the same rounds.
+    /// Of the peak measured in the same rounds.
     fn share_of_peak(&self) -> Option<f64> {
         self.times.peak.map(|peak| self.shape.work() / self.times.raw / peak)
     }
@@ -161,7 +161,7 @@ fn speed_ups(lines: &[Line]) -> Chart {
     Chart::Lines { x, y, series: ROWS.map(of_rows).into() }
 }
 
-/// What outlier columns cost.
+/// The cost of outlier columns.
 fn outlier_table(
     arguments: &BenchArgs,
     kernel: Kernel,

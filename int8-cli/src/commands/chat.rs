@@ -14,7 +14,7 @@ use crate::output::Output;
 pub(super) enum Input {
     /// One, from the command line or standard input.
     Question(String),
-    /// As many as the user likes.
+    /// A conversation on the terminal.
     Terminal,
 }
 
@@ -96,7 +96,7 @@ impl Chat<'_> {
     /// Questions from the terminal, until an empty one or the end.
     fn converse(&mut self) -> Result<(), Failure> {
         let output = self.run.output;
-        output.remark(&output.dim("Ask; an empty line ends the conversation."));
+        output.remark(&output.dim("An empty line ends the conversation."));
         let mut last = None;
         loop {
             output.text(&output.bold("> "))?;

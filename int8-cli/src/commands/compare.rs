@@ -1,4 +1,4 @@
-//! `int8 eval --compare`: what every scheme loses on this model and text.
+//! `int8 eval --compare`: the loss of every scheme on this model and text.
 
 use std::sync::Arc;
 
@@ -21,8 +21,7 @@ use crate::report::plots::{Plot, PlotFolder, short_name};
 use crate::report::{Page, Table};
 use crate::resolve;
 
-/// Memory for the predictions of the float model, which the others are compared to: 1 GiB holds some 10,000 positions of a
-/// vocabulary of 50,000.
+/// Bytes for the predictions of the float model, the baseline: 1 GiB holds some 10,000 positions of a vocabulary of 50,000.
 const BASELINE_BYTES: usize = 1 << 30;
 /// Tokens over which the errors of single layers are measured.
 const LAYER_TOKENS: usize = 256;
@@ -52,11 +51,11 @@ fn paper(scheme: Option<Scheme>) -> [f64; 5] {
 struct Entry {
     name: String,
     precision: Precision,
-    /// The paper's row it stands for.
+    /// The same row in the paper.
     paper: Option<[f64; 5]>,
 }
 
-/// Its result.
+/// The result of an entry.
 struct Found {
     entry: Entry,
     comparison: Comparison,
@@ -114,9 +113,9 @@ pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Res
     let all = entries.len();
     let mut found = Vec::new();
     for (index, entry) in entries.into_iter().enumerate() {
-        let step = format!("{} of {all}, {}", index + 1, entry.name);
+        let label = format!("{} of {all}, {}", index + 1, entry.name);
         let model = Arc::new(resolve::load_as(&arguments.model, entry.precision, device, output)?);
-        let comparison = context.score(&step, &model, &baseline, &options)?;
+        let comparison = context.score(&label, &model, &baseline, &options)?;
         let layer_ids = &ids[..LAYER_TOKENS.min(options.window).min(ids.len())];
         found.push(Found {
             share: outlier_share(&model),
@@ -188,12 +187,12 @@ struct Point {
 impl Context<'_> {
     fn score(
         &self,
-        step: &str,
+        label: &str,
         model: &Model,
         baseline: &Baseline,
         options: &PerplexityOptions,
     ) -> Result<Comparison, Failure> {
-        let bar = self.output.bar(step, "windows");
+        let bar = self.output.bar(label, "windows");
         let comparison = model.compare(self.ids, options, baseline, |done, all| bar.set(done, all))?;
         bar.clear();
         Ok(comparison)
@@ -303,7 +302,7 @@ fn worst_layers(found: &[Found]) -> String {
     format!("\n{}", Table { columns, rows }.to_text())
 }
 
-/// The kinds of projections, as tables call them.
+/// The kinds of projections, with their names in tables.
 const ROLES: [(LinearRole, &str); 4] = [
     (LinearRole::Qkv, "q, k, v"),
     (LinearRole::AttentionOutput, "attention output"),
@@ -317,7 +316,7 @@ fn mean_error(layers: &[LayerError], role: LinearRole) -> f64 {
     errors.iter().sum::<f64>() / real(errors.len().max(1))
 }
 
-/// The plots, each with what it is of: they are not made of the same tokens.
+/// The plots, each with its own source: not all use the same tokens.
 fn plots(context: &Context<'_>, found: &[Found], sweep: &Sweep) -> Vec<Plot> {
     let baseline = &context.baseline.perplexity;
     let model = short_name(&context.arguments.model.model);

@@ -1,4 +1,4 @@
-//! `int8 demo`: the whole story on a small model inside the program.
+//! `int8 demo`: memory, outliers and quality of a small model inside the program.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -25,13 +25,13 @@ const FILES: [(&str, &[u8]); 4] = [
     ("tokenizer.json", include_bytes!("../../assets/demo-opt/tokenizer.json")),
 ];
 
-/// A page of text that the model has not seen.
+/// A page of text that the model was not trained on.
 const TEXT: &str = include_str!("../../assets/demo.txt");
 
 /// Tokens a window: all positions the model has.
 const WINDOW: usize = 512;
 
-/// What the table compares.
+/// The rows of the table.
 const SCHEMES: [Scheme; 4] =
     [Scheme::Absmax, Scheme::Zeropoint, Scheme::AbsmaxVectorWise, Scheme::LlmInt8Absmax];
 
@@ -45,7 +45,7 @@ struct Row {
     columns: f64,
 }
 
-/// Tells the story.
+/// Runs the demonstration.
 pub(crate) fn run(device: &Device, output: &Output) -> Result<(), Failure> {
     let begin = Instant::now();
     let checkpoint =
@@ -81,10 +81,10 @@ pub(crate) fn run(device: &Device, output: &Output) -> Result<(), Failure> {
     if output.json {
         return output.object(&as_json(&rows, &outliers, footprint, &texts, seconds));
     }
-    tell(output, &rows, &outliers, footprint, &texts, seconds)
+    print(output, &rows, &outliers, footprint, &texts, seconds)
 }
 
-fn tell(
+fn print(
     output: &Output,
     rows: &[Row],
     outliers: &[Outlier],
@@ -105,7 +105,7 @@ fn tell(
     output.line("")?;
     output.line("Outliers   A few hidden dimensions reach |x| ≥ 6 in every layer. One scale for a row must cover them,")?;
     output
-        .line("           and nothing is left for the rest. LLM.int8() multiplies just these in 16-bit:")?;
+        .line("           and few codes remain for the rest. LLM.int8() multiplies only these in 16-bit:")?;
     for outlier in outliers {
         output.line(&format!(
             "           dimension {:3}: input of {} of {} attention and MLP layers",
@@ -144,7 +144,7 @@ struct Outlier {
     dimension: usize,
     /// Number of layers into which it carries one.
     layers: usize,
-    /// Number of layers looked at.
+    /// Number of layers.
     of: usize,
 }
 

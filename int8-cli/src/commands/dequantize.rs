@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &DequantizeArgs, device: &Device, output: &Output) 
         }));
     }
     output.line(&format!(
-        "{} int8 layers are {} now, {} → {}",
+        "{} int8 layers converted to {}, {} → {}",
         report.layers,
         report.dtype,
         bytes(report.source_bytes),

@@ -1,4 +1,4 @@
-//! `int8 embed`: sentence embeddings, and what int8 changes of their cosines.
+//! `int8 embed`: sentence embeddings, and how int8 changes their cosines.
 
 use std::io::Read;
 use std::path::Path;
@@ -188,7 +188,7 @@ impl Format {
             Some("safetensors") => Ok(Self::Safetensors),
             Some("npy") => Ok(Self::Npy),
             _ => Err(Failure::usage(format!(
-                "--out {}: the name must end with .safetensors or .npy, which says what is written",
+                "--out {}: the name must end with .safetensors or .npy, which decides the format",
                 path.display()
             ))),
         }
@@ -247,7 +247,7 @@ fn compare(arguments: &EmbedArgs, device: &Device, output: &Output) -> Result<()
     let given = resolve::precision(&arguments.model.precision)?;
     let settings = match arguments.model.precision {
         PrecisionArgs { fp: true, .. } => {
-            return Err(Failure::usage("--compare compares int8 with --fp; leave --fp out"));
+            return Err(Failure::usage("--compare compares int8 with --fp; drop --fp"));
         }
         PrecisionArgs { .. } if arguments.model.precision.any() => {
             vec![(resolve::precision_name(&arguments.model.precision).to_owned(), given)]
@@ -329,7 +329,7 @@ impl Drift {
             (0..pairs).map(|index| (pair(found, index) - pair(exact, index)).abs()).collect();
         let own: Vec<f64> = (0..exact.nrows()).map(|row| cosine(exact.row(row), found.row(row))).collect();
         let mean = |values: &[f64]| values.iter().sum::<f64>() / real(values.len());
-        // A NaN must not disappear; `f64::max` and `min` skip it.
+        // `f64::max` and `min` skip a NaN.
         let extreme = |values: &[f64], beyond: fn(&f64, &f64) -> bool| {
             let pick =
                 |best: f64, value: &f64| if value.is_nan() || beyond(value, &best) { *value } else { best };

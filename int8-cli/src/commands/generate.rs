@@ -1,4 +1,4 @@
-//! Generation with a loaded model: what `int8 run` does with a prompt, and `int8 run --chat` with each question.
+//! Generation with a loaded model, for `int8 run` and for each question of `int8 run --chat`.
 
 use std::ops::ControlFlow;
 
@@ -12,19 +12,19 @@ use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve;
 
-/// The text that the new tokens continue: the prompt, but of a model that has read it and writes another text, nothing.
+/// The text that the new tokens continue: the prompt, or nothing with an encoder-decoder model, which writes another text.
 pub(super) fn continued<'a>(model: &Model, prompt: &'a [u32]) -> &'a [u32] {
     if model.answers() { &[] } else { prompt }
 }
 
-/// Whether the prompt is printed before what follows it.
+/// Whether the prompt is printed before the new text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Echo {
     Prompt,
     Nothing,
 }
 
-/// A loaded model and what to do with it.
+/// A loaded model with the arguments of the command.
 pub(super) struct Run<'a> {
     pub(super) arguments: &'a RunArgs,
     pub(super) output: &'a Output,
@@ -33,7 +33,7 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Generates, and prints each token as it comes, unless there will be JSON.
+    /// Generates, and prints each token at once, but with `--json`.
     pub(super) fn generate(
         &self,
         prompt: &[u32],
@@ -65,7 +65,7 @@ impl Run<'_> {
             Some(stream) => stream.push(id).map_err(Failure::from),
             None => Ok(format!("{id} ")),
         };
-        // A prompt that is not shown is context all the same: decoders treat a first token differently.
+        // The decoder needs the prompt even if it is not shown: it decodes a first token differently.
         for id in continued(self.model, prompt) {
             let text = piece(*id)?;
             if echo == Echo::Prompt {
@@ -80,7 +80,7 @@ impl Run<'_> {
                 ControlFlow::Break(())
             }
         };
-        // A thread outside the pool would hand each step over to one inside, and sleep.
+        // A thread outside the pool would hand each forward over to one inside, and sleep.
         let generation = rayon::scope(|_| self.model.generate_ids(prompt, &options, on_token))?;
         if let Some(failure) = failed {
             return Err(failure);
@@ -91,7 +91,7 @@ impl Run<'_> {
         Ok(generation)
     }
 
-    /// What `--json` prints, with the keys of `more` in it.
+    /// The object that `--json` prints, with the keys of `more` added.
     pub(super) fn report(&self, prompt: &[u32], generation: &Generation, more: Value) -> Value {
         let precision = &self.arguments.model.precision;
         let mut report = json!({
@@ -145,7 +145,7 @@ fn prefill_rate(prompt: &[u32], generation: &Generation) -> f64 {
     rate(prompt.len(), generation.prefill.as_secs_f64())
 }
 
-/// The first new token comes out of the prompt's step.
+/// The first new token comes from the prompt's forward.
 fn decode_rate(generation: &Generation) -> f64 {
     rate(generation.ids.len().saturating_sub(1), generation.decode.as_secs_f64())
 }

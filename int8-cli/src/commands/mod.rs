@@ -40,7 +40,7 @@ fn input_ids(model: &Model, input: &InputArgs) -> Result<Vec<u32>, Failure> {
     }
 }
 
-/// The error of a command without a prompt; to be found before a model is loaded.
+/// The error of a command without a prompt, checked before a model is loaded.
 fn no_input() -> Failure {
     Failure::usage("no prompt: give --prompt TEXT or --ids IDS")
 }
@@ -48,7 +48,7 @@ fn no_input() -> Failure {
 /// Window when none is given and the model has room for it.
 const DEFAULT_WINDOW: usize = 1024;
 
-/// The tokens of a text, and how they are cut into windows.
+/// The tokens of a text, and its windows.
 ///
 /// # Errors
 /// When there is no file, or it is no UTF-8.
@@ -133,6 +133,6 @@ fn read_text(option: &str, file: &Path) -> Result<String, Failure> {
             error.utf8_error().valid_up_to()
         ))
     })?;
-    // Every end of line is `\n`, as in Python's text mode: models have hardly seen a carriage return.
+    // Every end of line becomes `\n`, as in Python's text mode: training texts hold hardly a carriage return.
     Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }

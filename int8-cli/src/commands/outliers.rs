@@ -1,4 +1,4 @@
-//! `int8 outliers`: which features are outliers, and what the model does without them.
+//! `int8 outliers`: which features are outliers, and how the model performs without them.
 
 use std::path::Path;
 
@@ -22,10 +22,10 @@ use crate::resolve;
 
 /// Seed of the random dimensions that are zeroed for comparison.
 const SEED: u64 = 0;
-/// Magnitude from which on the heat map has a colour.
+/// Magnitude from which on a cell of the heat map is coloured.
 const HEAT_FLOOR: f32 = 2.0;
 
-/// What zeroing does: nothing zeroed, the features, as many random dimensions.
+/// The effect of zeroing: nothing, the features, as many random dimensions.
 struct Effect {
     float: Ablation,
     features: Ablation,
@@ -57,7 +57,7 @@ pub(crate) fn run(arguments: &OutliersArgs, device: &Device, output: &Output) ->
     };
     let model = resolve::load_as(&model_arguments, Precision::Float, device, output)?;
     let (ids, options) = text(&model, &arguments.text)?;
-    let bar = output.bar("looking for outliers", "windows");
+    let bar = output.bar("finding outliers", "windows");
     let report = analyse(&model, &ids, &options, criterion, |done, all| bar.set(done, all))?;
     bar.clear();
 
@@ -301,7 +301,7 @@ fn plots(report: &OutlierReport, source: &str) -> Vec<Plot> {
         let series = vec![
             of(|point| point.layers, "layers, widest dimension"),
             of(|point| point.positions, "positions, widest dimension"),
-            of(|point| point.columns, "columns outside int8"),
+            of(|point| point.columns, "outlier columns"),
         ];
         let (x, y) = (Axis { label: "magnitude", log: true }, Axis { label: "share %", log: false });
         Chart::Lines { x, y, series }
@@ -334,7 +334,7 @@ fn plots(report: &OutlierReport, source: &str) -> Vec<Plot> {
         ),
         plot(
             "thresholds",
-            "What a threshold takes out",
+            "Outliers by threshold",
             "How far the most widespread dimension reaches, and the columns that hold an outlier in a window.",
             reach,
         ),
@@ -383,7 +383,7 @@ fn page(
         page.section(&plot.title, plot.text);
         page.plot(plot)?;
     }
-    page.section("Thresholds", "What would leave the int8 product, over all projections.");
+    page.section("Thresholds", "Shares of columns and values that would be outliers, over all projections.");
     page.table(&sweep(report));
     page.section(
         "Every projection",

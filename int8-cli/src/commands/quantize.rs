@@ -57,10 +57,10 @@ fn advised(error: int8_nn::Error) -> Failure {
     Failure::from(error).hint(hint)
 }
 
-/// Tokens that calibration computes at a time.
+/// Tokens of a forward of the calibration.
 const WINDOW: usize = 512;
 
-/// The columns that meet outliers in this text.
+/// The input features with outliers in this text.
 fn calibrate(
     checkpoint: &Checkpoint,
     text: &Path,
@@ -91,7 +91,7 @@ fn verb(stage: Stage) -> &'static str {
     }
 }
 
-/// Tensors that stayed for the same reason.
+/// Tensors that were kept for the same reason.
 struct Group<'a> {
     tensors: usize,
     bytes: u64,
@@ -149,7 +149,7 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
     if arguments.keep_outliers.is_some() {
         let (columns, size) = (report.outlier_columns, bytes(report.outlier_bytes));
         output.line(&format!(
-            "exact   {columns} columns that met outliers, {size} in a file beside the weights"
+            "exact   {columns} input features with outliers, {size} in a file beside the weights"
         ))?;
     }
     let share = 100.0 * real_u64(report.written_bytes) / real_u64(report.source_bytes.max(1));

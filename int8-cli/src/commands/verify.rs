@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &VerifyArgs, output: &Output) -> Result<(), Failure
             ))?;
         }
         for name in &absent {
-            output.line(&format!("cpu      {name:12} absent: this processor has not what it needs"))?;
+            output.line(&format!("cpu      {name:12} absent: this processor lacks its instructions"))?;
         }
         output.line("cuda     -            absent: not part of this program")?;
         for report in &reports {

@@ -1,6 +1,6 @@
 //! Memory of this process.
 
-/// The most memory this process has had in use, in bytes, where the system tells (Linux).
+/// Peak resident memory of this process, in bytes; `None` where the system does not report it (other than Linux).
 pub(crate) fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -64,7 +64,7 @@ impl Output {
         self.line(&format!("{value:#}"))
     }
 
-    /// Writes a remark to standard error, unless it should be quiet.
+    /// Writes a remark to standard error, but with `--quiet` or `--json`.
     pub(crate) fn remark(&self, line: &str) {
         if !self.quiet && !self.json {
             // Nothing is lost if standard error is gone.

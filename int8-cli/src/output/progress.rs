@@ -37,13 +37,13 @@ impl Output {
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
-    /// So much is done of so much.
+    /// Sets progress and length.
     pub(crate) fn set(&self, done: usize, all: usize) {
         self.0.set_length(count(all));
         self.0.set_position(count(done));
     }
 
-    /// So many bytes are done of so many, in this stage.
+    /// Sets progress and length in bytes, in the stage `verb`.
     pub(crate) fn set_bytes(&self, verb: &str, done: u64, all: u64) {
         if self.0.message() != verb {
             // Rate and time left are those of the new stage.

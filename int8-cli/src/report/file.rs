@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::failure::Failure;
 
-/// Writes a file as a whole: what was there before stays until the new one is complete.
+/// Writes a file as a whole: an earlier one stays until the new one is complete.
 ///
 /// # Errors
 /// When the folder does not exist or the disk is full.

@@ -1,4 +1,4 @@
-//! Every check is seen to fail on a bad input and to pass on a good one.
+//! Every check fails on a bad input and passes on a good one.
 
 use serde_json::json;
 

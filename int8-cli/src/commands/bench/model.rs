@@ -19,7 +19,7 @@ use crate::resolve;
 const ROUNDS: usize = 5;
 const QUICK_ROUNDS: usize = 2;
 
-/// One way of holding the weights.
+/// A model in one precision.
 struct Runner {
     name: &'static str,
     model: Model,
@@ -46,7 +46,7 @@ impl Runner {
         Ok(Self { name, model, kv_cache, cache_bytes: 0, prefill: Vec::new(), decode: Vec::new() })
     }
 
-    /// One prompt and one continuation; the tokens are always the same, so that both do the same work.
+    /// One prompt and one continuation of fixed tokens, so that both models do the same work.
     fn round(&mut self, prompt: &[u32], new: &[u32]) -> Result<(), Failure> {
         let positions = prompt.len() + new.len();
         let decoder = self.model.decoder();
@@ -100,7 +100,7 @@ pub(super) fn run(
             // Inside the pool, as `int8 run` generates.
             rayon::scope(|_| runner.round(&ids[..prompt], &ids[prompt..]))?;
             if round == 0 {
-                // It warmed up pages and clocks, and fetched the exact columns.
+                // A warm-up of pages and clocks, which also read the exact columns.
                 runner.prefill.clear();
                 runner.decode.clear();
             }
