@@ -21,12 +21,12 @@ pub(crate) fn count(count: usize) -> u64 {
     count as u64
 }
 
-/// A rate that is not negative, without its fraction; what no u64 holds is the largest.
+/// A rate that is not negative, without its fraction; saturates.
 pub(crate) fn whole(value: f64) -> u64 {
     value as u64
 }
 
-/// A place in a plot, in pixels: small, and at the edge for what is not finite.
+/// A place in a plot, in pixels: saturates, 0 for NaN.
 pub(crate) fn pixels(length: f64) -> i32 {
     length as i32
 }

@@ -1,27 +1,21 @@
-//! The command line as meant: options that depend on each other are resolved and checked here, before any work is done.
+//! From arguments to settings of the libraries: options that depend on each other are resolved and checked here, before any
+//! work is done.
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use int8_core::{Config, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme, scheme};
-use int8_nn::backend::{FloatType, OutlierWeights, Precision, Quantization};
+use int8_core::{Config, FloatType, OutlierRule, Scheme, scheme};
+use int8_nn::backend::{Precision, Quantization};
 use int8_nn::checkpoint::{DType, Existing};
 use int8_nn::config::RotaryPrecision;
 use int8_nn::quantize::WriteSettings;
 use int8_nn::{Loader, Model};
 
-use crate::Failure;
 use crate::args::{self, ModelArgs, PrecisionArgs, WriteArgs};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::hub;
 use crate::output::{Bar, Output};
+use crate::values::OrAuto;
 
-/// τ of the relative rule when none is given.
-pub(crate) const DEFAULT_TAU: f32 = 30.0;
-
-/// Parses the name of a scheme and lists them all in the help.
-pub(crate) fn scheme_parser() -> impl TypedValueParser<Value = Scheme> {
-    PossibleValuesParser::new(Scheme::ALL.map(Scheme::name)).try_map(|name| name.parse::<Scheme>())
-}
-
-/// How the linear layers are to be held.
+/// The precision of the linear layers.
 ///
 /// # Errors
 /// When two options contradict each other.
@@ -36,7 +30,7 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
     Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
 }
 
-/// What the single settings say.
+/// From the single options.
 fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
     let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
     let about_outliers = [
@@ -52,7 +46,7 @@ fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
         && let Some((option, _)) = about_outliers.iter().find(|(_, given)| *given)
     {
         return Err(Failure::usage(format!(
-            "{option} is about outliers, and --scheme {scheme} takes none out; use one of {}",
+            "{option} is about outliers, and --scheme {scheme} has no outlier decomposition; use one of {}",
             Scheme::ALL
                 .iter()
                 .filter(|scheme| scheme.decomposes())
@@ -63,28 +57,18 @@ fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
     }
     let config = Config {
         rule: if scheme.decomposes() { rule(arguments)? } else { OutlierRule::None },
-        outlier_granularity: match arguments.granularity {
-            Some(args::OutlierGranularity::Value) => OutlierGranularity::Value,
-            Some(args::OutlierGranularity::Column) | None => OutlierGranularity::Column,
-        },
-        row_maximum: match arguments.row_maximum {
-            Some(args::RowMaximum::Bitsandbytes) => RowMaximum::Bitsandbytes,
-            Some(args::RowMaximum::Paper) | None => RowMaximum::Paper,
-        },
+        outlier_granularity: arguments.granularity.unwrap_or_default(),
+        row_maximum: arguments.row_maximum.unwrap_or_default(),
         ..scheme.config()
     };
     config.rule.validate().map_err(|error| Failure::usage(error.to_string()))?;
-    let outlier_weights = match arguments.outlier_weights {
-        Some(args::OutlierWeights::Dequantized) => OutlierWeights::Dequantized,
-        Some(args::OutlierWeights::Exact) | None => OutlierWeights::Exact,
-    };
-    Ok(Quantization::new(config, outlier_weights))
+    Ok(Quantization::new(config, arguments.outlier_weights.unwrap_or_default()))
 }
 
 fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {
     // τ or a statistic alone can only mean the relative rule.
     let relative = match arguments.rule {
-        Some(rule) => rule == args::Rule::Relative,
+        Some(rule) => matches!(rule, OutlierRule::RelativeToRow { .. }),
         None => arguments.tau.is_some() || arguments.statistic.is_some(),
     };
     if relative {
@@ -93,11 +77,11 @@ fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {
                 "--threshold belongs to --rule absolute; the relative rule has --tau",
             ));
         }
-        let statistic = match arguments.statistic {
-            Some(args::Statistic::Mean) => RowStatistic::MeanAbs,
-            Some(args::Statistic::Median) | None => RowStatistic::MedianAbs,
-        };
-        return Ok(OutlierRule::RelativeToRow { tau: arguments.tau.unwrap_or(DEFAULT_TAU), statistic });
+        let statistic = arguments.statistic.unwrap_or_default();
+        return Ok(OutlierRule::RelativeToRow {
+            tau: arguments.tau.unwrap_or(scheme::DEFAULT_TAU),
+            statistic,
+        });
     }
     if arguments.tau.is_some() || arguments.statistic.is_some() {
         return Err(Failure::usage("--tau and --statistic belong to --rule relative"));
@@ -112,7 +96,7 @@ fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {
 ///
 /// # Errors
 /// When there is no such kernel.
-pub(crate) fn write_settings(arguments: &WriteArgs, output: &Output) -> Result<WriteSettings, Failure> {
+pub(crate) fn write_settings(arguments: &WriteArgs, device: &Device) -> Result<WriteSettings, Failure> {
     Ok(WriteSettings {
         max_shard_bytes: arguments.max_shard_size,
         existing: match (arguments.resume, arguments.force) {
@@ -121,34 +105,8 @@ pub(crate) fn write_settings(arguments: &WriteArgs, output: &Output) -> Result<W
             _ => Existing::Refuse,
         },
         verify: arguments.verify,
-        kernel: output.kernel()?,
+        kernel: device.kernel()?,
     })
-}
-
-/// Parses a size: `5GB`, `500 MB`, `2GiB`, or a number of bytes.
-///
-/// # Errors
-/// When it is none, or 0.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 11] = [
-        ("", 1),
-        ("B", 1),
-        ("KB", 1_000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-        ("K", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("MIB", 1 << 20),
-        ("GIB", 1 << 30),
-    ];
-    let end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(end);
-    let unit = unit.trim().to_ascii_uppercase();
-    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-    let bytes = digits.parse::<u64>().ok().zip(factor).and_then(|(count, factor)| count.checked_mul(factor));
-    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected a size such as 5GB, 500MB or 2GiB".to_owned())
 }
 
 /// The name of a precision in output: `float` or a scheme's name.
@@ -162,30 +120,31 @@ pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
     }
 }
 
-/// Loads the model as the arguments say, with a progress bar.
+/// Loads the model with the precision of its arguments, with a progress bar.
 ///
 /// # Errors
 /// When the arguments contradict each other or the checkpoint cannot be loaded.
-pub(crate) fn load(arguments: &ModelArgs, output: &Output) -> Result<Model, Failure> {
-    load_as(arguments, precision(&arguments.precision)?, output)
+pub(crate) fn load(arguments: &ModelArgs, device: &Device, output: &Output) -> Result<Model, Failure> {
+    load_as(arguments, precision(&arguments.precision)?, device, output)
 }
 
-/// Loads the model with its linear layers held so, whatever the arguments say of that, with a progress bar.
+/// Loads the model with `precision` instead of that of its arguments, with a progress bar.
 ///
 /// # Errors
 /// When the checkpoint cannot be loaded.
 pub(crate) fn load_as(
     arguments: &ModelArgs,
     precision: Precision,
+    device: &Device,
     output: &Output,
 ) -> Result<Model, Failure> {
     let (loader, bar) = loader(arguments, precision, output)?;
-    let model = loader.build_on(output.backend()?)?;
+    let model = loader.build_on(device.backend()?)?;
     bar.clear();
     Ok(model)
 }
 
-/// Opens the checkpoint, to be loaded with a progress bar.
+/// Opens the checkpoint for loading with a progress bar.
 ///
 /// # Errors
 /// When the checkpoint cannot be opened.
@@ -205,14 +164,9 @@ pub(crate) fn loader(
     Ok((loader, bar))
 }
 
-/// What a KV cache keeps; `None` for the type of the checkpoint.
-pub(crate) fn kv_cache(wanted: args::KvCache) -> Option<FloatType> {
-    match wanted {
-        args::KvCache::Auto => None,
-        args::KvCache::F32 => Some(FloatType::F32),
-        args::KvCache::F16 => Some(FloatType::F16),
-        args::KvCache::Bf16 => Some(FloatType::Bf16),
-    }
+/// The type of a KV cache; `None` for that of the checkpoint.
+pub(crate) fn kv_cache(choice: OrAuto<FloatType>) -> Option<FloatType> {
+    choice.given()
 }
 
 fn rotary(loader: &Loader, wanted: Option<args::RotaryPrecision>) -> RotaryPrecision {

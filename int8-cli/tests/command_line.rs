@@ -10,7 +10,7 @@ fn int8(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_int8"))
         .args(arguments)
         .env_remove("INT8_KERNEL")
-        // No test may ask the hub.
+        // No test may use the network.
         .env("HF_HUB_OFFLINE", "1")
         .output()
         .expect("the program")
@@ -71,7 +71,7 @@ fn ids_go_in_and_out() {
     }
 }
 
-/// T5 reads the prompt and writes another text; what needs a text to continue says so.
+/// T5 reads the prompt and writes another text; commands that need a text to continue refuse it.
 #[test]
 fn a_prompt_is_read_and_another_text_written() {
     let t5 = model("../encoders/t5");
@@ -252,7 +252,7 @@ fn mistakes_are_explained() {
         (vec!["run", &opt, "--ids", "5", "--device", "tpu"], 2, vec!["tpu", "cpu"]),
         (vec!["eval", &opt, "--text", "no/such.txt"], 1, vec!["no/such.txt"]),
         (vec!["verify", "--cases", "0", "--require", "cuda"], 1, vec!["cuda"]),
-        // Nobody has so many, with the feature `cuda` or without.
+        // No machine has so many, with the feature `cuda` or without.
         (vec!["bench", "--quick", "--device", "cuda:99"], 1, vec!["cuda:99", "hint"]),
         (vec!["bench", "--quick", "--device", "cuda:x"], 2, vec!["cuda:x", "cuda:N"]),
         (vec!["bench", &opt, "--device", "cuda"], 1, vec!["cuda:0", "--device cpu"]),

@@ -11,7 +11,7 @@ fn tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../int8-nn/tests/data/models/llama")
 }
 
-/// A cache as Python leaves it, with the tiny model as `org/tiny` at `main`.
+/// A cache as Python writes it, with the tiny model as `org/tiny` at `main`.
 fn cache() -> tempfile::TempDir {
     let cache = tempfile::tempdir().expect("a folder");
     let root = cache.path().join("models--org--tiny");

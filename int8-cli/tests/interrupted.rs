@@ -1,4 +1,4 @@
-//! A conversion that is killed at random moments: what it leaves never loads, and what resumes it ends at the same bytes.
+//! A conversion that is killed at random moments: the unfinished folder never loads, and resuming it ends at the same bytes.
 //! `cargo xtask interruptions` does the same with checkpoints of any size.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,5 @@
 //! `eval --compare` and `outliers` on the embedded model, and their pages in a browser.
+#![allow(clippy::print_stdout, reason = "says what it skips")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -97,7 +98,7 @@ fn comparison(reports: &Reports) {
         let scheme = schemes.iter().find(|scheme| scheme["name"] == name).expect("the scheme");
         scheme["comparison"][what].as_f64().expect("a number")
     };
-    // The order of the paper: what takes outliers out loses least, one constant a tensor most.
+    // The order of the paper: outlier decomposition loses least, one scale a tensor most.
     for measure in ["loss", "kl_divergence"] {
         let [llm, vector, dequantized, tensor] =
             ["llm-int8", "absmax-vector-wise", "llm-int8, dequantized", "absmax"]
@@ -154,7 +155,7 @@ fn plots(folder: &Path, names: &[&str]) {
     assert_eq!(fs::read_dir(folder).expect("the folder").count(), 2 * names.len(), "{}", folder.display());
 }
 
-/// Opens a page as a phone and as a desktop would: no message on the console, nothing fetched, nothing cut off.
+/// Opens a page as a phone and as a desktop would: no message on the console, no request, nothing cut off.
 fn in_a_browser(reports: &Reports, name: &str) {
     let page = fs::read_to_string(reports.path(name)).expect("the page");
     for outside in ["src=", "<script", "@import", "url(", "href=\"http"] {

@@ -8,6 +8,9 @@ use crate::{Encoding, Error, Granularity, OutlierGranularity, OutlierRule, RowMa
 /// The paper's outlier threshold (§3.2): "we find that α = 6.0 is sufficient".
 pub const PAPER_THRESHOLD: f32 = 6.0;
 
+/// τ of the relative rule where none is given.
+pub const DEFAULT_TAU: f32 = 30.0;
+
 /// All settings of a quantised linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Config {

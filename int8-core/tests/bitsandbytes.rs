@@ -6,6 +6,7 @@
 //! - its CPU constant for 1/127² is 6.200124e-05 by a typo, 1.8e-5 too large;
 //! - `scaled_mm` rounds the int8 part plus bias to f16;
 //! - outlier weights are dequantised and rounded to f16, their product is added, and the sum is rounded to f16 again.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "says what it measured")]
 
 use half::f16;
 use int8_core::product::int8_product;

@@ -1,5 +1,6 @@
 //! The derived bound against layers computed in f32 as backends compute them: none may violate it, and it may not be
 //! so wide that nothing could. A wrong code, scale or outlier must be found.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "says what it measured")]
 
 use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};

@@ -54,8 +54,8 @@
 //! All unsafe code of the project's CPU side is here: vector instructions in `tile`, typed views of memory in `matrix`,
 //! `convert`, `buffer` and `resident`. The contract of the tile functions is stated once, on the trait `TileKernel`, and cited by
 //! line wherever they are called.
+#![allow(unsafe_code, reason = "vector instructions, typed views of memory and mappings need it")]
 
-pub mod bench;
 mod buffer;
 mod convert;
 mod driver;

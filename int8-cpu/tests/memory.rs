@@ -1,5 +1,6 @@
 //! Every path with unsafe code, on shapes so small that a memory checker gets through them: edges of panels and tiles,
 //! strided operands whose surroundings must stay as they were, all element types, all kernels.
+#![allow(unsafe_code, reason = "what the test is about")]
 
 use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};

@@ -1,5 +1,6 @@
 //! `int8_cuda.h` in Rust: one `repr(C)` struct an operation, an explicit stream, caller-owned workspaces, a status returned.
 //! The header says what every field means; the ABI test compares sizes and offsets with what the C++ compiler saw.
+#![allow(unsafe_code, reason = "declares C functions")]
 #![allow(non_camel_case_types, reason = "the names are those of the C header")]
 
 use std::ffi::{c_char, c_void};

@@ -1,4 +1,5 @@
 //! Sizes and offsets of every struct are what the C++ compiler says they are. Needs the kernels linked, but no device.
+#![allow(unsafe_code, reason = "calls C functions")]
 
 use std::mem::{offset_of, size_of};
 

@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![allow(unsafe_code, reason = "calls C functions and frees what they return")]
 
 pub mod bench;
 mod convert;

@@ -30,6 +30,7 @@ pub mod hub;
 mod kind;
 pub mod linear8bit;
 pub mod model;
+mod named;
 pub mod outliers;
 pub mod perplexity;
 pub mod plan;

@@ -6,6 +6,7 @@
 //! included. `from_pretrained` keeps the frequencies in f32, and so do we unless told otherwise: where that makes a
 //! difference, `from_pretrained.safetensors` holds the logits of the same weights loaded that way
 //! (`tools/from_pretrained_logits.py`), and both ways are tested.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "says what it skips and measured")]
 
 mod common;
 

@@ -22,16 +22,16 @@ Runs, and stops at the first failure:
   cuda lints   the same three for the CUDA crates, whose kernels are compiled once, for the tests; lints also for `int8`
   cuda tests   with the feature cuda
   cuda docs
-  cuda int8    `int8` with the feature cuda is built, and says what is missing without a GPU
+  cuda int8    `int8` with the feature cuda is built, and reports what is missing without a GPU
 
-The property tests draw from one seed here, so that the outcome follows the change and not luck. `cargo test` draws new
+The property tests draw from one seed here, so that the outcome depends on the change alone. `cargo test` draws new
 cases each time; PROPTEST_RNG_SEED, a number, chooses others here, too.
 
 The CUDA steps compile and link everything without a GPU; the tests that need one say so and are skipped
 (INT8_REQUIRE_GPU=1 makes that a failure). They run on x86-64 Linux, and need Python with pip, a C++ compiler and some
 560 MB of downloads, once.
 
-  --no-cuda    leave them out
+  --no-cuda    skip them
 
 Ends with the time of each step.";
 
@@ -49,9 +49,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     if skipped.is_none() {
         println!("\n── cuda toolkit");
         let toolkit = timed(&mut times, "cuda toolkit", || {
-            cuda_toolkit::provide().map_err(|message| {
-                format!("{message}\n`cargo xtask test {NO_CUDA}` leaves the CUDA crates out")
-            })
+            cuda_toolkit::provide()
+                .map_err(|message| format!("{message}\n`cargo xtask test {NO_CUDA}` skips the CUDA crates"))
         })?;
         run_steps(&mut times, cuda_steps(&toolkit)?)?;
     }
@@ -68,7 +67,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
 /// Why the CUDA steps do not run, if they do not.
 fn why_no_cuda(arguments: &[String]) -> Option<&'static str> {
     if !arguments.is_empty() {
-        return Some("as asked for by --no-cuda");
+        return Some("because of --no-cuda");
     }
     let supported = cfg!(all(target_os = "linux", target_arch = "x86_64"));
     (!supported).then_some("the toolkit's wheels are used on x86-64 Linux only")
@@ -138,7 +137,7 @@ fn cuda_steps(toolkit: &Path) -> Result<Vec<(&'static str, Command)>, String> {
     lints.env("INT8_CUDA_WITHOUT_KERNELS", "1");
     let mut docs = cargo(&["doc", "--no-deps"], &[])?;
     docs.env("RUSTDOCFLAGS", "-D warnings");
-    // Of all default members, as the step "tests" is: what they share then has the same features and is not compiled once more.
+    // For all default members, as the step "tests": dependencies then have the same features and are not compiled again.
     let mut int8 =
         shell::cargo(&["test", "--features", "int8-cli/cuda", "--test", "command_line", MISTAKES])?;
     int8.env("CUDA_PATH", toolkit).env("CUDA_LIBRARY_PATH", toolkit);
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn cuda_can_be_left_out() {
+    fn cuda_can_be_skipped() {
         assert!(why_no_cuda(&[String::from(NO_CUDA)]).is_some());
         assert_eq!(why_no_cuda(&[]).is_none(), cfg!(all(target_os = "linux", target_arch = "x86_64")));
     }

@@ -2,7 +2,7 @@
 //!
 //! The compiler, the run-time headers and cuBLAS come from the vendor's wheels on the Python package index, CMake and
 //! ninja from theirs; nothing outside `target/` is touched. The folder has the layout of an installed toolkit
-//! (`bin`, `include`, `lib64`, `lib64/stubs`, `nvvm`), so that `cust`, CMake and nvcc take it for one.
+//! (`bin`, `include`, `lib64`, `lib64/stubs`, `nvvm`), so that `cust`, CMake and nvcc find it.
 //!
 //! `libcuda` belongs to the driver and no wheel has it. A stub takes its place at link time: see [`LIBCUDA_HEAD`].
 
@@ -31,7 +31,7 @@ const LAYOUT: &str = "layout 2";
 /// Runs the command. `args`: nothing, or `--print-env` for lines that a shell can evaluate.
 ///
 /// # Errors
-/// A message with the way out: no Python or no `pip`, no C compiler, a wheel that cannot be fetched.
+/// With advice: no Python or no `pip`, no C compiler, a wheel that cannot be fetched.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let root = target_folder()?.join("cuda-toolkit");
     match args {
@@ -259,7 +259,7 @@ fn libcuda_stub(cuda: &Path) -> Result<(), String> {
 }
 
 /// All identifiers of the form `cuName` or `cuName_vN` in the header. That is more than the functions (a stub for a
-/// name that is none does no harm) and never fewer.
+/// name that is no function does no harm) and never fewer.
 fn driver_functions(header: &str) -> BTreeSet<&str> {
     header
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))

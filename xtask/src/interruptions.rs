@@ -1,4 +1,4 @@
-//! Whether a conversion keeps its promises: memory, rate, and what an interruption leaves behind.
+//! `cargo xtask interruptions`: peak memory and rate of a conversion, and its state after kills.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         giga(number("source_bytes")) / duration.as_secs_f64(),
         1000.0 * giga(number("peak_memory_bytes")),
     );
-    // What may be in memory: two of the largest tensor and a quarter of a gigabyte.
+    // The limit of the peak: two of the largest tensor and 256 MiB.
     let limit = 2 * largest(&report) + (256 << 20);
     if number("peak_memory_bytes") > limit {
         return Err(format!("peak memory: at most {limit} bytes are allowed"));
@@ -62,7 +62,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         let resume = killed.is_dir();
         let child = start(&plan, &killed, resume, Stdio::null())?;
         let memory = kill_after(child, moment)?;
-        // The last thing it does before it ends is to remove its note.
+        // Removing its note is the last action of a conversion.
         let complete = killed.join("config.json").is_file() && !killed.join("int8-write.partial").exists();
         let Some(memory) = memory.filter(|_| !complete) else {
             // It was faster: what it left must be complete, and the next one starts anew.
@@ -135,10 +135,10 @@ fn parse(arguments: &[String]) -> Result<Plan, String> {
 }
 
 fn giga(bytes: u64) -> f64 {
-    // Sizes of files are far below 2⁵³; the two halves of one are exact.
-    let halves =
+    // Sizes of files are far below 2⁵³; its upper and lower 32 bits are exact.
+    let parts =
         [bytes >> 32, bytes & 0xFFFF_FFFF].map(|half| f64::from(u32::try_from(half).unwrap_or(u32::MAX)));
-    (halves[0] * 4_294_967_296.0 + halves[1]) / 1e9
+    (parts[0] * 4_294_967_296.0 + parts[1]) / 1e9
 }
 
 fn largest(report: &Value) -> u64 {
@@ -149,7 +149,7 @@ fn largest(report: &Value) -> u64 {
     sizes.max().unwrap_or_default()
 }
 
-/// `output` is where its report goes: nobody reads that of a process that will be killed, and a full pipe would stop it.
+/// `output` receives its report: for a process that will be killed not a pipe, which would block when full.
 fn start(plan: &Plan, out: &Path, resume: bool, output: Stdio) -> Result<Child, String> {
     let mut command = Command::new(&plan.program);
     command.arg("quantize").arg(&plan.model).arg(out).arg("--json").args(&plan.options);
@@ -169,7 +169,7 @@ fn finish(child: Child) -> Result<Value, String> {
     serde_json::from_slice(&output.stdout).map_err(|error| format!("the report: {error}"))
 }
 
-/// Kills it at this moment and returns the memory it had in use at most; `None` if it had ended by itself.
+/// Kills it at this moment and returns its peak memory; `None` if it had ended by itself.
 fn kill_after(mut child: Child, moment: Duration) -> Result<Option<u64>, String> {
     thread::sleep(moment);
     let failed = |error: std::io::Error| error.to_string();

@@ -1,8 +1,10 @@
 //! `cargo xtask …`: the workspace's own automation. Plain Rust, so that a contributor needs nothing but a toolchain.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the command line")]
 
 mod checks;
 mod cuda_toolkit;
 mod dist;
+mod imports;
 mod interruptions;
 mod miri;
 mod scan;
@@ -61,7 +63,7 @@ const TASKS: [Task; 8] = [
     },
     Task {
         name: "interruptions",
-        summary: "memory and rate of a conversion, and what ten kills of it leave behind",
+        summary: "memory and rate of a conversion, and its state after ten kills",
         help: interruptions::HELP,
         run: interruptions::run,
     },

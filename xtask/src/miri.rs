@@ -8,12 +8,12 @@ use crate::shell;
 pub(crate) const HELP: &str = "\
 cargo xtask miri
 
-Runs int8-cpu's memory tests under Miri, which finds reads and writes outside of what may be touched, uninitialised memory
-and broken aliasing rules. It has no vector instructions, so it is the portable kernel that runs; what all kernels share
-(packing, typed views of matrices, the driver, the thread pool's sharing, the epilogue, attention) runs with it. int8-core
+Runs int8-cpu's memory tests under Miri, which finds reads and writes out of bounds or of uninitialised memory,
+and violations of the aliasing rules. It has no vector instructions, so it is the portable kernel that runs; the code that all kernels share
+(packing, typed views of matrices, the GEMM schedule, the thread pool, the epilogue, attention) runs with it. int8-core
 has no unsafe code; checkpoints are read through a memory map, which Miri does not have.
 
-It takes a quarter of an hour and more, so `cargo xtask test` and CI leave it out: run it after a change to unsafe code.
+It takes a quarter of an hour and more, so `cargo xtask test` and CI skip it: run it after a change to unsafe code.
 
 Needs rustup and a nightly toolchain with Miri: rustup toolchain install nightly --component miri --component rust-src";
 
@@ -29,7 +29,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         ));
     }
     let root = shell::workspace_root()?;
-    // With one thread, all runs on the calling one; with two, work is shared as it is elsewhere.
+    // With one thread, all runs on the calling one; with two, work is partitioned and stolen.
     let checks: [(&str, &[&str]); 3] = [
         ("2", &["--lib", "--", "pool::tests::numbers_are_shared"]),
         ("1", &["--lib", "--", "panel::tests::pieces_of_k_add_up"]),
@@ -53,7 +53,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
 fn nightly(arguments: &[&str]) -> Command {
     let mut command = Command::new("rustup");
     command.args(["run", "nightly", "cargo"]).args(arguments);
-    // What the cargo that runs this program has set would send the nightly one to the wrong compiler.
+    // Variables of the cargo that runs this program would direct the nightly one to the wrong compiler.
     for variable in ["CARGO", "RUSTC", "RUSTDOC", "RUSTUP_TOOLCHAIN"] {
         command.env_remove(variable);
     }

@@ -33,20 +33,6 @@ pub(crate) fn without_tests(code: &str) -> String {
     result
 }
 
-/// The lines (from 1) on which `word` stands as a word of its own. A word that ends in `!` is a macro call.
-pub(crate) fn lines_with(code: &str, word: &str) -> Vec<usize> {
-    let is_word = |c: char| c.is_alphanumeric() || c == '_';
-    let stands_alone = |line: &str, at: usize| {
-        let (before, after) = (&line[..at], &line[at + word.len()..]);
-        !before.ends_with(is_word) && (word.ends_with('!') || !after.starts_with(is_word))
-    };
-    let numbered = code.lines().enumerate();
-    numbered
-        .filter(|(_, line)| line.match_indices(word).any(|(at, _)| stands_alone(line, at)))
-        .map(|(index, _)| index + 1)
-        .collect()
-}
-
 /// Length of the comment that starts here; block comments nest.
 fn comment(text: &str) -> Option<usize> {
     if text.starts_with("//") {
@@ -162,13 +148,5 @@ mod tests {
         assert!(["fn a", "fn c", "fn d"].iter().all(|kept| rest.contains(kept)), "{rest}");
         assert!(!rest.contains("x!") && !rest.contains("more"), "{rest}");
         assert_eq!(rest.lines().count(), code.lines().count());
-    }
-
-    #[test]
-    fn words_stand_alone() {
-        let code =
-            "#![forbid(unsafe_code)]\nunsafe { }\nlet my_unsafe = 1;\nx.unsafe;\neprintln!()\nprintln!(\n";
-        assert_eq!(lines_with(code, "unsafe"), [2, 4]);
-        assert_eq!(lines_with(code, "println!"), [6]);
     }
 }

@@ -30,7 +30,7 @@ pub(crate) fn run(mut command: Command) -> Result<(), String> {
     }
 }
 
-/// Runs to the end and returns what it wrote to its standard output.
+/// Runs to the end and returns its standard output.
 pub(crate) fn output(mut command: Command) -> Result<Vec<u8>, String> {
     let line = shown(&command);
     let output = command.output().map_err(|error| format!("`{line}` could not be started: {error}"))?;
@@ -41,13 +41,13 @@ pub(crate) fn output(mut command: Command) -> Result<Vec<u8>, String> {
     }
 }
 
-/// What `cargo metadata` says of the workspace's own packages.
+/// `cargo metadata` of the workspace's own packages.
 pub(crate) fn metadata() -> Result<Value, String> {
     let text = output(cargo(&["metadata", "--no-deps", "--format-version", "1"])?)?;
     serde_json::from_slice(&text).map_err(|error| format!("cargo metadata: {error}"))
 }
 
-/// The command as one would type it.
+/// The command line as text.
 pub(crate) fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_stem().unwrap_or_default();
     let words = std::iter::once(program).chain(command.get_args());

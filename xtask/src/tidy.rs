@@ -1,30 +1,33 @@
-//! `cargo xtask tidy`: the invariants of ARCHITECTURE.md that neither the compiler nor clippy checks.
+//! `cargo xtask tidy`: the invariants of ARCHITECTURE.md that neither the compiler nor Clippy checks.
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{scan, shell};
+use crate::{imports, scan, shell};
 
 /// Shown by `cargo xtask help tidy`.
 pub(crate) const HELP: &str = "\
-cargo xtask tidy
+cargo xtask tidy [--imports CRATE]
 
 Checks, and lists every violation:
 
   edges     a crate depends on no crate of ours but those that ARCHITECTURE.md allows; int8-core on three others at most
+  imports   no cycle between the files of a crate, and no import that points upward in the declared order of its folders
   members   every member, default and exclusion of the workspace has a comment
   docs      every source file begins with a module doc (//!)
-  unsafe    only in int8-cpu, int8-cuda, int8-cuda-sys and int8-nn/src/checkpoint/mmap.rs; int8-core forbids it
-  print     print macros only in int8-cli and xtask, programs (src/bin), tests, benches, examples and build scripts
-  unfinished  no todo!, unimplemented!, #[ignore]
+  ignored   no #[ignore]
   ci        .ci/run ends with the test command of README.md
-  reasons   every #[allow] and #[expect] has one
-  length    source files of at most 800 lines";
+  length    source files of at most 800 lines
 
-/// What each crate may depend on among ours, in any kind of dependency. A crate that is not listed may not exist.
+The lints of Cargo.toml check the rest: unsafe code, printing, unfinished code, lints switched off without a reason.
+
+  --imports CRATE   print which file imports which, by levels, and check nothing";
+
+/// Dependencies of each crate among ours, of any kind. A crate that is not listed may not exist.
 const ALLOWED_EDGES: [(&str, &[&str]); 7] = [
     ("int8-core", &[]),
     ("int8-cpu", &["int8-core"]),
@@ -32,23 +35,17 @@ const ALLOWED_EDGES: [(&str, &[&str]); 7] = [
     ("int8-cuda", &["int8-core", "int8-cuda-sys"]),
     ("int8-nn", &["int8-core", "int8-cpu", "int8-cuda"]),
     // core beside nn: the names of schemes, rules and granularities that a user types are core's types.
-    // cuda: the bench on a GPU.
-    ("int8-cli", &["int8-core", "int8-cuda", "int8-nn"]),
+    // cpu, cuda: `int8 bench` times single layers, which a model has no API for.
+    ("int8-cli", &["int8-core", "int8-cpu", "int8-cuda", "int8-nn"]),
     ("xtask", &[]),
 ];
 
 /// Edges that only a feature may switch on: nothing pulls in CUDA by default.
 const OPTIONAL_EDGES: [(&str, &str); 2] = [("int8-nn", "int8-cuda"), ("int8-cli", "int8-cuda")];
 
-/// Other people's crates that int8-core may use outside its tests.
+/// External crates that int8-core may use outside its tests.
 const CORE_DEPENDENCIES: [&str; 3] = ["half", "ndarray", "thiserror"];
 
-/// Where `unsafe` may stand: SIMD, FFI, the device, and mapping a file into memory.
-const UNSAFE_PLACES: [&str; 4] =
-    ["int8-cpu/", "int8-cuda/", "int8-cuda-sys/", "int8-nn/src/checkpoint/mmap.rs"];
-
-const PRINTING_CRATES: [&str; 2] = ["int8-cli/", "xtask/"];
-const PRINT_MACROS: [&str; 4] = ["print!", "println!", "eprint!", "eprintln!"];
 const MAX_LINES: usize = 800;
 
 /// Folders of the workspace that hold no source of ours.
@@ -56,11 +53,23 @@ const SKIPPED_FOLDERS: [&str; 3] = ["target", "corpus", "artifacts"];
 /// Hand-written source, by the end of its name.
 const SOURCE_ENDINGS: [&str; 8] = ["rs", "cu", "cuh", "cpp", "hpp", "h", "cmake", "py"];
 
-/// Runs the task; it takes no arguments.
+/// Runs the task.
 pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
-    if !arguments.is_empty() {
-        return Err(format!("tidy takes no arguments, got {arguments:?}\n\n{HELP}"));
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        [] => check(),
+        ["--imports", name] => {
+            let mut files = Vec::new();
+            source_files(&shell::workspace_root()?, name, &mut files)?;
+            // A reader may stop early, as `head` does.
+            let _ = writeln!(std::io::stdout(), "{}", imports::picture(name, &files)?);
+            Ok(())
+        }
+        _ => Err(format!("tidy does not know {arguments:?}\n\n{HELP}")),
     }
+}
+
+fn check() -> Result<(), String> {
     let root = shell::workspace_root()?;
     let metadata = shell::metadata()?;
     let manifest = read(&root, "Cargo.toml")?;
@@ -74,10 +83,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     for (path, text) in &files {
         violations.extend(file_violations(path, text));
     }
-    if !files.iter().any(|(path, text)| path == "int8-core/src/lib.rs" && forbids_unsafe(text)) {
-        violations
-            .push(String::from("int8-core/src/lib.rs: lacks #![forbid(unsafe_code)]: it is the oracle"));
-    }
+    violations.extend(imports::violations(&files));
     if violations.is_empty() {
         println!("tidy: {} source files", files.len());
         return Ok(());
@@ -93,7 +99,7 @@ fn crate_edges(metadata: &Value) -> Vec<String> {
     for package in packages {
         let name = package["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = ALLOWED_EDGES.iter().find(|(known, _)| *known == name) else {
-            violations.push(format!("{name}: a crate that ALLOWED_EDGES of xtask/src/tidy.rs does not know"));
+            violations.push(format!("{name}: missing in ALLOWED_EDGES of xtask/src/tidy.rs"));
             continue;
         };
         for dependency in package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default() {
@@ -137,7 +143,7 @@ fn member_comments(manifest: &str) -> Vec<String> {
             violations.extend(
                 names
                     .filter(|_| !explained)
-                    .map(|entry| format!("Cargo.toml: `{entry}` in `{name}` has no comment that says why")),
+                    .map(|entry| format!("Cargo.toml: `{entry}` in `{name}` has no comment")),
             );
             if code.contains(']') {
                 list = None;
@@ -161,7 +167,7 @@ fn read(root: &Path, name: &str) -> Result<String, String> {
     fs::read_to_string(root.join(name)).map_err(|error| format!("{name}: {error}"))
 }
 
-/// Collects the source files below `folder` (relative to `root`, with `/`), hidden folders and build output left out.
+/// Collects the source files below `folder` (relative to `root`, with `/`), without hidden folders and build output.
 fn source_files(root: &Path, folder: &str, files: &mut Vec<(String, String)>) -> Result<(), String> {
     let at = root.join(folder);
     let entries = fs::read_dir(&at).map_err(|error| format!("{}: {error}", at.display()))?;
@@ -182,7 +188,7 @@ fn source_files(root: &Path, folder: &str, files: &mut Vec<(String, String)>) ->
     Ok(())
 }
 
-/// What is wrong with one file; `path` is relative to the workspace, with `/`.
+/// The violations of one file; `path` is relative to the workspace, with `/`.
 fn file_violations(path: &str, text: &str) -> Vec<String> {
     let mut violations = Vec::new();
     let lines = text.lines().count();
@@ -198,54 +204,11 @@ fn file_violations(path: &str, text: &str) -> Vec<String> {
         violations.push(format!("{path}:1: begins without a module doc (//!)"));
     }
     let code = scan::code_only(text);
-    let mut forbid = |code: &str, word: &str, why: &str| {
-        let found = scan::lines_with(code, word);
-        violations.extend(found.iter().map(|line| format!("{path}:{line}: `{word}`: {why}")));
-    };
-    if !UNSAFE_PLACES.iter().any(|place| path.starts_with(place)) {
-        forbid(&code, "unsafe", "only where ARCHITECTURE.md allows it");
-    }
-    for word in ["todo!", "unimplemented!"] {
-        forbid(&code, word, "finish it or leave it out");
-    }
-    if !PRINTING_CRATES.iter().any(|printing| path.starts_with(printing)) && is_library_code(path) {
-        let code = scan::without_tests(&code);
-        for word in PRINT_MACROS {
-            forbid(&code, word, "only int8-cli and xtask print");
-        }
-    }
-    violations.extend(
-        lints_without_reason(&code).iter().map(|line| format!("{path}:{line}: a lint without a reason")),
-    );
     let ignored = code.lines().enumerate().filter(|(_, line)| line.contains("#[ignore"));
     violations.extend(ignored.map(|(index, _)| {
-        format!("{path}:{}: `#[ignore]`: a test that cannot run says so and is counted", index + 1)
+        format!("{path}:{}: `#[ignore]`: a test that cannot run skips with a message", index + 1)
     }));
     violations
-}
-
-/// Lines (from 1) of `allow` and `expect` attributes that give no reason.
-fn lints_without_reason(code: &str) -> Vec<usize> {
-    let starts = ["[allow(", "[expect("].iter().flat_map(|start| code.match_indices(start));
-    let unreasoned = starts.filter(|(at, _)| {
-        let attribute = &code[*at..];
-        !attribute[..attribute.find(")]").unwrap_or(attribute.len())].contains("reason")
-    });
-    let mut lines: Vec<usize> = unreasoned.map(|(at, _)| code[..at].matches('\n').count() + 1).collect();
-    lines.sort_unstable();
-    lines
-}
-
-/// Under `src/`, no test, and no program of its own (`src/bin/`, for machines that have a GPU and no toolchain): what
-/// ends up in a user's program.
-fn is_library_code(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let is_test = name == "tests.rs" || name.ends_with("_tests.rs") || path.contains("/tests/");
-    path.contains("/src/") && !path.contains("/src/bin/") && !is_test
-}
-
-fn forbids_unsafe(text: &str) -> bool {
-    scan::code_only(text).lines().any(|line| line.trim() == "#![forbid(unsafe_code)]")
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ cargo xtask verify [--cases N] [--require cpu|cuda] [--json]
 
 Builds `int8` and runs `int8 verify`: every kernel of every backend that this machine has computes the corpus of int8-core
 and N random cases; integers must be equal, floats within the derived bound. Prints backend, kernel, cases and the worst
-error as a share of its bound, and says which backends are absent. With a CUDA toolkit and an NVIDIA driver it then builds
-and runs `int8-cuda-verify`, the same for the GPU's kernels; without, it says which of them is missing.
+error as a share of its bound, and lists absent backends. With a CUDA toolkit and an NVIDIA driver it then builds
+and runs `int8-cuda-verify`, the same for the GPU's kernels; without, it reports which of them is missing.
 
   --cases N        random cases besides the corpus
   --require NAME   an absent backend is a failure; `cuda` also builds it in
@@ -50,7 +50,7 @@ fn missing_for_gpu() -> Option<&'static str> {
     }
 }
 
-/// Of the arguments it knows `--cases` alone.
+/// It takes `--cases` alone.
 fn gpu_command_line(arguments: &[String]) -> Vec<&str> {
     let mut line =
         vec!["run", "--quiet", "--release", "--package", "int8-cuda", "--bin", "int8-cuda-verify", "--"];
@@ -68,7 +68,7 @@ fn gpu_command_line(arguments: &[String]) -> Vec<&str> {
     line
 }
 
-/// `metadata` tells whether `int8` can be built with CUDA; if not, `int8 verify` says that it was not.
+/// `metadata` shows whether `int8` has the feature `cuda`; without it, `int8 verify` reports that.
 fn command_line<'a>(arguments: &'a [String], metadata: &Value) -> Result<Vec<&'a str>, String> {
     let mut line = vec!["run", "--quiet", "--release", "--package", "int8-cli"];
     let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -83,7 +83,7 @@ fn command_line<'a>(arguments: &'a [String], metadata: &Value) -> Result<Vec<&'a
     Ok(line)
 }
 
-/// Checked here too, because a misspelt name should not first build the world.
+/// Checked here too, so that a misspelt name is found before the build.
 fn requires_cuda(arguments: &[String]) -> Result<bool, String> {
     let mut cuda = false;
     let mut arguments = arguments.iter();

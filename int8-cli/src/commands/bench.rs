@@ -4,12 +4,14 @@ mod cuda;
 mod model;
 
 use int8_core::Scheme;
-use int8_nn::backend::cpu::bench::{Effort, Machine, Problem, Shape, Times, outlier_costs};
+use int8_cpu::Kernel;
 use serde_json::{Value, json};
 
-use crate::Failure;
 use crate::args::BenchArgs;
+use crate::bench::{Effort, Machine, Problem, Shape, Times, outlier_costs};
 use crate::convert::real;
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::Output;
 use crate::report::charts::{Axis, Caption, Chart, Series};
 use crate::report::plots::write_chart;
@@ -24,14 +26,14 @@ const OUTLIER_SHARE: usize = 1000;
 /// Outlier columns of the second table, in a thousand.
 const PER_MILLE: [usize; 5] = [0, 1, 10, 50, 200];
 
-/// One shape with what was measured.
+/// One shape with its times.
 struct Line {
     shape: Shape,
     times: Times,
 }
 
 impl Line {
-    /// Of what the processors could do in the same rounds.
+    /// Of the peak measured in the same rounds.
     fn share_of_peak(&self) -> Option<f64> {
         self.times.peak.map(|peak| self.shape.work() / self.times.raw / peak)
     }
@@ -71,17 +73,17 @@ impl Line {
 }
 
 /// Prints the tables.
-pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &BenchArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let effort =
         Effort { best: arguments.best, ..if arguments.quick { Effort::QUICK } else { Effort::FULL } };
     if let Some(path) = &arguments.model {
-        output.without_cuda()?;
-        return model::run(path, arguments, output);
+        device.require_cpu()?;
+        return model::run(path, arguments, device, output);
     }
-    if let Some(ordinal) = output.cuda() {
+    if let Some(ordinal) = device.cuda() {
         return cuda::run(ordinal, arguments, output);
     }
-    let kernel = output.backend()?.kernel();
+    let kernel = device.kernel()?;
     output.remark(&output.dim("probing the machine"));
     let machine = Machine::probe(kernel);
     let peak = machine.peak.map_or(String::new(), |peak| format!(", peak {:.2} TOPS", 2.0 * peak / 1e12));
@@ -121,7 +123,7 @@ pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure>
             lines.push(line);
         }
     }
-    let outliers = outlier_table(arguments, &effort, output)?;
+    let outliers = outlier_table(arguments, kernel, &effort, output)?;
     if let Some(file) = &arguments.plot {
         let source = format!("against bf16 weights; {kernel}, {} threads", machine.threads);
         let caption = Caption { title: "Speed-up of an LLM.int8() layer", source: &source };
@@ -130,7 +132,7 @@ pub(crate) fn run(arguments: &BenchArgs, output: &Output) -> Result<(), Failure>
     }
     if output.json {
         output.object(&json!({
-            "kernel": kernel.name(),
+            "kernel": machine.kernel.name(),
             "threads": machine.threads,
             "peak_tops": machine.peak.map(|peak| 2.0 * peak / 1e12),
             "read_gb_per_second": machine.bandwidth / 1e9,
@@ -159,10 +161,14 @@ fn speed_ups(lines: &[Line]) -> Chart {
     Chart::Lines { x, y, series: ROWS.map(of_rows).into() }
 }
 
-/// What outlier columns cost.
-fn outlier_table(arguments: &BenchArgs, effort: &Effort, output: &Output) -> Result<Value, Failure> {
+/// The cost of outlier columns.
+fn outlier_table(
+    arguments: &BenchArgs,
+    kernel: Kernel,
+    effort: &Effort,
+    output: &Output,
+) -> Result<Value, Failure> {
     let size = if arguments.quick { 1024 } else { 4096 };
-    let kernel = output.backend()?.kernel();
     if !output.json {
         output.line("")?;
         output.line(&output.bold(&format!("layer / raw at shares of outlier columns, N = K = {size}")))?;

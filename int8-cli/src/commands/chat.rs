@@ -5,16 +5,16 @@ use std::io::{self, IsTerminal, Read};
 use int8_nn::{ChatTemplate, Message};
 use serde_json::json;
 
-use super::run::{Echo, Run};
-use crate::Failure;
+use super::generate::{Echo, Run};
 use crate::args::RunArgs;
+use crate::failure::Failure;
 use crate::output::Output;
 
 /// Where questions come from.
 pub(super) enum Input {
     /// One, from the command line or standard input.
     Question(String),
-    /// As many as the user likes.
+    /// A conversation on the terminal.
     Terminal,
 }
 
@@ -78,7 +78,7 @@ struct Answer {
 }
 
 impl Chat<'_> {
-    /// Answers one question, and remembers both.
+    /// Answers one question and appends both to the conversation.
     fn answer(&mut self, question: String) -> Result<Answer, Failure> {
         let tokenizer = self.run.model.tokenizer()?;
         self.messages.push(Message::new("user", question));
@@ -96,7 +96,7 @@ impl Chat<'_> {
     /// Questions from the terminal, until an empty one or the end.
     fn converse(&mut self) -> Result<(), Failure> {
         let output = self.run.output;
-        output.remark(&output.dim("Ask; an empty line ends the conversation."));
+        output.remark(&output.dim("An empty line ends the conversation."));
         let mut last = None;
         loop {
             output.text(&output.bold("> "))?;

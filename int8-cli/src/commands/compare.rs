@@ -1,4 +1,4 @@
-//! `int8 eval --compare`: what every scheme loses on this model and text.
+//! `int8 eval --compare`: the loss of every scheme on this model and text.
 
 use std::sync::Arc;
 
@@ -9,19 +9,19 @@ use int8_nn::quality::{Baseline, Comparison, LastWords, LayerError, layer_errors
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
-use super::eval::read_passages;
+use super::passages::read_passages;
 use super::{OutlierShare, outlier_share, settings, text};
-use crate::Failure;
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::report::charts::{Axis, Chart, Series};
 use crate::report::plots::{Plot, PlotFolder, short_name};
 use crate::report::{Page, Table};
 use crate::resolve;
 
-/// Memory for the predictions of the float model, which the others are compared to: 1 GiB holds some 10,000 positions of a
-/// vocabulary of 50,000.
+/// Bytes for the predictions of the float model, the baseline: 1 GiB holds some 10,000 positions of a vocabulary of 50,000.
 const BASELINE_BYTES: usize = 1 << 30;
 /// Tokens over which the errors of single layers are measured.
 const LAYER_TOKENS: usize = 256;
@@ -51,11 +51,11 @@ fn paper(scheme: Option<Scheme>) -> [f64; 5] {
 struct Entry {
     name: String,
     precision: Precision,
-    /// The paper's row it stands for.
+    /// The same row in the paper.
     paper: Option<[f64; 5]>,
 }
 
-/// Its result.
+/// The result of an entry.
 struct Found {
     entry: Entry,
     comparison: Comparison,
@@ -94,10 +94,10 @@ fn entries() -> Vec<Entry> {
 }
 
 /// Compares all schemes.
-pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let passages = arguments.last_words.as_deref().map(read_passages).transpose()?;
     let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
-    let float = Arc::new(resolve::load_as(&arguments.model, Precision::Float, output)?);
+    let float = Arc::new(resolve::load_as(&arguments.model, Precision::Float, device, output)?);
     let (ids, options) = text(&float, &arguments.text)?;
     let bar = output.bar("scoring float", "windows");
     let baseline = float.baseline(&ids, &options, BASELINE_BYTES, |done, all| bar.set(done, all))?;
@@ -107,14 +107,15 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
     };
     let float_words = last_words(&float)?;
 
-    let context = Context { arguments, output, float: &float, ids: &ids, options, baseline: &baseline };
+    let context =
+        Context { arguments, device, output, float: &float, ids: &ids, options, baseline: &baseline };
     let entries = entries();
     let all = entries.len();
     let mut found = Vec::new();
     for (index, entry) in entries.into_iter().enumerate() {
-        let step = format!("{} of {all}, {}", index + 1, entry.name);
-        let model = Arc::new(resolve::load_as(&arguments.model, entry.precision, output)?);
-        let comparison = context.score(&step, &model, &baseline, &options)?;
+        let label = format!("{} of {all}, {}", index + 1, entry.name);
+        let model = Arc::new(resolve::load_as(&arguments.model, entry.precision, device, output)?);
+        let comparison = context.score(&label, &model, &baseline, &options)?;
         let layer_ids = &ids[..LAYER_TOKENS.min(options.window).min(ids.len())];
         found.push(Found {
             share: outlier_share(&model),
@@ -161,6 +162,7 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
 
 struct Context<'a> {
     arguments: &'a EvalArgs,
+    device: &'a Device,
     output: &'a Output,
     float: &'a Model,
     ids: &'a [u32],
@@ -185,12 +187,12 @@ struct Point {
 impl Context<'_> {
     fn score(
         &self,
-        step: &str,
+        label: &str,
         model: &Model,
         baseline: &Baseline,
         options: &PerplexityOptions,
     ) -> Result<Comparison, Failure> {
-        let bar = self.output.bar(step, "windows");
+        let bar = self.output.bar(label, "windows");
         let comparison = model.compare(self.ids, options, baseline, |done, all| bar.set(done, all))?;
         bar.clear();
         Ok(comparison)
@@ -207,7 +209,7 @@ impl Context<'_> {
                     let config =
                         int8_core::Config { rule, outlier_granularity: granularity, ..base.config() };
                     let precision = Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
-                    let model = resolve::load_as(&self.arguments.model, precision, self.output)?;
+                    let model = resolve::load_as(&self.arguments.model, precision, self.device, self.output)?;
                     let found = self.score(&format!("{name} {parameter}"), &model, &baseline, &options)?;
                     let share = outlier_share(&model);
                     let loss = 100.0 * found.loss;
@@ -300,7 +302,7 @@ fn worst_layers(found: &[Found]) -> String {
     format!("\n{}", Table { columns, rows }.to_text())
 }
 
-/// The kinds of projections, as tables call them.
+/// The kinds of projections, with their names in tables.
 const ROLES: [(LinearRole, &str); 4] = [
     (LinearRole::Qkv, "q, k, v"),
     (LinearRole::AttentionOutput, "attention output"),
@@ -314,7 +316,7 @@ fn mean_error(layers: &[LayerError], role: LinearRole) -> f64 {
     errors.iter().sum::<f64>() / real(errors.len().max(1))
 }
 
-/// The plots, each with what it is of: they are not made of the same tokens.
+/// The plots, each with its own source: not all use the same tokens.
 fn plots(context: &Context<'_>, found: &[Found], sweep: &Sweep) -> Vec<Plot> {
     let baseline = &context.baseline.perplexity;
     let model = short_name(&context.arguments.model.model);

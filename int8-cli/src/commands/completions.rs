@@ -2,8 +2,8 @@
 
 use clap::CommandFactory;
 
-use crate::Failure;
 use crate::args::Cli;
+use crate::failure::Failure;
 use crate::output::Output;
 
 /// Prints the completions.

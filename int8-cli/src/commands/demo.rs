@@ -1,4 +1,4 @@
-//! `int8 demo`: the whole story on a small model inside the program.
+//! `int8 demo`: memory, outliers and quality of a small model inside the program.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -11,8 +11,9 @@ use int8_nn::{GenerateOptions, Loader, Model, Perplexity, PerplexityOptions};
 use serde_json::{Value, json};
 
 use super::outlier_share;
-use crate::Failure;
 use crate::convert::{count, real};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
 
 /// demo-opt, trained for this project: OPT architecture, 3.16M parameters, with six outlier features as large models
@@ -24,13 +25,13 @@ const FILES: [(&str, &[u8]); 4] = [
     ("tokenizer.json", include_bytes!("../../assets/demo-opt/tokenizer.json")),
 ];
 
-/// A page of text that the model has not seen.
+/// A page of text that the model was not trained on.
 const TEXT: &str = include_str!("../../assets/demo.txt");
 
 /// Tokens a window: all positions the model has.
 const WINDOW: usize = 512;
 
-/// What the table compares.
+/// The rows of the table.
 const SCHEMES: [Scheme; 4] =
     [Scheme::Absmax, Scheme::Zeropoint, Scheme::AbsmaxVectorWise, Scheme::LlmInt8Absmax];
 
@@ -44,13 +45,13 @@ struct Row {
     columns: f64,
 }
 
-/// Tells the story.
-pub(crate) fn run(output: &Output) -> Result<(), Failure> {
+/// Runs the demonstration.
+pub(crate) fn run(device: &Device, output: &Output) -> Result<(), Failure> {
     let begin = Instant::now();
     let checkpoint =
         Checkpoint::from_bytes(FILES.map(|(name, bytes)| (name.to_owned(), Cow::Borrowed(bytes))))?;
     let load = |precision: Precision| -> Result<Model, Failure> {
-        Ok(Loader::new(checkpoint.clone()).precision(precision).build_on(output.backend()?)?)
+        Ok(Loader::new(checkpoint.clone()).precision(precision).build_on(device.backend()?)?)
     };
     let int8 = |config: Config| Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
 
@@ -80,10 +81,10 @@ pub(crate) fn run(output: &Output) -> Result<(), Failure> {
     if output.json {
         return output.object(&as_json(&rows, &outliers, footprint, &texts, seconds));
     }
-    tell(output, &rows, &outliers, footprint, &texts, seconds)
+    print(output, &rows, &outliers, footprint, &texts, seconds)
 }
 
-fn tell(
+fn print(
     output: &Output,
     rows: &[Row],
     outliers: &[Outlier],
@@ -104,7 +105,7 @@ fn tell(
     output.line("")?;
     output.line("Outliers   A few hidden dimensions reach |x| ≥ 6 in every layer. One scale for a row must cover them,")?;
     output
-        .line("           and nothing is left for the rest. LLM.int8() multiplies just these in 16-bit:")?;
+        .line("           and few codes remain for the rest. LLM.int8() multiplies only these in 16-bit:")?;
     for outlier in outliers {
         output.line(&format!(
             "           dimension {:3}: input of {} of {} attention and MLP layers",
@@ -143,7 +144,7 @@ struct Outlier {
     dimension: usize,
     /// Number of layers into which it carries one.
     layers: usize,
-    /// Number of layers looked at.
+    /// Number of layers.
     of: usize,
 }
 

@@ -1,22 +1,23 @@
-//! `int8 embed`: sentence embeddings, and what int8 changes of their cosines.
+//! `int8 embed`: sentence embeddings, and how int8 changes their cosines.
 
 use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
-use int8_core::{OutlierGranularity, OutlierRule, RowStatistic, Scheme};
+use int8_core::{Named, OutlierGranularity, OutlierRule, RowStatistic, Scheme, scheme};
 use int8_nn::Embedder;
 use int8_nn::backend::{OutlierWeights, Precision, Quantization};
-use int8_nn::embedder::{Pooling, cosine};
+use int8_nn::embedder::cosine;
 use ndarray::Array2;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Value, json};
 
 use super::{read_text, settings, write_whole};
-use crate::Failure;
-use crate::args::{self, EmbedArgs, PrecisionArgs};
+use crate::args::{EmbedArgs, PrecisionArgs};
 use crate::convert::{count, real};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve;
 
@@ -24,11 +25,11 @@ use crate::resolve;
 const MATRIX_TEXTS: usize = 12;
 
 /// Embeds texts, or compares precisions over pairs of them.
-pub(crate) fn run(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
-    if arguments.compare { compare(arguments, output) } else { embed(arguments, output) }
+pub(crate) fn run(arguments: &EmbedArgs, device: &Device, output: &Output) -> Result<(), Failure> {
+    if arguments.compare { compare(arguments, device, output) } else { embed(arguments, device, output) }
 }
 
-fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
+fn embed(arguments: &EmbedArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let format = arguments.out.as_deref().map(Format::of).transpose()?;
     let texts = texts(arguments)?;
     if texts.len() > MATRIX_TEXTS && format.is_none() && !output.json {
@@ -39,7 +40,7 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
         .hint("write the vectors with --out vectors.safetensors (or .npy), or print them with --json"));
     }
     let precision = resolve::precision(&arguments.model.precision)?;
-    let embedder = load(arguments, precision, output)?;
+    let embedder = load(arguments, precision, device, output)?;
     let (ids, cut) = embedder.tokenize(&texts)?;
     warn_of_cut_texts(&embedder, cut, texts.len(), output);
 
@@ -63,7 +64,7 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
             "model": arguments.model.model,
             "scheme": resolve::precision_name(&arguments.model.precision),
             "settings": settings(embedder.precision()),
-            "pooling": pooling_name(embedder.settings().pooling),
+            "pooling": embedder.settings().pooling.key(),
             "normalized": embedder.settings().normalize,
             "max_tokens": embedder.settings().max_tokens,
             "texts": texts.len(),
@@ -88,7 +89,7 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
     output.remark(&output.dim(&format!(
         "{}, {} pooling; {} texts, {tokens} tokens at {:.0}/s; weights {} ({} in 16-bit)",
         resolve::precision_name(&arguments.model.precision),
-        pooling_name(embedder.settings().pooling),
+        embedder.settings().pooling.key(),
         texts.len(),
         real(tokens) / seconds,
         bytes(count(footprint.total())),
@@ -97,20 +98,20 @@ fn embed(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn load(arguments: &EmbedArgs, precision: Precision, output: &Output) -> Result<Embedder, Failure> {
+fn load(
+    arguments: &EmbedArgs,
+    precision: Precision,
+    device: &Device,
+    output: &Output,
+) -> Result<Embedder, Failure> {
     if arguments.model.precision.int8_head {
         return Err(Failure::usage("--int8-head: a model of sentence vectors has no output head"));
     }
     let (loader, bar) = resolve::loader(&arguments.model, precision, output)?;
-    let mut embedder = loader.embedder_on(output.backend()?)?;
+    let mut embedder = loader.embedder_on(device.backend()?)?;
     bar.clear();
     let mut settings = embedder.settings();
-    settings.pooling = match arguments.pooling {
-        Some(args::Pooling::Mean) => Pooling::Mean,
-        Some(args::Pooling::Cls) => Pooling::Cls,
-        Some(args::Pooling::Max) => Pooling::Max,
-        None => settings.pooling,
-    };
+    settings.pooling = arguments.pooling.unwrap_or(settings.pooling);
     settings.normalize |= arguments.normalize;
     settings.max_tokens = arguments.max_tokens.unwrap_or(settings.max_tokens);
     embedder.set_settings(settings)?;
@@ -122,14 +123,6 @@ fn vectors(embedder: &Embedder, ids: &[Vec<u32>], output: &Output) -> Result<Arr
     let vectors = embedder.embed_ids(ids, |done, all| bar.set(done, all))?;
     bar.clear();
     Ok(vectors)
-}
-
-fn pooling_name(pooling: Pooling) -> &'static str {
-    match pooling {
-        Pooling::Mean => "mean",
-        Pooling::Cls => "cls",
-        Pooling::Max => "max",
-    }
 }
 
 fn warn_of_cut_texts(embedder: &Embedder, cut: usize, texts: usize, output: &Output) {
@@ -195,7 +188,7 @@ impl Format {
             Some("safetensors") => Ok(Self::Safetensors),
             Some("npy") => Ok(Self::Npy),
             _ => Err(Failure::usage(format!(
-                "--out {}: the name must end with .safetensors or .npy, which says what is written",
+                "--out {}: the name must end with .safetensors or .npy, which decides the format",
                 path.display()
             ))),
         }
@@ -231,7 +224,7 @@ fn npy_header(rows: usize, columns: usize) -> Vec<u8> {
 }
 
 /// Cosines of pairs in floating point and in int8.
-fn compare(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
+fn compare(arguments: &EmbedArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let lines = texts(arguments)?;
     let pairs: Vec<[&str; 2]> = lines
         .iter()
@@ -246,7 +239,7 @@ fn compare(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
         .collect::<Result<_, _>>()?;
     let both: Vec<&str> = pairs.iter().flatten().copied().collect();
 
-    let float = load(arguments, Precision::Float, output)?;
+    let float = load(arguments, Precision::Float, device, output)?;
     let (ids, cut) = float.tokenize(&both)?;
     warn_of_cut_texts(&float, cut, both.len(), output);
     let exact = vectors(&float, &ids, output)?;
@@ -254,7 +247,7 @@ fn compare(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
     let given = resolve::precision(&arguments.model.precision)?;
     let settings = match arguments.model.precision {
         PrecisionArgs { fp: true, .. } => {
-            return Err(Failure::usage("--compare compares int8 with --fp; leave --fp out"));
+            return Err(Failure::usage("--compare compares int8 with --fp; drop --fp"));
         }
         PrecisionArgs { .. } if arguments.model.precision.any() => {
             vec![(resolve::precision_name(&arguments.model.precision).to_owned(), given)]
@@ -268,7 +261,7 @@ fn compare(arguments: &EmbedArgs, output: &Output) -> Result<(), Failure> {
     }
     let mut results = Vec::new();
     for (name, precision) in settings {
-        let embedder = load(arguments, precision, output)?;
+        let embedder = load(arguments, precision, device, output)?;
         let drift = Drift::between(&exact, &vectors(&embedder, &ids, output)?);
         if !output.json {
             output.line(&format!(
@@ -302,7 +295,7 @@ fn all_settings() -> Vec<(String, Precision)> {
         settings.push((scheme.to_string(), int8(scheme.config(), OutlierWeights::Exact)));
     }
     let relative =
-        OutlierRule::RelativeToRow { tau: resolve::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
+        OutlierRule::RelativeToRow { tau: scheme::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
     let scheme = Scheme::LlmInt8Absmax;
     let config = int8_core::Config {
         rule: relative,
@@ -336,7 +329,7 @@ impl Drift {
             (0..pairs).map(|index| (pair(found, index) - pair(exact, index)).abs()).collect();
         let own: Vec<f64> = (0..exact.nrows()).map(|row| cosine(exact.row(row), found.row(row))).collect();
         let mean = |values: &[f64]| values.iter().sum::<f64>() / real(values.len());
-        // A NaN must not disappear; `f64::max` and `min` skip it.
+        // `f64::max` and `min` skip a NaN.
         let extreme = |values: &[f64], beyond: fn(&f64, &f64) -> bool| {
             let pick =
                 |best: f64, value: &f64| if value.is_nan() || beyond(value, &best) { *value } else { best };

@@ -1,28 +1,29 @@
 //! `int8 eval`: perplexity of a text.
 
-use std::path::Path;
 use std::time::Instant;
 
 use int8_nn::backend::FloatType;
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
-use super::{outlier_share, read_text, settings, text};
-use crate::Failure;
+use super::passages::read_passages;
+use super::{outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve;
 
 /// Scores a text, passages, or both.
-pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     if arguments.compare {
-        return super::compare::run(arguments, output);
+        return super::compare::run(arguments, device, output);
     }
     if arguments.text.text.is_none() && arguments.last_words.is_none() {
         return Err(Failure::usage("nothing to score: give --text FILE, --last-words FILE.jsonl, or both"));
     }
-    let model = resolve::load(&arguments.model, output)?;
+    let model = resolve::load(&arguments.model, device, output)?;
     let mut object = match arguments.text.text {
         Some(_) => perplexity(arguments, &model, output)?,
         None => json!({"model": arguments.model.model}),
@@ -52,30 +53,6 @@ pub(crate) fn run(arguments: &EvalArgs, output: &Output) -> Result<(), Failure> 
         }
     }
     if output.json { output.object(&object) } else { Ok(()) }
-}
-
-/// The passages of a JSONL file.
-pub(super) fn read_passages(path: &Path) -> Result<Vec<String>, Failure> {
-    let text = read_text("--last-words", path)?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let passages: Vec<String> = lines
-        .map(|(number, line)| {
-            let object: Value = serde_json::from_str(line).map_err(|error| {
-                Failure::new(format!("--last-words {}: line {}: {error}", path.display(), number + 1))
-            })?;
-            object["text"].as_str().map(str::to_owned).ok_or_else(|| {
-                Failure::new(format!(
-                    "--last-words {}: line {}: expected an object with a string \"text\", as {{\"text\": \"… word\"}}",
-                    path.display(),
-                    number + 1
-                ))
-            })
-        })
-        .collect::<Result<_, _>>()?;
-    if passages.is_empty() {
-        return Err(Failure::new(format!("--last-words {}: no passages", path.display())));
-    }
-    Ok(passages)
 }
 
 /// Scores a text; returns it as JSON and prints it otherwise.
@@ -128,7 +105,7 @@ fn perplexity(arguments: &EvalArgs, model: &Model, output: &Output) -> Result<Va
     ))?;
     if !arguments.model.precision.fp {
         output.line(&format!(
-            "outliers    {:.2} % of columns; {:.2} % of values left the int8 product",
+            "outliers    {:.2} % of columns; {:.2} % of values outside the int8 product",
             100.0 * share.columns,
             100.0 * share.values
         ))?;

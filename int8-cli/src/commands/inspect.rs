@@ -1,16 +1,16 @@
-//! `int8 inspect`: what a checkpoint consists of.
+//! `int8 inspect`: the contents of a checkpoint.
 
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::families::Kind;
 use serde_json::{Value, json};
 
-use crate::Failure;
 use crate::args::InspectArgs;
 use crate::convert::count;
+use crate::failure::Failure;
 use crate::hub;
 use crate::output::{Output, bytes};
 
-/// Prints the summary, and the tensors if asked for.
+/// Prints the summary, and with `--tensors` every tensor.
 pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failure> {
     let folder = hub::folder(&arguments.model, arguments.revision.as_deref(), output)?;
     let checkpoint = Checkpoint::open(folder)?;

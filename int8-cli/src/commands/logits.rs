@@ -5,17 +5,18 @@ use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
 
 use super::{input_ids, no_input, write_whole};
-use crate::Failure;
 use crate::args::LogitsArgs;
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::Output;
 use crate::resolve;
 
 /// Writes the logits.
-pub(crate) fn run(arguments: &LogitsArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &LogitsArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     if arguments.input.prompt.is_none() && arguments.input.ids.is_none() {
         return Err(no_input());
     }
-    let model = resolve::load(&arguments.model, output)?;
+    let model = resolve::load(&arguments.model, device, output)?;
     let ids = input_ids(&model, &arguments.input)?;
     let logits = model.logits(&ids)?;
     let (tokens, vocabulary) = logits.dim();

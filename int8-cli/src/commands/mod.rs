@@ -8,9 +8,11 @@ pub(crate) mod demo;
 pub(crate) mod dequantize;
 pub(crate) mod embed;
 pub(crate) mod eval;
+mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod outliers;
+mod passages;
 pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod run;
@@ -20,14 +22,14 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use int8_core::{OutlierGranularity, OutlierRule, RowStatistic};
-use int8_nn::backend::{FloatType, OutlierWeights, Precision};
+use int8_core::{Named, OutlierRule};
+use int8_nn::backend::{FloatType, Precision};
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
-use crate::Failure;
 use crate::args::{InputArgs, TextArgs};
-use crate::convert::real_u64;
+use crate::convert::{count, real_u64};
+use crate::failure::Failure;
 
 /// Token ids of the input, and whether they came from text.
 fn input_ids(model: &Model, input: &InputArgs) -> Result<Vec<u32>, Failure> {
@@ -38,7 +40,7 @@ fn input_ids(model: &Model, input: &InputArgs) -> Result<Vec<u32>, Failure> {
     }
 }
 
-/// The error of a command without a prompt; to be found before a model is loaded.
+/// The error of a command without a prompt, checked before a model is loaded.
 fn no_input() -> Failure {
     Failure::usage("no prompt: give --prompt TEXT or --ids IDS")
 }
@@ -46,7 +48,7 @@ fn no_input() -> Failure {
 /// Window when none is given and the model has room for it.
 const DEFAULT_WINDOW: usize = 1024;
 
-/// The tokens of a text, and how they are cut into windows.
+/// The tokens of a text, and its windows.
 ///
 /// # Errors
 /// When there is no file, or it is no UTF-8.
@@ -64,36 +66,26 @@ fn text(model: &Model, arguments: &TextArgs) -> Result<(Vec<u32>, PerplexityOpti
 /// The settings of a precision, for JSON.
 fn settings(precision: &Precision) -> Value {
     let Precision::Int8(quantization) = precision else { return Value::Null };
-    let described = |rule| match rule {
-        OutlierRule::Absolute(threshold) => json!({"rule": "absolute", "threshold": threshold}),
+    let described = |rule: OutlierRule| match rule {
+        OutlierRule::Absolute(threshold) => json!({"rule": rule.key(), "threshold": threshold}),
         OutlierRule::RelativeToRow { tau, statistic } => {
-            let statistic = match statistic {
-                RowStatistic::MeanAbs => "mean",
-                _ => "median",
-            };
-            json!({"rule": "relative", "tau": tau, "statistic": statistic})
+            json!({"rule": rule.key(), "tau": tau, "statistic": statistic.key()})
         }
-        _ => json!({"rule": "none"}),
+        _ => json!({"rule": rule.key()}),
     };
     if quantization.config.rule == OutlierRule::None {
         return described(OutlierRule::None);
     }
     let rule = described(quantization.config.rule);
-    let granularity = match quantization.config.outlier_granularity {
-        OutlierGranularity::Column => "column",
-        OutlierGranularity::Value => "value",
-    };
-    let weights = match quantization.outlier_weights {
-        OutlierWeights::Exact => "exact",
-        OutlierWeights::Dequantized => "dequantized",
-    };
+    let granularity = quantization.config.outlier_granularity.key();
+    let weights = quantization.outlier_weights.key();
     let normed = quantization.normed_rule.map(described);
     let groups = quantization.config.has_groups();
     json!({"outliers": rule, "outliers_of_normalised": normed, "granularity": granularity, "outlier_weights": weights,
         "groups": groups, "int8_head": quantization.int8_head})
 }
 
-/// What left the int8 products of all layers, as shares.
+/// The outliers in the inputs of all layers, as shares.
 struct OutlierShare {
     /// Columns that held an outlier, of all columns of all calls.
     columns: f64,
@@ -105,7 +97,7 @@ fn outlier_share(model: &Model) -> OutlierShare {
     let (mut columns, mut all_columns, mut values, mut all_values) = (0, 0, 0, 0);
     for (_, layer) in model.decoder().statistics() {
         columns += layer.outlier_columns;
-        all_columns += layer.calls * crate::convert::count(layer.inputs);
+        all_columns += layer.calls * count(layer.inputs);
         values += layer.outlier_values;
         all_values += layer.values;
     }
@@ -113,7 +105,7 @@ fn outlier_share(model: &Model) -> OutlierShare {
     OutlierShare { columns: share(columns, all_columns), values: share(values, all_values) }
 }
 
-/// Writes a file under another name first, so that no half of it is ever seen under its own.
+/// Writes a file under another name first, so that a partial file never has its name.
 fn write_whole(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
@@ -141,6 +133,6 @@ fn read_text(option: &str, file: &Path) -> Result<String, Failure> {
             error.utf8_error().valid_up_to()
         ))
     })?;
-    // Every end of line is `\n`, as in Python's text mode: models have hardly seen a carriage return.
+    // Every end of line becomes `\n`, as in Python's text mode: training texts hold hardly a carriage return.
     Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }

@@ -1,4 +1,4 @@
-//! `int8 outliers`: which features are outliers, and what the model does without them.
+//! `int8 outliers`: which features are outliers, and how the model performs without them.
 
 use std::path::Path;
 
@@ -11,8 +11,9 @@ use int8_nn::outliers::{
 use serde_json::json;
 
 use super::text;
-use crate::Failure;
 use crate::args::{ModelArgs, OutliersArgs, PrecisionArgs};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::Output;
 use crate::report::charts::{Axis, Chart, Series};
 use crate::report::plots::{Plot, PlotFolder, short_name};
@@ -21,10 +22,10 @@ use crate::resolve;
 
 /// Seed of the random dimensions that are zeroed for comparison.
 const SEED: u64 = 0;
-/// Magnitude from which on the heat map has a colour.
+/// Magnitude from which on a cell of the heat map is coloured.
 const HEAT_FLOOR: f32 = 2.0;
 
-/// What zeroing does: nothing zeroed, the features, as many random dimensions.
+/// The effect of zeroing: nothing, the features, as many random dimensions.
 struct Effect {
     float: Ablation,
     features: Ablation,
@@ -32,7 +33,7 @@ struct Effect {
 }
 
 /// Analyses a model.
-pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &OutliersArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let criterion = Criterion {
         magnitude: arguments.magnitude,
         layers: arguments.layers,
@@ -54,9 +55,9 @@ pub(crate) fn run(arguments: &OutliersArgs, output: &Output) -> Result<(), Failu
         revision: arguments.revision.clone(),
         precision: PrecisionArgs::default(),
     };
-    let model = resolve::load_as(&model_arguments, Precision::Float, output)?;
+    let model = resolve::load_as(&model_arguments, Precision::Float, device, output)?;
     let (ids, options) = text(&model, &arguments.text)?;
-    let bar = output.bar("looking for outliers", "windows");
+    let bar = output.bar("finding outliers", "windows");
     let report = analyse(&model, &ids, &options, criterion, |done, all| bar.set(done, all))?;
     bar.clear();
 
@@ -300,7 +301,7 @@ fn plots(report: &OutlierReport, source: &str) -> Vec<Plot> {
         let series = vec![
             of(|point| point.layers, "layers, widest dimension"),
             of(|point| point.positions, "positions, widest dimension"),
-            of(|point| point.columns, "columns outside int8"),
+            of(|point| point.columns, "outlier columns"),
         ];
         let (x, y) = (Axis { label: "magnitude", log: true }, Axis { label: "share %", log: false });
         Chart::Lines { x, y, series }
@@ -333,7 +334,7 @@ fn plots(report: &OutlierReport, source: &str) -> Vec<Plot> {
         ),
         plot(
             "thresholds",
-            "What a threshold takes out",
+            "Outliers by threshold",
             "How far the most widespread dimension reaches, and the columns that hold an outlier in a window.",
             reach,
         ),
@@ -385,7 +386,7 @@ fn page(
         page.section(&plot.title, plot.text);
         page.plot(plot)?;
     }
-    page.section("Thresholds", "What would leave the int8 product, over all projections.");
+    page.section("Thresholds", "Shares of columns and values that would be outliers, over all projections.");
     page.table(&sweep(report));
     page.section(
         "Every projection",

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use crate::args::PlanArgs;
 use crate::convert::real_u64;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
-use crate::{Failure, hub, resolve};
+use crate::{hub, resolve};
 
-/// Tokens of a sequence when none are said and the model has no limit, or a higher one.
+/// Default number of tokens of a sequence, if the model has at least so many positions.
 const DEFAULT_CONTEXT: u64 = 2048;
 
 /// Prints the plan of one model, or the paper's table.
@@ -30,7 +31,7 @@ pub(crate) fn run(arguments: &PlanArgs, output: &Output) -> Result<(), Failure> 
     if output.json { output.object(&plan.as_json()) } else { plan.print(output) }
 }
 
-/// The shape of what `model` names: what is on disk wins, then the built-in names, then the hub.
+/// The shape of `model`: a path on disk, then a built-in name, then a model of the hub.
 fn shape(arguments: &PlanArgs, model: &str, output: &Output) -> Result<Shape, Failure> {
     let path = std::path::Path::new(model);
     if path.exists() && arguments.revision.is_none() {
@@ -46,7 +47,7 @@ fn shape(arguments: &PlanArgs, model: &str, output: &Output) -> Result<Shape, Fa
         )));
     };
     let hub = hub::hub()?;
-    // What is there needs no request.
+    // A cached model needs no request.
     if let Some(folder) = hub.cached(&id)? {
         return Ok(Shape::of_checkpoint(id.to_string(), &Checkpoint::open(folder)?)?);
     }
@@ -61,7 +62,7 @@ struct Plan<'a> {
     arguments: &'a PlanArgs,
 }
 
-/// A row of the table: its name and what it is of an estimate.
+/// A row of the table: its name and its value in an estimate.
 type Row = (&'static str, fn(&Estimate) -> u64);
 
 const ROWS: [Row; 9] = [
@@ -81,8 +82,8 @@ impl Plan<'_> {
         Precision::ALL.map(|precision| self.shape.estimate(precision, self.load))
     }
 
-    /// Name and memory of each card in question.
-    fn cards(&self) -> Vec<(String, u64)> {
+    /// Name and memory of each GPU.
+    fn gpus(&self) -> Vec<(String, u64)> {
         match self.arguments.gpu_memory {
             Some(memory) => vec![(format!("GPU of {}", bytes(memory)), memory)],
             None => Gpu::ALL.iter().map(|gpu| (gpu.name.to_owned(), gpu.bytes())).collect(),
@@ -93,7 +94,7 @@ impl Plan<'_> {
         Precision::ALL.map(|precision| self.shape.gpus_needed(precision, self.load, memory))
     }
 
-    /// Whether so many GPUs are as many as there are; yes if nothing was said.
+    /// Whether `--gpus` are enough; true without it.
     fn is_enough(&self, needed: Option<u64>) -> bool {
         needed.is_some_and(|needed| self.arguments.gpus.is_none_or(|gpus| needed <= gpus))
     }
@@ -112,7 +113,7 @@ impl Plan<'_> {
                 "activation_bytes": estimate.activations,
                 "total_bytes": estimate.total(),
             });
-            let gpus = self.cards().into_iter().map(|(name, memory)| {
+            let gpus = self.gpus().into_iter().map(|(name, memory)| {
                 let needed = self.shape.gpus_needed(precision, self.load, memory);
                 let mut gpu = json!({"name": name, "memory_bytes": memory, "needed": needed});
                 if self.arguments.gpus.is_some() {
@@ -140,7 +141,7 @@ impl Plan<'_> {
         let shape = &self.shape;
         let share = 100.0 * real_u64(shape.linear) / real_u64(shape.weights().max(1));
         output.line(&format!(
-            "{}: {} weights in {} blocks; {share:.1}% of them are linear layers' and become int8",
+            "{}: {} weights in {} blocks; {share:.1}% of them belong to linear layers and become int8",
             output.bold(&shape.name),
             count(shape.weights()),
             shape.blocks
@@ -167,13 +168,13 @@ impl Plan<'_> {
             output.line(&if is_sum { output.bold(&line) } else { line })?;
         }
         if shape.cache.is_empty() {
-            output.line("\nThe family is not known here: cache and activations are not counted.")?;
+            output.line("\nThe family is not implemented: KV cache and activations are not counted.")?;
         }
         output.line(&match self.arguments.gpus {
             None => "\nGPUs needed".to_owned(),
             Some(gpus) => format!("\nFits on {gpus} of (GPUs needed)"),
         })?;
-        for (name, memory) in self.cards() {
+        for (name, memory) in self.gpus() {
             let cells: String = self
                 .needed(memory)
                 .iter()
@@ -226,7 +227,7 @@ fn paper(output: &Output) -> Result<(), Failure> {
     ))
 }
 
-/// A number of weights in words.
+/// A number of weights as text.
 fn count(value: u64) -> String {
     let value = real_u64(value);
     if value >= 1e9 { format!("{:.2} billion", value / 1e9) } else { format!("{:.1} million", value / 1e6) }

@@ -5,37 +5,38 @@ use std::path::Path;
 use std::time::Instant;
 
 use int8_nn::Loader;
-use int8_nn::checkpoint::Checkpoint;
-use int8_nn::quantize::{Options, Progress, Report, Stage, outlier_columns, quantize_checkpoint};
+use int8_nn::checkpoint::{Checkpoint, CheckpointError};
+use int8_nn::quantize::{Kept, Options, Progress, Report, Stage, outlier_columns, quantize_checkpoint};
 use serde_json::{Value, json};
 
-use crate::Failure;
 use crate::args::QuantizeArgs;
 use crate::convert::real_u64;
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::{Bar, Output, bytes, peak_memory};
 use crate::{hub, resolve};
 
-/// Converts, and says what became of what.
-pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failure> {
+/// Converts, and reports what became int8 and what did not.
+pub(crate) fn run(arguments: &QuantizeArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let begin = Instant::now();
     let checkpoint = Checkpoint::open(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?;
     let options = Options {
         outlier_columns: match &arguments.keep_outliers {
-            Some(text) => calibrate(&checkpoint, text, arguments.calibration_tokens, output)?,
+            Some(text) => calibrate(&checkpoint, text, arguments.calibration_tokens, device, output)?,
             None => BTreeMap::new(),
         },
         include: arguments.include.clone(),
         exclude: arguments.exclude.clone(),
         skip_modules: arguments.skip_modules.clone(),
         beyond_transformers: arguments.beyond_transformers,
-        write: resolve::write_settings(&arguments.write, output)?,
+        write: resolve::write_settings(&arguments.write, device)?,
     };
     let bar = output.byte_bar(verb(Stage::Convert));
     let report = quantize_checkpoint(&checkpoint, &arguments.write.out, &options, &mut |progress| {
         show(&bar, progress);
     });
     bar.clear();
-    let report = report?;
+    let report = report.map_err(advised)?;
     let seconds = begin.elapsed().as_secs_f64();
     if output.json {
         output.object(&as_json(arguments, &report, seconds))
@@ -44,18 +45,31 @@ pub(crate) fn run(arguments: &QuantizeArgs, output: &Output) -> Result<(), Failu
     }
 }
 
-/// Tokens that calibration computes at a time.
+/// The error of a conversion, with the options that may help.
+fn advised(error: int8_nn::Error) -> Failure {
+    let hint = match &error {
+        int8_nn::Error::Input(_) => "`int8 inspect --tensors` lists the tensors' names",
+        int8_nn::Error::Checkpoint(CheckpointError::Value { .. }) => {
+            "--exclude NAME leaves a tensor as it is, --force converts again"
+        }
+        _ => return error.into(),
+    };
+    Failure::from(error).hint(hint)
+}
+
+/// Tokens of a forward of the calibration.
 const WINDOW: usize = 512;
 
-/// The columns that meet outliers in this text.
+/// The input features with outliers in this text.
 fn calibrate(
     checkpoint: &Checkpoint,
     text: &Path,
     tokens: usize,
+    device: &Device,
     output: &Output,
 ) -> Result<BTreeMap<String, Vec<usize>>, Failure> {
     let text = super::read_text("--keep-outliers", text)?;
-    let model = Loader::new(checkpoint.clone()).int8().build_on(output.backend()?)?;
+    let model = Loader::new(checkpoint.clone()).int8().build_on(device.backend()?)?;
     let mut ids = model.tokenizer()?.encode(&text, false)?;
     ids.truncate(tokens);
     let bar = output.bar("calibrating", "windows");
@@ -77,7 +91,7 @@ fn verb(stage: Stage) -> &'static str {
     }
 }
 
-/// Tensors that stayed for the same reason.
+/// Tensors that were kept for the same reason.
 struct Group<'a> {
     tensors: usize,
     bytes: u64,
@@ -87,7 +101,11 @@ struct Group<'a> {
 fn groups(report: &Report) -> BTreeMap<String, Group<'_>> {
     let mut groups = BTreeMap::new();
     for tensor in &report.kept {
-        let group = groups.entry(tensor.reason.to_string()).or_insert(Group {
+        let option = match tensor.reason {
+            Kept::Expert | Kept::OtherClass => " (--beyond-transformers converts it)",
+            _ => "",
+        };
+        let group = groups.entry(format!("{}{option}", tensor.reason)).or_insert(Group {
             tensors: 0,
             bytes: 0,
             first: &tensor.name,
@@ -131,7 +149,7 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
     if arguments.keep_outliers.is_some() {
         let (columns, size) = (report.outlier_columns, bytes(report.outlier_bytes));
         output.line(&format!(
-            "exact   {columns} columns that met outliers, {size} in a file beside the weights"
+            "exact   {columns} input features with outliers, {size} in a file beside the weights"
         ))?;
     }
     let share = 100.0 * real_u64(report.written_bytes) / real_u64(report.source_bytes.max(1));

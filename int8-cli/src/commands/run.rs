@@ -1,26 +1,25 @@
 //! `int8 run`: load, convert, generate.
 
-use std::ops::ControlFlow;
 use std::time::Instant;
 
-use int8_nn::{GenerateOptions, Generation, Model, Sampling, StopReason, Tokenizer};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{chat, input_ids, no_input, settings};
-use crate::Failure;
+use super::generate::{Echo, Run, continued};
+use super::{chat, input_ids, no_input};
 use crate::args::RunArgs;
-use crate::convert::{count, real};
-use crate::output::{Output, bytes};
+use crate::device::Device;
+use crate::failure::Failure;
+use crate::output::Output;
 use crate::resolve;
 
 /// Continues a prompt, or answers it.
-pub(crate) fn run(arguments: &RunArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &RunArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let chat = if arguments.chat { Some(chat::Input::of(arguments, output)?) } else { None };
     if chat.is_none() && arguments.input.prompt.is_none() && arguments.input.ids.is_none() {
         return Err(no_input());
     }
     let begin = Instant::now();
-    let model = resolve::load(&arguments.model, output)?;
+    let model = resolve::load(&arguments.model, device, output)?;
     let run = Run { arguments, output, model: &model, load_seconds: begin.elapsed().as_secs_f64() };
     if let Some(input) = chat {
         return chat::run(&run, input);
@@ -40,146 +39,4 @@ pub(crate) fn run(arguments: &RunArgs, output: &Output) -> Result<(), Failure> {
     output.line("")?;
     run.remark(&prompt, &generation);
     Ok(())
-}
-
-/// The text that the new tokens continue: the prompt, but of a model that has read it and writes another text, nothing.
-fn continued<'a>(model: &Model, prompt: &'a [u32]) -> &'a [u32] {
-    if model.answers() { &[] } else { prompt }
-}
-
-/// Whether the prompt is printed before what follows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Echo {
-    Prompt,
-    Nothing,
-}
-
-/// A loaded model and what to do with it.
-pub(super) struct Run<'a> {
-    pub(super) arguments: &'a RunArgs,
-    pub(super) output: &'a Output,
-    pub(super) model: &'a Model,
-    load_seconds: f64,
-}
-
-impl Run<'_> {
-    /// Generates, and prints each token as it comes, unless there will be JSON.
-    pub(super) fn generate(
-        &self,
-        prompt: &[u32],
-        tokenizer: Option<&Tokenizer>,
-        echo: Echo,
-        stop_ids: Vec<u32>,
-    ) -> Result<Generation, Failure> {
-        let arguments = self.arguments;
-        let options = GenerateOptions {
-            max_new_tokens: arguments.max_tokens,
-            sampling: if arguments.greedy {
-                Sampling::Greedy
-            } else {
-                Sampling::Random {
-                    temperature: arguments.temperature,
-                    top_k: Some(arguments.top_k),
-                    top_p: Some(arguments.top_p),
-                    seed: arguments.seed,
-                }
-            },
-            stop_at_eos: !arguments.ignore_eos,
-            stop_ids,
-            kv_cache: resolve::kv_cache(arguments.kv_cache),
-        };
-        let output = self.output;
-        let print = |text: &str| if output.json { Ok(()) } else { output.text(text) };
-        let mut stream = tokenizer.map(|tokenizer| tokenizer.stream());
-        let mut piece = |id: u32| match &mut stream {
-            Some(stream) => stream.push(id).map_err(Failure::from),
-            None => Ok(format!("{id} ")),
-        };
-        // A prompt that is not shown is context all the same: decoders treat a first token differently.
-        for id in continued(self.model, prompt) {
-            let text = piece(*id)?;
-            if echo == Echo::Prompt {
-                print(&text)?;
-            }
-        }
-        let mut failed = None;
-        let on_token = |id| match piece(id).and_then(|text| print(&text)) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(failure) => {
-                failed = Some(failure);
-                ControlFlow::Break(())
-            }
-        };
-        // A thread outside the pool would hand each step over to one inside, and sleep.
-        let generation = rayon::scope(|_| self.model.generate_ids(prompt, &options, on_token))?;
-        if let Some(failure) = failed {
-            return Err(failure);
-        }
-        if let Some(stream) = stream {
-            print(&stream.finish()?)?;
-        }
-        Ok(generation)
-    }
-
-    /// What `--json` prints, with the keys of `more` in it.
-    pub(super) fn report(&self, prompt: &[u32], generation: &Generation, more: Value) -> Value {
-        let precision = &self.arguments.model.precision;
-        let mut report = json!({
-            "model": self.arguments.model.model,
-            "scheme": resolve::precision_name(precision),
-            "settings": settings(self.model.precision()),
-            "prompt_ids": prompt,
-            "new_ids": generation.ids,
-            "stop": match generation.stop {
-                StopReason::Length => "length",
-                StopReason::EndOfText => "end_of_text",
-                StopReason::ContextFull => "context_full",
-                StopReason::Caller => "caller",
-            },
-            "load_seconds": self.load_seconds,
-            "prefill_tokens_per_second": prefill_rate(prompt, generation),
-            "decode_tokens_per_second": decode_rate(generation),
-            "weight_bytes": self.model.footprint().total(),
-            "kv_cache": generation.kv_cache.name(),
-            "kv_cache_bytes": generation.kv_cache_bytes,
-        });
-        if let (Value::Object(report), Value::Object(more)) = (&mut report, more) {
-            report.extend(more);
-        }
-        report
-    }
-
-    /// Speed and memory, on standard error.
-    pub(super) fn remark(&self, prompt: &[u32], generation: &Generation) {
-        let footprint = self.model.footprint();
-        self.output.remark(&self.output.dim(&format!(
-            "{}; loaded in {:.2} s, prompt {} tokens at {:.1}/s, then {:.1} tokens/s; weights {} ({} in 16-bit), KV cache {} ({})",
-            resolve::precision_name(&self.arguments.model.precision),
-            self.load_seconds,
-            prompt.len(),
-            prefill_rate(prompt, generation),
-            decode_rate(generation),
-            bytes(count(footprint.total())),
-            bytes(count(footprint.at(2))),
-            bytes(count(generation.kv_cache_bytes)),
-            generation.kv_cache.name(),
-        )));
-        if generation.stop == StopReason::ContextFull {
-            let positions = self.model.config().max_positions;
-            self.output.remark(&format!("stopped: the model has only {positions} positions"));
-        }
-    }
-}
-
-fn prefill_rate(prompt: &[u32], generation: &Generation) -> f64 {
-    rate(prompt.len(), generation.prefill.as_secs_f64())
-}
-
-/// The first new token comes out of the prompt's step.
-fn decode_rate(generation: &Generation) -> f64 {
-    rate(generation.ids.len().saturating_sub(1), generation.decode.as_secs_f64())
-}
-
-fn rate(tokens: usize, seconds: f64) -> f64 {
-    if seconds > 0.0 { real(tokens) / seconds } else { 0.0 }
 }

@@ -3,8 +3,8 @@
 use int8_nn::backend::cpu::{Kernel, verify};
 use serde_json::json;
 
-use crate::Failure;
 use crate::args::{Required, VerifyArgs};
+use crate::failure::Failure;
 use crate::output::Output;
 
 /// Failures that are printed for each kernel; the rest is counted.
@@ -43,7 +43,7 @@ pub(crate) fn run(arguments: &VerifyArgs, output: &Output) -> Result<(), Failure
             ))?;
         }
         for name in &absent {
-            output.line(&format!("cpu      {name:12} absent: this processor has not what it needs"))?;
+            output.line(&format!("cpu      {name:12} absent: this processor lacks its instructions"))?;
         }
         output.line("cuda     -            absent: not part of this program")?;
         for report in &reports {

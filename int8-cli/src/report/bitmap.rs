@@ -1,5 +1,5 @@
 //! Plots as PNG files: a bitmap of several times the plot's size, averaged, so that lines and letters have smooth edges.
-//! Nothing is asked of the system: the letters are DejaVu Sans, and part of this program.
+//! The font, DejaVu Sans, is part of this program: nothing of the system is used.
 
 use std::sync::LazyLock;
 
@@ -10,8 +10,8 @@ use plotters_backend::{
     text_anchor,
 };
 
-use crate::Failure;
 use crate::convert::{average, pixels};
+use crate::failure::Failure;
 
 /// The family of all text. In a picture it is DejaVu Sans; in SVG whatever the reader has, and as DejaVu is the widest of
 /// the usual ones, what was laid out for it has room for the others.
@@ -20,7 +20,7 @@ pub(super) const FAMILY: &str = "sans-serif";
 pub(super) const DENSITY: u32 = 2;
 /// Pixels that are drawn for one of the picture, each way.
 const SAMPLES: u32 = 2;
-/// What one pixel of the plot is while drawing.
+/// Side of one pixel of the plot while drawing, in drawn pixels.
 const ZOOM: u32 = DENSITY * SAMPLES;
 /// Where a line of text lies below where plotters' bitmaps have it, as a part of its size: its baseline is then where SVG has
 /// it.
@@ -84,7 +84,7 @@ fn index(size: u32) -> usize {
     size as usize
 }
 
-/// A bitmap on which all lengths are `ZOOM` times what is asked for: what draws for SVG draws for it without knowing.
+/// A bitmap that multiplies all lengths by `ZOOM`: the code that draws SVG draws it, too.
 pub(super) struct Enlarged<'a>(BitMapBackend<'a>);
 
 type Drawn<'a> = Result<(), DrawingErrorKind<<BitMapBackend<'a> as DrawingBackend>::ErrorType>>;

@@ -9,8 +9,8 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::bitmap::{self, FAMILY};
-use crate::Failure;
 use crate::convert::{pixels, real};
+use crate::failure::Failure;
 
 /// Width of every plot.
 const WIDTH: i32 = 760;
@@ -20,13 +20,13 @@ const HEIGHT: i32 = 400;
 const CAPTION: i32 = 48;
 /// Text in plots, in pixels.
 const TEXT: i32 = 13;
-/// Space around what is drawn.
+/// Margin.
 const MARGIN: i32 = 12;
-/// Text that is not the plot's matter.
+/// Secondary text.
 const GRAY: RGBColor = RGBColor(90, 90, 90);
-/// Lines that are not.
+/// Secondary lines.
 const FRAME: RGBColor = RGBColor(215, 215, 215);
-/// Colours of series that are told apart by people with any colour vision (Okabe and Ito, 2008).
+/// Colours of series, distinguishable with any colour vision (Okabe and Ito, 2008).
 const COLORS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -42,7 +42,7 @@ type Area<B> = DrawingArea<B, Shift>;
 /// A plot, not yet drawn.
 pub(crate) enum Chart {
     /// A horizontal bar for each entry, as long as its value on a logarithmic scale from the smallest one; the value stands
-    /// at its end. The first entry is what the others are compared to.
+    /// at its end. The first entry is the baseline.
     Bars(Vec<(String, f64)>),
     /// Lines over two axes.
     Lines { x: Axis, y: Axis, series: Vec<Series> },
@@ -57,7 +57,7 @@ pub(crate) struct Series {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// What an axis shows.
+/// An axis: its label and scale.
 #[derive(Clone, Copy)]
 pub(crate) struct Axis {
     pub(crate) label: &'static str,
@@ -65,7 +65,7 @@ pub(crate) struct Axis {
     pub(crate) log: bool,
 }
 
-/// What stands above a plot that is a file of its own: what it shows, and of what.
+/// Title and subtitle of a plot that is a file of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Caption<'a> {
     pub(crate) title: &'a str,
@@ -301,7 +301,7 @@ impl Ranged for Scale {
 }
 
 fn lines<B: DrawingBackend>(area: &Area<B>, x: Axis, y: Axis, series: &[Series]) -> Result<(), Failure> {
-    // What an axis cannot show is left out.
+    // Points that an axis cannot show are dropped.
     let placed: Vec<Vec<(f64, f64)>> = series
         .iter()
         .map(|series| {

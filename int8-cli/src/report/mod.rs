@@ -1,14 +1,16 @@
-//! Reports: one HTML file that holds all it shows, and CSV. Nothing in a page runs or is fetched.
+//! Reports: one self-contained HTML file without scripts, and CSV.
 
 mod bitmap;
 pub(crate) mod charts;
+mod file;
 pub(crate) mod plots;
 
 use std::fmt::Write as _;
 use std::path::Path;
 
+use self::file::write_file;
 use self::plots::Plot;
-use crate::Failure;
+use crate::failure::Failure;
 
 /// A page under construction.
 pub(crate) struct Page {
@@ -22,7 +24,7 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<Vec<String>>,
 }
 
-/// Light and dark, wide and narrow: what is wider than the screen scrolls by itself.
+/// Tables and plots that are wider than the screen scroll by themselves.
 const STYLE: &str = "\
 :root{color-scheme:light}\
 body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;background:#fff;max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}\
@@ -41,19 +43,19 @@ impl Page {
         Self { body, title: title.to_owned() }
     }
 
-    /// A heading and what to see below it.
+    /// A heading and a paragraph.
     pub(crate) fn section(&mut self, heading: &str, text: &str) {
         // Writing to a string cannot fail.
         let _ = write!(self.body, "<h2>{}</h2>\n<p>{}</p>\n", escape(heading), escape(text));
     }
 
-    /// A plot; the page says above it what it shows.
+    /// A plot, below a heading that describes it.
     ///
     /// # Errors
     /// When it cannot be drawn.
     pub(crate) fn plot(&mut self, plot: &Plot) -> Result<(), Failure> {
         let svg = plot.chart.svg(None)?;
-        // Of the file's form only the element belongs into a page.
+        // Without the XML declaration of a file.
         let svg = svg.find("<svg").map_or(&svg[..], |start| &svg[start..]);
         let labelled =
             svg.replacen("<svg", &format!("<svg role=\"img\" aria-label=\"{}\"", escape(&plot.title)), 1);
@@ -144,18 +146,6 @@ impl Table {
         }
         text
     }
-}
-
-/// Writes a file as a whole: what was there before stays until the new one is complete.
-///
-/// # Errors
-/// When the folder does not exist or the disk is full.
-pub(crate) fn write_file(path: &Path, contents: &[u8]) -> Result<(), Failure> {
-    let named = |error: std::io::Error| Failure::new(format!("{}: {error}", path.display()));
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".part");
-    std::fs::write(&temporary, contents).map_err(named)?;
-    std::fs::rename(&temporary, path).map_err(named)
 }
 
 fn escape(text: &str) -> String {

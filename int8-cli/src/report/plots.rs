@@ -5,15 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::charts::{Caption, Chart};
-use super::write_file;
-use crate::Failure;
+use super::file::write_file;
+use crate::failure::Failure;
 
-/// A plot with the name of its files, and what it shows.
+/// A plot with the name of its files, title and description.
 pub(crate) struct Plot {
     pub(crate) name: String,
     pub(crate) title: String,
     pub(crate) text: &'static str,
-    /// Of what: stands below the title where the plot is a file.
+    /// Source of the data: the subtitle where the plot is a file.
     pub(crate) source: String,
     pub(crate) chart: Chart,
 }
@@ -137,7 +137,7 @@ mod tests {
             assert_eq!(dark(&png(""), 60), 0, "{name}: nothing above a plot but its caption");
             let (few, many) = (dark(&png("l"), 60), dark(&png("llllllllll"), 60));
             assert!(few > 10 && many == 10 * few, "{name}: {few} and {many} dark pixels");
-            // Greek is in the font too, and is not the sign for what is missing.
+            // Greek is in the font too, and is not drawn as a missing glyph.
             assert_ne!(png("τ"), png("\u{10ffff}"), "{name}");
         }
     }

@@ -1,4 +1,5 @@
 //! Measures the complete LLM.int8() layer against cuBLASLt fp16: `int8_cuda::bench` says how.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the command line")]
 
 use std::error::Error as StdError;
 use std::process::ExitCode;

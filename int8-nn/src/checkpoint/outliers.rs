@@ -54,7 +54,7 @@ impl Checkpoint {
                 tensor: columns.name().to_owned(),
                 expected: "rising columns of the weight",
                 found: format!("{last} at the end, for {inputs} columns of {}", Quoted(prefix)),
-                help: "The file belongs to another checkpoint: delete it, or convert again with --keep-outliers",
+                help: "The file belongs to another checkpoint: delete it, or convert again and keep outliers",
             }),
             _ => Ok(Some(OutlierColumns { columns: indices, weights })),
         }

@@ -305,7 +305,7 @@ impl CheckpointWriter {
             (Existing::Refuse, Some(_)) => {
                 return Err(exists(
                     "an unfinished checkpoint",
-                    "Resume or replace it, or name another folder",
+                    "Resume it, replace it, or name another folder",
                 ));
             }
             (_, None) => {

@@ -14,19 +14,19 @@ impl Globs {
     /// Errors begin with `option`, the field of [`Options`](super::Options) that the patterns come from.
     ///
     /// # Errors
-    /// [`Error::Input`] for an invalid pattern, and for one that matches none of `names`.
-    pub(super) fn new(option: &str, patterns: &[String], names: &[&str]) -> Result<Self, Error> {
+    /// [`Error::Input`] for something that is no pattern, and for one that matches none of `names`.
+    pub(super) fn new(list: &str, patterns: &[String], names: &[&str]) -> Result<Self, Error> {
         let globs = patterns
             .iter()
             .map(|pattern| match Glob::new(pattern) {
                 Ok(glob) => Ok((pattern.clone(), glob.compile_matcher())),
-                Err(error) => Err(Error::Input(format!("{option}: {pattern}: {error}"))),
+                Err(error) => Err(Error::Input(format!("{list} pattern {pattern}: {error}"))),
             })
             .collect::<Result<Vec<_>, _>>()?;
         for (pattern, matcher) in &globs {
             if !names.iter().any(|name| matches(matcher, name)) {
                 return Err(Error::Input(format!(
-                    "{option}: {pattern}: no tensor of the checkpoint has such a name"
+                    "{list} pattern {pattern}: no tensor of the checkpoint has such a name"
                 )));
             }
         }
@@ -55,7 +55,7 @@ impl ModuleNames {
     pub(super) fn new(names: &[String]) -> Result<Self, Error> {
         let names = names.iter().map(|name| {
             let regex = Regex::new(&format!(r"^(?:{name})(?:(?<=\.)|(?=\.|$))"));
-            let failed = |error| Error::Input(format!("skip_modules: {name}: {error}"));
+            let failed = |error| Error::Input(format!("module to skip {name}: {error}"));
             Ok((name.clone(), regex.map_err(failed)?))
         });
         names.collect::<Result<_, _>>().map(Self)

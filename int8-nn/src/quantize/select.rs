@@ -61,20 +61,16 @@ impl fmt::Display for Kept {
             Self::Embedding => "embedding",
             Self::Convolution => "convolution",
             Self::FusedExperts => "experts fused into one tensor, for which there is no int8 format",
-            Self::Expert => {
-                "expert of a mixture, 16-bit in transformers (converted with `beyond_transformers`)"
-            }
-            Self::OtherClass => {
-                "linear layer of a class that transformers does not convert (converted with `beyond_transformers`)"
-            }
+            Self::Expert => "expert of a mixture, 16-bit in transformers",
+            Self::OtherClass => "linear layer of a class that transformers does not convert",
             Self::Router => "router of a mixture of experts",
             Self::Head => "output head",
             Self::Tied => "output head tied to the embedding",
             Self::KeptIn32Bit => "kept in 32-bit by transformers",
             Self::ReadDirectly => "weight that its layer does not multiply with itself",
             Self::Narrow => "a single row or column",
-            Self::SkipModules => "named by `skip_modules`",
-            Self::Excluded => "named by `exclude`",
+            Self::SkipModules => "named as a module to skip",
+            Self::Excluded => "named by an exclude pattern",
         })
     }
 }

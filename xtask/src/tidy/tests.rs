@@ -1,4 +1,4 @@
-//! Every check is seen to fail on a bad input and to pass on a good one.
+//! Every check fails on a bad input and passes on a good one.
 
 use serde_json::json;
 
@@ -42,7 +42,7 @@ fn edges_that_point_the_wrong_way_fail() {
         ("int8-core", "int8-cpu"),
         ("int8-cpu", "int8-nn"),
         ("int8-cuda-sys", "int8-core"),
-        ("int8-cli", "int8-cpu"),
+        ("int8-cli", "int8-cuda-sys"),
         ("xtask", "int8-nn"),
     ] {
         for kind in [Value::Null, json!("dev"), json!("build")] {
@@ -107,68 +107,8 @@ fn a_file_without_module_doc_fails() {
 }
 
 #[test]
-fn unsafe_outside_its_places_fails() {
-    let code = "fn f() { unsafe { g() } }";
-    for path in [
-        "int8-core/src/a.rs",
-        "int8-nn/src/a.rs",
-        "int8-nn/tests/a.rs",
-        "int8-cli/src/main.rs",
-        "xtask/src/a.rs",
-    ] {
-        let found = violations_of(path, code);
-        assert!(found.len() == 1 && found[0].starts_with(&format!("{path}:2: `unsafe`")), "{found:?}");
-    }
-    for path in [
-        "int8-cpu/src/a.rs",
-        "int8-cuda/src/a.rs",
-        "int8-cuda-sys/src/a.rs",
-        "int8-nn/src/checkpoint/mmap.rs",
-    ] {
-        assert_eq!(violations_of(path, code), Vec::<String>::new());
-    }
-    let words = "// unsafe\n/// unsafe\nconst A: &str = \"unsafe\";\n#![deny(unsafe_code)]";
-    assert_eq!(violations_of("int8-nn/src/a.rs", words), Vec::<String>::new());
-}
-
-#[test]
-fn core_that_does_not_forbid_unsafe_fails() {
-    assert!(forbids_unsafe("//! Core.\n#![forbid(unsafe_code)]\n"));
-    assert!(!forbids_unsafe("//! Core.\n#![deny(unsafe_code)]\n"));
-    assert!(!forbids_unsafe("//! Core.\n// #![forbid(unsafe_code)]\n"));
-}
-
-#[test]
-fn printing_outside_the_command_line_fails() {
-    for word in PRINT_MACROS {
-        let code = format!("fn f() {{ {word}(\"x\"); }}");
-        let found = violations_of("int8-nn/src/a.rs", &code);
-        assert!(found.len() == 1 && found[0].contains(&format!(":2: `{word}`")), "{found:?}");
-        let in_a_test = format!("#[cfg(test)]\nmod tests {{\n{code}\n}}");
-        assert_eq!(violations_of("int8-nn/src/a.rs", &in_a_test), Vec::<String>::new());
-        for path in [
-            "int8-cli/src/a.rs",
-            "xtask/src/a.rs",
-            "int8-nn/tests/a.rs",
-            "int8-nn/build.rs",
-            "int8-nn/src/a/tests.rs",
-            "int8-nn/src/a/write_tests.rs",
-            "int8-cuda/src/bin/a.rs",
-        ] {
-            assert_eq!(violations_of(path, &code), Vec::<String>::new(), "{path}");
-        }
-    }
-    assert_eq!(violations_of("int8-nn/src/a.rs", "writeln!(out, \"x\");"), Vec::<String>::new());
-}
-
-#[test]
-fn unfinished_code_fails() {
-    for code in [
-        "fn f() { todo!() }",
-        "fn f() { unimplemented!(\"x\") }",
-        "#[ignore]\nfn f() {}",
-        "#[ignore = \"x\"]",
-    ] {
+fn ignored_tests_fail() {
+    for code in ["#[ignore]\nfn f() {}", "#[ignore = \"x\"]"] {
         for path in ["int8-nn/src/a.rs", "int8-nn/tests/a.rs", "int8-cli/src/a.rs"] {
             let found = violations_of(path, code);
             assert!(found.len() == 1 && found[0].starts_with(&format!("{path}:2")), "{code}: {found:?}");
@@ -177,12 +117,10 @@ fn unfinished_code_fails() {
 }
 
 #[test]
-fn lints_switched_off_without_reason_fail() {
-    let reasoned = "#[expect(dead_code, reason = \"x\")]\n#![allow(\n    clippy::a,\n    reason = \"x\"\n)]\n// #[allow(b)]";
-    assert_eq!(violations_of("int8-nn/src/a.rs", reasoned), Vec::<String>::new());
-    for bare in ["#[allow(dead_code)]\nfn f() {}", "#![expect(\n    clippy::a,\n)]\nconst REASON: u8 = 0;"] {
-        let found = violations_of("int8-nn/src/a.rs", bare);
-        assert!(found.len() == 1 && found[0].starts_with("int8-nn/src/a.rs:2: a lint"), "{found:?}");
+fn only_imports_is_an_argument() {
+    let arguments = ["--imports".to_owned(), "int8-gpu".to_owned()];
+    for arguments in [&arguments[..1], &arguments[..]] {
+        assert!(run(arguments).is_err());
     }
 }
 

@@ -1,7 +1,7 @@
-//! `int8 bench --device cuda`: what `int8-cuda-bench` measures, the layer on a GPU against cuBLASLt fp16.
+//! `int8 bench --device cuda`: the measurements of `int8-cuda-bench`, the layer on a GPU against cuBLASLt fp16.
 
-use crate::Failure;
 use crate::args::BenchArgs;
+use crate::failure::Failure;
 use crate::output::Output;
 
 /// Prints the table.
@@ -32,7 +32,7 @@ pub(super) fn run(ordinal: u32, arguments: &BenchArgs, output: &Output) -> Resul
     .map_err(failed)?;
     written?;
     if let Some(file) = &arguments.plot {
-        // What the others are compared to stands first.
+        // The baseline comes first.
         let mut bars = vec![("cuBLASLt fp16".to_owned(), 1.0)];
         bars.extend(records.iter().filter(|record| (record.outlier_share - 0.001).abs() < 1e-6).map(
             |record| {
@@ -51,7 +51,7 @@ pub(super) fn run(ordinal: u32, arguments: &BenchArgs, output: &Output) -> Resul
     bench::summary(&records).iter().try_for_each(|line| output.line(line))
 }
 
-/// Says what is missing.
+/// The error of a build without CUDA.
 #[cfg(not(feature = "cuda"))]
 pub(super) fn run(ordinal: u32, _arguments: &BenchArgs, _output: &Output) -> Result<(), Failure> {
     Err(Failure::new(format!("--device cuda:{ordinal}: this `int8` was built without GPU support")).hint(

@@ -8,9 +8,10 @@ use int8_nn::backend::{FloatType, Precision, RowSelection};
 use int8_nn::{Session, SessionOptions};
 use serde_json::json;
 
-use crate::Failure;
 use crate::args::{BenchArgs, ModelArgs, PrecisionArgs};
 use crate::convert::{count, real};
+use crate::device::Device;
+use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve;
 
@@ -18,7 +19,7 @@ use crate::resolve;
 const ROUNDS: usize = 5;
 const QUICK_ROUNDS: usize = 2;
 
-/// One way of holding the weights.
+/// A model in one precision.
 struct Runner {
     name: &'static str,
     model: Model,
@@ -29,16 +30,23 @@ struct Runner {
 }
 
 impl Runner {
-    fn load(path: &Path, fp: bool, arguments: &BenchArgs, output: &Output) -> Result<Self, Failure> {
+    fn load(
+        path: &Path,
+        fp: bool,
+        arguments: &BenchArgs,
+        device: &Device,
+        output: &Output,
+    ) -> Result<Self, Failure> {
         let precision =
             PrecisionArgs { fp, int8_head: arguments.int8_head && !fp, ..PrecisionArgs::default() };
-        let model = resolve::load(&ModelArgs { model: path.to_owned(), revision: None, precision }, output)?;
+        let model =
+            resolve::load(&ModelArgs { model: path.to_owned(), revision: None, precision }, device, output)?;
         let name = if *model.precision() == Precision::Float { "as stored" } else { "int8" };
         let kv_cache = resolve::kv_cache(arguments.kv_cache).unwrap_or(model.decoder().kv_cache_type());
         Ok(Self { name, model, kv_cache, cache_bytes: 0, prefill: Vec::new(), decode: Vec::new() })
     }
 
-    /// One prompt and one continuation; the tokens are always the same, so that both do the same work.
+    /// One prompt and one continuation of fixed tokens, so that both models do the same work.
     fn round(&mut self, prompt: &[u32], new: &[u32]) -> Result<(), Failure> {
         let positions = prompt.len() + new.len();
         let decoder = self.model.decoder();
@@ -74,13 +82,20 @@ fn pick(times: &[f64], best: bool) -> f64 {
 }
 
 /// Prints the table.
-pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result<(), Failure> {
+pub(super) fn run(
+    path: &Path,
+    arguments: &BenchArgs,
+    device: &Device,
+    output: &Output,
+) -> Result<(), Failure> {
     let (prompt, new) = (arguments.prompt_tokens, arguments.new_tokens);
     if prompt == 0 || new == 0 {
         return Err(Failure::usage("--prompt-tokens and --new-tokens must be at least 1"));
     }
-    let mut runners =
-        [Runner::load(path, false, arguments, output)?, Runner::load(path, true, arguments, output)?];
+    let mut runners = [
+        Runner::load(path, false, arguments, device, output)?,
+        Runner::load(path, true, arguments, device, output)?,
+    ];
     let vocabulary = runners[0].model.config().vocab_size;
     let id = |i: usize| u32::try_from(i * 7919 % vocabulary).unwrap_or(0);
     let ids: Vec<u32> = (0..prompt + new).map(id).collect();
@@ -91,7 +106,7 @@ pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result
             // Inside the pool, as `int8 run` generates.
             rayon::scope(|_| runner.round(&ids[..prompt], &ids[prompt..]))?;
             if round == 0 {
-                // It warmed up pages and clocks, and fetched the exact columns.
+                // A warm-up of pages and clocks, which also read the exact columns.
                 runner.prefill.clear();
                 runner.decode.clear();
             }
@@ -118,7 +133,7 @@ pub(super) fn run(path: &Path, arguments: &BenchArgs, output: &Output) -> Result
         };
         return output.object(&json!({
             "model": path,
-            "kernel": output.backend()?.kernel().name(),
+            "kernel": device.kernel()?.name(),
             "threads": rayon::current_num_threads(),
             "statistic": if arguments.best { "best" } else { "median" },
             "rounds": rounds,

@@ -2,6 +2,8 @@
 //! equal, outputs within the bound that `int8_core::bound` derives, repeated runs bit-identical.
 //!
 //! `int8-cuda-verify --help` says what can be asked for. Exits with 1 when anything fails.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the command line")]
+#![allow(unsafe_code, reason = "captures graphs")]
 
 mod arguments;
 

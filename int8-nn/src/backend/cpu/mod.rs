@@ -22,8 +22,8 @@ use crate::precision::{Precision, Site};
 use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
 
-/// The kernels of this machine, their check against the reference, and their timing.
-pub use int8_cpu::{Kernel, bench, verify};
+/// The kernels of this machine, and their check against the reference.
+pub use int8_cpu::{Kernel, verify};
 
 pub use attention::CpuCache;
 pub use float::SharedMatrix;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times oneDNN through PyTorch (int8 product, bf16 and f32 linear) and bitsandbytes' CPU layer beside int8-cpu.
 
-    python3 int8-cpu/benches/torch_peers.py [--threads N] [--best] [--json FILE] [--environment FOLDER] [--bench FILE]
+    python3 int8-cli/benches/torch_peers.py [--threads N] [--best] [--json FILE] [--environment FOLDER] [--bench FILE]
                                              [--shapes MxNxK,...] [--turns N]
 
 Makes its own virtual environment (several GB: PyTorch comes with its libraries) unless the folder holds one already.
@@ -38,7 +38,7 @@ def environment(folder):
 
 def build_bench():
     """Builds the bench and returns its path, as cargo reports it."""
-    command = ["cargo", "bench", "-p", "int8-cpu", "--bench", "layer", "--no-run", "--message-format=json"]
+    command = ["cargo", "bench", "-p", "int8-cli", "--bench", "layer", "--no-run", "--message-format=json"]
     lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     artifacts = [json.loads(line) for line in lines if line.startswith("{")]
     return [a["executable"] for a in artifacts if a.get("executable") and a["target"]["name"] == "layer"][-1]

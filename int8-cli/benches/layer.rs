@@ -2,23 +2,36 @@
 //! A B A B….
 //!
 //! ```text
-//! cargo bench -p int8-cpu --bench layer -- [--quick] [--best] [--whole-cores] [--json FILE] [--only raw|ours|outliers|kernels|pack] [--shape MxNxK]
+//! cargo bench -p int8-cli --bench layer -- [--quick] [--best] [--whole-cores] [--json FILE] [--only raw|ours|outliers|kernels|pack] [--shape MxNxK]
 //! ```
 //!
-//! Prints shares of what the machine can do (bandwidth probed first, the peak of the instruction in turns with the rest) and
+//! Prints shares of the machine's peak (bandwidth measured first, the peak of the instruction in turns with the rest) and
 //! ratios; medians of at least 20 rounds after a warm-up (`--best`: the best round, for a machine with other work on it;
-//! `--whole-cores`: only rounds in which no thread shares its core with somebody else's, as on virtual machines they may; told by AMX).
-//! Weights are rotated through at least 256 MiB, so that no cache keeps them from one call to the next.
-#![allow(clippy::cast_precision_loss, missing_docs, reason = "a bench: counts below 2⁵³")]
+//! `--whole-cores`: only rounds in which no thread shares its core with another program, as happens on virtual machines; detected with AMX).
+//! Weights are rotated through at least 256 MiB, more than a cache holds from one call to the next.
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a bench prints; its counts are below 2⁵³"
+)]
+
+// The program is no library.
+#[allow(dead_code, unused_imports, reason = "the rest is the program's")]
+#[path = "../src/bench/mod.rs"]
+mod bench;
+#[allow(dead_code, reason = "the rest is the program's")]
+#[path = "../src/convert.rs"]
+mod convert;
 
 use std::hint::black_box;
 
+use bench::{Contestant, Effort, Machine, Problem, Shape, activations, codes, race};
 use half::{bf16, f16};
 use int8_core::corpus::Random;
 use int8_core::{
     Config, Element, Encoding, Granularity, OutlierGranularity, OutlierRule, RowStatistic, Scheme,
 };
-use int8_cpu::bench::{self, Contestant, Effort, Machine, Problem, Shape, activations, codes, race};
 use int8_cpu::{Kernel, PackedWeight, Resident, int8_product_into, probe};
 use ndarray::{Array1, Array2, ArrayView2};
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
@@ -41,7 +54,7 @@ fn options() -> Options {
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            // What `cargo test --benches` and CI run.
+            // `cargo test --benches`, and so CI.
             "--quick" | "--test" => options.quick = true,
             "--best" => options.best = true,
             "--whole-cores" => options.whole_cores = true,
@@ -138,7 +151,7 @@ fn outliers(kernel: Kernel, (m, n, k): (usize, usize, usize), options: &Options)
     let column = Scheme::LlmInt8Absmax.config();
     let value = Config { outlier_granularity: OutlierGranularity::Value, ..column };
     let zeropoint = Config { input_encoding: Encoding::Zeropoint, ..column };
-    // The setting `best` of int8-nn, for inputs out of a normalisation.
+    // The preset `best` of int8-nn, for inputs that follow a normalisation.
     let groups = Config {
         input_granularity: Granularity::Group,
         weight_encoding: Encoding::Zeropoint,
@@ -214,7 +227,7 @@ fn main() {
     let wanted = |name: &str| options.only.as_deref().is_none_or(|only| only == name);
     let kernel = Kernel::select().expect("INT8_KERNEL names a kernel of this machine");
     if options.whole_cores && probe::has_core().is_none() {
-        println!("without AMX it cannot be told whether cores are shared: all rounds count");
+        println!("without AMX shared cores cannot be detected: all rounds count");
     }
     let mut machine =
         Machine { kernel, threads: rayon::current_num_threads(), peak: None, bandwidth: f64::NAN };

@@ -1,0 +1,158 @@
+//! The command line as typed; [`crate::resolve`] turns it into settings.
+
+mod commands;
+mod shared;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub(crate) use commands::{
+    BenchArgs, DequantizeArgs, EmbedArgs, EvalArgs, InspectArgs, LogitsArgs, OutliersArgs, PlanArgs,
+    QuantizeArgs, Required, RunArgs, VerifyArgs,
+};
+pub(crate) use shared::{InputArgs, ModelArgs, PrecisionArgs, Preset, RotaryPrecision, TextArgs, WriteArgs};
+
+/// `int8`: the whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "int8",
+    version,
+    about = "Run, evaluate and inspect transformer checkpoints in 8-bit (LLM.int8())",
+    after_help = "Start with `int8 demo`; it needs no files.\n\n\
+        MODEL is a folder with config.json, tokenizer.json and model.safetensors or pytorch_model.bin (or their shards), as \
+        Hugging Face writes them, 16- or 32-bit, or int8 by bitsandbytes. A folder that is not there is looked up on the \
+        Hugging Face hub: facebook/opt-125m, or facebook/opt-125m@REVISION. Downloads are shared with Python; HF_HOME, \
+        HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.\n\n\
+        Exit codes: 0 success; 1 the command failed, the message says why; 2 the command line is wrong."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Number of threads [default: one for each core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Where to compute: auto, cpu, or cuda:N (bench of single layers, in a build with the feature `cuda`)
+    #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: String,
+    /// int8 kernel of the CPU; `int8 verify` lists them [default: the best this processor has]
+    #[arg(long, global = true, value_name = "NAME", env = "INT8_KERNEL")]
+    pub(crate) kernel: Option<String>,
+    /// One JSON object on standard output instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// When to use colour; NO_COLOR is honoured
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+    /// No progress on standard error
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// When to colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// LLM.int8() on a 3M-parameter model inside this program: memory, outliers, quality, text
+    Demo,
+    /// Load a checkpoint, convert it to int8 and continue a text, or answer it (T5)
+    #[command(after_help = "Examples:\n  int8 run ./opt-125m -p \"Once upon a time\"\n  \
+        int8 run ./opt-125m -p \"Once upon a time\" --greedy --fp      (16/32-bit, for comparison)\n  \
+        int8 run ./opt-125m --ids 5,17,42 --greedy --json           (token ids in and out)\n  \
+        int8 run ./smollm2 --chat -p \"Why is the sky blue?\"        (a question to a chat model)\n  \
+        int8 run ./smollm2 --chat                                   (a conversation; an empty line ends it)\n  \
+        int8 run ./flan-t5-small -p \"translate English to German: How old are you?\"")]
+    Run(RunArgs),
+    /// Perplexity of a text
+    #[command(
+        after_help = "The text is cut into windows that do not overlap; the first token of each is not scored.\n\n\
+        Examples:\n  int8 eval ./opt-125m --text wiki.txt --window 1024\n  \
+        int8 eval ./opt-125m --text wiki.txt --scheme absmax-vector-wise\n  \
+        int8 eval ./opt-125m --text wiki.txt --preset best\n  \
+        int8 eval ./opt-125m --text wiki.txt --kv-cache f16         (the cost of a 16-bit KV cache)\n  \
+        int8 eval ./opt-125m --text wiki.txt --compare --windows 16 --report quality.html --plots ./plots\n  \
+        int8 eval ./opt-125m --last-words lambada.jsonl"
+    )]
+    Eval(EvalArgs),
+    /// Sentence embeddings: texts become vectors, and their cosines say how alike they are
+    #[command(
+        after_help = "For encoders of the BERT family (MiniLM, E5, …). Pooling, normalisation and length come from \
+        sentence-transformers' files beside the model, if there are any.\n\n\
+        Examples:\n  int8 embed ./all-MiniLM-L6-v2 --text \"A man is eating food.\" --text \"A man is eating bread.\"\n  \
+        int8 embed ./all-MiniLM-L6-v2 --file lines.txt --out vectors.npy\n  \
+        int8 embed ./all-MiniLM-L6-v2 --compare --file pairs.tsv    (how far int8 is from floating point)"
+    )]
+    Embed(EmbedArgs),
+    /// Which features of a model are outliers, where, and how the model performs without them (section 4 of the paper)
+    #[command(
+        after_help = "An outlier feature is a hidden dimension that reaches magnitude 6 in at least 25 % of the layers and 6 % of \
+        the positions, in the inputs of the attention projections and of the MLPs' expansions. The text may be of any length: \
+        memory depends on the model alone.\n\n\
+        Examples:\n  int8 outliers ./opt-125m --text wiki.txt\n  \
+        int8 outliers ./opt-125m --text wiki.txt --windows 8 --report outliers.html --plots ./plots"
+    )]
+    Outliers(OutliersArgs),
+    /// Logits of a sequence of tokens, as a safetensors file
+    Logits(LogitsArgs),
+    /// Contents of a checkpoint: tensors, types, sizes, quantisation
+    Inspect(InspectArgs),
+    /// How much memory a model takes in fp32, fp16 and int8, and which GPUs hold it
+    #[command(
+        after_help = "Nothing is loaded: a folder's headers are read, of a model of the hub only its configuration and headers \
+        are downloaded, and the paper's models are known by name. Linear layers become int8; embeddings, output head and \
+        norms stay in 16 bits, and so do the keys and values of past tokens (the KV cache; --kv-cache), which grow with \
+        context and batch.\n\n\
+        Examples:\n  int8 plan                                   the paper's table: which models fit on which machine\n  \
+        int8 plan BLOOM-176B                        704 GB, 352 GB, 180 GB, and the GPUs that takes\n  \
+        int8 plan ./opt-6.7b --context 2048 --batch 8\n  \
+        int8 plan org/name --gpus 2 --gpu-memory 24GB"
+    )]
+    Plan(PlanArgs),
+    /// Convert a checkpoint on disk to bitsandbytes int8, whatever its size
+    #[command(
+        after_help = "Reads tensor by tensor, so that memory stays bounded; the result loads here and with one line of \
+        from_pretrained (transformers with bitsandbytes). An interrupted run leaves a folder that does not load, and \
+        --resume completes it.\n\n\
+        Works for every Hugging Face model: linear weights become int8; embeddings, norms, heads, convolutions, routers and \
+        experts stay as they are, and the report gives the reason.\n\n\
+        Examples:\n  int8 quantize ./opt-6.7b ./opt-6.7b-int8\n  \
+        int8 quantize ./opt-6.7b ./opt-6.7b-int8 --resume          (after an interruption)\n  \
+        int8 quantize ./vit ./vit-int8 --exclude '*.pooler.*' --verify\n  \
+        int8 quantize ./opt-6.7b ./opt-6.7b-int8 --keep-outliers wiki.txt"
+    )]
+    Quantize(QuantizeArgs),
+    /// Convert a bitsandbytes int8 checkpoint back to 16 or 32 bit
+    #[command(after_help = "Examples:\n  int8 dequantize ./opt-6.7b-int8 ./opt-6.7b-f16 --dtype f16")]
+    Dequantize(DequantizeArgs),
+    /// Every kernel of this machine against the reference mathematics
+    Verify(VerifyArgs),
+    /// Speed of int8 on this machine: the layer against the same in 16 and 32 bit, or a whole model against itself in 16 bit
+    #[command(
+        after_help = "Contestants take turns in one run, so that ratios hold on a machine whose speed changes; shares are of the peak \
+        measured in the same run. Close other programs first.\n\n\
+        Examples:\n  int8 bench --quick\n  int8 bench --plot bench.svg            (some ten minutes)\n  \
+        int8 bench ./opt-125m                  (tokens per second, int8 and as stored)\n  \
+        int8 bench --threads 1 --json > bench.json"
+    )]
+    Bench(BenchArgs),
+    /// Completions for a shell, to be sourced
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}

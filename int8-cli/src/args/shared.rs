@@ -1,0 +1,153 @@
+//! Arguments that several commands share: the model, its precision, prompts, texts, and how a checkpoint is written.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use int8_core::{OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme};
+use int8_nn::backend::OutlierWeights;
+
+use crate::values::{named, size};
+
+/// The model and its precision.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Folder of a checkpoint; one .safetensors or .bin file with config.json beside it; or a model of the Hugging Face hub,
+    /// org/name@revision
+    pub(crate) model: PathBuf,
+    /// Branch, tag or commit of a model of the hub [default: main]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) revision: Option<String>,
+    #[command(flatten)]
+    pub(crate) precision: PrecisionArgs,
+}
+
+/// The precision of the linear layers.
+#[derive(Debug, Args, Default, PartialEq)]
+#[command(next_help_heading = "Precision")]
+pub(crate) struct PrecisionArgs {
+    /// Weights as stored, 16- or 32-bit, computed in 32-bit: the baseline
+    #[arg(long, conflicts_with_all = PRECISION_OPTIONS[1..].iter().copied())]
+    pub(crate) fp: bool,
+    /// Settings by name: the paper's, or the ones that lose least (docs/quality.md) [default: paper]
+    #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[3..].iter().copied())]
+    pub(crate) preset: Option<Preset>,
+    /// The output head in int8 as well, which bitsandbytes keeps in 16 bits: less to read for every generated token
+    #[arg(long)]
+    pub(crate) int8_head: bool,
+    /// Quantisation, one of the eight of the paper's Table 1 [default: llm-int8]
+    #[arg(long, value_name = "NAME", value_parser = named::<Scheme>())]
+    pub(crate) scheme: Option<Scheme>,
+    /// Criterion for an outlier: its magnitude (the paper), or its magnitude relative to its row [default: absolute]
+    #[arg(long, value_name = "RULE", value_parser = named::<OutlierRule>())]
+    pub(crate) rule: Option<OutlierRule>,
+    /// Magnitude from which on a value is an outlier; 0 for no outliers (rule absolute) [default: 6]
+    #[arg(long, value_name = "T")]
+    pub(crate) threshold: Option<f32>,
+    /// Multiple of the row's statistic from which on a value is an outlier (rule relative) [default: 30]
+    #[arg(long, value_name = "TAU")]
+    pub(crate) tau: Option<f32>,
+    /// Statistic of the row that its values are compared to (rule relative) [default: median]
+    #[arg(long, value_name = "NAME", value_parser = named::<RowStatistic>())]
+    pub(crate) statistic: Option<RowStatistic>,
+    /// Part of the input that is multiplied in 16-bit for an outlier: its whole column (the paper), or the value alone [default: column]
+    #[arg(long, value_name = "WHAT", value_parser = named::<OutlierGranularity>())]
+    pub(crate) granularity: Option<OutlierGranularity>,
+    /// Weights of the outliers: the checkpoint's own values, read when needed, or dequantised int8 [default: exact]
+    #[arg(long, value_name = "HOW", value_parser = named::<OutlierWeights>())]
+    pub(crate) outlier_weights: Option<OutlierWeights>,
+    /// Values that determine the scale of a row with outliers [default: paper]
+    #[arg(long, value_name = "WHOSE", value_parser = named::<RowMaximum>())]
+    pub(crate) row_maximum: Option<RowMaximum>,
+    /// Rotary frequencies: in 32-bit, as `from_pretrained` has them, or rounded to the type of the weights, as in a
+    /// module that was cast as a whole [default: f32]
+    #[arg(long, value_name = "PRECISION")]
+    pub(crate) rotary: Option<RotaryPrecision>,
+}
+
+impl PrecisionArgs {
+    /// Whether any of [`PRECISION_OPTIONS`] was given.
+    pub(crate) fn any(&self) -> bool {
+        *self != Self { rotary: self.rotary, ..Self::default() }
+    }
+}
+
+/// `--preset`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Preset {
+    /// LLM.int8(): outlier columns from magnitude 6 on, and exact weights for them.
+    Paper,
+    /// Scales and zero points for groups of 32 values, single outliers by the relative rule, exact weights for them.
+    Best,
+}
+
+/// Options of the precision: `fp` excludes all others, `preset` all but `int8_head`. A comparison sets them itself.
+pub(super) const PRECISION_OPTIONS: [&str; 11] = [
+    "fp",
+    "preset",
+    "int8_head",
+    "scheme",
+    "threshold",
+    "rule",
+    "tau",
+    "statistic",
+    "granularity",
+    "outlier_weights",
+    "row_maximum",
+];
+
+/// `--rotary`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RotaryPrecision {
+    /// 32-bit.
+    F32,
+    /// The type of the weights.
+    Stored,
+}
+
+/// A prompt, as text or as token ids.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+#[group(multiple = false)]
+pub(crate) struct InputArgs {
+    /// Text to continue
+    #[arg(long, short, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Token ids, separated by commas; no tokenizer is needed
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
+    pub(crate) ids: Option<Vec<u32>>,
+}
+
+/// A text and its windows.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Input")]
+pub(crate) struct TextArgs {
+    /// UTF-8 text; ends of line count as \n, whatever the file has
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// Tokens a window [default: 1024, or all positions the model has]
+    #[arg(long, value_name = "N")]
+    pub(crate) window: Option<usize>,
+    /// Most windows [default: the whole text]
+    #[arg(long, value_name = "N")]
+    pub(crate) windows: Option<usize>,
+}
+
+/// How a checkpoint is written.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Writing")]
+pub(crate) struct WriteArgs {
+    /// Folder to write
+    pub(crate) out: PathBuf,
+    /// Largest size of a file: bytes, or with kB, MB, GB, MiB, GiB
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = size)]
+    pub(crate) max_shard_size: u64,
+    /// Continue an interrupted run of the same command
+    #[arg(long, conflicts_with = "force")]
+    pub(crate) resume: bool,
+    /// Replace an existing checkpoint in the folder
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Read the result again and compare it
+    #[arg(long)]
+    pub(crate) verify: bool,
+}

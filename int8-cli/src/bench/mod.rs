@@ -1,0 +1,14 @@
+//! Measurements of `int8 bench` and of the bench `layer`, which adds peers from other libraries.
+
+mod layer;
+mod race;
+
+pub(crate) use layer::{Machine, Problem, Shape, Times, outlier_costs};
+pub(crate) use race::Effort;
+
+/// For the bench `layer`.
+#[allow(unused_imports, reason = "the program times no contestants of its own")]
+pub(crate) use {
+    layer::{activations, codes},
+    race::{Contestant, race},
+};

@@ -1,0 +1,155 @@
+//! Generation with a loaded model, for `int8 run` and for each question of `int8 run --chat`.
+
+use std::ops::ControlFlow;
+
+use int8_nn::{GenerateOptions, Generation, Model, Sampling, StopReason, Tokenizer};
+use serde_json::{Value, json};
+
+use super::settings;
+use crate::args::RunArgs;
+use crate::convert::{count, real};
+use crate::failure::Failure;
+use crate::output::{Output, bytes};
+use crate::resolve;
+
+/// The text that the new tokens continue: the prompt, or nothing with an encoder-decoder model, which writes another text.
+pub(super) fn continued<'a>(model: &Model, prompt: &'a [u32]) -> &'a [u32] {
+    if model.answers() { &[] } else { prompt }
+}
+
+/// Whether the prompt is printed before the new text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Echo {
+    Prompt,
+    Nothing,
+}
+
+/// A loaded model with the arguments of the command.
+pub(super) struct Run<'a> {
+    pub(super) arguments: &'a RunArgs,
+    pub(super) output: &'a Output,
+    pub(super) model: &'a Model,
+    pub(super) load_seconds: f64,
+}
+
+impl Run<'_> {
+    /// Generates, and prints each token at once, but with `--json`.
+    pub(super) fn generate(
+        &self,
+        prompt: &[u32],
+        tokenizer: Option<&Tokenizer>,
+        echo: Echo,
+        stop_ids: Vec<u32>,
+    ) -> Result<Generation, Failure> {
+        let arguments = self.arguments;
+        let options = GenerateOptions {
+            max_new_tokens: arguments.max_tokens,
+            sampling: if arguments.greedy {
+                Sampling::Greedy
+            } else {
+                Sampling::Random {
+                    temperature: arguments.temperature,
+                    top_k: Some(arguments.top_k),
+                    top_p: Some(arguments.top_p),
+                    seed: arguments.seed,
+                }
+            },
+            stop_at_eos: !arguments.ignore_eos,
+            stop_ids,
+            kv_cache: resolve::kv_cache(arguments.kv_cache),
+        };
+        let output = self.output;
+        let print = |text: &str| if output.json { Ok(()) } else { output.text(text) };
+        let mut stream = tokenizer.map(|tokenizer| tokenizer.stream());
+        let mut piece = |id: u32| match &mut stream {
+            Some(stream) => stream.push(id).map_err(Failure::from),
+            None => Ok(format!("{id} ")),
+        };
+        // The decoder needs the prompt even if it is not shown: it decodes a first token differently.
+        for id in continued(self.model, prompt) {
+            let text = piece(*id)?;
+            if echo == Echo::Prompt {
+                print(&text)?;
+            }
+        }
+        let mut failed = None;
+        let on_token = |id| match piece(id).and_then(|text| print(&text)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(failure) => {
+                failed = Some(failure);
+                ControlFlow::Break(())
+            }
+        };
+        // A thread outside the pool would hand each forward over to one inside, and sleep.
+        let generation = rayon::scope(|_| self.model.generate_ids(prompt, &options, on_token))?;
+        if let Some(failure) = failed {
+            return Err(failure);
+        }
+        if let Some(stream) = stream {
+            print(&stream.finish()?)?;
+        }
+        Ok(generation)
+    }
+
+    /// The object that `--json` prints, with the keys of `more` added.
+    pub(super) fn report(&self, prompt: &[u32], generation: &Generation, more: Value) -> Value {
+        let precision = &self.arguments.model.precision;
+        let mut report = json!({
+            "model": self.arguments.model.model,
+            "scheme": resolve::precision_name(precision),
+            "settings": settings(self.model.precision()),
+            "prompt_ids": prompt,
+            "new_ids": generation.ids,
+            "stop": match generation.stop {
+                StopReason::Length => "length",
+                StopReason::EndOfText => "end_of_text",
+                StopReason::ContextFull => "context_full",
+                StopReason::Caller => "caller",
+            },
+            "load_seconds": self.load_seconds,
+            "prefill_tokens_per_second": prefill_rate(prompt, generation),
+            "decode_tokens_per_second": decode_rate(generation),
+            "weight_bytes": self.model.footprint().total(),
+            "kv_cache": generation.kv_cache.name(),
+            "kv_cache_bytes": generation.kv_cache_bytes,
+        });
+        if let (Value::Object(report), Value::Object(more)) = (&mut report, more) {
+            report.extend(more);
+        }
+        report
+    }
+
+    /// Speed and memory, on standard error.
+    pub(super) fn remark(&self, prompt: &[u32], generation: &Generation) {
+        let footprint = self.model.footprint();
+        self.output.remark(&self.output.dim(&format!(
+            "{}; loaded in {:.2} s, prompt {} tokens at {:.1}/s, then {:.1} tokens/s; weights {} ({} in 16-bit), KV cache {} ({})",
+            resolve::precision_name(&self.arguments.model.precision),
+            self.load_seconds,
+            prompt.len(),
+            prefill_rate(prompt, generation),
+            decode_rate(generation),
+            bytes(count(footprint.total())),
+            bytes(count(footprint.at(2))),
+            bytes(count(generation.kv_cache_bytes)),
+            generation.kv_cache.name(),
+        )));
+        if generation.stop == StopReason::ContextFull {
+            let positions = self.model.config().max_positions;
+            self.output.remark(&format!("stopped: the model has only {positions} positions"));
+        }
+    }
+}
+
+fn prefill_rate(prompt: &[u32], generation: &Generation) -> f64 {
+    rate(prompt.len(), generation.prefill.as_secs_f64())
+}
+
+/// The first new token comes from the prompt's forward.
+fn decode_rate(generation: &Generation) -> f64 {
+    rate(generation.ids.len().saturating_sub(1), generation.decode.as_secs_f64())
+}
+
+fn rate(tokens: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 { real(tokens) / seconds } else { 0.0 }
+}

@@ -1,0 +1,78 @@
+//! Why the program ends without success: a message, advice, and the exit code.
+
+use std::{fmt, io};
+
+use int8_nn::checkpoint::CheckpointError;
+
+/// Why the program ends without success.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    hint: Option<String>,
+    /// The exit code.
+    pub(crate) code: u8,
+    /// Whether the reader of standard output has gone.
+    pub(crate) broken_pipe: bool,
+}
+
+impl Failure {
+    /// The command failed: exit code 1.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code: 1, broken_pipe: false }
+    }
+
+    /// The command line is wrong: exit code 2.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, ..Self::new(message) }
+    }
+
+    /// Adds advice.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<int8_nn::Error> for Failure {
+    fn from(error: int8_nn::Error) -> Self {
+        match error {
+            int8_nn::Error::Checkpoint(error) => error.into(),
+            error => Self::new(error.to_string()),
+        }
+    }
+}
+
+impl From<int8_nn::hub::HubError> for Failure {
+    fn from(error: int8_nn::hub::HubError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// Library errors name no options; the hint does.
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        let failure = Self::new(error.to_string());
+        match error {
+            CheckpointError::Incomplete { .. } => failure.hint("the same command with --resume completes it"),
+            CheckpointError::Exists { .. } => {
+                failure.hint("--resume continues an interrupted conversion, --force replaces the checkpoint")
+            }
+            _ => failure,
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self { broken_pipe: error.kind() == io::ErrorKind::BrokenPipe, ..Self::new(error.to_string()) }
+    }
+}

@@ -1,0 +1,105 @@
+//! Parsers of option values.
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use int8_core::Named;
+
+/// Parses the key of a setting; help texts list all keys with their meaning.
+pub(crate) fn named<T: Named + Send + Sync>() -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(possible::<T>()).try_map(|key| find::<T>(&key))
+}
+
+/// A setting, or `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OrAuto<T> {
+    /// The choice is left to the program.
+    Auto,
+    /// This value.
+    Given(T),
+}
+
+impl<T> OrAuto<T> {
+    /// The value, unless the program is to choose.
+    pub(crate) fn given(self) -> Option<T> {
+        match self {
+            Self::Auto => None,
+            Self::Given(value) => Some(value),
+        }
+    }
+}
+
+/// Parses `auto`, which has this meaning, or the key of a setting.
+pub(crate) fn or_auto<T: Named + Send + Sync>(
+    meaning: &'static str,
+) -> impl TypedValueParser<Value = OrAuto<T>> {
+    let auto = PossibleValue::new("auto").help(meaning);
+    PossibleValuesParser::new(std::iter::once(auto).chain(possible::<T>())).try_map(|key| {
+        match key.as_str() {
+            "auto" => Ok(OrAuto::Auto),
+            key => find(key).map(OrAuto::Given),
+        }
+    })
+}
+
+fn possible<T: Named>() -> impl Iterator<Item = PossibleValue> {
+    T::VALUES.iter().map(|value| match value.meaning() {
+        "" => PossibleValue::new(value.key()),
+        meaning => PossibleValue::new(value.key()).help(meaning),
+    })
+}
+
+fn find<T: Named>(key: &str) -> Result<T, String> {
+    T::VALUES
+        .iter()
+        .copied()
+        .find(|value| value.key() == key)
+        .ok_or_else(|| format!("no value is called {key}"))
+}
+
+/// Parses a size: `5GB`, `500 MB`, `2GiB`, or a number of bytes.
+///
+/// # Errors
+/// When it is none, or 0.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 11] = [
+        ("", 1),
+        ("B", 1),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("K", 1_000),
+        ("M", 1_000_000),
+        ("G", 1_000_000_000),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+    ];
+    let end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let unit = unit.trim().to_ascii_uppercase();
+    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let bytes = digits.parse::<u64>().ok().zip(factor).and_then(|(count, factor)| count.checked_mul(factor));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected a size such as 5GB, 500MB or 2GiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use int8_core::{FloatType, Scheme};
+
+    use super::*;
+
+    #[test]
+    fn every_key_is_parsed_to_its_value() {
+        let command = clap::Command::new("int8");
+        for scheme in Scheme::ALL {
+            let found = named::<Scheme>().parse_ref(&command, None, OsStr::new(scheme.key()));
+            assert_eq!(found.ok(), Some(scheme));
+        }
+        assert!(named::<Scheme>().parse_ref(&command, None, OsStr::new("int4")).is_err());
+        let parse = |text: &str| or_auto::<FloatType>("").parse_ref(&command, None, OsStr::new(text)).ok();
+        assert_eq!(parse("auto"), Some(OrAuto::Auto));
+        assert_eq!(parse("bf16").and_then(OrAuto::given), Some(FloatType::Bf16));
+        assert_eq!(parse("BF16"), None);
+    }
+}
