@@ -23,10 +23,12 @@ pub mod decoder;
 pub mod embedder;
 pub mod encoder;
 mod error;
+mod exact_columns;
 pub mod families;
 pub mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod int8_weight;
 pub mod linear8bit;
 pub mod memory;
 pub mod model;

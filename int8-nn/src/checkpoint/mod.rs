@@ -32,6 +32,7 @@ mod int8;
 mod mmap;
 mod outliers;
 mod pickle;
+mod rows;
 mod source;
 mod strided;
 mod summary;
@@ -52,8 +53,10 @@ pub use dtype::DType;
 pub use element::ReadAs;
 pub use error::CheckpointError;
 pub use int8::Int8Tensor;
+pub(crate) use int8::dequantize_row;
 pub(crate) use outliers::OUTLIERS;
 pub use outliers::OutlierColumns;
+pub use rows::FloatRows;
 pub use source::Source;
 #[cfg(feature = "hub")]
 pub(crate) use source::is_safe_name;
