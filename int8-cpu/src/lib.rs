@@ -57,6 +57,7 @@
 #![allow(unsafe_code, reason = "vector instructions, typed views of memory and mappings need it")]
 
 mod buffer;
+mod builder;
 mod convert;
 mod driver;
 mod epilogue;
@@ -80,11 +81,12 @@ mod tile;
 pub mod verify;
 mod weight;
 
+pub use builder::{PackedWeightBuilder, WeightRows};
 pub use error::Error;
 pub use kernel::{Kernel, Layout};
 pub use linear::{LinearStats, Store, int8_product, int8_product_into, linear};
 pub use outlier::{ExactColumn, ExactColumns, OutlierWeights};
-pub use quantize::quantize_rows;
+pub use quantize::{RowQuantizer, quantize_rows};
 pub use resident::Resident;
 pub use weight::PackedWeight;
 

@@ -1,14 +1,14 @@
 //! Row-wise absmax quantisation into plain rows, for saving: bit for bit what bitsandbytes stores.
 
-use int8_core::{Element, Encoding, Error as CoreError};
+use int8_core::{Element, Encoding, Error as CoreError, FloatSlice};
 use ndarray::ArrayView2;
 
-use crate::Error;
+use crate::builder::{WeightRows, typed};
 use crate::convert::Typed;
 use crate::kernel::{Dispatch, Kernel};
-use crate::matrix::Source;
 use crate::rows::{Constants, Keep, encode, range, scratch_length, widen};
 use crate::tile::{Instructions, TileKernel, Vectorized};
+use crate::{Error, rows_of};
 
 /// `codes[n, k] = round_half_even(w[n, k] · ((1/s)·127))`, `s = scales[n] = max_k |w[n, k]|`, for `w [N, K]` row-major,
 /// every operation rounded to f32.
@@ -28,40 +28,55 @@ pub fn quantize_rows<T: Element>(
     codes: &mut [i8],
     scales: &mut [f32],
 ) -> Result<(), Error> {
-    let w = Source::new(w, "W")?;
-    for (what, expected, found) in
-        [("codes", w.rows * w.columns, codes.len()), ("scales", w.rows, scales.len())]
-    {
+    rows_of(w, "W")?;
+    let (rows, inner) = w.dim();
+    for (what, expected, found) in [("codes", rows * inner, codes.len()), ("scales", rows, scales.len())] {
         if expected != found {
             return Err(CoreError::Length { what, expected, found }.into());
         }
     }
-    kernel.dispatch(Rows { w, codes, scales });
+    let mut quantizer = RowQuantizer::new(kernel);
+    let mut done = 0;
+    w.read(0..rows, &mut |row| {
+        scales[done] = quantizer.quantize(row, &mut codes[done * inner..][..inner]);
+        done += 1;
+    });
     Ok(())
 }
 
-struct Rows<'a> {
-    w: Source<'a>,
-    codes: &'a mut [i8],
-    scales: &'a mut [f32],
+/// [`quantize_rows`] for one row after the other, wherever they lie.
+#[derive(Debug)]
+pub struct RowQuantizer {
+    kernel: Kernel,
+    /// A row in f32, if it is stored in another type or has not whole blocks.
+    floats: Vec<f32>,
+    /// Its codes in whole blocks.
+    padded: Vec<i8>,
 }
 
-impl Dispatch for Rows<'_> {
-    type Output = ();
+impl RowQuantizer {
+    /// Uses the instructions of this kernel; results do not depend on it.
+    pub fn new(kernel: Kernel) -> Self {
+        Self { kernel, floats: Vec::new(), padded: Vec::new() }
+    }
 
-    fn run<K: TileKernel>(self, tile: K) {
-        let inner = self.w.columns;
+    /// Writes the K codes of a row of K elements; returns its scale.
+    ///
+    /// # Panics
+    /// If `codes` has not as many elements as the row.
+    pub fn quantize(&mut self, row: FloatSlice<'_>, codes: &mut [i8]) -> f32 {
+        let inner = codes.len();
+        let row = typed(row, inner);
         let length = scratch_length(inner);
-        let (mut scratch, mut padded) = (Vec::new(), vec![0_i8; length]);
-        for (row, scale) in self.scales.iter_mut().enumerate() {
-            let target = &mut self.codes[row * inner..][..inner];
-            // Rows of whole blocks are encoded in place.
-            let codes = if inner == length { &mut *target } else { &mut padded[..] };
-            *scale = tile.vectorize(Row { row: self.w.row(row), scratch: &mut scratch, codes });
-            if inner != length {
-                target.copy_from_slice(&padded[..inner]);
-            }
+        let Self { kernel, floats, padded } = self;
+        // Rows of whole blocks are encoded in place.
+        if inner == length {
+            return kernel.dispatch(Row { row, scratch: floats, codes });
         }
+        padded.resize(length, 0);
+        let scale = kernel.dispatch(Row { row, scratch: floats, codes: padded });
+        codes.copy_from_slice(&padded[..inner]);
+        scale
     }
 }
 
@@ -71,6 +86,14 @@ struct Row<'a> {
     scratch: &'a mut Vec<f32>,
     /// Whole blocks.
     codes: &'a mut [i8],
+}
+
+impl Dispatch for Row<'_> {
+    type Output = f32;
+
+    fn run<K: TileKernel>(self, tile: K) -> f32 {
+        tile.vectorize(self)
+    }
 }
 
 impl Vectorized for Row<'_> {

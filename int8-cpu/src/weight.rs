@@ -1,18 +1,14 @@
 //! A weight packed once, at load, in the layout of the kernel that will read it.
 
-use half::bf16;
-use int8_core::{
-    Element, Encoding, Error as CoreError, GROUP, Granularity, QuantizedMatrix, product, quantize,
-};
+use int8_core::{Element, Encoding, GROUP, Granularity, QuantizedMatrix, quantize};
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
+use crate::builder::{PackedWeightBuilder, quantize_matrix};
 use crate::groups::{WeightGroups, padded_groups};
-use crate::kernel::{Dispatch, Kernel, Layout};
-use crate::matrix::Source;
+use crate::kernel::{Kernel, Layout};
 use crate::resident::Resident;
-use crate::rows::{Constants, EncodeGroups, EncodeRow, Range, RowRange};
-use crate::tile::{Instructions, K_STEP, LANES, PANEL, TileKernel};
+use crate::tile::{Instructions, K_STEP, LANES, PANEL};
 use crate::{Error, convert, rows_of};
 
 /// `W [N, K]` as int8 codes in panels of 32 rows, with a scale and a zero point for each row, or for each group of
@@ -22,15 +18,15 @@ use crate::{Error, convert, rows_of};
 /// reads another one is refused.
 #[derive(Clone)]
 pub struct PackedWeight {
-    kernel: Kernel,
-    layout: Layout,
-    outputs: usize,
-    inner: usize,
+    pub(crate) kernel: Kernel,
+    pub(crate) layout: Layout,
+    pub(crate) outputs: usize,
+    pub(crate) inner: usize,
     /// Panels of `PANEL * padded_inner` bytes; rows and columns of padding hold zero codes.
-    panels: Resident<i8>,
-    columns: ColumnTerms,
+    pub(crate) panels: Resident<i8>,
+    pub(crate) columns: ColumnTerms,
     /// Where the constants are those of groups; scales, steps and zero points of `columns` are then 0.
-    groups: Option<WeightGroups>,
+    pub(crate) groups: Option<WeightGroups>,
 }
 
 /// What the epilogue needs of each output column, padded with zeros to whole panels.
@@ -64,7 +60,7 @@ impl PackedWeight {
         encoding: Encoding,
         granularity: Granularity,
     ) -> Result<Self, Error> {
-        kernel.dispatch(Quantize { kernel, w: Source::new(w, "W")?, encoding, granularity })
+        quantize_matrix(kernel, w, encoding, granularity)
     }
 
     /// Packs codes `[N, K]` with their scales and zero points (none means 0), as read from a checkpoint: one for each
@@ -80,41 +76,12 @@ impl PackedWeight {
         zero_points: Option<ArrayView1<'_, i32>>,
     ) -> Result<Self, Error> {
         rows_of(codes, "W")?;
-        let (outputs, inner) = codes.dim();
         let groups = quantize::parameters_per_row(codes.dim(), scales.len())?;
-        quantize::check_group_scales(scales, groups)?;
-        if let Some(zero_points) = zero_points {
-            if zero_points.len() != scales.len() {
-                let (expected, found) = (scales.len(), zero_points.len());
-                return Err(CoreError::Length { what: "zero points", expected, found }.into());
-            }
-            let outside = |z: &i32| !(-127..=127).contains(z);
-            if let Some(at) = zero_points.iter().position(outside) {
-                return Err(
-                    CoreError::ZeroPointOutOfRange { row: at / groups, value: zero_points[at] }.into()
-                );
-            }
-        }
-        let bad_row =
-            (0..outputs).into_par_iter().find_first(|row| codes.row(*row).iter().any(|q| *q == i8::MIN));
-        if let Some(row) = bad_row {
-            let column = codes.row(row).iter().position(|q| *q == i8::MIN).unwrap_or(0);
-            return Err(CoreError::CodeOutOfRange { what: "W", row, column }.into());
-        }
-        pack(kernel, outputs, inner, groups, |row, target, constants| {
-            let source = codes.row(row);
-            // `target` is padded; the padding stays zero.
-            let mut sum = 0;
-            for (target, code) in target.iter_mut().zip(source) {
-                *target = *code;
-                sum += i32::from(*code);
-            }
-            for (group, constant) in constants.iter_mut().enumerate() {
-                let at = row * groups + group;
-                *constant = (scales[at], zero_points.map_or(0, |z| z[at]));
-            }
-            sum
-        })
+        let granularity = if groups > 1 { Granularity::Group } else { Granularity::Row };
+        let mut builder = PackedWeightBuilder::new(kernel, codes.dim(), Encoding::Absmax, granularity)?;
+        let row = |index| codes.index_axis_move(Axis(0), index).to_slice().expect("contiguous rows");
+        builder.append_codes(codes.nrows(), &row, scales, zero_points)?;
+        builder.finish()
     }
 
     /// Packs a weight that the reference quantised.
@@ -294,142 +261,6 @@ impl Layout {
         match self {
             Self::Rows => n * padded_inner + k,
             Self::Quads => (k / 4) * (4 * PANEL) + n * 4 + k % 4,
-        }
-    }
-}
-
-struct Quantize<'a> {
-    kernel: Kernel,
-    w: Source<'a>,
-    encoding: Encoding,
-    granularity: Granularity,
-}
-
-impl Dispatch for Quantize<'_> {
-    type Output = Result<PackedWeight, Error>;
-
-    fn run<K: TileKernel>(self, tile: K) -> Self::Output {
-        let Self { kernel, w, encoding, granularity } = self;
-        let (outputs, inner) = (w.rows, w.columns);
-        let whole = (granularity == Granularity::Tensor).then(|| {
-            let ranges = (0..outputs).into_par_iter().map_init(Vec::new, |scratch, row| {
-                tile.vectorize(RowRange { row: w.row(row), scratch, encoding })
-            });
-            Constants::new(ranges.reduce(|| Range::EMPTY, Range::union), encoding)
-        });
-        let groups = if granularity == Granularity::Group { quantize::group_count(inner) } else { 1 };
-        pack(kernel, outputs, inner, groups, |row, codes, constants| {
-            let mut scratch = Vec::new();
-            let row = w.row(row);
-            if granularity == Granularity::Group {
-                return tile.vectorize(EncodeGroups {
-                    row,
-                    scratch: &mut scratch,
-                    encoding,
-                    codes,
-                    constants,
-                });
-            }
-            let job = EncodeRow { row, scratch: &mut scratch, constants: whole, encoding, codes };
-            let (found, sum) = tile.vectorize(job);
-            constants.fill((found.scale, found.zero_point));
-            sum
-        })
-    }
-}
-
-/// Packs rows that `fill` writes as codes `[padded K]`, zero behind K, with the scales and zero points of their groups,
-/// returning the sum of the codes. One task a panel.
-fn pack(
-    kernel: Kernel,
-    outputs: usize,
-    inner: usize,
-    groups: usize,
-    fill: impl Fn(usize, &mut [i8], &mut [(f32, i32)]) -> i32 + Sync,
-) -> Result<PackedWeight, Error> {
-    if inner > product::MAX_INNER {
-        return Err(CoreError::AccumulatorOverflow { inner, max: product::MAX_INNER }.into());
-    }
-    let (layout, padded_inner) = (kernel.layout(), padded(inner));
-    let (panels, panel_bytes) = (outputs.div_ceil(PANEL), PANEL * padded_inner);
-    let mut codes = Resident::<i8>::zeroed(panels * panel_bytes);
-    let mut columns = ColumnTerms {
-        scales: vec![0.0; panels * PANEL],
-        steps: vec![0.0; panels * PANEL],
-        sums: vec![0; panels * PANEL],
-        zero_points: vec![0; panels * PANEL],
-        has_zero_points: false,
-    };
-    // Where K is a single group, its constants are those of the row.
-    let padded_groups = if groups > 1 { padded_groups(inner) } else { 0 };
-    let mut group_scales = Resident::<bf16>::zeroed(panels * padded_groups * PANEL);
-    let mut group_zeros = Resident::<i8>::zeroed(group_scales.len());
-    // With K = 0 there are no bytes to cut into panels, but scales and sums there are.
-    let mut targets: Vec<&mut [i8]> = Vec::with_capacity(panels);
-    let mut rest = &mut codes[..];
-    for _ in 0..panels {
-        let (panel, tail) = rest.split_at_mut(panel_bytes);
-        targets.push(panel);
-        rest = tail;
-    }
-    let terms = columns
-        .scales
-        .par_chunks_mut(PANEL)
-        .zip(columns.steps.par_chunks_mut(PANEL))
-        .zip(columns.sums.par_chunks_mut(PANEL))
-        .zip(columns.zero_points.par_chunks_mut(PANEL));
-    let group_terms: Vec<_> = if groups > 1 {
-        let size = padded_groups * PANEL;
-        group_scales.chunks_mut(size).zip(group_zeros.chunks_mut(size)).collect()
-    } else {
-        (0..panels).map(|_| Default::default()).collect()
-    };
-    targets.into_par_iter().zip(terms).zip(group_terms).enumerate().for_each(
-        |(panel, ((target, (((scales, steps), sums), zeros)), (group_scales, group_zeros)))| {
-            let mut constants = vec![(0.0, 0); groups];
-            let mut staging = match layout {
-                Layout::Rows => Vec::new(),
-                Layout::Quads => vec![0_i8; panel_bytes],
-            };
-            for n in 0..PANEL.min(outputs - panel * PANEL) {
-                let rows = if layout == Layout::Rows { &mut *target } else { &mut staging };
-                let row = &mut rows[n * padded_inner..][..padded_inner];
-                sums[n] = fill(panel * PANEL + n, row, &mut constants);
-                if groups == 1 {
-                    (scales[n], zeros[n]) = constants[0];
-                    steps[n] = scales[n] / 127.0;
-                    continue;
-                }
-                for (group, (scale, zero_point)) in constants.iter().enumerate() {
-                    group_scales[group * PANEL + n] = bf16::from_f32(*scale);
-                    group_zeros[group * PANEL + n] = convert::small(*zero_point);
-                }
-            }
-            if layout == Layout::Quads {
-                interleave(&staging, padded_inner, target);
-            }
-        },
-    );
-    columns.has_zero_points = columns.zero_points.iter().any(|z| *z != 0);
-    if group_zeros.iter().all(|z| *z == 0) {
-        group_zeros = Resident::default();
-    }
-    let groups = (groups > 1).then_some(WeightGroups { scales: group_scales, zero_points: group_zeros });
-    Ok(PackedWeight { kernel, layout, outputs, inner, panels: codes, columns, groups })
-}
-
-/// `i8 [PANEL, K] → i8 [K/4, PANEL, 4]`.
-fn interleave(rows: &[i8], padded_inner: usize, panel: &mut [i8]) {
-    if padded_inner == 0 {
-        return;
-    }
-    // One cache line of each row at a time: the 2 KiB of the panel it goes to stay in L1 until they are full.
-    for (block, target) in panel.chunks_exact_mut(PANEL * K_STEP).enumerate() {
-        for n in 0..PANEL {
-            let quads = rows[n * padded_inner + block * K_STEP..][..K_STEP].as_chunks::<4>().0;
-            for (quad, target) in quads.iter().zip(target.chunks_exact_mut(4 * PANEL)) {
-                target[4 * n..4 * n + 4].copy_from_slice(quad);
-            }
         }
     }
 }

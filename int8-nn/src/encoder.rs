@@ -61,7 +61,7 @@ impl<B: Backend> Encoder<B> {
         if let Some(name) = names.token_type_embedding {
             // A text alone is all of type 0.
             let types = table(name, config.token_types)?.to_f32();
-            positions = FloatMatrix::F32(positions.to_f32() + types.row(0));
+            positions = FloatMatrix::from(positions.to_f32() + types.row(0));
         }
         let positions = backend.embedding(positions)?;
         let embedding_norm = loader.norm(names.embedding_norm)?;

@@ -23,10 +23,12 @@ pub mod decoder;
 pub mod embedder;
 pub mod encoder;
 mod error;
+mod exact_columns;
 pub mod families;
 pub mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod int8_weight;
 mod kind;
 pub mod linear8bit;
 pub mod model;

@@ -25,6 +25,14 @@ pub struct Int8Tensor<'a> {
     pub scales: Vec<f32>,
 }
 
+/// `out[k] = codes[k]·scale/127`, the last two operations as one factor.
+pub(crate) fn dequantize_row(codes: &[i8], scale: f32, out: &mut [f32]) {
+    let step = scale / 127.0;
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = f32::from(*code) * step;
+    }
+}
+
 const USE_16_BIT: &str =
     "Use the model's 16-bit version, or one that bitsandbytes saved with load_in_8bit=True";
 

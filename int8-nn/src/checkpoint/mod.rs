@@ -32,6 +32,7 @@ mod index;
 mod int8;
 mod mmap;
 mod outliers;
+mod rows;
 mod safetensors;
 mod source;
 mod strided;
@@ -55,8 +56,10 @@ pub use element::ReadAs;
 pub use error::CheckpointError;
 pub use format::FileFormat;
 pub use int8::Int8Tensor;
+pub(crate) use int8::dequantize_row;
 pub(crate) use outliers::OUTLIERS;
 pub use outliers::OutlierColumns;
+pub use rows::FloatRows;
 pub use source::Source;
 #[cfg(feature = "hub")]
 pub(crate) use source::is_safe_name;

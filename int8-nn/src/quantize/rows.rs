@@ -4,133 +4,60 @@ use std::ops::Range;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use int8_cpu::Kernel;
-use ndarray::ArrayView2;
+use int8_core::FloatSlice;
+use int8_cpu::{Kernel, RowQuantizer};
 
-use crate::Error;
-use crate::checkpoint::{CheckpointError, DType, TensorView};
+use crate::checkpoint::{DType, FloatRows, dequantize_row};
+use crate::weights::widened;
 
-/// Why some rows have no codes.
-pub(super) enum Problem {
-    Error(Error),
-    /// NaN or infinity in this row of `[out, in]`.
-    NotFinite {
-        row: usize,
-        column: usize,
-    },
+/// NaN or infinity in a weight `[out, in]`.
+pub(super) struct NotFinite {
+    pub(super) row: usize,
+    pub(super) column: usize,
 }
 
-impl<E: Into<Error>> From<E> for Problem {
-    fn from(error: E) -> Self {
-        Self::Error(error.into())
-    }
-}
-
-/// Codes and absmax of the rows `rows` of a weight `[out, in]`, which is stored `[in, out]` if `transposed`.
+/// Codes `[rows, K]` and absmax of the rows `rows` of a weight `[out, in]`.
 ///
 /// The values are rounded to f16 first, as bitsandbytes does whatever the checkpoint's type, so that codes and scales are
 /// equal to its own. A row with finite values beyond f16's range, which bitsandbytes turns into infinity, is quantised
 /// from the values themselves.
+///
+/// # Errors
+/// The first value that is not finite.
 pub(super) fn quantize(
     kernel: Kernel,
-    tensor: &TensorView<'_>,
+    weight: &FloatRows<'_>,
     rows: Range<usize>,
-    transposed: bool,
     codes: &mut [i8],
     scales: &mut [f32],
-) -> Result<(), Problem> {
-    let (height, width) = tensor.matrix_shape()?;
-    let inner = if transposed { height } else { width };
-    let count = rows.len();
-    let mut copy = Vec::new();
-    let mut wide = Vec::new();
-    let bytes = tensor.bytes();
-    let halves: &[f16] = if tensor.dtype() == DType::F16 {
-        let place = if transposed { 0..0 } else { rows.start * width * 2..rows.end * width * 2 };
-        match bytemuck::try_cast_slice(&bytes[place]) {
-            Ok(halves) if !transposed && cfg!(target_endian = "little") => halves,
-            _ => {
-                copy.resize(count * inner, f16::ZERO);
-                if transposed {
-                    read_columns(&bytes, width, rows.clone(), &mut copy, f16::from_le_bytes);
-                } else {
-                    tensor.read_rows(rows.clone(), &mut copy)?;
-                }
-                &copy
+) -> Result<(), NotFinite> {
+    let inner = weight.dim().1;
+    let mut quantizer = RowQuantizer::new(kernel);
+    let (mut wide, mut narrow) = (Vec::new(), vec![f16::ZERO; inner]);
+    let (mut done, mut result) = (0, Ok(()));
+    weight.read(rows.clone(), &mut |row| {
+        let codes = &mut codes[done * inner..][..inner];
+        let halves = match row {
+            FloatSlice::F16(halves) => halves,
+            row => {
+                narrow.convert_from_f32_slice(widened(row, &mut wide));
+                &narrow
             }
-        }
-    } else {
-        wide.resize(count * inner, 0.0_f32);
-        read_f32(tensor, width, rows.clone(), transposed, &mut wide)?;
-        copy.resize(count * inner, f16::ZERO);
-        copy.convert_from_f32_slice(&wide);
-        &copy
-    };
-    let halves = ArrayView2::from_shape((count, inner), halves).map_err(int8_core_shape)?;
-    int8_cpu::quantize_rows(kernel, halves, codes, scales).map_err(Error::from)?;
-
-    for (index, scale) in scales.iter_mut().enumerate().filter(|(_, scale)| !scale.is_finite()) {
-        let row = rows.start + index;
-        let values: Vec<f32> = match wide.get(index * inner..(index + 1) * inner) {
-            Some(values) => values.to_vec(),
-            None => halves.row(index).iter().map(|value| value.to_f32()).collect(),
         };
-        if let Some(column) = values.iter().position(|value| !value.is_finite()) {
-            return Err(Problem::NotFinite { row, column });
-        }
-        let values = ArrayView2::from_shape((1, inner), &values).map_err(int8_core_shape)?;
-        let codes = &mut codes[index * inner..(index + 1) * inner];
-        int8_cpu::quantize_rows(kernel, values, codes, std::slice::from_mut(scale)).map_err(Error::from)?;
-    }
-    Ok(())
-}
-
-fn int8_core_shape(error: ndarray::ShapeError) -> Error {
-    Error::Input(format!("a block of rows: {error}"))
-}
-
-/// Rows of `[out, in]` as f32.
-fn read_f32(
-    tensor: &TensorView<'_>,
-    width: usize,
-    rows: Range<usize>,
-    transposed: bool,
-    out: &mut [f32],
-) -> Result<(), CheckpointError> {
-    match tensor.dtype() {
-        _ if !transposed => tensor.read_rows(rows, out)?,
-        DType::BF16 => {
-            read_columns(&tensor.bytes(), width, rows, out, |bytes| bf16::from_le_bytes(bytes).to_f32());
-        }
-        DType::F32 => read_columns(&tensor.bytes(), width, rows, out, f32::from_le_bytes),
-        _ => {
-            let columns: Vec<usize> = rows.clone().collect();
-            let values: Vec<f32> = tensor.columns(&columns)?;
-            for (line, values) in values.chunks_exact(columns.len().max(1)).enumerate() {
-                for (column, value) in values.iter().enumerate() {
-                    out[column * (out.len() / columns.len()) + line] = *value;
+        let mut scale = quantizer.quantize(FloatSlice::F16(halves), codes);
+        if !scale.is_finite() {
+            match widened(row, &mut wide).iter().position(|value| !value.is_finite()) {
+                Some(column) if result.is_ok() => {
+                    result = Err(NotFinite { row: rows.start + done, column });
                 }
+                Some(_) => {}
+                None => scale = quantizer.quantize(row, codes),
             }
         }
-    }
-    Ok(())
-}
-
-/// The columns `columns` of a matrix with `width` of them as the rows of `out`.
-fn read_columns<const SIZE: usize, T>(
-    bytes: &[u8],
-    width: usize,
-    columns: Range<usize>,
-    out: &mut [T],
-    decode: impl Fn([u8; SIZE]) -> T,
-) {
-    let height = out.len() / columns.len().max(1);
-    for (line, bytes) in bytes.chunks_exact((width * SIZE).max(1)).enumerate() {
-        let elements = bytes[columns.start * SIZE..columns.end * SIZE].as_chunks::<SIZE>().0;
-        for (column, element) in elements.iter().enumerate() {
-            out[column * height + line] = decode(*element);
-        }
-    }
+        scales[done] = scale;
+        done += 1;
+    });
+    result
 }
 
 /// `codes[n, k]·scales[n]/127` for the lines `lines` of the result: rows of the codes, or columns if `transposed`.
@@ -141,18 +68,17 @@ pub(super) fn dequantize(
     lines: Range<usize>,
     transposed: bool,
 ) -> Vec<f32> {
-    let step = |scale: &f32| scale / 127.0;
     if !transposed {
+        let mut values = vec![0.0; lines.len() * width];
         let rows = codes[lines.start * width..lines.end * width].chunks_exact(width.max(1));
-        let values = rows.zip(&scales[lines]).flat_map(|(row, scale)| {
-            let step = step(scale);
-            row.iter().map(move |code| f32::from(*code) * step)
-        });
-        return values.collect();
+        for ((row, scale), values) in rows.zip(&scales[lines]).zip(values.chunks_exact_mut(width.max(1))) {
+            dequantize_row(row, *scale, values);
+        }
+        return values;
     }
     let mut values = vec![0.0; lines.len() * height];
     for (n, (row, scale)) in codes.chunks_exact(width.max(1)).zip(scales).enumerate() {
-        let step = step(scale);
+        let step = scale / 127.0;
         for (line, code) in row[lines.clone()].iter().enumerate() {
             values[line * height + n] = f32::from(*code) * step;
         }

@@ -1,6 +1,7 @@
 //! The conversion itself: tensor after tensor, block of rows after block of rows, computed on all threads while one more
 //! writes. What is in memory at a time is a few blocks, whatever the size of the model.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::mpsc::{self, Receiver, SyncSender};
@@ -9,10 +10,12 @@ use std::thread;
 use int8_cpu::Kernel;
 use rayon::prelude::*;
 
-use super::rows::{self, Problem};
+use super::rows::{self, NotFinite};
 use super::{Progress, Stage};
 use crate::Error;
-use crate::checkpoint::{Checkpoint, CheckpointError, CheckpointWriter, DType, TensorSpec, TensorView};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, CheckpointWriter, DType, FloatRows, TensorSpec, TensorView,
+};
 
 /// Bytes of source that make one block: enough to occupy all threads for some milliseconds, so that handing it over costs
 /// nothing, and few enough for the handful in flight to be small beside any model.
@@ -246,13 +249,16 @@ impl Producer<'_> {
     }
 
     fn job(&mut self, job: &Job<'_>) -> Result<(), Stop> {
-        // Row-major from here on: what lies in another order in its file is copied once.
-        let bytes = job.tensor.bytes();
+        // What lies in another order in its file is brought into this one, once; quantisation reads rows in any order.
+        let bytes = match job.work {
+            Work::Quantize { .. } => Cow::default(),
+            _ => job.tensor.bytes(),
+        };
         let tensor = &job.tensor.with_bytes(&bytes);
         match &job.work {
             Work::Copy => self.copy(tensor)?,
             Work::Cast(to) => self.cast(tensor, *to)?,
-            Work::Quantize { transposed } => self.quantize(tensor, *transposed)?,
+            Work::Quantize { transposed } => self.quantize(&job.tensor, *transposed)?,
             Work::Dequantize { scales, to, transposed, exact } => {
                 self.dequantize(tensor, scales, *to, *transposed, exact.as_ref())?;
             }
@@ -294,8 +300,8 @@ impl Producer<'_> {
     }
 
     fn quantize(&self, tensor: &TensorView<'_>, transposed: bool) -> Result<(), Stop> {
-        let (height, width) = tensor.matrix_shape()?;
-        let (outputs, inner) = if transposed { (width, height) } else { (height, width) };
+        let weight = FloatRows::new(tensor, transposed)?;
+        let (outputs, inner) = weight.dim();
         let row_bytes = inner * tensor.dtype().bits() / 8;
         let mut scales = vec![0.0; outputs];
         let kernel = self.kernel;
@@ -311,15 +317,11 @@ impl Producer<'_> {
                 .enumerate()
                 .try_for_each(|(index, (codes, scales))| {
                     let first = block.start + index * task;
-                    let rows = first..first + scales.len();
-                    rows::quantize(kernel, tensor, rows, transposed, codes, scales)
+                    rows::quantize(kernel, &weight, first..first + scales.len(), codes, scales)
                 })
-                .map_err(|problem| match problem {
-                    Problem::Error(error) => error,
-                    Problem::NotFinite { row, column } => not_finite(tensor, row, column, transposed),
-                })?;
+                .map_err(|NotFinite { row, column }| not_finite(tensor, row, column, transposed))?;
             let source = block.len() * row_bytes;
-            if !transposed {
+            if !transposed && tensor.is_row_major() {
                 self.checkpoint.release_part(tensor.name(), block.start * row_bytes..block.end * row_bytes);
             }
             self.send(tensor.name(), codes, source)?;

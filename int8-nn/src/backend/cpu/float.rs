@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use half::{bf16, f16};
+use int8_core::{Element, FloatSlice, FloatType};
 use int8_cpu::float::product;
 use int8_cpu::{Kernel, Resident, Store};
-use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2};
+use rayon::prelude::*;
 
 use crate::Error;
 use crate::weights::FloatMatrix;
@@ -27,12 +29,28 @@ enum Values {
 }
 
 impl SharedMatrix {
-    pub(super) fn new(matrix: FloatMatrix) -> Self {
+    /// Copies the rows of a matrix.
+    pub(super) fn new(matrix: FloatMatrix<'_>) -> Self {
         let (rows, columns) = matrix.dim();
-        let values = match matrix {
-            FloatMatrix::F32(matrix) => Values::F32(resident(matrix)),
-            FloatMatrix::F16(matrix) => Values::F16(resident(matrix)),
-            FloatMatrix::Bf16(matrix) => Values::Bf16(resident(matrix)),
+        let values = match matrix.float_type() {
+            FloatType::F32 => {
+                Values::F32(copied(&matrix, Resident::zeroed(rows * columns), |row| match row {
+                    FloatSlice::F32(row) => row,
+                    _ => &[],
+                }))
+            }
+            FloatType::F16 => {
+                Values::F16(copied(&matrix, Resident::zeroed(rows * columns), |row| match row {
+                    FloatSlice::F16(row) => row,
+                    _ => &[],
+                }))
+            }
+            FloatType::Bf16 => {
+                Values::Bf16(copied(&matrix, Resident::zeroed(rows * columns), |row| match row {
+                    FloatSlice::Bf16(row) => row,
+                    _ => &[],
+                }))
+            }
         };
         Self { rows, columns, values: Arc::new(values) }
     }
@@ -82,12 +100,27 @@ impl SharedMatrix {
     }
 }
 
-/// The values of a matrix as the weights of a layer are kept.
-fn resident<T: Copy>(matrix: Array2<T>) -> Resident<T>
-where
-    Resident<T>: for<'a> From<&'a [T]>,
-{
-    Resident::from(matrix.as_standard_layout().as_slice().expect("standard layout is contiguous"))
+/// Bytes that one task copies: outweighs handing it to another thread.
+const TASK_BYTES: usize = 1 << 20;
+
+/// The rows of a matrix in `values`. `typed` has the elements of a row of the matrix's type.
+fn copied<T: Element>(
+    matrix: &FloatMatrix<'_>,
+    mut values: Resident<T>,
+    typed: impl for<'a> Fn(FloatSlice<'a>) -> &'a [T] + Sync,
+) -> Resident<T> {
+    let columns = matrix.dim().1.max(1);
+    let rows = (TASK_BYTES / size_of::<T>() / columns).max(1);
+    values.par_chunks_mut(rows * columns).enumerate().for_each(|(index, block)| {
+        let first = index * rows;
+        let mut targets = block.chunks_exact_mut(columns);
+        matrix.read(first..first + targets.len(), &mut |row| {
+            if let Some(target) = targets.next() {
+                target.copy_from_slice(typed(row));
+            }
+        });
+    });
+    values
 }
 
 fn add(mut out: ArrayViewMut1<'_, f32>, values: impl Iterator<Item = f32>) {

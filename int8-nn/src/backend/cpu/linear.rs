@@ -1,30 +1,34 @@
-//! A linear layer of a model on the CPU: int8 or in floating point, with what it has met.
+//! A linear layer of a model on the CPU: int8 or in floating point, and what it has counted.
 
 use std::sync::{Mutex, PoisonError};
 
-use int8_cpu::{Kernel, Store};
+use int8_core::Config;
+use int8_cpu::{Kernel, LinearStats, PackedWeight, Store};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::float::SharedMatrix;
 use crate::backend::LinearStatistics;
+use crate::exact_columns::ExactColumnCache;
+use crate::int8_weight::Int8Weight;
 use crate::precision::{Precision, Site};
 use crate::weights::LinearSource;
-use crate::{Error, Linear8bit, convert};
+use crate::{Error, convert};
 
-/// A linear layer on the CPU.
+/// A linear layer on the CPU: `y [M, N] = x [M, K] · Wᵀ + b`.
 #[derive(Debug)]
 pub struct CpuLinear {
     site: Site,
     name: String,
     kernel: Kernel,
     weight: Weight,
+    bias: Option<Vec<f32>>,
     statistics: Mutex<Statistics>,
 }
 
 #[derive(Debug)]
 enum Weight {
-    Float { matrix: SharedMatrix, bias: Option<Vec<f32>> },
-    Int8(Box<Linear8bit>),
+    Float(SharedMatrix),
+    Int8(Box<Int8Weight>),
 }
 
 #[derive(Debug, Default)]
@@ -43,23 +47,25 @@ impl CpuLinear {
         precision: &Precision,
     ) -> Result<Self, Error> {
         let weight = match precision {
-            Precision::Float => Weight::Float {
-                matrix: SharedMatrix::new(source.float()?),
-                bias: source.bias().map(<[f32]>::to_vec),
-            },
+            Precision::Float => {
+                let matrix = SharedMatrix::new(source.float()?);
+                source.release();
+                Weight::Float(matrix)
+            }
             Precision::Int8(quantization) => {
-                Weight::Int8(Box::new(Linear8bit::load(kernel, source, *quantization)?))
+                Weight::Int8(Box::new(Int8Weight::load(kernel, source, quantization)?))
             }
         };
-        Ok(Self { site, name: source.name().to_owned(), kernel, weight, statistics: Mutex::default() })
+        let bias = source.bias().map(<[f32]>::to_vec);
+        Ok(Self { site, name: source.name().to_owned(), kernel, weight, bias, statistics: Mutex::default() })
     }
 
     pub(super) fn from_matrix(kernel: Kernel, site: Site, name: &str, matrix: SharedMatrix) -> Self {
-        let weight = Weight::Float { matrix, bias: None };
-        Self { site, name: name.to_owned(), kernel, weight, statistics: Mutex::default() }
+        let (name, weight) = (name.to_owned(), Weight::Float(matrix));
+        Self { site, name, kernel, weight, bias: None, statistics: Mutex::default() }
     }
 
-    /// `out (+)= x · Wᵀ + b`.
+    /// `out [M, N] (+)= x [M, K] · Wᵀ + b`, counted in the layer's statistics.
     pub(super) fn apply(
         &self,
         x: ArrayView2<'_, f32>,
@@ -67,19 +73,87 @@ impl CpuLinear {
         add: bool,
     ) -> Result<(), Error> {
         let store = if add { Store::Accumulate } else { Store::Overwrite };
-        let layer = match &self.weight {
-            Weight::Float { matrix, bias } => {
-                return matrix.multiply(self.kernel, x, bias.as_deref(), store, out);
+        let values = x.len();
+        if let Some(stats) = self.product(x, store, out)? {
+            self.count(stats, values);
+        }
+        Ok(())
+    }
+
+    /// `y [M, N] = x [M, K] · Wᵀ + b` beside the model: not counted in its statistics.
+    ///
+    /// # Errors
+    /// When `x` has not K columns or its rows are not contiguous.
+    pub fn multiply(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, Error> {
+        let mut y = Array2::zeros((x.nrows(), self.outputs()));
+        self.product(x, Store::Overwrite, y.view_mut())?;
+        Ok(y)
+    }
+
+    fn product(
+        &self,
+        x: ArrayView2<'_, f32>,
+        store: Store,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<Option<LinearStats>, Error> {
+        let bias = self.bias();
+        Ok(match &self.weight {
+            Weight::Float(matrix) => {
+                matrix.multiply(self.kernel, x, bias, store, out)?;
+                None
             }
-            Weight::Int8(layer) => layer,
-        };
-        let met = layer.forward_into(x, store, out)?;
+            Weight::Int8(weight) => Some(weight.multiply(x, bias, store, out)?),
+        })
+    }
+
+    /// Counts one call whose input of `values` elements had these outliers.
+    pub(super) fn count(&self, stats: LinearStats, values: usize) {
         let mut statistics = self.statistics.lock().unwrap_or_else(PoisonError::into_inner);
         statistics.calls += 1;
-        statistics.outlier_columns += convert::bytes(met.outlier_columns);
-        statistics.outlier_values += convert::bytes(met.outlier_values);
-        statistics.values += convert::bytes(x.len());
-        Ok(())
+        statistics.outlier_columns += convert::bytes(stats.outlier_columns);
+        statistics.outlier_values += convert::bytes(stats.outlier_values);
+        statistics.values += convert::bytes(values);
+    }
+
+    /// Where it stands in the model.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Name of the layer in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bias `[N]`.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// The codes, if the layer is int8.
+    pub fn packed(&self) -> Option<&PackedWeight> {
+        self.int8().map(|weight| &weight.packed)
+    }
+
+    /// How inputs are quantised, if the layer is int8.
+    pub fn config(&self) -> Option<&Config> {
+        self.int8().map(|weight| &weight.config)
+    }
+
+    /// What the outliers of an input are multiplied with.
+    pub fn outlier_weights(&self) -> int8_cpu::OutlierWeights<'_> {
+        self.int8().map_or(int8_cpu::OutlierWeights::Dequantized, Int8Weight::outlier_weights)
+    }
+
+    fn int8(&self) -> Option<&Int8Weight> {
+        match &self.weight {
+            Weight::Int8(weight) => Some(weight),
+            Weight::Float(_) => None,
+        }
+    }
+
+    fn exact(&self) -> Option<&ExactColumnCache> {
+        self.int8()?.exact.as_ref()
     }
 
     /// Outputs N.
@@ -94,42 +168,17 @@ impl CpuLinear {
 
     fn dim(&self) -> (usize, usize) {
         match &self.weight {
-            Weight::Float { matrix, .. } => matrix.dim(),
-            Weight::Int8(layer) => layer.weight().dim(),
-        }
-    }
-
-    /// Where it stands in the model.
-    pub fn site(&self) -> &Site {
-        &self.site
-    }
-
-    /// Name of the layer in the checkpoint.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// `y [M, N] = x [M, K] · Wᵀ + b` beside the model: not counted in its statistics.
-    ///
-    /// # Errors
-    /// When `x` has not K columns or its rows are not contiguous.
-    pub fn multiply(&self, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, Error> {
-        match &self.weight {
-            Weight::Int8(layer) => layer.forward(x),
-            Weight::Float { matrix, bias } => {
-                let mut y = Array2::zeros((x.nrows(), matrix.dim().0));
-                matrix.multiply(self.kernel, x, bias.as_deref(), Store::Overwrite, y.view_mut())?;
-                Ok(y)
-            }
+            Weight::Float(matrix) => matrix.dim(),
+            Weight::Int8(weight) => weight.packed.dim(),
         }
     }
 
     pub(super) fn statistics(&self) -> LinearStatistics {
+        let mut column_calls = vec![0; self.inputs()];
+        if let Some(exact) = self.exact() {
+            exact.count_calls(&mut column_calls);
+        }
         let statistics = self.statistics.lock().unwrap_or_else(PoisonError::into_inner);
-        let (column_calls, exact_columns) = match &self.weight {
-            Weight::Float { matrix, .. } => (vec![0; matrix.dim().1], 0),
-            Weight::Int8(layer) => (layer.column_calls(), layer.exact_columns()),
-        };
         LinearStatistics {
             name: self.name.clone(),
             inputs: column_calls.len(),
@@ -138,23 +187,23 @@ impl CpuLinear {
             outlier_values: statistics.outlier_values,
             values: statistics.values,
             column_calls,
-            exact_columns,
+            exact_columns: self.exact().map_or(0, ExactColumnCache::len),
         }
     }
 
     pub(super) fn reset_statistics(&self) {
         *self.statistics.lock().unwrap_or_else(PoisonError::into_inner) = Statistics::default();
-        if let Weight::Int8(layer) = &self.weight {
-            layer.reset_calls();
+        if let Some(exact) = self.exact() {
+            exact.reset_calls();
         }
     }
 
+    /// Bytes of weight, bias and exact columns.
     pub(super) fn bytes(&self) -> usize {
-        match &self.weight {
-            Weight::Float { matrix, bias } => {
-                matrix.bytes() + bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()))
-            }
-            Weight::Int8(layer) => layer.bytes(),
-        }
+        let weight = match &self.weight {
+            Weight::Float(matrix) => matrix.bytes(),
+            Weight::Int8(weight) => weight.bytes(),
+        };
+        weight + self.bias().map_or(0, size_of_val)
     }
 }
