@@ -12,7 +12,7 @@ use ndarray::{Array1, Array2, ArrayViewMut2};
 
 use crate::kernel::Kernel;
 use crate::{
-    Error, OutlierWeights, PackedWeight, Resident, Store, convert, float, int8_product_into, linear, pool,
+    ArenaSlice, Error, OutlierWeights, PackedWeight, Store, convert, float, int8_product_into, linear, pool,
     probe,
 };
 
@@ -112,7 +112,7 @@ struct Round {
 
 /// The time of each contestant, called in turn on a thread of the current rayon pool.
 ///
-/// Each begins with all threads of the pool [awake](pool::awake), as a layer does within a step of a model, and as the threads of
+/// Each begins with all threads of the pool [awake](pool::spin_during), as a layer does within a step of a model, and as the threads of
 /// other libraries wait for their next product: waking one up takes up to 40 µs on a virtual machine, more than half of a short
 /// product.
 pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<Timed> {
@@ -130,7 +130,7 @@ pub fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<Timed> {
                 break;
             }
             for (rounds, run) in rounds.iter_mut().zip(contestants.iter_mut()) {
-                let timed = pool::awake(|| {
+                let timed = pool::spin_during(|| {
                     let whole_before = whole_cores(effort);
                     // Over when every thread has begun to look for work.
                     rayon::broadcast(|_| ());
@@ -291,8 +291,10 @@ impl Problem {
         let singles: Vec<Array2<f32>> = (0..share(4)).map(|_| self.w.mapv(f32::from)).collect();
         let x = self.x.mapv(bf16::to_f32);
         // All results begin on a cache line: where `malloc` puts a matrix makes a difference of a tenth, and is luck.
-        let (mut raw, mut y) = (Resident::zeroed(rows * outputs), Resident::<bf16>::zeroed(rows * outputs));
-        let (mut y_half, mut y_single) = (Resident::zeroed(rows * outputs), Resident::zeroed(rows * outputs));
+        let (mut raw, mut y) =
+            (ArenaSlice::zeroed(rows * outputs), ArenaSlice::<bf16>::zeroed(rows * outputs));
+        let (mut y_half, mut y_single) =
+            (ArenaSlice::zeroed(rows * outputs), ArenaSlice::zeroed(rows * outputs));
         let mut raw = matrix(&mut raw, self.shape);
         let (mut y, mut y_half) = (matrix(&mut y, self.shape), matrix(&mut y_half, self.shape));
         let mut y_single = matrix(&mut y_single, self.shape);
@@ -362,7 +364,7 @@ pub fn outlier_costs(
     let problem = Problem::new(shape, 0);
     let weights = problem.weights(kernel, config, effort)?;
     let (weights, (rows, outputs)) = (&weights, (shape.rows, shape.outputs));
-    let mut raw = Resident::zeroed(rows * outputs);
+    let mut raw = ArenaSlice::zeroed(rows * outputs);
     let mut raw = matrix(&mut raw, shape);
     int8_product_into(problem.a.view(), &weights[0], raw.view_mut())?;
     let mut contestants: Vec<Contestant<'_>> = vec![Box::new(|i| {
@@ -374,7 +376,7 @@ pub fn outlier_costs(
         let ahead = place * weights.len() / (per_mille.len() + 1);
         let columns = (share * shape.inner + 500) / 1000;
         let x = activations::<bf16>(&mut random, rows, shape.inner, columns);
-        let mut y = Resident::<bf16>::zeroed(rows * outputs);
+        let mut y = ArenaSlice::<bf16>::zeroed(rows * outputs);
         contestants.push(Box::new(move |i| {
             let i = i + ahead;
             let (weight, outliers) = (&weights[i % weights.len()], OutlierWeights::Dequantized);

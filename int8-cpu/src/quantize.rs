@@ -1,14 +1,14 @@
 //! Row-wise absmax quantisation into plain rows, for saving: bit for bit what bitsandbytes stores.
 
-use int8_core::{Element, Encoding, Error as CoreError};
+use int8_core::{Element, Encoding, Error as CoreError, FloatSlice};
 use ndarray::ArrayView2;
 
-use crate::Error;
-use crate::convert::Typed;
-use crate::kernel::{Dispatch, Kernel};
+use crate::error::Error;
+use crate::kernel::Kernel;
 use crate::matrix::Source;
-use crate::rows::{Constants, Keep, encode, range, scratch_length, widen};
-use crate::tile::{Instructions, TileKernel, Vectorized};
+use crate::prologue::encode::{Keep, encode, range, scratch_length, widen};
+use crate::prologue::parameters::Parameters;
+use crate::simd::{Dispatch, Instructions, Vectorize, Vectorized};
 
 /// `codes[n, k] = round_half_even(w[n, k] · ((1/s)·127))`, `s = scales[n] = max_k |w[n, k]|`, for `w [N, K]` row-major,
 /// every operation rounded to f32.
@@ -49,7 +49,7 @@ struct Rows<'a> {
 impl Dispatch for Rows<'_> {
     type Output = ();
 
-    fn run<K: TileKernel>(self, tile: K) {
+    fn run<K: Vectorize>(self, tile: K) {
         let inner = self.w.columns;
         let length = scratch_length(inner);
         let (mut scratch, mut padded) = (Vec::new(), vec![0_i8; length]);
@@ -67,7 +67,7 @@ impl Dispatch for Rows<'_> {
 
 /// One row, compiled for the kernel's instruction set.
 struct Row<'a> {
-    row: Typed<'a>,
+    row: FloatSlice<'a>,
     scratch: &'a mut Vec<f32>,
     /// Whole blocks.
     codes: &'a mut [i8],
@@ -80,7 +80,7 @@ impl Vectorized for Row<'_> {
     fn call<I: Instructions>(self, simd: I) -> f32 {
         let inner = self.row.len();
         let blocks = widen(simd, self.row, self.scratch);
-        let constants = Constants::bitsandbytes(range(simd, blocks, Keep::All, Encoding::Absmax));
+        let constants = Parameters::bitsandbytes(range(simd, blocks, Keep::All, Encoding::Absmax));
         encode(simd, blocks, inner, Keep::All, constants, 0, self.codes);
         constants.scale
     }

@@ -7,13 +7,15 @@ use int8_core::{
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use crate::groups::{WeightGroups, padded_groups};
-use crate::kernel::{Dispatch, Kernel, Layout};
-use crate::matrix::Source;
-use crate::resident::Resident;
-use crate::rows::{Constants, EncodeGroups, EncodeRow, Range, RowRange};
-use crate::tile::{Instructions, K_STEP, LANES, PANEL, TileKernel};
-use crate::{Error, convert, rows_of};
+use crate::arena::ArenaSlice;
+use crate::convert;
+use crate::error::Error;
+use crate::kernel::Kernel;
+use crate::layout::{K_STEP, Layout, NR, WeightGroups, padded, padded_groups};
+use crate::matrix::{Source, rows_of};
+use crate::prologue::encode::{EncodeGroups, EncodeRow, RowRange};
+use crate::prologue::parameters::{Parameters, Range};
+use crate::simd::{Dispatch, Instructions, LANES, Vectorize};
 
 /// `W [N, K]` as int8 codes in panels of 32 rows, with a scale and a zero point for each row, or for each group of
 /// [`GROUP`] values of a row.
@@ -26,8 +28,8 @@ pub struct PackedWeight {
     layout: Layout,
     outputs: usize,
     inner: usize,
-    /// Panels of `PANEL * padded_inner` bytes; rows and columns of padding hold zero codes.
-    panels: Resident<i8>,
+    /// Panels of `NR * padded_inner` bytes; rows and columns of padding hold zero codes.
+    panels: ArenaSlice<i8>,
     columns: ColumnTerms,
     /// Where the constants are those of groups; scales, steps and zero points of `columns` are then 0.
     groups: Option<WeightGroups>,
@@ -46,11 +48,6 @@ pub(crate) struct ColumnTerms {
     pub(crate) zero_points: Vec<i32>,
     /// Whether any zero point is not 0.
     pub(crate) has_zero_points: bool,
-}
-
-/// K rounded up to whole tile rows.
-pub(crate) fn padded(inner: usize) -> usize {
-    inner.div_ceil(K_STEP) * K_STEP
 }
 
 impl PackedWeight {
@@ -169,7 +166,7 @@ impl PackedWeight {
     /// Codes `[N, K]`, row-major, for saving.
     pub fn codes(&self) -> Array2<i8> {
         let mut codes = Array2::zeros(self.dim());
-        let panels: Vec<_> = codes.axis_chunks_iter_mut(Axis(0), PANEL).collect();
+        let panels: Vec<_> = codes.axis_chunks_iter_mut(Axis(0), NR).collect();
         panels.into_par_iter().enumerate().for_each(|(panel, mut rows)| {
             let panel = self.panel(panel);
             for (n, mut row) in rows.rows_mut().into_iter().enumerate() {
@@ -198,7 +195,7 @@ impl PackedWeight {
         }
     }
 
-    /// Constants of each row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
+    /// Parameters of each row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
     pub fn groups_per_row(&self) -> usize {
         if self.groups.is_some() { quantize::group_count(self.inner) } else { 1 }
     }
@@ -206,7 +203,7 @@ impl PackedWeight {
     /// The constants of groups in the order of rows.
     fn row_major<T>(&self, constant: impl Fn(usize) -> T) -> Array1<T> {
         let (groups, padded) = (self.groups_per_row(), padded_groups(self.inner));
-        let at = |row: usize, group| ((row / PANEL) * padded + group) * PANEL + row % PANEL;
+        let at = |row: usize, group| ((row / NR) * padded + group) * NR + row % NR;
         (0..self.outputs).flat_map(|row| (0..groups).map(move |group| at(row, group))).map(constant).collect()
     }
 
@@ -272,12 +269,12 @@ impl PackedWeight {
     }
 
     pub(crate) fn panel_count(&self) -> usize {
-        self.outputs.div_ceil(PANEL)
+        self.outputs.div_ceil(NR)
     }
 
-    /// The codes of one panel, `PANEL * padded K` bytes.
+    /// The codes of one panel, `NR * padded K` bytes.
     pub(crate) fn panel(&self, index: usize) -> &[i8] {
-        let bytes = PANEL * padded(self.inner);
+        let bytes = NR * padded(self.inner);
         &self.panels[index * bytes..(index + 1) * bytes]
     }
 }
@@ -285,16 +282,6 @@ impl PackedWeight {
 impl std::fmt::Debug for PackedWeight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PackedWeight [{}, {}] for {} ({:?})", self.outputs, self.inner, self.kernel, self.layout)
-    }
-}
-
-impl Layout {
-    /// Where in its panel the code of row `n` and column `k` lies.
-    pub(crate) fn position(self, n: usize, k: usize, padded_inner: usize) -> usize {
-        match self {
-            Self::Rows => n * padded_inner + k,
-            Self::Quads => (k / 4) * (4 * PANEL) + n * 4 + k % 4,
-        }
     }
 }
 
@@ -308,14 +295,14 @@ struct Quantize<'a> {
 impl Dispatch for Quantize<'_> {
     type Output = Result<PackedWeight, Error>;
 
-    fn run<K: TileKernel>(self, tile: K) -> Self::Output {
+    fn run<K: Vectorize>(self, tile: K) -> Self::Output {
         let Self { kernel, w, encoding, granularity } = self;
         let (outputs, inner) = (w.rows, w.columns);
         let whole = (granularity == Granularity::Tensor).then(|| {
             let ranges = (0..outputs).into_par_iter().map_init(Vec::new, |scratch, row| {
                 tile.vectorize(RowRange { row: w.row(row), scratch, encoding })
             });
-            Constants::new(ranges.reduce(|| Range::EMPTY, Range::union), encoding)
+            Parameters::new(ranges.reduce(|| Range::EMPTY, Range::union), encoding)
         });
         let groups = if granularity == Granularity::Group { quantize::group_count(inner) } else { 1 };
         pack(kernel, outputs, inner, groups, |row, codes, constants| {
@@ -351,19 +338,19 @@ fn pack(
         return Err(CoreError::AccumulatorOverflow { inner, max: product::MAX_INNER }.into());
     }
     let (layout, padded_inner) = (kernel.layout(), padded(inner));
-    let (panels, panel_bytes) = (outputs.div_ceil(PANEL), PANEL * padded_inner);
-    let mut codes = Resident::<i8>::zeroed(panels * panel_bytes);
+    let (panels, panel_bytes) = (outputs.div_ceil(NR), NR * padded_inner);
+    let mut codes = ArenaSlice::<i8>::zeroed(panels * panel_bytes);
     let mut columns = ColumnTerms {
-        scales: vec![0.0; panels * PANEL],
-        steps: vec![0.0; panels * PANEL],
-        sums: vec![0; panels * PANEL],
-        zero_points: vec![0; panels * PANEL],
+        scales: vec![0.0; panels * NR],
+        steps: vec![0.0; panels * NR],
+        sums: vec![0; panels * NR],
+        zero_points: vec![0; panels * NR],
         has_zero_points: false,
     };
     // Where K is a single group, its constants are those of the row.
     let padded_groups = if groups > 1 { padded_groups(inner) } else { 0 };
-    let mut group_scales = Resident::<bf16>::zeroed(panels * padded_groups * PANEL);
-    let mut group_zeros = Resident::<i8>::zeroed(group_scales.len());
+    let mut group_scales = ArenaSlice::<bf16>::zeroed(panels * padded_groups * NR);
+    let mut group_zeros = ArenaSlice::<i8>::zeroed(group_scales.len());
     // With K = 0 there are no bytes to cut into panels, but scales and sums there are.
     let mut targets: Vec<&mut [i8]> = Vec::with_capacity(panels);
     let mut rest = &mut codes[..];
@@ -374,12 +361,12 @@ fn pack(
     }
     let terms = columns
         .scales
-        .par_chunks_mut(PANEL)
-        .zip(columns.steps.par_chunks_mut(PANEL))
-        .zip(columns.sums.par_chunks_mut(PANEL))
-        .zip(columns.zero_points.par_chunks_mut(PANEL));
+        .par_chunks_mut(NR)
+        .zip(columns.steps.par_chunks_mut(NR))
+        .zip(columns.sums.par_chunks_mut(NR))
+        .zip(columns.zero_points.par_chunks_mut(NR));
     let group_terms: Vec<_> = if groups > 1 {
-        let size = padded_groups * PANEL;
+        let size = padded_groups * NR;
         group_scales.chunks_mut(size).zip(group_zeros.chunks_mut(size)).collect()
     } else {
         (0..panels).map(|_| Default::default()).collect()
@@ -389,45 +376,45 @@ fn pack(
             let mut constants = vec![(0.0, 0); groups];
             let mut staging = match layout {
                 Layout::Rows => Vec::new(),
-                Layout::Quads => vec![0_i8; panel_bytes],
+                Layout::VnniK4 => vec![0_i8; panel_bytes],
             };
-            for n in 0..PANEL.min(outputs - panel * PANEL) {
+            for n in 0..NR.min(outputs - panel * NR) {
                 let rows = if layout == Layout::Rows { &mut *target } else { &mut staging };
                 let row = &mut rows[n * padded_inner..][..padded_inner];
-                sums[n] = fill(panel * PANEL + n, row, &mut constants);
+                sums[n] = fill(panel * NR + n, row, &mut constants);
                 if groups == 1 {
                     (scales[n], zeros[n]) = constants[0];
                     steps[n] = scales[n] / 127.0;
                     continue;
                 }
                 for (group, (scale, zero_point)) in constants.iter().enumerate() {
-                    group_scales[group * PANEL + n] = bf16::from_f32(*scale);
-                    group_zeros[group * PANEL + n] = convert::small(*zero_point);
+                    group_scales[group * NR + n] = bf16::from_f32(*scale);
+                    group_zeros[group * NR + n] = convert::small(*zero_point);
                 }
             }
-            if layout == Layout::Quads {
+            if layout == Layout::VnniK4 {
                 interleave(&staging, padded_inner, target);
             }
         },
     );
     columns.has_zero_points = columns.zero_points.iter().any(|z| *z != 0);
     if group_zeros.iter().all(|z| *z == 0) {
-        group_zeros = Resident::default();
+        group_zeros = ArenaSlice::default();
     }
     let groups = (groups > 1).then_some(WeightGroups { scales: group_scales, zero_points: group_zeros });
     Ok(PackedWeight { kernel, layout, outputs, inner, panels: codes, columns, groups })
 }
 
-/// `i8 [PANEL, K] → i8 [K/4, PANEL, 4]`.
+/// `i8 [NR, K] → i8 [K/4, NR, 4]`.
 fn interleave(rows: &[i8], padded_inner: usize, panel: &mut [i8]) {
     if padded_inner == 0 {
         return;
     }
     // One cache line of each row at a time: the 2 KiB of the panel it goes to stay in L1 until they are full.
-    for (block, target) in panel.chunks_exact_mut(PANEL * K_STEP).enumerate() {
-        for n in 0..PANEL {
+    for (block, target) in panel.chunks_exact_mut(NR * K_STEP).enumerate() {
+        for n in 0..NR {
             let quads = rows[n * padded_inner + block * K_STEP..][..K_STEP].as_chunks::<4>().0;
-            for (quad, target) in quads.iter().zip(target.chunks_exact_mut(4 * PANEL)) {
+            for (quad, target) in quads.iter().zip(target.chunks_exact_mut(4 * NR)) {
                 target[4 * n..4 * n + 4].copy_from_slice(quad);
             }
         }

@@ -6,23 +6,20 @@
 use std::arch::aarch64::{int8x16_t, int32x4_t, vdupq_n_s32, vld1q_s8, vst1q_s32};
 use std::arch::asm;
 
-use super::portable::PortableTile;
-use super::{GroupKernel, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
-use crate::kernel::NeonDotprod;
-
-/// The dot-product tile functions.
-#[derive(Clone, Copy)]
-pub(crate) struct NeonTile(pub(crate) NeonDotprod);
+use super::microkernel::{GroupMicrokernel, Microkernel};
+use super::operands::{Operands, OuterOperands, Tile};
+use crate::layout::NR;
+use crate::simd::Lane;
+use crate::tokens::NeonDotprod;
 
 /// Registers of i32 for one row of a panel.
-const VECTORS: usize = PANEL / 4;
+const VECTORS: usize = NR / 4;
 
-// SAFETY: line 7: made from a `NeonDotprod` token, which stands for the one feature enabled below. Line 8: ROWS = 3, and
+// SAFETY: line 7: made from a `NeonDotprod` token, which stands for the one feature enabled below. Line 8: MR = 3, and
 // rows 0..R with R = rows are stored.
-unsafe impl TileKernel for NeonTile {
+unsafe impl Microkernel for NeonDotprod {
     /// 3 rows × 8 registers = 24 accumulators, 3 of input and those of the weights in flight: 32.
-    const ROWS: usize = 3;
-    const OFFSET: u8 = 0;
+    const MR: usize = 3;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
         // SAFETY: lines 1 to 4 are passed on; line 7 for the instruction.
@@ -37,16 +34,12 @@ unsafe impl TileKernel for NeonTile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, sums: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; NEON is part of the baseline, the compiler uses it there.
-        unsafe { PortableTile(self.0.portable()).outer(operands, sums) }
-    }
-
-    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-        job.call(self.0.portable())
+        unsafe { self.portable().outer(operands, sums) }
     }
 }
 
 // SAFETY: line 10: any k that is a multiple of 16.
-unsafe impl GroupKernel for NeonTile {}
+unsafe impl GroupMicrokernel for NeonDotprod {}
 
 /// Adds the products of the weights with quad `$lane` of `$x`.
 macro_rules! dot {
@@ -62,7 +55,7 @@ macro_rules! dot {
 }
 
 /// # Safety
-/// Lines 1 to 4 of [`TileKernel`] with `rows = R`, and the processor has the dot-product extension.
+/// Lines 1 to 4 of [`Microkernel`] with `rows = R`, and the processor has the dot-product extension.
 #[target_feature(enable = "dotprod")]
 unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, .. } = operands;
@@ -76,13 +69,8 @@ unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
         for v in 0..VECTORS {
             // SAFETY: line 2: four quads of K from `offset` on, 128 bytes each, lie in the panel; v < 8 picks 16 of each.
             let quads: [int8x16_t; 4] = unsafe {
-                let at = panel.add(offset * PANEL + 16 * v);
-                [
-                    vld1q_s8(at),
-                    vld1q_s8(at.add(4 * PANEL)),
-                    vld1q_s8(at.add(8 * PANEL)),
-                    vld1q_s8(at.add(12 * PANEL)),
-                ]
+                let at = panel.add(offset * NR + 16 * v);
+                [vld1q_s8(at), vld1q_s8(at.add(4 * NR)), vld1q_s8(at.add(8 * NR)), vld1q_s8(at.add(12 * NR))]
             };
             for (sums, x) in sums.iter_mut().zip(x) {
                 // SAFETY: line 7; registers only.

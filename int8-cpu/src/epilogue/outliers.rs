@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 
-use crate::Error;
 use crate::convert;
-use crate::kernel::Layout;
-use crate::tile::{self, Instructions, LANES, Lane, PANEL, Vectorized};
-use crate::weight::{PackedWeight, padded};
+use crate::error::Error;
+use crate::layout::{Layout, NR, padded};
+use crate::prefetch;
+use crate::simd::{Instructions, LANES, Lane, Vectorized};
+use crate::weight::PackedWeight;
 
 /// What the outliers of `x` are multiplied with.
 #[derive(Clone, Copy, Default)]
@@ -104,17 +105,17 @@ impl Columns {
     }
 
     /// Prefetches what [`FillPanel`] reads of a panel, unless it lies in the weight itself.
-    pub(crate) fn fetch(&self, panel: usize) {
+    pub(crate) fn prefetch(&self, panel: usize) {
         let Self::Exact(columns) = self else { return };
         for column in columns {
             match column {
                 ExactColumn::F32(values) => {
-                    let values = &values[panel * PANEL..];
-                    tile::fetch(values.as_ptr());
-                    tile::fetch(values.as_ptr().wrapping_add(LANES));
+                    let values = &values[panel * NR..];
+                    prefetch::prefetch(values.as_ptr());
+                    prefetch::prefetch(values.as_ptr().wrapping_add(LANES));
                 }
-                ExactColumn::F16(values) => tile::fetch(values[panel * PANEL..].as_ptr()),
-                ExactColumn::Bf16(values) => tile::fetch(values[panel * PANEL..].as_ptr()),
+                ExactColumn::F16(values) => prefetch::prefetch(values[panel * NR..].as_ptr()),
+                ExactColumn::Bf16(values) => prefetch::prefetch(values[panel * NR..].as_ptr()),
             }
         }
     }
@@ -127,7 +128,7 @@ impl Columns {
     }
 }
 
-/// Writes `f32 [O, PANEL]`: the outlier columns of one panel of the weight, zero beyond N.
+/// Writes `f32 [O, NR]`: the outlier columns of one panel of the weight, zero beyond N.
 pub(crate) struct FillPanel<'a> {
     pub(crate) columns: &'a Columns,
     pub(crate) weight: &'a PackedWeight,
@@ -141,8 +142,8 @@ impl Vectorized for FillPanel<'_> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         let Self { columns, weight, panel, target } = self;
-        let (rows, _) = target.as_chunks_mut::<PANEL>();
-        let first = panel * PANEL;
+        let (rows, _) = target.as_chunks_mut::<NR>();
+        let first = panel * NR;
         match columns {
             Columns::Dequantized(columns) => {
                 for (row, &k) in rows.iter_mut().zip(columns) {
@@ -158,11 +159,10 @@ impl Vectorized for FillPanel<'_> {
                                 }
                                 simd.load_int(&column)
                             }
-                            Layout::Quads => {
-                                let quads =
-                                    codes[(k / 4) * (4 * PANEL) + half * 4 * LANES..].as_chunks::<4>().0;
+                            Layout::VnniK4 => {
+                                let quads = codes[(k / 4) * (4 * NR) + half * 4 * LANES..].as_chunks::<4>().0;
                                 match quads.first_chunk::<LANES>() {
-                                    Some(quads) => simd.byte_of_quads(quads, convert::index(k % 4)),
+                                    Some(quads) => simd.byte_of_k4(quads, convert::index(k % 4)),
                                     None => continue,
                                 }
                             }
@@ -184,10 +184,10 @@ impl Vectorized for FillPanel<'_> {
     }
 }
 
-/// `PANEL` values, or fewer and zeros behind them.
+/// `NR` values, or fewer and zeros behind them.
 #[inline(always)]
 fn load_panel<I: Instructions, T: Lane>(simd: I, values: &[T]) -> [I::Floats; 2] {
-    let mut padded = [T::default(); PANEL];
+    let mut padded = [T::default(); NR];
     let whole = match values.first_chunk() {
         Some(whole) => whole,
         None => {

@@ -9,13 +9,15 @@ use std::ops::Range as Span;
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use int8_core::{Element, Encoding};
+use int8_core::{Element, Encoding, FloatSlice};
 
+use super::encode::BLOCK;
+use super::parameters::{Parameters, Range};
 use crate::buffer::LINE;
-use crate::convert::{self, Typed};
+use crate::convert;
 use crate::matrix::Source;
-use crate::rows::{BLOCK, Constants, Range};
-use crate::tile::{self, Instructions, LANES, Lane};
+use crate::prefetch;
+use crate::simd::{Instructions, LANES, Lane};
 
 /// All bits but the sign.
 const MAGNITUDE: u16 = 0x7FFF;
@@ -24,14 +26,14 @@ const MAGNITUDE: u16 = 0x7FFF;
 const PAIR: usize = 2 * LANES;
 
 /// A float of 16 bits.
-pub(crate) trait Half: Lane + Element {
+pub(crate) trait Float16: Lane + Element {
     /// The bits of +∞; those of NaNs are larger.
     const INFINITY: u16;
     /// The values of a row of this type.
     ///
     /// # Panics
     /// If it is of another.
-    fn of(row: Typed<'_>) -> &[Self];
+    fn of(row: FloatSlice<'_>) -> &[Self];
     fn bits(row: &[Self]) -> &[u16];
     fn from_bits(bits: u16) -> Self;
     /// 32 values, where there is a mask those with a mask of 0 as 0 (the others' is all ones), in an order that `store_codes`
@@ -42,10 +44,10 @@ pub(crate) trait Half: Lane + Element {
     fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 4], offset: u8, to: &mut [i8; BLOCK]);
 }
 
-impl Half for f16 {
+impl Float16 for f16 {
     const INFINITY: u16 = f16::INFINITY.to_bits();
-    fn of(row: Typed<'_>) -> &[Self] {
-        let Typed::F16(row) = row else { unreachable!("rows of another type") };
+    fn of(row: FloatSlice<'_>) -> &[Self] {
+        let FloatSlice::F16(row) = row else { unreachable!("rows of another type") };
         row
     }
     fn bits(row: &[Self]) -> &[u16] {
@@ -73,10 +75,10 @@ impl Half for f16 {
     }
 }
 
-impl Half for bf16 {
+impl Float16 for bf16 {
     const INFINITY: u16 = bf16::INFINITY.to_bits();
-    fn of(row: Typed<'_>) -> &[Self] {
-        let Typed::Bf16(row) = row else { unreachable!("rows of another type") };
+    fn of(row: FloatSlice<'_>) -> &[Self] {
+        let FloatSlice::Bf16(row) = row else { unreachable!("rows of another type") };
         row
     }
     fn bits(row: &[Self]) -> &[u16] {
@@ -100,7 +102,7 @@ impl Half for bf16 {
 }
 
 /// The bits of the smallest magnitude that reaches a threshold, which is positive: at least 1, and at most those of +∞.
-pub(crate) fn least_reaching<T: Half>(threshold: f32) -> u16 {
+pub(crate) fn least_reaching<T: Float16>(threshold: f32) -> u16 {
     debug_assert!(threshold > 0.0, "rules are validated");
     let nearest = T::from_f32(threshold);
     T::bits(&[nearest])[0] + u16::from(nearest.to_f32() < threshold)
@@ -108,7 +110,7 @@ pub(crate) fn least_reaching<T: Half>(threshold: f32) -> u16 {
 
 /// Sets the flag of every column in which one of these rows of x has an outlier, `|x| ≥ threshold`.
 #[inline(always)]
-pub(crate) fn flag_outliers<T: Half>(x: Source<'_>, rows: Span<usize>, threshold: f32, flags: &mut [u8]) {
+pub(crate) fn flag_outliers<T: Float16>(x: Source<'_>, rows: Span<usize>, threshold: f32, flags: &mut [u8]) {
     let least = least_reaching::<T>(threshold);
     let mut excesses = vec![u16::MAX; flags.len()];
     lower_by_rows::<T>(x, rows, least, &mut excesses);
@@ -123,9 +125,9 @@ pub(crate) const ROWS_AHEAD: usize = 4;
 
 /// Asks for a row.
 #[inline(always)]
-pub(crate) fn fetch_row<T: Half>(row: &[T]) {
+pub(crate) fn prefetch_row<T: Float16>(row: &[T]) {
     for line in (0..row.len()).step_by(LINE / size_of::<T>()) {
-        tile::fetch(row.as_ptr().wrapping_add(line));
+        prefetch::prefetch(row.as_ptr().wrapping_add(line));
     }
 }
 
@@ -135,7 +137,7 @@ pub(crate) fn fetch_row<T: Half>(row: &[T]) {
 /// − `least`, modulo 2¹⁶: in ascending order come outliers, then NaNs, then what is below the threshold, of which the largest
 /// magnitude has the largest excess of all.
 #[inline(always)]
-pub(crate) fn lower_excesses<T: Half>(row: &[T], least: u16, excesses: &mut [u16]) {
+pub(crate) fn lower_excesses<T: Float16>(row: &[T], least: u16, excesses: &mut [u16]) {
     for (bits, known) in T::bits(row).iter().zip(excesses) {
         *known = (bits & MAGNITUDE).wrapping_sub(least).min(*known);
     }
@@ -143,11 +145,11 @@ pub(crate) fn lower_excesses<T: Half>(row: &[T], least: u16, excesses: &mut [u16
 
 /// The same of several rows, which are asked for ahead.
 #[inline(always)]
-pub(crate) fn lower_by_rows<T: Half>(x: Source<'_>, rows: Span<usize>, least: u16, excesses: &mut [u16]) {
-    rows.clone().take(ROWS_AHEAD).for_each(|row| fetch_row(T::of(x.row(row))));
+pub(crate) fn lower_by_rows<T: Float16>(x: Source<'_>, rows: Span<usize>, least: u16, excesses: &mut [u16]) {
+    rows.clone().take(ROWS_AHEAD).for_each(|row| prefetch_row(T::of(x.row(row))));
     for row in rows.clone() {
         if row + ROWS_AHEAD < rows.end {
-            fetch_row(T::of(x.row(row + ROWS_AHEAD)));
+            prefetch_row(T::of(x.row(row + ROWS_AHEAD)));
         }
         lower_excesses(T::of(x.row(row)), least, excesses);
     }
@@ -163,7 +165,7 @@ pub(crate) struct Look {
 
 /// Looks at a row. `least` is that of [`lower_excesses`], `mask` is from [`mask`].
 #[inline(always)]
-pub(crate) fn look<T: Half>(row: &[T], mask: &[u16], least: u16) -> Look {
+pub(crate) fn look<T: Float16>(row: &[T], mask: &[u16], least: u16) -> Look {
     let (mut largest, mut smallest) = (0, u16::MAX);
     for (bits, mask) in T::bits(row).iter().zip(mask) {
         let excess = (bits & mask & MAGNITUDE).wrapping_sub(least);
@@ -183,7 +185,7 @@ pub(crate) struct SpecialColumns {
 }
 
 impl SpecialColumns {
-    pub(crate) fn new<T: Half>(least: u16, excesses: &[u16]) -> Self {
+    pub(crate) fn new<T: Float16>(least: u16, excesses: &[u16]) -> Self {
         let (outlier_limit, nan_limit) = (T::INFINITY - least, MAGNITUDE - least);
         let mut columns = Self { outliers: Vec::new(), nan: Vec::new() };
         for (i, stretch) in excesses.chunks(PAIR).enumerate() {
@@ -205,7 +207,7 @@ impl SpecialColumns {
 
 /// Writes the values of these columns.
 #[inline(always)]
-pub(crate) fn gather<T: Half>(row: &[T], columns: &[usize], values: &mut [f32]) {
+pub(crate) fn gather<T: Float16>(row: &[T], columns: &[usize], values: &mut [f32]) {
     for (column, value) in columns.iter().zip(values) {
         *value = row[*column].to_f32();
     }
@@ -213,7 +215,7 @@ pub(crate) fn gather<T: Half>(row: &[T], columns: &[usize], values: &mut [f32]) 
 
 /// The bits of a magnitude.
 #[inline(always)]
-pub(crate) fn magnitude<T: Half>(value: T) -> u16 {
+pub(crate) fn magnitude<T: Float16>(value: T) -> u16 {
     T::bits(&[value])[0] & MAGNITUDE
 }
 
@@ -226,13 +228,13 @@ pub(crate) fn mask(columns: usize, outliers: &[usize]) -> Vec<u16> {
 
 /// Absmax constants of the columns that take part, and what [`encode`] says of their codes. `mask` is from [`mask`].
 #[inline(always)]
-pub(crate) fn quantize<I: Instructions, T: Half, const SUM: bool>(
+pub(crate) fn quantize<I: Instructions, T: Float16, const SUM: bool>(
     simd: I,
     row: &[T],
     mask: &[u16],
     offset: u8,
     codes: &mut [i8],
-) -> (Constants, i32) {
+) -> (Parameters, i32) {
     let mut largest = 0;
     for (bits, mask) in T::bits(row).iter().zip(mask) {
         largest = largest.max(bits & mask & MAGNITUDE);
@@ -243,8 +245,8 @@ pub(crate) fn quantize<I: Instructions, T: Half, const SUM: bool>(
 
 /// The constants of values whose largest magnitude has these bits.
 #[inline(always)]
-pub(crate) fn absmax<T: Half>(largest: u16) -> Constants {
-    Constants::new(Range::up_to(T::from_bits(largest).to_f32()), Encoding::Absmax)
+pub(crate) fn absmax<T: Float16>(largest: u16) -> Parameters {
+    Parameters::new(Range::up_to(T::from_bits(largest).to_f32()), Encoding::Absmax)
 }
 
 /// Writes the codes of all K, plus `offset`, those of columns that take no part and of what lies behind K as the code of 0;
@@ -253,11 +255,11 @@ pub(crate) fn absmax<T: Half>(largest: u16) -> Constants {
 /// No code leaves [−127, 127] where no value that takes part is larger than the scale; else those of larger values, and of NaN,
 /// are any.
 #[inline(always)]
-pub(crate) fn encode<I: Instructions, T: Half, const SUM: bool>(
+pub(crate) fn encode<I: Instructions, T: Float16, const SUM: bool>(
     simd: I,
     row: &[T],
     mask: Option<&[u16]>,
-    constants: Constants,
+    constants: Parameters,
     offset: u8,
     codes: &mut [i8],
 ) -> i32 {
@@ -294,7 +296,7 @@ pub(crate) fn encode<I: Instructions, T: Half, const SUM: bool>(
 }
 
 #[inline(always)]
-fn encode_block<I: Instructions, T: Half, const SUM: bool>(
+fn encode_block<I: Instructions, T: Float16, const SUM: bool>(
     simd: I,
     values: &[T; BLOCK],
     mask: Option<&[u16; BLOCK]>,
@@ -321,11 +323,11 @@ mod tests {
     use ndarray::ArrayView2;
 
     use super::*;
-    use crate::kernel::{Dispatch, Kernel};
-    use crate::rows::{self, Keep, scratch_length};
-    use crate::tile::{TileKernel, Vectorized};
+    use crate::kernel::Kernel;
+    use crate::prologue::encode::{self, Keep, scratch_length};
+    use crate::simd::{Dispatch, Vectorize, Vectorized};
 
-    fn thresholds<T: Half>() {
+    fn thresholds<T: Float16>() {
         for threshold in [1e-40, 1e-8, 0.3, 6.0, 6.01, 65_504.0, 65_505.0, 1e30, 3.4e38, f32::INFINITY] {
             let all: Vec<T> = (0..=u16::MAX).map(T::from_bits).collect();
             let mut flags = vec![0; all.len()];
@@ -347,20 +349,20 @@ mod tests {
     /// A row quantised as it is, and widened first.
     struct BothWays<'a, T> {
         row: &'a [T],
-        typed: Typed<'a>,
+        typed: FloatSlice<'a>,
         outliers: &'a [usize],
         offset: u8,
     }
 
-    impl<T: Half> Dispatch for BothWays<'_, T> {
+    impl<T: Float16> Dispatch for BothWays<'_, T> {
         type Output = [(u32, i32, Vec<i8>); 2];
 
-        fn run<K: TileKernel>(self, tile: K) -> Self::Output {
+        fn run<K: Vectorize>(self, tile: K) -> Self::Output {
             tile.vectorize(self)
         }
     }
 
-    impl<T: Half> Vectorized for BothWays<'_, T> {
+    impl<T: Float16> Vectorized for BothWays<'_, T> {
         type Output = [(u32, i32, Vec<i8>); 2];
 
         #[inline(always)]
@@ -374,15 +376,15 @@ mod tests {
             let mask = mask(row.len(), outliers);
             let (constants, sum) = quantize::<I, T, true>(simd, row, &mask, offset, &mut direct);
             let direct = (constants.scale.to_bits(), sum, direct);
-            let blocks = rows::widen(simd, typed, &mut scratch);
-            let range = rows::range(simd, blocks, keep, Encoding::Absmax);
-            let constants = Constants::new(range, Encoding::Absmax);
-            let sum = rows::encode(simd, blocks, row.len(), keep, constants, offset, &mut widened);
+            let blocks = encode::widen(simd, typed, &mut scratch);
+            let range = encode::range(simd, blocks, keep, Encoding::Absmax);
+            let constants = Parameters::new(range, Encoding::Absmax);
+            let sum = encode::encode(simd, blocks, row.len(), keep, constants, offset, &mut widened);
             [direct, (constants.scale.to_bits(), sum, widened)]
         }
     }
 
-    fn both_ways<T: Half>(typed: fn(&[T]) -> Typed<'_>) {
+    fn both_ways<T: Float16>(typed: fn(&[T]) -> FloatSlice<'_>) {
         let mut random = Random::new(29);
         let special = [f32::NAN, f32::INFINITY, -65_504.0, 3e38, 1e-8, 1e-40, 0.0, -0.0];
         for length in (1..=66).chain([95, 96, 100, 127, 128, 130, 1000]) {
@@ -416,7 +418,7 @@ mod tests {
 
     #[test]
     fn codes_are_those_of_the_widened_row() {
-        both_ways::<f16>(|row| Typed::F16(row));
-        both_ways::<bf16>(|row| Typed::Bf16(row));
+        both_ways::<f16>(|row| FloatSlice::F16(row));
+        both_ways::<bf16>(|row| FloatSlice::Bf16(row));
     }
 }

@@ -13,16 +13,14 @@ use std::arch::aarch64::{
 };
 use std::arch::asm;
 
-use super::portable::PortableTile;
-use super::{GroupKernel, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
-use crate::kernel::NeonI8mm;
-
-/// The matrix multiplication tile functions.
-#[derive(Clone, Copy)]
-pub(crate) struct I8mmTile(pub(crate) NeonI8mm);
+use super::microkernel::{GroupMicrokernel, Microkernel};
+use super::operands::{Operands, OuterOperands, Tile};
+use crate::layout::NR;
+use crate::simd::Lane;
+use crate::tokens::NeonI8mm;
 
 /// Columns of a panel that are computed at a time.
-const COLUMNS: usize = PANEL / 2;
+const COLUMNS: usize = NR / 2;
 
 /// 2×2 accumulators of two rows.
 const SQUARES: usize = COLUMNS / 2;
@@ -30,13 +28,11 @@ const SQUARES: usize = COLUMNS / 2;
 /// What one instruction takes of K.
 const DEPTH: usize = 8;
 
-// SAFETY: line 7: made from a `NeonI8mm` token, which stands for the feature enabled below beside the baseline's NEON. Line 8: ROWS = 6, and rows
+// SAFETY: line 7: made from a `NeonI8mm` token, which stands for the feature enabled below beside the baseline's NEON. Line 8: MR = 6, and rows
 // 0..2·P are stored, P pairs of rows being `rows` rounded up.
-unsafe impl TileKernel for I8mmTile {
+unsafe impl Microkernel for NeonI8mm {
     /// 3 pairs of rows × 8 squares of half a panel = 24 accumulators, 3 of input, 2 of weights and 2 to zip them: 31 of 32.
-    const ROWS: usize = 6;
-    const ROW_STEP: usize = 2;
-    const OFFSET: u8 = 0;
+    const MR: usize = 6;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
         // SAFETY: lines 1 to 4 are passed on; line 7 for the instruction.
@@ -51,19 +47,15 @@ unsafe impl TileKernel for I8mmTile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, sums: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; NEON is part of the baseline, the compiler uses it there.
-        unsafe { PortableTile(self.0.portable()).outer(operands, sums) }
-    }
-
-    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-        job.call(self.0.portable())
+        unsafe { self.portable().outer(operands, sums) }
     }
 }
 
 // SAFETY: line 10: steps of 8 of K divide GROUP.
-unsafe impl GroupKernel for I8mmTile {}
+unsafe impl GroupMicrokernel for NeonI8mm {}
 
 /// # Safety
-/// Lines 1 to 4 of [`TileKernel`] with `rows` rounded up to 2·P, and the processor multiplies matrices of bytes.
+/// Lines 1 to 4 of [`Microkernel`] with `rows` rounded up to 2·P, and the processor multiplies matrices of bytes.
 #[target_feature(enable = "neon,i8mm")]
 unsafe fn product<const P: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, .. } = operands;
@@ -82,8 +74,8 @@ unsafe fn product<const P: usize>(operands: Operands, acc: &mut Tile<i32>) {
                 // SAFETY: line 2: the two quads of K from `offset` on lie in the panel, 128 bytes each, of which this
                 // takes 16: those of four outputs.
                 let (low, high) = unsafe {
-                    let at = panel.add(offset * PANEL + 4 * first + 16 * v);
-                    (vreinterpretq_s32_s8(vld1q_s8(at)), vreinterpretq_s32_s8(vld1q_s8(at.add(4 * PANEL))))
+                    let at = panel.add(offset * NR + 4 * first + 16 * v);
+                    (vreinterpretq_s32_s8(vld1q_s8(at)), vreinterpretq_s32_s8(vld1q_s8(at.add(4 * NR))))
                 };
                 // Outputs 4v and 4v + 1, and the next two, 8 of K each.
                 let w = [vzip1q_s32(low, high), vzip2q_s32(low, high)].map(|w| vreinterpretq_s8_s32(w));

@@ -44,7 +44,7 @@ unsafe impl Plain for bf16 {}
 
 /// A slice of `i8`, `i32`, `u64`, `f16`, `bf16` or `f32` that begins on a cache line, in memory with huge pages where the system has
 /// them: for weights, and for results.
-pub struct Resident<T> {
+pub struct ArenaSlice<T> {
     first: NonNull<T>,
     length: usize,
     /// What keeps the memory.
@@ -53,12 +53,12 @@ pub struct Resident<T> {
 }
 
 // SAFETY: the slice is this value's own: no other one has a part of it (`Region::take`).
-unsafe impl<T: Send> Send for Resident<T> {}
+unsafe impl<T: Send> Send for ArenaSlice<T> {}
 // SAFETY: as above.
-unsafe impl<T: Sync> Sync for Resident<T> {}
+unsafe impl<T: Sync> Sync for ArenaSlice<T> {}
 
 #[expect(private_bounds, reason = "sealed: the types are listed at the struct")]
-impl<T: Plain> Resident<T> {
+impl<T: Plain> ArenaSlice<T> {
     /// `length` zeros.
     pub fn zeroed(length: usize) -> Self {
         const { assert!(align_of::<T>() <= LINE) };
@@ -71,7 +71,7 @@ impl<T: Plain> Resident<T> {
     }
 }
 
-impl<T: Plain> From<&[T]> for Resident<T> {
+impl<T: Plain> From<&[T]> for ArenaSlice<T> {
     fn from(values: &[T]) -> Self {
         let mut copy = Self::zeroed(values.len());
         copy.copy_from_slice(values);
@@ -79,19 +79,19 @@ impl<T: Plain> From<&[T]> for Resident<T> {
     }
 }
 
-impl<T> Default for Resident<T> {
+impl<T> Default for ArenaSlice<T> {
     fn default() -> Self {
         Self { first: NonNull::<Line>::dangling().cast(), length: 0, region: None, _values: PhantomData }
     }
 }
 
-impl<T: Plain> Clone for Resident<T> {
+impl<T: Plain> Clone for ArenaSlice<T> {
     fn clone(&self) -> Self {
         Self::from(&**self)
     }
 }
 
-impl<T> Deref for Resident<T> {
+impl<T> Deref for ArenaSlice<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -101,14 +101,14 @@ impl<T> Deref for Resident<T> {
     }
 }
 
-impl<T> DerefMut for Resident<T> {
+impl<T> DerefMut for ArenaSlice<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`; nobody else has the slice, and the borrow of `self` is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.length) }
     }
 }
 
-impl<T> Drop for Resident<T> {
+impl<T> Drop for ArenaSlice<T> {
     fn drop(&mut self) {
         if let Some(region) = &self.region {
             region.give_back(self.first.cast(), size_of_val(&**self));
@@ -116,9 +116,9 @@ impl<T> Drop for Resident<T> {
     }
 }
 
-impl<T> std::fmt::Debug for Resident<T> {
+impl<T> std::fmt::Debug for ArenaSlice<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Resident({} × {})", self.length, std::any::type_name::<T>())
+        write!(f, "ArenaSlice({} × {})", self.length, std::any::type_name::<T>())
     }
 }
 
@@ -232,7 +232,7 @@ mod tests {
         } else {
             vec![0, 1, 65, SMALL, SMALL + 1, REGION / 4, REGION / 4 + 1, 3 << 20, SMALL]
         };
-        let mut slices: Vec<Resident<i8>> = sizes.iter().map(|size| Resident::zeroed(*size)).collect();
+        let mut slices: Vec<ArenaSlice<i8>> = sizes.iter().map(|size| ArenaSlice::zeroed(*size)).collect();
         for (slice, (size, mark)) in slices.iter_mut().zip(sizes.iter().zip(1..)) {
             assert_eq!((slice.len(), slice.as_ptr().align_offset(LINE)), (*size, 0));
             assert!(slice.iter().all(|value| *value == 0), "{size}");
@@ -250,7 +250,7 @@ mod tests {
     fn every_type_is_aligned() {
         fn check<T: Plain + PartialEq + std::fmt::Debug>(value: T) {
             for length in [1, 40_000] {
-                let slice = Resident::from(&vec![value; length][..]);
+                let slice = ArenaSlice::from(&vec![value; length][..]);
                 assert_eq!(slice.as_ptr().align_offset(LINE), 0);
                 assert_eq!(*slice, vec![value; length]);
             }
@@ -272,12 +272,12 @@ mod tests {
         // Other tests take slices at the same time: it happens in one of a few tries.
         let reused = (0..1000).any(|_| {
             // Its region outlives the slice behind it.
-            let _first = Resident::<i8>::zeroed(SMALL);
-            let mut slice = Resident::<i8>::zeroed(3 << 20);
+            let _first = ArenaSlice::<i8>::zeroed(SMALL);
+            let mut slice = ArenaSlice::<i8>::zeroed(3 << 20);
             slice.fill(5);
             let place = slice.as_ptr().addr();
             drop(slice);
-            let next = Resident::<i8>::zeroed(2 << 20);
+            let next = ArenaSlice::<i8>::zeroed(2 << 20);
             assert!(next.iter().all(|value| *value == 0));
             next.as_ptr().addr() == place
         });
@@ -290,9 +290,10 @@ mod tests {
         std::thread::scope(|scope| {
             for mark in 1..=4_i8 {
                 scope.spawn(move || {
-                    let mut kept: Vec<Resident<i8>> = Vec::new();
+                    let mut kept: Vec<ArenaSlice<i8>> = Vec::new();
                     for round in 0..if cfg!(miri) { 4 } else { 60 } {
-                        let mut slice = Resident::zeroed(if cfg!(miri) { 100 } else { SMALL + 4096 * round });
+                        let mut slice =
+                            ArenaSlice::zeroed(if cfg!(miri) { 100 } else { SMALL + 4096 * round });
                         assert!(slice.iter().all(|value| *value == 0));
                         slice.fill(mark);
                         kept.push(slice);

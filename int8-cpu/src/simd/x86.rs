@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::lanes::{Instructions, LANES};
-use crate::kernel::{AmxInt8, Avx2, Avx512Vnni};
+use super::instructions::{Instructions, LANES};
+use crate::tokens::{AmxInt8, Avx2, Avx512Vnni};
 
 /// All bits but the sign of an f32.
 const MAGNITUDE: i32 = 0x7FFF_FFFF;
@@ -59,7 +59,7 @@ macro_rules! all_operations {
             to_floats(value: Self::Ints) -> Self::Floats;
             power_of_two(n: Self::Ints) -> Self::Floats;
             store_codes(value: Self::Ints, offset: u8, to: &mut [i8; LANES]);
-            byte_of_quads(quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
+            byte_of_k4(quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
         }
     };
 }
@@ -264,7 +264,7 @@ mod avx512 {
             // SAFETY: 64 bytes.
             unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) }
         }
-        fn byte_of_quads(quads: &[[i8; 4]; LANES], lane: u32) -> __m512i {
+        fn byte_of_k4(quads: &[[i8; 4]; LANES], lane: u32) -> __m512i {
             // SAFETY: 64 bytes.
             let quads = unsafe { _mm512_loadu_si512(quads.as_ptr().cast()) };
             let up = _mm_cvtsi32_si128((24 - 8 * lane).cast_signed());
@@ -463,7 +463,7 @@ mod avx2 {
             // SAFETY: 16 bytes.
             unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), bytes) }
         }
-        fn byte_of_quads(quads: &[[i8; 4]; LANES], lane: u32) -> Ints {
+        fn byte_of_k4(quads: &[[i8; 4]; LANES], lane: u32) -> Ints {
             let up = _mm_cvtsi32_si128((24 - 8 * lane).cast_signed());
             // SAFETY: 64 bytes.
             let quads = unsafe {
@@ -481,7 +481,7 @@ mod avx2 {
 mod tests {
     use super::*;
     use crate::convert;
-    use crate::kernel::Portable;
+    use crate::tokens::Portable;
 
     /// Every operation gives the bits that the portable one gives.
     fn agrees<I: Instructions>(simd: I) {
@@ -590,7 +590,7 @@ mod tests {
             }
             let quads = ints.map(|v| v.to_le_bytes().map(u8::cast_signed));
             for lane in 0..4 {
-                same_ints("quads", simd.byte_of_quads(&quads, lane), plain.byte_of_quads(&quads, lane));
+                same_ints("quads", simd.byte_of_k4(&quads, lane), plain.byte_of_k4(&quads, lane));
             }
             let (mut found, mut expected) = ([f16::ZERO; LANES], [f16::ZERO; LANES]);
             simd.store_f16(x, &mut found);

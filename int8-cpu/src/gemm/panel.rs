@@ -1,25 +1,35 @@
-//! How the tiles of one panel are multiplied: as integers over all of K here, group by group in `groups`.
+//! The tiles of one panel: integers over all of K in blocks of KC here, group by group in [`super::groups`].
 
 use std::cell::Cell;
 
-use crate::epilogue::Product;
-use crate::groups::GroupTerms;
-use crate::tile::{K_STEP, MAX_ROWS, Operands, PANEL, Tile, TileKernel};
+use super::microkernel::Microkernel;
+use super::operands::{Operands, Tile};
+use crate::layout::{K_STEP, MAX_MR, NR};
+use crate::prologue::terms::GroupTerms;
+
+/// The int8 part of a tile.
+#[derive(Clone, Copy)]
+pub(crate) enum TileProduct<'a> {
+    /// Accumulators over all of K, still to be corrected and scaled.
+    Integers(&'a Tile<i32>),
+    /// Finished: constants for groups of K are applied on the way.
+    Floats(&'a Tile<f32>),
+}
 
 /// The product of the tiles of one panel after the other.
 pub(crate) trait PanelProduct {
     /// Called before the tiles of a panel, with the operands of all of them, in order.
     ///
     /// # Safety
-    /// Lines 1 to 4 of [`TileKernel`] for each of them.
+    /// Lines 1 to 4 of [`Microkernel`] for each of them.
     unsafe fn start(&mut self, panel: usize, tiles: impl ExactSizeIterator<Item = Operands> + Clone);
 
     /// The product of tile `index` of the panel; `terms` are those of its rows, `[rows, groups]`.
     ///
     /// # Safety
-    /// Lines 1 to 4 of [`TileKernel`] for `operands`, which `start` was given as number `index`, and `terms` has that many
+    /// Lines 1 to 4 of [`Microkernel`] for `operands`, which `start` was given as number `index`, and `terms` has that many
     /// rows.
-    unsafe fn tile(&mut self, index: usize, operands: Operands, terms: &[GroupTerms]) -> Product<'_>;
+    unsafe fn tile(&mut self, index: usize, operands: Operands, terms: &[GroupTerms]) -> TileProduct<'_>;
 }
 
 thread_local! {
@@ -38,10 +48,10 @@ pub(crate) struct Whole<K> {
     pieces: usize,
 }
 
-impl<K: TileKernel> Whole<K> {
+impl<K: Microkernel> Whole<K> {
     pub(crate) fn new(kernel: K) -> Self {
-        let several = if K::INNER.is_some() { ACCUMULATORS.take() } else { Vec::new() };
-        Self { kernel, single: Tile([[0; PANEL]; MAX_ROWS]), several, pieces: 1 }
+        let several = if K::KC.is_some() { ACCUMULATORS.take() } else { Vec::new() };
+        Self { kernel, single: Tile([[0; NR]; MAX_MR]), several, pieces: 1 }
     }
 
     /// As [`PanelProduct::tile`].
@@ -81,21 +91,21 @@ fn piece(operands: Operands, index: usize, pieces: usize) -> Operands {
     let edge = |index| operands.k / K_STEP * index / pieces * K_STEP;
     let (first, end) = (edge(index), edge(index + 1));
     let is_last = index + 1 == pieces;
-    let ahead = if is_last { operands.ahead.panel } else { operands.panel.wrapping_add(end * PANEL) };
+    let ahead = if is_last { operands.ahead.panel } else { operands.panel.wrapping_add(end * NR) };
     operands.part(first..end, ahead)
 }
 
-impl<K: TileKernel> PanelProduct for Whole<K> {
+impl<K: Microkernel> PanelProduct for Whole<K> {
     #[inline]
     unsafe fn start(&mut self, _: usize, tiles: impl ExactSizeIterator<Item = Operands> + Clone) {
         let k = tiles.clone().next().map_or(0, |tile| tile.k);
         // One tile has nothing to come back for.
-        self.pieces = match K::INNER {
+        self.pieces = match K::KC {
             Some(inner) if tiles.len() > 1 => k.div_ceil(inner).max(1),
             _ => 1,
         };
         if self.pieces > 1 && self.several.len() < tiles.len() {
-            self.several.resize_with(tiles.len(), || Tile([[0; PANEL]; MAX_ROWS]));
+            self.several.resize_with(tiles.len(), || Tile([[0; NR]; MAX_MR]));
         }
         for index in 0..self.pieces - 1 {
             for (operands, acc) in tiles.clone().zip(&mut self.several) {
@@ -108,9 +118,9 @@ impl<K: TileKernel> PanelProduct for Whole<K> {
     }
 
     #[inline]
-    unsafe fn tile(&mut self, index: usize, operands: Operands, _: &[GroupTerms]) -> Product<'_> {
+    unsafe fn tile(&mut self, index: usize, operands: Operands, _: &[GroupTerms]) -> TileProduct<'_> {
         // SAFETY: passed on.
-        Product::Integers(unsafe { self.integers(index, operands) })
+        TileProduct::Integers(unsafe { self.integers(index, operands) })
     }
 }
 
@@ -119,22 +129,29 @@ mod tests {
     use int8_core::corpus::Random;
 
     use super::*;
-    use crate::kernel::Portable;
-    use crate::tile::portable::PortableTile;
-    use crate::tile::{Ahead, Lane, OuterOperands, Vectorized};
+    use crate::gemm::operands::{Ahead, Alone, OuterOperands};
+    use crate::simd::{Lane, Vectorize, Vectorized};
+    use crate::tokens::Portable;
 
     /// The portable kernel, with pieces of two steps.
     #[derive(Clone, Copy)]
-    struct Pieces(PortableTile);
+    struct Pieces(Portable);
+
+    impl Vectorize for Pieces {
+        const CODE_OFFSET: u8 = 0;
+
+        fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
+            self.0.vectorize(job)
+        }
+    }
 
     // SAFETY: line 7: from a token; line 8: as the portable tile.
-    unsafe impl TileKernel for Pieces {
-        const ROWS: usize = PortableTile::ROWS;
-        const OFFSET: u8 = 0;
-        const INNER: Option<usize> = Some(2 * K_STEP);
+    unsafe impl Microkernel for Pieces {
+        const MR: usize = Portable::MR;
+        const KC: Option<usize> = Some(2 * K_STEP);
 
         unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
-            let mut part = Tile([[0; PANEL]; MAX_ROWS]);
+            let mut part = Tile([[0; NR]; MAX_MR]);
             // SAFETY: passed on; the portable kernel gets what is not continued.
             unsafe { self.0.product(Operands { continued: false, ..operands }, &mut part) };
             for (acc, part) in acc.0.iter_mut().zip(&part.0).take(operands.rows) {
@@ -148,15 +165,11 @@ mod tests {
             // SAFETY: passed on.
             unsafe { self.0.outer(operands, sums) }
         }
-
-        fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-            self.0.vectorize(job)
-        }
     }
 
     #[test]
     fn pieces_of_k_add_up() {
-        let plain = PortableTile(Portable::new().expect("always there"));
+        let plain = Portable::ALWAYS;
         let mut random = Random::new(11);
         // Larger, then smaller: what an earlier product left in the accumulators must not come through.
         let shapes =
@@ -167,7 +180,7 @@ mod tests {
             let mut codes = |count| -> Vec<i8> {
                 (0..count).map(|_| random.choose(&[-127, -3, 0, 1, 64, 127])).collect()
             };
-            let (a, panel) = (codes(rows * k), codes(PANEL * k));
+            let (a, panel) = (codes(rows * k), codes(NR * k));
             let tiles = (0..rows).step_by(4).map(|first| Operands {
                 a: a[first * k..].as_ptr(),
                 lda: k,
@@ -177,7 +190,7 @@ mod tests {
                 ldw: k,
                 continued: false,
                 to: None,
-                ahead: Ahead::new::<Pieces>(&panel, None, (0, 1), 4),
+                ahead: Ahead::new(Alone::NextPanel, &panel, None, (0, 1)),
             });
             let tiles: Vec<Operands> = tiles.collect();
             let (mut pieces, mut whole) = (Whole::new(Pieces(plain)), Whole::new(plain));

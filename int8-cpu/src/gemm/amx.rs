@@ -7,73 +7,18 @@
 
 use std::arch::asm;
 use std::hint::black_box;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::avx512::outer_rows;
-use super::{
-    Ahead, Destination, K_STEP, Lane, MAX_ROWS, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized,
-};
-use crate::kernel::{AmxInt8, Avx512Vnni};
+use super::microkernel::Microkernel;
+use super::operands::{Ahead, Operands, OuterOperands, Tile};
+use crate::layout::{K_STEP, MAX_MR, NR};
+use crate::prefetch::Destination;
+use crate::simd::Lane;
+use crate::tokens::AmxInt8;
 
 /// Rows of one tile register.
 const TILE_ROWS: usize = 16;
-
-/// Whether processor and system offer AMX int8 to this process; asks the system for permission, once.
-pub(crate) fn detect() -> bool {
-    static DETECTED: OnceLock<bool> = OnceLock::new();
-    *DETECTED.get_or_init(|| {
-        Avx512Vnni::new().is_some()
-            && is_x86_feature_detected!("avx512bf16")
-            && has_instructions()
-            && permission()
-    })
-}
-
-/// CPUID says AMX-TILE and AMX-INT8, and the system saves both tile states.
-fn has_instructions() -> bool {
-    use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
-    /// CPUID leaf 7, EDX: AMX-TILE and AMX-INT8.
-    const AMX: u32 = (1 << 24) | (1 << 25);
-    /// CPUID leaf 1, ECX: the system has enabled XGETBV.
-    const OSXSAVE: u32 = 1 << 27;
-    /// XCR0: tile configuration and tile data.
-    const TILE_STATES: u64 = (1 << 17) | (1 << 18);
-    if __cpuid(0).eax < 7 || __cpuid_count(7, 0).edx & AMX != AMX || __cpuid(1).ecx & OSXSAVE == 0 {
-        return false;
-    }
-    // SAFETY: OSXSAVE is set, so the instruction exists.
-    #[allow(unused_unsafe, reason = "the intrinsic is safe where the feature is a baseline")]
-    let enabled = unsafe { _xgetbv(0) };
-    enabled & TILE_STATES == TILE_STATES
-}
-
-/// Linux hands out the 8 KiB of tile state only to processes that ask for it.
-#[cfg(target_os = "linux")]
-fn permission() -> bool {
-    const ARCH_PRCTL: u64 = 158;
-    const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
-    const XFEATURE_XTILEDATA: u64 = 18;
-    let result: i64;
-    // SAFETY: arch_prctl takes two integers, touches no memory of ours with this code, and returns 0 or an error.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") ARCH_PRCTL => result,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") XFEATURE_XTILEDATA,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
-
-#[cfg(not(target_os = "linux"))]
-fn permission() -> bool {
-    false
-}
 
 /// The 64 bytes of `ldtilecfg`: palette 1, and for each of eight tiles its bytes per row and its rows.
 #[repr(C, align(64))]
@@ -156,7 +101,7 @@ macro_rules! registers {
 }
 
 /// Bytes between two rows of the accumulators, and between two quads of the panel.
-const ROW_BYTES: usize = 4 * PANEL;
+const ROW_BYTES: usize = 4 * NR;
 
 /// Up to 16 rows of x by the panel.
 ///
@@ -164,9 +109,9 @@ const ROW_BYTES: usize = 4 * PANEL;
 /// just before its product was waited for in up to a seventh of the time.
 ///
 /// # Safety
-/// Lines 1 to 4 and 11 of [`TileKernel`], and `acc` is valid for 16 rows.
+/// Lines 1 to 4 and 11 of [`Microkernel`], and `acc` is valid for 16 rows.
 #[inline(always)]
-unsafe fn one(operands: Operands, acc: *mut [i32; PANEL]) {
+unsafe fn one(operands: Operands, acc: *mut [i32; NR]) {
     let Operands { a, lda, panel, k, continued, ahead, .. } = operands;
     // SAFETY: line 4: the tiles are configured. Line 2: 16 rows of 64 bytes, 128 bytes apart, from each of two addresses, are
     // the 2048 bytes of the panel for a step of K, and every step read is one of the K_STEPs below k. Line 1: rows are
@@ -184,15 +129,15 @@ unsafe fn one(operands: Operands, acc: *mut [i32; PANEL]) {
             load!("tmm6", panel, ROW_BYTES);
             load!("tmm7", panel.add(64), ROW_BYTES);
             for next in (K_STEP..k).step_by(K_STEP) {
-                ahead.fetch(next - K_STEP);
-                let weights = panel.add(next * PANEL);
+                ahead.prefetch(next - K_STEP);
+                let weights = panel.add(next * NR);
                 registers!("tdpbssd tmm0, tmm4, tmm6");
                 load!("tmm6", weights, ROW_BYTES);
                 registers!("tdpbssd tmm1, tmm4, tmm7");
                 load!("tmm4", a.add(next), lda);
                 load!("tmm7", weights.add(64), ROW_BYTES);
             }
-            ahead.fetch(k - K_STEP);
+            ahead.prefetch(k - K_STEP);
             registers!("tdpbssd tmm0, tmm4, tmm6", "tdpbssd tmm1, tmm4, tmm7");
         }
         store!("tmm0", acc, ROW_BYTES);
@@ -207,7 +152,7 @@ unsafe fn one(operands: Operands, acc: *mut [i32; PANEL]) {
 /// # Safety
 /// As [`one`], with more than 16 rows, and `acc` is valid for 32.
 #[inline(always)]
-unsafe fn two_below(operands: Operands, acc: *mut [i32; PANEL]) {
+unsafe fn two_below(operands: Operands, acc: *mut [i32; NR]) {
     let Operands { a, lda, rows, panel, k, continued, to, ahead, .. } = operands;
     let mut claim = Claim::new(to, rows, k);
     // SAFETY: as in `one`, for 32 rows.
@@ -228,9 +173,9 @@ unsafe fn two_below(operands: Operands, acc: *mut [i32; PANEL]) {
             load!("tmm7", panel.add(64), ROW_BYTES);
             load_once!("tmm5", lower, lda);
             for next in (K_STEP..k).step_by(K_STEP) {
-                ahead.fetch(next - K_STEP);
+                ahead.prefetch(next - K_STEP);
                 claim.step();
-                let weights = panel.add(next * PANEL);
+                let weights = panel.add(next * NR);
                 registers!("tdpbssd tmm0, tmm4, tmm6", "tdpbssd tmm1, tmm4, tmm7");
                 load_once!("tmm4", a.add(next), lda);
                 registers!("tdpbssd tmm2, tmm5, tmm6");
@@ -239,7 +184,7 @@ unsafe fn two_below(operands: Operands, acc: *mut [i32; PANEL]) {
                 load!("tmm7", weights.add(64), ROW_BYTES);
                 load_once!("tmm5", lower.add(next), lda);
             }
-            ahead.fetch(k - K_STEP);
+            ahead.prefetch(k - K_STEP);
             claim.step();
             registers!("tdpbssd tmm0, tmm4, tmm6", "tdpbssd tmm1, tmm4, tmm7");
             registers!("tdpbssd tmm2, tmm5, tmm6", "tdpbssd tmm3, tmm5, tmm7");
@@ -279,34 +224,28 @@ impl Claim {
     #[inline(always)]
     fn step(&mut self) {
         for _ in 0..self.share.min(self.left) {
-            self.to.fetch();
+            self.to.prefetch();
             self.to = self.to.below();
             self.left -= 1;
         }
     }
 }
 
-/// The AMX tile functions.
-#[derive(Clone, Copy)]
-pub(crate) struct AmxTile(pub(crate) AmxInt8);
-
-// SAFETY: line 7: made from an `AmxInt8` token, which stands for AMX-TILE, AMX-INT8, AVX-512 VNNI and AVX-512 BF16. Line 8: ROWS = 32,
+// SAFETY: line 7: made from an `AmxInt8` token, which stands for AMX-TILE, AMX-INT8, AVX-512 VNNI and AVX-512 BF16. Line 8: MR = 32,
 // and the tiles write 16 or 32 rows.
-unsafe impl TileKernel for AmxTile {
+unsafe impl Microkernel for AmxInt8 {
     /// Two tile registers below each other; with two side by side, four accumulators for four operands loaded.
-    const ROWS: usize = 2 * TILE_ROWS;
-    const ROW_STEP: usize = TILE_ROWS;
-    const OFFSET: u8 = 0;
+    const MR: usize = 2 * TILE_ROWS;
 
     fn scoped<R>(self, job: impl FnOnce() -> R) -> R {
         // Once for a thread, not for a tile: loading and releasing takes a hundred nanoseconds, and a processor that sees
         // the tiles released may run the next ones at a quarter of the speed until it has power for them again.
-        let _tiles = Tiles::configure(self.0);
+        let _tiles = Tiles::configure(self);
         job()
     }
 
     /// 32 KiB of a panel, of the 48 that L1 has.
-    const INNER: Option<usize> = Some(1024);
+    const KC: Option<usize> = Some(1024);
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
         // SAFETY: passed on; the accumulators have 32 rows.
@@ -321,20 +260,8 @@ unsafe impl TileKernel for AmxTile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, sums: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; the token includes AVX-512 VNNI.
-        unsafe { outer_rows(self.0.avx512(), operands, sums) }
+        unsafe { outer_rows(self.avx512(), operands, sums) }
     }
-
-    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-        // SAFETY: line 7.
-        unsafe { vectorize(self.0, job) }
-    }
-}
-
-/// # Safety
-/// The processor has the enabled features.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
-unsafe fn vectorize<V: Vectorized>(token: AmxInt8, job: V) -> V::Output {
-    job.call(token)
 }
 
 /// Multiply-adds of a step of K with two by two tiles.
@@ -377,8 +304,8 @@ pub(crate) fn slowness(token: AmxInt8) -> f64 {
     const ROWS: usize = 2 * TILE_ROWS;
     /// A panel. Rows of x begin in it, one line after the other.
     #[repr(align(64))]
-    struct Zeros([i8; INNER * PANEL]);
-    static ZEROS: Zeros = Zeros([0; INNER * PANEL]);
+    struct Zeros([i8; INNER * NR]);
+    static ZEROS: Zeros = Zeros([0; INNER * NR]);
     let zeros = ZEROS.0.as_ptr();
     let nothing = Ahead { panel: zeros, from: 0, to: 0 };
     let operands = Operands {
@@ -392,12 +319,12 @@ pub(crate) fn slowness(token: AmxInt8) -> f64 {
         to: None,
         ahead: nothing,
     };
-    let mut acc = Tile([[0; PANEL]; MAX_ROWS]);
+    let mut acc = Tile([[0; NR]; MAX_MR]);
     let _tiles = Tiles::configure(token);
     let (mut tile, mut registers) = (Duration::MAX, Duration::MAX);
     for _ in 0..3 {
         let start = Instant::now();
-        // SAFETY: lines 1 and 2: the last row ends at ROWS·64 + INNER of INNER·PANEL; line 3: 32 rows, K in whole steps; line 4: the
+        // SAFETY: lines 1 and 2: the last row ends at ROWS·64 + INNER of INNER·NR; line 3: 32 rows, K in whole steps; line 4: the
         // tiles are configured; line 11: not continued. The accumulators have 32 rows.
         unsafe { two_below(operands, black_box(&mut acc).0.as_mut_ptr()) };
         tile = tile.min(start.elapsed());

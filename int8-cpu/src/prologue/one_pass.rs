@@ -10,16 +10,20 @@ use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::ops::Range as Span;
 
-use int8_core::OutlierRule;
+use half::{bf16, f16};
+use int8_core::{FloatType, OutlierRule};
 use rayon::prelude::*;
 
+use super::encode::scratch_length;
+use super::float16::{self, Float16, ROWS_AHEAD, SpecialColumns};
+use super::outliers::Outliers;
+use super::quantizer::{Input, Quantizer, parts};
+use super::terms::RowTerms;
 use crate::buffer::Buffer;
 use crate::convert;
-use crate::halves::{self, Half, ROWS_AHEAD, SpecialColumns};
-use crate::input::{Input, Outliers, Quantizer, RowTerms, parts, row_stride};
+use crate::layout::row_stride;
 use crate::matrix::Source;
-use crate::rows::scratch_length;
-use crate::tile::{Instructions, TileKernel, Vectorized};
+use crate::simd::{Instructions, Vectorize, Vectorized};
 
 /// One column in so many may have outliers: with more, all rows are quantised again, which takes no longer than setting single
 /// codes to zero.
@@ -35,7 +39,18 @@ const ROWS_AT_ONCE: usize = 4;
 /// twice.
 const SAMPLES: usize = 4;
 
-impl<K: TileKernel> Quantizer<'_, K> {
+impl<K: Vectorize> Quantizer<'_, K> {
+    /// Quantises `x`, reusing the memory of `codes`.
+    pub(crate) fn run(&self, mut codes: Buffer) -> Input {
+        // A tile may read whole steps of rows beyond the last one.
+        codes.reserve((self.x.rows + K::MR_STEP) * row_stride(self.x.columns));
+        match (self.one_pass_threshold(), self.x.float_type()) {
+            (Some(threshold), FloatType::F16) => self.in_one_pass::<f16>(codes, threshold),
+            (Some(threshold), FloatType::Bf16) => self.in_one_pass::<bf16>(codes, threshold),
+            _ => self.in_two_passes(codes, self.outlier_columns()),
+        }
+    }
+
     /// The threshold, where rows can be quantised in one pass.
     pub(crate) fn one_pass_threshold(&self) -> Option<f32> {
         match self.config.rule {
@@ -45,9 +60,9 @@ impl<K: TileKernel> Quantizer<'_, K> {
     }
 
     /// As [`run`](Self::run), for x of elements T.
-    pub(crate) fn in_one_pass<T: Half>(&self, mut codes: Buffer, threshold: f32) -> Input {
+    pub(crate) fn in_one_pass<T: Float16>(&self, mut codes: Buffer, threshold: f32) -> Input {
         let (rows, inner) = (self.x.rows, self.x.columns);
-        let (stride, least) = (row_stride(inner), halves::least_reaching::<T>(threshold));
+        let (stride, least) = (row_stride(inner), float16::least_reaching::<T>(threshold));
         let (mut excesses, samples) = (vec![u16::MAX; inner], 0..SAMPLES.min(rows));
         let (x, _elements) = (self.x, PhantomData::<T>);
         self.tile.vectorize(Sample { x, rows: samples, least, excesses: &mut excesses, _elements });
@@ -82,8 +97,8 @@ impl<K: TileKernel> Quantizer<'_, K> {
 
     /// Quantises all rows by what is below the threshold and not in the columns that are expected, whose values go to `dense`.
     /// Returns the excesses of rows with other outliers, or NaN; where that are too many columns, not all rows have been quantised.
-    fn guess<T: Half>(&self, least: u16, expected: &[usize], all: Part<'_>) -> Option<Vec<u16>> {
-        let mask = halves::mask(self.x.columns, expected);
+    fn guess<T: Float16>(&self, least: u16, expected: &[usize], all: Part<'_>) -> Option<Vec<u16>> {
+        let mask = float16::mask(self.x.columns, expected);
         let mask = mask.as_slice();
         let excesses = self.in_tasks(self.serial(), expected.len(), all, |rows, part| {
             let (quantizer, _elements) = (self, PhantomData::<T>);
@@ -93,8 +108,8 @@ impl<K: TileKernel> Quantizer<'_, K> {
     }
 
     /// Takes these columns out of rows that were quantised without knowing all of them; their values go to `dense`.
-    fn correct<T: Half>(&self, found: &SpecialColumns, all: Part<'_>) {
-        let mask = halves::mask(self.x.columns, &found.outliers);
+    fn correct<T: Float16>(&self, found: &SpecialColumns, all: Part<'_>) {
+        let mask = float16::mask(self.x.columns, &found.outliers);
         let mask = mask.as_slice();
         let serial = self.serial() || self.x.rows * self.x.columns < SERIAL_CORRECTION;
         self.in_tasks(serial, found.outliers.len(), all, |rows, part| {
@@ -156,12 +171,12 @@ struct Sample<'a, T> {
     _elements: PhantomData<T>,
 }
 
-impl<T: Half> Vectorized for Sample<'_, T> {
+impl<T: Float16> Vectorized for Sample<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn call<I: Instructions>(self, _: I) {
-        halves::lower_by_rows::<T>(self.x, self.rows, self.least, self.excesses);
+        float16::lower_by_rows::<T>(self.x, self.rows, self.least, self.excesses);
     }
 }
 
@@ -173,13 +188,13 @@ struct Guess<'a, 'q, T, K> {
     least: u16,
     /// The columns that outliers are expected in.
     expected: &'a [usize],
-    /// Of those columns, from [`halves::mask`].
+    /// Of those columns, from [`float16::mask`].
     mask: &'a [u16],
     part: Part<'a>,
     _elements: PhantomData<T>,
 }
 
-impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
+impl<T: Float16, K: Vectorize> Vectorized for Guess<'_, '_, T, K> {
     /// The excesses of rows with outliers in other columns, or with NaN.
     type Output = Option<Vec<u16>>;
 
@@ -189,7 +204,7 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
         let Part { codes, terms, below, mut dense } = part;
         let mut mask = Cow::Borrowed(mask);
         let (stride, length) = (row_stride(x.columns), scratch_length(x.columns));
-        rows.clone().take(ROWS_AHEAD).for_each(|row| halves::fetch_row(T::of(x.row(row))));
+        rows.clone().take(ROWS_AHEAD).for_each(|row| float16::prefetch_row(T::of(x.row(row))));
         let mut excesses = None;
         let mut targets = codes.chunks_mut(stride).zip(terms);
         for (first, below) in rows.clone().step_by(ROWS_AT_ONCE).zip(below.chunks_mut(ROWS_AT_ONCE)) {
@@ -197,14 +212,14 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
             // to compute.
             for (row, below) in (first..).zip(&mut *below) {
                 if row + ROWS_AHEAD < rows.end {
-                    halves::fetch_row(T::of(x.row(row + ROWS_AHEAD)));
+                    float16::prefetch_row(T::of(x.row(row + ROWS_AHEAD)));
                 }
                 let row = T::of(x.row(row));
-                let look = halves::look(row, &mask, least);
+                let look = float16::look(row, &mask, least);
                 *below = look.below;
                 if look.others {
                     let excesses = excesses.get_or_insert_with(|| vec![u16::MAX; x.columns]);
-                    halves::lower_excesses(row, least, excesses);
+                    float16::lower_excesses(row, least, excesses);
                     // From here on these columns are expected, too.
                     let columns = SpecialColumns::new::<T>(least, excesses).outliers;
                     if too_many(&columns, x.columns) {
@@ -215,13 +230,20 @@ impl<T: Half, K: TileKernel> Vectorized for Guess<'_, '_, T, K> {
             }
             let mask = (excesses.is_some() || !expected.is_empty()).then_some(&*mask);
             for ((row, below), (codes, terms)) in (first..).zip(below).zip(&mut targets) {
-                let constants = halves::absmax::<T>(*below);
+                let constants = float16::absmax::<T>(*below);
                 let row = T::of(x.row(row));
-                halves::encode::<I, T, false>(simd, row, mask, constants, K::OFFSET, &mut codes[..length]);
+                float16::encode::<I, T, false>(
+                    simd,
+                    row,
+                    mask,
+                    constants,
+                    K::CODE_OFFSET,
+                    &mut codes[..length],
+                );
                 *terms = RowTerms::new(constants, 0);
                 let (values, rest) = dense.split_at_mut(expected.len());
                 dense = rest;
-                halves::gather(row, expected, values);
+                float16::gather(row, expected, values);
             }
         }
         excesses
@@ -233,13 +255,13 @@ struct Correct<'a, 'q, T, K> {
     quantizer: &'a Quantizer<'q, K>,
     rows: Span<usize>,
     found: &'a SpecialColumns,
-    /// Of the columns of outliers, from [`halves::mask`].
+    /// Of the columns of outliers, from [`float16::mask`].
     mask: &'a [u16],
     part: Part<'a>,
     _elements: PhantomData<T>,
 }
 
-impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
+impl<T: Float16, K: Vectorize> Vectorized for Correct<'_, '_, T, K> {
     type Output = ();
 
     #[inline(always)]
@@ -253,15 +275,15 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
             let (values, rest) = dense.split_at_mut(columns.len());
             dense = rest;
             // NaN is no outlier: it makes all of a row NaN, unless it is in a column of outliers.
-            let mut again = nan.iter().any(|column| halves::magnitude(row[*column]) > T::INFINITY);
-            halves::gather(row, columns, values);
+            let mut again = nan.iter().any(|column| float16::magnitude(row[*column]) > T::INFINITY);
+            float16::gather(row, columns, values);
             for column in columns {
-                codes[*column] = convert::code_byte(0, K::OFFSET);
-                again |= halves::magnitude(row[*column]) == *below;
+                codes[*column] = convert::code_byte(0, K::CODE_OFFSET);
+                again |= float16::magnitude(row[*column]) == *below;
             }
             if again {
                 let codes = &mut codes[..scratch_length(row.len())];
-                let (constants, _) = halves::quantize::<I, T, false>(simd, row, mask, K::OFFSET, codes);
+                let (constants, _) = float16::quantize::<I, T, false>(simd, row, mask, K::CODE_OFFSET, codes);
                 *terms = RowTerms::new(constants, 0);
             }
         }
@@ -270,15 +292,14 @@ impl<T: Half, K: TileKernel> Vectorized for Correct<'_, '_, T, K> {
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
     use int8_core::corpus::Random;
     use int8_core::{Config, Scheme};
     use ndarray::{Array2, ArrayView2};
 
     use super::*;
-    use crate::input::InputGroups;
-    use crate::kernel::{Dispatch, Kernel};
-    use crate::matrix::Source;
+    use crate::kernel::Kernel;
+    use crate::prologue::quantizer::InputGroups;
+    use crate::simd::Dispatch;
 
     /// x quantised in one pass and in two.
     struct BothWays<'a, T> {
@@ -300,23 +321,23 @@ mod tests {
         (input.columns.clone(), steps, (0..rows).map(row).collect(), values)
     }
 
-    impl<T: Half> Dispatch for BothWays<'_, T> {
+    impl<T: Float16> Dispatch for BothWays<'_, T> {
         type Output = [Quantised; 2];
 
-        fn run<K: TileKernel>(self, tile: K) -> Self::Output {
+        fn run<K: Vectorize>(self, tile: K) -> Self::Output {
             let (rows, inner) = self.x.dim();
             let x = Source::new(self.x, "x").expect("rows");
             let groups = InputGroups::None;
             let quantizer = Quantizer { x, config: &self.config, groups, sums: false, tile };
             assert_eq!(quantizer.one_pass_threshold(), Some(self.threshold));
-            let codes = || Buffer::zeroed((rows + K::ROW_STEP) * row_stride(inner));
+            let codes = || Buffer::zeroed((rows + K::MR_STEP) * row_stride(inner));
             let once = quantizer.in_one_pass::<T>(codes(), self.threshold);
             let twice = quantizer.in_two_passes(codes(), quantizer.outlier_columns());
             [parts_of(&once, rows, inner), parts_of(&twice, rows, inner)]
         }
     }
 
-    fn both_ways<T: Half>() {
+    fn both_ways<T: Float16>() {
         let mut random = Random::new(31);
         let special = [f32::NAN, f32::INFINITY, -65_504.0, 1e-40, 0.0, -6.0, 5.97].map(T::from_f32);
         // The last is corrected by several threads.

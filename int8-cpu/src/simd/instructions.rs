@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use int8_core::Element;
 
 use crate::convert;
-use crate::kernel::Portable;
+use crate::tokens::Portable;
 
 /// Lanes of a vector: one zmm register, two ymm registers.
 pub(crate) const LANES: usize = 16;
@@ -114,7 +114,7 @@ pub(crate) trait Instructions: Copy {
         self.store_code_block(codes, offset, to);
     }
     /// Byte `lane` of each group of four, sign-extended.
-    fn byte_of_quads(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
+    fn byte_of_k4(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
 }
 
 /// An element type, as it is loaded into a vector of f32 and stored from one.
@@ -317,7 +317,7 @@ impl Instructions for Portable {
         *to = value.map(|code| convert::code_byte(code, offset));
     }
     #[inline(always)]
-    fn byte_of_quads(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints {
+    fn byte_of_k4(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints {
         quads.map(|quad| i32::from(quad[lane as usize]))
     }
 }

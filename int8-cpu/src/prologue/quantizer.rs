@@ -3,61 +3,32 @@
 use std::ops::Range as Span;
 
 use half::{bf16, f16};
-use int8_core::{Config, Encoding, GROUP, Granularity, OutlierGranularity, OutlierRule, RowMaximum};
+use int8_core::{
+    Config, Encoding, FloatSlice, FloatType, GROUP, Granularity, OutlierGranularity, OutlierRule, RowMaximum,
+};
 use ndarray::aview1;
 use rayon::prelude::*;
 
+use super::encode::{self, BLOCK, Keep, scratch_length};
+use super::float16::{self, Float16};
+use super::outliers::{Outliers, flag_outliers, list_outliers, union};
+use super::parameters::{Parameters, Range};
+use super::statistics::relative_threshold;
+use super::terms::{GroupTerms, RowTerms};
 use crate::buffer::{Buffer, LINE};
-use crate::convert::{self, Kind, Typed};
-use crate::groups::{GroupTerms, padded_groups};
-use crate::halves::{self, Half};
+use crate::layout::{padded_groups, row_stride};
 use crate::matrix::Source;
-use crate::rows::{self, BLOCK, Constants, Keep, Range, scratch_length};
-use crate::tile::{Instructions, TileKernel, Vectorized};
-use crate::weight::padded;
+use crate::simd::{Instructions, Vectorize, Vectorized};
 
 /// Elements of `x` below which preparing it is left to the calling thread: some 10 µs of work, about what waking a
 /// sleeping thread costs.
 const SERIAL_ELEMENTS: usize = 1 << 15;
 
 /// The same for finding the columns of outliers among 16-bit values, whose bits are compared: with AVX-512 up to 4 µs.
-const SERIAL_HALVES: usize = 1 << 18;
+const SERIAL_ELEMENTS_16: usize = 1 << 18;
 
 /// Tasks of each thread: with more, some hundred nanoseconds for each add up.
 const TASKS_PER_THREAD: usize = 2;
-
-/// Single values are multiplied as dense columns when at least one in this many of the columns' values left: a dense
-/// product shares each load of a weight among the rows of a tile and takes half the time per value.
-const DENSE_SHARE: usize = 2;
-
-/// What the epilogue needs of each row of `x`.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct RowTerms {
-    /// `s/127`.
-    pub(crate) step: f32,
-    /// Zero point.
-    pub(crate) zero_point: i32,
-    /// `Σ_k q`, without the kernel's offset; where it is not [wanted](Quantizer::sums), any number.
-    pub(crate) sum: i32,
-}
-
-impl RowTerms {
-    #[inline(always)]
-    pub(crate) fn new(constants: Constants, sum: i32) -> Self {
-        Self { step: constants.scale / 127.0, zero_point: constants.zero_point, sum }
-    }
-}
-
-/// Which values of `x` left the int8 product.
-pub(crate) enum Outliers {
-    /// None.
-    None,
-    /// `f32 [M, O]`, row-major: whole columns, or values that fill at least half of their columns. The zeros between
-    /// those add exactly nothing, so a row's result is the same either way. `count` values left the int8 product.
-    Dense { values: Vec<f32>, count: usize },
-    /// For each row its outliers, as (position in the list of outlier columns, value), ascending.
-    Sparse(Vec<Vec<(u32, f32)>>),
-}
 
 /// A quantised input.
 pub(crate) struct Input {
@@ -72,13 +43,6 @@ pub(crate) struct Input {
     /// Outlier columns, ascending.
     pub(crate) columns: Vec<usize>,
     pub(crate) outliers: Outliers,
-}
-
-/// Bytes between two rows of codes: an odd number of cache lines, so that the rows of a tile do not all fall into the
-/// same set of an L1 cache with a power of two of sets.
-pub(crate) fn row_stride(inner: usize) -> usize {
-    let lines = padded(inner) / LINE;
-    (lines + 1 - lines % 2) * LINE
 }
 
 /// Whether the product needs constants for groups of K.
@@ -123,26 +87,15 @@ pub(crate) struct Quantizer<'a, K> {
     pub(crate) tile: K,
 }
 
-impl<K: TileKernel> Quantizer<'_, K> {
-    /// Quantises `x`, reusing the memory of `codes`.
-    pub(crate) fn run(&self, mut codes: Buffer) -> Input {
-        // A tile may read whole steps of rows beyond the last one.
-        codes.reserve((self.x.rows + K::ROW_STEP) * row_stride(self.x.columns));
-        match (self.one_pass_threshold(), self.x.kind()) {
-            (Some(threshold), Kind::F16) => self.in_one_pass::<f16>(codes, threshold),
-            (Some(threshold), Kind::Bf16) => self.in_one_pass::<bf16>(codes, threshold),
-            _ => self.in_two_passes(codes, self.outlier_columns()),
-        }
-    }
-
-    /// As [`run`](Self::run), with the columns that leave as a whole.
+impl<K: Vectorize> Quantizer<'_, K> {
+    /// Quantises `x`, reusing the memory of `codes`, with these outlier columns.
     pub(crate) fn in_two_passes(&self, mut codes: Buffer, columns: Vec<usize>) -> Input {
         let (rows, inner) = (self.x.rows, self.x.columns);
         let stride = row_stride(inner);
         let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
         columns.iter().for_each(|column| mask[*column] = 0);
-        let unwidened = self.x.kind() != Kind::F32 && self.without_widening();
-        let half_mask = if unwidened { halves::mask(inner, &columns) } else { Vec::new() };
+        let unwidened = self.x.float_type() != FloatType::F32 && self.without_widening();
+        let mask16 = if unwidened { float16::mask(inner, &columns) } else { Vec::new() };
 
         let constants = self.tensor_constants(&mask);
         let mut results: Vec<RowResult> = Vec::new();
@@ -157,7 +110,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
                 span,
                 scratch,
                 mask: &mask,
-                half_mask: &half_mask,
+                mask16: &mask16,
                 columns: &columns,
                 constants,
                 part,
@@ -242,8 +195,9 @@ impl<K: TileKernel> Quantizer<'_, K> {
             });
             flags
         };
-        let on_bits = self.x.kind() != Kind::F32 && matches!(self.config.rule, OutlierRule::Absolute(_));
-        let flags = if self.serial() || (on_bits && rows * inner < SERIAL_HALVES) {
+        let on_bits =
+            self.x.float_type() != FloatType::F32 && matches!(self.config.rule, OutlierRule::Absolute(_));
+        let flags = if self.serial() || (on_bits && rows * inner < SERIAL_ELEMENTS_16) {
             flag(0..rows)
         } else {
             let task = rows.div_ceil(4 * rayon::current_num_threads()).max(1);
@@ -267,7 +221,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
     }
 
     /// The constants of the whole matrix, where the configuration wants one for all rows.
-    fn tensor_constants(&self, mask: &[u32]) -> Option<Constants> {
+    fn tensor_constants(&self, mask: &[u32]) -> Option<Parameters> {
         if self.config.input_granularity != Granularity::Tensor {
             return None;
         }
@@ -281,7 +235,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
         } else {
             rows.into_par_iter().map_init(Scratch::default, range_of).reduce(|| Range::EMPTY, Range::union)
         };
-        Some(Constants::new(whole, self.config.input_encoding))
+        Some(Parameters::new(whole, self.config.input_encoding))
     }
 
     /// The magnitude from which on a value of this row is an outlier.
@@ -291,7 +245,7 @@ impl<K: TileKernel> Quantizer<'_, K> {
             OutlierRule::None => f32::NAN,
             OutlierRule::Absolute(threshold) => threshold,
             OutlierRule::RelativeToRow { tau, statistic } => {
-                rows::relative_threshold(simd, blocks, self.x.columns, tau, statistic, magnitudes)
+                relative_threshold(simd, blocks, self.x.columns, tau, statistic, magnitudes)
             }
             // A rule that the reference got after this crate: its own, slower answer.
             ref other => other.threshold(aview1(&blocks.as_flattened()[..self.x.columns])),
@@ -339,26 +293,26 @@ struct FlagColumns<'a, 'q, K> {
     flags: &'a mut [u8],
 }
 
-impl<K: TileKernel> Vectorized for FlagColumns<'_, '_, K> {
+impl<K: Vectorize> Vectorized for FlagColumns<'_, '_, K> {
     type Output = ();
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         let Self { quantizer, span, scratch, flags } = self;
         let x = quantizer.x;
-        match (&quantizer.config.rule, x.kind()) {
-            (OutlierRule::Absolute(threshold), Kind::F16) => {
-                return halves::flag_outliers::<f16>(x, span, *threshold, flags);
+        match (&quantizer.config.rule, x.float_type()) {
+            (OutlierRule::Absolute(threshold), FloatType::F16) => {
+                return float16::flag_outliers::<f16>(x, span, *threshold, flags);
             }
-            (OutlierRule::Absolute(threshold), Kind::Bf16) => {
-                return halves::flag_outliers::<bf16>(x, span, *threshold, flags);
+            (OutlierRule::Absolute(threshold), FloatType::Bf16) => {
+                return float16::flag_outliers::<bf16>(x, span, *threshold, flags);
             }
             _ => {}
         }
         for row in span {
-            let blocks = rows::widen(simd, x.row(row), &mut scratch.row);
+            let blocks = encode::widen(simd, x.row(row), &mut scratch.row);
             let threshold = quantizer.threshold(simd, blocks, &mut scratch.magnitudes);
-            rows::flag_outliers(simd, &blocks.as_flattened()[..x.columns], threshold, flags);
+            flag_outliers(simd, &blocks.as_flattened()[..x.columns], threshold, flags);
         }
     }
 }
@@ -370,18 +324,18 @@ struct RangeOfRow<'a, 'q, K> {
     mask: &'a [u32],
 }
 
-impl<K: TileKernel> Vectorized for RangeOfRow<'_, '_, K> {
+impl<K: Vectorize> Vectorized for RangeOfRow<'_, '_, K> {
     type Output = Range;
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) -> Range {
-        let blocks = rows::widen(simd, self.quantizer.x.row(self.row), &mut self.scratch.row);
+        let blocks = encode::widen(simd, self.quantizer.x.row(self.row), &mut self.scratch.row);
         let threshold = if self.quantizer.by_threshold() {
             self.quantizer.threshold(simd, blocks, &mut self.scratch.magnitudes)
         } else {
             f32::NAN
         };
-        rows::range(
+        encode::range(
             simd,
             blocks,
             self.quantizer.kept(threshold, self.mask).0,
@@ -396,18 +350,18 @@ struct EncodeRows<'a, 'q, 'p, K> {
     scratch: &'a mut Scratch,
     mask: &'a [u32],
     /// Of rows that are quantised [without being widened](Quantizer::without_widening); empty else.
-    half_mask: &'a [u16],
+    mask16: &'a [u16],
     columns: &'a [usize],
-    constants: Option<Constants>,
+    constants: Option<Parameters>,
     part: Part<'p>,
 }
 
-impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
+impl<K: Vectorize> Vectorized for EncodeRows<'_, '_, '_, K> {
     type Output = ();
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer, span, scratch, mask, half_mask, columns, constants, mut part } = self;
+        let Self { quantizer, span, scratch, mask, mask16, columns, constants, mut part } = self;
         let config = quantizer.config;
         let stride = row_stride(quantizer.x.columns);
         let by_value =
@@ -415,17 +369,17 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
         for (i, row) in span.enumerate() {
             let row = quantizer.x.row(row);
             match row {
-                Typed::F16(row) if !half_mask.is_empty() => {
-                    half_row::<K, _, _>(simd, quantizer.sums, row, half_mask, columns, i, &mut part);
+                FloatSlice::F16(row) if !mask16.is_empty() => {
+                    row16::<K, _, _>(simd, quantizer.sums, row, mask16, columns, i, &mut part);
                     continue;
                 }
-                Typed::Bf16(row) if !half_mask.is_empty() => {
-                    half_row::<K, _, _>(simd, quantizer.sums, row, half_mask, columns, i, &mut part);
+                FloatSlice::Bf16(row) if !mask16.is_empty() => {
+                    row16::<K, _, _>(simd, quantizer.sums, row, mask16, columns, i, &mut part);
                     continue;
                 }
                 _ => {}
             }
-            let blocks = rows::widen(simd, row, &mut scratch.row);
+            let blocks = encode::widen(simd, row, &mut scratch.row);
             let threshold = if quantizer.by_threshold() {
                 quantizer.threshold(simd, blocks, &mut scratch.magnitudes)
             } else {
@@ -437,32 +391,32 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
             let constants = match constants {
                 None if config.input_granularity == Granularity::Group => None,
                 None => {
-                    let range = rows::range(simd, blocks, counted, config.input_encoding);
-                    Some(Constants::new(range, config.input_encoding))
+                    let range = encode::range(simd, blocks, counted, config.input_encoding);
+                    Some(Parameters::new(range, config.input_encoding))
                 }
                 whole => whole,
             };
             match constants {
                 Some(constants) if quantizer.groups == InputGroups::None => {
                     let inner = quantizer.x.columns;
-                    let sum = rows::encode(simd, blocks, inner, encoded, constants, K::OFFSET, codes);
+                    let sum = encode::encode(simd, blocks, inner, encoded, constants, K::CODE_OFFSET, codes);
                     result.terms = RowTerms::new(constants, sum);
                 }
                 constants => {
                     let count = blocks.len() * BLOCK / GROUP;
-                    let job = rows::Groups {
+                    let job = encode::Groups {
                         constants,
                         counted,
                         encoded,
                         encoding: config.input_encoding,
-                        offset: K::OFFSET,
+                        offset: K::CODE_OFFSET,
                         rests: quantizer.groups == InputGroups::WithRests,
                     };
                     job.encode(simd, blocks, codes, &mut part.groups[i * count..(i + 1) * count]);
                 }
             }
             if by_value {
-                rows::list_outliers(simd, blocks, threshold, &mut result.outliers);
+                list_outliers(simd, blocks, threshold, &mut result.outliers);
             }
             for (o, column) in columns.iter().enumerate() {
                 part.dense[i * columns.len() + o] = blocks.as_flattened()[*column];
@@ -473,7 +427,7 @@ impl<K: TileKernel> Vectorized for EncodeRows<'_, '_, '_, K> {
 
 /// Row `i` of the task.
 #[inline(always)]
-fn half_row<K: TileKernel, I: Instructions, T: Half>(
+fn row16<K: Vectorize, I: Instructions, T: Float16>(
     simd: I,
     sums: bool,
     row: &[T],
@@ -486,12 +440,12 @@ fn half_row<K: TileKernel, I: Instructions, T: Half>(
     // Behind K, up to the last block, the codes are zero.
     let codes = &mut part.codes[i * stride..][..scratch_length(row.len())];
     let (constants, sum) = if sums {
-        halves::quantize::<I, T, true>(simd, row, mask, K::OFFSET, codes)
+        float16::quantize::<I, T, true>(simd, row, mask, K::CODE_OFFSET, codes)
     } else {
-        halves::quantize::<I, T, false>(simd, row, mask, K::OFFSET, codes)
+        float16::quantize::<I, T, false>(simd, row, mask, K::CODE_OFFSET, codes)
     };
     part.results[i].terms = RowTerms::new(constants, sum);
-    halves::gather(row, columns, &mut part.dense[i * columns.len()..]);
+    float16::gather(row, columns, &mut part.dense[i * columns.len()..]);
 }
 
 /// `count` pieces of `size` elements; also when the size is 0, where `chunks` has no answer.
@@ -505,30 +459,4 @@ pub(crate) fn parts<E: Send>(mut slice: &mut [E], size: usize, count: usize) -> 
             part
         })
         .collect()
-}
-
-/// The union of the rows' outlier columns, and the rows' lists with columns replaced by positions in the union.
-fn union(inner: usize, mut lists: Vec<Vec<(u32, f32)>>) -> (Vec<usize>, Outliers) {
-    if lists.iter().all(Vec::is_empty) {
-        return (Vec::new(), Outliers::None);
-    }
-    const UNUSED: u32 = u32::MAX;
-    let mut positions = vec![UNUSED; inner];
-    lists.iter().flatten().for_each(|(column, _)| positions[*column as usize] = 0);
-    let columns: Vec<usize> = (0..inner).filter(|column| positions[*column] != UNUSED).collect();
-    for (position, column) in columns.iter().enumerate() {
-        positions[*column] = convert::index(position);
-    }
-    let found: usize = lists.iter().map(Vec::len).sum();
-    if found * DENSE_SHARE >= lists.len() * columns.len() {
-        let mut dense = vec![0.0_f32; lists.len() * columns.len()];
-        for (row, list) in dense.chunks_exact_mut(columns.len()).zip(&lists) {
-            for (column, value) in list {
-                row[positions[*column as usize] as usize] = *value;
-            }
-        }
-        return (columns, Outliers::Dense { values: dense, count: found });
-    }
-    lists.iter_mut().flatten().for_each(|(column, _)| *column = positions[*column as usize]);
-    (columns, Outliers::Sparse(lists))
 }

@@ -5,27 +5,17 @@
 
 use std::arch::x86_64::*;
 
-use super::{GroupKernel, K_STEP, LANES, Lane, Operands, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
-use crate::kernel::{Avx2, AvxVnni};
+use super::microkernel::{GroupMicrokernel, Microkernel};
+use super::operands::{Operands, OuterOperands, Tile};
+use crate::layout::{K_STEP, NR};
+use crate::simd::{LANES, Lane};
+use crate::tokens::{Avx2, AvxVnni};
 
-/// The AVX2 tile functions.
-#[derive(Clone, Copy)]
-pub(crate) struct Avx2Tile(
-    #[allow(dead_code, reason = "the token is the proof, not a value")] pub(crate) Avx2,
-);
-
-/// The AVX-VNNI tile functions.
-#[derive(Clone, Copy)]
-pub(crate) struct AvxVnniTile(
-    #[allow(dead_code, reason = "the token is the proof, not a value")] pub(crate) AvxVnni,
-);
-
-// SAFETY: line 7: made from an `Avx2` token, which stands for every feature enabled below. Line 8: ROWS = 4, and each
+// SAFETY: line 7: made from an `Avx2` token, which stands for every feature enabled below. Line 8: MR = 4, and each
 // function stores rows 0..R with R = rows.
-unsafe impl TileKernel for Avx2Tile {
+unsafe impl Microkernel for Avx2 {
     /// 4 rows × 2 registers = 8 accumulators, 2 of weights, x, |x|, two products and the ones: 15 of 16.
-    const ROWS: usize = 4;
-    const OFFSET: u8 = 0;
+    const MR: usize = 4;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
         // SAFETY: lines 1 to 4 are passed on; line 7 for the instructions.
@@ -41,21 +31,15 @@ unsafe impl TileKernel for Avx2Tile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { outer_tile(self.0, operands, acc) }
-    }
-
-    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-        // SAFETY: line 7.
-        unsafe { vectorize(self.0, job) }
+        unsafe { outer_tile(self, operands, acc) }
     }
 }
 
-// SAFETY: line 7: made from an `AvxVnni` token, which stands for every feature enabled below. Line 8: ROWS = 6, and each
+// SAFETY: line 7: made from an `AvxVnni` token, which stands for every feature enabled below. Line 8: MR = 6, and each
 // function stores rows 0..R with R = rows.
-unsafe impl TileKernel for AvxVnniTile {
+unsafe impl Microkernel for AvxVnni {
     /// 6 rows × 2 registers = 12 accumulators, 2 of weights and a broadcast: 15 of 16.
-    const ROWS: usize = 6;
-    const OFFSET: u8 = 128;
+    const MR: usize = 6;
 
     unsafe fn product(self, operands: Operands, acc: &mut Tile<i32>) {
         // SAFETY: lines 1 to 4 are passed on; line 7 for the instructions.
@@ -64,40 +48,35 @@ unsafe impl TileKernel for AvxVnniTile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { outer_tile(self.0.avx2(), operands, acc) }
-    }
-
-    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-        // SAFETY: line 7.
-        unsafe { vectorize(self.0.avx2(), job) }
+        unsafe { outer_tile(self.avx2(), operands, acc) }
     }
 }
 
 // SAFETY: line 10: any k that is a multiple of 4.
-unsafe impl GroupKernel for Avx2Tile {}
+unsafe impl GroupMicrokernel for Avx2 {}
 
 // SAFETY: line 10: any k that is a multiple of 4.
-unsafe impl GroupKernel for AvxVnniTile {}
+unsafe impl GroupMicrokernel for AvxVnni {}
 
 /// Output rows of one pass over K: two ymm registers of i32.
-const HALF: usize = PANEL / 2;
+const HALF: usize = NR / 2;
 
 /// # Safety
-/// Lines 1 to 4 of [`TileKernel`] with `rows = R`, and the processor has AVX2.
+/// Lines 1 to 4 of [`Microkernel`] with `rows = R`, and the processor has AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn product_signed<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, ahead, .. } = operands;
-    operands.fetch_result();
+    operands.prefetch_result();
     let ones = _mm256_set1_epi16(1);
     for half in 0..2 {
         let mut sums = [[_mm256_setzero_si256(); 2]; R];
         for offset in (0..k).step_by(4) {
             if half == 0 && offset % K_STEP == 0 {
-                ahead.fetch(offset);
+                ahead.prefetch(offset);
             }
-            // SAFETY: line 2: offset + 4 ≤ k, so both halves of the 128 bytes from offset·PANEL on lie in the panel.
+            // SAFETY: line 2: offset + 4 ≤ k, so both halves of the 128 bytes from offset·NR on lie in the panel.
             let w = unsafe {
-                let at = panel.add(offset * PANEL + half * HALF * 4);
+                let at = panel.add(offset * NR + half * HALF * 4);
                 [_mm256_load_si256(at.cast()), _mm256_load_si256(at.add(32).cast())]
             };
             for (r, sum) in sums.iter_mut().enumerate() {
@@ -128,7 +107,7 @@ macro_rules! dot_product_tile {
             use super::*;
 
             /// # Safety
-            /// Lines 1 to 4 of [`TileKernel`], and the processor has the enabled features.
+            /// Lines 1 to 4 of [`Microkernel`], and the processor has the enabled features.
             pub(super) unsafe fn product(operands: Operands, acc: &mut Tile<i32>) {
                 // SAFETY: passed on.
                 unsafe {
@@ -148,16 +127,16 @@ macro_rules! dot_product_tile {
             #[target_feature(enable = $features)]
             unsafe fn rows<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
                 let Operands { a, lda, panel, k, ahead, .. } = operands;
-                operands.fetch_result();
+                operands.prefetch_result();
                 for half in 0..2 {
                     let mut sums = [[_mm256_setzero_si256(); 2]; R];
                     for offset in (0..k).step_by(4) {
                         if half == 0 && offset % K_STEP == 0 {
-                            ahead.fetch(offset);
+                            ahead.prefetch(offset);
                         }
                         // SAFETY: line 2, as in `product_signed`.
                         let w = unsafe {
-                            let at = panel.add(offset * PANEL + half * HALF * 4);
+                            let at = panel.add(offset * NR + half * HALF * 4);
                             [_mm256_load_si256(at.cast()), _mm256_load_si256(at.add(32).cast())]
                         };
                         for (r, sum) in sums.iter_mut().enumerate() {
@@ -189,7 +168,7 @@ dot_product_tile!(avx_vnni, "avx2,fma,f16c,avxvnni", _mm256_dpbusd_avx_epi32);
 dot_product_tile!(avx512_vl, "avx2,fma,f16c,avx512vnni,avx512vl", _mm256_dpbusd_epi32);
 
 /// # Safety
-/// Lines 5 and 6 of [`TileKernel`], and the processor has AVX2 and FMA.
+/// Lines 5 and 6 of [`Microkernel`], and the processor has AVX2 and FMA.
 unsafe fn outer_tile<W: Lane>(token: Avx2, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
     // SAFETY: lines 5 and 6 are passed on, and the instructions are there.
     unsafe {
@@ -202,7 +181,7 @@ unsafe fn outer_tile<W: Lane>(token: Avx2, operands: OuterOperands<W>, acc: &mut
 }
 
 /// # Safety
-/// Lines 5 and 6 of [`TileKernel`], and the processor has AVX2 and FMA.
+/// Lines 5 and 6 of [`Microkernel`], and the processor has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn outer<W: Lane, const STREAMED: bool>(token: Avx2, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
     let OuterOperands { x, ldx, rows, w, count, .. } = operands;
@@ -212,14 +191,14 @@ unsafe fn outer<W: Lane, const STREAMED: bool>(token: Avx2, operands: OuterOpera
         let mut sums = [[_mm256_setzero_ps(); 4]; 2];
         for o in 0..count {
             if STREAMED && first == 0 {
-                operands.fetch(o);
+                operands.prefetch(o);
             }
             // SAFETY: line 5: both rows are < rows and o < count.
             let x = unsafe {
                 [_mm256_set1_ps(*x.add(first * ldx + o)), _mm256_set1_ps(*x.add(second * ldx + o))]
             };
             // SAFETY: line 6: o < count.
-            let w = unsafe { &*w.add(o * PANEL).cast::<[[W; LANES]; 2]>() };
+            let w = unsafe { &*w.add(o * NR).cast::<[[W; LANES]; 2]>() };
             let [w0, w1] = W::load(token, &w[0]);
             let [w2, w3] = W::load(token, &w[1]);
             let [mut upper, mut lower] = sums;
@@ -239,17 +218,11 @@ unsafe fn outer<W: Lane, const STREAMED: bool>(token: Avx2, operands: OuterOpera
     }
 }
 
-/// # Safety
-/// The processor has AVX2, FMA and F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn vectorize<V: Vectorized>(token: Avx2, job: V) -> V::Output {
-    job.call(token)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tile::Ahead;
+    use crate::gemm::operands::Ahead;
+    use crate::layout::MAX_MR;
 
     #[test]
     fn dot_product_tile_equals_the_signed_tile() {
@@ -260,18 +233,18 @@ mod tests {
             return;
         }
         #[repr(align(64))]
-        struct Panel([i8; PANEL * 128]);
+        struct Panel([i8; NR * 128]);
         let mut state = 1_u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             [-127_i8, 127, 0, 1, -1, 64, -90, 33][(state >> 29) as usize]
         };
-        let mut panel = Panel([0; PANEL * 128]);
+        let mut panel = Panel([0; NR * 128]);
         panel.0.fill_with(&mut next);
         let signed: Vec<i8> = (0..6 * 128).map(|_| next()).collect();
         let unsigned: Vec<i8> = signed.iter().map(|code| code ^ i8::MIN).collect();
         for rows in 1..=6 {
-            let mut by_dot = Tile([[0; PANEL]; super::super::MAX_ROWS]);
+            let mut by_dot = Tile([[0; NR]; MAX_MR]);
             let operands = Operands {
                 a: unsigned.as_ptr(),
                 lda: 128,
@@ -283,11 +256,11 @@ mod tests {
                 to: None,
                 ahead: Ahead { panel: panel.0.as_ptr(), from: 0, to: 0 },
             };
-            // SAFETY: 6 rows of 128 bytes, an aligned panel of 128·PANEL bytes; features checked above.
+            // SAFETY: 6 rows of 128 bytes, an aligned panel of 128·NR bytes; features checked above.
             unsafe { avx512_vl::product(operands, &mut by_dot) };
             for r in 0..rows {
-                for n in 0..PANEL {
-                    let w = |k: usize| i32::from(panel.0[(k / 4) * 4 * PANEL + n * 4 + k % 4]);
+                for n in 0..NR {
+                    let w = |k: usize| i32::from(panel.0[(k / 4) * 4 * NR + n * 4 + k % 4]);
                     let expected: i32 = (0..128).map(|k| (i32::from(signed[r * 128 + k]) + 128) * w(k)).sum();
                     assert_eq!(by_dot.0[r][n], expected, "rows {rows}, row {r}, column {n}");
                 }

@@ -5,11 +5,17 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::convert::{self, Kind};
-use crate::input::RowTerms;
-use crate::linear::Store;
-use crate::matrix::Target;
-use crate::tile::{self, Instructions, LANES, Lane, PANEL, Tile, TileKernel, Vectorized};
+use int8_core::FloatType;
+
+use crate::convert;
+use crate::gemm::integer::excess;
+use crate::gemm::operands::Tile;
+use crate::gemm::panel::TileProduct;
+use crate::layout::NR;
+use crate::matrix::{Store, Target};
+use crate::prefetch;
+use crate::prologue::terms::RowTerms;
+use crate::simd::{Instructions, LANES, Lane, Vectorize, Vectorized};
 use crate::weight::{PackedWeight, inner_length};
 
 /// Largest K for which a corrected accumulator, at most K·254², fits an i32: ⌊(2³¹ − 1)/254²⌋.
@@ -17,11 +23,11 @@ const MAX_NARROW_INNER: i64 = 2_147_483_647 / (254 * 254);
 
 /// What the epilogue needs of the columns of one panel.
 pub(crate) struct PanelTerms<'a> {
-    sums: &'a [i32; PANEL],
-    steps: &'a [f32; PANEL],
-    zero_points: &'a [i32; PANEL],
+    sums: &'a [i32; NR],
+    steps: &'a [f32; NR],
+    zero_points: &'a [i32; NR],
     has_zero_points: bool,
-    bias: [f32; PANEL],
+    bias: [f32; NR],
     inner: i64,
     /// First column and number of columns that exist.
     first: usize,
@@ -31,9 +37,9 @@ pub(crate) struct PanelTerms<'a> {
 impl<'a> PanelTerms<'a> {
     pub(crate) fn new(weight: &'a PackedWeight, panel: usize, bias: Option<&[f32]>) -> Self {
         let terms = weight.columns();
-        let first = panel * PANEL;
-        let width = PANEL.min(weight.dim().0 - first);
-        let mut padded_bias = [0.0; PANEL];
+        let first = panel * NR;
+        let width = NR.min(weight.dim().0 - first);
+        let mut padded_bias = [0.0; NR];
         if let Some(bias) = bias {
             padded_bias[..width].copy_from_slice(&bias[first..first + width]);
         }
@@ -55,12 +61,12 @@ impl<'a> PanelTerms<'a> {
     }
 
     /// Prefetches what `new` reads of a panel: waiting for it takes a tenth as long as the product of a short panel.
-    pub(crate) fn fetch(weight: &PackedWeight, panel: usize) {
+    pub(crate) fn prefetch(weight: &PackedWeight, panel: usize) {
         let terms = weight.columns();
-        let first = panel * PANEL;
+        let first = panel * NR;
         for line in [first, first + LANES] {
-            tile::fetch(terms.sums[line..].as_ptr());
-            tile::fetch(terms.steps[line..].as_ptr());
+            prefetch::prefetch(terms.sums[line..].as_ptr());
+            prefetch::prefetch(terms.steps[line..].as_ptr());
         }
     }
 
@@ -71,7 +77,7 @@ impl<'a> PanelTerms<'a> {
     fn scale<I: Instructions, const WIDE: bool>(
         &self,
         simd: I,
-        acc: &[i32; PANEL],
+        acc: &[i32; NR],
         row: RowTerms,
         offset: u8,
         excess: [I::Ints; 2],
@@ -109,7 +115,7 @@ impl<'a> PanelTerms<'a> {
     fn scale_wide<I: Instructions>(
         &self,
         simd: I,
-        acc: &[i32; PANEL],
+        acc: &[i32; NR],
         row: RowTerms,
         row_part: i64,
         offset: u8,
@@ -128,31 +134,12 @@ impl<'a> PanelTerms<'a> {
     }
 }
 
-/// `−offset·Σq_w`, modulo 2³²: what takes the kernel's offset out of the accumulators of a panel's columns.
-#[inline(always)]
-pub(crate) fn excess<I: Instructions>(simd: I, offset: i32, sums: &[i32; PANEL]) -> [I::Ints; 2] {
-    let (nothing, offset, sums) = (simd.splat_int(0), simd.splat_int(offset), sums.as_chunks().0);
-    [
-        simd.subtract_product(nothing, offset, simd.load_int(&sums[0])),
-        simd.subtract_product(nothing, offset, simd.load_int(&sums[1])),
-    ]
-}
-
-/// The int8 part of a tile.
-#[derive(Clone, Copy)]
-pub(crate) enum Product<'a> {
-    /// Accumulators over all of K, still to be corrected and scaled.
-    Integers(&'a Tile<i32>),
-    /// Finished: constants for groups of K are applied on the way.
-    Floats(&'a Tile<f32>),
-}
-
 /// The outlier part of a tile, `Σ_o x[r, o]·w[o, n]`.
 pub(crate) enum OutlierPart<'a> {
     /// There are no outliers.
     None,
     /// Of a single column: its values in the rows of the tile, and in the panel.
-    One { x: &'a [f32], w: &'a [f32; PANEL] },
+    One { x: &'a [f32], w: &'a [f32; NR] },
     /// Of several.
     Sums(&'a Tile<f32>),
 }
@@ -177,10 +164,10 @@ impl OutlierPart<'_> {
 }
 
 /// Finishes one tile: scales, outlier part, bias, and the store.
-pub(crate) struct Finish<'a, K> {
+pub(crate) struct Epilogue<'a, K> {
     /// The kernel of the product.
     pub(crate) kernel: PhantomData<K>,
-    pub(crate) product: Product<'a>,
+    pub(crate) product: TileProduct<'a>,
     pub(crate) outliers: OutlierPart<'a>,
     /// The rows of the tile in the output, and what is known of each (nothing where the product is finished).
     pub(crate) rows: Range<usize>,
@@ -190,40 +177,40 @@ pub(crate) struct Finish<'a, K> {
     pub(crate) target: &'a Target<'a>,
 }
 
-impl<K: TileKernel> Vectorized for Finish<'_, K> {
+impl<K: Vectorize> Vectorized for Epilogue<'_, K> {
     type Output = ();
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        match (self.target.kind(), self.panel.inner > MAX_NARROW_INNER) {
-            (Kind::F32, false) => self.store_as::<I, f32, false>(simd),
-            (Kind::F32, true) => self.store_as::<I, f32, true>(simd),
-            (Kind::F16, false) => self.store_as::<I, f16, false>(simd),
-            (Kind::F16, true) => self.store_as::<I, f16, true>(simd),
-            (Kind::Bf16, false) => self.store_as::<I, bf16, false>(simd),
-            (Kind::Bf16, true) => self.store_as::<I, bf16, true>(simd),
+        match (self.target.float_type(), self.panel.inner > MAX_NARROW_INNER) {
+            (FloatType::F32, false) => self.store_as::<I, f32, false>(simd),
+            (FloatType::F32, true) => self.store_as::<I, f32, true>(simd),
+            (FloatType::F16, false) => self.store_as::<I, f16, false>(simd),
+            (FloatType::F16, true) => self.store_as::<I, f16, true>(simd),
+            (FloatType::Bf16, false) => self.store_as::<I, bf16, false>(simd),
+            (FloatType::Bf16, true) => self.store_as::<I, bf16, true>(simd),
         }
     }
 }
 
-impl<K: TileKernel> Finish<'_, K> {
+impl<K: Vectorize> Epilogue<'_, K> {
     /// To a target of elements T. What can be decided before the loop over the rows is: a row is 32 numbers, some twenty
     /// instructions.
     #[inline(always)]
     fn store_as<I: Instructions, T: Lane, const WIDE: bool>(self, simd: I) {
         let (bias, _) = self.panel.bias.as_chunks::<LANES>();
         let bias = [simd.load(&bias[0]), simd.load(&bias[1])];
-        let excess = excess(simd, i32::from(K::OFFSET), self.panel.sums);
+        let excess = excess(simd, i32::from(K::CODE_OFFSET), self.panel.sums);
         let steps = self.panel.steps.as_chunks::<LANES>().0;
         let steps = [simd.load(&steps[0]), simd.load(&steps[1])];
         for (r, row) in self.rows.enumerate() {
             let y = match self.product {
-                Product::Integers(acc) => {
+                TileProduct::Integers(acc) => {
                     let scaled =
-                        self.panel.scale::<I, WIDE>(simd, &acc.0[r], self.terms[r], K::OFFSET, excess);
+                        self.panel.scale::<I, WIDE>(simd, &acc.0[r], self.terms[r], K::CODE_OFFSET, excess);
                     [simd.multiply(scaled[0], steps[0]), simd.multiply(scaled[1], steps[1])]
                 }
-                Product::Floats(product) => {
+                TileProduct::Floats(product) => {
                     let part = product.0[r].as_chunks::<LANES>().0;
                     [simd.load(&part[0]), simd.load(&part[1])]
                 }
@@ -234,10 +221,10 @@ impl<K: TileKernel> Finish<'_, K> {
             // SAFETY: blocks do not overlap, and each is taken by one thread; row < M, first + width ≤ N; T is what
             // the target says.
             let target = unsafe { self.target.slice::<T>(row, self.panel.first, self.panel.width) };
-            match <&mut [T; PANEL]>::try_from(&mut *target) {
+            match <&mut [T; NR]>::try_from(&mut *target) {
                 Ok(whole) => store_row(simd, y, self.store, whole),
                 Err(_) => {
-                    let mut padded = [T::default(); PANEL];
+                    let mut padded = [T::default(); NR];
                     padded[..target.len()].copy_from_slice(target);
                     store_row(simd, y, self.store, &mut padded);
                     target.copy_from_slice(&padded[..target.len()]);
@@ -249,7 +236,7 @@ impl<K: TileKernel> Finish<'_, K> {
 
 /// `to = y`, or `to = to + y`.
 #[inline(always)]
-fn store_row<I: Instructions, T: Lane>(simd: I, y: [I::Floats; 2], store: Store, to: &mut [T; PANEL]) {
+fn store_row<I: Instructions, T: Lane>(simd: I, y: [I::Floats; 2], store: Store, to: &mut [T; NR]) {
     let y = match store {
         Store::Overwrite => y,
         Store::Accumulate => {
@@ -263,8 +250,8 @@ fn store_row<I: Instructions, T: Lane>(simd: I, y: [I::Floats; 2], store: Store,
 /// `sums[n] = Σ_o x[o]·w[o, n]` over the outliers of one row, in order.
 pub(crate) struct SparseRow<'a> {
     pub(crate) outliers: &'a [(u32, f32)],
-    pub(crate) panel: &'a [[f32; PANEL]],
-    pub(crate) sums: &'a mut [f32; PANEL],
+    pub(crate) panel: &'a [[f32; NR]],
+    pub(crate) sums: &'a mut [f32; NR],
 }
 
 impl Vectorized for SparseRow<'_> {

@@ -1,18 +1,17 @@
 //! Products with weights in floating point: `y = x · Wᵀ + b`, the weight held in its stored type.
 
-use gemm::Parallelism;
-use int8_core::{Element, Error as CoreError};
+use ::gemm::Parallelism;
+use int8_core::{Element, Error as CoreError, FloatSlice};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::functions::{add_lanes, padded};
-use super::run;
-use crate::convert::{self, Typed};
+use crate::convert;
+use crate::error::Error;
 use crate::kernel::Kernel;
-use crate::linear::Store;
-use crate::matrix::{Source, Target};
+use crate::matrix::{Source, Store, Target, rows_of};
 use crate::pool;
-use crate::tile::{self, Instructions, LANES, Lane, Vectorized};
-use crate::{Error, rows_of};
+use crate::prefetch;
+use crate::simd::functions::{add_lanes, padded};
+use crate::simd::{Instructions, LANES, Lane, Vectorized, run};
 
 /// Rows of x up to which each output is a dot product, the weights read once and widened on the way: beyond, widening a
 /// block of them and packing it for the matrix product costs less than it saves.
@@ -102,7 +101,7 @@ impl Product<'_> {
             return task(0, outputs);
         }
         // Each output is computed by itself, so the result does not depend on who computes it.
-        pool::share(outputs.div_ceil(DOT_OUTPUTS), threads, |taken| {
+        pool::partition(outputs.div_ceil(DOT_OUTPUTS), threads, |taken| {
             for (stretch, _) in taken {
                 task(stretch * DOT_OUTPUTS, outputs.min((stretch + 1) * DOT_OUTPUTS));
             }
@@ -117,7 +116,7 @@ impl Product<'_> {
             let (row, output) = (task % row_tasks * TASK_ROWS, task / row_tasks * TASK_OUTPUTS);
             self.block(row, TASK_ROWS.min(rows - row), output, TASK_OUTPUTS.min(outputs - output), scratch);
         };
-        pool::share(tasks, rayon::current_num_threads(), |taken| {
+        pool::partition(tasks, rayon::current_num_threads(), |taken| {
             let mut scratch = Vec::new();
             taken.for_each(|(number, _)| task(&mut scratch, number));
         });
@@ -147,7 +146,7 @@ impl Product<'_> {
         // SAFETY: `first` begins a block of rows × outputs with the target's row stride that no other task touches;
         // x holds `rows` rows of K contiguous values from `row` on; the scratch holds outputs rows of at least K values.
         unsafe {
-            gemm::gemm(
+            ::gemm::gemm(
                 rows,
                 outputs,
                 inner,
@@ -205,14 +204,14 @@ impl Dots<'_, '_> {
         let Product { x_rows, w, bias, store, target, .. } = self.product;
         let mut x: [&[f32]; R] = [&[]; R];
         for (m, x) in x.iter_mut().enumerate() {
-            if let Typed::F32(row) = x_rows.row(first + m) {
+            if let FloatSlice::F32(row) = x_rows.row(first + m) {
                 *x = row;
             }
         }
         let values = match w.row(n) {
-            Typed::F32(w) => dots(simd, x, w),
-            Typed::F16(w) => dots(simd, x, w),
-            Typed::Bf16(w) => dots(simd, x, w),
+            FloatSlice::F32(w) => dots(simd, x, w),
+            FloatSlice::F16(w) => dots(simd, x, w),
+            FloatSlice::Bf16(w) => dots(simd, x, w),
         };
         let bias = bias.map_or(0.0, |bias| bias[n]);
         for (m, value) in values.into_iter().enumerate() {
@@ -233,7 +232,7 @@ fn dots<I: Instructions, W: Lane, const R: usize>(simd: I, x: [&[f32]; R], w: &[
     let x = x.map(|x| x.as_chunks::<{ CHAINS * LANES }>());
     for (i, w) in w_blocks.iter().enumerate() {
         // The next outputs' weights follow these.
-        tile::fetch_behind(w.as_ptr(), w.len());
+        prefetch::prefetch_behind(w.as_ptr(), w.len());
         for (chain, w) in w.as_chunks::<LANES>().0.iter().enumerate() {
             let w = W::load(simd, w);
             for (sums, (x, _)) in sums.iter_mut().zip(&x) {
@@ -280,9 +279,9 @@ impl Vectorized for Widen<'_, '_> {
         for (n, target) in self.target.chunks_exact_mut(self.stride).enumerate() {
             let target = &mut target[..self.w.columns];
             match self.w.row(self.first + n) {
-                Typed::F32(row) => target.copy_from_slice(row),
-                Typed::F16(row) => widen(simd, row, target),
-                Typed::Bf16(row) => widen(simd, row, target),
+                FloatSlice::F32(row) => target.copy_from_slice(row),
+                FloatSlice::F16(row) => widen(simd, row, target),
+                FloatSlice::Bf16(row) => widen(simd, row, target),
             }
         }
     }

@@ -2,19 +2,12 @@
 
 use std::ops::Range;
 
-use ndarray::ArrayView2;
-use rayon::prelude::*;
-
-use crate::buffer::Buffer;
-use crate::convert;
-use crate::epilogue::excess;
-use crate::input::row_stride;
-use crate::kernel::Dispatch;
-use crate::matrix::IntegerTarget;
-use crate::panel::{PanelProduct, Whole};
-use crate::pool::{self, Taken};
-use crate::tile::{Ahead, Destination, Instructions, Operands, PANEL, Tile, TileKernel, Vectorized};
-use crate::weight::{PackedWeight, padded};
+use super::microkernel::Microkernel;
+use super::operands::{Ahead, Operands};
+use crate::layout::{NR, padded};
+use crate::pool::{self, WorkItems};
+use crate::prefetch::Destination;
+use crate::weight::PackedWeight;
 
 /// Multiply-adds below which a problem stays on the calling thread: 64 of them take a cycle, so this is some 10 µs,
 /// about what waking a sleeping thread costs.
@@ -29,9 +22,6 @@ const BLOCKS_PER_THREAD: usize = 4;
 /// Rows for each thread from which on each multiplies rows of its own, by all weights: mostly rows that it has quantised, which are
 /// still in its cache, and its results share no cache line with another's.
 const OWN_ROWS: usize = 256;
-
-/// Rows of codes that a task copies.
-const SHIFT_ROWS: usize = 16;
 
 /// Bytes of input codes that a block goes through, or up to a quarter more, in whole tiles: half of the 2 MiB of L2 that cores
 /// with AMX have. From L3, AMX tiles were measured to load half as fast.
@@ -59,7 +49,7 @@ impl Grid {
         // wake up, which short products of few rows do not make up for.
         let inside = rayon::current_thread_index().is_some();
         let rows = if inside { self.rows.max(READING_ROWS) } else { self.rows };
-        rows * self.panels * PANEL * self.inner >= SERIAL_WORK && rayon::current_num_threads() > 1
+        rows * self.panels * NR * self.inner >= SERIAL_WORK && rayon::current_num_threads() > 1
     }
 }
 
@@ -93,13 +83,13 @@ struct Cut {
 }
 
 impl Cut {
-    fn new<K: TileKernel>(grid: Grid, threads: usize) -> Self {
+    fn new<K: Microkernel>(grid: Grid, threads: usize) -> Self {
         let Grid { rows, panels, inner } = grid;
-        let rows = Rows { first: 0, count: rows, tile_rows: K::ROWS, step: K::ROW_STEP };
+        let rows = Rows { first: 0, count: rows, tile_rows: K::MR, step: K::MR_STEP };
         let tiles = rows.tiles().len();
         // Rows are cut when the panels alone give too few blocks, or when the codes of all rows would leave the cache.
         let for_threads = if threads == 1 { 1 } else { (threads * BLOCKS_PER_THREAD).div_ceil(panels) };
-        let in_cache = (INPUT_BYTES + INPUT_BYTES / 4) / (K::ROWS * inner).max(1);
+        let in_cache = (INPUT_BYTES + INPUT_BYTES / 4) / (K::MR * inner).max(1);
         let for_cache = tiles.div_ceil(in_cache.max(1));
         let own = if grid.rows >= OWN_ROWS * threads { threads } else { 1 };
         let count = for_threads.max(for_cache).next_multiple_of(own).min(tiles);
@@ -118,7 +108,7 @@ impl Cut {
 /// panels are fetched ahead.
 pub(crate) struct Blocks<'a> {
     cut: &'a Cut,
-    taken: Taken<'a>,
+    taken: WorkItems<'a>,
 }
 
 /// Some rows of a panel.
@@ -145,19 +135,19 @@ impl Iterator for Blocks<'_> {
 }
 
 /// Calls `run` once for each thread at work, with blocks that together cover the output exactly once.
-pub(crate) fn for_each_thread<K: TileKernel>(grid: Grid, tile: K, run: impl Fn(Blocks<'_>) + Sync) {
+pub(crate) fn for_each_thread<K: Microkernel>(grid: Grid, tile: K, run: impl Fn(Blocks<'_>) + Sync) {
     if grid.rows == 0 || grid.panels == 0 {
         return;
     }
     let threads = if grid.is_parallel() { rayon::current_num_threads() } else { 1 };
     let cut = Cut::new::<K>(grid, threads);
-    pool::share(cut.blocks(), threads, |taken| tile.scoped(|| run(Blocks { cut: &cut, taken })));
+    pool::partition(cut.blocks(), threads, |taken| tile.scoped(|| run(Blocks { cut: &cut, taken })));
 }
 
 /// The codes of x and the weight that tiles multiply.
 #[derive(Clone, Copy)]
 pub(crate) struct Factors<'a> {
-    /// `i8 [M, stride]` with the kernel's offset added, and `ROW_STEP` rows more.
+    /// `i8 [M, stride]` with the kernel's offset added, and `MR_STEP` rows more.
     pub(crate) codes: &'a [i8],
     /// Bytes between two rows of the codes: [`row_stride`].
     pub(crate) stride: usize,
@@ -168,9 +158,9 @@ impl<'a> Factors<'a> {
     /// The operands of the tiles of a panel, of which there are `count`: of the tile of this number, with these rows. `next`
     /// is the panel after it, `to` says where the result of rows from one on is stored.
     ///
-    /// They fulfil lines 1 to 3 of [`TileKernel`] for tiles of [`Rows::tiles`] within M.
+    /// They fulfil lines 1 to 3 of [`Microkernel`] for tiles of [`Rows::tiles`] within M.
     #[inline(always)]
-    pub(crate) fn operands<K: TileKernel>(
+    pub(crate) fn operands<K: Microkernel>(
         self,
         panel: usize,
         next: Option<usize>,
@@ -189,129 +179,7 @@ impl<'a> Factors<'a> {
             ldw: weight.row_bytes(),
             continued: false,
             to: Some(to(rows.start)),
-            ahead: Ahead::new::<K>(panel, next, (tile, count), rows.len()),
-        }
-    }
-}
-
-/// `a [M, K] · Wᵀ → i32 [M, N]`.
-pub(crate) struct Product<'a> {
-    /// Rows contiguous.
-    pub(crate) a: ArrayView2<'a, i8>,
-    pub(crate) weight: &'a PackedWeight,
-    pub(crate) target: IntegerTarget<'a>,
-    /// Memory for the codes as the tiles read them.
-    pub(crate) codes: &'a mut Buffer,
-}
-
-impl Dispatch for Product<'_> {
-    /// Whether the product was computed: it is not if there is a code of −128.
-    type Output = bool;
-
-    fn run<K: TileKernel>(self, tile: K) -> Self::Output {
-        let Self { a, weight, target, codes } = self;
-        let ((rows, inner), (outputs, _)) = (a.dim(), weight.dim());
-        let stride = row_stride(inner);
-        let grid = Grid::new(rows, weight);
-        codes.reserve((rows + K::ROW_STEP) * stride);
-        let shift = |(row, target): (usize, &mut [i8])| {
-            let codes = a.row(row).to_slice().unwrap_or_default();
-            tile.vectorize(ShiftCodes { codes, offset: K::OFFSET, target })
-        };
-        let targets = &mut codes.codes_mut()[..rows * stride];
-        let out_of_range = if grid.is_parallel() {
-            let targets = targets.par_chunks_exact_mut(stride).enumerate().with_min_len(SHIFT_ROWS);
-            targets.map(shift).reduce(|| false, |a, b| a | b)
-        } else {
-            targets.chunks_exact_mut(stride).enumerate().map(shift).fold(false, |a, b| a | b)
-        };
-        if out_of_range {
-            return false;
-        }
-        let (factors, sums) = (Factors { codes: codes.codes(), stride, weight }, &weight.columns().sums);
-        for_each_thread(grid, tile, |blocks| {
-            let mut product = Whole::new(tile);
-            for Block { rows, panel, next } in blocks {
-                let first = panel * PANEL;
-                let width = PANEL.min(outputs - first);
-                let to = |row| target.destination(row, first, width);
-                let tiles = rows.tiles();
-                let operands = factors.operands::<K>(panel, next, tiles.len(), to);
-                // SAFETY: lines 1 to 3: see `Factors`; line 4: threads are run inside `scoped`.
-                unsafe { product.start(panel, tiles.clone().enumerate().map(operands)) };
-                for (tile_index, rows) in tiles.enumerate() {
-                    // SAFETY: as before, and these are the operands of that number.
-                    let acc = unsafe { product.integers(tile_index, operands((tile_index, rows.clone()))) };
-                    let sums = &sums.as_chunks().0[panel];
-                    tile.vectorize(StoreTile {
-                        acc,
-                        rows,
-                        sums,
-                        offset: K::OFFSET,
-                        first,
-                        width,
-                        target: &target,
-                    });
-                }
-            }
-        });
-        true
-    }
-}
-
-/// `target = codes + offset`, modulo 2⁸; whether a code is −128.
-struct ShiftCodes<'a> {
-    codes: &'a [i8],
-    offset: u8,
-    target: &'a mut [i8],
-}
-
-impl Vectorized for ShiftCodes<'_> {
-    type Output = bool;
-
-    #[inline(always)]
-    fn call<I: Instructions>(self, _: I) -> bool {
-        let mut out_of_range = false;
-        for (target, code) in self.target.iter_mut().zip(self.codes) {
-            *target = convert::code_byte(i32::from(*code), self.offset);
-            out_of_range |= *code == i8::MIN;
-        }
-        out_of_range
-    }
-}
-
-/// Takes `offset·Σw` off a tile and stores it.
-struct StoreTile<'a> {
-    acc: &'a Tile<i32>,
-    rows: Range<usize>,
-    /// One for each output of the panel.
-    sums: &'a [i32; PANEL],
-    offset: u8,
-    /// First output, and how many exist.
-    first: usize,
-    width: usize,
-    target: &'a IntegerTarget<'a>,
-}
-
-impl Vectorized for StoreTile<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<I: Instructions>(self, simd: I) {
-        let excess = excess(simd, i32::from(self.offset), self.sums);
-        for (acc, row) in self.acc.0.iter().zip(self.rows) {
-            let mut corrected = [0; PANEL];
-            // SAFETY: blocks do not overlap, and row < M, first + width ≤ N.
-            let target = unsafe { self.target.slice(row, self.first, self.width) };
-            let whole = target.len() == PANEL;
-            let to = if whole { &mut *target } else { &mut corrected[..] };
-            let parts = acc.as_chunks().0.iter().zip(&excess);
-            for ((acc, excess), to) in parts.zip(to.as_chunks_mut().0) {
-                simd.store_int(simd.add_int(simd.load_int(acc), *excess), to);
-            }
-            if !whole {
-                target.copy_from_slice(&corrected[..target.len()]);
-            }
+            ahead: Ahead::new(K::alone(rows.len()), panel, next, (tile, count)),
         }
     }
 }

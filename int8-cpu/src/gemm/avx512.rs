@@ -7,15 +7,12 @@ use std::arch::x86_64::*;
 
 use int8_core::GROUP;
 
-use super::{
-    Alone, GroupColumns, GroupKernel, GroupOperands, K_STEP, LANES, Lane, Operands, OuterOperands, PANEL,
-    StoredColumns, Tile, TileKernel, Vectorized, is_amd,
-};
-use crate::kernel::{Avx512Vnni, Layout};
-
-/// The AVX-512 VNNI tile functions.
-#[derive(Clone, Copy)]
-pub(crate) struct Avx512Tile(pub(crate) Avx512Vnni);
+use super::microkernel::{GroupMicrokernel, Microkernel};
+use super::operands::{Alone, GroupChannels, GroupOperands, Operands, OuterOperands, StoredChannels, Tile};
+use crate::layout::{K_STEP, Layout, NR};
+use crate::prefetch::is_amd;
+use crate::simd::{LANES, Lane};
+use crate::tokens::Avx512Vnni;
 
 /// Calls `$function::<R, …>` for the R that equals `$rows`, 1 to 12.
 macro_rules! by_rows {
@@ -37,12 +34,11 @@ macro_rules! by_rows {
     };
 }
 
-// SAFETY: line 7: made from an `Avx512Vnni` token, which stands for every feature enabled below. Line 8: ROWS = 12, and
+// SAFETY: line 7: made from an `Avx512Vnni` token, which stands for every feature enabled below. Line 8: MR = 12, and
 // each function stores rows 0..R with R = rows.
-unsafe impl TileKernel for Avx512Tile {
+unsafe impl Microkernel for Avx512Vnni {
     /// 12 rows × 2 registers = 24 accumulators, 2 registers of weights and a broadcast: 27 of 32.
-    const ROWS: usize = 12;
-    const OFFSET: u8 = 128;
+    const MR: usize = 12;
 
     /// In turns on Zen 4, 4096×4096, against 4 KiB: four rows take 40 % less time on one thread and 10 to 20 % on two, eight rows
     /// 20 to 30 % less on one and 15 to 40 % on two; one row as long or, in a model, a little longer.
@@ -61,28 +57,23 @@ unsafe impl TileKernel for Avx512Tile {
 
     unsafe fn outer<W: Lane>(self, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
         // SAFETY: lines 5 and 6 are passed on; line 7 for the instructions.
-        unsafe { outer_tile(self.0, operands, &mut acc.0) }
-    }
-
-    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-        // SAFETY: line 7.
-        unsafe { vectorize(self.0, job) }
+        unsafe { outer_tile(self, operands, &mut acc.0) }
     }
 }
 
 /// # Safety
-/// Lines 1 to 4 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
+/// Lines 1 to 4 of [`Microkernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, ahead, .. } = operands;
-    operands.fetch_result();
+    operands.prefetch_result();
     let mut sums = [[_mm512_setzero_si512(); 2]; R];
     for chunk in (0..k).step_by(K_STEP) {
-        ahead.fetch(chunk);
+        ahead.prefetch(chunk);
         for offset in (chunk..chunk + K_STEP).step_by(4) {
-            // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, aligned.
+            // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·NR on lie in the panel, aligned.
             let w = unsafe {
-                let at = panel.add(offset * PANEL);
+                let at = panel.add(offset * NR);
                 [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
             };
             for (r, sum) in sums.iter_mut().enumerate() {
@@ -120,7 +111,7 @@ macro_rules! by_group_rows {
 }
 
 // SAFETY: line 10: `group_product` is its own. Line 8: the parts cover rows 0..rows, each stores its own.
-unsafe impl GroupKernel for Avx512Tile {
+unsafe impl GroupMicrokernel for Avx512Vnni {
     unsafe fn group_product(self, operands: GroupOperands, product: &mut Tile<f32>) {
         // SAFETY: lines 1 to 4 and 9 are passed on; line 7 for the instructions.
         unsafe { group_products(operands, product) }
@@ -129,32 +120,32 @@ unsafe impl GroupKernel for Avx512Tile {
     /// 4 rows × 4 accumulators, 2 of code sums, weights, constants and temporaries.
     const FEW_ROWS: usize = 4;
 
-    unsafe fn group_product_stored(self, operands: GroupOperands<StoredColumns>, product: &mut Tile<f32>) {
+    unsafe fn group_product_stored(self, operands: GroupOperands<StoredChannels>, product: &mut Tile<f32>) {
         // SAFETY: as above.
         unsafe { group_products(operands, product) }
     }
 
-    fn group_sums(self, _: Layout, panel: &[i8], sums: &mut [[f32; PANEL]]) {
+    fn group_sums(self, _: Layout, panel: &[i8], sums: &mut [[f32; NR]]) {
         // SAFETY: line 7 for the instructions.
         unsafe { group_sums(panel, sums) }
     }
 }
 
-/// Constants of one panel's columns, 16 at a time.
-trait Constants: Copy {
+/// ChannelParameters of one panel's columns, 16 at a time.
+trait ChannelParameters: Copy {
     /// Whether the code sums are those that the product itself adds up.
     const ADDS_UP: bool;
 
     fn has_zero_points(self) -> bool;
 
-    /// Steps, code sums and zero points from index `at` on of `[groups, PANEL]`; `added` are the sums of the product.
+    /// Steps, code sums and zero points from index `at` on of `[groups, NR]`; `added` are the sums of the product.
     ///
     /// # Safety
-    /// Line 9 of [`GroupKernel`], with 16 columns at `at`, and the processor has AVX-512.
+    /// Line 9 of [`GroupMicrokernel`], with 16 columns at `at`, and the processor has AVX-512.
     unsafe fn load(self, at: usize, added: __m512i) -> [__m512; 3];
 }
 
-impl Constants for GroupColumns {
+impl ChannelParameters for GroupChannels {
     const ADDS_UP: bool = false;
 
     fn has_zero_points(self) -> bool {
@@ -174,7 +165,7 @@ impl Constants for GroupColumns {
     }
 }
 
-impl Constants for StoredColumns {
+impl ChannelParameters for StoredChannels {
     const ADDS_UP: bool = true;
 
     fn has_zero_points(self) -> bool {
@@ -201,10 +192,10 @@ impl Constants for StoredColumns {
 /// All rows of a tile, as many at a time as the registers hold.
 ///
 /// # Safety
-/// Lines 1 to 4 of [`TileKernel`] and 9 of [`GroupKernel`], and the processor has AVX-512 VNNI.
-unsafe fn group_products<C: Constants>(operands: GroupOperands<C>, product: &mut Tile<f32>) {
+/// Lines 1 to 4 of [`Microkernel`] and 9 of [`GroupMicrokernel`], and the processor has AVX-512 VNNI.
+unsafe fn group_products<C: ChannelParameters>(operands: GroupOperands<C>, product: &mut Tile<f32>) {
     let GroupOperands { codes, x, ldx, columns } = operands;
-    codes.fetch_result();
+    codes.prefetch_result();
     let parts = codes.rows.div_ceil(GROUP_ROWS);
     for part in 0..parts {
         let (first, end) = (codes.rows * part / parts, codes.rows * (part + 1) / parts);
@@ -223,12 +214,12 @@ unsafe fn group_products<C: Constants>(operands: GroupOperands<C>, product: &mut
 }
 
 /// # Safety
-/// Lines 1 to 4 of [`TileKernel`] and 9 of [`GroupKernel`] with `rows = R`, and the processor has the enabled features.
+/// Lines 1 to 4 of [`Microkernel`] and 9 of [`GroupMicrokernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: Constants>(
+unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: ChannelParameters>(
     operands: GroupOperands<C>,
     fetch: bool,
-    product: &mut [[f32; PANEL]],
+    product: &mut [[f32; NR]],
 ) {
     let GroupOperands { codes: Operands { a, lda, panel, k, ahead, .. }, x, ldx, columns } = operands;
     let ones = _mm512_set1_epi8(1);
@@ -236,14 +227,14 @@ unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: Constants>(
     for group in 0..k / GROUP {
         let first = group * GROUP;
         if fetch && first.is_multiple_of(K_STEP) {
-            ahead.fetch(first);
+            ahead.prefetch(first);
         }
         let mut acc = [[_mm512_setzero_si512(); 2]; R];
         let mut added = [_mm512_setzero_si512(); 2];
         for offset in (first..first + GROUP).step_by(4) {
-            // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·PANEL on lie in the panel, aligned.
+            // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·NR on lie in the panel, aligned.
             let w = unsafe {
-                let at = panel.add(offset * PANEL);
+                let at = panel.add(offset * NR);
                 [_mm512_load_si512(at.cast()), _mm512_load_si512(at.add(64).cast())]
             };
             if C::ADDS_UP {
@@ -259,8 +250,7 @@ unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: Constants>(
         }
         for half in 0..2 {
             // SAFETY: line 9: group < k/GROUP.
-            let [steps, sums, zero_points] =
-                unsafe { columns.load(group * PANEL + half * PANEL / 2, added[half]) };
+            let [steps, sums, zero_points] = unsafe { columns.load(group * NR + half * NR / 2, added[half]) };
             for (r, (acc, y)) in acc.iter().zip(&mut y).enumerate() {
                 // SAFETY: line 9: r < rows.
                 let terms = unsafe { &*x.add(r * ldx + group) };
@@ -286,11 +276,11 @@ unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: Constants>(
 /// # Safety
 /// The processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn group_sums(panel: &[i8], sums: &mut [[f32; PANEL]]) {
+unsafe fn group_sums(panel: &[i8], sums: &mut [[f32; NR]]) {
     let ones = _mm512_set1_epi8(1);
-    for (quads, sums) in panel.as_chunks::<{ GROUP * PANEL }>().0.iter().zip(sums) {
+    for (quads, sums) in panel.as_chunks::<{ GROUP * NR }>().0.iter().zip(sums) {
         let mut totals = [_mm512_setzero_si512(); 2];
-        for row in quads.as_chunks::<{ 4 * PANEL }>().0 {
+        for row in quads.as_chunks::<{ 4 * NR }>().0 {
             // SAFETY: 128 bytes.
             let w = unsafe {
                 [_mm512_loadu_si512(row.as_ptr().cast()), _mm512_loadu_si512(row.as_ptr().add(64).cast())]
@@ -309,10 +299,10 @@ unsafe fn group_sums(panel: &[i8], sums: &mut [[f32; PANEL]]) {
 /// As `outer` for any number of rows, twelve at a time.
 ///
 /// # Safety
-/// Lines 5 and 6 of [`TileKernel`] with `rows ≤ MAX_ROWS`, and the processor has AVX-512 VNNI.
+/// Lines 5 and 6 of [`Microkernel`] with `rows ≤ MAX_MR`, and the processor has AVX-512 VNNI.
 pub(super) unsafe fn outer_rows<W: Lane>(token: Avx512Vnni, operands: OuterOperands<W>, acc: &mut Tile<f32>) {
-    for first in (0..operands.rows).step_by(Avx512Tile::ROWS) {
-        let rows = Avx512Tile::ROWS.min(operands.rows - first);
+    for first in (0..operands.rows).step_by(Avx512Vnni::MR) {
+        let rows = Avx512Vnni::MR.min(operands.rows - first);
         // SAFETY: lines 5 and 6 for these rows; rows of the tile are 128 bytes, so each is aligned as the first.
         unsafe {
             let part = OuterOperands { x: operands.x.add(first * operands.ldx), rows, ..operands };
@@ -322,8 +312,8 @@ pub(super) unsafe fn outer_rows<W: Lane>(token: Avx512Vnni, operands: OuterOpera
 }
 
 /// # Safety
-/// Lines 5 and 6 of [`TileKernel`] with `rows ≤ 12`, and the processor has AVX-512 VNNI.
-unsafe fn outer_tile<W: Lane>(token: Avx512Vnni, operands: OuterOperands<W>, acc: &mut [[f32; PANEL]]) {
+/// Lines 5 and 6 of [`Microkernel`] with `rows ≤ 12`, and the processor has AVX-512 VNNI.
+unsafe fn outer_tile<W: Lane>(token: Avx512Vnni, operands: OuterOperands<W>, acc: &mut [[f32; NR]]) {
     // SAFETY: lines 5 and 6 are passed on, and the instructions are there.
     unsafe {
         if operands.streamed {
@@ -335,21 +325,21 @@ unsafe fn outer_tile<W: Lane>(token: Avx512Vnni, operands: OuterOperands<W>, acc
 }
 
 /// # Safety
-/// Lines 5 and 6 of [`TileKernel`] with `rows = R`, and the processor has the enabled features.
+/// Lines 5 and 6 of [`Microkernel`] with `rows = R`, and the processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn outer<const R: usize, W: Lane, const STREAMED: bool>(
     token: Avx512Vnni,
     operands: OuterOperands<W>,
-    acc: &mut [[f32; PANEL]],
+    acc: &mut [[f32; NR]],
 ) {
     let OuterOperands { x, ldx, w, count, .. } = operands;
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     for o in 0..count {
         if STREAMED {
-            operands.fetch(o);
+            operands.prefetch(o);
         }
         // SAFETY: line 6: o < count.
-        let w = unsafe { &*w.add(o * PANEL).cast::<[[W; LANES]; 2]>() };
+        let w = unsafe { &*w.add(o * NR).cast::<[[W; LANES]; 2]>() };
         let w = [W::load(token, &w[0]), W::load(token, &w[1])];
         for (r, sum) in sums.iter_mut().enumerate() {
             // SAFETY: line 5: r < rows and o < count.
@@ -365,11 +355,4 @@ unsafe fn outer<const R: usize, W: Lane, const STREAMED: bool>(
             _mm512_store_ps(row.as_mut_ptr().add(16), sum[1]);
         }
     }
-}
-
-/// # Safety
-/// The processor has the enabled features.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn vectorize<V: Vectorized>(token: Avx512Vnni, job: V) -> V::Output {
-    job.call(token)
 }
