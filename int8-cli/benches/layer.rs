@@ -32,7 +32,7 @@ use int8_core::corpus::Random;
 use int8_core::{
     Config, Element, Encoding, Granularity, OutlierGranularity, OutlierRule, RowStatistic, Scheme,
 };
-use int8_cpu::{Kernel, PackedWeight, Resident, int8_product_into, probe};
+use int8_cpu::{ArenaSlice, Kernel, PackedWeight, int8_product_into, probe};
 use ndarray::{Array1, Array2, ArrayView2};
 use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmOptions};
 use rten_tensor::NdTensorView;
@@ -90,7 +90,7 @@ fn shape(machine: &Machine, sizes: (usize, usize, usize), options: &Options) -> 
     let rten_weights: Vec<_> = (0..if peers { effort.copies(n * k) } else { 0 })
         .map(|_| executor.prepack_b(NdTensorView::from_data([k, n], w_transposed.as_slice())))
         .collect();
-    let mut rten_out = Resident::<i32>::zeroed(m * n);
+    let mut rten_out = ArenaSlice::<i32>::zeroed(m * n);
     let mut others: Vec<Contestant<'_>> = Vec::new();
     if peers {
         others.push(Box::new(|i| {

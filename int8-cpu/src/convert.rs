@@ -1,5 +1,4 @@
-//! Every numeric conversion of this crate that can lose something, each with the reason why it does not, and the
-//! views of a generic element slice as the type it is.
+//! Every numeric conversion of this crate that can lose something, each with the reason why it does not.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -8,10 +7,7 @@
     reason = "this is the one file where they are decided; each function says why its conversion is right"
 )]
 
-use std::any::TypeId;
-
-use half::{bf16, f16};
-use int8_core::Element;
+use half::bf16;
 
 /// 1.5·2²³: adding it to an `f32` of magnitude at most 2²² rounds that number to an integer, half to even, and leaves
 /// the integer in the low bits of the sum. One addition where the baseline instruction sets have no rounding.
@@ -110,48 +106,6 @@ pub(crate) fn f32_to_bf16(value: f32) -> bf16 {
     let quiet = (bits >> 16) | 0x40;
     let is_nan = bits & 0x7FFF_FFFF > 0x7F80_0000;
     bf16::from_bits((if is_nan { quiet } else { rounded }) as u16)
-}
-
-/// Some elements, as the type they are.
-#[derive(Clone, Copy)]
-pub(crate) enum Typed<'a> {
-    F32(&'a [f32]),
-    F16(&'a [f16]),
-    Bf16(&'a [bf16]),
-}
-
-impl Typed<'_> {
-    /// How many.
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::F32(values) => values.len(),
-            Self::F16(values) => values.len(),
-            Self::Bf16(values) => values.len(),
-        }
-    }
-}
-
-/// Which of the three element types a pointer points to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    F32,
-    F16,
-    Bf16,
-}
-
-impl Kind {
-    /// [`Element`] is sealed over these three.
-    pub(crate) fn of<T: Element>() -> Self {
-        let id = TypeId::of::<T>();
-        if id == TypeId::of::<f32>() {
-            Self::F32
-        } else if id == TypeId::of::<f16>() {
-            Self::F16
-        } else {
-            debug_assert_eq!(id, TypeId::of::<bf16>());
-            Self::Bf16
-        }
-    }
 }
 
 #[cfg(test)]

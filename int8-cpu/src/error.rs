@@ -1,6 +1,6 @@
 //! What can go wrong, in three families: the caller's mistake, unsupported here, failure of the caller's column source.
 
-use crate::kernel::Layout;
+use crate::layout::Layout;
 
 /// An error of this crate, with the operands' shapes in its message.
 #[derive(Debug, thiserror::Error)]

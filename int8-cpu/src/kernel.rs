@@ -1,133 +1,17 @@
 //! Which kernels exist, which of them run on this processor, and how one is chosen.
-//!
-//! A kernel is a capability token: a zero-sized value that only exists when the processor was asked and said yes, so
-//! holding one is the proof that its instructions may be executed.
 
 use std::fmt;
 
-use crate::Error;
-use crate::tile::{self, GroupKernel, TileKernel};
+use crate::error::Error;
+use crate::layout::Layout;
+use crate::tokens::Portable;
+#[cfg(target_arch = "x86_64")]
+use crate::tokens::{AmxInt8, Avx2, Avx512Vnni, AvxVnni};
+#[cfg(target_arch = "aarch64")]
+use crate::tokens::{NeonDotprod, NeonI8mm};
 
 /// The environment variable that forces a kernel by name.
 pub const KERNEL_VARIABLE: &str = "INT8_KERNEL";
-
-/// How the codes of a weight lie in memory. Both keep panels of 32 output rows with K padded to a multiple of 64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Layout {
-    /// Each row of a panel lies contiguous: `i8 [N/32, 32, K]`.
-    Rows,
-    /// Four consecutive codes of a row, then those of the next row: `i8 [N/32, K/4, 32, 4]`. What the four-way dot
-    /// product instructions and the AMX tiles read.
-    Quads,
-}
-
-/// Evidence that the portable kernel can run: always there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Portable(());
-
-impl Portable {
-    /// Always succeeds.
-    pub fn new() -> Option<Self> {
-        Some(Self(()))
-    }
-}
-
-macro_rules! token {
-    ($(#[$doc:meta])* $name:ident, $detect:expr) => {
-        $(#[$doc])*
-        #[cfg(target_arch = "x86_64")]
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub struct $name(());
-
-        #[cfg(target_arch = "x86_64")]
-        impl $name {
-            /// Asks the processor (the answer is cached by the standard library).
-            pub fn new() -> Option<Self> {
-                $detect.then_some(Self(()))
-            }
-        }
-    };
-}
-
-token!(
-    /// Evidence of AVX2, FMA and F16C.
-    Avx2,
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
-);
-token!(
-    /// Evidence of AVX-VNNI (the 256-bit dot product of processors without AVX-512), with AVX2, FMA and F16C.
-    AvxVnni,
-    Avx2::new().is_some() && is_x86_feature_detected!("avxvnni")
-);
-token!(
-    /// Evidence of AVX-512 F, BW, VL, DQ and VNNI, with FMA and F16C.
-    Avx512Vnni,
-    Avx2::new().is_some()
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512vnni")
-);
-
-token!(
-    /// Evidence of AMX-TILE and AMX-INT8, of the system's permission to use them, and of AVX-512 VNNI and BF16, which every
-    /// processor with AMX has.
-    AmxInt8,
-    tile::amx::detect()
-);
-
-#[cfg(target_arch = "x86_64")]
-impl AmxInt8 {
-    /// It includes AVX-512 VNNI.
-    pub fn avx512(self) -> Avx512Vnni {
-        Avx512Vnni(())
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl AvxVnni {
-    /// It includes AVX2.
-    pub fn avx2(self) -> Avx2 {
-        Avx2(())
-    }
-}
-
-/// Evidence of the dot-product extension of AArch64.
-#[cfg(target_arch = "aarch64")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct NeonDotprod(());
-
-#[cfg(target_arch = "aarch64")]
-impl NeonDotprod {
-    /// Asks the processor (the answer is cached by the standard library).
-    pub fn new() -> Option<Self> {
-        std::arch::is_aarch64_feature_detected!("dotprod").then_some(Self(()))
-    }
-
-    /// The portable functions run everywhere.
-    pub fn portable(self) -> Portable {
-        Portable(())
-    }
-}
-
-/// Evidence of the 8-bit matrix multiplication of AArch64.
-#[cfg(target_arch = "aarch64")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct NeonI8mm(());
-
-#[cfg(target_arch = "aarch64")]
-impl NeonI8mm {
-    /// Asks the processor (the answer is cached by the standard library).
-    pub fn new() -> Option<Self> {
-        std::arch::is_aarch64_feature_detected!("i8mm").then_some(Self(()))
-    }
-
-    /// The portable functions run everywhere.
-    pub fn portable(self) -> Portable {
-        Portable(())
-    }
-}
 
 /// A kernel that this processor can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -189,7 +73,7 @@ impl Kernel {
             kernels.extend(NeonI8mm::new().map(Self::NeonI8mm));
             kernels.extend(NeonDotprod::new().map(Self::NeonDotprod));
         }
-        kernels.push(Self::Portable(Portable(())));
+        kernels.push(Self::Portable(Portable::ALWAYS));
         kernels
     }
 
@@ -255,12 +139,23 @@ impl Kernel {
         }
     }
 
+    /// The kernel that multiplies with quantization parameters for groups of K: itself, but for AMX. A group of 32 is half a
+    /// tile register, and tiles would have to be stored after each group, so AVX-512 VNNI, which reads the same layout, is
+    /// faster.
+    pub(crate) fn for_groups(self) -> Self {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxInt8(token) => Self::Avx512Vnni(token.avx512()),
+            kernel => kernel,
+        }
+    }
+
     /// The layout in which it reads a weight.
     pub fn layout(self) -> Layout {
         match self {
             Self::Portable(_) => Layout::Rows,
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            _ => Layout::Quads,
+            _ => Layout::VnniK4,
         }
     }
 }
@@ -268,60 +163,5 @@ impl Kernel {
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
-    }
-}
-
-/// A computation that is generic over the kernel's tile functions.
-pub(crate) trait Dispatch {
-    type Output;
-    fn run<T: TileKernel>(self, tile: T) -> Self::Output;
-}
-
-impl Kernel {
-    pub(crate) fn dispatch<D: Dispatch>(self, job: D) -> D::Output {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::AmxInt8(token) => job.run(tile::amx::AmxTile(token)),
-            kernel => kernel.dispatch_groups(WithGroups(job)),
-        }
-    }
-}
-
-/// A computation that is generic over the functions for groups of K.
-pub(crate) trait DispatchGroups {
-    type Output;
-    fn run<T: GroupKernel>(self, tile: T) -> Self::Output;
-}
-
-/// A computation for any kernel, for one that has groups.
-struct WithGroups<D>(D);
-
-impl<D: Dispatch> DispatchGroups for WithGroups<D> {
-    type Output = D::Output;
-
-    fn run<T: GroupKernel>(self, tile: T) -> Self::Output {
-        self.0.run(tile)
-    }
-}
-
-impl Kernel {
-    /// The kernel itself, but for AMX: a group of 32 is half a tile register, and what a tile multiplies would have to be
-    /// stored after each, so that AVX-512 VNNI, which reads the same layout, is faster.
-    pub(crate) fn dispatch_groups<D: DispatchGroups>(self, job: D) -> D::Output {
-        match self {
-            Self::Portable(token) => job.run(tile::portable::PortableTile(token)),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2(token) => job.run(tile::avx2::Avx2Tile(token)),
-            #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni(token) => job.run(tile::avx2::AvxVnniTile(token)),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(token) => job.run(tile::avx512::Avx512Tile(token)),
-            #[cfg(target_arch = "x86_64")]
-            Self::AmxInt8(token) => job.run(tile::avx512::Avx512Tile(token.avx512())),
-            #[cfg(target_arch = "aarch64")]
-            Self::NeonI8mm(token) => job.run(tile::i8mm::I8mmTile(token)),
-            #[cfg(target_arch = "aarch64")]
-            Self::NeonDotprod(token) => job.run(tile::neon::NeonTile(token)),
-        }
     }
 }

@@ -27,7 +27,7 @@
 //!
 //! The best one that the processor offers is taken ([`Kernel::select`]); the environment variable `INT8_KERNEL` forces
 //! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. Wrapping a
-//! step of a model in [`pool::awake`] saves entering the pool and waking its threads for each layer.
+//! step of a model in [`pool::spin_during`] saves entering the pool and waking its threads for each layer.
 //!
 //! `amx-int8` rounds results to bf16 with the processor's instruction for it, which takes f32 below 2⁻¹²⁶ = 1.2e-38 for 0 (but
 //! for products with constants for groups, which `avx512-vnni` computes).
@@ -52,51 +52,37 @@
 //! ```
 //!
 //! All unsafe code of the project's CPU side is here: vector instructions in `tile`, typed views of memory in `matrix`,
-//! `convert`, `buffer` and `resident`. The contract of the tile functions is stated once, on the trait `TileKernel`, and cited by
+//! `convert`, `buffer` and `resident`. The contract of the tile functions is stated once, on the trait `Microkernel`, and cited by
 //! line wherever they are called.
 #![allow(unsafe_code, reason = "vector instructions, typed views of memory and mappings need it")]
 
+mod arena;
 mod buffer;
-mod builder;
 mod convert;
-mod driver;
 mod epilogue;
 mod error;
 pub mod float;
-mod groups;
-mod halves;
-mod input;
+mod gemm;
 pub mod kernel;
+mod layout;
 mod linear;
 mod matrix;
-mod one_pass;
-mod outlier;
-mod panel;
+mod pack;
 pub mod pool;
+mod prefetch;
 pub mod probe;
-mod quantize;
-mod resident;
-mod rows;
-mod tile;
+mod prologue;
+mod simd;
+pub mod tokens;
 pub mod verify;
-mod weight;
 
-pub use builder::{PackedWeightBuilder, WeightRows};
+pub use arena::ArenaSlice;
+pub use epilogue::outliers::{ExactColumn, ExactColumns, OutlierWeights};
 pub use error::Error;
-pub use kernel::{Kernel, Layout};
-pub use linear::{LinearStats, Store, int8_product, int8_product_into, linear};
-pub use outlier::{ExactColumn, ExactColumns, OutlierWeights};
-pub use quantize::{RowQuantizer, quantize_rows};
-pub use resident::Resident;
-pub use weight::PackedWeight;
-
-use ndarray::ArrayView2;
-
-/// Checks that the rows of a matrix are contiguous.
-fn rows_of<T>(matrix: ArrayView2<'_, T>, what: &'static str) -> Result<(), Error> {
-    let (rows, columns) = matrix.dim();
-    if columns <= 1 || rows == 0 || matrix.strides()[1] == 1 {
-        return Ok(());
-    }
-    Err(Error::NotRowMajor { what, rows, columns, strides: matrix.strides().to_vec() })
-}
+pub use kernel::Kernel;
+pub use layout::Layout;
+pub use linear::{LinearStats, int8_product, int8_product_into, linear};
+pub use matrix::Store;
+pub use pack::builder::{PackedWeightBuilder, WeightRows};
+pub use pack::rows::{RowQuantizer, quantize_rows};
+pub use pack::weight::PackedWeight;

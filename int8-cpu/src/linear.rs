@@ -8,27 +8,22 @@ use int8_core::{Config, Element, Error as CoreError, Granularity};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::buffer::Buffer;
-use crate::driver::{self, Block, Factors, Grid};
-use crate::epilogue::{Finish, OutlierPart, PanelTerms, SparseRow};
-use crate::groups::Grouped;
-use crate::input::{Input, InputGroups, Outliers, Quantizer};
-use crate::kernel::{Dispatch, DispatchGroups};
-use crate::matrix::{IntegerTarget, Source, Target};
-use crate::outlier::{Columns, FillPanel, OutlierWeights};
-use crate::panel::{PanelProduct, Whole};
-use crate::tile::{GroupKernel, MAX_ROWS, OuterOperands, PANEL, Tile, TileKernel};
-use crate::weight::PackedWeight;
-use crate::{Error, pool, rows_of};
-
-/// What becomes of a result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Store {
-    /// `out = y`.
-    #[default]
-    Overwrite,
-    /// `out = out + y`, added in f32 and rounded once: a residual connection.
-    Accumulate,
-}
+use crate::epilogue::dequantize::{Epilogue, OutlierPart, PanelTerms, SparseRow};
+use crate::epilogue::outliers::{Columns, FillPanel, OutlierWeights};
+use crate::error::Error;
+use crate::gemm::dispatch::{DispatchGemm, DispatchGroups};
+use crate::gemm::groups::Grouped;
+use crate::gemm::integer;
+use crate::gemm::microkernel::{GroupMicrokernel, Microkernel};
+use crate::gemm::operands::{OuterOperands, Tile};
+use crate::gemm::panel::{PanelProduct, Whole};
+use crate::gemm::schedule::{self, Block, Factors, Grid};
+use crate::layout::{MAX_MR, NR};
+use crate::matrix::{IntegerTarget, Source, Store, Target, rows_of};
+use crate::pack::weight::PackedWeight;
+use crate::pool;
+use crate::prologue::outliers::Outliers;
+use crate::prologue::quantizer::{Input, InputGroups, Quantizer};
 
 /// What a call found in its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -79,7 +74,7 @@ pub fn linear<X: Element, Y: Element>(
         if config.input_granularity == Granularity::Group || weight.groups().is_some() {
             weight.kernel().dispatch_groups(job)
         } else {
-            weight.kernel().dispatch(job)
+            weight.kernel().dispatch_gemm(job)
         }
     })
 }
@@ -99,10 +94,10 @@ struct Linear<'a> {
     target: Target<'a>,
 }
 
-impl Dispatch for Linear<'_> {
+impl DispatchGemm for Linear<'_> {
     type Output = Result<LinearStats, Error>;
 
-    fn run<K: TileKernel>(self, tile: K) -> Self::Output {
+    fn run<K: Microkernel>(self, tile: K) -> Self::Output {
         self.run_with(tile, InputGroups::None, || Whole::new(tile))
     }
 }
@@ -110,7 +105,7 @@ impl Dispatch for Linear<'_> {
 impl DispatchGroups for Linear<'_> {
     type Output = Result<LinearStats, Error>;
 
-    fn run<K: GroupKernel>(self, tile: K) -> Self::Output {
+    fn run<K: GroupMicrokernel>(self, tile: K) -> Self::Output {
         let weight = self.weight;
         let groups = if weight.has_zero_points() { InputGroups::WithRests } else { InputGroups::Plain };
         self.run_with(tile, groups, || Grouped::new(tile, weight))
@@ -119,7 +114,7 @@ impl DispatchGroups for Linear<'_> {
 
 impl Linear<'_> {
     /// Quantises the input and computes all blocks, each thread with a product of its own.
-    fn run_with<K: TileKernel, P: PanelProduct>(
+    fn run_with<K: Microkernel, P: PanelProduct>(
         self,
         tile: K,
         groups: InputGroups,
@@ -132,7 +127,7 @@ impl Linear<'_> {
         let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
         let layer = Layer { tile, input: &input, weight, columns: &columns, bias, store, target };
         let grid = Grid::new(x.rows, weight);
-        driver::for_each_thread(grid, tile, |blocks| layer.compute(blocks, &mut product()));
+        schedule::for_each_thread(grid, tile, |blocks| layer.compute(blocks, &mut product()));
         CODES.set(input.codes);
         Ok(stats)
     }
@@ -149,12 +144,12 @@ struct Layer<'a, K> {
     target: Target<'a>,
 }
 
-impl<K: TileKernel> Layer<'_, K> {
-    fn compute(&self, blocks: driver::Blocks<'_>, product: &mut impl PanelProduct) {
+impl<K: Microkernel> Layer<'_, K> {
+    fn compute(&self, blocks: schedule::Blocks<'_>, product: &mut impl PanelProduct) {
         let Input { codes, stride, .. } = self.input;
         let factors = Factors { codes: codes.codes(), stride: *stride, weight: self.weight };
-        let mut outlier_panel = Buffer::zeroed(self.columns.len() * PANEL * 4);
-        let mut outlier_sums = Tile([[0.0_f32; PANEL]; MAX_ROWS]);
+        let mut outlier_panel = Buffer::zeroed(self.columns.len() * NR * 4);
+        let mut outlier_sums = Tile([[0.0_f32; NR]; MAX_MR]);
         for Block { rows, panel, next } in blocks {
             if self.columns.len() > 0 {
                 let target = outlier_panel.floats_mut();
@@ -162,8 +157,8 @@ impl<K: TileKernel> Layer<'_, K> {
             }
             let terms = PanelTerms::new(self.weight, panel, self.bias);
             if let Some(next) = next {
-                PanelTerms::fetch(self.weight, next);
-                self.columns.fetch(next);
+                PanelTerms::prefetch(self.weight, next);
+                self.columns.prefetch(next);
             }
             let (first, width) = terms.columns();
             let to = |row| self.target.destination(row, first, width);
@@ -176,7 +171,7 @@ impl<K: TileKernel> Layer<'_, K> {
                 // SAFETY: as before, and these are the operands of that number; line 9: the terms of these rows.
                 let product = unsafe { product.tile(tile, operands((tile, rows.clone())), group_terms) };
                 let outliers = self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
-                self.tile.vectorize(Finish::<K> {
+                self.tile.vectorize(Epilogue::<K> {
                     kernel: PhantomData,
                     product,
                     outliers,
@@ -218,7 +213,7 @@ impl<K: TileKernel> Layer<'_, K> {
                 OutlierPart::Sums(sums)
             }
             Outliers::Sparse(lists) => {
-                let (panel, _) = panel.as_chunks::<PANEL>();
+                let (panel, _) = panel.as_chunks::<NR>();
                 for (row, sums) in lists[rows].iter().zip(&mut sums.0) {
                     self.tile.vectorize(SparseRow { outliers: row, panel, sums });
                 }
@@ -259,7 +254,7 @@ pub fn int8_product_into(
     let target = IntegerTarget::new(&mut out, "out")?;
     let done = pool::enter(Grid::new(rows, weight).is_parallel(), || {
         let mut codes = CODES.take();
-        let done = weight.kernel().dispatch(driver::Product { a, weight, target, codes: &mut codes });
+        let done = weight.kernel().dispatch_gemm(integer::Product { a, weight, target, codes: &mut codes });
         CODES.set(codes);
         done
     });

@@ -4,18 +4,37 @@
 use std::marker::PhantomData;
 
 use half::{bf16, f16};
-use int8_core::Element;
+use int8_core::{Element, FloatSlice, FloatType};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use crate::convert::{self, Kind, Typed};
-use crate::tile::Destination;
-use crate::{Error, rows_of};
+use crate::convert;
+use crate::error::Error;
+use crate::prefetch::Destination;
+
+/// Whether a result replaces or is added to what the output holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Store {
+    /// `out = y`.
+    #[default]
+    Overwrite,
+    /// `out = out + y`, added in f32 and rounded once: a residual connection.
+    Accumulate,
+}
+
+/// Checks that the rows of a matrix are contiguous.
+pub(crate) fn rows_of<T>(matrix: ArrayView2<'_, T>, what: &'static str) -> Result<(), Error> {
+    let (rows, columns) = matrix.dim();
+    if columns <= 1 || rows == 0 || matrix.strides()[1] == 1 {
+        return Ok(());
+    }
+    Err(Error::NotRowMajor { what, rows, columns, strides: matrix.strides().to_vec() })
+}
 
 /// A matrix that is read: `[rows, columns]`, contiguous rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     first: *const (),
-    kind: Kind,
+    float_type: FloatType,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     /// Elements between two rows.
@@ -34,13 +53,13 @@ impl<'a> Source<'a> {
     pub(crate) fn new<T: Element>(matrix: ArrayView2<'a, T>, what: &'static str) -> Result<Self, Error> {
         rows_of(matrix, what)?;
         let (rows, columns) = matrix.dim();
-        let (first, kind, stride) = (matrix.as_ptr().cast(), Kind::of::<T>(), matrix.strides()[0]);
-        Ok(Self { first, kind, rows, columns, stride, _borrow: PhantomData })
+        let (first, float_type, stride) = (matrix.as_ptr().cast(), T::TYPE, matrix.strides()[0]);
+        Ok(Self { first, float_type, rows, columns, stride, _borrow: PhantomData })
     }
 
     /// The element type.
-    pub(crate) fn kind(&self) -> Kind {
-        self.kind
+    pub(crate) fn float_type(&self) -> FloatType {
+        self.float_type
     }
 
     /// One row.
@@ -48,20 +67,22 @@ impl<'a> Source<'a> {
     /// # Panics
     /// If there is no such row.
     #[inline]
-    pub(crate) fn row(&self, row: usize) -> Typed<'a> {
+    pub(crate) fn row(&self, row: usize) -> FloatSlice<'a> {
         assert!(row < self.rows);
         let at = self.stride * convert::offset(row);
-        // SAFETY: `kind` is the element type of the matrix that was borrowed for 'a; its rows are contiguous, and this
+        // SAFETY: `float_type` is the element type of the matrix that was borrowed for 'a; its rows are contiguous, and this
         // one is inside it by the assertion.
         unsafe {
-            match self.kind {
-                Kind::F32 => {
-                    Typed::F32(std::slice::from_raw_parts(self.first.cast::<f32>().offset(at), self.columns))
-                }
-                Kind::F16 => {
-                    Typed::F16(std::slice::from_raw_parts(self.first.cast::<f16>().offset(at), self.columns))
-                }
-                Kind::Bf16 => Typed::Bf16(std::slice::from_raw_parts(
+            match self.float_type {
+                FloatType::F32 => FloatSlice::F32(std::slice::from_raw_parts(
+                    self.first.cast::<f32>().offset(at),
+                    self.columns,
+                )),
+                FloatType::F16 => FloatSlice::F16(std::slice::from_raw_parts(
+                    self.first.cast::<f16>().offset(at),
+                    self.columns,
+                )),
+                FloatType::Bf16 => FloatSlice::Bf16(std::slice::from_raw_parts(
                     self.first.cast::<bf16>().offset(at),
                     self.columns,
                 )),
@@ -73,7 +94,7 @@ impl<'a> Source<'a> {
 /// A matrix that several tasks write at once, each its own part: contiguous rows.
 pub(crate) struct Target<'a> {
     first: *mut (),
-    kind: Kind,
+    float_type: FloatType,
     /// Elements between two rows.
     stride: isize,
     _borrow: PhantomData<&'a mut [f32]>,
@@ -92,8 +113,8 @@ impl<'a> Target<'a> {
         what: &'static str,
     ) -> Result<Self, Error> {
         rows_of(matrix.view(), what)?;
-        let (first, kind, stride) = (matrix.as_mut_ptr().cast(), Kind::of::<T>(), matrix.strides()[0]);
-        Ok(Self { first, kind, stride, _borrow: PhantomData })
+        let (first, float_type, stride) = (matrix.as_mut_ptr().cast(), T::TYPE, matrix.strides()[0]);
+        Ok(Self { first, float_type, stride, _borrow: PhantomData })
     }
 
     /// Elements between two rows.
@@ -103,29 +124,26 @@ impl<'a> Target<'a> {
 
     /// Where `width` elements of `row` and of those below it are.
     pub(crate) fn destination(&self, row: usize, column: usize, width: usize) -> Destination {
-        let size = match self.kind {
-            Kind::F32 => size_of::<f32>(),
-            Kind::F16 | Kind::Bf16 => size_of::<f16>(),
-        };
+        let size = self.float_type.bytes();
         destination(self.first.cast(), size, self.stride, row, column, width)
     }
 
     /// The element type.
-    pub(crate) fn kind(&self) -> Kind {
-        self.kind
+    pub(crate) fn float_type(&self) -> FloatType {
+        self.float_type
     }
 
     /// `width` elements of a row, from `column` on.
     ///
     /// # Safety
-    /// T is the [`kind`](Self::kind), the elements lie in the matrix, and no other slice of them is alive.
+    /// T is the [`float_type`](Self::float_type), the elements lie in the matrix, and no other slice of them is alive.
     #[expect(
         clippy::mut_from_ref,
         reason = "disjoint parts of one exclusive borrow; the contract forbids overlap"
     )]
     #[inline(always)]
     pub(crate) unsafe fn slice<T: Element>(&self, row: usize, column: usize, width: usize) -> &mut [T] {
-        debug_assert_eq!(self.kind, Kind::of::<T>());
+        debug_assert_eq!(self.float_type, T::TYPE);
         let at = self.stride * convert::offset(row) + convert::offset(column);
         // SAFETY: inside the borrowed matrix, whose type T is, and not aliased, by this function's contract.
         unsafe { std::slice::from_raw_parts_mut(self.first.cast::<T>().offset(at), width) }

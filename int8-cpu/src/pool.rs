@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use rayon::Yield;
 use rayon::prelude::*;
 
-/// How long a thread looks for work before it may sleep: longer than what lies between two products of a step, short
+/// How long a thread spins for work before it may sleep: longer than what lies between two products of a step, short
 /// enough to be no load.
-const PATIENCE: Duration = Duration::from_micros(200);
+const PARK_AFTER: Duration = Duration::from_micros(200);
 
-/// Looks for work between two looks at the clock, when a thread also lets another program have its processor.
-const LOOKS: usize = 64;
+/// Looks for work between two spins at the clock, when a thread also lets another program have its processor.
+const SPINS_PER_CHECK: usize = 64;
 
 /// Runs `operation` on the current rayon pool, and keeps the other threads of the pool looking for work meanwhile, until
 /// there has been none for 200 µs.
 ///
 /// A step of a model at one token is some hundred products of 10 to 100 µs each. Without this, threads fall asleep between
 /// them, and waking them for the next takes as long as the product does.
-pub fn awake<R: Send>(operation: impl FnOnce() -> R + Send) -> R {
+pub fn spin_during<R: Send>(operation: impl FnOnce() -> R + Send) -> R {
     if rayon::current_num_threads() == 1 {
         return operation();
     }
@@ -29,7 +29,7 @@ pub fn awake<R: Send>(operation: impl FnOnce() -> R + Send) -> R {
         let done = &done;
         scope.spawn_broadcast(move |_, context| {
             if Some(context.index()) != caller {
-                look_for_work(done);
+                spin(done);
             }
         });
         let result = operation();
@@ -38,18 +38,18 @@ pub fn awake<R: Send>(operation: impl FnOnce() -> R + Send) -> R {
     })
 }
 
-fn look_for_work(done: &AtomicBool) {
+fn spin(done: &AtomicBool) {
     let mut idle_since = Instant::now();
-    let mut looks = 0;
+    let mut spins = 0;
     while !done.load(Ordering::Relaxed) {
         if rayon::yield_now() == Some(Yield::Executed) {
-            looks = 0;
+            spins = 0;
             idle_since = Instant::now();
             continue;
         }
-        looks += 1;
-        if looks % LOOKS == 0 {
-            if idle_since.elapsed() > PATIENCE {
+        spins += 1;
+        if spins % SPINS_PER_CHECK == 0 {
+            if idle_since.elapsed() > PARK_AFTER {
                 return;
             }
             std::thread::yield_now();
@@ -72,18 +72,18 @@ pub(crate) fn enter<R: Send>(is_parallel: bool, operation: impl FnOnce() -> R + 
 /// Lets `threads` threads of the pool share the numbers below `count`: `work` is called once for each; if there is only one, it
 /// is the caller.
 ///
-/// A thread takes the numbers of a stretch of its own, one after the other, so that what they stand for in memory is read as
-/// one stream; then those that others have left, from the ends of their stretches. One that begins late, or is slower,
+/// A thread takes the numbers of a range of its own, one after the other, so that what they stand for in memory is read as
+/// one stream; then those that others have left, from the ends of their ranges. One that begins late, or is slower,
 /// finds less to do, or nothing, and nobody waits for it for longer than one number takes.
 ///
 /// # Panics
 /// If there are 2³² numbers or more: as blocks of an output they would be 2³⁷ values.
-pub(crate) fn share(count: usize, threads: usize, work: impl Fn(Taken<'_>) + Sync) {
+pub(crate) fn partition(count: usize, threads: usize, work: impl Fn(WorkItems<'_>) + Sync) {
     let threads = threads.min(count);
     let edge = |thread: usize| count * thread / threads;
-    let stretches: Vec<Stretch> =
-        (0..threads).map(|thread| Stretch::new(edge(thread)..edge(thread + 1))).collect();
-    let work = |thread| work(Taken { stretches: &stretches, own: thread, exhausted: 0 });
+    let ranges: Vec<WorkRange> =
+        (0..threads).map(|thread| WorkRange::new(edge(thread)..edge(thread + 1))).collect();
+    let work = |thread| work(WorkItems { ranges: &ranges, own: thread, exhausted: 0 });
     match threads {
         0 => {}
         1 => work(0),
@@ -94,9 +94,9 @@ pub(crate) fn share(count: usize, threads: usize, work: impl Fn(Taken<'_>) + Syn
 /// What is left of one thread's numbers: the first in the upper half, the end in the lower. By itself in the two cache lines
 /// that processors fetch together, since its owner writes to it all the time.
 #[repr(align(128))]
-struct Stretch(AtomicU64);
+struct WorkRange(AtomicU64);
 
-impl Stretch {
+impl WorkRange {
     fn new(numbers: Range<usize>) -> Self {
         let half = |number: usize| u64::from(u32::try_from(number).expect("fewer than 2³² blocks"));
         Self((half(numbers.start) << 32 | half(numbers.end)).into())
@@ -116,24 +116,24 @@ impl Stretch {
 }
 
 /// The numbers that one thread gets, each with the one that it will probably get next.
-pub(crate) struct Taken<'a> {
-    stretches: &'a [Stretch],
+pub(crate) struct WorkItems<'a> {
+    ranges: &'a [WorkRange],
     own: usize,
-    /// How many stretches are known to be exhausted, from its own one on.
+    /// How many ranges are known to be exhausted, from its own one on.
     exhausted: usize,
 }
 
-impl Iterator for Taken<'_> {
+impl Iterator for WorkItems<'_> {
     type Item = (usize, Option<usize>);
 
     #[inline]
     fn next(&mut self) -> Option<(usize, Option<usize>)> {
-        while self.exhausted < self.stretches.len() {
-            let stretch = &self.stretches[(self.own + self.exhausted) % self.stretches.len()];
+        while self.exhausted < self.ranges.len() {
+            let range = &self.ranges[(self.own + self.exhausted) % self.ranges.len()];
             let is_own = self.exhausted == 0;
-            let taken = if is_own { stretch.take(Range::next) } else { stretch.take(Range::next_back) };
-            if taken.is_some() {
-                return taken;
+            let items = if is_own { range.take(Range::next) } else { range.take(Range::next_back) };
+            if items.is_some() {
+                return items;
             }
             self.exhausted += 1;
         }
@@ -151,16 +151,16 @@ mod tests {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool").install(test)
     }
 
-    /// Each number is taken once, and a thread alone is told what it takes next.
+    /// Each number is items once, and a thread alone is told what it takes next.
     #[test]
     fn numbers_are_shared() {
         for threads in [1, 2, 3, 8] {
             for count in [0, 1, 2, 7, 100] {
                 let seen: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                 in_pool(threads, || {
-                    share(count, threads, |taken| {
+                    partition(count, threads, |items| {
                         let mut announced = None;
-                        for (number, next) in taken {
+                        for (number, next) in items {
                             assert!(threads > 1 || announced.is_none_or(|announced| announced == number));
                             assert!(next.is_none_or(|next| next < count));
                             announced = next;
@@ -182,11 +182,11 @@ mod tests {
             in_pool(threads, || {
                 std::thread::scope(|scope| {
                     for _ in 0..3 {
-                        scope.spawn(|| (0..50).for_each(|_| assert_eq!(awake(sum), 499_500)));
+                        scope.spawn(|| (0..50).for_each(|_| assert_eq!(spin_during(sum), 499_500)));
                     }
                 });
-                assert_eq!(awake(|| awake(sum)), 499_500);
-                let all: Vec<usize> = (0..16).into_par_iter().map(|_| awake(sum)).collect();
+                assert_eq!(spin_during(|| spin_during(sum)), 499_500);
+                let all: Vec<usize> = (0..16).into_par_iter().map(|_| spin_during(sum)).collect();
                 assert!(all.iter().all(|sum| *sum == 499_500));
             });
         }
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_panic_gets_through() {
-        let panicked = std::panic::catch_unwind(|| in_pool(2, || awake(|| panic!("on purpose"))));
+        let panicked = std::panic::catch_unwind(|| in_pool(2, || spin_during(|| panic!("on purpose"))));
         assert!(panicked.is_err());
     }
 }

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use crate::arena::ArenaSlice;
 use crate::convert;
 use crate::kernel::Kernel;
-use crate::resident::Resident;
 
 /// Computes at least so many multiply-adds with the kernel's dot-product instruction on registers alone, on this thread, and
 /// returns how many. `None` for kernels without a single such instruction.
@@ -18,7 +18,7 @@ pub fn dot_products(kernel: Kernel, multiply_adds: usize) -> Option<usize> {
         // SAFETY: the token inside the kernel proves the features.
         Kernel::Avx512Vnni(_) => Some(unsafe { x86::dot_products(multiply_adds) }),
         #[cfg(target_arch = "x86_64")]
-        Kernel::AmxInt8(token) => Some(crate::tile::amx::dot_products(token, multiply_adds)),
+        Kernel::AmxInt8(token) => Some(crate::gemm::amx::dot_products(token, multiply_adds)),
         _ => None,
     }
 }
@@ -47,7 +47,7 @@ pub fn has_core() -> Option<bool> {
     #[cfg(target_arch = "x86_64")]
     {
         // Between a fifth longer, and twice as long or more.
-        crate::kernel::AmxInt8::new().map(|token| crate::tile::amx::slowness(token) < 1.6)
+        crate::tokens::AmxInt8::new().map(|token| crate::gemm::amx::slowness(token) < 1.6)
     }
     #[cfg(not(target_arch = "x86_64"))]
     None
@@ -57,7 +57,7 @@ pub fn has_core() -> Option<bool> {
 /// lies in memory as weights do; best of several tries.
 pub fn read_bandwidth() -> f64 {
     // 512 MiB: 8 to 16 times the last-level cache of the machines this is meant for.
-    let mut words = Resident::<u64>::zeroed(64 << 20);
+    let mut words = ArenaSlice::<u64>::zeroed(64 << 20);
     words.fill(1);
     let bytes = convert::count(words.len() * 8);
     let mut best = 0.0_f64;

@@ -7,7 +7,7 @@ use int8_core::corpus::Random;
 use int8_core::quantize::group_count;
 use int8_core::{Config, Element, Encoding, Granularity, Scheme};
 use int8_cpu::{
-    Error, Kernel, OutlierWeights, PackedWeight, Resident, Store, int8_product_into, linear, probe,
+    ArenaSlice, Error, Kernel, OutlierWeights, PackedWeight, Store, int8_product_into, linear, probe,
 };
 use ndarray::{Array1, Array2, ArrayViewMut2};
 
@@ -153,8 +153,10 @@ impl Problem {
         let w_f32: Vec<Array2<f32>> = (0..share(4)).map(|_| self.w.mapv(f32::from)).collect();
         let x = self.x.mapv(bf16::to_f32);
         // All results begin on a cache line: the alignment that `malloc` happens to choose changes times by a tenth.
-        let (mut raw, mut y) = (Resident::zeroed(rows * outputs), Resident::<bf16>::zeroed(rows * outputs));
-        let (mut y_bf16, mut y_f32) = (Resident::zeroed(rows * outputs), Resident::zeroed(rows * outputs));
+        let (mut raw, mut y) =
+            (ArenaSlice::zeroed(rows * outputs), ArenaSlice::<bf16>::zeroed(rows * outputs));
+        let (mut y_bf16, mut y_f32) =
+            (ArenaSlice::zeroed(rows * outputs), ArenaSlice::zeroed(rows * outputs));
         let mut raw = matrix(&mut raw, self.shape);
         let (mut y, mut y_bf16) = (matrix(&mut y, self.shape), matrix(&mut y_bf16, self.shape));
         let mut y_f32 = matrix(&mut y_f32, self.shape);
@@ -226,7 +228,7 @@ pub(crate) fn outlier_costs(
     let problem = Problem::new(shape, 0);
     let weights = problem.weights(kernel, config, effort)?;
     let (weights, (rows, outputs)) = (&weights, (shape.rows, shape.outputs));
-    let mut raw = Resident::zeroed(rows * outputs);
+    let mut raw = ArenaSlice::zeroed(rows * outputs);
     let mut raw = matrix(&mut raw, shape);
     int8_product_into(problem.a.view(), &weights[0], raw.view_mut())?;
     let mut contestants: Vec<Contestant<'_>> = vec![Box::new(|i| {
@@ -238,7 +240,7 @@ pub(crate) fn outlier_costs(
         let ahead = place * weights.len() / (per_mille.len() + 1);
         let columns = (share * shape.inner + 500) / 1000;
         let x = activations::<bf16>(&mut random, rows, shape.inner, columns);
-        let mut y = Resident::<bf16>::zeroed(rows * outputs);
+        let mut y = ArenaSlice::<bf16>::zeroed(rows * outputs);
         contestants.push(Box::new(move |i| {
             let i = i + ahead;
             let (weight, outliers) = (&weights[i % weights.len()], OutlierWeights::Dequantized);

@@ -13,12 +13,17 @@ use int8_core::Error as CoreError;
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::functions::{add_lanes, exp, padded, tanh};
 use super::key_values::{KeyValues, Panels, Stored};
 use crate::convert;
-use crate::kernel::{Dispatch, Kernel};
-use crate::tile::{Instructions, LANES, Lane, MAX_ROWS, OuterOperands, PANEL, Tile, TileKernel, Vectorized};
-use crate::{Error, rows_of};
+use crate::error::Error;
+use crate::gemm::dispatch::DispatchGemm;
+use crate::gemm::microkernel::Microkernel;
+use crate::gemm::operands::{OuterOperands, Tile};
+use crate::kernel::Kernel;
+use crate::layout::{MAX_MR, NR};
+use crate::matrix::rows_of;
+use crate::simd::functions::{add_lanes, exp, padded, tanh};
+use crate::simd::{Instructions, LANES, Lane, Vectorized};
 
 /// Query rows of a task: four tiles of twelve. Their scores against 1024 positions take 192 KiB.
 const TASK_ROWS: usize = 48;
@@ -165,7 +170,7 @@ impl Attention<'_> {
 
     fn run<W: Lane>(&self, blocks: Vec<Block<'_, '_, W>>, parallel: bool) {
         let task =
-            |scores: &mut Vec<f32>, block: Block<'_, '_, W>| self.kernel.dispatch(Job { block, scores });
+            |scores: &mut Vec<f32>, block: Block<'_, '_, W>| self.kernel.dispatch_gemm(Job { block, scores });
         if parallel {
             blocks.into_par_iter().with_max_len(BLOCKS_AT_A_TIME).for_each_init(Vec::new, task);
         } else {
@@ -188,25 +193,25 @@ struct Block<'a, 'b, W> {
 
 impl<W: Lane> Block<'_, '_, W> {
     /// The rows of one tile. `scores` is scratch.
-    fn tile<K: TileKernel>(&mut self, tile: K, tile_rows: Range<usize>, scores: &mut Vec<f32>) {
+    fn tile<K: Microkernel>(&mut self, tile: K, tile_rows: Range<usize>, scores: &mut Vec<f32>) {
         let (cache, head) = (self.cache, self.head);
         let rows = &self.rows[tile_rows.clone()];
         let begin = rows.iter().map(|(_, row)| row.span.start).min().unwrap_or(0);
         let end = rows.iter().map(|(_, row)| row.span.end).max().unwrap_or(0);
         // Scores begin at a panel of keys. The rows lie one cache line more apart than they are long: with a power of
         // two they would share sets of the cache.
-        let origin = begin / PANEL * PANEL;
-        let stride = (end - origin).next_multiple_of(PANEL) + LANES;
+        let origin = begin / NR * NR;
+        let stride = (end - origin).next_multiple_of(NR) + LANES;
         scores.resize(rows.len() * stride, 0.0);
-        let mut sums = Tile([[0.0; PANEL]; MAX_ROWS]);
+        let mut sums = Tile([[0.0; NR]; MAX_MR]);
         // Nobody else reads what a single tile reads: it comes from memory. What begins each stretch is fetched first.
-        let streamed = self.rows.len() <= K::ROWS;
+        let streamed = self.rows.len() <= K::MR;
         if streamed {
-            cache.fetch_beginnings(head, begin..end);
+            cache.prefetch_beginnings(head, begin..end);
         }
 
         let queries = self.queries.slice(s![tile_rows.clone(), ..]);
-        for panel in origin / PANEL..end.div_ceil(PANEL) {
+        for panel in origin / NR..end.div_ceil(NR) {
             let operands = OuterOperands {
                 x: queries.as_ptr(),
                 ldx: queries.strides()[0].unsigned_abs(),
@@ -219,10 +224,10 @@ impl<W: Lane> Block<'_, '_, W> {
             // 6: a panel of `size` vectors in a line-aligned buffer, and tiles have 1 to ROWS rows.
             unsafe { tile.outer(operands, &mut sums) };
             for (row, sums) in scores.chunks_exact_mut(stride).zip(&sums.0).take(rows.len()) {
-                row[panel * PANEL - origin..][..PANEL].copy_from_slice(sums);
+                row[panel * NR - origin..][..NR].copy_from_slice(sums);
             }
         }
-        let mut inverse = [0.0; MAX_ROWS];
+        let mut inverse = [0.0; MAX_MR];
         for (((head, row), scores), inverse) in
             rows.iter().zip(scores.chunks_exact_mut(stride)).zip(&mut inverse)
         {
@@ -247,7 +252,7 @@ impl<W: Lane> Block<'_, '_, W> {
                     distances: &distances,
                 });
         }
-        for panel in 0..cache.size.div_ceil(PANEL) {
+        for panel in 0..cache.size.div_ceil(NR) {
             let operands = OuterOperands {
                 x: scores[begin - origin..].as_ptr(),
                 ldx: stride,
@@ -259,7 +264,7 @@ impl<W: Lane> Block<'_, '_, W> {
             // SAFETY: line 5: a row of `stride` scores for each row; line 6: a panel of end − begin vectors in a
             // line-aligned buffer, and tiles have 1 to ROWS rows.
             unsafe { tile.outer(operands, &mut sums) };
-            let columns = panel * PANEL..cache.size.min((panel + 1) * PANEL);
+            let columns = panel * NR..cache.size.min((panel + 1) * NR);
             let mut out = self.out.slice_mut(s![tile_rows.clone(), columns]);
             for ((mut out, sums), inverse) in out.rows_mut().into_iter().zip(&sums.0).zip(inverse) {
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * inverse);
@@ -273,14 +278,14 @@ struct Job<'a, 'b, 's, W> {
     scores: &'s mut Vec<f32>,
 }
 
-impl<W: Lane> Dispatch for Job<'_, '_, '_, W> {
+impl<W: Lane> DispatchGemm for Job<'_, '_, '_, W> {
     type Output = ();
 
-    fn run<K: TileKernel>(self, tile: K) {
+    fn run<K: Microkernel>(self, tile: K) {
         let Self { mut block, scores } = self;
         let count = block.rows.len();
-        for first in (0..count).step_by(K::ROWS) {
-            block.tile(tile, first..count.min(first + K::ROWS), scores);
+        for first in (0..count).step_by(K::MR) {
+            block.tile(tile, first..count.min(first + K::MR), scores);
         }
     }
 }

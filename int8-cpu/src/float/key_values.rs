@@ -7,12 +7,14 @@ use half::{bf16, f16};
 use int8_core::Error as CoreError;
 use ndarray::{Array2, ArrayView2, s};
 
-use super::functions::padded;
-use super::run;
 use crate::buffer::{Buffer, LINE};
+use crate::error::Error;
 use crate::kernel::Kernel;
-use crate::tile::{self, Instructions, LANES, Lane, PANEL, Vectorized};
-use crate::{Error, rows_of};
+use crate::layout::NR;
+use crate::matrix::rows_of;
+use crate::prefetch;
+use crate::simd::functions::padded;
+use crate::simd::{Instructions, LANES, Lane, Vectorized, run};
 
 /// The type in which a cache keeps keys and values (vLLM's `kv_cache_dtype`, llama.cpp's `--cache-type-k` and `-v`). Queries,
 /// scores, sums and results of attention are f32 with each of them.
@@ -157,24 +159,24 @@ impl KeyValues {
 pub(super) struct Panels<W> {
     pub(super) heads: usize,
     pub(super) size: usize,
-    /// Positions, a multiple of `PANEL`.
+    /// Positions, a multiple of `NR`.
     capacity: usize,
-    /// `[heads, capacity/PANEL, size, PANEL]`
+    /// `[heads, capacity/NR, size, NR]`
     keys: Buffer,
-    /// `[heads, ⌈size/PANEL⌉, capacity, PANEL]`, zero beyond `size`.
+    /// `[heads, ⌈size/NR⌉, capacity, NR]`, zero beyond `size`.
     values: Buffer,
     element: PhantomData<W>,
 }
 
 impl<W: Lane> Panels<W> {
     fn new(heads: usize, size: usize, capacity: usize) -> Self {
-        let capacity = capacity.next_multiple_of(PANEL);
+        let capacity = capacity.next_multiple_of(NR);
         Self {
             heads,
             size,
             capacity,
             keys: Buffer::zeroed(heads * capacity * size * size_of::<W>()),
-            values: Buffer::zeroed(heads * size.next_multiple_of(PANEL) * capacity * size_of::<W>()),
+            values: Buffer::zeroed(heads * size.next_multiple_of(NR) * capacity * size_of::<W>()),
             element: PhantomData,
         }
     }
@@ -195,9 +197,9 @@ impl<W: Lane> Panels<W> {
     fn write(&mut self, position: usize, keys: ArrayView2<'_, W>, values: ArrayView2<'_, W>) {
         let (rows, size, capacity) = (keys.nrows(), self.size, self.capacity);
         if rows == 1 {
-            self.fetch_position(position);
+            self.prefetch_position(position);
         }
-        let value_panels = size.div_ceil(PANEL);
+        let value_panels = size.div_ceil(NR);
         let (key_heads, value_heads) = (self.keys.elements_mut::<W>(), self.values.elements_mut::<W>());
         for head in 0..self.heads {
             let columns = head * size..(head + 1) * size;
@@ -205,20 +207,20 @@ impl<W: Lane> Panels<W> {
             // Column by column of a panel: consecutive writes to its 32 positions.
             let mut row = 0;
             while row < rows {
-                let (panel, lane) = ((position + row) / PANEL, (position + row) % PANEL);
-                let count = (PANEL - lane).min(rows - row);
+                let (panel, lane) = ((position + row) / NR, (position + row) % NR);
+                let count = (NR - lane).min(rows - row);
                 let part = keys.slice(s![row..row + count, columns.clone()]);
-                let panel = &mut target[panel * size * PANEL..(panel + 1) * size * PANEL];
-                for (column, target) in part.columns().into_iter().zip(panel.chunks_exact_mut(PANEL)) {
+                let panel = &mut target[panel * size * NR..(panel + 1) * size * NR];
+                for (column, target) in part.columns().into_iter().zip(panel.chunks_exact_mut(NR)) {
                     target[lane..].iter_mut().zip(column).for_each(|(target, key)| *target = *key);
                 }
                 row += count;
             }
-            let length = value_panels * capacity * PANEL;
+            let length = value_panels * capacity * NR;
             let target = &mut value_heads[head * length..(head + 1) * length];
             for (row, values) in values.slice(s![.., columns]).rows().into_iter().enumerate() {
-                for (panel, values) in values.to_slice().unwrap_or_default().chunks(PANEL).enumerate() {
-                    let at = (panel * capacity + position + row) * PANEL;
+                for (panel, values) in values.to_slice().unwrap_or_default().chunks(NR).enumerate() {
+                    let at = (panel * capacity + position + row) * NR;
                     target[at..at + values.len()].copy_from_slice(values);
                 }
             }
@@ -226,44 +228,44 @@ impl<W: Lane> Panels<W> {
     }
 
     /// Prefetches what a key and a value at `position` are written to: a line for each column, each far from the last.
-    fn fetch_position(&self, position: usize) {
+    fn prefetch_position(&self, position: usize) {
         for head in 0..self.heads {
-            let keys = &self.key_panel(head, position / PANEL)[position % PANEL..];
-            keys.iter().step_by(PANEL).for_each(|key| tile::fetch(key));
-            for panel in 0..self.size.div_ceil(PANEL) {
-                fetch_all(self.value_panel(head, panel, position..position + 1));
+            let keys = &self.key_panel(head, position / NR)[position % NR..];
+            keys.iter().step_by(NR).for_each(|key| prefetch::prefetch(key));
+            for panel in 0..self.size.div_ceil(NR) {
+                prefetch_all(self.value_panel(head, panel, position..position + 1));
             }
         }
     }
 
-    /// Panel of the keys of a head: `W [size, PANEL]`.
+    /// Panel of the keys of a head: `W [size, NR]`.
     pub(super) fn key_panel(&self, head: usize, panel: usize) -> &[W] {
-        let length = self.size * PANEL;
-        let at = (head * (self.capacity / PANEL) + panel) * length;
+        let length = self.size * NR;
+        let at = (head * (self.capacity / NR) + panel) * length;
         &self.keys.elements()[at..at + length]
     }
 
-    /// Panel of the values of a head at some positions: `W [positions, PANEL]`.
+    /// Panel of the values of a head at some positions: `W [positions, NR]`.
     pub(super) fn value_panel(&self, head: usize, panel: usize, positions: Range<usize>) -> &[W] {
-        let first = (head * self.size.div_ceil(PANEL) + panel) * self.capacity;
-        &self.values.elements()[(first + positions.start) * PANEL..(first + positions.end) * PANEL]
+        let first = (head * self.size.div_ceil(NR) + panel) * self.capacity;
+        &self.values.elements()[(first + positions.start) * NR..(first + positions.end) * NR]
     }
 
     /// Prefetches the beginning of the keys of a head, and of each panel of its values: what follows is fetched when what lies
-    /// the [`tile::stream_distance`] before it is read.
-    pub(super) fn fetch_beginnings(&self, head: usize, positions: Range<usize>) {
-        let ahead = tile::stream_distance() / size_of::<W>();
-        let keys = self.key_panel(head, positions.start / PANEL);
-        fetch_all(&keys[..keys.len().min(ahead)]);
-        for panel in 0..self.size.div_ceil(PANEL) {
+    /// the [`prefetch::stream_distance`] before it is read.
+    pub(super) fn prefetch_beginnings(&self, head: usize, positions: Range<usize>) {
+        let ahead = prefetch::stream_distance() / size_of::<W>();
+        let keys = self.key_panel(head, positions.start / NR);
+        prefetch_all(&keys[..keys.len().min(ahead)]);
+        for panel in 0..self.size.div_ceil(NR) {
             let values = self.value_panel(head, panel, positions.clone());
-            fetch_all(&values[..values.len().min(ahead)]);
+            prefetch_all(&values[..values.len().min(ahead)]);
         }
     }
 }
 
-fn fetch_all<W>(values: &[W]) {
-    values.iter().step_by(LINE / size_of::<W>()).for_each(|line| tile::fetch(line));
+fn prefetch_all<W>(values: &[W]) {
+    values.iter().step_by(LINE / size_of::<W>()).for_each(|line| prefetch::prefetch(line));
 }
 
 /// Rows of f32 in the type of a cache; `what` they are.
@@ -365,12 +367,12 @@ mod tests {
             written.expect("it fits");
             let panels = panels(&cache);
             for row in 0..count {
-                let (panel, lane) = ((position + row) / PANEL, (position + row) % PANEL);
+                let (panel, lane) = ((position + row) / NR, (position + row) % NR);
                 for head in 0..heads {
                     for d in 0..size {
-                        let key = panels.key_panel(head, panel)[d * PANEL + lane].to_f32();
+                        let key = panels.key_panel(head, panel)[d * NR + lane].to_f32();
                         let at = position + row..position + row + 1;
-                        let value = panels.value_panel(head, d / PANEL, at)[d % PANEL].to_f32();
+                        let value = panels.value_panel(head, d / NR, at)[d % NR].to_f32();
                         for (found, rows) in [(key, rows[0]), (value, rows[1])] {
                             let written = rows[[row, head * size + d]];
                             let expected = W::from_f32(written).to_f32();

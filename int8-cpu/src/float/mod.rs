@@ -4,30 +4,12 @@
 //! Results of different kernels differ by roundings only (fused or not), and do not depend on the number of threads.
 
 mod attention;
-mod functions;
 mod key_values;
-mod product;
-mod rows;
 
 pub use attention::{Attention, Bias, Query};
 pub use key_values::{KeyValues, KvCacheType};
-pub use product::product;
-pub use rows::{Function, activate, exp_sum, gate, layer_norm, rms_norm};
 
-use crate::kernel::{Dispatch, Kernel};
-use crate::tile::{TileKernel, Vectorized};
-
-/// Runs a computation compiled with the instructions of a kernel.
-struct Job<V>(V);
-
-impl<V: Vectorized> Dispatch for Job<V> {
-    type Output = V::Output;
-
-    fn run<K: TileKernel>(self, tile: K) -> V::Output {
-        tile.vectorize(self.0)
-    }
-}
-
-fn run<V: Vectorized>(kernel: Kernel, job: V) -> V::Output {
-    kernel.dispatch(Job(job))
-}
+pub use crate::gemm::float::product;
+pub use crate::prologue::activation::{Function, activate, gate};
+pub use crate::prologue::norm::{layer_norm, rms_norm};
+pub use crate::simd::functions::exp_sum;

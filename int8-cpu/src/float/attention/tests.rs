@@ -151,13 +151,13 @@ fn a_nan_is_not_lost() {
 #[test]
 fn operands_that_do_not_fit_are_refused() {
     let mut cache = KeyValues::new(KvCacheType::F32, 2, 4, 10);
-    assert_eq!(cache.capacity(), PANEL);
+    assert_eq!(cache.capacity(), NR);
     let zeros = |rows: usize, columns: usize| Array2::<f32>::zeros((rows, columns));
     let mut write = |position, keys: (usize, usize), values: (usize, usize)| {
         cache.write(Kernel::best(), position, zeros(keys.0, keys.1).view(), zeros(values.0, values.1).view())
     };
-    assert!(write(PANEL - 3, (3, 8), (3, 8)).is_ok());
-    assert!(write(PANEL - 2, (3, 8), (3, 8)).is_err());
+    assert!(write(NR - 3, (3, 8), (3, 8)).is_ok());
+    assert!(write(NR - 2, (3, 8), (3, 8)).is_err());
     assert!(write(usize::MAX, (1, 8), (1, 8)).is_err());
     assert!(write(0, (3, 8), (2, 8)).is_err());
     assert!(write(0, (3, 7), (3, 8)).is_err());
@@ -174,7 +174,7 @@ fn operands_that_do_not_fit_are_refused() {
     assert!(attend(4, Bias::None, 15, 0..1, (1, 16)).is_err());
     assert!(attend(4, Bias::None, 16, 0..1, (2, 16)).is_err());
     assert!(attend(4, Bias::None, 16, 3..3, (1, 16)).is_err());
-    assert!(attend(4, Bias::None, 16, 0..PANEL + 1, (1, 16)).is_err());
+    assert!(attend(4, Bias::None, 16, 0..NR + 1, (1, 16)).is_err());
 }
 
 fn cache_of(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use int8_core::{Element, FloatSlice, FloatType};
 use int8_cpu::float::product;
-use int8_cpu::{Kernel, Resident, Store};
+use int8_cpu::{ArenaSlice, Kernel, Store};
 use ndarray::{ArrayView2, ArrayViewMut1, ArrayViewMut2};
 use rayon::prelude::*;
 
@@ -23,9 +23,9 @@ pub struct SharedMatrix {
 /// Row-major.
 #[derive(Debug)]
 enum Values {
-    F32(Resident<f32>),
-    F16(Resident<f16>),
-    Bf16(Resident<bf16>),
+    F32(ArenaSlice<f32>),
+    F16(ArenaSlice<f16>),
+    Bf16(ArenaSlice<bf16>),
 }
 
 impl SharedMatrix {
@@ -34,19 +34,19 @@ impl SharedMatrix {
         let (rows, columns) = matrix.dim();
         let values = match matrix.float_type() {
             FloatType::F32 => {
-                Values::F32(copied(&matrix, Resident::zeroed(rows * columns), |row| match row {
+                Values::F32(copied(&matrix, ArenaSlice::zeroed(rows * columns), |row| match row {
                     FloatSlice::F32(row) => row,
                     _ => &[],
                 }))
             }
             FloatType::F16 => {
-                Values::F16(copied(&matrix, Resident::zeroed(rows * columns), |row| match row {
+                Values::F16(copied(&matrix, ArenaSlice::zeroed(rows * columns), |row| match row {
                     FloatSlice::F16(row) => row,
                     _ => &[],
                 }))
             }
             FloatType::Bf16 => {
-                Values::Bf16(copied(&matrix, Resident::zeroed(rows * columns), |row| match row {
+                Values::Bf16(copied(&matrix, ArenaSlice::zeroed(rows * columns), |row| match row {
                     FloatSlice::Bf16(row) => row,
                     _ => &[],
                 }))
@@ -106,9 +106,9 @@ const TASK_BYTES: usize = 1 << 20;
 /// The rows of a matrix in `values`. `typed` has the elements of a row of the matrix's type.
 fn copied<T: Element>(
     matrix: &FloatMatrix<'_>,
-    mut values: Resident<T>,
+    mut values: ArenaSlice<T>,
     typed: impl for<'a> Fn(FloatSlice<'a>) -> &'a [T] + Sync,
-) -> Resident<T> {
+) -> ArenaSlice<T> {
     let columns = matrix.dim().1.max(1);
     let rows = (TASK_BYTES / size_of::<T>() / columns).max(1);
     values.par_chunks_mut(rows * columns).enumerate().for_each(|(index, block)| {

@@ -266,7 +266,7 @@ impl Backend for CpuBackend {
         _: &CpuBatch,
         body: &mut (dyn FnMut() -> Result<(), Error> + Send),
     ) -> Result<(), Error> {
-        int8_cpu::pool::awake(body)
+        int8_cpu::pool::spin_during(body)
     }
 
     fn embed(

@@ -1,0 +1,5 @@
+//! Stage 3: from a tile of accumulators in L1 to the output: zero points and scales, outlier product, bias, accumulation,
+//! one rounding.
+
+pub(crate) mod dequantize;
+pub(crate) mod outliers;

@@ -1,0 +1,56 @@
+//! From a [`Kernel`] value to its microkernel.
+
+use super::microkernel::{GroupMicrokernel, Microkernel};
+use crate::kernel::Kernel;
+
+/// A computation that is generic over the microkernel.
+pub(crate) trait DispatchGemm {
+    type Output;
+    fn run<K: Microkernel>(self, kernel: K) -> Self::Output;
+}
+
+/// A computation that is generic over the microkernel for groups of K.
+pub(crate) trait DispatchGroups {
+    type Output;
+    fn run<K: GroupMicrokernel>(self, kernel: K) -> Self::Output;
+}
+
+/// A computation for any microkernel, for one that has groups.
+struct AnyMicrokernel<D>(D);
+
+impl<D: DispatchGemm> DispatchGroups for AnyMicrokernel<D> {
+    type Output = D::Output;
+
+    fn run<K: GroupMicrokernel>(self, kernel: K) -> Self::Output {
+        self.0.run(kernel)
+    }
+}
+
+impl Kernel {
+    pub(crate) fn dispatch_gemm<D: DispatchGemm>(self, job: D) -> D::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxInt8(token) => job.run(token),
+            kernel => kernel.dispatch_groups(AnyMicrokernel(job)),
+        }
+    }
+
+    /// On the kernel [for groups](Self::for_groups).
+    pub(crate) fn dispatch_groups<D: DispatchGroups>(self, job: D) -> D::Output {
+        match self {
+            Self::Portable(token) => job.run(token),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(token) => job.run(token),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(token) => job.run(token),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(token) => job.run(token),
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxInt8(token) => job.run(token.avx512()),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm(token) => job.run(token),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod(token) => job.run(token),
+        }
+    }
+}

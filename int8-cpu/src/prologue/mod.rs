@@ -1,0 +1,13 @@
+//! Stage 1: normalisation, activation or gate, outlier detection and row quantisation, to codes in the rows that
+//! microkernels read.
+
+pub(crate) mod activation;
+pub(crate) mod encode;
+mod float16;
+pub(crate) mod norm;
+mod one_pass;
+pub(crate) mod outliers;
+pub(crate) mod parameters;
+pub(crate) mod quantizer;
+mod statistics;
+pub(crate) mod terms;
