@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};
 use int8_core::corpus::Random;
 use int8_core::{Config, Element, Encoding, Granularity, OutlierGranularity, Scheme, Weight};
-use int8_cpu::float::{self, Attention, Bias, Function, KeyValues, KvCacheType, Query};
+use int8_cpu::float::{self, Attention, Bias, Function, KvCacheType, KvPages, Query};
 use int8_cpu::{
     ExactColumn, ExactColumns, Kernel, OutlierWeights, PackedWeight, Store, int8_product, linear,
 };
@@ -106,9 +106,10 @@ fn what_surrounds_the_layers_stays_inside_its_operands() {
         assert!(y.column(0).iter().chain(y.column(6)).all(|v| *v == 0.0));
 
         for element in KvCacheType::ALL {
-            let mut cache = KeyValues::new(element, 1, 3, 40);
-            let kv = random.matrix(40, 6, 1.0);
-            cache.write(kernel, 0, kv.slice(s![.., ..3]), kv.slice(s![.., 3..])).expect("it fits");
+            let mut cache = KvPages::new(element, 1, 1, 3, 2).expect("memory");
+            let (kv, table) = (random.matrix(40, 6, 1.0), [1]);
+            cache.write(kernel, 0, &table, 0, kv.slice(s![.., ..3]), kv.slice(s![.., 3..])).expect("it fits");
+            let cache = cache.sequence(0, &table);
             let rows: Vec<Query> =
                 (30..36).map(|position| Query { position, span: 2..position + 1 }).collect();
             let q = random.matrix(6, 8, 1.0);

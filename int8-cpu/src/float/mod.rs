@@ -10,7 +10,7 @@ mod product;
 mod rows;
 
 pub use attention::{Attention, Bias, Query};
-pub use key_values::{KeyValues, KvCacheType};
+pub use key_values::{KvCacheType, KvPages, KvSequence, PAGE_POSITIONS};
 pub use product::product;
 pub use rows::{Function, activate, exp_sum, gate, layer_norm, rms_norm};
 
