@@ -87,4 +87,20 @@ pub enum Error {
         /// Columns returned.
         found: usize,
     },
+    /// Memory for the pages of a KV cache that the system does not have, or more than there are addresses.
+    #[error(
+        "cannot reserve {pages} pages of a KV cache ({layers} layers, {kv_heads} KV heads of {head_size}): {source}"
+    )]
+    KvPages {
+        /// Number of pages.
+        pages: usize,
+        /// Layers of a page.
+        layers: usize,
+        /// KV heads of a layer.
+        kv_heads: usize,
+        /// Size of a head.
+        head_size: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
 }

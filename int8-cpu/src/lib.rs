@@ -57,6 +57,7 @@
 #![allow(unsafe_code, reason = "vector instructions, typed views of memory and mappings need it")]
 
 mod arena;
+pub mod attention;
 mod buffer;
 mod convert;
 mod epilogue;

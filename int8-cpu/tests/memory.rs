@@ -1,12 +1,12 @@
 //! Every path with unsafe code, on shapes so small that a memory checker gets through them: edges of panels and tiles,
 //! strided operands whose surroundings must stay as they were, all element types, all kernels.
-#![allow(unsafe_code, reason = "what the test is about")]
 
 use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};
 use int8_core::corpus::Random;
-use int8_core::{Config, Element, Encoding, Granularity, OutlierGranularity, Scheme, Weight};
-use int8_cpu::float::{self, Attention, Bias, Function, KeyValues, KvCacheType, Query};
+use int8_core::{Config, Element, Encoding, FloatType, Granularity, OutlierGranularity, Scheme, Weight};
+use int8_cpu::attention::{Attention, Bias, KvPages, Query};
+use int8_cpu::float::{self, Function};
 use int8_cpu::{
     ExactColumn, ExactColumns, Kernel, OutlierWeights, PackedWeight, Store, int8_product, linear,
 };
@@ -106,10 +106,11 @@ fn what_surrounds_the_layers_stays_inside_its_operands() {
         float::product(kernel, x.view(), w.view(), None, Store::Overwrite, target).expect("a product");
         assert!(y.column(0).iter().chain(y.column(6)).all(|v| *v == 0.0));
 
-        for element in KvCacheType::ALL {
-            let mut cache = KeyValues::new(element, 1, 3, 40);
-            let kv = random.matrix(40, 6, 1.0);
-            cache.write(kernel, 0, kv.slice(s![.., ..3]), kv.slice(s![.., 3..])).expect("it fits");
+        for element in FloatType::ALL {
+            let mut cache = KvPages::new(element, 1, 1, 3, 2).expect("memory");
+            let (kv, table) = (random.matrix(40, 6, 1.0), [1]);
+            cache.write(kernel, 0, &table, 0, kv.slice(s![.., ..3]), kv.slice(s![.., 3..])).expect("it fits");
+            let cache = cache.sequence(0, &table);
             let rows: Vec<Query> =
                 (30..36).map(|position| Query { position, span: 2..position + 1 }).collect();
             let q = random.matrix(6, 8, 1.0);

@@ -103,7 +103,7 @@ struct Round {
 
 /// The time of each contestant, called in turn on a thread of the current rayon pool.
 ///
-/// Each begins with all threads of the pool [awake](pool::awake), as a layer does within a forward of a model and as threads of
+/// Each begins with all threads of the pool [spinning](pool::spin_during), as a layer does within a forward of a model and as threads of
 /// other libraries do, which spin between products: waking one takes up to 40 µs on a virtual machine, more than half of a
 /// short product.
 pub(crate) fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<Timed> {
@@ -121,7 +121,7 @@ pub(crate) fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<T
                 break;
             }
             for (rounds, run) in rounds.iter_mut().zip(contestants.iter_mut()) {
-                let timed = pool::awake(|| {
+                let timed = pool::spin_during(|| {
                     let whole_before = whole_cores(effort);
                     // Returns when every thread is awake.
                     rayon::broadcast(|_| ());

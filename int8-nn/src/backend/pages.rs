@@ -78,6 +78,11 @@ impl PageTables {
         self.free.len()
     }
 
+    /// Pages without an owner.
+    pub fn free_pages(&self) -> &[u32] {
+        &self.free
+    }
+
     /// Makes `positions` of a sequence writable: adds pages up to their end, and replaces pages among them that another
     /// sequence shares. Returns the copies that the storage must make before it writes.
     ///

@@ -1,34 +1,34 @@
-//! Attention with a cache of keys and values: causal, over a whole sequence, or over another sequence; grouped queries,
-//! rotary positions, ALiBi, learned biases, sliding windows
-//! and soft caps.
+//! Attention over a paged KV cache: causal, over a whole sequence, or cross-attention; grouped queries, rotary positions, ALiBi,
+//! learned biases, sliding windows and soft caps.
+
+use std::ops::Range;
 
 use int8_cpu::Kernel;
-use int8_cpu::float::{Attention, Bias, KeyValues, Query};
+use int8_cpu::attention::{Attention, Bias, KvPages, PAGE_POSITIONS, Query};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::Rows;
 use crate::Error;
-use crate::backend::{AttentionSpec, CacheCapacity, FloatType, Mask, PageTables};
+use crate::backend::{AttentionSpec, CacheCapacity, Mask, PageTables};
 use crate::config::{Positions, Rotary};
 use crate::convert;
 
-/// Keys and values for each block and sequence.
+/// Keys and values of all blocks and sequences, in pages.
 #[derive(Debug)]
 pub struct CpuCache {
     kernel: Kernel,
     spec: AttentionSpec,
-    pages: PageTables,
-    max_positions: usize,
-    sequences: usize,
-    /// By `layer·sequences + sequence`.
-    entries: Vec<Entry>,
+    tables: PageTables,
+    pages: KvPages,
+    /// Positions written, by sequence.
+    lengths: Vec<usize>,
     /// Each different rotary table once.
     rotations: Vec<Rotation>,
     layers: Vec<Layer>,
 }
 
-/// How positions enter a block, and what it sees.
+/// Positions and window of a block.
 #[derive(Debug)]
 struct Layer {
     /// Index into the rotary tables.
@@ -36,14 +36,6 @@ struct Layer {
     /// ALiBi: one slope for each head.
     slopes: Option<Vec<f32>>,
     window: usize,
-}
-
-#[derive(Debug, Default)]
-struct Entry {
-    /// Made when a sequence first reaches the block.
-    kept: Option<KeyValues>,
-    /// Positions that hold a token.
-    length: usize,
 }
 
 /// Cosines and sines `[max_positions, dims/2]`.
@@ -56,15 +48,14 @@ struct Rotation {
 
 impl CpuCache {
     pub(super) fn new(kernel: Kernel, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self, Error> {
-        let CacheCapacity { sequences, max_positions, .. } = capacity;
-        let mut tables: Vec<&Rotary> = Vec::new();
+        let mut known: Vec<&Rotary> = Vec::new();
         let mut layers = Vec::new();
         for layer in &spec.layers {
             let rotation = match &layer.positions {
                 Positions::Rotary(rotary) => {
-                    Some(tables.iter().position(|known| *known == rotary).unwrap_or_else(|| {
-                        tables.push(rotary);
-                        tables.len() - 1
+                    Some(known.iter().position(|known| *known == rotary).unwrap_or_else(|| {
+                        known.push(rotary);
+                        known.len() - 1
                     }))
                 }
                 Positions::Learned { .. } | Positions::Alibi | Positions::Relative(_) | Positions::None => {
@@ -74,41 +65,54 @@ impl CpuCache {
             let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
             layers.push(Layer { rotation, slopes, window: layer.sliding_window.unwrap_or(usize::MAX) });
         }
-        let rotations = tables.into_iter().map(|rotary| Rotation::new(rotary, max_positions)).collect();
-        let mut entries = Vec::new();
-        entries.resize_with(spec.layers.len() * sequences, Entry::default);
-        let pages = PageTables::new(capacity, 64);
-        Ok(Self { kernel, spec: spec.clone(), pages, max_positions, sequences, entries, rotations, layers })
+        let rotations =
+            known.into_iter().map(|rotary| Rotation::new(rotary, capacity.max_positions)).collect();
+        let pages = KvPages::new(
+            spec.kv_cache,
+            spec.layers.len(),
+            spec.kv_heads,
+            spec.head_size,
+            PageTables::pages_for(capacity, PAGE_POSITIONS),
+        )?;
+        Ok(Self {
+            kernel,
+            spec: spec.clone(),
+            tables: PageTables::new(capacity, PAGE_POSITIONS),
+            pages,
+            lengths: vec![0; capacity.sequences],
+            rotations,
+            layers,
+        })
     }
 
-    pub(super) fn reserve(
-        &mut self,
-        sequence: usize,
-        positions: std::ops::Range<usize>,
-    ) -> Result<(), Error> {
-        self.pages.reserve(sequence, positions).map(|_| ())
+    /// Bytes of the pages that a sequence holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.tables.used() * self.pages.page_bytes()
     }
 
-    pub(super) fn release(&mut self, sequence: usize) {
-        self.pages.release(sequence);
-    }
-
-    pub(super) fn fork(&mut self, from: usize, to: usize, positions: usize) -> Result<(), Error> {
-        self.pages.fork(from, to, positions)?;
-        for layer in 0..self.spec.layers.len() {
-            let source = &self.entries[layer * self.sequences + from];
-            self.entries[layer * self.sequences + to] =
-                Entry { kept: source.kept.clone(), length: positions };
+    pub(super) fn reserve(&mut self, sequence: usize, positions: Range<usize>) -> Result<(), Error> {
+        for copy in self.tables.reserve(sequence, positions)? {
+            self.pages.copy(copy.from, copy.to);
         }
         Ok(())
     }
 
-    /// Fills the pages that no sequence holds with NaN, so that a test sees who reads them.
-    pub fn poison_free_pages(&mut self) {}
+    pub(super) fn release(&mut self, sequence: usize) {
+        self.tables.release(sequence);
+        self.lengths[sequence] = 0;
+    }
 
-    /// Bytes of keys and values: each block's for all its positions from when a sequence first reaches it.
-    pub(super) fn bytes(&self) -> usize {
-        self.entries.iter().filter_map(|entry| entry.kept.as_ref()).map(KeyValues::bytes).sum()
+    pub(super) fn fork(&mut self, from: usize, to: usize, positions: usize) -> Result<(), Error> {
+        self.tables.fork(from, to, positions)?;
+        self.lengths[to] = positions;
+        Ok(())
+    }
+
+    /// Fills the pages that no sequence holds with NaN, so that a test sees who reads them.
+    pub fn poison_free_pages(&mut self) {
+        for page in self.tables.free_pages() {
+            self.pages.poison(*page);
+        }
     }
 
     /// `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
@@ -119,33 +123,28 @@ impl CpuCache {
         mut qkv: ArrayViewMut2<'_, f32>,
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
+        let queries = self.spec.heads * self.spec.head_size;
         for segment in segments {
-            let rows = segment.first_row..segment.first_row + segment.rows;
-            let mut qkv = qkv.slice_mut(s![rows.clone(), ..]);
+            let mut qkv = qkv.slice_mut(s![segment.range(), ..]);
             self.rotate(layer, segment.position, &mut qkv);
-            let queries = self.spec.heads * self.spec.head_size;
             self.write(segment, layer, qkv.slice(s![.., queries..]))?;
-            let queries = qkv.slice(s![.., ..queries]);
-            self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]))?;
+            let out = out.slice_mut(s![segment.range(), ..]);
+            self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)?;
         }
         Ok(())
     }
 
-    /// Keeps `kv [rows, 2·kv_heads·head_size]` for [`recall`](Self::recall).
+    /// Writes `kv [rows, 2·kv_heads·head_size]` for [`cross_attention`](Self::cross_attention).
     pub(super) fn write_cross_kv(
         &mut self,
         segments: &[Rows],
         layer: usize,
         kv: ArrayView2<'_, f32>,
     ) -> Result<(), Error> {
-        for segment in segments {
-            let rows = segment.first_row..segment.first_row + segment.rows;
-            self.write(segment, layer, kv.slice(s![rows, ..]))?;
-        }
-        Ok(())
+        segments.iter().try_for_each(|segment| self.write(segment, layer, kv.slice(s![segment.range(), ..])))
     }
 
-    /// `q [rows, heads·head_size]` → `out [rows, heads·head_size]`, over what was remembered.
+    /// `q [rows, heads·head_size]` → `out [rows, heads·head_size]`, over all that was written.
     pub(super) fn cross_attention(
         &self,
         segments: &[Rows],
@@ -153,12 +152,10 @@ impl CpuCache {
         q: ArrayView2<'_, f32>,
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
-        for segment in segments {
-            let rows = segment.first_row..segment.first_row + segment.rows;
-            let queries = q.slice(s![rows.clone(), ..]);
-            self.attend_segment(segment, layer, queries, out.slice_mut(s![rows, ..]))?;
-        }
-        Ok(())
+        segments.iter().try_for_each(|segment| {
+            let out = out.slice_mut(s![segment.range(), ..]);
+            self.attend_segment(segment, layer, q.slice(s![segment.range(), ..]), out)
+        })
     }
 
     /// Rotates queries and keys in place; pairs are `(i, i + dims/2)`.
@@ -179,16 +176,13 @@ impl CpuCache {
         });
     }
 
-    /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the cache.
+    /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the pages of the segment's sequence.
     fn write(&mut self, segment: &Rows, layer: usize, kv: ArrayView2<'_, f32>) -> Result<(), Error> {
-        let AttentionSpec { head_size: size, kv_heads, kv_cache, .. } = self.spec;
-        let entry = &mut self.entries[layer * self.sequences + segment.sequence];
-        entry.length = segment.position + segment.rows;
-        let kept = entry
-            .kept
-            .get_or_insert_with(|| KeyValues::new(element(kv_cache), kv_heads, size, self.max_positions));
-        let (keys, values) = kv.split_at(Axis(1), kv_heads * size);
-        Ok(kept.write(self.kernel, segment.position, keys, values)?)
+        let (keys, values) = kv.split_at(Axis(1), self.spec.kv_heads * self.spec.head_size);
+        let table = self.tables.table(segment.sequence);
+        self.pages.write(self.kernel, layer, table, segment.position, keys, values)?;
+        self.lengths[segment.sequence] = segment.position + segment.rows;
+        Ok(())
     }
 
     fn attend_segment(
@@ -198,14 +192,14 @@ impl CpuCache {
         queries: ArrayView2<'_, f32>,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
-        let entry = &self.entries[layer * self.sequences + segment.sequence];
-        let Some(kept) = &entry.kept else {
+        let length = self.lengths[segment.sequence];
+        if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
-        };
+        }
         let Layer { slopes, window, .. } = &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
             Mask::Causal => (position + 1).saturating_sub(*window)..position + 1,
-            Mask::Full => 0..entry.length,
+            Mask::Full => 0..length,
         };
         let positions = segment.position..segment.position + segment.rows;
         let rows: Vec<Query> = positions.map(|position| Query { position, span: span(position) }).collect();
@@ -216,10 +210,10 @@ impl CpuCache {
         };
         let AttentionSpec { heads, scale, softcap, .. } = self.spec;
         let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias };
-        Ok(attention.attend(queries, kept, &rows, out)?)
+        let sequence = self.pages.sequence(layer, self.tables.table(segment.sequence));
+        Ok(attention.attend(queries, &sequence, &rows, out)?)
     }
 }
-
 impl Rotation {
     fn new(rotary: &Rotary, max_positions: usize) -> Self {
         let (frequencies, magnitude) = (&rotary.frequencies(max_positions), rotary.magnitude());
@@ -232,14 +226,6 @@ impl Rotation {
             cos: angles().map(|angle| convert::f32_from(magnitude * angle.cos())).collect(),
             sin: angles().map(|angle| convert::f32_from(magnitude * angle.sin())).collect(),
         }
-    }
-}
-
-fn element(kv_cache: FloatType) -> int8_cpu::float::KvCacheType {
-    match kv_cache {
-        FloatType::F32 => int8_cpu::float::KvCacheType::F32,
-        FloatType::F16 => int8_cpu::float::KvCacheType::F16,
-        FloatType::Bf16 => int8_cpu::float::KvCacheType::Bf16,
     }
 }
 

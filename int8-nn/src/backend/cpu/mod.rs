@@ -67,6 +67,13 @@ struct Rows {
     position: usize,
 }
 
+impl Rows {
+    /// As a range.
+    fn range(&self) -> Range<usize> {
+        self.first_row..self.first_row + self.rows
+    }
+}
+
 impl CpuBackend {
     /// With the kernel that the environment variable `INT8_KERNEL` names, or the best this processor has.
     ///

@@ -6,7 +6,29 @@ use int8_core::corpus::Random;
 use ndarray::Array2;
 
 use super::*;
-use crate::float::KvCacheType;
+use crate::attention::KvPages;
+
+/// One sequence in a cache of one layer, the positions in order in its pages.
+struct Sequence {
+    pages: KvPages,
+    table: Vec<u32>,
+}
+
+impl Sequence {
+    fn new(element: FloatType, kv_heads: usize, size: usize, positions: usize) -> Self {
+        let count = positions.div_ceil(PAGE_POSITIONS);
+        let table: Vec<u32> = (0..).take(count).collect();
+        Self { pages: KvPages::new(element, 1, kv_heads, size, count).expect("memory"), table }
+    }
+
+    fn write(&mut self, position: usize, keys: ArrayView2<'_, f32>, values: ArrayView2<'_, f32>) {
+        self.pages.write(Kernel::best(), 0, &self.table, position, keys, values).expect("it fits");
+    }
+
+    fn view(&self) -> KvSequence<'_> {
+        self.pages.sequence(0, &self.table)
+    }
+}
 
 /// What a case adds to its scores.
 enum Added {
@@ -106,19 +128,19 @@ fn attention_is_its_formula() {
         let k = random.matrix(length, case.kv_heads * case.size, 1.0);
         let v = random.matrix(length, case.kv_heads * case.size, 1.0);
         let scale = 1.0 / convert::real(case.size).sqrt();
-        let mut cache = KeyValues::new(KvCacheType::F32, case.kv_heads, case.size, length + 3);
+        let mut cache = Sequence::new(FloatType::F32, case.kv_heads, case.size, length + 3);
         // In two parts, at a place that is no panel's edge.
         let cut = length / 3;
         for part in [0..cut, cut..length] {
             let (k, v) = (k.slice(s![part.clone(), ..]), v.slice(s![part.clone(), ..]));
-            cache.write(Kernel::best(), part.start, k, v).expect("it fits");
+            cache.write(part.start, k, v);
         }
         let expected = case.expected(scale, &q, &k, &v);
         for kernel in Kernel::available() {
             let attention =
                 Attention { kernel, heads: case.heads, scale, softcap: case.softcap, bias: case.bias() };
             let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
-            attention.attend(q.view(), &cache, &case.rows, out.view_mut()).expect("valid operands");
+            attention.attend(q.view(), &cache.view(), &case.rows, out.view_mut()).expect("valid operands");
             for (found, expected) in out.iter().zip(&expected) {
                 let error = (f64::from(*found) - expected).abs();
                 assert!(error < 2e-6, "{kernel} size {}: {found}, {expected}", case.size);
@@ -134,14 +156,14 @@ fn a_nan_is_not_lost() {
         for kernel in Kernel::available() {
             let mut keys = ones.clone();
             keys[[at, 1]] = f32::NAN;
-            let mut cache = KeyValues::new(KvCacheType::F32, 1, 4, 20);
-            cache.write(kernel, 0, keys.view(), ones.view()).expect("it fits");
+            let mut cache = Sequence::new(FloatType::F32, 1, 4, 20);
+            cache.write(0, keys.view(), ones.view());
             for softcap in [None, Some(3.0)] {
                 let attention = Attention { kernel, heads: 1, scale: 0.5, softcap, bias: Bias::None };
                 let mut out = Array2::zeros((1, 4));
                 let row = Query { position: 19, span: 0..20 };
                 let queries = ones.slice(s![..1, ..]);
-                attention.attend(queries, &cache, &[row], out.view_mut()).expect("valid operands");
+                attention.attend(queries, &cache.view(), &[row], out.view_mut()).expect("valid operands");
                 assert!(out.iter().all(|value| value.is_nan()), "{kernel} {at}: {out}");
             }
         }
@@ -150,21 +172,22 @@ fn a_nan_is_not_lost() {
 
 #[test]
 fn operands_that_do_not_fit_are_refused() {
-    let mut cache = KeyValues::new(KvCacheType::F32, 2, 4, 10);
-    assert_eq!(cache.capacity(), NR);
+    let mut cache = Sequence::new(FloatType::F32, 2, 4, 10);
+    assert_eq!(cache.view().capacity(), PAGE_POSITIONS);
     let zeros = |rows: usize, columns: usize| Array2::<f32>::zeros((rows, columns));
     let mut write = |position, keys: (usize, usize), values: (usize, usize)| {
-        cache.write(Kernel::best(), position, zeros(keys.0, keys.1).view(), zeros(values.0, values.1).view())
+        let (keys, values) = (zeros(keys.0, keys.1), zeros(values.0, values.1));
+        cache.pages.write(Kernel::best(), 0, &cache.table, position, keys.view(), values.view())
     };
-    assert!(write(NR - 3, (3, 8), (3, 8)).is_ok());
-    assert!(write(NR - 2, (3, 8), (3, 8)).is_err());
+    assert!(write(PAGE_POSITIONS - 3, (3, 8), (3, 8)).is_ok());
+    assert!(write(PAGE_POSITIONS - 2, (3, 8), (3, 8)).is_err());
     assert!(write(usize::MAX, (1, 8), (1, 8)).is_err());
     assert!(write(0, (3, 8), (2, 8)).is_err());
     assert!(write(0, (3, 7), (3, 8)).is_err());
     let attend = |heads: usize, bias: Bias<'_>, columns: usize, span: Range<usize>, out: (usize, usize)| {
         let attention = Attention { kernel: Kernel::best(), heads, scale: 1.0, softcap: None, bias };
         let row = Query { position: 0, span };
-        attention.attend(zeros(1, columns).view(), &cache, &[row], zeros(out.0, out.1).view_mut())
+        attention.attend(zeros(1, columns).view(), &cache.view(), &[row], zeros(out.0, out.1).view_mut())
     };
     let table = zeros(4, 0);
     assert!(attend(4, Bias::None, 16, 0..1, (1, 16)).is_ok());
@@ -174,27 +197,27 @@ fn operands_that_do_not_fit_are_refused() {
     assert!(attend(4, Bias::None, 15, 0..1, (1, 16)).is_err());
     assert!(attend(4, Bias::None, 16, 0..1, (2, 16)).is_err());
     assert!(attend(4, Bias::None, 16, 3..3, (1, 16)).is_err());
-    assert!(attend(4, Bias::None, 16, 0..NR + 1, (1, 16)).is_err());
+    assert!(attend(4, Bias::None, 16, 0..PAGE_POSITIONS + 1, (1, 16)).is_err());
 }
 
 fn cache_of(
-    element: KvCacheType,
+    element: FloatType,
     kv_heads: usize,
     size: usize,
     keys: ArrayView2<'_, f32>,
     values: ArrayView2<'_, f32>,
-) -> KeyValues {
-    let mut cache = KeyValues::new(element, kv_heads, size, keys.nrows());
-    cache.write(Kernel::best(), 0, keys, values).expect("it fits");
+) -> Sequence {
+    let mut cache = Sequence::new(element, kv_heads, size, keys.nrows());
+    cache.write(0, keys, values);
     cache
 }
 
 /// What a cache of this type keeps of a matrix.
-fn kept(element: KvCacheType, matrix: &Array2<f32>) -> Array2<f32> {
+fn kept(element: FloatType, matrix: &Array2<f32>) -> Array2<f32> {
     matrix.mapv(|value| match element {
-        KvCacheType::F32 => value,
-        KvCacheType::F16 => f16::from_f32(value).to_f32(),
-        KvCacheType::Bf16 => bf16::from_f32(value).to_f32(),
+        FloatType::F32 => value,
+        FloatType::F16 => f16::from_f32(value).to_f32(),
+        FloatType::Bf16 => bf16::from_f32(value).to_f32(),
     })
 }
 
@@ -212,17 +235,17 @@ fn numbers_of_16_bits_are_widened_exactly() {
                 let q = random.matrix(rows, heads * size, 1.0);
                 let row = |position| Query { position, span: position / 3..position + 1 };
                 let queries: Vec<Query> = (length - rows..length).map(row).collect();
-                for element in KvCacheType::ALL {
+                for element in FloatType::ALL {
                     let narrow = cache_of(element, kv_heads, size, k.view(), v.view());
                     let (k, v) = (kept(element, &k), kept(element, &v));
-                    let wide = cache_of(KvCacheType::F32, kv_heads, size, k.view(), v.view());
+                    let wide = cache_of(FloatType::F32, kv_heads, size, k.view(), v.view());
                     for kernel in Kernel::available() {
                         let attention =
                             Attention { kernel, heads, scale: 0.3, softcap: None, bias: Bias::None };
                         let [found, expected] = [&narrow, &wide].map(|cache| {
                             let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
                             attention
-                                .attend(q.view(), cache, &queries, out.view_mut())
+                                .attend(q.view(), &cache.view(), &queries, out.view_mut())
                                 .expect("valid operands");
                             out
                         });
@@ -283,20 +306,20 @@ fn the_error_of_a_cache_is_its_rounding() {
         let case = Case::new((1, 1, size), Added::Nothing, query());
         let exact = case.expected(scale, &q, &k, &v);
         let bound = |element| match element {
-            KvCacheType::F32 => vec![0.0; size],
-            KvCacheType::F16 => rounding_bound::<f16>(scale, q.as_slice().expect("a row"), &k, &v),
-            KvCacheType::Bf16 => rounding_bound::<bf16>(scale, q.as_slice().expect("a row"), &k, &v),
+            FloatType::F32 => vec![0.0; size],
+            FloatType::F16 => rounding_bound::<f16>(scale, q.as_slice().expect("a row"), &k, &v),
+            FloatType::Bf16 => rounding_bound::<bf16>(scale, q.as_slice().expect("a row"), &k, &v),
         };
-        for element in KvCacheType::ALL {
+        for element in FloatType::ALL {
             let cache = cache_of(element, 1, size, k.view(), v.view());
             for kernel in Kernel::available() {
                 let attention = Attention { kernel, heads: 1, scale, softcap: None, bias: Bias::None };
                 let mut out = Array2::zeros((1, size));
-                attention.attend(q.view(), &cache, &query(), out.view_mut()).expect("valid operands");
+                attention.attend(q.view(), &cache.view(), &query(), out.view_mut()).expect("valid operands");
                 let errors = out.iter().zip(&exact).map(|(found, exact)| (f64::from(*found) - exact).abs());
-                for ((error, bound), f16_bound) in errors.zip(bound(element)).zip(bound(KvCacheType::F16)) {
+                for ((error, bound), f16_bound) in errors.zip(bound(element)).zip(bound(FloatType::F16)) {
                     assert!(error <= bound + arithmetic, "{kernel} {element:?}: {error:e}, bound {bound:e}");
-                    beyond_f16 |= element == KvCacheType::Bf16 && error > f16_bound + arithmetic;
+                    beyond_f16 |= element == FloatType::Bf16 && error > f16_bound + arithmetic;
                 }
             }
         }
@@ -312,7 +335,7 @@ fn rows_do_not_depend_on_others_or_on_threads() {
     let q = random.matrix(length, heads * size, 1.0);
     let [k, v] = [(); 2].map(|()| random.matrix(length, kv_heads * size, 1.0));
     let rows: Vec<Query> = (0..length).map(|position| Query { position, span: 0..position + 1 }).collect();
-    for element in KvCacheType::ALL {
+    for element in FloatType::ALL {
         let cache = cache_of(element, kv_heads, size, k.view(), v.view());
         for kernel in Kernel::available() {
             let attend = |threads: usize, rows: &[Query]| {
@@ -320,7 +343,7 @@ fn rows_do_not_depend_on_others_or_on_threads() {
                 let queries = q.slice(s![rows[0].position..rows[0].position + rows.len(), ..]);
                 let mut out = Array2::zeros((rows.len(), heads * size));
                 let attention = Attention { kernel, heads, scale: 0.2, softcap: None, bias: Bias::None };
-                pool.install(|| attention.attend(queries, &cache, rows, out.view_mut()))
+                pool.install(|| attention.attend(queries, &cache.view(), rows, out.view_mut()))
                     .expect("valid operands");
                 out
             };
@@ -334,4 +357,158 @@ fn rows_do_not_depend_on_others_or_on_threads() {
             }
         }
     }
+}
+
+/// Causal queries at the last `rows` positions of `length`, with a window.
+fn last_rows(length: usize, rows: usize, window: usize) -> Vec<Query> {
+    let span = |position: usize| (position + 1).saturating_sub(window)..position + 1;
+    (length - rows.min(length)..length).map(|position| Query { position, span: span(position) }).collect()
+}
+
+/// Pages in any order, of a pool whose other pages, and whose positions beyond the written ones and before the windows, hold NaN,
+/// give the bits of pages in order, in any layer, written position by position or at once.
+#[test]
+fn results_do_not_depend_on_pages() {
+    let mut random = Random::new(34);
+    let (kv_heads, heads) = (2, 4);
+    let lengths =
+        [1, 31, 32, 33, PAGE_POSITIONS - 1, PAGE_POSITIONS, PAGE_POSITIONS + 1, 3 * PAGE_POSITIONS + 5];
+    for size in [20, 64, 80] {
+        for length in lengths {
+            let [k, v] = [(); 2].map(|()| random.matrix(length, kv_heads * size, 1.0));
+            let q = random.matrix(length, heads * size, 1.0);
+            for element in FloatType::ALL {
+                let ordered = cache_of(element, kv_heads, size, k.view(), v.view());
+                let mut pages = KvPages::new(element, 3, kv_heads, size, 7).expect("memory");
+                (0..7).for_each(|page| pages.poison(page));
+                let table = &[5, 0, 3, 6][..length.div_ceil(PAGE_POSITIONS)];
+                let cut = length / 2;
+                pages
+                    .write(Kernel::best(), 1, table, 0, k.slice(s![..cut, ..]), v.slice(s![..cut, ..]))
+                    .expect("it fits");
+                for at in cut..length {
+                    let row = s![at..=at, ..];
+                    pages.write(Kernel::best(), 1, table, at, k.slice(row), v.slice(row)).expect("it fits");
+                }
+                for (rows, window) in [(1, usize::MAX), (1, 40), (14, usize::MAX), (45, 40), (3, 1)] {
+                    let rows = last_rows(length, rows, window);
+                    let queries = q.slice(s![length - rows.len().., ..]);
+                    // Pages before the windows may have gone to others: no such number is looked at.
+                    let mut table = table.to_vec();
+                    let begin = rows[0].span.start / PAGE_POSITIONS;
+                    table[..begin].fill(u32::MAX);
+                    for kernel in Kernel::available() {
+                        let attention =
+                            Attention { kernel, heads, scale: 0.3, softcap: None, bias: Bias::None };
+                        let [found, expected] = [pages.sequence(1, &table), ordered.view()].map(|cache| {
+                            let mut out = Array2::from_elem(queries.raw_dim(), f32::NAN);
+                            attention.attend(queries, &cache, &rows, out.view_mut()).expect("valid operands");
+                            out
+                        });
+                        assert!(found.iter().all(|value| value.is_finite()));
+                        assert_eq!(
+                            found,
+                            expected,
+                            "{kernel} {element:?} size {size} length {length} rows {} window {window}",
+                            rows.len()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A row's result comes from its span alone: NaN keys and values that other rows of the call see do not reach it.
+#[test]
+fn positions_outside_a_span_never_show() {
+    let mut random = Random::new(35);
+    let (size, length) = (24, 2 * PAGE_POSITIONS + 20);
+    let q = random.matrix(40, size, 1.0);
+    let [k, v] = [(); 2].map(|()| random.matrix(length, size, 1.0));
+    let rows: Vec<Query> = (0..40)
+        .map(|row| {
+            // Causal, windows, and spans apart from each other.
+            let first = [0, row, 37 * (row % 5)][row % 3];
+            Query { position: length, span: first..first + 1 + 11 * (row % 4) }
+        })
+        .collect();
+    for element in FloatType::ALL {
+        let whole = cache_of(element, 1, size, k.view(), v.view());
+        for kernel in Kernel::available() {
+            let attention = Attention { kernel, heads: 1, scale: 0.3, softcap: None, bias: Bias::None };
+            let mut out = Array2::zeros(q.raw_dim());
+            attention.attend(q.view(), &whole.view(), &rows, out.view_mut()).expect("valid operands");
+            for only in [0, 7, 20, 39] {
+                let span = rows[only].span.clone();
+                let mut poisoned = Sequence::new(element, 1, size, length);
+                poisoned.table.iter().for_each(|page| poisoned.pages.poison(*page));
+                poisoned.write(span.start, k.slice(s![span.clone(), ..]), v.slice(s![span, ..]));
+                let mut found = Array2::zeros(q.raw_dim());
+                attention
+                    .attend(q.view(), &poisoned.view(), &rows, found.view_mut())
+                    .expect("valid operands");
+                assert_eq!(found.row(only), out.row(only), "{kernel} {element:?} row {only}");
+            }
+        }
+    }
+}
+
+/// Two sequences share the pages of a prefix; the one that writes to a shared page copies it first, and the other keeps its own.
+#[test]
+fn a_fork_copies_a_shared_page_before_it_writes() {
+    let mut random = Random::new(36);
+    let (size, prefix, length) = (20, PAGE_POSITIONS + 9, PAGE_POSITIONS + 30);
+    let q = random.matrix(1, size, 1.0);
+    let [k, v] = [(); 2].map(|()| random.matrix(length, size, 1.0));
+    let [other_k, other_v] = [&k, &v].map(|first| {
+        let mut other = random.matrix(length, size, 1.0);
+        other.slice_mut(s![..prefix, ..]).assign(&first.slice(s![..prefix, ..]));
+        other
+    });
+    let rows = last_rows(length, 1, usize::MAX);
+    for element in FloatType::ALL {
+        let mut pages = KvPages::new(element, 2, 1, size, 4).expect("memory");
+        pages.poison(3);
+        let (table, forked) = ([2, 0], [2, 3]);
+        let write =
+            |pages: &mut KvPages, table: &[u32], part: Range<usize>, k: &Array2<f32>, v: &Array2<f32>| {
+                for layer in 0..2 {
+                    let (k, v) = (k.slice(s![part.clone(), ..]), v.slice(s![part.clone(), ..]));
+                    pages.write(Kernel::best(), layer, table, part.start, k, v).expect("it fits");
+                }
+            };
+        write(&mut pages, &table, 0..prefix, &k, &v);
+        pages.copy(0, 3);
+        // In turns, as two sequences of a batch.
+        for at in prefix..length {
+            write(&mut pages, &table, at..at + 1, &k, &v);
+            write(&mut pages, &forked, at..at + 1, &other_k, &other_v);
+        }
+        for (table, k, v) in [(table, &k, &v), (forked, &other_k, &other_v)] {
+            let alone = cache_of(element, 1, size, k.view(), v.view());
+            for kernel in Kernel::available() {
+                let attention = Attention { kernel, heads: 1, scale: 0.3, softcap: None, bias: Bias::None };
+                for cache in [pages.sequence(0, &table), pages.sequence(1, &table)] {
+                    let [mut found, mut expected] = [(); 2].map(|()| Array2::zeros((1, size)));
+                    attention.attend(q.view(), &cache, &rows, found.view_mut()).expect("valid operands");
+                    attention
+                        .attend(q.view(), &alone.view(), &rows, expected.view_mut())
+                        .expect("valid operands");
+                    assert_eq!(found, expected, "{kernel} {element:?} {table:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "page 2 of a KV cache of 2 pages")]
+fn a_page_that_does_not_exist_is_refused() {
+    let pages = KvPages::new(FloatType::F32, 1, 1, 4, 2).expect("memory");
+    let attention =
+        Attention { kernel: Kernel::best(), heads: 1, scale: 1.0, softcap: None, bias: Bias::None };
+    let (q, mut out) = (Array2::zeros((1, 4)), Array2::zeros((1, 4)));
+    let row = Query { position: 0, span: 0..PAGE_POSITIONS + 1 };
+    drop(attention.attend(q.view(), &pages.sequence(0, &[1, 2]), &[row], out.view_mut()));
 }

@@ -1,19 +1,20 @@
-//! Attention over a cache that is laid out as the tiles read it.
+//! Attention over a paged KV cache that is laid out as the tiles read it.
 //!
 //! ```text
 //! out[m] = Σ_p softmax_p(cap(scale·q[m]·k[p]) + bias(m, p))·v[p],   p in the span of row m
 //! ```
 //!
-//! Keys and values are written in panels once, so that both products run on the tile that multiplies outliers
-//! (`f32 [rows, count] × [count, 32]`) without packing anything per call.
+//! Keys and values are written in panels once, so that nothing is packed per call: scores come from the tile that multiplies
+//! outliers (`f32 [rows, size] × [size, 32]`), and the product with the values is its like over positions in several pages.
 
 use std::ops::Range;
 
-use int8_core::Error as CoreError;
+use half::{bf16, f16};
+use int8_core::{Error as CoreError, FloatType};
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::key_values::{KeyValues, Panels, Stored};
+use super::kv_pages::{KvSequence, PAGE_POSITIONS, Panels};
 use crate::convert;
 use crate::error::Error;
 use crate::gemm::dispatch::DispatchGemm;
@@ -22,6 +23,7 @@ use crate::gemm::operands::{OuterOperands, Tile};
 use crate::kernel::Kernel;
 use crate::layout::{MAX_MR, NR};
 use crate::matrix::rows_of;
+use crate::prefetch;
 use crate::simd::functions::{add_lanes, exp, padded, tanh};
 use crate::simd::{Instructions, LANES, Lane, Vectorized};
 
@@ -73,17 +75,21 @@ pub struct Query {
 }
 
 impl Attention<'_> {
-    /// `out [rows, heads·size]` from `queries [rows, heads·size]`, of which `rows` tells the positions.
+    /// `out [rows, heads·size]` from `queries [rows, heads·size]`, both f32 row-major, whose positions are `rows`.
     ///
-    /// The result does not depend on the number of threads.
+    /// A row's result depends on the keys and values of its span alone, whatever the pages hold beside them, and neither on other
+    /// rows nor on the number of threads.
     ///
     /// # Errors
-    /// The reference's `Length` (slopes, distances) and `Shape` (queries, out; also for a span that is empty or leaves
-    /// the cache); [`Error::NotRowMajor`].
+    /// The reference's `Length` (slopes, distances) and `Shape` (queries, out; also for a span that is empty or exceeds
+    /// the table's pages); [`Error::NotRowMajor`].
+    ///
+    /// # Panics
+    /// When the table lists a page that does not exist for a position between the first and the last that a row sees.
     pub fn attend(
         &self,
         queries: ArrayView2<'_, f32>,
-        cache: &KeyValues,
+        cache: &KvSequence<'_>,
         rows: &[Query],
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
@@ -115,10 +121,19 @@ impl Attention<'_> {
         if rows.is_empty() || size == 0 {
             return Ok(());
         }
-        match cache.stored() {
-            Stored::F32(panels) => self.attend_to(queries, panels, rows, out),
-            Stored::F16(panels) => self.attend_to(queries, panels, rows, out),
-            Stored::Bf16(panels) => self.attend_to(queries, panels, rows, out),
+        let first = rows.iter().map(|row| row.span.start).min().unwrap_or(0);
+        let last = rows.iter().map(|row| row.span.end).max().unwrap_or(0);
+        let positions = first..last;
+        match cache.element() {
+            FloatType::F32 => {
+                self.attend_to(queries, cache.dim(), &cache.panels::<f32>(&positions), rows, out)
+            }
+            FloatType::F16 => {
+                self.attend_to(queries, cache.dim(), &cache.panels::<f16>(&positions), rows, out)
+            }
+            FloatType::Bf16 => {
+                self.attend_to(queries, cache.dim(), &cache.panels::<bf16>(&positions), rows, out)
+            }
         }
         Ok(())
     }
@@ -127,16 +142,17 @@ impl Attention<'_> {
     fn attend_to<W: Lane>(
         &self,
         queries: ArrayView2<'_, f32>,
-        cache: &Panels<W>,
+        (cached_heads, size): (usize, usize),
+        cache: &Panels<'_, W>,
         rows: &[Query],
         mut out: ArrayViewMut2<'_, f32>,
     ) {
-        let (heads, size) = (self.heads, cache.size);
+        let heads = self.heads;
         let work = 2 * heads * size * rows.iter().map(|row| row.span.len()).sum::<usize>();
         // One row reads the cache for itself alone, from memory.
         let serial = if rows.len() == 1 { SERIAL_WORK / 4 } else { SERIAL_WORK };
         let parallel = work >= serial && rayon::current_num_threads() > 1;
-        let group = heads / cache.heads;
+        let group = heads / cached_heads;
         const CONTIGUOUS: &str = "rows_of checked that rows are contiguous";
         if let [query] = rows {
             // The heads that share a cached head are the rows of a tile: its keys and values are read once.
@@ -150,7 +166,7 @@ impl Attention<'_> {
                 queries.axis_chunks_iter(Axis(0), group).zip(out.axis_chunks_iter_mut(Axis(0), group));
             let blocks = parts.enumerate().map(|(head, (queries, out))| {
                 let rows = (head * group..(head + 1) * group).map(|head| (head, query)).collect();
-                Block { attention: self, cache, head, queries, rows, out }
+                Block { attention: self, cache, head, size, queries, rows, out }
             });
             return self.run(blocks.collect(), parallel);
         }
@@ -162,7 +178,7 @@ impl Attention<'_> {
                 rest = others;
                 let rows = rows[span.clone()].iter().map(|row| (head, row)).collect();
                 let queries = queries.slice(s![span.clone(), head * size..(head + 1) * size]);
-                blocks.push(Block { attention: self, cache, head: head / group, queries, rows, out });
+                blocks.push(Block { attention: self, cache, head: head / group, size, queries, rows, out });
             }
         }
         self.run(blocks, parallel);
@@ -183,8 +199,10 @@ impl Attention<'_> {
 /// Some query rows that read the same head of the cache.
 struct Block<'a, 'b, W> {
     attention: &'a Attention<'b>,
-    cache: &'a Panels<W>,
+    cache: &'a Panels<'a, W>,
+    /// The KV head, and its size.
     head: usize,
+    size: usize,
     queries: ArrayView2<'a, f32>,
     /// For each row its query head.
     rows: Vec<(usize, &'a Query)>,
@@ -194,7 +212,7 @@ struct Block<'a, 'b, W> {
 impl<W: Lane> Block<'_, '_, W> {
     /// The rows of one tile. `scores` is scratch.
     fn tile<K: Microkernel>(&mut self, tile: K, tile_rows: Range<usize>, scores: &mut Vec<f32>) {
-        let (cache, head) = (self.cache, self.head);
+        let (cache, head, size) = (self.cache, self.head, self.size);
         let rows = &self.rows[tile_rows.clone()];
         let begin = rows.iter().map(|(_, row)| row.span.start).min().unwrap_or(0);
         let end = rows.iter().map(|(_, row)| row.span.end).max().unwrap_or(0);
@@ -204,20 +222,26 @@ impl<W: Lane> Block<'_, '_, W> {
         let stride = (end - origin).next_multiple_of(NR) + LANES;
         scores.resize(rows.len() * stride, 0.0);
         let mut sums = Tile([[0.0; NR]; MAX_MR]);
-        // Nobody else reads what a single tile reads: it comes from memory. What begins each stretch is fetched first.
+        // A single tile is the only reader: keys and values come from memory. Their beginnings are prefetched here, those
+        // of later pages below, and the rest while what lies before it is read.
         let streamed = self.rows.len() <= K::MR;
         if streamed {
-            cache.prefetch_beginnings(head, begin..end);
+            cache.prefetch_keys(head, begin);
+            cache.prefetch_values(head, begin);
         }
 
         let queries = self.queries.slice(s![tile_rows.clone(), ..]);
         for panel in origin / NR..end.div_ceil(NR) {
+            let next = (panel + 1) * NR;
+            if streamed && next < end && next.is_multiple_of(PAGE_POSITIONS) {
+                cache.prefetch_keys(head, next);
+            }
             let operands = OuterOperands {
                 x: queries.as_ptr(),
                 ldx: queries.strides()[0].unsigned_abs(),
                 rows: rows.len(),
                 w: cache.key_panel(head, panel).as_ptr(),
-                count: cache.size,
+                count: size,
                 streamed,
             };
             // SAFETY: line 5: `size` contiguous values in each row of the view, whose strides are not negative; line
@@ -252,25 +276,151 @@ impl<W: Lane> Block<'_, '_, W> {
                     distances: &distances,
                 });
         }
-        for panel in 0..cache.size.div_ceil(NR) {
-            let operands = OuterOperands {
-                x: scores[begin - origin..].as_ptr(),
-                ldx: stride,
-                rows: rows.len(),
-                w: cache.value_panel(head, panel, begin..end).as_ptr(),
-                count: end - begin,
+        for panel in 0..size.div_ceil(NR) {
+            tile.vectorize(WeightedValues {
+                cache,
+                head,
+                panel,
+                rows,
+                weights: scores,
+                stride,
+                origin,
                 streamed,
-            };
-            // SAFETY: line 5: a row of `stride` scores for each row; line 6: a panel of end − begin vectors in a
-            // line-aligned buffer, and tiles have 1 to ROWS rows.
-            unsafe { tile.outer(operands, &mut sums) };
-            let columns = panel * NR..cache.size.min((panel + 1) * NR);
+                sums: &mut sums.0,
+                most: if K::MR < ROWS_IN_REGISTERS { 2 } else { ROWS_IN_REGISTERS },
+            });
+            let columns = panel * NR..size.min((panel + 1) * NR);
             let mut out = self.out.slice_mut(s![tile_rows.clone(), columns]);
             for ((mut out, sums), inverse) in out.rows_mut().into_iter().zip(&sums.0).zip(inverse) {
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * inverse);
             }
         }
     }
+}
+
+/// Rows of a product with values whose sums stay in registers: 12 × 2 of the 32 registers of 512 bits, as in the tile of
+/// `avx512-vnni`. Kernels with smaller tiles have 16 registers of 256 bits, which hold two rows.
+const ROWS_IN_REGISTERS: usize = 12;
+
+/// `sums[r][d] = Σ_p weights[r][p]·v[p, d]`, p over the span of row r, added in the order of p, starting from 0.
+///
+/// Other positions are not multiplied with 0 but passed over: what they hold may be NaN.
+struct WeightedValues<'a, W> {
+    cache: &'a Panels<'a, W>,
+    head: usize,
+    /// Of the values.
+    panel: usize,
+    rows: &'a [(usize, &'a Query)],
+    /// f32 `[rows, stride]`; column 0 is position `origin`.
+    weights: &'a [f32],
+    stride: usize,
+    origin: usize,
+    /// No other tile reads the values: they come from memory.
+    streamed: bool,
+    sums: &'a mut [[f32; NR]],
+    /// Rows taken at once.
+    most: usize,
+}
+
+impl<W: Lane> Vectorized for WeightedValues<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(mut self, simd: I) {
+        let count = self.rows.len();
+        self.sums[..count].fill([0.0; NR]);
+        for first in (0..count).step_by(self.most) {
+            let rows = first..count.min(first + self.most);
+            // What all of these rows see, they read together; what comes before and behind, each for itself.
+            let spans = self.rows[rows.clone()].iter().map(|(_, row)| &row.span);
+            let begin = spans.clone().map(|span| span.start).max().unwrap_or(0);
+            let end = spans.map(|span| span.end).min().unwrap_or(0);
+            let common = if begin < end { begin..end } else { usize::MAX..usize::MAX };
+            for row in rows.clone() {
+                let span = &self.rows[row].1.span;
+                self.add::<I, 1>(simd, row, span.start..span.end.min(common.start));
+            }
+            if begin < end {
+                match rows.len() {
+                    1 => self.add::<I, 1>(simd, first, common.clone()),
+                    2 => self.add::<I, 2>(simd, first, common.clone()),
+                    3 => self.add::<I, 3>(simd, first, common.clone()),
+                    4 => self.add::<I, 4>(simd, first, common.clone()),
+                    5 => self.add::<I, 5>(simd, first, common.clone()),
+                    6 => self.add::<I, 6>(simd, first, common.clone()),
+                    7 => self.add::<I, 7>(simd, first, common.clone()),
+                    8 => self.add::<I, 8>(simd, first, common.clone()),
+                    9 => self.add::<I, 9>(simd, first, common.clone()),
+                    10 => self.add::<I, 10>(simd, first, common.clone()),
+                    11 => self.add::<I, 11>(simd, first, common.clone()),
+                    _ => self.add::<I, ROWS_IN_REGISTERS>(simd, first, common.clone()),
+                }
+            }
+            for row in rows {
+                let span = &self.rows[row].1.span;
+                self.add::<I, 1>(simd, row, span.start.max(common.end)..span.end);
+            }
+        }
+    }
+}
+
+impl<W: Lane> WeightedValues<'_, W> {
+    /// Adds positions to the sums of R rows.
+    #[inline(always)]
+    fn add<I: Instructions, const R: usize>(&mut self, simd: I, first: usize, positions: Range<usize>) {
+        if positions.is_empty() {
+            return;
+        }
+        // Up to here, so that every load below lies in the slice.
+        let weights = &self.weights[first * self.stride..(first + R) * self.stride];
+        let rows = &mut self.sums[first..first + R];
+        let mut sums: [[I::Floats; 2]; R] = std::array::from_fn(|r| {
+            let [left, right] = halves(&rows[r]);
+            [simd.load(left), simd.load(right)]
+        });
+        // What is prefetched lies so many positions ahead: as a multiple of 32, on one page for 32 positions.
+        let ahead = prefetch::stream_distance() / size_of::<[W; NR]>();
+        let together = if self.streamed { NR } else { PAGE_POSITIONS };
+        let mut position = positions.start;
+        while position < positions.end {
+            let count = (together - position % together).min(positions.end - position);
+            let values = self.cache.value_panel(self.head, self.panel, position..position + count);
+            let next = match position + ahead {
+                next if next < positions.end => next,
+                _ => position,
+            };
+            let next = self.cache.value_panel(self.head, self.panel, next..next).as_ptr();
+            let at = position - self.origin;
+            assert!(at + count <= self.stride, "scores have a column for each position");
+            for (o, values) in values.as_chunks::<NR>().0.iter().enumerate() {
+                if self.streamed {
+                    let next = next.wrapping_add(o * NR);
+                    prefetch::prefetch(next);
+                    prefetch::prefetch(next.wrapping_add(NR - 1));
+                }
+                let [left, right] = halves(values);
+                let values = [W::load(simd, left), W::load(simd, right)];
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: r < R and at + o < at + count ≤ stride, in a slice of R·stride.
+                    let weight = simd.splat(unsafe { *weights.get_unchecked(r * self.stride + at + o) });
+                    sums[0] = simd.multiply_add(weight, values[0], sums[0]);
+                    sums[1] = simd.multiply_add(weight, values[1], sums[1]);
+                }
+            }
+            position += count;
+        }
+        for (row, sums) in rows.iter_mut().zip(sums) {
+            let (vectors, _) = row.as_chunks_mut::<LANES>();
+            vectors.iter_mut().zip(sums).for_each(|(vector, sum)| simd.store(sum, vector));
+        }
+    }
+}
+
+/// A row of a panel as two vectors.
+#[inline(always)]
+fn halves<T>(row: &[T; NR]) -> [&[T; LANES]; 2] {
+    let (vectors, _) = row.as_chunks::<LANES>();
+    [&vectors[0], &vectors[1]]
 }
 
 struct Job<'a, 'b, 's, W> {
