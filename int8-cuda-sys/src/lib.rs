@@ -1,5 +1,5 @@
 //! `int8_cuda.h` in Rust: one `repr(C)` struct an operation, an explicit stream, caller-owned workspaces, a status returned.
-//! The header says what every field means; the ABI test compares sizes and offsets with what the C++ compiler saw.
+//! The header documents every field; the ABI test compares sizes and offsets with the C++ compiler's.
 #![allow(non_camel_case_types, reason = "the names are those of the C header")]
 
 use std::ffi::{c_char, c_void};
@@ -7,11 +7,11 @@ use std::ffi::{c_char, c_void};
 /// `cudaStream_t`, the same as the driver's `CUstream`. Null is the legacy default stream.
 pub type int8_cuda_stream = *mut c_void;
 
-/// What every operation returns; see the header. 0 is success.
+/// The status every operation returns; 0 is success.
 pub type int8_cuda_status = i32;
 
 /// The version of these declarations.
-pub const INT8_CUDA_ABI: i32 = 2;
+pub const INT8_CUDA_ABI: i32 = 3;
 
 /// `INT8_CUDA_OK` of the header.
 pub const INT8_CUDA_OK: i32 = 0;
@@ -73,11 +73,17 @@ pub const INT8_CUDA_MAXIMUM_PAPER: i32 = 0;
 /// `INT8_CUDA_MAXIMUM_BITSANDBYTES` of the header.
 pub const INT8_CUDA_MAXIMUM_BITSANDBYTES: i32 = 1;
 
+/// `INT8_CUDA_OVERWRITE` of the header.
+pub const INT8_CUDA_OVERWRITE: i32 = 0;
+
+/// `INT8_CUDA_ACCUMULATE` of the header.
+pub const INT8_CUDA_ACCUMULATE: i32 = 1;
+
 /// `INT8_CUDA_AUTO` of the header.
 pub const INT8_CUDA_AUTO: i32 = 0;
 
-/// `INT8_CUDA_SKINNY` of the header.
-pub const INT8_CUDA_SKINNY: i32 = 1;
+/// `INT8_CUDA_SMALL_M` of the header.
+pub const INT8_CUDA_SMALL_M: i32 = 1;
 
 /// `INT8_CUDA_MMA` of the header.
 pub const INT8_CUDA_MMA: i32 = 2;
@@ -91,11 +97,11 @@ pub const INT8_CUDA_WGMMA_128X128: i32 = 4;
 /// `INT8_CUDA_WGMMA_64X128` of the header.
 pub const INT8_CUDA_WGMMA_64X128: i32 = 5;
 
-/// `INT8_CUDA_SKINNY_ONE` of the header.
-pub const INT8_CUDA_SKINNY_ONE: i32 = 7;
+/// `INT8_CUDA_GEMV` of the header.
+pub const INT8_CUDA_GEMV: i32 = 7;
 
-/// `INT8_CUDA_STREAM` of the header.
-pub const INT8_CUDA_STREAM: i32 = 8;
+/// `INT8_CUDA_GEMV_TMA` of the header.
+pub const INT8_CUDA_GEMV_TMA: i32 = 8;
 
 /// `INT8_CUDA_WGMMA_64X64` of the header.
 pub const INT8_CUDA_WGMMA_64X64: i32 = 9;
@@ -106,7 +112,7 @@ pub const INT8_CUDA_WGMMA_64X32: i32 = 10;
 /// `INT8_CUDA_CUBLASLT` of the header.
 pub const INT8_CUDA_CUBLASLT: i32 = 6;
 
-/// What can be learned of the current device.
+/// Properties of the current device.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_device_info {
@@ -180,7 +186,127 @@ pub struct int8_cuda_quantize_params {
     pub reserved: i32,
 }
 
-/// y = x * W^T + bias, LLM.int8(): outlier rule, quantisation of x, int8 product, outlier product, scales, bias.  `y[m,n]` = `acc[m,n]` * (`s_x[m]`/127) * (`s_w[n]`/127) + sum over outliers k of `x[m,k]` * `w[n,k]` + `bias[n]`, in f32, rounded once. acc is the exact integer sum of (q_x - z_x)(q_w - z_w). `w[n,k]` is the exact value where kept, else (q_w - z_w)*s_w/127.
+/// Activations as codes and outliers: written by `int8_cuda_prologue`, read by `int8_cuda_gemm`. The caller's buffers and sizes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_activations {
+    /// i8 `[m, k]` row-major, ld = ldq; columns k..ldq are set to 0; 16-byte aligned
+    pub codes: *mut i8,
+    /// f32 `[m]`
+    pub scales: *mut f32,
+    /// i32 `[m]`; may be NULL for absmax
+    pub zero_points: *mut i32,
+    /// i32 `[m]`, sum of the row's codes; needed by weights with zero points, else may be NULL
+    pub code_sums: *mut i32,
+    /// u32 `[1]`, columns with an outlier; this and the next two may be NULL for rule NONE
+    pub outlier_count: *mut u32,
+    /// i32 `[k]`, the first outlier_count of it written, ascending
+    pub outlier_columns: *mut i32,
+    /// element type `[m, round_up(k,64)]` in panels of 64 columns, each row-major, 16-byte aligned
+    pub outlier_values: *mut c_void,
+    /// `m` of the header.
+    pub m: i64,
+    /// `k` of the header.
+    pub k: i64,
+    /// elements; round_up(k,16)
+    pub ldq: i64,
+    /// `element` of the header.
+    pub element: i32,
+    /// `encoding` of the header.
+    pub encoding: i32,
+    /// `rule` of the header.
+    pub rule: i32,
+    /// `reserved` of the header.
+    pub reserved: i32,
+}
+
+/// Stage 1: outlier rule and quantisation of x.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_prologue_params {
+    /// f16|bf16|f32 `[m, k]` row-major, ld = ldx; not read again by int8_cuda_gemm
+    pub x: *const c_void,
+    /// int8_cuda_prologue_workspace bytes, 256-byte aligned; zeroed before its first use
+    pub workspace: *mut c_void,
+    /// `stream` of the header.
+    pub stream: int8_cuda_stream,
+    /// `workspace_bytes` of the header.
+    pub workspace_bytes: usize,
+    /// elements
+    pub ldx: i64,
+    /// `granularity` of the header.
+    pub granularity: i32,
+    /// `outlier_granularity` of the header.
+    pub outlier_granularity: i32,
+    /// `row_maximum` of the header.
+    pub row_maximum: i32,
+    /// `threshold` of the header.
+    pub threshold: f32,
+    /// `activations` of the header.
+    pub activations: int8_cuda_activations,
+}
+
+/// Stages 2 and 3: y = GEMM and epilogue of one weight; the formula is [`int8_cuda_linear_params`]'.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_gemm_params {
+    /// i8 `[n, k]` row-major, ld = ldw; columns k..round_up(k,16) are 0; 16-byte aligned
+    pub weight: *const i8,
+    /// f32 `[n]`
+    pub weight_scales: *const f32,
+    /// i32 `[n]`, or NULL: all 0
+    pub weight_zero_points: *const i32,
+    /// i32 `[n]`; needed when the activations are zero-point encoded, else may be NULL
+    pub weight_code_sums: *const i32,
+    /// exact weight columns in the activations' element type, or NULL: none kept
+    pub exact: *const c_void,
+    /// i32 `[k]`: index c of column k among the kept ones or -1; NULL: c = k, all kept
+    pub exact_index: *const i32,
+    /// f32 `[n]`, or NULL
+    pub bias: *const f32,
+    /// element type `[m, n]` row-major, ld = ldy
+    pub y: *mut c_void,
+    /// int8_cuda_gemm_workspace bytes, 256-byte aligned; need not be zeroed
+    pub workspace: *mut c_void,
+    /// `stream` of the header.
+    pub stream: int8_cuda_stream,
+    /// `workspace_bytes` of the header.
+    pub workspace_bytes: usize,
+    /// `n` of the header.
+    pub n: i64,
+    /// elements; ldw a multiple of 16
+    pub ldw: i64,
+    /// elements
+    pub ldy: i64,
+    /// element (n, c) of exact lies at n*stride_n + c*stride_c
+    pub exact_stride_n: i64,
+    /// element (n, c) of exact lies at n*stride_n + c*stride_c
+    pub exact_stride_c: i64,
+    /// any of the layer's but GEMV and GEMV_TMA
+    pub algorithm: i32,
+    /// `store` of the header.
+    pub store: i32,
+    /// `activations` of the header.
+    pub activations: int8_cuda_activations,
+}
+
+/// Workspace and algorithm of `int8_cuda_gemm`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_gemm_layout {
+    /// bytes of the workspace; enough for every smaller m, too
+    pub total: u64,
+    /// the algorithm for this m
+    pub algorithm: i32,
+    /// `reserved` of the header.
+    pub reserved: i32,
+}
+
+/// y = x * W^T + bias, LLM.int8(): outlier rule, quantisation of x, int8 product, outlier product, scales, bias.
+///
+/// `y[m,n]` = `acc[m,n]` * (`s_x[m]`/127) * (`s_w[n]`/127) + sum over outliers k of `x[m,k]` * `w[n,k]` + `bias[n]`, in f32,
+/// rounded once. acc is the exact integer sum of (q_x - z_x)(q_w - z_w). `w[n,k]` is the exact value where kept, else
+/// (q_w - z_w)*s_w/127.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_linear_params {
@@ -240,10 +366,14 @@ pub struct int8_cuda_linear_params {
     pub threshold: f32,
     /// `algorithm` of the header.
     pub algorithm: i32,
+    /// `store` of the header.
+    pub store: i32,
+    /// `reserved` of the header.
+    pub reserved: i32,
 }
 
-/// Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics.
-/// SKINNY_ONE and STREAM leave none.
+/// Where int8_cuda_linear's intermediate results lie in the workspace: byte offsets, for tests and statistics. GEMV and
+/// GEMV_TMA have none.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_linear_layout {
@@ -263,7 +393,7 @@ pub struct int8_cuda_linear_layout {
     pub ldq: i64,
     /// bytes of the workspace
     pub total: u64,
-    /// what AUTO stands for here
+    /// AUTO resolved
     pub algorithm: i32,
     /// `reserved` of the header.
     pub reserved: i32,
@@ -331,7 +461,8 @@ pub struct int8_cuda_dequantize_params {
     pub reserved: i32,
 }
 
-/// dx = dy * dequantise(W), the input gradient: `dx[m,k]` = sum_n `dy[m,n]` * (`q[n,k]` - `z[n]`) * `s[n]` / 127. f16 and bf16: dequantised weights rounded to the element type, sums in f32. f32: f32 throughout.
+/// dx = dy * dequantise(W), the input gradient: `dx[m,k]` = sum_n `dy[m,n]` * (`q[n,k]` - `z[n]`) * `s[n]` / 127.
+/// f16 and bf16: dequantised weights rounded to the element type, sums in f32. f32: f32 throughout.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_gradient_params {
@@ -365,7 +496,8 @@ pub struct int8_cuda_gradient_params {
     pub reserved: i32,
 }
 
-/// y = x * w^T in 16 bits by cuBLASLt: what the int8 layer is measured against. The heuristic is asked at every call: capture the call in a graph where its host time matters.
+/// y = x * w^T in 16 bits by cuBLASLt: the baseline of the int8 layer's measurements. Every call queries the heuristic: capture
+/// it in a graph where its host time matters.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_dense_params {
@@ -413,6 +545,20 @@ unsafe extern "C" {
     ) -> int8_cuda_status;
     /// `int8_cuda_quantize` of the header.
     pub fn int8_cuda_quantize(params: *const int8_cuda_quantize_params) -> int8_cuda_status;
+    /// `int8_cuda_prologue_workspace` of the header.
+    pub fn int8_cuda_prologue_workspace(
+        params: *const int8_cuda_prologue_params,
+        bytes: *mut usize,
+    ) -> int8_cuda_status;
+    /// `int8_cuda_prologue` of the header.
+    pub fn int8_cuda_prologue(params: *const int8_cuda_prologue_params) -> int8_cuda_status;
+    /// `int8_cuda_gemm_workspace` of the header.
+    pub fn int8_cuda_gemm_workspace(
+        params: *const int8_cuda_gemm_params,
+        layout: *mut int8_cuda_gemm_layout,
+    ) -> int8_cuda_status;
+    /// `int8_cuda_gemm` of the header.
+    pub fn int8_cuda_gemm(params: *const int8_cuda_gemm_params) -> int8_cuda_status;
     /// `int8_cuda_linear_workspace` of the header.
     pub fn int8_cuda_linear_workspace(
         params: *const int8_cuda_linear_params,

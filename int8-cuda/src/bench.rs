@@ -1,6 +1,6 @@
-//! What `int8-cuda-bench` and `int8 bench --device cuda` measure: the complete LLM.int8() layer against cuBLASLt fp16 in the
-//! same process. Weights rotate through more memory than the L2 cache holds; both sides are recorded in CUDA graphs and
-//! replayed in turn, in blocks; medians.
+//! The measurements of `int8-cuda-bench` and `int8 bench --device cuda`: the complete LLM.int8() layer against cuBLASLt fp16 in
+//! the same process. Weights rotate through more memory than the L2 cache holds; both sides are recorded in CUDA graphs and
+//! replayed alternately, in blocks; medians.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,12 @@ use int8_core::corpus::Random;
 use int8_core::{Config, OutlierRule, Scheme};
 use serde_json::{Value, json};
 
+use crate::algorithm::{Algorithm, Shape};
 use crate::convert::{columns, real};
 use crate::device::{Device, DeviceInfo, Stream, Timer};
 use crate::error::Error;
 use crate::graph::Graph;
-use crate::linear::{Algorithm, LinearPlan, Shape};
+use crate::linear::LinearPlan;
 use crate::matrix::{Buffer, Matrix};
 use crate::operations::{DenseProduct, int8_product};
 use crate::weight::{KeepExact, Weight};
@@ -39,7 +40,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
 const SHARES: [f32; 5] = [0.0, 0.001, 0.01, 0.05, 0.2];
 /// Bytes of fp16 weights to rotate through: several dozen times the L2 cache.
 const ROTATED: usize = 2 << 30;
-/// Blocks of replays of one side before the other's turn.
+/// Blocks of replays of each side, alternating.
 const BLOCKS: usize = 3;
 /// Timed replays of a block.
 const TIMED: usize = 7;
@@ -47,7 +48,7 @@ const TIMED: usize = 7;
 /// with two replays, some milliseconds, one side was measured at the clock that the other's power draw had left.
 const SETTLING: Duration = Duration::from_millis(200);
 
-/// What to measure.
+/// Which shapes and algorithms are measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
     /// The first shape alone.
@@ -67,7 +68,7 @@ pub struct Record {
     pub outlier_share: f32,
     /// Whether the algorithm was left to the plan.
     pub auto: bool,
-    /// What computed the layer.
+    /// The algorithm of the layer.
     pub algorithm: Algorithm,
     /// Median time of cuBLASLt's fp16 product, in µs.
     pub fp16_us: f64,
@@ -79,7 +80,7 @@ pub struct Record {
     pub candidate: i32,
     /// ‖int8 − fp16‖ / ‖fp16‖ of one run.
     pub relative_error: f64,
-    /// How many weights took turns.
+    /// Weights rotated through.
     pub weights_rotated: usize,
     /// Timed replays of each side.
     pub replays: usize,
@@ -91,7 +92,7 @@ impl Record {
         self.fp16_us / self.int8_us
     }
 
-    /// What a record of a benchmark keeps of it.
+    /// The record as JSON.
     pub fn json(&self) -> Value {
         let Shape { m, n, k } = self.shape;
         json!({
@@ -158,8 +159,8 @@ pub fn run(device: &Device, options: Options, line: &mut dyn FnMut(&str)) -> Res
     Ok(records)
 }
 
-/// Measures `algorithms` on one shape in turn with each other and with fp16: every block of replays meets the same state of the
-/// machine, and the order turns around from round to round.
+/// Measures `algorithms` on one shape alternately with each other and with fp16, so that all meet the same state of the machine;
+/// the order is reversed from round to round.
 ///
 /// # Errors
 /// As [`run`]; an algorithm that does not take the shape is a line, and no error.
@@ -226,7 +227,7 @@ struct Bench<'a> {
     bias: Buffer<f32>,
 }
 
-/// The graph goes first, before what it reads and writes.
+/// The graph is dropped first, before its buffers.
 struct RawProduct {
     graph: Graph,
     _codes: Weight<f16>,
@@ -446,12 +447,12 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// One algorithm against fp16, and what the bare int8 product takes.
+    /// One algorithm against fp16, and the time of the bare int8 product.
     fn compare(&self, share: f32, algorithm: Algorithm) -> Result<Vec<Record>, Error> {
         let plans = vec![(algorithm, self.plan(algorithm)?)];
         let mut records = self.race(plans, &self.input(share)?, share, BLOCKS)?;
-        // The bare int8 product, i32 out, once for each shape: what the layer may at best come near to. Not in turn with the others:
-        // it would change what those two are compared under.
+        // The bare int8 product, i32 out, once for each shape: a lower bound of the layer's time. Measured apart, so that its power
+        // draw does not change the conditions of the comparison.
         if is_usual(share) && algorithm == Algorithm::Auto {
             let order = self.order();
             if let Some(raw) = self.raw_product(&order)? {
@@ -464,7 +465,7 @@ impl<'a> Bench<'a> {
         Ok(records)
     }
 
-    /// cuBLASLt's i8·i8→i32 on codes of x, recorded, and what it reads and writes; `None` where it does not take the shape.
+    /// cuBLASLt's i8·i8→i32 on codes of x, recorded, with its buffers; `None` where it does not support the shape.
     fn raw_product(&self, order: &[usize]) -> Result<Option<RawProduct>, Error> {
         let Shape { m, n, .. } = self.shape;
         let x = self.input(0.0)?;

@@ -1,4 +1,4 @@
-//! Measures the complete LLM.int8() layer against cuBLASLt fp16: `int8_cuda::bench` says how.
+//! Measures the complete LLM.int8() layer against cuBLASLt fp16; `int8_cuda::bench` documents the method.
 
 use std::error::Error as StdError;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ Without --versus: the shapes of docs/benchmarks/gpu.md, by the algorithm that is
   --rows M          only the shapes with so many rows
   --all-algorithms  every algorithm that takes a shape, not the chosen one alone
 
-With --versus: these algorithms in turn with each other and with fp16, and how many elements of their results differ.
+With --versus: these algorithms alternately with each other and with fp16, and how many elements of their results differ.
   --versus NAMES    separated by commas (see below)
   --shape SHAPES    MxNxK, separated by commas
   --share S         share of outlier columns (0.001)
@@ -23,7 +23,7 @@ With --versus: these algorithms in turn with each other and with fp16, and how m
   --json FILE       the records also as JSON
   --help            this text";
 
-/// What is typed after the program's name.
+/// The command line.
 #[derive(Default)]
 struct Arguments {
     options: bench::Options,
@@ -69,7 +69,7 @@ fn run() -> Result<(), Box<dyn StdError>> {
     Ok(())
 }
 
-/// `None`: the help text is asked for.
+/// `None`: the help text.
 fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Arguments>, String> {
     let mut parsed = Arguments::default();
     let mut rest = arguments.into_iter();

@@ -1,4 +1,4 @@
-//! What is typed after `int8-cuda-verify`.
+//! The command line of `int8-cuda-verify`.
 
 use int8_cuda::Algorithm;
 
@@ -7,24 +7,24 @@ pub(crate) const HELP: &str = "\
 int8-cuda-verify: compares every kernel of this machine's GPU with int8-core
 
   --cases N        random cases beside the named ones (12000; with --quick 20)
-  --streams N      streams, each fed by a thread of its own, that share out the cases (8). With 1, one stream does all
-                   work and one kernel runs at a time, which is what compute-sanitizer's racecheck can follow
-  --only NAMES     these algorithms of the layer alone, by name and separated by commas (see below), and nothing but the
-                   layer: a short check of what has changed
+  --streams N      streams, each with a thread of its own, that share the cases (8). With 1, one kernel runs at a time, which
+                   compute-sanitizer's racecheck needs
+  --only NAMES     these algorithms of the layer alone, by name and separated by commas (see below), as one call and as
+                   prologue and GEMM
   --quick          a sixtieth of the named cases, no large ones, and no refused allocation: for memory checkers
   --json FILE      the table also as JSON
   --help           this text
 
 Exits with 0 when all checks passed, with 1 when any failed, and with 2 when it could not run.";
 
-/// What to check, and how.
+/// A check and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Arguments {
     /// Random cases.
     pub cases: usize,
     /// Streams, each with a thread.
     pub streams: usize,
-    /// Algorithms of the layer; `None`: all, and everything else, too.
+    /// Algorithms of the layer alone; `None`: all checks.
     pub only: Option<Vec<Algorithm>>,
     /// Few and small named cases.
     pub quick: bool,
@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     pub json: Option<String>,
 }
 
-/// What was asked for.
+/// The help text or a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Asked {
     /// The help text.
@@ -55,7 +55,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked
         let mut value = || rest.next().ok_or(format!("{flag} needs a value; --help says which"));
         match flag.as_str() {
             "--cases" => cases = Some(number(&flag, &value()?)?),
-            // `--threads` is what records of 2026 were made with.
+            // `--threads` is the name in the records of 2026.
             "--streams" | "--threads" => parsed.streams = number(&flag, &value()?)?,
             "--only" => parsed.only = Some(value()?.split(',').map(algorithm).collect::<Result<_, _>>()?),
             "--json" => parsed.json = Some(value()?),
@@ -65,7 +65,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked
         }
     }
     if parsed.streams == 0 {
-        return Err("--streams 0: somebody has to do the work; 1 is the least".into());
+        return Err("--streams 0: 1 is the least".into());
     }
     parsed.cases = cases.unwrap_or(if parsed.quick { 20 } else { 12_000 });
     Ok(Asked::Check(parsed))
@@ -131,7 +131,7 @@ mod tests {
             ("--streams", "--streams needs a value"),
             ("--streams one", "--streams one: not a whole number"),
             ("--cases -1", "--cases -1: not a whole number"),
-            ("--only Wgmma", "--only Wgmma: no algorithm of the layer; there are Skinny, "),
+            ("--only Wgmma", "--only Wgmma: no algorithm of the layer; there are SmallM, "),
             ("--only CublasLt", "no algorithm of the layer"),
             ("--fast", "unknown argument --fast"),
         ] {
