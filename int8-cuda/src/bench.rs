@@ -9,10 +9,12 @@ use int8_core::corpus::Random;
 use int8_core::{Config, OutlierRule, Scheme};
 use serde_json::{Value, json};
 
+use crate::activations::QuantizedActivations;
 use crate::algorithm::{Algorithm, Shape};
 use crate::convert::{columns, real};
 use crate::device::{Device, DeviceInfo, Stream, Timer};
 use crate::error::Error;
+use crate::gemm::GemmPlan;
 use crate::graph::Graph;
 use crate::linear::LinearPlan;
 use crate::matrix::{Buffer, Matrix};
@@ -181,6 +183,24 @@ pub fn versus(
     Ok(records)
 }
 
+/// Measures, on one shape, `count` layers that read the same x: each with its own prologue, and all with one. A line with both
+/// times of a layer, in µs.
+///
+/// # Errors
+/// Those of the operations.
+pub fn shared_prologue(
+    device: &Device,
+    shape: Shape,
+    share: f32,
+    count: usize,
+    rounds: usize,
+    line: &mut dyn FnMut(&str),
+) -> Result<(), Error> {
+    let stream = Stream::new(device)?;
+    line(&Bench::new(device, &stream, shape)?.shared_prologue(share, count, rounds)?);
+    Ok(())
+}
+
 /// The records with the machine and the method, as they are kept.
 pub fn document(info: &DeviceInfo, records: &[Record]) -> Value {
     json!({
@@ -216,6 +236,11 @@ pub fn summary(records: &[Record]) -> Vec<String> {
 /// The share at which all shapes are measured.
 fn is_usual(share: f32) -> bool {
     (share - SHARES[1]).abs() < 1e-6
+}
+
+/// The layer's configuration.
+fn config() -> Config {
+    Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() }
 }
 
 struct Bench<'a> {
@@ -348,9 +373,52 @@ impl<'a> Bench<'a> {
         self.race(plans, &x, share, rounds)
     }
 
+    /// As the function of this name.
+    fn shared_prologue(&self, share: f32, count: usize, rounds: usize) -> Result<String, Error> {
+        let Shape { m, n, k } = self.shape;
+        let x = self.input(share)?;
+        let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
+        let mut linear = self.plan(Algorithm::Auto)?;
+        let mut activations = QuantizedActivations::<f16>::new(self.device, m, k, &config())?;
+        let mut gemm = GemmPlan::<f16>::new(self.device, self.shape, &config(), Algorithm::Auto)?;
+        let order = self.order();
+        let bias = Some(&self.bias);
+        // SAFETY: x, y, plans and activations are declared before the graphs, and so dropped after them; the weights outlive
+        // them in `self`.
+        let apart = unsafe {
+            Graph::capture(self.stream, || {
+                order.iter().try_for_each(|i| linear.run(self.stream, &x, &self.weights[*i], bias, &mut y))
+            })
+        }?;
+        // SAFETY: as above.
+        let together = unsafe {
+            Graph::capture(self.stream, || {
+                order.chunks(count.max(1)).try_for_each(|layers| {
+                    activations.quantize(self.stream, &x, m)?;
+                    layers.iter().try_for_each(|i| {
+                        gemm.run(self.stream, &activations, &self.weights[*i], bias, &mut y)
+                    })
+                })
+            })
+        }?;
+        let timer = Timer::new(self.device)?;
+        let (mut apart_us, mut together_us) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            self.replay(&timer, &apart, &mut apart_us)?;
+            self.replay(&timer, &together, &mut together_us)?;
+        }
+        let layers = real(order.len());
+        let (apart_us, together_us) = (median(&mut apart_us) / layers, median(&mut together_us) / layers);
+        Ok(format!(
+            "{m}x{n}x{k}, {}% outliers: {apart_us:.2} us a layer with its own prologue ({:?}), {together_us:.2} us with one for {count} ({:?})",
+            share * 100.0,
+            linear.algorithm(),
+            gemm.algorithm()
+        ))
+    }
+
     fn plan(&self, algorithm: Algorithm) -> Result<LinearPlan<f16>, Error> {
-        let config = Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() };
-        LinearPlan::new(self.device, self.shape, &config, algorithm)
+        LinearPlan::new(self.device, self.shape, &config(), algorithm)
     }
 
     /// Times fp16 and the plans in turn by blocks, so that each side settles at the clock its own power draw allows, as in a program
