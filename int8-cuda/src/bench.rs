@@ -57,7 +57,7 @@ pub struct Options {
     pub quick: bool,
     /// Shapes with so many rows of x alone.
     pub rows: Option<usize>,
-    /// Every algorithm that takes a shape, beside the one that [`Algorithm::Auto`] stands for.
+    /// Every algorithm that supports a shape, beside the choice of [`Algorithm::Auto`].
     pub all_algorithms: bool,
 }
 
@@ -133,7 +133,7 @@ pub const HEADER: &str = "    M          NxK  outliers   fp16 us   int8 us speed
 ///
 /// # Errors
 /// [`Error::Missing`] without cuBLASLt, [`Error::Inexact`] where the layer differs from fp16 by more than 5 %, and those of
-/// the operations. An algorithm that was not left to the plan and does not take a shape is a line, and no error.
+/// the operations. A named algorithm that does not support a shape is a line, and no error.
 pub fn run(device: &Device, options: Options, line: &mut dyn FnMut(&str)) -> Result<Vec<Record>, Error> {
     let stream = Stream::new(device)?;
     let shapes = if options.quick { &SHAPES[..1] } else { &SHAPES[..] };
@@ -161,11 +161,11 @@ pub fn run(device: &Device, options: Options, line: &mut dyn FnMut(&str)) -> Res
     Ok(records)
 }
 
-/// Measures `algorithms` on one shape alternately with each other and with fp16, so that all meet the same state of the machine;
+/// Measures `algorithms` on one shape alternately with each other and with fp16, so that the machine is in the same state for all;
 /// the order is reversed from round to round.
 ///
 /// # Errors
-/// As [`run`]; an algorithm that does not take the shape is a line, and no error.
+/// As [`run`]; an algorithm that does not support the shape is a line, and no error.
 pub fn versus(
     device: &Device,
     shape: Shape,
@@ -421,8 +421,8 @@ impl<'a> Bench<'a> {
         LinearPlan::new(self.device, self.shape, &config(), algorithm)
     }
 
-    /// Times fp16 and the plans in turn by blocks, so that each side settles at the clock its own power draw allows, as in a program
-    /// that runs it alone; the order turns around from round to round.
+    /// Times fp16 and the plans alternately in blocks, so that each side settles at the clock of its own power draw, as in a program
+    /// that runs it alone; the order is reversed from round to round.
     fn race(
         &self,
         mut plans: Vec<(Algorithm, LinearPlan<f16>)>,

@@ -12,7 +12,7 @@ int8-cuda-bench: times the complete LLM.int8() layer against cuBLASLt fp16 on th
 Without --versus: the shapes of docs/benchmarks/gpu.md, by the algorithm that is chosen for each.
   --quick           the first shape alone
   --rows M          only the shapes with so many rows
-  --all-algorithms  every algorithm that takes a shape, not the chosen one alone
+  --all-algorithms  every algorithm that supports a shape, not the chosen one alone
 
 With --versus: these algorithms alternately with each other and with fp16, and how many elements of their results differ.
   --versus NAMES    separated by commas (see below)
@@ -97,7 +97,7 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Arguments
             "--shared-by" => parsed.shared_by = Some(at_least_one(&flag, &value()?)?),
             "--json" => parsed.json = Some(value()?),
             "--help" | "-h" => return Ok(None),
-            _ => return Err(format!("unknown argument {flag}; --help lists what there is")),
+            _ => return Err(format!("unknown argument {flag}; --help lists the known ones")),
         }
     }
     if parsed.shared_by.is_some() {

@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
 
 /// The help text or a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Request {
     /// The help text.
     Help,
     /// A check.
@@ -47,7 +47,7 @@ pub(crate) fn help() -> String {
 }
 
 /// The arguments without the program's name. The order of options does not matter.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked, String> {
+pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Request, String> {
     let mut parsed = Arguments { cases: 0, streams: 8, only: None, quick: false, json: None };
     let mut cases = None;
     let mut rest = arguments.into_iter();
@@ -60,15 +60,15 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked
             "--only" => parsed.only = Some(value()?.split(',').map(algorithm).collect::<Result<_, _>>()?),
             "--json" => parsed.json = Some(value()?),
             "--quick" => parsed.quick = true,
-            "--help" | "-h" => return Ok(Asked::Help),
-            _ => return Err(format!("unknown argument {flag}; --help lists what there is")),
+            "--help" | "-h" => return Ok(Request::Help),
+            _ => return Err(format!("unknown argument {flag}; --help lists the known ones")),
         }
     }
     if parsed.streams == 0 {
         return Err("--streams 0: 1 is the least".into());
     }
     parsed.cases = cases.unwrap_or(if parsed.quick { 20 } else { 12_000 });
-    Ok(Asked::Check(parsed))
+    Ok(Request::Check(parsed))
 }
 
 fn number(flag: &str, text: &str) -> Result<usize, String> {
@@ -84,13 +84,13 @@ fn algorithm(name: &str) -> Result<Algorithm, String> {
 mod tests {
     use super::*;
 
-    fn parsed(line: &str) -> Result<Asked, String> {
+    fn parsed(line: &str) -> Result<Request, String> {
         parse(line.split_whitespace().map(str::to_owned))
     }
 
     fn check(line: &str) -> Arguments {
         match parsed(line) {
-            Ok(Asked::Check(arguments)) => arguments,
+            Ok(Request::Check(arguments)) => arguments,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stream_is_asked_for_by_either_name() {
+    fn one_stream_has_two_names() {
         assert_eq!(check("--streams 1").streams, 1);
         assert_eq!(check("--threads 1").streams, 1);
         assert_eq!(check("--streams 15 --quick").streams, 15);
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn help_names_every_option_and_algorithm() {
-        assert_eq!(parsed("--cases 3 --help"), Ok(Asked::Help));
+        assert_eq!(parsed("--cases 3 --help"), Ok(Request::Help));
         let text = help();
         for word in ["--cases", "--streams", "--only", "--quick", "--json", "Wgmma64x128", "Auto"] {
             assert!(text.contains(word), "{word}");

@@ -21,7 +21,7 @@ use int8_cuda::{
 };
 use ndarray::{Array1, Array2, ArrayView2};
 
-use crate::arguments::{Arguments, Asked};
+use crate::arguments::{Arguments, Request};
 
 type Outcome = Result<(), Box<dyn StdError + Send + Sync>>;
 
@@ -55,8 +55,8 @@ impl Tally {
 
 fn main() -> ExitCode {
     let arguments = match arguments::parse(std::env::args().skip(1)) {
-        Ok(Asked::Check(arguments)) => arguments,
-        Ok(Asked::Help) => {
+        Ok(Request::Check(arguments)) => arguments,
+        Ok(Request::Help) => {
             println!("{}", arguments::help());
             return ExitCode::SUCCESS;
         }
@@ -423,7 +423,7 @@ fn gradient<T: Float>(stream: &Stream, weight: &Weight<T>, core: &int8_core::Wei
     Ok(())
 }
 
-/// The integer product of the reference's codes; `None` when the algorithm does not take this shape.
+/// The integer product of the reference's codes; `None` where the algorithm does not support the shape.
 fn product<T: Float>(
     stream: &Stream,
     weight: &Weight<T>,
