@@ -1,4 +1,4 @@
-//! Compiles `cmake/` into the static library `int8_cuda`. Downloads nothing and looks only where README.md says.
+//! Compiles `cmake/` into the static library `int8_cuda`. Downloads nothing; README.md lists the places searched.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a build script talks to cargo by printing")]
 #![allow(unsafe_code, reason = "sets a variable before any thread starts")]
 
@@ -48,7 +48,7 @@ fn build() -> Result<(), String> {
     // SAFETY: a build script has one thread here, and the `cmake` crate reads this variable alone.
     unsafe { env::set_var("CMAKE", cmake) };
     let mut config = cmake::Config::new("cmake");
-    // The kernels are always optimised: a debug build of them is of no use to a debug build of Rust.
+    // The kernels are always optimised, in debug builds of Rust, too.
     config.profile("Release").define("INT8_CUDA_ARCHITECTURES", architectures).env("CUDA_PATH", &toolkit);
     config.define("CMAKE_CUDA_COMPILER", toolkit.join("bin/nvcc")).define("CUDAToolkit_ROOT", &toolkit);
     if let Some(ninja) = find_tool("ninja", None, Some(&toolkit)) {

@@ -1,8 +1,14 @@
 /* LLM.int8() on CUDA: the one public header, included by the kernels and mirrored by the crate `int8-cuda-sys`.
  *
+ * A layer has three stages with a value between them:
+ *   int8_cuda_prologue  x -> int8_cuda_activations: codes, quantization parameters, outliers; made once
+ *   int8_cuda_gemm      int8 GEMM and epilogue of one weight on that value -> y; for any number of weights
+ *   int8_cuda_linear    both, with one weight: the weight's outlier columns are gathered in the prologue's kernels, and
+ *                       M = 1 is one kernel
+ *
  * Every operation takes one parameter struct and returns a status. All pointers are device pointers unless their comment
- * says "host"; all work goes to `stream`; nothing allocates, synchronises or keeps state, so every call can be captured
- * in a CUDA graph. Workspaces belong to the caller and must live until the stream has passed the call.
+ * says "host"; all work goes to `stream`; nothing allocates or synchronises, so every call can be captured in a CUDA graph.
+ * Buffers and workspaces belong to the caller and must live until the stream has passed the call.
  *
  * Numbers. A row of values x with scale s and zero point z has the codes q with x ~ (q - z) * s / 127; -128 never occurs.
  *   absmax:     s = max|x|,      z = 0,                        q = rint(x * (127 / s))
@@ -21,48 +27,51 @@ extern "C" {
 #endif
 
 /* Raised with every change of a struct or an enumerator. */
-#define INT8_CUDA_ABI 2
+#define INT8_CUDA_ABI 3
 
 typedef void *int8_cuda_stream; /* cudaStream_t = CUstream; NULL is the legacy default stream */
 
 typedef enum int8_cuda_status {
   INT8_CUDA_OK = 0,
   INT8_CUDA_INVALID = 1,     /* the caller's mistake: a null pointer, a size, an alignment, an unknown enumerator */
-  INT8_CUDA_UNSUPPORTED = 2, /* correct, but not on this device or not by the algorithm asked for */
+  INT8_CUDA_UNSUPPORTED = 2, /* valid, but not on this device or not by this algorithm */
   INT8_CUDA_WORKSPACE = 3,   /* the workspace is smaller than the operation's ..._workspace function says */
-  INT8_CUDA_DEVICE = 4       /* the device or its driver failed; int8_cuda_last_device_error says with what */
+  INT8_CUDA_DEVICE = 4       /* the device or its driver failed; int8_cuda_last_device_error names the error */
 } int8_cuda_status;
 
 /* Element types of x, y and of exact weight columns. */
 enum { INT8_CUDA_F16 = 0, INT8_CUDA_BF16 = 1, INT8_CUDA_F32 = 2 };
 enum { INT8_CUDA_ABSMAX = 0, INT8_CUDA_ZEROPOINT = 1 };
-/* One pair of constants for each row, or one for the matrix (repeated in scales and zero_points). */
+/* Scale and zero point of each row, or of the matrix (repeated in scales and zero_points). */
 enum { INT8_CUDA_PER_ROW = 0, INT8_CUDA_PER_TENSOR = 1 };
 /* Which values are outliers: none; |x| >= threshold; |x| >= threshold * statistic(row). NaN never is one. */
 enum { INT8_CUDA_RULE_NONE = 0, INT8_CUDA_RULE_ABSOLUTE = 1, INT8_CUDA_RULE_MEDIAN = 2, INT8_CUDA_RULE_MEAN = 3 };
-/* What leaves the int8 product: the outlier's column for all rows, or the value alone. */
+/* Multiplied in 16 (or 32) bits: an outlier's column in all rows, or the outlier alone. */
 enum { INT8_CUDA_COLUMN = 0, INT8_CUDA_VALUE = 1 };
-/* Which values count for a row's scale: those that stay in the int8 product, or all that are no outliers themselves. */
+/* Which values count for a row's scale: those multiplied in int8, or all that are no outliers themselves. */
 enum { INT8_CUDA_MAXIMUM_PAPER = 0, INT8_CUDA_MAXIMUM_BITSANDBYTES = 1 };
 
-/* How an int8 product is computed. */
+/* y = ... or y += ..., the sum in f32, rounded once. */
+enum { INT8_CUDA_OVERWRITE = 0, INT8_CUDA_ACCUMULATE = 1 };
+
+/* How the int8 GEMM is computed. */
 typedef enum int8_cuda_algorithm {
-  INT8_CUDA_AUTO = 0,          /* the choice table in linear.cu */
-  INT8_CUDA_SKINNY = 1,        /* M <= 32: weights streamed once through registers, mma.sync, sm_80 and later */
+  INT8_CUDA_AUTO = 0,          /* the choice table in gemm/choice.cpp */
+  INT8_CUDA_SMALL_M = 1,       /* M <= 32: weights read once into registers, mma.sync, sm_80 and later */
   INT8_CUDA_MMA = 2,           /* any size: 128x128 tiles, cp.async + mma.sync, sm_80 and later */
   INT8_CUDA_WGMMA_128X256 = 3, /* sm_90a: TMA + wgmma, clusters of two along M */
-  INT8_CUDA_WGMMA_128X128 = 4, /* sm_90a: TMA + wgmma, a tile a warpgroup, so that epilogues run beside products */
+  INT8_CUDA_WGMMA_128X128 = 4, /* sm_90a: TMA + wgmma, ping-pong schedule */
   INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, few rows */
-  INT8_CUDA_SKINNY_ONE = 7,    /* M = 1, x f16|bf16 and 16-byte aligned, K <= 65536: SKINNY that quantises x itself; leaves no
-                                * intermediate results in the workspace */
-  INT8_CUDA_STREAM = 8,        /* M = 1, x f16|bf16 and 16-byte aligned, K <= 16384 a multiple of 128, sm_90: SKINNY_ONE whose
-                                * weights come through shared memory by the copy engine */
+  INT8_CUDA_GEMV = 7,          /* int8_cuda_linear alone: M = 1, x f16|bf16 and 16-byte aligned, K <= 65536, sm_80 and later: one
+                                * kernel, without intermediate results in the workspace */
+  INT8_CUDA_GEMV_TMA = 8,      /* int8_cuda_linear alone: M = 1, x f16|bf16 and 16-byte aligned, K <= 16384 a multiple of 128,
+                                * sm_90: as GEMV, weights through shared memory by TMA loads */
   INT8_CUDA_WGMMA_64X64 = 9,   /* sm_90a: TMA + wgmma, few rows and smaller N */
   INT8_CUDA_WGMMA_64X32 = 10,  /* sm_90a: TMA + wgmma, few rows and smaller N still */
   INT8_CUDA_CUBLASLT = 6       /* int8_cuda_product alone: cuBLASLt's i8 x i8 -> i32, if the library is found */
 } int8_cuda_algorithm;
 
-/* What can be learned of the current device. */
+/* Properties of the current device. */
 typedef struct int8_cuda_device_info {
   int32_t compute_major, compute_minor;
   int32_t multiprocessors;
@@ -93,6 +102,63 @@ typedef struct int8_cuda_quantize_params {
   int32_t reserved;
 } int8_cuda_quantize_params;
 
+/* Activations as codes and outliers: written by int8_cuda_prologue, read by int8_cuda_gemm. The caller's buffers and sizes. */
+typedef struct int8_cuda_activations {
+  int8_t *codes;            /* i8 [m, k] row-major, ld = ldq; columns k..ldq are set to 0; 16-byte aligned */
+  float *scales;            /* f32 [m] */
+  int32_t *zero_points;     /* i32 [m]; may be NULL for absmax */
+  int32_t *code_sums;       /* i32 [m], sum of the row's codes; needed by weights with zero points, else may be NULL */
+  uint32_t *outlier_count;  /* u32 [1], columns with an outlier; this and the next two may be NULL for rule NONE */
+  int32_t *outlier_columns; /* i32 [k], the first outlier_count of it written, ascending */
+  void *outlier_values;     /* element type [m, round_up(k,64)] in panels of 64 columns, each row-major, 16-byte aligned: (m, j) is
+                             * x[m, outlier_columns[j]], 0 where that is no outlier; the last panel ends with zeros */
+  int64_t m, k, ldq;        /* elements; ldq = round_up(k,16) */
+  int32_t element, encoding, rule;
+  int32_t reserved;
+} int8_cuda_activations;
+
+/* Stage 1: outlier rule and quantisation of x. */
+typedef struct int8_cuda_prologue_params {
+  const void *x;       /* f16|bf16|f32 [m, k] row-major, ld = ldx; not read again by int8_cuda_gemm */
+  void *workspace;     /* int8_cuda_prologue_workspace bytes, 256-byte aligned; zeroed before its first use, and again after a
+                        * call that failed. Not shared with int8_cuda_linear; calls of any shape may follow one another, on
+                        * one stream at a time */
+  int8_cuda_stream stream;
+  size_t workspace_bytes;
+  int64_t ldx;         /* elements */
+  int32_t granularity, outlier_granularity, row_maximum;
+  float threshold;
+  int8_cuda_activations activations;
+} int8_cuda_prologue_params;
+
+/* Stages 2 and 3: y = GEMM and epilogue of one weight; the formula is int8_cuda_linear's. */
+typedef struct int8_cuda_gemm_params {
+  const int8_t *weight;              /* as in int8_cuda_linear_params */
+  const float *weight_scales;
+  const int32_t *weight_zero_points;
+  const int32_t *weight_code_sums;
+  const void *exact;
+  const int32_t *exact_index;
+  const float *bias;
+  void *y;
+  void *workspace;                   /* int8_cuda_gemm_workspace bytes, 256-byte aligned; need not be zeroed */
+  int8_cuda_stream stream;
+  size_t workspace_bytes;
+  int64_t n;
+  int64_t ldw, ldy;
+  int64_t exact_stride_n, exact_stride_c;
+  int32_t algorithm;                 /* any of the layer's but GEMV and GEMV_TMA */
+  int32_t store;
+  int8_cuda_activations activations;
+} int8_cuda_gemm_params;
+
+/* Workspace and algorithm of int8_cuda_gemm. */
+typedef struct int8_cuda_gemm_layout {
+  uint64_t total;    /* bytes of the workspace; enough for every smaller m, too */
+  int32_t algorithm; /* the algorithm for this m */
+  int32_t reserved;
+} int8_cuda_gemm_layout;
+
 /* y = x * W^T + bias, LLM.int8(): outlier rule, quantisation of x, int8 product, outlier product, scales, bias.
  *
  * y[m,n] = acc[m,n] * (s_x[m]/127) * (s_w[n]/127) + sum over outliers k of x[m,k] * w[n,k] + bias[n], in f32, rounded once.
@@ -107,7 +173,7 @@ typedef struct int8_cuda_linear_params {
   const void *exact;                 /* exact weight columns in x's element type, or NULL: none kept */
   const int32_t *exact_index;        /* i32 [k]: index c of column k among the kept ones or -1; NULL: c = k, all kept */
   const float *bias;                 /* f32 [n], or NULL */
-  void *y;                           /* x's element type [m, n] row-major, ld = ldy */
+  void *y;                           /* x's element type [m, n] row-major, ld = ldy; no part of x, weights or workspace */
   void *workspace;                   /* int8_cuda_linear_workspace bytes, 256-byte aligned; zeroed before its first use, and
                                       * again after a call that failed, by a memset or a kernel that has ended. Calls of
                                       * any shape may follow one another, on one stream at a time */
@@ -120,10 +186,12 @@ typedef struct int8_cuda_linear_params {
   int32_t rule, outlier_granularity, row_maximum;
   float threshold;
   int32_t algorithm;
+  int32_t store;
+  int32_t reserved;
 } int8_cuda_linear_params;
 
-/* Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics.
- * SKINNY_ONE and STREAM leave none. */
+/* Where int8_cuda_linear's intermediate results lie in the workspace: byte offsets, for tests and statistics. GEMV and GEMV_TMA
+ * have none. */
 typedef struct int8_cuda_linear_layout {
   uint64_t codes;        /* i8 [m, ldq] */
   uint64_t scales;       /* f32 [m] */
@@ -133,7 +201,7 @@ typedef struct int8_cuda_linear_layout {
   uint64_t outlier_columns; /* i32 [outlier_count], ascending */
   int64_t ldq;
   uint64_t total;        /* bytes of the workspace */
-  int32_t algorithm;     /* what AUTO stands for here */
+  int32_t algorithm;     /* AUTO resolved */
   int32_t reserved;
 } int8_cuda_linear_layout;
 
@@ -177,8 +245,8 @@ typedef struct int8_cuda_gradient_params {
   int32_t element, reserved;
 } int8_cuda_gradient_params;
 
-/* y = x * w^T in 16 bits by cuBLASLt: what the int8 layer is measured against.
- * The heuristic is asked at every call: capture the call in a graph where its host time matters. */
+/* y = x * w^T in 16 bits by cuBLASLt: the baseline of the int8 layer's measurements.
+ * Every call queries the heuristic: capture it in a graph where its host time matters. */
 typedef struct int8_cuda_dense_params {
   const void *x;   /* f16|bf16 [m, k] row-major, contiguous */
   const void *w;   /* f16|bf16 [n, k] row-major, contiguous */
@@ -194,7 +262,7 @@ typedef struct int8_cuda_dense_params {
 int32_t int8_cuda_abi(void);
 /* Host: sizes and offsets of the structs above, for tests of a binding. */
 const uint64_t *int8_cuda_abi_table(size_t *count);
-/* Host string, static: what a status means. */
+/* Host string, static: the meaning of a status. */
 const char *int8_cuda_status_text(int8_cuda_status status);
 /* Host string, static: the CUDA error of the last INT8_CUDA_DEVICE status on this thread. */
 const char *int8_cuda_last_device_error(void);
@@ -203,7 +271,12 @@ int8_cuda_status int8_cuda_get_device_info(int8_cuda_device_info *info);
 int8_cuda_status int8_cuda_quantize_workspace(const int8_cuda_quantize_params *params, size_t *bytes);
 int8_cuda_status int8_cuda_quantize(const int8_cuda_quantize_params *params);
 
-/* Uses the sizes and settings of params, none of its pointers. */
+/* The three ..._workspace functions use sizes and settings of params, none of its pointers. */
+int8_cuda_status int8_cuda_prologue_workspace(const int8_cuda_prologue_params *params, size_t *bytes);
+int8_cuda_status int8_cuda_prologue(const int8_cuda_prologue_params *params);
+int8_cuda_status int8_cuda_gemm_workspace(const int8_cuda_gemm_params *params, int8_cuda_gemm_layout *layout);
+int8_cuda_status int8_cuda_gemm(const int8_cuda_gemm_params *params);
+
 int8_cuda_status int8_cuda_linear_workspace(const int8_cuda_linear_params *params, int8_cuda_linear_layout *layout);
 int8_cuda_status int8_cuda_linear(const int8_cuda_linear_params *params);
 

@@ -1,5 +1,4 @@
-# Finds nvcc before project() asks for it: CUDA_PATH wins, then nvcc on the PATH, then /usr/local/cuda. Everything that is
-# missing is reported at once.
+# Finds nvcc before project() does: CUDA_PATH first, then nvcc on the PATH, then /usr/local/cuda.
 if(NOT CMAKE_CUDA_COMPILER)
   find_program(INT8_NVCC nvcc HINTS "$ENV{CUDA_PATH}/bin" PATHS /usr/local/cuda/bin /opt/cuda/bin NO_CACHE)
   if(INT8_NVCC)

@@ -1,121 +1,59 @@
 //! `int8_cuda.h` in Rust: one `repr(C)` struct an operation, an explicit stream, caller-owned workspaces, a status returned.
-//! The header says what every field means; the ABI test compares sizes and offsets with what the C++ compiler saw.
+//! The header documents every field; the ABI test compares sizes and offsets with the C++ compiler's.
 #![allow(unsafe_code, reason = "declares C functions")]
 #![allow(non_camel_case_types, reason = "the names are those of the C header")]
+#![allow(missing_docs, reason = "items without a comment have the name and meaning of the header")]
 
 use std::ffi::{c_char, c_void};
 
 /// `cudaStream_t`, the same as the driver's `CUstream`. Null is the legacy default stream.
 pub type int8_cuda_stream = *mut c_void;
 
-/// What every operation returns; see the header. 0 is success.
+/// The status every operation returns; 0 is success.
 pub type int8_cuda_status = i32;
 
 /// The version of these declarations.
-pub const INT8_CUDA_ABI: i32 = 2;
-
-/// `INT8_CUDA_OK` of the header.
+pub const INT8_CUDA_ABI: i32 = 3;
 pub const INT8_CUDA_OK: i32 = 0;
-
-/// `INT8_CUDA_INVALID` of the header.
 pub const INT8_CUDA_INVALID: i32 = 1;
-
-/// `INT8_CUDA_UNSUPPORTED` of the header.
 pub const INT8_CUDA_UNSUPPORTED: i32 = 2;
-
-/// `INT8_CUDA_WORKSPACE` of the header.
 pub const INT8_CUDA_WORKSPACE: i32 = 3;
-
-/// `INT8_CUDA_DEVICE` of the header.
 pub const INT8_CUDA_DEVICE: i32 = 4;
-
-/// `INT8_CUDA_F16` of the header.
 pub const INT8_CUDA_F16: i32 = 0;
-
-/// `INT8_CUDA_BF16` of the header.
 pub const INT8_CUDA_BF16: i32 = 1;
-
-/// `INT8_CUDA_F32` of the header.
 pub const INT8_CUDA_F32: i32 = 2;
-
-/// `INT8_CUDA_ABSMAX` of the header.
 pub const INT8_CUDA_ABSMAX: i32 = 0;
-
-/// `INT8_CUDA_ZEROPOINT` of the header.
 pub const INT8_CUDA_ZEROPOINT: i32 = 1;
-
-/// `INT8_CUDA_PER_ROW` of the header.
 pub const INT8_CUDA_PER_ROW: i32 = 0;
-
-/// `INT8_CUDA_PER_TENSOR` of the header.
 pub const INT8_CUDA_PER_TENSOR: i32 = 1;
-
-/// `INT8_CUDA_RULE_NONE` of the header.
 pub const INT8_CUDA_RULE_NONE: i32 = 0;
-
-/// `INT8_CUDA_RULE_ABSOLUTE` of the header.
 pub const INT8_CUDA_RULE_ABSOLUTE: i32 = 1;
-
-/// `INT8_CUDA_RULE_MEDIAN` of the header.
 pub const INT8_CUDA_RULE_MEDIAN: i32 = 2;
-
-/// `INT8_CUDA_RULE_MEAN` of the header.
 pub const INT8_CUDA_RULE_MEAN: i32 = 3;
-
-/// `INT8_CUDA_COLUMN` of the header.
 pub const INT8_CUDA_COLUMN: i32 = 0;
-
-/// `INT8_CUDA_VALUE` of the header.
 pub const INT8_CUDA_VALUE: i32 = 1;
-
-/// `INT8_CUDA_MAXIMUM_PAPER` of the header.
 pub const INT8_CUDA_MAXIMUM_PAPER: i32 = 0;
-
-/// `INT8_CUDA_MAXIMUM_BITSANDBYTES` of the header.
 pub const INT8_CUDA_MAXIMUM_BITSANDBYTES: i32 = 1;
-
-/// `INT8_CUDA_AUTO` of the header.
+pub const INT8_CUDA_OVERWRITE: i32 = 0;
+pub const INT8_CUDA_ACCUMULATE: i32 = 1;
 pub const INT8_CUDA_AUTO: i32 = 0;
-
-/// `INT8_CUDA_SKINNY` of the header.
-pub const INT8_CUDA_SKINNY: i32 = 1;
-
-/// `INT8_CUDA_MMA` of the header.
+pub const INT8_CUDA_SMALL_M: i32 = 1;
 pub const INT8_CUDA_MMA: i32 = 2;
-
-/// `INT8_CUDA_WGMMA_128X256` of the header.
 pub const INT8_CUDA_WGMMA_128X256: i32 = 3;
-
-/// `INT8_CUDA_WGMMA_128X128` of the header.
 pub const INT8_CUDA_WGMMA_128X128: i32 = 4;
-
-/// `INT8_CUDA_WGMMA_64X128` of the header.
 pub const INT8_CUDA_WGMMA_64X128: i32 = 5;
-
-/// `INT8_CUDA_SKINNY_ONE` of the header.
-pub const INT8_CUDA_SKINNY_ONE: i32 = 7;
-
-/// `INT8_CUDA_STREAM` of the header.
-pub const INT8_CUDA_STREAM: i32 = 8;
-
-/// `INT8_CUDA_WGMMA_64X64` of the header.
+pub const INT8_CUDA_GEMV: i32 = 7;
+pub const INT8_CUDA_GEMV_TMA: i32 = 8;
 pub const INT8_CUDA_WGMMA_64X64: i32 = 9;
-
-/// `INT8_CUDA_WGMMA_64X32` of the header.
 pub const INT8_CUDA_WGMMA_64X32: i32 = 10;
-
-/// `INT8_CUDA_CUBLASLT` of the header.
 pub const INT8_CUDA_CUBLASLT: i32 = 6;
 
-/// What can be learned of the current device.
+/// Properties of the current device.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_device_info {
-    /// `compute_major` of the header.
     pub compute_major: i32,
-    /// `compute_minor` of the header.
     pub compute_minor: i32,
-    /// `multiprocessors` of the header.
     pub multiprocessors: i32,
     /// 1: the sm_90a kernels run here
     pub has_wgmma: i32,
@@ -125,13 +63,9 @@ pub struct int8_cuda_device_info {
     pub driver_version: i32,
     /// 13000 means 13.0
     pub runtime_version: i32,
-    /// `reserved` of the header.
     pub reserved: i32,
-    /// `l2_bytes` of the header.
     pub l2_bytes: u64,
-    /// `memory_bytes` of the header.
     pub memory_bytes: u64,
-    /// `name` of the header.
     pub name: [c_char; 256],
 }
 
@@ -151,37 +85,126 @@ pub struct int8_cuda_quantize_params {
     pub code_sums: *mut i32,
     /// int8_cuda_quantize_workspace bytes, 256-byte aligned
     pub workspace: *mut c_void,
-    /// `stream` of the header.
     pub stream: int8_cuda_stream,
-    /// `workspace_bytes` of the header.
     pub workspace_bytes: usize,
-    /// `rows` of the header.
     pub rows: i64,
-    /// `inner` of the header.
     pub inner: i64,
     /// elements; ldq a multiple of 16, codes 16-byte aligned
     pub ldx: i64,
     /// elements; ldq a multiple of 16, codes 16-byte aligned
     pub ldq: i64,
-    /// `element` of the header.
     pub element: i32,
-    /// `encoding` of the header.
     pub encoding: i32,
-    /// `granularity` of the header.
     pub granularity: i32,
-    /// `rule` of the header.
     pub rule: i32,
-    /// `outlier_granularity` of the header.
     pub outlier_granularity: i32,
-    /// `row_maximum` of the header.
     pub row_maximum: i32,
-    /// `threshold` of the header.
     pub threshold: f32,
-    /// `reserved` of the header.
     pub reserved: i32,
 }
 
-/// y = x * W^T + bias, LLM.int8(): outlier rule, quantisation of x, int8 product, outlier product, scales, bias.  `y[m,n]` = `acc[m,n]` * (`s_x[m]`/127) * (`s_w[n]`/127) + sum over outliers k of `x[m,k]` * `w[n,k]` + `bias[n]`, in f32, rounded once. acc is the exact integer sum of (q_x - z_x)(q_w - z_w). `w[n,k]` is the exact value where kept, else (q_w - z_w)*s_w/127.
+/// Activations as codes and outliers: written by `int8_cuda_prologue`, read by `int8_cuda_gemm`. The caller's buffers and sizes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_activations {
+    /// i8 `[m, k]` row-major, ld = ldq; columns k..ldq are set to 0; 16-byte aligned
+    pub codes: *mut i8,
+    /// f32 `[m]`
+    pub scales: *mut f32,
+    /// i32 `[m]`; may be NULL for absmax
+    pub zero_points: *mut i32,
+    /// i32 `[m]`, sum of the row's codes; needed by weights with zero points, else may be NULL
+    pub code_sums: *mut i32,
+    /// u32 `[1]`, columns with an outlier; this and the next two may be NULL for rule NONE
+    pub outlier_count: *mut u32,
+    /// i32 `[k]`, the first outlier_count of it written, ascending
+    pub outlier_columns: *mut i32,
+    /// element type `[m, round_up(k,64)]` in panels of 64 columns, each row-major, 16-byte aligned
+    pub outlier_values: *mut c_void,
+    pub m: i64,
+    pub k: i64,
+    /// elements; round_up(k,16)
+    pub ldq: i64,
+    pub element: i32,
+    pub encoding: i32,
+    pub rule: i32,
+    pub reserved: i32,
+}
+
+/// Stage 1: outlier rule and quantisation of x.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_prologue_params {
+    /// f16|bf16|f32 `[m, k]` row-major, ld = ldx; not read again by int8_cuda_gemm
+    pub x: *const c_void,
+    /// int8_cuda_prologue_workspace bytes, 256-byte aligned; zeroed before its first use
+    pub workspace: *mut c_void,
+    pub stream: int8_cuda_stream,
+    pub workspace_bytes: usize,
+    /// elements
+    pub ldx: i64,
+    pub granularity: i32,
+    pub outlier_granularity: i32,
+    pub row_maximum: i32,
+    pub threshold: f32,
+    pub activations: int8_cuda_activations,
+}
+
+/// Stages 2 and 3: y = GEMM and epilogue of one weight; the formula is [`int8_cuda_linear_params`]'.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_gemm_params {
+    /// i8 `[n, k]` row-major, ld = ldw; columns k..round_up(k,16) are 0; 16-byte aligned
+    pub weight: *const i8,
+    /// f32 `[n]`
+    pub weight_scales: *const f32,
+    /// i32 `[n]`, or NULL: all 0
+    pub weight_zero_points: *const i32,
+    /// i32 `[n]`; needed when the activations are zero-point encoded, else may be NULL
+    pub weight_code_sums: *const i32,
+    /// exact weight columns in the activations' element type, or NULL: none kept
+    pub exact: *const c_void,
+    /// i32 `[k]`: index c of column k among the kept ones or -1; NULL: c = k, all kept
+    pub exact_index: *const i32,
+    /// f32 `[n]`, or NULL
+    pub bias: *const f32,
+    /// element type `[m, n]` row-major, ld = ldy
+    pub y: *mut c_void,
+    /// int8_cuda_gemm_workspace bytes, 256-byte aligned; need not be zeroed
+    pub workspace: *mut c_void,
+    pub stream: int8_cuda_stream,
+    pub workspace_bytes: usize,
+    pub n: i64,
+    /// elements; ldw a multiple of 16
+    pub ldw: i64,
+    /// elements
+    pub ldy: i64,
+    /// element (n, c) of exact lies at n*stride_n + c*stride_c
+    pub exact_stride_n: i64,
+    /// element (n, c) of exact lies at n*stride_n + c*stride_c
+    pub exact_stride_c: i64,
+    /// any of the layer's but GEMV and GEMV_TMA
+    pub algorithm: i32,
+    pub store: i32,
+    pub activations: int8_cuda_activations,
+}
+
+/// Workspace and algorithm of `int8_cuda_gemm`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_gemm_layout {
+    /// bytes of the workspace; enough for every smaller m, too
+    pub total: u64,
+    /// the algorithm for this m
+    pub algorithm: i32,
+    pub reserved: i32,
+}
+
+/// y = x * W^T + bias, LLM.int8(): outlier rule, quantisation of x, int8 product, outlier product, scales, bias.
+///
+/// `y[m,n]` = `acc[m,n]` * (`s_x[m]`/127) * (`s_w[n]`/127) + sum over outliers k of `x[m,k]` * `w[n,k]` + `bias[n]`, in f32,
+/// rounded once. acc is the exact integer sum of (q_x - z_x)(q_w - z_w). `w[n,k]` is the exact value where kept, else
+/// (q_w - z_w)*s_w/127.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_linear_params {
@@ -205,15 +228,10 @@ pub struct int8_cuda_linear_params {
     pub y: *mut c_void,
     /// int8_cuda_linear_workspace bytes, 256-byte aligned
     pub workspace: *mut c_void,
-    /// `stream` of the header.
     pub stream: int8_cuda_stream,
-    /// `workspace_bytes` of the header.
     pub workspace_bytes: usize,
-    /// `m` of the header.
     pub m: i64,
-    /// `n` of the header.
     pub n: i64,
-    /// `k` of the header.
     pub k: i64,
     /// elements; ldw a multiple of 16
     pub ldx: i64,
@@ -231,20 +249,17 @@ pub struct int8_cuda_linear_params {
     pub encoding: i32,
     /// of x
     pub granularity: i32,
-    /// `rule` of the header.
     pub rule: i32,
-    /// `outlier_granularity` of the header.
     pub outlier_granularity: i32,
-    /// `row_maximum` of the header.
     pub row_maximum: i32,
-    /// `threshold` of the header.
     pub threshold: f32,
-    /// `algorithm` of the header.
     pub algorithm: i32,
+    pub store: i32,
+    pub reserved: i32,
 }
 
-/// Where int8_cuda_linear leaves its intermediate results in the workspace: byte offsets, for tests and statistics.
-/// SKINNY_ONE and STREAM leave none.
+/// Where int8_cuda_linear's intermediate results lie in the workspace: byte offsets, for tests and statistics. GEMV and
+/// GEMV_TMA have none.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_linear_layout {
@@ -260,13 +275,11 @@ pub struct int8_cuda_linear_layout {
     pub outlier_count: u64,
     /// i32 `[outlier_count]`, ascending
     pub outlier_columns: u64,
-    /// `ldq` of the header.
     pub ldq: i64,
     /// bytes of the workspace
     pub total: u64,
-    /// what AUTO stands for here
+    /// AUTO resolved
     pub algorithm: i32,
-    /// `reserved` of the header.
     pub reserved: i32,
 }
 
@@ -282,15 +295,10 @@ pub struct int8_cuda_product_params {
     pub out: *mut i32,
     /// for CUBLASLT only; may be NULL
     pub workspace: *mut c_void,
-    /// `stream` of the header.
     pub stream: int8_cuda_stream,
-    /// `workspace_bytes` of the header.
     pub workspace_bytes: usize,
-    /// `m` of the header.
     pub m: i64,
-    /// `n` of the header.
     pub n: i64,
-    /// `k` of the header.
     pub k: i64,
     /// elements; lda and ldw multiples of 16
     pub lda: i64,
@@ -300,7 +308,6 @@ pub struct int8_cuda_product_params {
     pub ldo: i64,
     /// AUTO, MMA or CUBLASLT
     pub algorithm: i32,
-    /// `reserved` of the header.
     pub reserved: i32,
 }
 
@@ -316,23 +323,17 @@ pub struct int8_cuda_dequantize_params {
     pub zero_points: *const i32,
     /// f16|bf16|f32 `[rows, inner]` row-major, ld = ldv
     pub values: *mut c_void,
-    /// `stream` of the header.
     pub stream: int8_cuda_stream,
-    /// `rows` of the header.
     pub rows: i64,
-    /// `inner` of the header.
     pub inner: i64,
-    /// `ldq` of the header.
     pub ldq: i64,
-    /// `ldv` of the header.
     pub ldv: i64,
-    /// `element` of the header.
     pub element: i32,
-    /// `reserved` of the header.
     pub reserved: i32,
 }
 
-/// dx = dy * dequantise(W), the input gradient: `dx[m,k]` = sum_n `dy[m,n]` * (`q[n,k]` - `z[n]`) * `s[n]` / 127. f16 and bf16: dequantised weights rounded to the element type, sums in f32. f32: f32 throughout.
+/// dx = dy * dequantise(W), the input gradient: `dx[m,k]` = sum_n `dy[m,n]` * (`q[n,k]` - `z[n]`) * `s[n]` / 127.
+/// f16 and bf16: dequantised weights rounded to the element type, sums in f32. f32: f32 throughout.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_gradient_params {
@@ -346,27 +347,19 @@ pub struct int8_cuda_gradient_params {
     pub weight_zero_points: *const i32,
     /// dy's element type `[m, k]` row-major, ld = lddx
     pub dx: *mut c_void,
-    /// `stream` of the header.
     pub stream: int8_cuda_stream,
-    /// `m` of the header.
     pub m: i64,
-    /// `n` of the header.
     pub n: i64,
-    /// `k` of the header.
     pub k: i64,
-    /// `lddy` of the header.
     pub lddy: i64,
-    /// `ldw` of the header.
     pub ldw: i64,
-    /// `lddx` of the header.
     pub lddx: i64,
-    /// `element` of the header.
     pub element: i32,
-    /// `reserved` of the header.
     pub reserved: i32,
 }
 
-/// y = x * w^T in 16 bits by cuBLASLt: what the int8 layer is measured against. The heuristic is asked at every call: capture the call in a graph where its host time matters.
+/// y = x * w^T in 16 bits by cuBLASLt: the baseline of the int8 layer's measurements. Every call queries the heuristic: capture
+/// it in a graph where its host time matters.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_dense_params {
@@ -376,19 +369,12 @@ pub struct int8_cuda_dense_params {
     pub w: *const c_void,
     /// f16|bf16 `[m, n]` row-major, contiguous
     pub y: *mut c_void,
-    /// `workspace` of the header.
     pub workspace: *mut c_void,
-    /// `stream` of the header.
     pub stream: int8_cuda_stream,
-    /// `workspace_bytes` of the header.
     pub workspace_bytes: usize,
-    /// `m` of the header.
     pub m: i64,
-    /// `n` of the header.
     pub n: i64,
-    /// `k` of the header.
     pub k: i64,
-    /// `element` of the header.
     pub element: i32,
     /// index into the heuristic's list, best first
     pub candidate: i32,
@@ -397,41 +383,37 @@ pub struct int8_cuda_dense_params {
 // SAFETY of every call below: pointers are valid as the header says for the sizes given, and stay so until the stream has
 // passed the call; a context is current on the calling thread.
 unsafe extern "C" {
-    /// `int8_cuda_abi` of the header.
     pub fn int8_cuda_abi() -> i32;
-    /// `int8_cuda_abi_table` of the header.
     pub fn int8_cuda_abi_table(count: *mut usize) -> *const u64;
-    /// `int8_cuda_status_text` of the header.
     pub fn int8_cuda_status_text(status: int8_cuda_status) -> *const c_char;
-    /// `int8_cuda_last_device_error` of the header.
     pub fn int8_cuda_last_device_error() -> *const c_char;
-    /// `int8_cuda_get_device_info` of the header.
     pub fn int8_cuda_get_device_info(info: *mut int8_cuda_device_info) -> int8_cuda_status;
-    /// `int8_cuda_quantize_workspace` of the header.
     pub fn int8_cuda_quantize_workspace(
         params: *const int8_cuda_quantize_params,
         bytes: *mut usize,
     ) -> int8_cuda_status;
-    /// `int8_cuda_quantize` of the header.
     pub fn int8_cuda_quantize(params: *const int8_cuda_quantize_params) -> int8_cuda_status;
-    /// `int8_cuda_linear_workspace` of the header.
+    pub fn int8_cuda_prologue_workspace(
+        params: *const int8_cuda_prologue_params,
+        bytes: *mut usize,
+    ) -> int8_cuda_status;
+    pub fn int8_cuda_prologue(params: *const int8_cuda_prologue_params) -> int8_cuda_status;
+    pub fn int8_cuda_gemm_workspace(
+        params: *const int8_cuda_gemm_params,
+        layout: *mut int8_cuda_gemm_layout,
+    ) -> int8_cuda_status;
+    pub fn int8_cuda_gemm(params: *const int8_cuda_gemm_params) -> int8_cuda_status;
     pub fn int8_cuda_linear_workspace(
         params: *const int8_cuda_linear_params,
         layout: *mut int8_cuda_linear_layout,
     ) -> int8_cuda_status;
-    /// `int8_cuda_linear` of the header.
     pub fn int8_cuda_linear(params: *const int8_cuda_linear_params) -> int8_cuda_status;
-    /// `int8_cuda_product` of the header.
     pub fn int8_cuda_product(params: *const int8_cuda_product_params) -> int8_cuda_status;
-    /// `int8_cuda_dequantize` of the header.
     pub fn int8_cuda_dequantize(params: *const int8_cuda_dequantize_params) -> int8_cuda_status;
-    /// `int8_cuda_gradient` of the header.
     pub fn int8_cuda_gradient(params: *const int8_cuda_gradient_params) -> int8_cuda_status;
-    /// `int8_cuda_dense_candidates` of the header.
     pub fn int8_cuda_dense_candidates(
         params: *const int8_cuda_dense_params,
         count: *mut i32,
     ) -> int8_cuda_status;
-    /// `int8_cuda_dense` of the header.
     pub fn int8_cuda_dense(params: *const int8_cuda_dense_params) -> int8_cuda_status;
 }

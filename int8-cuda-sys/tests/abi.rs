@@ -1,4 +1,4 @@
-//! Sizes and offsets of every struct are what the C++ compiler says they are. Needs the kernels linked, but no device.
+//! Sizes and offsets of every struct are equal to the C++ compiler's. Needs the kernels linked, but no device.
 #![allow(unsafe_code, reason = "calls C functions")]
 
 use std::mem::{offset_of, size_of};
@@ -25,6 +25,22 @@ fn structs_are_laid_out_as_in_c() {
         offset_of!(int8_cuda_linear_params, element),
         offset_of!(int8_cuda_linear_params, threshold),
         offset_of!(int8_cuda_linear_params, algorithm),
+        offset_of!(int8_cuda_linear_params, store),
+        size_of::<int8_cuda_activations>(),
+        offset_of!(int8_cuda_activations, outlier_values),
+        offset_of!(int8_cuda_activations, ldq),
+        offset_of!(int8_cuda_activations, rule),
+        size_of::<int8_cuda_prologue_params>(),
+        offset_of!(int8_cuda_prologue_params, ldx),
+        offset_of!(int8_cuda_prologue_params, threshold),
+        offset_of!(int8_cuda_prologue_params, activations),
+        size_of::<int8_cuda_gemm_params>(),
+        offset_of!(int8_cuda_gemm_params, y),
+        offset_of!(int8_cuda_gemm_params, n),
+        offset_of!(int8_cuda_gemm_params, store),
+        offset_of!(int8_cuda_gemm_params, activations),
+        size_of::<int8_cuda_gemm_layout>(),
+        offset_of!(int8_cuda_gemm_layout, algorithm),
         size_of::<int8_cuda_linear_layout>(),
         offset_of!(int8_cuda_linear_layout, outlier_columns),
         offset_of!(int8_cuda_linear_layout, ldq),

@@ -1,6 +1,6 @@
-//! What `int8-cuda-bench` and `int8 bench --device cuda` measure: the complete LLM.int8() layer against cuBLASLt fp16 in the
-//! same process. Weights rotate through more memory than the L2 cache holds; both sides are recorded in CUDA graphs and
-//! replayed in turn, in blocks; medians.
+//! The measurements of `int8-cuda-bench` and `int8 bench --device cuda`: the complete LLM.int8() layer against cuBLASLt fp16 in
+//! the same process. Weights rotate through more memory than the L2 cache holds; both sides are recorded in CUDA graphs and
+//! replayed alternately, in blocks; medians.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,14 @@ use int8_core::corpus::Random;
 use int8_core::{Config, OutlierRule, Scheme};
 use serde_json::{Value, json};
 
+use crate::activations::QuantizedActivations;
+use crate::algorithm::{Algorithm, Shape};
 use crate::convert::{columns, real};
 use crate::device::{Device, DeviceInfo, Stream, Timer};
 use crate::error::Error;
+use crate::gemm::GemmPlan;
 use crate::graph::Graph;
-use crate::linear::{Algorithm, LinearPlan, Shape};
+use crate::linear::LinearPlan;
 use crate::matrix::{Buffer, Matrix};
 use crate::operations::{DenseProduct, int8_product};
 use crate::weight::{KeepExact, Weight};
@@ -39,7 +42,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
 const SHARES: [f32; 5] = [0.0, 0.001, 0.01, 0.05, 0.2];
 /// Bytes of fp16 weights to rotate through: several dozen times the L2 cache.
 const ROTATED: usize = 2 << 30;
-/// Blocks of replays of one side before the other's turn.
+/// Blocks of replays of each side, alternating.
 const BLOCKS: usize = 3;
 /// Timed replays of a block.
 const TIMED: usize = 7;
@@ -47,14 +50,14 @@ const TIMED: usize = 7;
 /// with two replays, some milliseconds, one side was measured at the clock that the other's power draw had left.
 const SETTLING: Duration = Duration::from_millis(200);
 
-/// What to measure.
+/// Which shapes and algorithms are measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Options {
     /// The first shape alone.
     pub quick: bool,
     /// Shapes with so many rows of x alone.
     pub rows: Option<usize>,
-    /// Every algorithm that takes a shape, beside the one that [`Algorithm::Auto`] stands for.
+    /// Every algorithm that supports a shape, beside the choice of [`Algorithm::Auto`].
     pub all_algorithms: bool,
 }
 
@@ -67,7 +70,7 @@ pub struct Record {
     pub outlier_share: f32,
     /// Whether the algorithm was left to the plan.
     pub auto: bool,
-    /// What computed the layer.
+    /// The algorithm of the layer.
     pub algorithm: Algorithm,
     /// Median time of cuBLASLt's fp16 product, in µs.
     pub fp16_us: f64,
@@ -79,7 +82,7 @@ pub struct Record {
     pub candidate: i32,
     /// ‖int8 − fp16‖ / ‖fp16‖ of one run.
     pub relative_error: f64,
-    /// How many weights took turns.
+    /// Weights rotated through.
     pub weights_rotated: usize,
     /// Timed replays of each side.
     pub replays: usize,
@@ -91,7 +94,7 @@ impl Record {
         self.fp16_us / self.int8_us
     }
 
-    /// What a record of a benchmark keeps of it.
+    /// The record as JSON.
     pub fn json(&self) -> Value {
         let Shape { m, n, k } = self.shape;
         json!({
@@ -130,7 +133,7 @@ pub const HEADER: &str = "    M          NxK  outliers   fp16 us   int8 us speed
 ///
 /// # Errors
 /// [`Error::Missing`] without cuBLASLt, [`Error::Inexact`] where the layer differs from fp16 by more than 5 %, and those of
-/// the operations. An algorithm that was not left to the plan and does not take a shape is a line, and no error.
+/// the operations. A named algorithm that does not support a shape is a line, and no error.
 pub fn run(device: &Device, options: Options, line: &mut dyn FnMut(&str)) -> Result<Vec<Record>, Error> {
     let stream = Stream::new(device)?;
     let shapes = if options.quick { &SHAPES[..1] } else { &SHAPES[..] };
@@ -158,11 +161,11 @@ pub fn run(device: &Device, options: Options, line: &mut dyn FnMut(&str)) -> Res
     Ok(records)
 }
 
-/// Measures `algorithms` on one shape in turn with each other and with fp16: every block of replays meets the same state of the
-/// machine, and the order turns around from round to round.
+/// Measures `algorithms` on one shape alternately with each other and with fp16, so that the machine is in the same state for all;
+/// the order is reversed from round to round.
 ///
 /// # Errors
-/// As [`run`]; an algorithm that does not take the shape is a line, and no error.
+/// As [`run`]; an algorithm that does not support the shape is a line, and no error.
 pub fn versus(
     device: &Device,
     shape: Shape,
@@ -178,6 +181,24 @@ pub fn versus(
         line(&format!("{}, {:.3} of the first", record.line(), record.int8_us / first));
     }
     Ok(records)
+}
+
+/// Measures, on one shape, `count` layers that read the same x: each with its own prologue, and all with one. A line with both
+/// times of a layer, in µs.
+///
+/// # Errors
+/// Those of the operations.
+pub fn shared_prologue(
+    device: &Device,
+    shape: Shape,
+    share: f32,
+    count: usize,
+    rounds: usize,
+    line: &mut dyn FnMut(&str),
+) -> Result<(), Error> {
+    let stream = Stream::new(device)?;
+    line(&Bench::new(device, &stream, shape)?.shared_prologue(share, count, rounds)?);
+    Ok(())
 }
 
 /// The records with the machine and the method, as they are kept.
@@ -217,6 +238,11 @@ fn is_usual(share: f32) -> bool {
     (share - SHARES[1]).abs() < 1e-6
 }
 
+/// The layer's configuration.
+fn config() -> Config {
+    Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() }
+}
+
 struct Bench<'a> {
     device: &'a Device,
     stream: &'a Stream,
@@ -226,7 +252,7 @@ struct Bench<'a> {
     bias: Buffer<f32>,
 }
 
-/// The graph goes first, before what it reads and writes.
+/// The graph is dropped first, before its buffers.
 struct RawProduct {
     graph: Graph,
     _codes: Weight<f16>,
@@ -347,13 +373,56 @@ impl<'a> Bench<'a> {
         self.race(plans, &x, share, rounds)
     }
 
-    fn plan(&self, algorithm: Algorithm) -> Result<LinearPlan<f16>, Error> {
-        let config = Config { rule: OutlierRule::Absolute(6.0), ..Scheme::LlmInt8Absmax.config() };
-        LinearPlan::new(self.device, self.shape, &config, algorithm)
+    /// As the function of this name.
+    fn shared_prologue(&self, share: f32, count: usize, rounds: usize) -> Result<String, Error> {
+        let Shape { m, n, k } = self.shape;
+        let x = self.input(share)?;
+        let mut y = Matrix::<f16>::zeros(self.device, m, n)?;
+        let mut linear = self.plan(Algorithm::Auto)?;
+        let mut activations = QuantizedActivations::<f16>::new(self.device, m, k, &config())?;
+        let mut gemm = GemmPlan::<f16>::new(self.device, self.shape, &config(), Algorithm::Auto)?;
+        let order = self.order();
+        let bias = Some(&self.bias);
+        // SAFETY: x, y, plans and activations are declared before the graphs, and so dropped after them; the weights outlive
+        // them in `self`.
+        let apart = unsafe {
+            Graph::capture(self.stream, || {
+                order.iter().try_for_each(|i| linear.run(self.stream, &x, &self.weights[*i], bias, &mut y))
+            })
+        }?;
+        // SAFETY: as above.
+        let together = unsafe {
+            Graph::capture(self.stream, || {
+                order.chunks(count.max(1)).try_for_each(|layers| {
+                    activations.quantize(self.stream, &x, m)?;
+                    layers.iter().try_for_each(|i| {
+                        gemm.run(self.stream, &activations, &self.weights[*i], bias, &mut y)
+                    })
+                })
+            })
+        }?;
+        let timer = Timer::new(self.device)?;
+        let (mut apart_us, mut together_us) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            self.replay(&timer, &apart, &mut apart_us)?;
+            self.replay(&timer, &together, &mut together_us)?;
+        }
+        let layers = real(order.len());
+        let (apart_us, together_us) = (median(&mut apart_us) / layers, median(&mut together_us) / layers);
+        Ok(format!(
+            "{m}x{n}x{k}, {}% outliers: {apart_us:.2} us a layer with its own prologue ({:?}), {together_us:.2} us with one for {count} ({:?})",
+            share * 100.0,
+            linear.algorithm(),
+            gemm.algorithm()
+        ))
     }
 
-    /// Times fp16 and the plans in turn by blocks, so that each side settles at the clock its own power draw allows, as in a program
-    /// that runs it alone; the order turns around from round to round.
+    fn plan(&self, algorithm: Algorithm) -> Result<LinearPlan<f16>, Error> {
+        LinearPlan::new(self.device, self.shape, &config(), algorithm)
+    }
+
+    /// Times fp16 and the plans alternately in blocks, so that each side settles at the clock of its own power draw, as in a program
+    /// that runs it alone; the order is reversed from round to round.
     fn race(
         &self,
         mut plans: Vec<(Algorithm, LinearPlan<f16>)>,
@@ -446,12 +515,12 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// One algorithm against fp16, and what the bare int8 product takes.
+    /// One algorithm against fp16, and the time of the bare int8 product.
     fn compare(&self, share: f32, algorithm: Algorithm) -> Result<Vec<Record>, Error> {
         let plans = vec![(algorithm, self.plan(algorithm)?)];
         let mut records = self.race(plans, &self.input(share)?, share, BLOCKS)?;
-        // The bare int8 product, i32 out, once for each shape: what the layer may at best come near to. Not in turn with the others:
-        // it would change what those two are compared under.
+        // The bare int8 product, i32 out, once for each shape: a lower bound of the layer's time. Measured apart, so that its power
+        // draw does not change the conditions of the comparison.
         if is_usual(share) && algorithm == Algorithm::Auto {
             let order = self.order();
             if let Some(raw) = self.raw_product(&order)? {
@@ -464,7 +533,7 @@ impl<'a> Bench<'a> {
         Ok(records)
     }
 
-    /// cuBLASLt's i8·i8→i32 on codes of x, recorded, and what it reads and writes; `None` where it does not take the shape.
+    /// cuBLASLt's i8·i8→i32 on codes of x, recorded, with its buffers; `None` where it does not support the shape.
     fn raw_product(&self, order: &[usize]) -> Result<Option<RawProduct>, Error> {
         let Shape { m, n, .. } = self.shape;
         let x = self.input(0.0)?;

@@ -1,4 +1,4 @@
-//! Every numeric conversion of this crate, and the views of numbers as bytes.
+//! Every numeric conversion of this crate.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_possible_wrap,
@@ -6,8 +6,6 @@
     clippy::cast_sign_loss,
     reason = "checked here"
 )]
-
-use crate::matrix::Scalar;
 
 /// A size as the kernels take it. Sizes of allocated memory fit into 63 bits.
 pub(crate) fn size(value: usize) -> i64 {
@@ -45,16 +43,4 @@ pub(crate) fn real(count: usize) -> f64 {
 /// This share of `k` columns, rounded up.
 pub(crate) fn columns(share: f32, k: usize) -> usize {
     (share * k as f32).ceil() as usize
-}
-
-/// The numbers' memory as bytes.
-pub(crate) fn as_bytes<T: Scalar>(values: &[T]) -> &[u8] {
-    // SAFETY: `Scalar` is implemented for plain numbers without padding; every byte of them is initialised.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
-}
-
-/// The numbers' memory as bytes to write to.
-pub(crate) fn as_bytes_mut<T: Scalar>(values: &mut [T]) -> &mut [u8] {
-    // SAFETY: as above, and every bit pattern is a valid number.
-    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }

@@ -21,10 +21,10 @@ struct Shared {
     info: DeviceInfo,
 }
 
-/// What can be learned of a device.
+/// Properties of a device.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {
-    /// The vendor's name of it.
+    /// The vendor's name.
     pub name: String,
     /// Compute capability, major and minor.
     pub compute: (i32, i32),
@@ -85,12 +85,12 @@ impl Device {
         CurrentContext::set_current(&self.0.context).map_err(driver("activate"))
     }
 
-    /// What the device is.
+    /// The device's properties.
     pub fn info(&self) -> &DeviceInfo {
         &self.0.info
     }
 
-    /// Waits until the device has done everything it was given.
+    /// Waits until all work of the device is done.
     ///
     /// # Errors
     /// [`Error::Device`], also for a failure of earlier asynchronous work.
@@ -100,7 +100,7 @@ impl Device {
     }
 }
 
-/// A queue of work; what is put on one stream runs in order.
+/// A queue of work, which runs in order.
 #[derive(Debug)]
 pub struct Stream {
     // Dropped before the device: fields go in order.
@@ -124,7 +124,7 @@ impl Stream {
         &self.device
     }
 
-    /// Waits until all work put on the stream is done.
+    /// Waits until all work of the stream is done.
     ///
     /// # Errors
     /// [`Error::Device`], also for a failure of that work.
@@ -144,7 +144,7 @@ impl Stream {
     }
 }
 
-/// Two events that measure what lies between them on a stream.
+/// Two events that measure the time between them on a stream.
 #[derive(Debug)]
 pub struct Timer {
     begin: Event,
@@ -166,7 +166,7 @@ impl Timer {
     /// Runs `work`, waits for the stream, and returns the device time in microseconds.
     ///
     /// # Errors
-    /// What `work` returns, or [`Error::Device`].
+    /// The error of `work`, or [`Error::Device`].
     pub fn measure(&self, stream: &Stream, work: impl FnOnce() -> Result<(), Error>) -> Result<f64, Error> {
         stream.device.activate()?;
         self.begin.record(&stream.inner).map_err(driver("event"))?;

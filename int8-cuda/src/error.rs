@@ -1,4 +1,4 @@
-//! What can go wrong: the caller's mistake, something this device cannot do, or the device itself.
+//! Errors: the caller's mistake, an operation unsupported on this device, or a failure of the device.
 
 use std::ffi::CStr;
 
@@ -11,7 +11,7 @@ pub enum Error {
     /// Two operands do not fit together.
     #[error("{operation}: {what} must be {expected:?}, found {found:?}")]
     Shape {
-        /// The operation that was asked for.
+        /// The operation.
         operation: &'static str,
         /// Which operand.
         what: &'static str,
@@ -23,17 +23,17 @@ pub enum Error {
     /// The kernels refused an argument.
     #[error("{operation}: invalid argument for {shape}")]
     Invalid {
-        /// The operation that was asked for.
+        /// The operation.
         operation: &'static str,
         /// The operands' shapes in words.
         shape: String,
     },
-    /// Correct, but not on this device or not by the algorithm asked for.
+    /// Valid, but not on this device or not by the requested algorithm.
     #[error(
         "{operation}: not supported on this device or by this algorithm for {shape}; Algorithm::Auto picks one that is"
     )]
     Unsupported {
-        /// The operation that was asked for.
+        /// The operation.
         operation: &'static str,
         /// The operands' shapes in words.
         shape: String,
@@ -43,28 +43,28 @@ pub enum Error {
         "no CUDA device {ordinal}: {reason}; an NVIDIA GPU of compute capability 8.0 or later and a driver for CUDA 13.0 are needed"
     )]
     NoDevice {
-        /// The device that was asked for.
+        /// The requested device.
         ordinal: u32,
-        /// What the driver says.
+        /// The driver's error.
         reason: String,
     },
     /// The device's memory does not suffice.
     #[error("out of device memory: {bytes} bytes for {what}")]
     OutOfMemory {
-        /// What the memory was for.
+        /// The purpose of the memory.
         what: &'static str,
-        /// How much was asked for.
+        /// The size requested.
         bytes: usize,
     },
-    /// A library that is loaded at run time is not there.
+    /// A library that is loaded at run time was not found.
     #[error("{operation}: {library} was not found; put its folder on LD_LIBRARY_PATH")]
     Missing {
-        /// The operation that was asked for.
+        /// The operation.
         operation: &'static str,
         /// The library's file name.
         library: &'static str,
     },
-    /// What was to be measured computes something else than what it would be measured against.
+    /// The layer to be measured differs too much from its baseline.
     #[error("benchmark: the int8 layer differs from fp16 by {error} of its norm for {shape}")]
     Inexact {
         /// The operands' shapes in words.
@@ -77,7 +77,7 @@ pub enum Error {
     Device {
         /// The operation that failed or in which an earlier failure surfaced.
         operation: &'static str,
-        /// What the driver says.
+        /// The driver's error.
         reason: String,
     },
 }

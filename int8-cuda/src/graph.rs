@@ -5,7 +5,7 @@ use cust::sys as cuda;
 use crate::device::{Device, Stream};
 use crate::error::Error;
 
-/// Recorded work. What it refers to (buffers, plans) must outlive it; replaying it takes their contents as they are then.
+/// Recorded work. Its buffers and plans must outlive it; a replay uses their contents at that time.
 #[derive(Debug)]
 pub struct Graph {
     executable: cuda::CUgraphExec,
@@ -13,13 +13,13 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Records what `work` puts on `stream`, without running it.
+    /// Records the work that `work` enqueues on `stream`, without running it.
     ///
     /// # Safety
     /// All memory that `work` uses must stay allocated until the graph's last replay has ended.
     ///
     /// # Errors
-    /// What `work` returns, or [`Error::Device`].
+    /// The error of `work`, or [`Error::Device`].
     pub unsafe fn capture(stream: &Stream, work: impl FnOnce() -> Result<(), Error>) -> Result<Self, Error> {
         let raw = stream.inner().as_inner();
         stream.device().activate()?;
@@ -33,7 +33,7 @@ impl Graph {
         outcome?;
         ended?;
         let mut executable = std::ptr::null_mut();
-        // SAFETY: a graph that was just captured; no log is asked for.
+        // SAFETY: a graph that was just captured; no log is requested.
         let status = unsafe {
             cuda::cuGraphInstantiate_v2(
                 &raw mut executable,
@@ -49,7 +49,7 @@ impl Graph {
         Ok(Self { executable, device: stream.device().clone() })
     }
 
-    /// Puts one replay on `stream`.
+    /// Enqueues one replay on `stream`.
     ///
     /// # Errors
     /// [`Error::Device`].

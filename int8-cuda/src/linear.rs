@@ -1,105 +1,23 @@
-//! The complete layer: a plan fixes algorithm and workspace for a shape and a configuration; running it only enqueues.
+//! All three stages for one weight: a plan fixes algorithm and workspace for a shape and a configuration; running it only
+//! enqueues.
 
 use std::marker::PhantomData;
 
-use int8_core::{Config, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic};
+use int8_core::{Config, OutlierRule};
 use int8_cuda_sys as sys;
 
+use crate::activations::Intermediates;
+use crate::algorithm::{Algorithm, Shape};
 use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
-use crate::matrix::{Buffer, Float, Matrix};
-use crate::weight::{self, Weight};
+use crate::gemm::expect_bias;
+use crate::matrix::{Buffer, Matrix};
+use crate::scalar::Float;
+use crate::settings::Settings;
+use crate::weight::Weight;
 
-/// `y [m, n] = x [m, k] · Wᵀ`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// Rows of x.
-    pub m: usize,
-    /// Outputs.
-    pub n: usize,
-    /// Inputs.
-    pub k: usize,
-}
-
-/// How the int8 product is computed. `int8_cuda.h` says what each needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Algorithm {
-    /// What measurement found best for the shape.
-    Auto,
-    /// Weights streamed once through registers, `m ≤ 32`.
-    Skinny,
-    /// The same for one row of f16 or bf16, which every block quantises for itself.
-    SkinnyOne,
-    /// The same with weights that the copy engine brings to shared memory (sm_90), `k ≤ 16384` a multiple of 128.
-    Stream,
-    /// 128×128 tiles, `mma.sync`: any size, type and device.
-    Mma,
-    /// 128×256 tiles in clusters of two, `wgmma` (sm_90a), f16 and bf16.
-    Wgmma128x256,
-    /// 128×128 tiles, one a warpgroup, so that epilogues run beside products, `wgmma` (sm_90a), f16 and bf16.
-    Wgmma128x128,
-    /// 64×128 tiles for few rows, `wgmma` (sm_90a), f16 and bf16.
-    Wgmma64x128,
-    /// 64×64 tiles for few rows and smaller `n`, `wgmma` (sm_90a), f16 and bf16.
-    Wgmma64x64,
-    /// 64×32 tiles for few rows and smaller `n` still, `wgmma` (sm_90a), f16 and bf16.
-    Wgmma64x32,
-    /// cuBLASLt's i8·i8→i32, for [`crate::int8_product`] alone.
-    CublasLt,
-}
-
-impl Algorithm {
-    /// All that compute the layer.
-    pub const LAYER: [Self; 9] = [
-        Self::Skinny,
-        Self::SkinnyOne,
-        Self::Stream,
-        Self::Mma,
-        Self::Wgmma128x256,
-        Self::Wgmma128x128,
-        Self::Wgmma64x128,
-        Self::Wgmma64x64,
-        Self::Wgmma64x32,
-    ];
-
-    /// What `name` calls, in upper or lower case: one of [`Self::LAYER`], or [`Self::Auto`].
-    #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
-        let mut known = Self::LAYER.into_iter().chain([Self::Auto]);
-        known.find(|algorithm| format!("{algorithm:?}").eq_ignore_ascii_case(name))
-    }
-
-    /// The names that [`Self::named`] knows, separated by commas.
-    #[must_use]
-    pub fn names() -> String {
-        let known = Self::LAYER.into_iter().chain([Self::Auto]);
-        known.map(|algorithm| format!("{algorithm:?}")).collect::<Vec<_>>().join(", ")
-    }
-
-    pub(crate) const fn raw(self) -> i32 {
-        match self {
-            Self::Auto => sys::INT8_CUDA_AUTO,
-            Self::Skinny => sys::INT8_CUDA_SKINNY,
-            Self::SkinnyOne => sys::INT8_CUDA_SKINNY_ONE,
-            Self::Mma => sys::INT8_CUDA_MMA,
-            Self::Wgmma128x256 => sys::INT8_CUDA_WGMMA_128X256,
-            Self::Wgmma128x128 => sys::INT8_CUDA_WGMMA_128X128,
-            Self::Wgmma64x128 => sys::INT8_CUDA_WGMMA_64X128,
-            Self::Wgmma64x64 => sys::INT8_CUDA_WGMMA_64X64,
-            Self::Wgmma64x32 => sys::INT8_CUDA_WGMMA_64X32,
-            Self::Stream => sys::INT8_CUDA_STREAM,
-            Self::CublasLt => sys::INT8_CUDA_CUBLASLT,
-        }
-    }
-
-    fn from_raw(raw: i32) -> Self {
-        Self::LAYER.into_iter().find(|algorithm| algorithm.raw() == raw).unwrap_or(Self::Auto)
-    }
-}
-
-/// Everything about a linear layer that does not change from run to run.
+/// Shape, configuration, algorithm and workspace of a linear layer.
 #[derive(Debug)]
 pub struct LinearPlan<T> {
     shape: Shape,
@@ -107,19 +25,6 @@ pub struct LinearPlan<T> {
     layout: sys::int8_cuda_linear_layout,
     workspace: Buffer<u8>,
     element: PhantomData<T>,
-}
-
-/// What a run left in its plan's workspace.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Intermediates {
-    /// Codes of x `[m, k]`, row-major.
-    pub codes: Vec<i8>,
-    /// Scales of x `[m]`.
-    pub scales: Vec<f32>,
-    /// Zero points of x `[m]`.
-    pub zero_points: Vec<i32>,
-    /// Columns with an outlier, ascending.
-    pub outlier_columns: Vec<usize>,
 }
 
 impl<T: Float> LinearPlan<T> {
@@ -131,7 +36,7 @@ impl<T: Float> LinearPlan<T> {
     pub fn new(device: &Device, shape: Shape, config: &Config, algorithm: Algorithm) -> Result<Self, Error> {
         device.activate()?;
         let mut layout = std::mem::MaybeUninit::<sys::int8_cuda_linear_layout>::zeroed();
-        let params = settings::<T>(shape, config, algorithm);
+        let params = sizes::<T>(shape, config, algorithm);
         // SAFETY: the function reads sizes and settings and fills the layout.
         let status = unsafe { sys::int8_cuda_linear_workspace(&raw const params, layout.as_mut_ptr()) };
         check("linear plan", status, || format!("{shape:?}, {} by {algorithm:?}", T::NAME))?;
@@ -153,42 +58,60 @@ impl<T: Float> LinearPlan<T> {
         bias: Option<&Buffer<f32>>,
         y: &mut Matrix<T>,
     ) -> Result<(), Error> {
+        self.enqueue(stream, x, weight, bias, y, sys::INT8_CUDA_OVERWRITE)
+    }
+
+    /// Enqueues `y += x·Wᵀ + bias`: the sum in f32, rounded once.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Device`].
+    pub fn accumulate(
+        &mut self,
+        stream: &Stream,
+        x: &Matrix<T>,
+        weight: &Weight<T>,
+        bias: Option<&Buffer<f32>>,
+        y: &mut Matrix<T>,
+    ) -> Result<(), Error> {
+        self.enqueue(stream, x, weight, bias, y, sys::INT8_CUDA_ACCUMULATE)
+    }
+
+    fn enqueue(
+        &mut self,
+        stream: &Stream,
+        x: &Matrix<T>,
+        weight: &Weight<T>,
+        bias: Option<&Buffer<f32>>,
+        y: &mut Matrix<T>,
+        store: i32,
+    ) -> Result<(), Error> {
         let Shape { m, n, k } = self.shape;
         x.expect("linear", "x", (m, k))?;
         y.expect("linear", "y", (m, n))?;
-        weight.codes.expect("linear", "W", (n, k))?;
-        if let Some(bias) = bias
-            && bias.len() != n
-        {
-            return Err(Error::Shape {
-                operation: "linear",
-                what: "bias",
-                expected: (1, n),
-                found: (1, bias.len()),
-            });
-        }
-        let mut params = settings::<T>(self.shape, &self.config, Algorithm::from_raw(self.layout.algorithm));
-        params.x = x.pointer().cast();
-        params.weight = weight.codes.pointer();
-        params.weight_scales = weight.scales.pointer();
-        params.weight_zero_points =
-            weight.zero_points.as_ref().map_or(std::ptr::null(), |z| z.pointer().cast_const());
-        params.weight_code_sums = weight.code_sums.pointer();
-        if let Some(exact) = &weight.exact {
-            params.exact = exact.values.pointer().cast();
-            params.exact_index =
-                exact.index.as_ref().map_or(std::ptr::null(), |index| index.pointer().cast_const());
-            params.exact_stride_n = convert::size(exact.strides.0);
-            params.exact_stride_c = convert::size(exact.strides.1);
-        }
-        params.bias = bias.map_or(std::ptr::null(), |bias| bias.pointer().cast_const());
-        params.y = y.pointer().cast();
-        params.workspace = self.workspace.pointer().cast();
-        params.workspace_bytes = self.workspace.len();
-        params.stream = stream.raw()?;
-        params.ldx = convert::size(x.ld());
-        params.ldw = convert::size(weight.codes.ld());
-        params.ldy = convert::size(y.ld());
+        weight.expect("linear", (n, k))?;
+        expect_bias("linear", bias, n)?;
+        let raw = weight.raw();
+        let params = sys::int8_cuda_linear_params {
+            x: x.pointer().cast_const().cast(),
+            weight: raw.codes,
+            weight_scales: raw.scales,
+            weight_zero_points: raw.zero_points,
+            weight_code_sums: raw.code_sums,
+            exact: raw.exact,
+            exact_index: raw.exact_index,
+            bias: bias.map_or(std::ptr::null(), |bias| bias.pointer().cast_const()),
+            y: y.pointer().cast(),
+            workspace: self.workspace.pointer().cast(),
+            stream: stream.raw()?,
+            workspace_bytes: self.workspace.len(),
+            ldx: convert::size(x.ld()),
+            ldw: raw.ld,
+            ldy: convert::size(y.ld()),
+            exact_stride_n: raw.exact_strides.0,
+            exact_stride_c: raw.exact_strides.1,
+            store,
+            ..sizes::<T>(self.shape, &self.config, Algorithm::from_raw(self.layout.algorithm))
+        };
         // SAFETY: every matrix and buffer has the size named in params, the workspace what the layout says; freeing any of
         // them waits for the device.
         let status = unsafe { sys::int8_cuda_linear(&raw const params) };
@@ -210,14 +133,13 @@ impl<T: Float> LinearPlan<T> {
         self.workspace.len()
     }
 
-    /// What the last run left behind; `None` for [`Algorithm::SkinnyOne`] and
-    /// [`Algorithm::Stream`], which leave nothing. Waits for the stream.
+    /// The last run's x as codes; `None` where the algorithm is fused ([`Algorithm::is_fused`]). Waits for the stream.
     ///
     /// # Errors
     /// [`Error::Device`].
     pub fn intermediates(&self, stream: &Stream) -> Result<Option<Intermediates>, Error> {
         let Shape { m, k, .. } = self.shape;
-        if matches!(self.algorithm(), Algorithm::SkinnyOne | Algorithm::Stream) {
+        if self.algorithm().is_fused() {
             return Ok(None);
         }
         let ld = convert::from_size(self.layout.ldq);
@@ -245,19 +167,8 @@ impl<T: Float> LinearPlan<T> {
 }
 
 /// Sizes and settings without pointers.
-fn settings<T: Float>(shape: Shape, config: &Config, algorithm: Algorithm) -> sys::int8_cuda_linear_params {
-    let (rule, threshold) = match config.rule {
-        OutlierRule::Absolute(threshold) => (sys::INT8_CUDA_RULE_ABSOLUTE, threshold),
-        OutlierRule::RelativeToRow { tau, statistic: RowStatistic::MedianAbs } => {
-            (sys::INT8_CUDA_RULE_MEDIAN, tau)
-        }
-        OutlierRule::RelativeToRow { tau, statistic: RowStatistic::MeanAbs } => {
-            (sys::INT8_CUDA_RULE_MEAN, tau)
-        }
-        OutlierRule::None => (sys::INT8_CUDA_RULE_NONE, 0.0),
-        // A rule that int8-core has and the kernels do not know: −1 is refused by them as invalid.
-        _ => (-1, 0.0),
-    };
+fn sizes<T: Float>(shape: Shape, config: &Config, algorithm: Algorithm) -> sys::int8_cuda_linear_params {
+    let settings = Settings::of(config);
     sys::int8_cuda_linear_params {
         x: std::ptr::null(),
         weight: std::ptr::null(),
@@ -280,18 +191,14 @@ fn settings<T: Float>(shape: Shape, config: &Config, algorithm: Algorithm) -> sy
         exact_stride_n: 0,
         exact_stride_c: 0,
         element: T::ELEMENT,
-        encoding: weight::encoding(config.input_encoding),
-        granularity: weight::granularity(config.input_granularity),
-        rule,
-        outlier_granularity: match config.outlier_granularity {
-            OutlierGranularity::Column => sys::INT8_CUDA_COLUMN,
-            OutlierGranularity::Value => sys::INT8_CUDA_VALUE,
-        },
-        row_maximum: match config.row_maximum {
-            RowMaximum::Paper => sys::INT8_CUDA_MAXIMUM_PAPER,
-            RowMaximum::Bitsandbytes => sys::INT8_CUDA_MAXIMUM_BITSANDBYTES,
-        },
-        threshold,
+        encoding: settings.encoding,
+        granularity: settings.granularity,
+        rule: settings.rule,
+        outlier_granularity: settings.outlier_granularity,
+        row_maximum: settings.row_maximum,
+        threshold: settings.threshold,
         algorithm: algorithm.raw(),
+        store: sys::INT8_CUDA_OVERWRITE,
+        reserved: 0,
     }
 }

@@ -4,40 +4,10 @@ use std::marker::PhantomData;
 
 use cust::error::CudaError;
 use cust::memory::{CopyDestination, DeviceBuffer};
-use half::{bf16, f16};
-use int8_cuda_sys as sys;
 
-use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, driver};
-
-mod sealed {
-    pub trait Sealed {}
-}
-
-/// A number that device memory can hold: plain, without padding, valid for every bit pattern.
-pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + std::fmt::Debug + 'static {}
-
-/// An element type of activations and weights.
-pub trait Float: Scalar + int8_core::Element {
-    /// The kernels' number of the type.
-    const ELEMENT: i32;
-}
-
-macro_rules! scalars {
-    ($($scalar:ty),*) => { $(impl sealed::Sealed for $scalar {} impl Scalar for $scalar {})* };
-}
-scalars!(u8, i8, u32, i32, f32, f16, bf16);
-
-impl Float for f16 {
-    const ELEMENT: i32 = sys::INT8_CUDA_F16;
-}
-impl Float for bf16 {
-    const ELEMENT: i32 = sys::INT8_CUDA_BF16;
-}
-impl Float for f32 {
-    const ELEMENT: i32 = sys::INT8_CUDA_F32;
-}
+use crate::scalar::{Scalar, as_bytes, as_bytes_mut};
 
 /// `len` numbers in device memory, 256-byte aligned.
 #[derive(Debug)]
@@ -84,7 +54,7 @@ impl<T: Scalar> Buffer<T> {
         }
         self.device.synchronize()?;
         if self.len > 0 {
-            self.bytes.copy_from(convert::as_bytes(values)).map_err(driver("copy to the device"))?;
+            self.bytes.copy_from(as_bytes(values)).map_err(driver("copy to the device"))?;
         }
         Ok(())
     }
@@ -97,7 +67,7 @@ impl<T: Scalar> Buffer<T> {
         stream.synchronize()?;
         let mut values = vec![T::default(); self.len];
         if self.len > 0 {
-            self.bytes.copy_to(convert::as_bytes_mut(&mut values)).map_err(driver("copy to the host"))?;
+            self.bytes.copy_to(as_bytes_mut(&mut values)).map_err(driver("copy to the host"))?;
         }
         Ok(values)
     }
@@ -136,7 +106,7 @@ impl<T: Scalar> Buffer<T> {
         }
         if len > 0 {
             let slice = self.bytes.index(offset..end);
-            slice.copy_to(convert::as_bytes_mut(&mut values)).map_err(driver("copy to the host"))?;
+            slice.copy_to(as_bytes_mut(&mut values)).map_err(driver("copy to the host"))?;
         }
         Ok(values)
     }
@@ -232,6 +202,19 @@ impl<T: Scalar> Matrix<T> {
         expected: (usize, usize),
     ) -> Result<(), Error> {
         if self.dim() == expected {
+            return Ok(());
+        }
+        Err(Error::Shape { operation, what, expected, found: self.dim() })
+    }
+
+    /// At least so many rows, exactly so many columns.
+    pub(crate) fn expect_rows(
+        &self,
+        operation: &'static str,
+        what: &'static str,
+        expected: (usize, usize),
+    ) -> Result<(), Error> {
+        if self.rows >= expected.0 && self.columns == expected.1 {
             return Ok(());
         }
         Err(Error::Shape { operation, what, expected, found: self.dim() })

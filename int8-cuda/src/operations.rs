@@ -1,17 +1,17 @@
-//! Single operations: quantisation, the integer product, dequantisation, the input gradient, and the dense product that
-//! the int8 layer is measured against.
+//! Single operations: quantisation, the integer product, dequantisation, the input gradient, and cuBLASLt's 16-bit product.
 
 use int8_core::{Encoding, Granularity};
 use int8_cuda_sys as sys;
 
+use crate::algorithm::Algorithm;
 use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
-use crate::linear::Algorithm;
-use crate::matrix::{Buffer, Float, Matrix};
+use crate::matrix::{Buffer, Matrix};
+use crate::scalar::Float;
 use crate::weight::{self, Weight};
 
-/// Rows of `x [R, K]` as codes, every value counting. The same form serves as a weight.
+/// Rows of `x [R, K]` as codes, without outliers; the result can serve as a weight.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`], [`Error::Device`].
@@ -59,7 +59,7 @@ pub fn int8_product(
     check("int8 product", status, || format!("[{m}, {k}] x [{n}, {k}] by {algorithm:?}"))
 }
 
-/// The numbers that codes stand for, `(q − z)·s/127` `[R, K]`.
+/// The values of codes, `(q − z)·s/127` `[R, K]`.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`], [`Error::Device`].
@@ -134,7 +134,7 @@ pub struct DenseProduct {
 }
 
 impl DenseProduct {
-    /// What cuBLASLt may use on Hopper according to its documentation, with room to spare.
+    /// Above the 32 MiB that cuBLASLt's documentation recommends on Hopper.
     const WORKSPACE: usize = 64 << 20;
 
     /// The first candidate, with a workspace of 64 MB.

@@ -6,12 +6,14 @@ use int8_cuda_sys as sys;
 use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
-use crate::matrix::{Buffer, Float, Matrix};
+use crate::matrix::{Buffer, Matrix};
+use crate::scalar::Float;
+use crate::settings;
 
 /// Which columns of the weight stay in 16 (or 32) bits beside their codes, for the outlier product.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeepExact<'a> {
-    /// None: outliers meet dequantised codes.
+    /// None: outliers are multiplied with dequantised codes.
     None,
     /// All: the matrix given to [`Weight::quantize`] is kept.
     All,
@@ -19,7 +21,7 @@ pub enum KeepExact<'a> {
     Columns(&'a [usize]),
 }
 
-/// `W [N, K]` as int8 codes with its constants.
+/// `W [N, K]` as int8 codes with its quantization parameters.
 #[derive(Debug)]
 pub struct Weight<T> {
     pub(crate) codes: Matrix<i8>,
@@ -35,8 +37,21 @@ pub(crate) struct Exact<T> {
     pub(crate) values: Matrix<T>,
     /// For each column its place among the kept ones, or −1. `None`: all are kept.
     pub(crate) index: Option<Buffer<i32>>,
-    /// Elements from one output to the next, and from one kept column to the next.
+    /// Elements from one output channel to the next, and from one kept column to the next.
     pub(crate) strides: (usize, usize),
+}
+
+/// Pointers and strides of a [`Weight`], for C.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RawWeight {
+    pub(crate) codes: *const i8,
+    pub(crate) scales: *const f32,
+    pub(crate) zero_points: *const i32,
+    pub(crate) code_sums: *const i32,
+    pub(crate) exact: *const std::ffi::c_void,
+    pub(crate) exact_index: *const i32,
+    pub(crate) exact_strides: (i64, i64),
+    pub(crate) ld: i64,
 }
 
 impl<T: Float> Weight<T> {
@@ -45,8 +60,7 @@ impl<T: Float> Weight<T> {
     /// # Errors
     /// [`Error::Invalid`] for a column to keep that is not there, [`Error::OutOfMemory`], [`Error::Device`].
     pub fn quantize(stream: &Stream, w: Matrix<T>, config: &Config, keep: KeepExact) -> Result<Self, Error> {
-        let rows =
-            crate::operations::quantize_rows(stream, &w, config.weight_encoding, config.weight_granularity)?;
+        let rows = quantize(stream, &w, config.weight_encoding, config.weight_granularity)?;
         let exact = match keep {
             KeepExact::None => None,
             KeepExact::All => {
@@ -61,11 +75,11 @@ impl<T: Float> Weight<T> {
     /// Uploads codes that exist already, for instance from a checkpoint.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for constants of groups of K, [`Error::OutOfMemory`], [`Error::Device`].
+    /// [`Error::Unsupported`] for scales of groups of K, [`Error::OutOfMemory`], [`Error::Device`].
     pub fn from_host(device: &Device, quantized: &QuantizedMatrix) -> Result<Self, Error> {
         let (rows, inner) = quantized.dim();
         if quantized.groups() != 1 {
-            let shape = format!("W [{rows}, {inner}] with constants for groups of K");
+            let shape = format!("W [{rows}, {inner}] with scales for groups of K");
             return Err(Error::Unsupported { operation: "Weight::from_host", shape });
         }
         let ld = inner.next_multiple_of(16);
@@ -93,7 +107,7 @@ impl<T: Float> Weight<T> {
         })
     }
 
-    /// Outputs and inputs, `(N, K)`.
+    /// Output channels and input features, `(N, K)`.
     pub fn dim(&self) -> (usize, usize) {
         self.codes.dim()
     }
@@ -113,6 +127,28 @@ impl<T: Float> Weight<T> {
         self.zero_points.as_ref()
     }
 
+    /// A weight `[n, k]`.
+    pub(crate) fn expect(&self, operation: &'static str, expected: (usize, usize)) -> Result<(), Error> {
+        self.codes.expect(operation, "W", expected)
+    }
+
+    /// The weight as the kernels take it.
+    pub(crate) fn raw(&self) -> RawWeight {
+        let index = |exact: &Exact<T>| exact.index.as_ref().map(|index| index.pointer().cast_const());
+        let exact = self.exact.as_ref();
+        let strides = exact.map_or((0, 0), |exact| exact.strides);
+        RawWeight {
+            codes: self.codes.pointer(),
+            scales: self.scales.pointer(),
+            zero_points: self.zero_points.as_ref().map_or(std::ptr::null(), |z| z.pointer().cast_const()),
+            code_sums: self.code_sums.pointer(),
+            exact: exact.map_or(std::ptr::null(), |exact| exact.values.pointer().cast_const().cast()),
+            exact_index: exact.and_then(index).unwrap_or(std::ptr::null()),
+            exact_strides: (convert::size(strides.0), convert::size(strides.1)),
+            ld: convert::size(self.codes.ld()),
+        }
+    }
+
     /// Device memory in bytes.
     pub fn bytes(&self) -> usize {
         let (n, k) = self.dim();
@@ -128,7 +164,7 @@ impl<T: Float> Weight<T> {
     }
 }
 
-/// Copies columns out of `w`, one after the other, so that each is contiguous.
+/// Copies columns of `w`, one after the other, so that each is contiguous.
 fn keep_columns<T: Float>(stream: &Stream, w: &Matrix<T>, columns: &[usize]) -> Result<Exact<T>, Error> {
     let (rows, inner) = w.dim();
     let mut index = vec![-1_i32; inner];
@@ -150,34 +186,18 @@ fn keep_columns<T: Float>(stream: &Stream, w: &Matrix<T>, columns: &[usize]) -> 
     Ok(Exact { values, index: Some(Buffer::from_host(stream.device(), &index)?), strides: (1, rows) })
 }
 
-pub(crate) fn encoding(encoding: Encoding) -> i32 {
-    match encoding {
-        Encoding::Absmax => sys::INT8_CUDA_ABSMAX,
-        Encoding::Zeropoint => sys::INT8_CUDA_ZEROPOINT,
-    }
-}
-
-pub(crate) fn granularity(granularity: Granularity) -> i32 {
-    match granularity {
-        Granularity::Tensor => sys::INT8_CUDA_PER_TENSOR,
-        Granularity::Row => sys::INT8_CUDA_PER_ROW,
-        // The kernels have no constants for groups of K: −1 is refused by them as invalid.
-        Granularity::Group => -1,
-    }
-}
-
 /// Quantises rows without outliers; the exact columns are left to the caller.
 pub(crate) fn quantize<T: Float>(
     stream: &Stream,
     x: &Matrix<T>,
-    how: Encoding,
-    constants: Granularity,
+    encoding: Encoding,
+    granularity: Granularity,
 ) -> Result<Weight<T>, Error> {
     let (rows, inner) = x.dim();
     let device = stream.device();
     let codes = Matrix::padded(device, rows, inner, inner.next_multiple_of(16))?;
     let (scales, sums) = (Buffer::zeros(device, rows)?, Buffer::zeros(device, rows)?);
-    let zero_points = match how {
+    let zero_points = match encoding {
         Encoding::Absmax => None,
         Encoding::Zeropoint => Some(Buffer::zeros(device, rows)?),
     };
@@ -195,8 +215,8 @@ pub(crate) fn quantize<T: Float>(
         ldx: convert::size(x.ld()),
         ldq: convert::size(codes.ld()),
         element: T::ELEMENT,
-        encoding: encoding(how),
-        granularity: granularity(constants),
+        encoding: settings::encoding(encoding),
+        granularity: settings::granularity(granularity),
         rule: sys::INT8_CUDA_RULE_NONE,
         outlier_granularity: sys::INT8_CUDA_COLUMN,
         row_maximum: sys::INT8_CUDA_MAXIMUM_PAPER,

@@ -7,7 +7,10 @@ use std::io::Write as _;
 use half::f16;
 use int8_core::bound::{self, Arithmetic};
 use int8_core::corpus::{self, Case, Random};
-use int8_cuda::{Algorithm, Buffer, Device, Error, KeepExact, LinearPlan, Matrix, Shape, Stream, Weight};
+use int8_cuda::{
+    Algorithm, Buffer, Device, Error, GemmPlan, KeepExact, LinearPlan, Matrix, QuantizedActivations, Shape,
+    Stream, Weight,
+};
 use ndarray::{Array1, Array2};
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Runs, TestCaseError, TestRunner};
@@ -25,7 +28,8 @@ fn device() -> Option<Device> {
     }
 }
 
-/// What is wrong with the layer's f16 result on this case; `None` where the algorithm does not take the shape, too.
+/// A description of the fault of the layer's f16 result on this case, as one call or as prologue and GEMM; `None` without a
+/// fault, and where the algorithm does not support the shape.
 fn wrong(stream: &Stream, case: &Case, algorithm: Algorithm) -> Result<Option<String>, Error> {
     let device = stream.device();
     let (x, w) = (case.x.mapv(f16::from_f32), case.w.mapv(f16::from_f32));
@@ -42,7 +46,7 @@ fn wrong(stream: &Stream, case: &Case, algorithm: Algorithm) -> Result<Option<St
     let device_w = Matrix::from_host(device, n, k, &w.iter().copied().collect::<Vec<_>>())?;
     let weight = Weight::quantize(stream, device_w, &case.config, KeepExact::None)?;
     let device_bias = bias.map(|bias| Buffer::from_host(device, &bias.to_vec())).transpose()?;
-    // Poisoned, so that an element nobody writes is seen.
+    // NaN, so that an element left unwritten is found.
     let mut y = Matrix::from_host(device, m, n, &vec![f16::NAN; m * n])?;
     plan.run(stream, &device_x, &weight, device_bias.as_ref(), &mut y)?;
     let actual = Array2::from_shape_vec((m, n), y.to_host(stream)?).expect("m·n values");
@@ -52,7 +56,20 @@ fn wrong(stream: &Stream, case: &Case, algorithm: Algorithm) -> Result<Option<St
         bias.map(|bias| bias.view()),
         Arithmetic::tensor_core::<f16>(),
     );
-    Ok((!found.within_bound()).then(|| format!("{}: {found:?}", case.name)))
+    if !found.within_bound() {
+        return Ok(Some(format!("{}: {found:?}", case.name)));
+    }
+    if plan.algorithm().is_fused() {
+        return Ok(None);
+    }
+    let mut activations = QuantizedActivations::new(device, m, k, &case.config)?;
+    activations.quantize(stream, &device_x, m)?;
+    let mut gemm = GemmPlan::new(device, Shape { m, n, k }, &case.config, plan.algorithm())?;
+    y.copy_from_host(&vec![f16::NAN; m * n])?;
+    gemm.run(stream, &activations, &weight, device_bias.as_ref(), &mut y)?;
+    let bits = |v: &f16| if v.is_nan() { f16::NAN.to_bits() } else { v.to_bits() };
+    let same = actual.iter().zip(&y.to_host(stream)?).all(|(a, b)| bits(a) == bits(b));
+    Ok((!same).then(|| format!("{}: two stages by {:?} gave other bits", case.name, plan.algorithm())))
 }
 
 #[test]
@@ -104,7 +121,37 @@ fn any_shape_lies_within_the_bound() -> Result<(), Error> {
 }
 
 #[test]
+fn one_value_serves_several_weights_and_sums() -> Result<(), Error> {
+    let Some(device) = device() else { return Ok(()) };
+    let stream = Stream::new(&device)?;
+    let config = int8_core::Scheme::LlmInt8Absmax.config();
+    let (m, n, k) = (40, 48, 256);
+    let mut random = Random::new(3);
+    let mut upload = |rows: usize, scale: f32| {
+        let values: Vec<f16> = random.matrix(rows, k, scale).iter().map(|v| f16::from_f32(*v)).collect();
+        Matrix::from_host(&device, rows, k, &values)
+    };
+    let x = upload(m, 3.0)?;
+    let weights = [(); 3].map(|()| Weight::quantize(&stream, upload(n, 0.02)?, &config, KeepExact::None));
+    let mut linear = LinearPlan::new(&device, Shape { m, n, k }, &config, Algorithm::Mma)?;
+    let mut activations = QuantizedActivations::new(&device, 64, k, &config)?;
+    let mut gemm = GemmPlan::new(&device, Shape { m: 64, n, k }, &config, Algorithm::Mma)?;
+    activations.quantize(&stream, &x, m)?;
+    let (mut expected, mut found) =
+        (Matrix::<f16>::zeros(&device, m, n)?, Matrix::<f16>::zeros(&device, m, n)?);
+    for weight in weights {
+        let weight = weight?;
+        linear.accumulate(&stream, &x, &weight, None, &mut expected)?;
+        gemm.accumulate(&stream, &activations, &weight, None, &mut found)?;
+    }
+    assert_eq!(expected.to_host(&stream)?, found.to_host(&stream)?);
+    let fused = GemmPlan::<f16>::new(&device, Shape { m: 1, n, k }, &config, Algorithm::Gemv);
+    assert!(matches!(fused, Err(Error::Unsupported { .. })), "{fused:?}");
+    Ok(())
+}
+
+#[test]
 fn a_missing_device_is_an_error() {
-    let error = Device::new(4096).expect_err("nobody has 4097 devices");
+    let error = Device::new(4096).expect_err("no machine has 4097 devices");
     assert!(matches!(error, Error::NoDevice { ordinal: 4096, .. }), "{error}");
 }

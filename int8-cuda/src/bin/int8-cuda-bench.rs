@@ -1,4 +1,4 @@
-//! Measures the complete LLM.int8() layer against cuBLASLt fp16: `int8_cuda::bench` says how.
+//! Measures the complete LLM.int8() layer against cuBLASLt fp16; `int8_cuda::bench` documents the method.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the command line")]
 
 use std::error::Error as StdError;
@@ -13,18 +13,21 @@ int8-cuda-bench: times the complete LLM.int8() layer against cuBLASLt fp16 on th
 Without --versus: the shapes of docs/benchmarks/gpu.md, by the algorithm that is chosen for each.
   --quick           the first shape alone
   --rows M          only the shapes with so many rows
-  --all-algorithms  every algorithm that takes a shape, not the chosen one alone
+  --all-algorithms  every algorithm that supports a shape, not the chosen one alone
 
-With --versus: these algorithms in turn with each other and with fp16, and how many elements of their results differ.
+With --versus: these algorithms alternately with each other and with fp16, and how many elements of their results differ.
   --versus NAMES    separated by commas (see below)
   --shape SHAPES    MxNxK, separated by commas
   --share S         share of outlier columns (0.001)
   --rounds R        rounds of seven timed replays each (6)
 
+With --shared-by: layers that read the same x, each with its own prologue and all with one; --shape, --share and --rounds as above.
+  --shared-by N     layers an x
+
   --json FILE       the records also as JSON
   --help            this text";
 
-/// What is typed after the program's name.
+/// The command line.
 #[derive(Default)]
 struct Arguments {
     options: bench::Options,
@@ -32,6 +35,7 @@ struct Arguments {
     shapes: Vec<Shape>,
     share: Option<f32>,
     rounds: Option<usize>,
+    shared_by: Option<usize>,
     json: Option<String>,
 }
 
@@ -55,6 +59,13 @@ fn run() -> Result<(), Box<dyn StdError>> {
     println!("{}, driver {}, built with CUDA {}", info.name, info.driver, info.runtime);
     println!("{}", bench::HEADER);
     let line = &mut |line: &str| println!("{line}");
+    if let Some(count) = arguments.shared_by {
+        let (share, rounds) = (arguments.share.unwrap_or(0.001), arguments.rounds.unwrap_or(6));
+        return Ok(arguments
+            .shapes
+            .iter()
+            .try_for_each(|shape| bench::shared_prologue(&device, *shape, share, count, rounds, line))?);
+    }
     let records = if arguments.versus.is_empty() {
         let records = bench::run(&device, arguments.options, line)?;
         bench::summary(&records).iter().for_each(|text| line(text));
@@ -70,7 +81,7 @@ fn run() -> Result<(), Box<dyn StdError>> {
     Ok(())
 }
 
-/// `None`: the help text is asked for.
+/// `None`: the help text.
 fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Arguments>, String> {
     let mut parsed = Arguments::default();
     let mut rest = arguments.into_iter();
@@ -83,11 +94,25 @@ fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Option<Arguments
             "--versus" => parsed.versus = value()?.split(',').map(algorithm).collect::<Result<_, _>>()?,
             "--shape" => parsed.shapes = value()?.split(',').map(shape).collect::<Result<_, _>>()?,
             "--share" => parsed.share = Some(share(&value()?)?),
-            "--rounds" => parsed.rounds = Some(rounds(&value()?)?),
+            "--rounds" => parsed.rounds = Some(at_least_one(&flag, &value()?)?),
+            "--shared-by" => parsed.shared_by = Some(at_least_one(&flag, &value()?)?),
             "--json" => parsed.json = Some(value()?),
             "--help" | "-h" => return Ok(None),
-            _ => return Err(format!("unknown argument {flag}; --help lists what there is")),
+            _ => return Err(format!("unknown argument {flag}; --help lists the known ones")),
         }
+    }
+    if parsed.shared_by.is_some() {
+        return match parsed.shapes.is_empty() {
+            true => Err("--shared-by needs --shape".into()),
+            false
+                if !parsed.versus.is_empty()
+                    || parsed.json.is_some()
+                    || parsed.options != bench::Options::default() =>
+            {
+                Err("--shared-by goes with --shape, --share and --rounds alone".into())
+            }
+            false => Ok(Some(parsed)),
+        };
     }
     if parsed.versus.is_empty() != parsed.shapes.is_empty() {
         return Err("--versus and --shape go together".into());
@@ -113,10 +138,10 @@ fn share(text: &str) -> Result<f32, String> {
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err(format!("--share {text}: not between 0 and 1")) }
 }
 
-fn rounds(text: &str) -> Result<usize, String> {
-    match number("--rounds", text)? {
-        0 => Err("--rounds 0: nothing would be measured; 1 is the least".into()),
-        rounds => Ok(rounds),
+fn at_least_one(flag: &str, text: &str) -> Result<usize, String> {
+    match number(flag, text)? {
+        0 => Err(format!("{flag} 0: nothing would be measured; 1 is the least")),
+        count => Ok(count),
     }
 }
 
@@ -152,6 +177,14 @@ mod tests {
     }
 
     #[test]
+    fn layers_share_a_prologue() {
+        let Ok(Some(arguments)) = parsed("--shared-by 3 --shape 16x4096x4096 --rounds 2") else {
+            panic!("refused")
+        };
+        assert_eq!((arguments.shared_by, arguments.rounds), (Some(3), Some(2)));
+    }
+
+    #[test]
     fn help_wins_over_what_stands_before_it() {
         assert!(matches!(parsed("--quick --help"), Ok(None)));
     }
@@ -171,6 +204,9 @@ mod tests {
             ("--versus Auto --shape 1x2x3 --share NaN", "--share NaN"),
             ("--versus Auto --shape 1x2x3 --quick", "--quick"),
             ("--rounds 3", "--rounds"),
+            ("--shared-by 3", "--shared-by needs --shape"),
+            ("--shared-by 0 --shape 1x2x3", "--shared-by 0"),
+            ("--shared-by 3 --shape 1x2x3 --quick", "alone"),
             ("--versus Auto", "go together"),
             ("--shape 1x2x3", "go together"),
         ];

@@ -1,4 +1,4 @@
-//! What is typed after `int8-cuda-verify`.
+//! The command line of `int8-cuda-verify`.
 
 use int8_cuda::Algorithm;
 
@@ -7,24 +7,24 @@ pub(crate) const HELP: &str = "\
 int8-cuda-verify: compares every kernel of this machine's GPU with int8-core
 
   --cases N        random cases beside the named ones (12000; with --quick 20)
-  --streams N      streams, each fed by a thread of its own, that share out the cases (8). With 1, one stream does all
-                   work and one kernel runs at a time, which is what compute-sanitizer's racecheck can follow
-  --only NAMES     these algorithms of the layer alone, by name and separated by commas (see below), and nothing but the
-                   layer: a short check of what has changed
+  --streams N      streams, each with a thread of its own, that share the cases (8). With 1, one kernel runs at a time, which
+                   compute-sanitizer's racecheck needs
+  --only NAMES     these algorithms of the layer alone, by name and separated by commas (see below), as one call and as
+                   prologue and GEMM
   --quick          a sixtieth of the named cases, no large ones, and no refused allocation: for memory checkers
   --json FILE      the table also as JSON
   --help           this text
 
 Exits with 0 when all checks passed, with 1 when any failed, and with 2 when it could not run.";
 
-/// What to check, and how.
+/// A check and its settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Arguments {
     /// Random cases.
     pub cases: usize,
     /// Streams, each with a thread.
     pub streams: usize,
-    /// Algorithms of the layer; `None`: all, and everything else, too.
+    /// Algorithms of the layer alone; `None`: all checks.
     pub only: Option<Vec<Algorithm>>,
     /// Few and small named cases.
     pub quick: bool,
@@ -32,9 +32,9 @@ pub(crate) struct Arguments {
     pub json: Option<String>,
 }
 
-/// What was asked for.
+/// The help text or a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum Request {
     /// The help text.
     Help,
     /// A check.
@@ -47,7 +47,7 @@ pub(crate) fn help() -> String {
 }
 
 /// The arguments without the program's name. The order of options does not matter.
-pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked, String> {
+pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Request, String> {
     let mut parsed = Arguments { cases: 0, streams: 8, only: None, quick: false, json: None };
     let mut cases = None;
     let mut rest = arguments.into_iter();
@@ -55,20 +55,20 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Asked
         let mut value = || rest.next().ok_or(format!("{flag} needs a value; --help says which"));
         match flag.as_str() {
             "--cases" => cases = Some(number(&flag, &value()?)?),
-            // `--threads` is what records of 2026 were made with.
+            // `--threads` is the name in the records of 2026.
             "--streams" | "--threads" => parsed.streams = number(&flag, &value()?)?,
             "--only" => parsed.only = Some(value()?.split(',').map(algorithm).collect::<Result<_, _>>()?),
             "--json" => parsed.json = Some(value()?),
             "--quick" => parsed.quick = true,
-            "--help" | "-h" => return Ok(Asked::Help),
-            _ => return Err(format!("unknown argument {flag}; --help lists what there is")),
+            "--help" | "-h" => return Ok(Request::Help),
+            _ => return Err(format!("unknown argument {flag}; --help lists the known ones")),
         }
     }
     if parsed.streams == 0 {
-        return Err("--streams 0: somebody has to do the work; 1 is the least".into());
+        return Err("--streams 0: 1 is the least".into());
     }
     parsed.cases = cases.unwrap_or(if parsed.quick { 20 } else { 12_000 });
-    Ok(Asked::Check(parsed))
+    Ok(Request::Check(parsed))
 }
 
 fn number(flag: &str, text: &str) -> Result<usize, String> {
@@ -84,13 +84,13 @@ fn algorithm(name: &str) -> Result<Algorithm, String> {
 mod tests {
     use super::*;
 
-    fn parsed(line: &str) -> Result<Asked, String> {
+    fn parsed(line: &str) -> Result<Request, String> {
         parse(line.split_whitespace().map(str::to_owned))
     }
 
     fn check(line: &str) -> Arguments {
         match parsed(line) {
-            Ok(Asked::Check(arguments)) => arguments,
+            Ok(Request::Check(arguments)) => arguments,
             other => panic!("{line}: {other:?}"),
         }
     }
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stream_is_asked_for_by_either_name() {
+    fn one_stream_has_two_names() {
         assert_eq!(check("--streams 1").streams, 1);
         assert_eq!(check("--threads 1").streams, 1);
         assert_eq!(check("--streams 15 --quick").streams, 15);
@@ -131,7 +131,7 @@ mod tests {
             ("--streams", "--streams needs a value"),
             ("--streams one", "--streams one: not a whole number"),
             ("--cases -1", "--cases -1: not a whole number"),
-            ("--only Wgmma", "--only Wgmma: no algorithm of the layer; there are Skinny, "),
+            ("--only Wgmma", "--only Wgmma: no algorithm of the layer; there are SmallM, "),
             ("--only CublasLt", "no algorithm of the layer"),
             ("--fast", "unknown argument --fast"),
         ] {
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn help_names_every_option_and_algorithm() {
-        assert_eq!(parsed("--cases 3 --help"), Ok(Asked::Help));
+        assert_eq!(parsed("--cases 3 --help"), Ok(Request::Help));
         let text = help();
         for word in ["--cases", "--streams", "--only", "--quick", "--json", "Wgmma64x128", "Auto"] {
             assert!(text.contains(word), "{word}");

@@ -1,11 +1,12 @@
 //! Compares every kernel of this machine's GPU with `int8-core`: codes, scales, zero points and integer products must be
 //! equal, outputs within the bound that `int8_core::bound` derives, repeated runs bit-identical.
 //!
-//! `int8-cuda-verify --help` says what can be asked for. Exits with 1 when anything fails.
+//! `int8-cuda-verify --help` lists the options. Exits with 1 when anything fails.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the command line")]
 #![allow(unsafe_code, reason = "captures graphs")]
 
 mod arguments;
+mod stages;
 
 use std::collections::BTreeMap;
 use std::error::Error as StdError;
@@ -22,11 +23,11 @@ use int8_cuda::{
 };
 use ndarray::{Array1, Array2, ArrayView2};
 
-use crate::arguments::{Arguments, Asked};
+use crate::arguments::{Arguments, Request};
 
 type Outcome = Result<(), Box<dyn StdError + Send + Sync>>;
 
-/// Kernel and type, and what became of its checks.
+/// By kernel and type: checks passed and failed, messages of failures, the largest share of a bound.
 #[derive(Default)]
 struct Tally {
     counts: Mutex<BTreeMap<String, (usize, usize)>>,
@@ -56,8 +57,8 @@ impl Tally {
 
 fn main() -> ExitCode {
     let arguments = match arguments::parse(std::env::args().skip(1)) {
-        Ok(Asked::Check(arguments)) => arguments,
-        Ok(Asked::Help) => {
+        Ok(Request::Check(arguments)) => arguments,
+        Ok(Request::Help) => {
             println!("{}", arguments::help());
             return ExitCode::SUCCESS;
         }
@@ -94,10 +95,12 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn StdError + Send + Sync>> {
         }
         match at.checked_sub(named.len()) {
             // Every named case with every type; a random one with the type its number says.
-            None => (0..3).for_each(|kind| check(stream, &tally, arguments, &named[at], kind, at)),
+            None => {
+                (0..3).for_each(|kind| check(stream, &tally, arguments, &named[at], kind, Variant::named(at)))
+            }
             Some(seed) => {
                 let case = corpus::random(u64::try_from(seed).unwrap_or_default());
-                check(stream, &tally, arguments, &case, seed % 3, seed / 3);
+                check(stream, &tally, arguments, &case, seed % 3, Variant::random(seed / 3));
             }
         }
     };
@@ -113,6 +116,7 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn StdError + Send + Sync>> {
         work(&stream);
     });
     tally.add("captured in a graph", "", captured(&stream));
+    tally.add("two stages captured in a graph", "", stages::captured(&stream));
     if !arguments.quick {
         // A memory checker would count the refused allocation as an error.
         tally.add("out of memory is an error", "", out_of_memory(&device));
@@ -142,14 +146,14 @@ fn edge_cases(quick: bool) -> Vec<Case> {
         // More tiles than multiprocessors have one of each, and few steps: stores of one tile beside the next one's.
         (2048, 2048, 64),
         (64, 32_768, 16),
-        // The row pass with rows that stay in shared memory and rows that come back; one row that is streamed.
+        // The single-pass prologue with rows that stay in shared memory and rows loaded again; GEMV_TMA.
         (1100, 40, 4096),
         (4500, 8, 4096),
         (1030, 8, 16_384),
         (1, 100, 16_384),
         (1, 33, 1152),
     ];
-    // More outlier columns than the compact operands hold (256 MB): rows by several kernels, and by the row pass.
+    // More outlier columns than the compact operands hold (256 MB): the prologue in several kernels, and in one.
     let beyond_capacity = [(65_536, 8, 2112), (8, 65_536, 2112)];
     let shares: &[f32] = &[0.0, 0.001, 0.05, 0.5, 1.0];
     let all =
@@ -178,7 +182,27 @@ fn edge_cases(quick: bool) -> Vec<Case> {
     cases
 }
 
-fn check(stream: &Stream, tally: &Tally, arguments: &Arguments, case: &Case, kind: usize, variant: usize) {
+/// How a case is checked.
+#[derive(Clone, Copy)]
+struct Variant {
+    /// Modulo 3: no, all or every second weight column exact.
+    number: usize,
+    /// Whether prologue and GEMM are checked as two calls, too.
+    stages: bool,
+}
+
+impl Variant {
+    fn named(number: usize) -> Self {
+        Self { number, stages: true }
+    }
+
+    /// Two calls for half of the cases.
+    fn random(number: usize) -> Self {
+        Self { number, stages: number.is_multiple_of(2) }
+    }
+}
+
+fn check(stream: &Stream, tally: &Tally, arguments: &Arguments, case: &Case, kind: usize, variant: Variant) {
     match kind {
         0 => check_typed::<f16>(stream, tally, arguments, case, variant),
         1 => check_typed::<bf16>(stream, tally, arguments, case, variant),
@@ -186,26 +210,32 @@ fn check(stream: &Stream, tally: &Tally, arguments: &Arguments, case: &Case, kin
     }
 }
 
-fn check_typed<T: Float>(stream: &Stream, tally: &Tally, arguments: &Arguments, case: &Case, variant: usize) {
+fn check_typed<T: Float>(
+    stream: &Stream,
+    tally: &Tally,
+    arguments: &Arguments,
+    case: &Case,
+    variant: Variant,
+) {
     if let Err(error) = try_case::<T>(stream, tally, arguments, case, variant) {
         tally.add(&format!("setting up {}", T::NAME), &case.name, Err(error));
     }
 }
 
-/// All kernels on one case. variant % 3: no, all or every other weight column exact.
+/// All kernels on one case.
 fn try_case<T: Float>(
     stream: &Stream,
     tally: &Tally,
     arguments: &Arguments,
     case: &Case,
-    variant: usize,
+    variant: Variant,
 ) -> Outcome {
     let device = stream.device();
     let (x, w) = (case.x.mapv(T::from_f32), case.w.mapv(T::from_f32));
     let ((m, k), n) = (x.dim(), w.nrows());
     let some: Vec<usize> = (0..k).step_by(2).collect();
     let core = int8_core::Weight::quantize(w.view(), &case.config);
-    let (core, keep) = match variant % 3 {
+    let (core, keep) = match variant.number % 3 {
         0 => (core, KeepExact::None),
         1 => (core.with_all_columns_exact(w.view())?, KeepExact::All),
         _ => (core.with_exact_columns(w.view(), &some)?, KeepExact::Columns(&some)),
@@ -221,7 +251,7 @@ fn try_case<T: Float>(
         &case.name,
         weight_is_equal(stream, &weight, core.quantized()),
     );
-    if arguments.only.is_none() && variant.is_multiple_of(8) && m * n * k < 1 << 22 {
+    if arguments.only.is_none() && variant.number.is_multiple_of(8) && m * n * k < 1 << 22 {
         tally.add(&format!("dequantise {name}"), &case.name, dequantised(stream, &weight, &core));
         tally.add(&format!("input gradient {name}"), &case.name, gradient(stream, &weight, &core, m));
         let algorithms: &[Algorithm] = if device.info().has_cublaslt {
@@ -239,6 +269,11 @@ fn try_case<T: Float>(
 
     let bias = case.bias.as_ref().map(|bias| Buffer::from_host(device, &bias.to_vec())).transpose()?;
     let shape = Shape { m, n, k };
+    let operands = stages::Operands { case, x: &device_x, weight: &weight, bias: bias.as_ref() };
+    if variant.stages {
+        let outcome = stages::prologue(stream, &operands, x.view(), &reference);
+        tally.add(&format!("prologue {name}"), &case.name, outcome);
+    }
     let all = || Algorithm::LAYER.into_iter().chain([Algorithm::Auto]).collect();
     for algorithm in arguments.only.clone().unwrap_or_else(all) {
         let mut plan = match LinearPlan::<T>::new(device, shape, &case.config, algorithm) {
@@ -248,7 +283,7 @@ fn try_case<T: Float>(
         };
         let what = format!("layer {algorithm:?} {name}");
         let outcome = (|| -> Outcome {
-            // Poisoned, so that an element nobody writes is seen.
+            // NaN, so that an element left unwritten is found.
             let poison = vec![T::from_f32(f32::NAN); m * n];
             let mut y = Matrix::from_host(device, m, n, &poison)?;
             plan.run(stream, &device_x, &weight, bias.as_ref(), &mut y)?;
@@ -260,7 +295,7 @@ fn try_case<T: Float>(
                 same_codes(&reference, &found)?;
             }
             let arithmetic = match plan.algorithm() {
-                Algorithm::Skinny | Algorithm::SkinnyOne | Algorithm::Stream => Arithmetic::F32,
+                Algorithm::SmallM | Algorithm::Gemv | Algorithm::GemvTma => Arithmetic::F32,
                 _ if T::ELEMENT == f32::ELEMENT => Arithmetic::F32,
                 _ => Arithmetic::tensor_core::<T>(),
             };
@@ -277,7 +312,7 @@ fn try_case<T: Float>(
                 let (is, exact) = (actual[at].to_f32(), reference.exact[at]);
                 return Err(format!(
                     "{comparison:?}: {is} instead of {exact}, exact columns {}",
-                    variant % 3
+                    variant.number % 3
                 )
                 .into());
             }
@@ -286,6 +321,13 @@ fn try_case<T: Float>(
             let again = y.to_host(stream)?;
             if first.iter().zip(&again).any(|(a, b)| a.to_f32().to_bits() != b.to_f32().to_bits()) {
                 return Err("a second run gave other bits".into());
+            }
+            if variant.stages {
+                stages::accumulated(stream, &operands, &mut plan, &first)?;
+                let by = plan.algorithm();
+                if !by.is_fused() {
+                    stages::several_weights(stream, &operands, by, &first)?;
+                }
             }
             Ok(())
         })();
@@ -346,7 +388,7 @@ fn dequantised<T: Float>(stream: &Stream, weight: &Weight<T>, core: &int8_core::
     let values = int8_cuda::dequantize(stream, weight)?.to_host(stream)?;
     for (((row, column), exact), found) in core.quantized().codes().indexed_iter().zip(&values) {
         let exact = (*exact, core.quantized().value(row, column)).1;
-        // Two roundings of the step and one of the product in f32, one to the type.
+        // Two roundings of the scale and one of the product in f32, one to the type.
         let bound = exact.abs() * (T::UNIT_ROUNDOFF + 3.0 * f32::UNIT_ROUNDOFF)
             + T::MIN_SUBNORMAL
             + f64::from(f32::MIN_POSITIVE);
@@ -383,7 +425,7 @@ fn gradient<T: Float>(stream: &Stream, weight: &Weight<T>, core: &int8_core::Wei
     Ok(())
 }
 
-/// The integer product of the reference's codes; `None` when the algorithm does not take this shape.
+/// The integer product of the reference's codes; `None` where the algorithm does not support the shape.
 fn product<T: Float>(
     stream: &Stream,
     weight: &Weight<T>,

@@ -1,0 +1,37 @@
+// int8_cuda_abi_table: sizes and offsets of the public structs as the C++ compiler sees them.
+#include <cstddef>
+
+#include "int8_cuda.h"
+
+namespace {
+
+#define AT(type, field) offsetof(type, field)
+constexpr uint64_t kTable[] = {
+    sizeof(int8_cuda_device_info),      AT(int8_cuda_device_info, l2_bytes),       AT(int8_cuda_device_info, name),
+    sizeof(int8_cuda_quantize_params),  AT(int8_cuda_quantize_params, stream),     AT(int8_cuda_quantize_params, rows),
+    AT(int8_cuda_quantize_params, element), AT(int8_cuda_quantize_params, threshold),
+    sizeof(int8_cuda_linear_params),    AT(int8_cuda_linear_params, exact),        AT(int8_cuda_linear_params, stream),
+    AT(int8_cuda_linear_params, m),     AT(int8_cuda_linear_params, exact_stride_c), AT(int8_cuda_linear_params, element),
+    AT(int8_cuda_linear_params, threshold), AT(int8_cuda_linear_params, algorithm), AT(int8_cuda_linear_params, store),
+    sizeof(int8_cuda_activations),      AT(int8_cuda_activations, outlier_values), AT(int8_cuda_activations, ldq),
+    AT(int8_cuda_activations, rule),
+    sizeof(int8_cuda_prologue_params),  AT(int8_cuda_prologue_params, ldx),        AT(int8_cuda_prologue_params, threshold),
+    AT(int8_cuda_prologue_params, activations),
+    sizeof(int8_cuda_gemm_params),      AT(int8_cuda_gemm_params, y),              AT(int8_cuda_gemm_params, n),
+    AT(int8_cuda_gemm_params, store),   AT(int8_cuda_gemm_params, activations),
+    sizeof(int8_cuda_gemm_layout),      AT(int8_cuda_gemm_layout, algorithm),
+    sizeof(int8_cuda_linear_layout),    AT(int8_cuda_linear_layout, outlier_columns), AT(int8_cuda_linear_layout, ldq),
+    AT(int8_cuda_linear_layout, algorithm),
+    sizeof(int8_cuda_product_params),   AT(int8_cuda_product_params, stream),      AT(int8_cuda_product_params, m),
+    AT(int8_cuda_product_params, algorithm),
+    sizeof(int8_cuda_dequantize_params), AT(int8_cuda_dequantize_params, stream),  AT(int8_cuda_dequantize_params, element),
+    sizeof(int8_cuda_gradient_params),  AT(int8_cuda_gradient_params, dx),         AT(int8_cuda_gradient_params, element),
+    sizeof(int8_cuda_dense_params),     AT(int8_cuda_dense_params, m),             AT(int8_cuda_dense_params, candidate),
+};
+
+}  // namespace
+
+extern "C" const uint64_t *int8_cuda_abi_table(size_t *count) {
+  *count = sizeof kTable / sizeof kTable[0];
+  return kTable;
+}
