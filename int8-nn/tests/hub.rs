@@ -196,7 +196,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
     for round in 1..=3 {
         let error = setup.fetch_with("org/small", |settings| settings.attempts = 1).unwrap_err();
         assert!(matches!(error, HubError::Network { .. }), "{error:?}");
-        assert!(error.to_string().contains("goes on from there"), "{error}");
+        assert!(error.to_string().contains("resumes where it stopped"), "{error}");
         // What is there does not look whole: neither a snapshot nor a revision.
         assert!(setup.files().iter().all(|name| name.contains("/blobs/")), "{:?}", setup.files());
         let offline = setup.fetch_with("org/small", |settings| settings.offline = true);
