@@ -75,7 +75,7 @@ fn encoders_agree_with_transformers() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
-/// A text's vector does not depend on the texts beside it; in int8, where outliers are values.
+/// A text's vector does not depend on its batch; in int8 with `Value` granularity.
 #[test]
 fn texts_do_not_see_each_other() {
     let folder = data("encoders/bert");
@@ -144,7 +144,7 @@ fn what_an_encoder_cannot_take_is_refused() {
     assert_eq!(embedder.embed_ids(&[], |_, _| ()).expect("no vectors").dim(), (0, 32));
 }
 
-/// Each kind of model names the way to use it.
+/// The error names the type that runs the model.
 #[test]
 fn models_of_another_kind_are_refused_with_the_way_out() {
     let encoder = Model::load(data("encoders/bert"))

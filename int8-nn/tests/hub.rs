@@ -1,5 +1,5 @@
-//! Models of the hub, against a server on this machine that speaks the part of its language that is needed: lists of
-//! files, checksums in HEAD, redirections to another host, parts of files, and everything that can go wrong.
+//! Models of the hub, against a local server with the needed part of its API: lists of files, checksums in HEAD, redirections to
+//! another host, ranges, and faults of every kind.
 #![cfg(feature = "hub")]
 
 mod common;
@@ -17,7 +17,7 @@ use common::data;
 use server::{Answer, COMMIT, Repository, Server};
 use tempfile::TempDir;
 
-/// A hub, its cache, and what it serves.
+/// A hub and its cache.
 struct Setup {
     server: Server,
     cache: TempDir,
@@ -77,7 +77,7 @@ fn repository(folder: &str) -> Repository {
     repository
 }
 
-/// A small repository: a configuration and 100,000 bytes of weights, which are not looked into.
+/// A small repository: a configuration and 100,000 bytes of weights that nobody parses.
 fn small() -> Repository {
     let weights = (0..100_000_u32).map(|index| index.to_le_bytes()[index as usize % 3]).collect();
     let files = [("config.json", b"{}".to_vec()), ("model.safetensors", weights)];
@@ -129,7 +129,7 @@ fn a_model_is_downloaded_once_and_then_used_offline() {
     };
     assert_eq!(run(&folder), run(&data("models/llama")));
 
-    // Once more: only the list of files is asked for. Offline: nothing is.
+    // Again: only the list of files is requested. Offline: nothing.
     setup.server.forget();
     assert_eq!(setup.fetch("org/tiny").unwrap(), folder);
     assert_eq!(setup.server.requests().len(), 1);
@@ -196,7 +196,7 @@ fn a_broken_download_goes_on_where_it_stopped() {
     for round in 1..=3 {
         let error = setup.fetch_with("org/small", |settings| settings.attempts = 1).unwrap_err();
         assert!(matches!(error, HubError::Network { .. }), "{error:?}");
-        assert!(error.to_string().contains("goes on from there"), "{error}");
+        assert!(error.to_string().contains("resumes where it stopped"), "{error}");
         // What is there does not look whole: neither a snapshot nor a revision.
         assert!(setup.files().iter().all(|name| name.contains("/blobs/")), "{:?}", setup.files());
         let offline = setup.fetch_with("org/small", |settings| settings.offline = true);

@@ -1,4 +1,4 @@
-//! The output head in int8, too.
+//! The output head in int8.
 
 mod common;
 
@@ -15,7 +15,7 @@ fn model(folder: &Path, precision: Precision) -> Model {
     Model::load(folder).and_then(|loader| loader.precision(precision).build()).expect("a model")
 }
 
-/// The logits are those of a head that was quantised, and not further off than one int8 layer moves them.
+/// An int8 head changes the logits, by no more than one int8 layer.
 #[test]
 fn it_costs_what_one_layer_costs() {
     for folder in families() {
@@ -36,7 +36,7 @@ fn it_costs_what_one_layer_costs() {
     }
 }
 
-/// A head of its own shrinks to int8; one that is the embedding's table, which stays, takes its bytes beside it.
+/// An untied int8 head is smaller; a tied one takes its bytes beside the embedding, which stays.
 #[test]
 fn its_bytes_are_counted() {
     let config = int8_core::Config { rule: OutlierRule::None, ..Scheme::LlmInt8Absmax.config() };

@@ -1,4 +1,4 @@
-//! Texts generated and scored with keys and values in each of the types of a cache.
+//! Generation and scoring with each type of KV cache.
 
 mod common;
 
@@ -28,9 +28,9 @@ fn generate(model: &Model, kv_cache: Option<FloatType>) -> Generation {
     model.generate_ids(&IDS, &options, |_| ControlFlow::Continue(())).expect("a text")
 }
 
-/// The type of the checkpoint, unless another is asked for; 16 bits take half the bytes.
+/// The KV cache has the checkpoint's type unless set; 16 bits take half the bytes.
 #[test]
-fn a_text_keeps_what_it_is_asked_to() {
+fn the_cache_has_the_chosen_type() {
     for folder in families() {
         let loader = Model::load(&folder).expect("a checkpoint");
         let stored = match loader.checkpoint().tensors().next().expect("a tensor").dtype() {
@@ -58,7 +58,7 @@ fn a_text_keeps_what_it_is_asked_to() {
     }
 }
 
-/// What a token attends to is rounded when it is written: the same whether a text comes at once or token by token.
+/// Keys and values are rounded when written: a text at once equals the text token by token.
 #[test]
 fn steps_do_not_matter() {
     for folder in families() {
@@ -72,7 +72,7 @@ fn steps_do_not_matter() {
     }
 }
 
-/// f32 is what a plain session keeps; bf16 rounds away eight times as much as f16, and it shows.
+/// A plain session has f32; bf16, with an eighth of f16's precision, is further off.
 #[test]
 fn fewer_bits_are_further_off() {
     for folder in families() {

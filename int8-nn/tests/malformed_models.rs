@@ -1,5 +1,5 @@
-//! Checkpoints whose files are sound but whose `config.json` and tensors do not make a model: each gives one error that
-//! names the file and the key or tensor at fault, and never a panic or a model that computes something else.
+//! Sound files whose `config.json` contradicts the tensors: each gives one error that names file and key or tensor, never a panic
+//! or a model that computes something else.
 
 mod common;
 

@@ -79,7 +79,7 @@ fn t5_agrees_with_transformers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A text written token by token has the logits of the same text at once: the caches hold what they should.
+/// A text generated token by token has the logits of the same text at once.
 #[test]
 fn sampled_texts_are_likely_and_repeatable() {
     let golden = Golden::read("t5");

@@ -26,7 +26,7 @@ pub(crate) struct Repository {
     pub(crate) cut: Option<usize>,
     /// Breaks the first answer only.
     pub(crate) cut_once: bool,
-    /// Sends whole files whatever part is asked for.
+    /// Sends whole files whatever the range.
     pub(crate) no_ranges: bool,
     /// An answer to the path instead of the usual one.
     pub(crate) answer: Option<Give>,
@@ -118,7 +118,7 @@ impl Server {
         self.state.requests.lock().unwrap().clone()
     }
 
-    /// The ranges that contents of this file were asked for with.
+    /// The ranges of the requests for this file.
     pub(crate) fn ranges(&self, name: &str) -> Vec<String> {
         let requests = self.requests().into_iter();
         requests

@@ -641,7 +641,7 @@ fn int8_layers() -> Vec<Case> {
     ]
 }
 
-/// Well-formed files asked for what they do not have.
+/// Missing tensors and wrong shapes in well-formed files.
 fn lookups() -> Vec<Case> {
     let model = || {
         tensors(&[
