@@ -1,4 +1,4 @@
-//! Any bytes as a PyTorch checkpoint, archive and all: nothing panics, and whatever opens reads within its bounds.
+//! Any bytes as a PyTorch checkpoint, archive and all: nothing panics, and a checkpoint that opens is read within its bounds.
 //!
 //! Give it a corpus to begin with: `int8-nn/tests/data/torch/*/*.bin`.
 #![no_main]

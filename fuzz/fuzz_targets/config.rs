@@ -54,7 +54,7 @@ const MORE_KEYS: [&str; 24] = [
     "word_embed_proj_dim",
 ];
 
-/// What a careless or hostile writer puts under a key.
+/// Values that a careless or hostile writer puts under a key.
 static VALUES: LazyLock<Vec<Value>> = LazyLock::new(|| {
     let mut values = vec![
         Value::Null,
@@ -107,7 +107,7 @@ fuzz_target!(|input: &[u8]| {
     ];
     let Ok(checkpoint) = Checkpoint::from_bytes(files) else { panic!("the weights are untouched") };
     match Loader::new(checkpoint).int8().build() {
-        // Building the message is part of what must not panic.
+        // Building the message must not panic either.
         Err(error) => assert!(!error.to_string().is_empty()),
         Ok(model) => {
             // May be refused, for instance by a window or a vocabulary too small; must not panic.

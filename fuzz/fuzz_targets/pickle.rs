@@ -1,5 +1,5 @@
 //! Any bytes as the pickle of a PyTorch checkpoint with two storages, `0` of 64 bytes and `1` of 7: nothing panics, no
-//! memory is taken beyond what the pickle's length allows, and whatever opens reads within its bounds.
+//! memory is taken beyond what the pickle's length allows, and a checkpoint that opens is read within its bounds.
 #![no_main]
 
 mod reading;
@@ -14,7 +14,7 @@ fuzz_target!(|pickle: &[u8]| {
     let archive = reading::zip(&[("m/data.pkl", pickle), ("m/data/0", &storage), ("m/data/1", &[0; 7])]);
     match Checkpoint::from_bytes([("pytorch_model.bin".to_owned(), Cow::Owned(archive))]) {
         Ok(checkpoint) => reading::all(&checkpoint),
-        // Building the message is part of what must not panic.
+        // Building the message must not panic either.
         Err(error) => assert!(error.to_string().contains("embedded/"), "{error}"),
     }
 });

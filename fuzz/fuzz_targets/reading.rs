@@ -1,9 +1,9 @@
-//! What the targets share: reading everything of a checkpoint in every way, and writing archives.
+//! Shared by the targets: reading everything of a checkpoint in every way, and writing archives.
 #![allow(dead_code, reason = "each target is a crate of its own and uses a part")]
 
 use int8_nn::checkpoint::Checkpoint;
 
-/// Reads everything; the values do not matter, the sizes do.
+/// Reads everything and checks sizes.
 pub(crate) fn all(checkpoint: &Checkpoint) {
     for tensor in checkpoint.tensors() {
         assert_eq!(tensor.byte_len() * 8, tensor.len() * tensor.dtype().bits());

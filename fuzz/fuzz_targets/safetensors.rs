@@ -1,4 +1,4 @@
-//! Any bytes as weight file or as shard index: nothing panics, and whatever opens reads within its bounds.
+//! Any bytes as weight file or as shard index: nothing panics, and a checkpoint that opens is read within its bounds.
 //!
 //! The first byte chooses: even, the rest is `model.safetensors`; odd, the rest is `model.safetensors.index.json` up to
 //! the first zero byte and one shard after it. Length fields are repaired half of the time, so that the parser behind
@@ -25,7 +25,7 @@ fuzz_target!(|input: &[u8]| {
     let files = files.into_iter().map(|(name, bytes)| (name.to_owned(), Cow::Owned(bytes)));
     match Checkpoint::from_bytes(files) {
         Ok(checkpoint) => reading::all(&checkpoint),
-        // Building the message is part of what must not panic.
+        // Building the message must not panic either.
         Err(error) => assert!(error.to_string().contains("embedded/"), "{error}"),
     }
 });

@@ -11,7 +11,7 @@ use std::process::Command;
 pub(crate) const HELP: &str = "\
 cargo xtask dist [--cuda]
 
-Builds `int8` and collects it under target/dist, to be copied to a machine without a toolchain.
+Builds `int8` in release mode, stripped, and collects it under target/dist, to be copied to a machine without a toolchain.
 
   --cuda   `int8` with the feature cuda, and int8-cuda-verify and int8-cuda-bench, which check and time the GPU layer there; needs a CUDA toolkit here
            (`cargo xtask cuda-toolkit` makes one)";

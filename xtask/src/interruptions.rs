@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
         // Removing its note is the last action of a conversion.
         let complete = killed.join("config.json").is_file() && !killed.join("int8-write.partial").exists();
         let Some(memory) = memory.filter(|_| !complete) else {
-            // It was faster: what it left must be complete, and the next one starts anew.
+            // It ended before the kill: its folder must be complete, and the next conversion starts anew.
             compare(&whole, &killed)?;
             println!("finished before it was killed, equal; starting anew");
             remove(&killed)?;

@@ -1,5 +1,5 @@
-//! A checkpoint of any size with the names and shapes of LLaMA, filled with pseudo-random numbers: what a conversion needs
-//! to be measured, without a download.
+//! A checkpoint of any size with the names and shapes of LLaMA, filled with pseudo-random numbers, to measure conversions
+//! without a download.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
