@@ -277,7 +277,7 @@ impl<W: Lane> Block<'_, '_, W> {
                 });
         }
         for panel in 0..size.div_ceil(NR) {
-            tile.vectorize(WeightedValues {
+            let product = WeightedValues {
                 cache,
                 head,
                 panel,
@@ -287,8 +287,12 @@ impl<W: Lane> Block<'_, '_, W> {
                 origin,
                 streamed,
                 sums: &mut sums.0,
-                most: if K::MR < ROWS_IN_REGISTERS { 2 } else { ROWS_IN_REGISTERS },
-            });
+            };
+            if K::MR < ROWS_IN_REGISTERS {
+                tile.vectorize(ByRows::<_, 2>(product));
+            } else {
+                tile.vectorize(ByRows::<_, ROWS_IN_REGISTERS>(product));
+            }
             let columns = panel * NR..size.min((panel + 1) * NR);
             let mut out = self.out.slice_mut(s![tile_rows.clone(), columns]);
             for ((mut out, sums), inverse) in out.rows_mut().into_iter().zip(&sums.0).zip(inverse) {
@@ -302,9 +306,9 @@ impl<W: Lane> Block<'_, '_, W> {
 /// `avx512-vnni`. Kernels with smaller tiles have 16 registers of 256 bits, which hold two rows.
 const ROWS_IN_REGISTERS: usize = 12;
 
-/// `sums[r][d] = Σ_p weights[r][p]·v[p, d]`, p over the span of row r, added in the order of p, starting from 0.
+/// `sums[r][d] = Σ_p weights[r][p]·v[p, d]` of one panel of values, p over the span of row r, added in the order of p, starting from 0.
 ///
-/// Other positions are not multiplied with 0 but passed over: what they hold may be NaN.
+/// Weights are 0 at other positions, whose values may be NaN.
 struct WeightedValues<'a, W> {
     cache: &'a Panels<'a, W>,
     head: usize,
@@ -318,53 +322,85 @@ struct WeightedValues<'a, W> {
     /// No other tile reads the values: they come from memory.
     streamed: bool,
     sums: &'a mut [[f32; NR]],
-    /// Rows taken at once.
-    most: usize,
 }
 
-impl<W: Lane> Vectorized for WeightedValues<'_, W> {
+/// A product, up to MOST rows at once.
+struct ByRows<T, const MOST: usize>(T);
+
+impl<W: Lane, const MOST: usize> Vectorized for ByRows<WeightedValues<'_, W>, MOST> {
     type Output = ();
 
     #[inline(always)]
-    fn call<I: Instructions>(mut self, simd: I) {
-        let count = self.rows.len();
-        self.sums[..count].fill([0.0; NR]);
-        for first in (0..count).step_by(self.most) {
-            let rows = first..count.min(first + self.most);
-            // What all of these rows see, they read together; what comes before and behind, each for itself.
-            let spans = self.rows[rows.clone()].iter().map(|(_, row)| &row.span);
-            let begin = spans.clone().map(|span| span.start).max().unwrap_or(0);
-            let end = spans.map(|span| span.end).min().unwrap_or(0);
-            let common = if begin < end { begin..end } else { usize::MAX..usize::MAX };
-            for row in rows.clone() {
-                let span = &self.rows[row].1.span;
-                self.add::<I, 1>(simd, row, span.start..span.end.min(common.start));
-            }
-            if begin < end {
-                match rows.len() {
-                    1 => self.add::<I, 1>(simd, first, common.clone()),
-                    2 => self.add::<I, 2>(simd, first, common.clone()),
-                    3 => self.add::<I, 3>(simd, first, common.clone()),
-                    4 => self.add::<I, 4>(simd, first, common.clone()),
-                    5 => self.add::<I, 5>(simd, first, common.clone()),
-                    6 => self.add::<I, 6>(simd, first, common.clone()),
-                    7 => self.add::<I, 7>(simd, first, common.clone()),
-                    8 => self.add::<I, 8>(simd, first, common.clone()),
-                    9 => self.add::<I, 9>(simd, first, common.clone()),
-                    10 => self.add::<I, 10>(simd, first, common.clone()),
-                    11 => self.add::<I, 11>(simd, first, common.clone()),
-                    _ => self.add::<I, ROWS_IN_REGISTERS>(simd, first, common.clone()),
+    fn call<I: Instructions>(self, simd: I) {
+        let Self(mut product) = self;
+        let count = product.rows.len();
+        product.sums[..count].fill([0.0; NR]);
+        for first in (0..count).step_by(MOST) {
+            let rows = first..count.min(first + MOST);
+            let spans = product.rows[rows.clone()].iter().map(|(_, row)| &row.span);
+            let begin = spans.clone().map(|span| span.start).min().unwrap_or(0);
+            let end = spans.clone().map(|span| span.end).max().unwrap_or(0);
+            // From the last begin to the first end, all of these rows see all positions.
+            let last_begin = spans.clone().map(|span| span.start).max().unwrap_or(0);
+            let first_end = spans.map(|span| span.end).min().unwrap_or(0).max(last_begin);
+            if product.are_finite(simd, begin..last_begin) && product.are_finite(simd, first_end..end) {
+                // Together: weights are 0 outside a row's span. A kernel with fewer registers is compiled with the first
+                // branch alone.
+                if MOST == 2 {
+                    match rows.len() {
+                        1 => product.add::<I, 1>(simd, first, begin..end),
+                        _ => product.add::<I, 2>(simd, first, begin..end),
+                    }
+                } else {
+                    match rows.len() {
+                        1 => product.add::<I, 1>(simd, first, begin..end),
+                        2 => product.add::<I, 2>(simd, first, begin..end),
+                        3 => product.add::<I, 3>(simd, first, begin..end),
+                        4 => product.add::<I, 4>(simd, first, begin..end),
+                        5 => product.add::<I, 5>(simd, first, begin..end),
+                        6 => product.add::<I, 6>(simd, first, begin..end),
+                        7 => product.add::<I, 7>(simd, first, begin..end),
+                        8 => product.add::<I, 8>(simd, first, begin..end),
+                        9 => product.add::<I, 9>(simd, first, begin..end),
+                        10 => product.add::<I, 10>(simd, first, begin..end),
+                        11 => product.add::<I, 11>(simd, first, begin..end),
+                        _ => product.add::<I, ROWS_IN_REGISTERS>(simd, first, begin..end),
+                    }
                 }
-            }
-            for row in rows {
-                let span = &self.rows[row].1.span;
-                self.add::<I, 1>(simd, row, span.start.max(common.end)..span.end);
+            } else {
+                // 0·NaN is NaN: each row reads its own span alone.
+                for row in rows {
+                    let span = product.rows[row].1.span.clone();
+                    product.add::<I, 1>(simd, row, span);
+                }
             }
         }
     }
 }
 
 impl<W: Lane> WeightedValues<'_, W> {
+    /// Whether `Σ 0·v` is 0, and so all values at these positions finite.
+    #[inline(always)]
+    fn are_finite<I: Instructions>(&self, simd: I, positions: Range<usize>) -> bool {
+        if positions.is_empty() {
+            return true;
+        }
+        let zero = simd.splat(0.0);
+        let mut sum = zero;
+        let mut position = positions.start;
+        while position < positions.end {
+            let count = (PAGE_POSITIONS - position % PAGE_POSITIONS).min(positions.end - position);
+            let values = self.cache.value_panel(self.head, self.panel, position..position + count);
+            for values in values.as_chunks::<LANES>().0 {
+                sum = simd.multiply_add(W::load(simd, values), zero, sum);
+            }
+            position += count;
+        }
+        let mut lanes = [0.0; LANES];
+        simd.store(sum, &mut lanes);
+        lanes.iter().all(|lane| *lane == 0.0)
+    }
+
     /// Adds positions to the sums of R rows.
     #[inline(always)]
     fn add<I: Instructions, const R: usize>(&mut self, simd: I, first: usize, positions: Range<usize>) {
