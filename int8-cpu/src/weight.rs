@@ -174,7 +174,10 @@ impl PackedWeight {
     fn row_major<T>(&self, parameter: impl Fn(usize) -> T) -> Array1<T> {
         let (groups, padded) = (self.groups_per_row(), padded_groups(self.inner));
         let at = |row: usize, group| ((row / PANEL) * padded + group) * PANEL + row % PANEL;
-        (0..self.outputs).flat_map(|row| (0..groups).map(move |group| at(row, group))).map(parameter).collect()
+        (0..self.outputs)
+            .flat_map(|row| (0..groups).map(move |group| at(row, group)))
+            .map(parameter)
+            .collect()
     }
 
     /// `Σ_k q` for each output row.

@@ -61,7 +61,7 @@ fn weights() -> Weights {
         plain.mapv(f16::to_f32),
         conv1d.mapv(f16::to_f32).reversed_axes().as_standard_layout().into_owned(),
         gathered.mapv(bf16::to_f32).select(Axis(0), &order()),
-        double.mapv(|value| int8_core::Element::from_f64(value)),
+        double.mapv(int8_core::Element::from_f64),
     ];
     Weights { checkpoint, float, int8 }
 }
