@@ -116,7 +116,7 @@ impl PackedWeightBuilder {
     /// The reference's `Length` when there are more rows than the weight has left.
     ///
     /// # Panics
-    /// If `rows` passes on another number of rows than it was asked for, or one without K elements.
+    /// If `rows` passes on another number of rows than requested, or one without K elements.
     pub fn append(&mut self, rows: &dyn WeightRows) -> Result<(), Error> {
         let first = self.take(rows.count())?;
         self.weight.kernel.dispatch(Quantize { builder: self, first, rows });
@@ -265,7 +265,7 @@ impl PackedWeightBuilder {
                     groups,
                 };
                 fill(rows.start - first..rows.end - first, &mut panel, floats);
-                assert_eq!(index * PANEL + panel.next, rows.end, "as many rows as were asked for");
+                assert_eq!(index * PANEL + panel.next, rows.end, "as many rows as requested");
                 if *layout == Layout::Quads {
                     let rows = rows.start - index * PANEL..rows.end - index * PANEL;
                     interleave(staging, rows, padded_inner, codes);
@@ -551,9 +551,9 @@ mod tests {
                 };
                 let weight = build(&Reversed(w.view())).expect("a weight");
                 check(&weight, &[reference(plain.view(), encoding, granularity)], &case);
-                let halves = plain.mapv(f16::from_f32);
-                let weight = build(&halves.view()).expect("a weight");
-                check(&weight, &[reference(halves.view(), encoding, granularity)], &case);
+                let narrow = plain.mapv(f16::from_f32);
+                let weight = build(&narrow.view()).expect("a weight");
+                check(&weight, &[reference(narrow.view(), encoding, granularity)], &case);
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::{Error, convert, rows_of};
 /// `W [N, K]` as int8 codes in panels of 32 rows, with a scale and a zero point for each row, or for each group of
 /// [`GROUP`] values of a row.
 ///
-/// The value of a code is `(q − z)·s/127`, as in [`QuantizedMatrix`]. The packing remembers its layout; a kernel that
+/// The value of a code is `(q − z)·s/127`, as in [`QuantizedMatrix`]. The layout is part of the weight; a kernel that
 /// reads another one is refused.
 #[derive(Clone)]
 pub struct PackedWeight {
