@@ -74,7 +74,7 @@ impl ExactColumnCache {
         self.lock().insert(index, inner, column);
     }
 
-    /// The columns `columns` of `weight`, which the cache belongs to; each counts as met once more.
+    /// The columns `columns` of `weight`, which the cache belongs to; each counts as one more call.
     ///
     /// # Errors
     /// When the checkpoint cannot give them.
@@ -139,7 +139,7 @@ impl ExactColumnCache {
         self.lock().columns.iter().map(bytes).sum()
     }
 
-    /// Writes for each kept column in how many calls it was met to `calls [K]`.
+    /// Writes for each kept column in how many calls it held an outlier to `calls [K]`.
     pub(crate) fn count_calls(&self, calls: &mut [u64]) {
         for kept in &self.lock().columns {
             calls[kept.index] = kept.calls;

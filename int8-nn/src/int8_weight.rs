@@ -108,7 +108,7 @@ fn pack(kernel: Kernel, source: &LinearSource, config: &Config) -> Result<Packed
 }
 
 /// The largest magnitude of each row; NaN for one that is not finite.
-fn row_scales(matrix: &FloatMatrix<'_>) -> Vec<f32> {
+pub(crate) fn row_scales(matrix: &FloatMatrix<'_>) -> Vec<f32> {
     /// Rows of a task.
     const ROWS: usize = 32;
     let mut scales = vec![0.0; matrix.dim().0];

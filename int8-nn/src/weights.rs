@@ -2,6 +2,8 @@
 
 mod matrix;
 mod part;
+#[cfg(test)]
+mod tests;
 
 use int8_core::{Element, FloatType};
 use int8_cpu::ExactColumn;

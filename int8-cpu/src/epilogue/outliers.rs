@@ -167,7 +167,7 @@ impl Vectorized for FillPanel<'_> {
                                 }
                             }
                         };
-                        let (step, zero) = weight.constants(simd, panel, half, k);
+                        let (step, zero) = weight.step_and_zero_point(simd, panel, half, k);
                         let code = simd.to_floats(simd.subtract_product(code, zero, simd.splat_int(1)));
                         simd.store(simd.multiply(code, step), row);
                     }

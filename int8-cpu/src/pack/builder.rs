@@ -118,7 +118,7 @@ impl PackedWeightBuilder {
     /// The reference's `Length` when there are more rows than the weight has left.
     ///
     /// # Panics
-    /// If `rows` passes on another number of rows than it was asked for, or one without K elements.
+    /// If `rows` passes on another number of rows than requested, or one without K elements.
     pub fn append(&mut self, rows: &dyn WeightRows) -> Result<(), Error> {
         let first = self.take(rows.count())?;
         self.weight.kernel.dispatch(Quantize { builder: self, first, rows });
@@ -267,7 +267,7 @@ impl PackedWeightBuilder {
                     groups,
                 };
                 fill(rows.start - first..rows.end - first, &mut panel, floats);
-                assert_eq!(index * NR + panel.next, rows.end, "as many rows as were asked for");
+                assert_eq!(index * NR + panel.next, rows.end, "as many rows as requested");
                 if *layout == Layout::VnniK4 {
                     let rows = rows.start - index * NR..rows.end - index * NR;
                     interleave(staging, rows, padded_inner, codes);
@@ -549,9 +549,9 @@ mod tests {
                 };
                 let weight = build(&Reversed(w.view())).expect("a weight");
                 check(&weight, &[reference(plain.view(), encoding, granularity)], &case);
-                let halves = plain.mapv(f16::from_f32);
-                let weight = build(&halves.view()).expect("a weight");
-                check(&weight, &[reference(halves.view(), encoding, granularity)], &case);
+                let narrow = plain.mapv(f16::from_f32);
+                let weight = build(&narrow.view()).expect("a weight");
+                check(&weight, &[reference(narrow.view(), encoding, granularity)], &case);
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::simd::{Instructions, LANES};
 /// `W [N, K]` as int8 codes in panels of 32 rows, with a scale and a zero point for each row, or for each group of
 /// [`GROUP`] values of a row.
 ///
-/// The value of a code is `(q − z)·s/127`, as in [`QuantizedMatrix`]. The packing remembers its layout; a kernel that
+/// The value of a code is `(q − z)·s/127`, as in [`QuantizedMatrix`]. The layout is part of the weight; a kernel that
 /// reads another one is refused.
 #[derive(Clone)]
 pub struct PackedWeight {
@@ -24,14 +24,14 @@ pub struct PackedWeight {
     pub(crate) layout: Layout,
     pub(crate) outputs: usize,
     pub(crate) inner: usize,
-    /// Panels of `NR * padded_inner` bytes; rows and columns of padding hold zero codes.
+    /// Panels of `NR * padded(inner)` bytes; the padding of N and K holds zero codes.
     pub(crate) panels: ArenaSlice<i8>,
     pub(crate) columns: ColumnTerms,
-    /// Where the constants are those of groups; scales, steps and zero points of `columns` are then 0.
+    /// Scales and zero points of groups; those of `columns` are then 0.
     pub(crate) groups: Option<WeightGroups>,
 }
 
-/// What the epilogue needs of each output column, padded with zeros to whole panels.
+/// What the epilogue needs of each output channel, padded with zeros to whole panels.
 #[derive(Clone)]
 pub(crate) struct ColumnTerms {
     /// Scales as stored (absmax or half range).
@@ -162,16 +162,19 @@ impl PackedWeight {
         }
     }
 
-    /// Parameters of each row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
+    /// Scales of each row: ⌈K/[`GROUP`]⌉ for group granularity, else 1.
     pub fn groups_per_row(&self) -> usize {
         if self.groups.is_some() { quantize::group_count(self.inner) } else { 1 }
     }
 
-    /// The constants of groups in the order of rows.
-    fn row_major<T>(&self, constant: impl Fn(usize) -> T) -> Array1<T> {
+    /// A parameter of each group, by its place as stored, in the order of rows.
+    fn row_major<T>(&self, parameter: impl Fn(usize) -> T) -> Array1<T> {
         let (groups, padded) = (self.groups_per_row(), padded_groups(self.inner));
         let at = |row: usize, group| ((row / NR) * padded + group) * NR + row % NR;
-        (0..self.outputs).flat_map(|row| (0..groups).map(move |group| at(row, group))).map(constant).collect()
+        (0..self.outputs)
+            .flat_map(|row| (0..groups).map(move |group| at(row, group)))
+            .map(parameter)
+            .collect()
     }
 
     /// `Σ_k q` for each output row.
@@ -194,7 +197,7 @@ impl PackedWeight {
         self.panels.len() + of_rows + self.groups.as_ref().map_or(0, of_groups)
     }
 
-    /// The constants of its groups, if it has such.
+    /// The scales and zero points of its groups, if it has such.
     pub(crate) fn groups(&self) -> Option<&WeightGroups> {
         self.groups.as_ref()
     }
@@ -205,9 +208,9 @@ impl PackedWeight {
             || self.groups.as_ref().is_some_and(|groups| !groups.zero_points.is_empty())
     }
 
-    /// Step and zero point of 16 outputs of a panel, for column `k`.
+    /// Step `s/127` and zero point of 16 output channels of a panel, for input feature `k`.
     #[inline(always)]
-    pub(crate) fn constants<I: Instructions>(
+    pub(crate) fn step_and_zero_point<I: Instructions>(
         &self,
         simd: I,
         panel: usize,
@@ -226,7 +229,7 @@ impl PackedWeight {
         (simd.divide(scales, simd.splat(127.0)), simd.load_int(&zeros))
     }
 
-    /// Bytes between two rows of a panel; 0 where it is laid out in quads.
+    /// Bytes between two rows of a panel; 0 where rows are interleaved.
     pub(crate) fn row_bytes(&self) -> usize {
         if self.layout == Layout::Rows { padded(self.inner) } else { 0 }
     }

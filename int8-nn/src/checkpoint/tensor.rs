@@ -15,7 +15,7 @@ use super::strided;
 /// A tensor as it lies in its file: name, dtype, shape, and its elements, little-endian. In safetensors files they lie
 /// row-major; in PyTorch files they may lie in another order (transposes), and are brought into this one when read.
 ///
-/// Nothing is read until a conversion asks for it. Conversions work at any alignment.
+/// Nothing is read before a conversion. Conversions work at any alignment.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorView<'a> {
     pub(super) file: &'a str,

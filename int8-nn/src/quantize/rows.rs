@@ -37,14 +37,14 @@ pub(super) fn quantize(
     let (mut done, mut result) = (0, Ok(()));
     weight.read(rows.clone(), &mut |row| {
         let codes = &mut codes[done * inner..][..inner];
-        let halves = match row {
-            FloatSlice::F16(halves) => halves,
+        let rounded = match row {
+            FloatSlice::F16(row) => row,
             row => {
                 narrow.convert_from_f32_slice(widened(row, &mut wide));
                 &narrow
             }
         };
-        let mut scale = quantizer.quantize(FloatSlice::F16(halves), codes);
+        let mut scale = quantizer.quantize(FloatSlice::F16(rounded), codes);
         if !scale.is_finite() {
             match widened(row, &mut wide).iter().position(|value| !value.is_finite()) {
                 Some(column) if result.is_ok() => {
@@ -94,14 +94,14 @@ pub(super) fn store(values: &[f32], to: DType, out: &mut [u8]) -> Result<(), (us
     let overflow = |(place, value): (usize, &f32)| (place, *value);
     match to {
         DType::F16 => {
-            let mut halves = vec![f16::ZERO; values.len()];
-            halves.convert_from_f32_slice(values);
-            let lost = |(half, value): (&f16, &f32)| half.is_infinite() && value.is_finite();
-            if let Some(place) = halves.iter().zip(values).position(lost) {
+            let mut rounded = vec![f16::ZERO; values.len()];
+            rounded.convert_from_f32_slice(values);
+            let lost = |(rounded, value): (&f16, &f32)| rounded.is_infinite() && value.is_finite();
+            if let Some(place) = rounded.iter().zip(values).position(lost) {
                 return Err((place, values[place]));
             }
-            for (out, half) in out.as_chunks_mut::<2>().0.iter_mut().zip(halves) {
-                *out = half.to_le_bytes();
+            for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(rounded) {
+                *out = value.to_le_bytes();
             }
         }
         DType::BF16 => {
