@@ -55,6 +55,7 @@
 //! `convert`, `buffer` and `resident`. The contract of the tile functions is stated once, on the trait `Microkernel`, and cited by
 //! line wherever they are called.
 
+mod activations;
 mod arena;
 pub mod bench;
 mod buffer;
@@ -77,12 +78,15 @@ pub mod tokens;
 pub mod verify;
 mod weight;
 
+pub use activations::{LinearStats, QuantizedActivations, apply_prologue};
 pub use arena::ArenaSlice;
 pub use epilogue::outliers::{ExactColumn, ExactColumns, OutlierWeights};
 pub use error::Error;
 pub use kernel::Kernel;
 pub use layout::Layout;
-pub use linear::{LinearStats, int8_product, int8_product_into, linear};
+pub use linear::{int8_product, int8_product_into, linear, multiply};
 pub use matrix::Store;
+pub use prologue::activation::Function;
+pub use prologue::rows::Prologue;
 pub use quantize::quantize_rows;
 pub use weight::PackedWeight;

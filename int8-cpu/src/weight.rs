@@ -314,10 +314,10 @@ impl Dispatch for Quantize<'_> {
                     scratch: &mut scratch,
                     encoding,
                     codes,
-                    constants,
+                    parameters: constants,
                 });
             }
-            let job = EncodeRow { row, scratch: &mut scratch, constants: whole, encoding, codes };
+            let job = EncodeRow { row, scratch: &mut scratch, parameters: whole, encoding, codes };
             let (found, sum) = tile.vectorize(job);
             constants.fill((found.scale, found.zero_point));
             sum

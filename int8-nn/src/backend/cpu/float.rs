@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use int8_cpu::float::product;
-use int8_cpu::{Kernel, Resident, Store};
+use int8_cpu::{Kernel, ArenaSlice, Store};
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2};
 
 use crate::Error;
@@ -21,9 +21,9 @@ pub struct SharedMatrix {
 /// Row-major.
 #[derive(Debug)]
 enum Values {
-    F32(Resident<f32>),
-    F16(Resident<f16>),
-    Bf16(Resident<bf16>),
+    F32(ArenaSlice<f32>),
+    F16(ArenaSlice<f16>),
+    Bf16(ArenaSlice<bf16>),
 }
 
 impl SharedMatrix {
@@ -83,11 +83,11 @@ impl SharedMatrix {
 }
 
 /// The values of a matrix as the weights of a layer are kept.
-fn resident<T: Copy>(matrix: Array2<T>) -> Resident<T>
+fn resident<T: Copy>(matrix: Array2<T>) -> ArenaSlice<T>
 where
-    Resident<T>: for<'a> From<&'a [T]>,
+    ArenaSlice<T>: for<'a> From<&'a [T]>,
 {
-    Resident::from(matrix.as_standard_layout().as_slice().expect("standard layout is contiguous"))
+    ArenaSlice::from(matrix.as_standard_layout().as_slice().expect("standard layout is contiguous"))
 }
 
 fn add(mut out: ArrayViewMut1<'_, f32>, values: impl Iterator<Item = f32>) {

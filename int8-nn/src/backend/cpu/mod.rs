@@ -236,7 +236,7 @@ impl Backend for CpuBackend {
         _step: &CpuStep,
         body: &mut (dyn FnMut() -> Result<(), Error> + Send),
     ) -> Result<(), Error> {
-        int8_cpu::pool::awake(body)
+        int8_cpu::pool::spin_during(body)
     }
 
     fn embed(
