@@ -91,6 +91,12 @@ pub(crate) fn index(value: usize) -> u32 {
     value as u32
 }
 
+/// The lower 16 bits, of a number that has no others.
+#[inline(always)]
+pub(crate) fn low_half(value: u32) -> u16 {
+    value as u16
+}
+
 /// `bf16 → f32`: the upper half of the bits. Exact.
 #[inline(always)]
 pub(crate) fn bf16_to_f32(value: bf16) -> f32 {

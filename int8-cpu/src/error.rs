@@ -65,6 +65,33 @@ pub enum Error {
         /// What the source said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Activations quantised for no weight: there is no kernel to quantise them for.
+    #[error(
+        "activations are quantised for the kernel of the weights that read them, and no weight was given"
+    )]
+    NoWeights,
+    /// Weights that cannot read the same quantised activations.
+    #[error("weights that read the same quantised activations differ in {what}: {first} and {other}")]
+    WeightsDiffer {
+        /// In what they differ.
+        what: &'static str,
+        /// That of the first weight.
+        first: String,
+        /// That of another one.
+        other: String,
+    },
+    /// Activations that were quantised for other weights than the one that reads them.
+    #[error(
+        "the activations were quantised with {what} {found}, and the weight needs {expected}; pass it to `QuantizedActivations::new`"
+    )]
+    ActivationsMismatch {
+        /// What does not fit.
+        what: &'static str,
+        /// What the weight needs.
+        expected: &'static str,
+        /// What the activations have.
+        found: &'static str,
+    },
     /// A key or value that the type of the cache cannot hold.
     #[error(
         "{what}: {value} is beyond {largest}, the largest number of {element}; keep keys and values in another type: f32 has room for all"

@@ -56,6 +56,7 @@
 //! line wherever they are called.
 #![allow(unsafe_code, reason = "vector instructions, typed views of memory and mappings need it")]
 
+mod activations;
 mod arena;
 pub mod attention;
 mod buffer;
@@ -77,13 +78,16 @@ mod simd;
 pub mod tokens;
 pub mod verify;
 
+pub use activations::{LinearStats, QuantizedActivations, apply_prologue};
 pub use arena::ArenaSlice;
 pub use epilogue::outliers::{ExactColumn, ExactColumns, OutlierWeights};
 pub use error::Error;
 pub use kernel::Kernel;
 pub use layout::Layout;
-pub use linear::{LinearStats, int8_product, int8_product_into, linear};
+pub use linear::{int8_product, int8_product_into, linear, multiply};
 pub use matrix::Store;
 pub use pack::builder::{PackedWeightBuilder, WeightRows};
 pub use pack::rows::{RowQuantizer, quantize_rows};
 pub use pack::weight::PackedWeight;
+pub use prologue::activation::Function;
+pub use prologue::rows::Prologue;

@@ -1,12 +1,12 @@
-//! The complete layer: quantise the rows of `x`, multiply tile by tile, finish each tile while it is in L1.
+//! The layer: its three stages one after the other, and each for itself.
 
-use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use int8_core::{Config, Element, Error as CoreError, Granularity};
+use int8_core::{Config, Element, Error as CoreError};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
+use crate::activations::{self, LinearStats, QuantizedActivations};
 use crate::buffer::Buffer;
 use crate::epilogue::dequantize::{Epilogue, OutlierPart, PanelTerms, SparseRow};
 use crate::epilogue::outliers::{Columns, FillPanel, OutlierWeights};
@@ -19,27 +19,20 @@ use crate::gemm::operands::{OuterOperands, Tile};
 use crate::gemm::panel::{PanelProduct, Whole};
 use crate::gemm::schedule::{self, Block, Factors, Grid};
 use crate::layout::{MAX_MR, NR};
-use crate::matrix::{IntegerTarget, Source, Store, Target, rows_of};
+use crate::matrix::{IntegerTarget, Store, Target, rows_of};
 use crate::pack::weight::PackedWeight;
 use crate::pool;
 use crate::prologue::outliers::Outliers;
-use crate::prologue::quantizer::{Input, InputGroups, Quantizer};
-
-/// What a call found in its input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LinearStats {
-    /// Columns of `x` that hold at least one outlier.
-    pub outlier_columns: usize,
-    /// Values that left the int8 product: whole columns, or single values, as the granularity says.
-    pub outlier_values: usize,
-}
+use crate::prologue::quantizer::Encoded;
+use crate::prologue::rows::Prologue;
 
 /// `y [M, N] = x [M, K] · Wᵀ + bias [N]`, with the decomposition of `config`, in f32 arithmetic after the exact integer
 /// product; `y` is stored to `out` once, rounded half to even (of subnormal bf16 on `amx-int8`: see the crate).
 ///
-/// Encoding, granularity, outlier rule and row maximum of `x` are those of `config`; encoding and granularity of `W`
-/// were fixed when it was packed. `x` and `out` may have different element types. The result is the same for any number of threads;
-/// work runs on the current rayon pool, small problems on the calling thread.
+/// [`QuantizedActivations::new`] for this weight alone, and [`multiply`]. Encoding, granularity, outlier rule and row maximum
+/// of `x` are those of `config`; encoding and granularity of `W` were fixed when it was packed. `x` and `out` may have
+/// different element types. The result is the same for any number of threads; work runs on the current rayon pool, small
+/// problems on the calling thread.
 ///
 /// # Errors
 /// The reference's `InnerDimension`, `Length` (bias), `Shape` (out) and `Threshold`; [`Error::NotRowMajor`];
@@ -51,9 +44,51 @@ pub fn linear<X: Element, Y: Element>(
     bias: Option<&[f32]>,
     config: &Config,
     store: Store,
-    mut out: ArrayViewMut2<'_, Y>,
+    out: ArrayViewMut2<'_, Y>,
 ) -> Result<LinearStats, Error> {
-    let ((rows, x_inner), (outputs, w_inner)) = (x.dim(), weight.dim());
+    let (rows, x_inner) = x.dim();
+    check_operands((rows, x_inner), weight, bias, out.dim())?;
+    rows_of(out.view(), "out")?;
+    // The pool is entered once for both stages.
+    pool::enter(Grid::new(rows, weight).is_parallel(), || {
+        let x = QuantizedActivations::new(x, Prologue::None, config, &[weight])?;
+        multiply(&x, weight, outlier_weights, bias, store, out)?;
+        Ok(x.stats())
+    })
+}
+
+/// Stages 2 and 3 for one of the weights that `x` was quantised for: `out [M, N] (+)= x · Wᵀ + bias [N]`, as [`linear`].
+///
+/// # Errors
+/// The reference's `InnerDimension`, `Length` (bias) and `Shape` (out); [`Error::ActivationsMismatch`] for a weight that needs
+/// what `x` was quantised without; [`Error::NotRowMajor`]; [`Error::ExactColumns`] and [`Error::ExactColumnCount`].
+pub fn multiply<Y: Element>(
+    x: &QuantizedActivations,
+    weight: &PackedWeight,
+    outlier_weights: OutlierWeights<'_>,
+    bias: Option<&[f32]>,
+    store: Store,
+    mut out: ArrayViewMut2<'_, Y>,
+) -> Result<(), Error> {
+    check_operands(x.dim(), weight, bias, out.dim())?;
+    x.check(weight)?;
+    let target = Target::new(&mut out, "out")?;
+    let input = x.encoded();
+    let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
+    let job = Multiply { input, weight, columns: &columns, bias, store, target };
+    pool::enter(Grid::new(x.dim().0, weight).is_parallel(), || {
+        if x.is_grouped() { weight.kernel().dispatch_groups(job) } else { weight.kernel().dispatch_gemm(job) }
+    });
+    Ok(())
+}
+
+fn check_operands(
+    (rows, x_inner): (usize, usize),
+    weight: &PackedWeight,
+    bias: Option<&[f32]>,
+    out: (usize, usize),
+) -> Result<(), Error> {
+    let (outputs, w_inner) = weight.dim();
     if x_inner != w_inner {
         return Err(CoreError::InnerDimension { operation: "linear", rows, x_inner, outputs, w_inner }.into());
     }
@@ -62,81 +97,52 @@ pub fn linear<X: Element, Y: Element>(
     {
         return Err(CoreError::Length { what: "bias", expected: outputs, found: bias.len() }.into());
     }
-    if out.dim() != (rows, outputs) {
-        return Err(CoreError::Shape { what: "out", expected: (rows, outputs), found: out.dim() }.into());
+    if out != (rows, outputs) {
+        return Err(CoreError::Shape { what: "out", expected: (rows, outputs), found: out }.into());
     }
-    config.rule.validate()?;
-    let (x, target) = (Source::new(x, "x")?, Target::new(&mut out, "out")?);
-    let grid = Grid::new(rows, weight);
-    let job = Linear { x, weight, outlier_weights, bias, config, store, target };
-    pool::enter(grid.is_parallel(), || {
-        // One side with constants for groups is enough: the product is then cut along K.
-        if config.input_granularity == Granularity::Group || weight.groups().is_some() {
-            weight.kernel().dispatch_groups(job)
-        } else {
-            weight.kernel().dispatch_gemm(job)
-        }
-    })
+    Ok(())
 }
 
-thread_local! {
-    /// The code buffer of the last call of this thread: without it, each call would pay for fresh pages.
-    static CODES: Cell<Buffer> = Cell::default();
-}
-
-struct Linear<'a> {
-    x: Source<'a>,
+struct Multiply<'a> {
+    input: &'a Encoded,
     weight: &'a PackedWeight,
-    outlier_weights: OutlierWeights<'a>,
+    columns: &'a Columns,
     bias: Option<&'a [f32]>,
-    config: &'a Config,
     store: Store,
     target: Target<'a>,
 }
 
-impl DispatchGemm for Linear<'_> {
-    type Output = Result<LinearStats, Error>;
+impl DispatchGemm for Multiply<'_> {
+    type Output = ();
 
-    fn run<K: Microkernel>(self, tile: K) -> Self::Output {
-        self.run_with(tile, InputGroups::None, || Whole::new(tile))
+    fn run<K: Microkernel>(self, kernel: K) {
+        self.run_with(kernel, || Whole::new(kernel));
     }
 }
 
-impl DispatchGroups for Linear<'_> {
-    type Output = Result<LinearStats, Error>;
+impl DispatchGroups for Multiply<'_> {
+    type Output = ();
 
-    fn run<K: GroupMicrokernel>(self, tile: K) -> Self::Output {
+    fn run<K: GroupMicrokernel>(self, kernel: K) {
         let weight = self.weight;
-        let groups = if weight.has_zero_points() { InputGroups::WithRests } else { InputGroups::Plain };
-        self.run_with(tile, groups, || Grouped::new(tile, weight))
+        self.run_with(kernel, || Grouped::new(kernel, weight));
     }
 }
 
-impl Linear<'_> {
-    /// Quantises the input and computes all blocks, each thread with a product of its own.
-    fn run_with<K: Microkernel, P: PanelProduct>(
-        self,
-        tile: K,
-        groups: InputGroups,
-        product: impl Fn() -> P + Sync,
-    ) -> Result<LinearStats, Error> {
-        let Self { x, weight, outlier_weights, bias, config, store, target } = self;
-        let input = Quantizer { x, config, groups, sums: weight.has_zero_points(), tile }.run(CODES.take());
-        let stats =
-            LinearStats { outlier_columns: input.columns.len(), outlier_values: input.outlier_values() };
-        let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
-        let layer = Layer { tile, input: &input, weight, columns: &columns, bias, store, target };
-        let grid = Grid::new(x.rows, weight);
-        schedule::for_each_thread(grid, tile, |blocks| layer.compute(blocks, &mut product()));
-        CODES.set(input.codes);
-        Ok(stats)
+impl Multiply<'_> {
+    /// Computes all blocks, each thread with a product of its own.
+    fn run_with<K: Microkernel, P: PanelProduct>(self, kernel: K, product: impl Fn() -> P + Sync) {
+        let Self { input, weight, columns, bias, store, target } = self;
+        let layer = Layer { tile: kernel, input, weight, columns, bias, store, target };
+        let grid = Grid::new(input.terms.len(), weight);
+        schedule::for_each_thread(grid, kernel, |blocks| layer.compute(blocks, &mut product()));
     }
 }
 
 /// Everything a thread needs to compute blocks of the output.
 struct Layer<'a, K> {
     tile: K,
-    input: &'a Input,
+    input: &'a Encoded,
     weight: &'a PackedWeight,
     columns: &'a Columns,
     bias: Option<&'a [f32]>,
@@ -146,7 +152,7 @@ struct Layer<'a, K> {
 
 impl<K: Microkernel> Layer<'_, K> {
     fn compute(&self, blocks: schedule::Blocks<'_>, product: &mut impl PanelProduct) {
-        let Input { codes, stride, .. } = self.input;
+        let Encoded { codes, stride, .. } = self.input;
         let factors = Factors { codes: codes.codes(), stride: *stride, weight: self.weight };
         let mut outlier_panel = Buffer::zeroed(self.columns.len() * NR * 4);
         let mut outlier_sums = Tile([[0.0_f32; NR]; MAX_MR]);
@@ -253,9 +259,10 @@ pub fn int8_product_into(
     rows_of(a, "x")?;
     let target = IntegerTarget::new(&mut out, "out")?;
     let done = pool::enter(Grid::new(rows, weight).is_parallel(), || {
-        let mut codes = CODES.take();
-        let done = weight.kernel().dispatch_gemm(integer::Product { a, weight, target, codes: &mut codes });
-        CODES.set(codes);
+        let mut workspace = activations::take_workspace();
+        let codes = &mut workspace.codes;
+        let done = weight.kernel().dispatch_gemm(integer::Product { a, weight, target, codes });
+        activations::give_back(workspace);
         done
     });
     if done {

@@ -8,10 +8,11 @@ use int8_core::corpus::{self, Case, Random};
 use int8_core::{Element, Scheme, Weight};
 use ndarray::{Array2, ArrayView2};
 
+use crate::activations::LinearStats;
 use crate::epilogue::outliers::{ExactColumn, ExactColumns, OutlierWeights};
 use crate::error::Error;
 use crate::kernel::Kernel;
-use crate::linear::{LinearStats, int8_product, linear};
+use crate::linear::{int8_product, linear};
 use crate::matrix::Store;
 use crate::pack::weight::PackedWeight;
 

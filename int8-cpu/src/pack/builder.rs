@@ -357,9 +357,9 @@ impl Dispatch for Quantize<'_> {
                 let row = checked(row, inner);
                 let (codes, parameters) = panel.next();
                 let sum = if granularity == Granularity::Group {
-                    tile.vectorize(EncodeGroups { row, scratch, encoding, codes, constants: parameters })
+                    tile.vectorize(EncodeGroups { row, scratch, encoding, codes, parameters })
                 } else {
-                    let job = EncodeRow { row, scratch, constants: whole, encoding, codes };
+                    let job = EncodeRow { row, scratch, parameters: whole, encoding, codes };
                     let (found, sum) = tile.vectorize(job);
                     parameters.fill((found.scale, found.zero_point));
                     sum

@@ -28,11 +28,12 @@ pub fn gate(kernel: Kernel, function: Function, x: &[f32], factors: &[f32], out:
     run(kernel, Activate { function, x, factors: Some(factors), out });
 }
 
-struct Activate<'a> {
-    function: Function,
-    x: &'a [f32],
-    factors: Option<&'a [f32]>,
-    out: &'a mut [f32],
+/// `out = f(x)`, or `f(x)·factors`.
+pub(crate) struct Activate<'a> {
+    pub(crate) function: Function,
+    pub(crate) x: &'a [f32],
+    pub(crate) factors: Option<&'a [f32]>,
+    pub(crate) out: &'a mut [f32],
 }
 
 impl Vectorized for Activate<'_> {

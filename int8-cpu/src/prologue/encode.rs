@@ -1,4 +1,4 @@
-//! One row of floats to codes: range, constants, codes. The same functions quantise activations and weights.
+//! One row of floats to codes: range, parameters, codes. The same functions quantise activations and weights.
 //!
 //! Written on plain slices in blocks of fixed size, for the compiler to vectorise with whatever instruction set the
 //! kernel enables.
@@ -135,17 +135,17 @@ pub(crate) fn encode<I: Instructions>(
     blocks: &[[f32; BLOCK]],
     inner: usize,
     keep: Keep<'_>,
-    constants: Parameters,
+    parameters: Parameters,
     offset: u8,
     codes: &mut [i8],
 ) -> i32 {
     let padding = blocks.len() * BLOCK - inner;
     let codes = &mut codes[..blocks.len() * BLOCK];
-    if constants.inverse == 0.0 {
+    if parameters.inverse == 0.0 {
         codes.fill(convert::code_byte(0, offset));
         return 0;
     }
-    let (inverse, zero_point) = (simd.splat(constants.inverse), simd.splat_int(constants.zero_point));
+    let (inverse, zero_point) = (simd.splat(parameters.inverse), simd.splat_int(parameters.zero_point));
     let mut sums = simd.splat_int(0);
     let vectors = blocks.as_flattened().as_chunks::<LANES>().0;
     for (index, (values, target)) in vectors.iter().zip(codes.as_chunks_mut::<LANES>().0).enumerate() {
@@ -155,13 +155,36 @@ pub(crate) fn encode<I: Instructions>(
         sums = simd.add_int(sums, code);
         simd.store_codes(code, offset, target);
     }
-    simd.sum_int(sums) - convert::wrap(convert::length(padding)) * constants.zero_point
+    simd.sum_int(sums) - convert::wrap(convert::length(padding)) * parameters.zero_point
+}
+
+/// As [`encode`], of values no larger than the scale, without the sum; the codes of larger values, and of NaN, are any.
+#[inline(always)]
+pub(crate) fn encode_in_range<I: Instructions>(
+    simd: I,
+    blocks: &[[f32; BLOCK]],
+    parameters: Parameters,
+    offset: u8,
+    codes: &mut [i8],
+) {
+    let Some(inverse) = parameters.inverse() else {
+        codes.fill(convert::code_byte(0, offset));
+        return;
+    };
+    let inverse = simd.splat(inverse);
+    for (block, target) in blocks.iter().zip(codes.as_chunks_mut::<BLOCK>().0) {
+        let mut codes = [simd.splat_int(0); VECTORS];
+        for (code, values) in codes.iter_mut().zip(block.as_chunks::<LANES>().0) {
+            *code = simd.round(simd.multiply(simd.load(values), inverse));
+        }
+        simd.store_code_block(codes, offset, target);
+    }
 }
 
 /// How the groups of a row are quantised.
 pub(crate) struct Groups<'a> {
     /// Of the whole row, or nothing: each group has its own.
-    pub(crate) constants: Option<Parameters>,
+    pub(crate) parameters: Option<Parameters>,
     /// Which values count for the range of their group.
     pub(crate) counted: Keep<'a>,
     /// Which get a code of their own; the others get that of 0.
@@ -189,14 +212,14 @@ impl Groups<'_> {
         let values = blocks.as_flattened().as_chunks::<GROUP>().0;
         let codes = codes.as_chunks_mut::<GROUP>().0;
         for (group, ((values, codes), terms)) in values.iter().zip(codes).zip(terms).enumerate() {
-            let constants = match self.constants {
-                Some(constants) => constants,
+            let parameters = match self.parameters {
+                Some(parameters) => parameters,
                 None => Parameters::of_group(self.range(simd, group, values), self.encoding),
             };
-            let rest = self.group(simd, group, values, constants, codes);
+            let rest = self.group(simd, group, values, parameters, codes);
             *terms = GroupTerms {
-                step: constants.scale / 127.0,
-                zero: convert::accumulator(constants.zero_point + i32::from(self.offset)),
+                step: parameters.scale / 127.0,
+                zero: convert::accumulator(parameters.zero_point + i32::from(self.offset)),
                 rest: convert::accumulator(rest),
             };
         }
@@ -227,14 +250,14 @@ impl Groups<'_> {
         simd: I,
         group: usize,
         values: &[f32; GROUP],
-        constants: Parameters,
+        parameters: Parameters,
         codes: &mut [i8; GROUP],
     ) -> i32 {
-        if constants.inverse == 0.0 {
+        if parameters.inverse == 0.0 {
             codes.fill(convert::code_byte(0, self.offset));
             return 0;
         }
-        let (inverse, zero_point) = (simd.splat(constants.inverse), simd.splat_int(constants.zero_point));
+        let (inverse, zero_point) = (simd.splat(parameters.inverse), simd.splat_int(parameters.zero_point));
         let mut sums = simd.splat_int(0);
         let vectors = values.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0);
         for (i, (values, target)) in vectors.enumerate() {
@@ -247,7 +270,7 @@ impl Groups<'_> {
         if !self.rests {
             return 0;
         }
-        simd.sum_int(sums) - convert::wrap(convert::length(GROUP)) * constants.zero_point
+        simd.sum_int(sums) - convert::wrap(convert::length(GROUP)) * parameters.zero_point
     }
 }
 
@@ -255,7 +278,7 @@ impl Groups<'_> {
 pub(crate) struct EncodeRow<'a> {
     pub(crate) row: FloatSlice<'a>,
     pub(crate) scratch: &'a mut Vec<f32>,
-    pub(crate) constants: Option<Parameters>,
+    pub(crate) parameters: Option<Parameters>,
     pub(crate) encoding: Encoding,
     /// Whole blocks; behind the last value zero codes are left.
     pub(crate) codes: &'a mut [i8],
@@ -269,12 +292,12 @@ impl Vectorized for EncodeRow<'_> {
     fn call<I: Instructions>(self, simd: I) -> Self::Output {
         let inner = self.row.len();
         let blocks = widen(simd, self.row, self.scratch);
-        let constants = self
-            .constants
+        let parameters = self
+            .parameters
             .unwrap_or_else(|| Parameters::new(range(simd, blocks, Keep::All, self.encoding), self.encoding));
-        let sum = encode(simd, blocks, inner, Keep::All, constants, 0, self.codes);
+        let sum = encode(simd, blocks, inner, Keep::All, parameters, 0, self.codes);
         self.codes[inner..].fill(0);
-        (constants, sum)
+        (parameters, sum)
     }
 }
 
@@ -286,7 +309,7 @@ pub(crate) struct EncodeGroups<'a> {
     /// Whole blocks; behind the last value zero codes are left.
     pub(crate) codes: &'a mut [i8],
     /// Scale and zero point of each group.
-    pub(crate) constants: &'a mut [(f32, i32)],
+    pub(crate) parameters: &'a mut [(f32, i32)],
 }
 
 impl Vectorized for EncodeGroups<'_> {
@@ -298,7 +321,7 @@ impl Vectorized for EncodeGroups<'_> {
         let inner = self.row.len();
         let blocks = widen(simd, self.row, self.scratch);
         let groups = Groups {
-            constants: None,
+            parameters: None,
             counted: Keep::All,
             encoded: Keep::All,
             encoding: self.encoding,
@@ -308,10 +331,10 @@ impl Vectorized for EncodeGroups<'_> {
         let values = blocks.as_flattened().as_chunks::<GROUP>().0;
         let codes = self.codes.as_chunks_mut::<GROUP>().0.iter_mut();
         for (group, (values, codes)) in values.iter().zip(codes).enumerate() {
-            let constants = Parameters::of_group(groups.range(simd, group, values), self.encoding);
-            groups.group(simd, group, values, constants, codes);
-            if let Some(to) = self.constants.get_mut(group) {
-                *to = (constants.scale, constants.zero_point);
+            let parameters = Parameters::of_group(groups.range(simd, group, values), self.encoding);
+            groups.group(simd, group, values, parameters, codes);
+            if let Some(to) = self.parameters.get_mut(group) {
+                *to = (parameters.scale, parameters.zero_point);
             }
         }
         self.codes[inner..].fill(0);

@@ -226,7 +226,7 @@ pub(crate) fn mask(columns: usize, outliers: &[usize]) -> Vec<u16> {
     mask
 }
 
-/// Absmax constants of the columns that take part, and what [`encode`] says of their codes. `mask` is from [`mask`].
+/// Absmax parameters of the columns that take part, and what [`encode`] says of their codes. `mask` is from [`mask`].
 #[inline(always)]
 pub(crate) fn quantize<I: Instructions, T: Float16, const SUM: bool>(
     simd: I,
@@ -239,14 +239,14 @@ pub(crate) fn quantize<I: Instructions, T: Float16, const SUM: bool>(
     for (bits, mask) in T::bits(row).iter().zip(mask) {
         largest = largest.max(bits & mask & MAGNITUDE);
     }
-    let constants = absmax::<T>(largest);
-    (constants, encode::<I, T, SUM>(simd, row, Some(mask), constants, offset, codes))
+    let parameters = absmax::<T>(u32::from(largest));
+    (parameters, encode::<I, T, SUM>(simd, row, Some(mask), parameters, offset, codes))
 }
 
-/// The constants of values whose largest magnitude has these bits.
+/// The parameters of values whose largest magnitude has these bits.
 #[inline(always)]
-pub(crate) fn absmax<T: Float16>(largest: u16) -> Parameters {
-    Parameters::new(Range::up_to(T::from_bits(largest).to_f32()), Encoding::Absmax)
+pub(crate) fn absmax<T: Float16>(largest: u32) -> Parameters {
+    Parameters::new(Range::up_to(T::from_bits(convert::low_half(largest)).to_f32()), Encoding::Absmax)
 }
 
 /// Writes the codes of all K, plus `offset`, those of columns that take no part and of what lies behind K as the code of 0;
@@ -259,11 +259,11 @@ pub(crate) fn encode<I: Instructions, T: Float16, const SUM: bool>(
     simd: I,
     row: &[T],
     mask: Option<&[u16]>,
-    constants: Parameters,
+    parameters: Parameters,
     offset: u8,
     codes: &mut [i8],
 ) -> i32 {
-    let Some(inverse) = constants.inverse() else {
+    let Some(inverse) = parameters.inverse() else {
         codes.fill(convert::code_byte(0, offset));
         return 0;
     };
@@ -374,13 +374,13 @@ mod tests {
             let keep = if outliers.is_empty() { Keep::All } else { Keep::Masked(&columns) };
             let (mut direct, mut widened, mut scratch) = (vec![99; length], vec![99; length], Vec::new());
             let mask = mask(row.len(), outliers);
-            let (constants, sum) = quantize::<I, T, true>(simd, row, &mask, offset, &mut direct);
-            let direct = (constants.scale.to_bits(), sum, direct);
+            let (parameters, sum) = quantize::<I, T, true>(simd, row, &mask, offset, &mut direct);
+            let direct = (parameters.scale.to_bits(), sum, direct);
             let blocks = encode::widen(simd, typed, &mut scratch);
             let range = encode::range(simd, blocks, keep, Encoding::Absmax);
-            let constants = Parameters::new(range, Encoding::Absmax);
-            let sum = encode::encode(simd, blocks, row.len(), keep, constants, offset, &mut widened);
-            [direct, (constants.scale.to_bits(), sum, widened)]
+            let parameters = Parameters::new(range, Encoding::Absmax);
+            let sum = encode::encode(simd, blocks, row.len(), keep, parameters, offset, &mut widened);
+            [direct, (parameters.scale.to_bits(), sum, widened)]
         }
     }
 

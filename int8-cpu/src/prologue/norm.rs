@@ -14,7 +14,7 @@ const CHAINS: usize = 4;
 /// If `gain` is shorter than `x`.
 pub fn rms_norm(kernel: Kernel, x: &mut [f32], gain: &[f32], eps: f32) {
     let gain = &gain[..x.len()];
-    run(kernel, Normalize { x, gain, bias: None, eps, centred: false });
+    run(kernel, NormalizeInPlace { x, gain, bias: None, eps, centred: false });
 }
 
 /// `x = (x − mean(x))·gain/√(variance(x) + eps) + bias`
@@ -23,15 +23,18 @@ pub fn rms_norm(kernel: Kernel, x: &mut [f32], gain: &[f32], eps: f32) {
 /// If `gain` or `bias` is shorter than `x`.
 pub fn layer_norm(kernel: Kernel, x: &mut [f32], gain: &[f32], bias: Option<&[f32]>, eps: f32) {
     let (gain, bias) = (&gain[..x.len()], bias.map(|bias| &bias[..x.len()]));
-    run(kernel, Normalize { x, gain, bias, eps, centred: true });
+    run(kernel, NormalizeInPlace { x, gain, bias, eps, centred: true });
 }
 
-struct Normalize<'a> {
-    x: &'a mut [f32],
-    gain: &'a [f32],
-    bias: Option<&'a [f32]>,
-    eps: f32,
-    centred: bool,
+/// A row normalised into `out`, all as long as `x`.
+pub(crate) struct Normalize<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) gain: &'a [f32],
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) eps: f32,
+    /// Whether the mean is subtracted.
+    pub(crate) centred: bool,
+    pub(crate) out: &'a mut [f32],
 }
 
 impl Vectorized for Normalize<'_> {
@@ -39,29 +42,83 @@ impl Vectorized for Normalize<'_> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
+        let Self { x, gain, bias, eps, centred, out } = self;
+        let moments = Moments::new(simd, x, eps, centred);
+        let (vectors, rest) = x.as_chunks::<LANES>();
+        let (targets, last) = out.as_chunks_mut::<LANES>();
+        for (i, ((x, gain), to)) in vectors.iter().zip(gain.as_chunks::<LANES>().0).zip(targets).enumerate() {
+            let value = moments.normalized(simd, x, gain);
+            match bias {
+                Some(bias) => simd.store(simd.add(value, simd.load(&bias.as_chunks().0[i])), to),
+                None => simd.store(value, to),
+            }
+        }
+        moments.last(simd, rest, gain, bias, last);
+    }
+}
+
+/// The same in place.
+struct NormalizeInPlace<'a> {
+    x: &'a mut [f32],
+    gain: &'a [f32],
+    bias: Option<&'a [f32]>,
+    eps: f32,
+    centred: bool,
+}
+
+impl Vectorized for NormalizeInPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
         let Self { x, gain, bias, eps, centred } = self;
-        let count = convert::real(x.len());
-        let mean = if centred { sum(simd, x) / count } else { 0.0 };
-        let variance = squares(simd, x, mean) / count;
-        let inverse = simd.splat(1.0 / (variance + eps).sqrt());
-        let shift = simd.splat(-mean);
+        let moments = Moments::new(simd, x, eps, centred);
         let (vectors, rest) = x.as_chunks_mut::<LANES>();
-        let (gains, last_gain) = gain.as_chunks::<LANES>();
-        for (i, (x, gain)) in vectors.iter_mut().zip(gains).enumerate() {
-            let value = simd.multiply(simd.multiply(simd.add(simd.load(x), shift), inverse), simd.load(gain));
+        for (i, (x, gain)) in vectors.iter_mut().zip(gain.as_chunks::<LANES>().0).enumerate() {
+            let value = moments.normalized(simd, x, gain);
             match bias {
                 Some(bias) => simd.store(simd.add(value, simd.load(&bias.as_chunks().0[i])), x),
                 None => simd.store(value, x),
             }
         }
-        if !rest.is_empty() {
-            let values = simd.add(simd.load(&padded(rest, 0.0)), shift);
-            let value = simd.multiply(simd.multiply(values, inverse), simd.load(&padded(last_gain, 0.0)));
-            let last_bias = bias.map_or([0.0; LANES], |bias| padded(bias.as_chunks::<LANES>().1, 0.0));
-            let mut lanes = [0.0; LANES];
-            simd.store(simd.add(value, simd.load(&last_bias)), &mut lanes);
-            rest.copy_from_slice(&lanes[..rest.len()]);
+        let before = padded(rest, 0.0);
+        moments.last(simd, &before[..rest.len()], gain, bias, rest);
+    }
+}
+
+/// `−mean` and `1/√(variance + eps)` of a row.
+struct Moments<I: Instructions> {
+    shift: I::Floats,
+    inverse: I::Floats,
+}
+
+impl<I: Instructions> Moments<I> {
+    #[inline(always)]
+    fn new(simd: I, x: &[f32], eps: f32, centred: bool) -> Self {
+        let count = convert::real(x.len());
+        let mean = if centred { sum(simd, x) / count } else { 0.0 };
+        let variance = squares(simd, x, mean) / count;
+        Self { shift: simd.splat(-mean), inverse: simd.splat(1.0 / (variance + eps).sqrt()) }
+    }
+
+    #[inline(always)]
+    fn normalized(&self, simd: I, x: &[f32; LANES], gain: &[f32; LANES]) -> I::Floats {
+        let centred = simd.add(simd.load(x), self.shift);
+        simd.multiply(simd.multiply(centred, self.inverse), simd.load(gain))
+    }
+
+    /// The values behind the last whole vector of a row; gain and bias are those of the whole row.
+    #[inline(always)]
+    fn last(&self, simd: I, x: &[f32], gain: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+        if x.is_empty() {
+            return;
         }
+        let rest = |values: &[f32]| padded(values.as_chunks::<LANES>().1, 0.0);
+        let value = self.normalized(simd, &padded(x, 0.0), &rest(gain));
+        let bias = bias.map_or([0.0; LANES], rest);
+        let mut lanes = [0.0; LANES];
+        simd.store(simd.add(value, simd.load(&bias)), &mut lanes);
+        out.copy_from_slice(&lanes[..out.len()]);
     }
 }
 

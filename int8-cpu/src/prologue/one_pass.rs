@@ -1,137 +1,108 @@
-//! Rows of 16-bit floats quantised in one pass over x, in the usual setting: absmax of a row without whole columns of outliers,
-//! where a column is one if any of its values reaches a threshold.
+//! Rows quantised in one pass in the usual setting: absmax of a row without the outlier columns, where a column is one if any
+//! of its values reaches a threshold.
 //!
-//! Which columns those are is known when all rows have been read. The first rows are looked at beforehand: features with outliers
-//! have them in many rows (Dettmers et al. 2022, section 4). All rows are then quantised as if there were no other columns. Only
-//! where others turn up, or NaN, are rows corrected: the codes in all these columns are set to zero, and a row whose scale was a
-//! value in one of them is quantised again. With many columns x is quantised in two passes.
+//! The outlier columns are known only after the last row. They are guessed from the first rows: features with outliers have
+//! them in many rows (Dettmers et al. 2022, section 4). Each row is then quantised by what is below the threshold outside the
+//! guessed columns. Only if other columns turn up, or a NaN, rows are corrected: the codes of all these columns become those
+//! of 0, and a row whose scale was a value of one of them is computed and quantised again. With many outlier columns, x is
+//! quantised in two passes.
+//!
+//! The key of a value is `(bits & 0x7FFF_FFFF) − threshold_bits (mod 2³²)`; ascending: outliers, NaN, below the threshold. The
+//! least key of a row or column finds outliers, the largest of a row is its absmax below the threshold.
 
-use std::borrow::Cow;
-use std::marker::PhantomData;
 use std::ops::Range as Span;
 
-use half::{bf16, f16};
-use int8_core::{FloatType, OutlierRule};
+use int8_core::Encoding;
 use rayon::prelude::*;
 
-use super::encode::scratch_length;
-use super::float16::{self, Float16, ROWS_AHEAD, SpecialColumns};
+use super::encode::{self, BLOCK, Keep, scratch_length};
 use super::outliers::Outliers;
-use super::quantizer::{Input, Quantizer, parts};
+use super::parameters::{Parameters, Range};
+use super::quantizer::{Encoded, Quantizer, Workspace, parts, refill};
+use super::rows::RowScratch;
 use super::terms::RowTerms;
-use crate::buffer::Buffer;
 use crate::convert;
 use crate::layout::row_stride;
-use crate::matrix::Source;
 use crate::simd::{Instructions, Vectorize, Vectorized};
 
-/// One column in so many may have outliers: with more, all rows are quantised again, which takes no longer than setting single
-/// codes to zero.
+/// One column in so many may hold outliers: with more, correcting single codes takes as long as quantising again.
 const COLUMNS_FOR_OUTLIERS: usize = 32;
 
 /// Elements of x below which rows are corrected by the calling thread: at most some 10 µs, if all are quantised again.
 const SERIAL_CORRECTION: usize = 1 << 17;
 
-/// Rows that are looked at before their codes are written.
-const ROWS_AT_ONCE: usize = 4;
+/// Rows that columns are guessed from: the first ones, which the calling thread quantises next.
+pub(super) const SAMPLES: usize = 4;
 
-/// Rows that are looked at before all. They are the first ones, which the calling thread quantises next: others would be fetched
-/// twice.
-const SAMPLES: usize = 4;
+/// All bits but the sign.
+const MAGNITUDE: u32 = 0x7FFF_FFFF;
+
+/// The bits of +∞; those of NaNs are larger.
+const INFINITY: u32 = 0x7F80_0000;
 
 impl<K: Vectorize> Quantizer<'_, K> {
-    /// Quantises `x`, reusing the memory of `codes`.
-    pub(crate) fn run(&self, mut codes: Buffer) -> Input {
-        // A tile may read whole steps of rows beyond the last one.
-        codes.reserve((self.x.rows + K::MR_STEP) * row_stride(self.x.columns));
-        match (self.one_pass_threshold(), self.x.float_type()) {
-            (Some(threshold), FloatType::F16) => self.in_one_pass::<f16>(codes, threshold),
-            (Some(threshold), FloatType::Bf16) => self.in_one_pass::<bf16>(codes, threshold),
-            _ => self.in_two_passes(codes, self.outlier_columns()),
+    /// Quantises the rows, each read once unless columns were guessed wrong.
+    pub(crate) fn in_one_pass(&self, workspace: Workspace, threshold: f32) -> Encoded {
+        let Workspace { mut codes, mut terms, groups, mut dense } = workspace;
+        let again = |codes, terms, dense| {
+            self.in_two_passes(Workspace { codes, terms, groups, dense }, self.outlier_columns())
+        };
+        let (rows, inner) = (self.rows.len(), self.rows.inner);
+        // Positive: rules are validated.
+        let (stride, least) = (row_stride(inner), threshold.to_bits());
+        let mut keys = vec![u32::MAX; inner];
+        let samples = 0..SAMPLES.min(rows);
+        self.kernel.vectorize(Sample { quantizer: self, rows: samples, least, keys: &mut keys });
+        let mut columns = SpecialColumns::new(least, &keys).outliers;
+        if too_many(&columns, inner) {
+            return again(codes, terms, dense);
         }
-    }
-
-    /// The threshold, where rows can be quantised in one pass.
-    pub(crate) fn one_pass_threshold(&self) -> Option<f32> {
-        match self.config.rule {
-            OutlierRule::Absolute(threshold) if self.without_widening() && !self.sums => Some(threshold),
-            _ => None,
-        }
-    }
-
-    /// As [`run`](Self::run), for x of elements T.
-    pub(crate) fn in_one_pass<T: Float16>(&self, mut codes: Buffer, threshold: f32) -> Input {
-        let (rows, inner) = (self.x.rows, self.x.columns);
-        let (stride, least) = (row_stride(inner), float16::least_reaching::<T>(threshold));
-        let (mut excesses, samples) = (vec![u16::MAX; inner], 0..SAMPLES.min(rows));
-        let (x, _elements) = (self.x, PhantomData::<T>);
-        self.tile.vectorize(Sample { x, rows: samples, least, excesses: &mut excesses, _elements });
-        let expected = SpecialColumns::new::<T>(least, &excesses).outliers;
-        if too_many(&expected, inner) {
-            return self.in_two_passes(codes, self.outlier_columns());
-        }
-        let (mut terms, mut below) = (vec![RowTerms::default(); rows], vec![0; rows]);
-        let mut dense = vec![0.0_f32; rows * expected.len()];
+        refill(&mut terms, rows);
+        refill(&mut dense, rows * columns.len());
+        let mut below = vec![0; rows];
         let all_codes = &mut codes.codes_mut()[..rows * stride];
         let all = Part { codes: all_codes, terms: &mut terms, below: &mut below, dense: &mut dense };
-        let unexpected = self.guess::<T>(least, &expected, all);
-        let mut columns = expected;
-        if let Some(unexpected) = unexpected {
-            let found = SpecialColumns::new::<T>(least, &lesser(excesses, unexpected));
+        let expected = columns.as_slice();
+        let unexpected = self.in_tasks(self.serial(), expected.len(), all, |rows, part| {
+            self.kernel.vectorize(Guess { quantizer: self, rows, least, expected, part })
+        });
+        if let Some(unexpected) = unexpected.into_iter().flatten().reduce(lesser) {
+            let found = SpecialColumns::new(least, &lesser(keys, unexpected));
             if too_many(&found.outliers, inner) {
-                // Not these: a task that meets too many does not go on.
-                return self.in_two_passes(codes, self.outlier_columns());
+                // Not all of them are known: a task that meets too many stops.
+                return again(codes, terms, dense);
             }
-            dense = vec![0.0; rows * found.outliers.len()];
+            refill(&mut dense, rows * found.outliers.len());
             let all_codes = &mut codes.codes_mut()[..rows * stride];
             let all = Part { codes: all_codes, terms: &mut terms, below: &mut below, dense: &mut dense };
-            self.correct::<T>(&found, all);
+            let serial = self.serial() || rows * inner < SERIAL_CORRECTION;
+            self.in_tasks(serial, found.outliers.len(), all, |rows, part| {
+                self.kernel.vectorize(Correct { quantizer: self, rows, found: &found, part });
+            });
             columns = found.outliers;
         }
         let outliers = match dense.len() {
             0 => Outliers::None,
             count => Outliers::Dense { values: dense, count },
         };
-        Input { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers }
+        Encoded { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers }
     }
 
-    /// Quantises all rows by what is below the threshold and not in the columns that are expected, whose values go to `dense`.
-    /// Returns the excesses of rows with other outliers, or NaN; where that are too many columns, not all rows have been quantised.
-    fn guess<T: Float16>(&self, least: u16, expected: &[usize], all: Part<'_>) -> Option<Vec<u16>> {
-        let mask = float16::mask(self.x.columns, expected);
-        let mask = mask.as_slice();
-        let excesses = self.in_tasks(self.serial(), expected.len(), all, |rows, part| {
-            let (quantizer, _elements) = (self, PhantomData::<T>);
-            self.tile.vectorize(Guess { quantizer, rows, least, expected, mask, part, _elements })
-        });
-        excesses.into_iter().flatten().reduce(lesser)
-    }
-
-    /// Takes these columns out of rows that were quantised without knowing all of them; their values go to `dense`.
-    fn correct<T: Float16>(&self, found: &SpecialColumns, all: Part<'_>) {
-        let mask = float16::mask(self.x.columns, &found.outliers);
-        let mask = mask.as_slice();
-        let serial = self.serial() || self.x.rows * self.x.columns < SERIAL_CORRECTION;
-        self.in_tasks(serial, found.outliers.len(), all, |rows, part| {
-            let (quantizer, _elements) = (self, PhantomData::<T>);
-            self.tile.vectorize(Correct { quantizer, rows, found, mask, part, _elements });
-        });
-    }
-
-    /// Does a job for all rows, at once or cut into tasks, in the order of the rows; `dense` has so many `columns`.
-    fn in_tasks<R: Send>(
+    /// Does a job for all rows, at once or in tasks, in the order of the rows; `dense` has so many `columns`.
+    pub(super) fn in_tasks<R: Send>(
         &self,
         serial: bool,
         columns: usize,
         all: Part<'_>,
         job: impl Fn(Span<usize>, Part<'_>) -> R + Sync,
     ) -> Vec<R> {
+        let count = self.rows.len();
         if serial {
-            return vec![job(0..self.x.rows, all)];
+            return vec![job(0..count, all)];
         }
-        let (task_rows, stride) = (self.task_rows(), row_stride(self.x.columns));
+        let (task_rows, stride) = (self.task_rows(), row_stride(self.rows.inner));
         let Part { codes, terms, below, dense } = all;
-        let dense = parts(dense, task_rows * columns, self.x.rows.div_ceil(task_rows));
+        let dense = parts(dense, task_rows * columns, count.div_ceil(task_rows));
         let rows = terms.par_chunks_mut(task_rows).zip(below.par_chunks_mut(task_rows));
         let tasks = codes.par_chunks_mut(task_rows * stride).zip(rows).zip(dense).enumerate();
         let results = tasks.map(|(task, ((codes, (terms, below)), dense))| {
@@ -142,275 +113,203 @@ impl<K: Vectorize> Quantizer<'_, K> {
     }
 }
 
-fn too_many(columns: &[usize], inner: usize) -> bool {
+pub(super) fn too_many(columns: &[usize], inner: usize) -> bool {
     columns.len() * COLUMNS_FOR_OUTLIERS > inner
 }
 
 /// The lesser of each pair of numbers.
-fn lesser(mut all: Vec<u16>, other: Vec<u16>) -> Vec<u16> {
+fn lesser(mut all: Vec<u32>, other: Vec<u32>) -> Vec<u32> {
     all.iter_mut().zip(other).for_each(|(all, other)| *all = (*all).min(other));
     all
 }
 
-/// What is known of rows, all or those of a task.
-struct Part<'a> {
-    codes: &'a mut [i8],
-    terms: &'a mut [RowTerms],
+/// The results of rows, all or those of a task.
+pub(super) struct Part<'a> {
+    pub(super) codes: &'a mut [i8],
+    pub(super) terms: &'a mut [RowTerms],
     /// The bits of their largest magnitude below the threshold.
-    below: &'a mut [u16],
-    /// f32 `[rows, columns]`, row-major: the values in columns that leave.
-    dense: &'a mut [f32],
+    pub(super) below: &'a mut [u32],
+    /// f32 `[rows, columns]`, row-major: the values of outlier columns.
+    pub(super) dense: &'a mut [f32],
 }
 
-/// Writes the least excess of each column in some rows.
-struct Sample<'a, T> {
-    x: Source<'a>,
-    rows: Span<usize>,
-    least: u16,
-    excesses: &'a mut [u16],
-    _elements: PhantomData<T>,
+/// The columns that the least keys of all columns tell.
+struct SpecialColumns {
+    /// Those with an outlier, ascending.
+    outliers: Vec<usize>,
+    /// Those with a NaN and without an outlier.
+    nan: Vec<usize>,
 }
 
-impl<T: Float16> Vectorized for Sample<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<I: Instructions>(self, _: I) {
-        float16::lower_by_rows::<T>(self.x, self.rows, self.least, self.excesses);
-    }
-}
-
-/// Quantises rows by what is below the threshold.
-struct Guess<'a, 'q, T, K> {
-    quantizer: &'a Quantizer<'q, K>,
-    rows: Span<usize>,
-    /// The bits of the least magnitude that reaches the threshold.
-    least: u16,
-    /// The columns that outliers are expected in.
-    expected: &'a [usize],
-    /// Of those columns, from [`float16::mask`].
-    mask: &'a [u16],
-    part: Part<'a>,
-    _elements: PhantomData<T>,
-}
-
-impl<T: Float16, K: Vectorize> Vectorized for Guess<'_, '_, T, K> {
-    /// The excesses of rows with outliers in other columns, or with NaN.
-    type Output = Option<Vec<u16>>;
-
-    #[inline(always)]
-    fn call<I: Instructions>(self, simd: I) -> Self::Output {
-        let Self { quantizer: Quantizer { x, .. }, rows, least, expected, mask, part, .. } = self;
-        let Part { codes, terms, below, mut dense } = part;
-        let mut mask = Cow::Borrowed(mask);
-        let (stride, length) = (row_stride(x.columns), scratch_length(x.columns));
-        rows.clone().take(ROWS_AHEAD).for_each(|row| float16::prefetch_row(T::of(x.row(row))));
-        let mut excesses = None;
-        let mut targets = codes.chunks_mut(stride).zip(terms);
-        for (first, below) in rows.clone().step_by(ROWS_AT_ONCE).zip(below.chunks_mut(ROWS_AT_ONCE)) {
-            // All before their codes: what is largest takes as long to get out of the vectors of a short row as its codes take
-            // to compute.
-            for (row, below) in (first..).zip(&mut *below) {
-                if row + ROWS_AHEAD < rows.end {
-                    float16::prefetch_row(T::of(x.row(row + ROWS_AHEAD)));
-                }
-                let row = T::of(x.row(row));
-                let look = float16::look(row, &mask, least);
-                *below = look.below;
-                if look.others {
-                    let excesses = excesses.get_or_insert_with(|| vec![u16::MAX; x.columns]);
-                    float16::lower_excesses(row, least, excesses);
-                    // From here on these columns are expected, too.
-                    let columns = SpecialColumns::new::<T>(least, excesses).outliers;
-                    if too_many(&columns, x.columns) {
-                        return Some(std::mem::take(excesses));
-                    }
-                    columns.into_iter().for_each(|column| mask.to_mut()[column] = 0);
-                }
+impl SpecialColumns {
+    fn new(least: u32, keys: &[u32]) -> Self {
+        let (outlier_limit, nan_limit) = (INFINITY - least, MAGNITUDE - least);
+        let mut columns = Self { outliers: Vec::new(), nan: Vec::new() };
+        for (i, block) in keys.chunks(BLOCK).enumerate() {
+            // Most hold none: tested in vectors.
+            if block.iter().fold(u32::MAX, |least, key| least.min(*key)) > nan_limit {
+                continue;
             }
-            let mask = (excesses.is_some() || !expected.is_empty()).then_some(&*mask);
-            for ((row, below), (codes, terms)) in (first..).zip(below).zip(&mut targets) {
-                let constants = float16::absmax::<T>(*below);
-                let row = T::of(x.row(row));
-                float16::encode::<I, T, false>(
-                    simd,
-                    row,
-                    mask,
-                    constants,
-                    K::CODE_OFFSET,
-                    &mut codes[..length],
-                );
-                *terms = RowTerms::new(constants, 0);
-                let (values, rest) = dense.split_at_mut(expected.len());
-                dense = rest;
-                float16::gather(row, expected, values);
+            for (column, key) in (i * BLOCK..).zip(block) {
+                match *key {
+                    key if key <= outlier_limit => columns.outliers.push(column),
+                    key if key <= nan_limit => columns.nan.push(column),
+                    _ => {}
+                }
             }
         }
-        excesses
+        columns
     }
 }
 
-/// Takes the columns of outliers out of rows that were quantised without knowing all of them.
-struct Correct<'a, 'q, T, K> {
-    quantizer: &'a Quantizer<'q, K>,
-    rows: Span<usize>,
-    found: &'a SpecialColumns,
-    /// Of the columns of outliers, from [`float16::mask`].
-    mask: &'a [u16],
-    part: Part<'a>,
-    _elements: PhantomData<T>,
+/// Lowers the keys of columns to those of a row where they are less.
+#[inline(always)]
+fn lower_keys(row: &[f32], least: u32, keys: &mut [u32]) {
+    for (value, key) in row.iter().zip(keys) {
+        *key = (value.to_bits() & MAGNITUDE).wrapping_sub(least).min(*key);
+    }
 }
 
-impl<T: Float16, K: Vectorize> Vectorized for Correct<'_, '_, T, K> {
+/// The bits of the largest magnitude of a row below the threshold, and whether it holds an outlier or a NaN.
+#[inline(always)]
+fn scan(blocks: &[[f32; BLOCK]], least: u32) -> (u32, bool) {
+    let (mut largest, mut smallest) = (0_u32, u32::MAX);
+    for value in blocks.as_flattened() {
+        let key = (value.to_bits() & MAGNITUDE).wrapping_sub(least);
+        largest = largest.max(key);
+        smallest = smallest.min(key);
+    }
+    let below = if largest >= least.wrapping_neg() { largest.wrapping_add(least) } else { 0 };
+    (below, smallest <= MAGNITUDE - least)
+}
+
+/// Moves the values of these columns to `values`, leaving zeros, whose code is that of a column that takes no part.
+#[inline(always)]
+fn take_columns(blocks: &mut [[f32; BLOCK]], columns: &[usize], values: &mut [f32]) {
+    let row = blocks.as_flattened_mut();
+    for (column, value) in columns.iter().zip(values) {
+        *value = std::mem::take(&mut row[*column]);
+    }
+}
+
+/// Lowers the keys of the columns to the least of some rows.
+struct Sample<'a, 'q, K> {
+    quantizer: &'a Quantizer<'q, K>,
+    rows: Span<usize>,
+    least: u32,
+    keys: &'a mut [u32],
+}
+
+impl<K: Vectorize> Vectorized for Sample<'_, '_, K> {
     type Output = ();
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer, rows, found, mask, part, .. } = self;
-        let Part { codes, terms, below, mut dense } = part;
-        let SpecialColumns { outliers: columns, nan } = found;
-        let stride = row_stride(quantizer.x.columns);
-        for (((row, codes), terms), below) in rows.zip(codes.chunks_mut(stride)).zip(terms).zip(below) {
-            let row = T::of(quantizer.x.row(row));
-            let (values, rest) = dense.split_at_mut(columns.len());
-            dense = rest;
-            // NaN is no outlier: it makes all of a row NaN, unless it is in a column of outliers.
-            let mut again = nan.iter().any(|column| float16::magnitude(row[*column]) > T::INFINITY);
-            float16::gather(row, columns, values);
-            for column in columns {
-                codes[*column] = convert::code_byte(0, K::CODE_OFFSET);
-                again |= float16::magnitude(row[*column]) == *below;
-            }
-            if again {
-                let codes = &mut codes[..scratch_length(row.len())];
-                let (constants, _) = float16::quantize::<I, T, false>(simd, row, mask, K::CODE_OFFSET, codes);
-                *terms = RowTerms::new(constants, 0);
-            }
+        let Self { quantizer, rows, least, keys } = self;
+        let mut scratch = RowScratch::default();
+        for row in rows {
+            let blocks = quantizer.rows.blocks(simd, quantizer.kernel, row, &mut scratch);
+            lower_keys(&blocks.as_flattened()[..keys.len()], least, keys);
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use int8_core::corpus::Random;
-    use int8_core::{Config, Scheme};
-    use ndarray::{Array2, ArrayView2};
+/// Quantises rows by what is below the threshold.
+struct Guess<'a, 'q, K> {
+    quantizer: &'a Quantizer<'q, K>,
+    rows: Span<usize>,
+    /// The bits of the threshold.
+    least: u32,
+    /// The columns that outliers are expected in.
+    expected: &'a [usize],
+    part: Part<'a>,
+}
 
-    use super::*;
-    use crate::kernel::Kernel;
-    use crate::prologue::quantizer::InputGroups;
-    use crate::simd::Dispatch;
+impl<K: Vectorize> Vectorized for Guess<'_, '_, K> {
+    /// The keys of rows with outliers in other columns, or with NaN; `None` if there are no such rows.
+    type Output = Option<Vec<u32>>;
 
-    /// x quantised in one pass and in two.
-    struct BothWays<'a, T> {
-        x: ArrayView2<'a, T>,
-        config: Config,
-        threshold: f32,
-    }
-
-    type Quantised = (Vec<usize>, Vec<u32>, Vec<Vec<i8>>, Vec<u32>);
-
-    fn parts_of(input: &Input, rows: usize, inner: usize) -> Quantised {
-        let values = match &input.outliers {
-            Outliers::Dense { values, .. } => values.iter().map(|value| value.to_bits()).collect(),
-            Outliers::None => Vec::new(),
-            Outliers::Sparse(_) => panic!("whole columns"),
-        };
-        let row = |row| input.codes.codes()[row * input.stride..][..scratch_length(inner)].to_vec();
-        let steps = input.terms.iter().map(|terms| terms.step.to_bits()).collect();
-        (input.columns.clone(), steps, (0..rows).map(row).collect(), values)
-    }
-
-    impl<T: Float16> Dispatch for BothWays<'_, T> {
-        type Output = [Quantised; 2];
-
-        fn run<K: Vectorize>(self, tile: K) -> Self::Output {
-            let (rows, inner) = self.x.dim();
-            let x = Source::new(self.x, "x").expect("rows");
-            let groups = InputGroups::None;
-            let quantizer = Quantizer { x, config: &self.config, groups, sums: false, tile };
-            assert_eq!(quantizer.one_pass_threshold(), Some(self.threshold));
-            let codes = || Buffer::zeroed((rows + K::MR_STEP) * row_stride(inner));
-            let once = quantizer.in_one_pass::<T>(codes(), self.threshold);
-            let twice = quantizer.in_two_passes(codes(), quantizer.outlier_columns());
-            [parts_of(&once, rows, inner), parts_of(&twice, rows, inner)]
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) -> Self::Output {
+        let Self { quantizer, rows, least, expected, part } = self;
+        let Part { codes, terms, below, mut dense } = part;
+        let inner = quantizer.rows.inner;
+        let (stride, length) = (row_stride(inner), scratch_length(inner));
+        let mut scratch = RowScratch::default();
+        let (mut keys, mut unexpected, mut unused) = (None, Vec::new(), Vec::new());
+        let targets = codes.chunks_mut(stride).zip(terms).zip(below);
+        for (row, ((codes, terms), below)) in rows.zip(targets) {
+            let blocks = quantizer.rows.materialize(quantizer.kernel, row, &mut scratch);
+            let (values, rest) = dense.split_at_mut(expected.len());
+            dense = rest;
+            take_columns(blocks, expected, values);
+            take_columns(blocks, &unexpected, &mut unused);
+            let special;
+            (*below, special) = scan(blocks, least);
+            if special {
+                let keys = keys.get_or_insert_with(|| vec![u32::MAX; inner]);
+                lower_keys(&blocks.as_flattened()[..inner], least, keys);
+                // From here on these columns are expected, too.
+                unexpected = SpecialColumns::new(least, keys).outliers;
+                if too_many(&unexpected, inner) {
+                    return Some(std::mem::take(keys));
+                }
+                unused.resize(unexpected.len(), 0.0);
+            }
+            let parameters = absmax(*below);
+            encode::encode_in_range(simd, blocks, parameters, K::CODE_OFFSET, &mut codes[..length]);
+            *terms = RowTerms::new(parameters, 0);
         }
+        keys
     }
+}
 
-    fn both_ways<T: Float16>() {
-        let mut random = Random::new(31);
-        let special = [f32::NAN, f32::INFINITY, -65_504.0, 1e-40, 0.0, -6.0, 5.97].map(T::from_f32);
-        // The last is corrected by several threads.
-        let shapes = [(1, 1), (1, 70), (3, 64), (5, 200), (7, 95), (9, 320), (300, 130), (440, 300)];
-        // 8, 9 and 10 meet every special value: as many rounds as there are, no multiple of three.
-        let shapes = if cfg!(miri) { &shapes[..4] } else { &shapes };
-        for &(rows, inner) in shapes {
-            let cases = (0..8).chain(special.iter().flat_map(|_| 8..11)).chain(11..14).enumerate();
-            for (number, case) in cases {
-                let special = special[number % special.len()];
-                let threshold = match case {
-                    7 => 0.01,
-                    11 => f32::INFINITY,
-                    _ => 6.0,
-                };
-                let mut x = Array2::from_shape_simple_fn((rows, inner), || T::from_f32(random.normal()));
-                let column = inner / 3;
-                match case {
-                    // A column of outliers, but in the last row, which has one in another; one with little else.
-                    1 => {
-                        x.column_mut(column).fill(T::from_f32(-9.5));
-                        x[[rows - 1, column]] = T::from_f32(0.5);
-                        x[[rows - 1, inner - 1]] = T::from_f32(7.5);
-                    }
-                    2 => x.column_mut(column).fill(T::from_f32(-9.5)),
-                    3 => {
-                        x.column_mut(column).fill(T::from_f32(5.5));
-                        x[[rows / 2, column]] = T::from_f32(7.0);
-                    }
-                    // The same magnitude in a column that stays.
-                    4 => {
-                        x.column_mut(column).fill(T::from_f32(-5.5));
-                        x.column_mut(inner - 1).fill(T::from_f32(5.5));
-                        x[[rows - 1, column]] = T::from_f32(7.0);
-                    }
-                    // Special values, in a column of outliers and in others.
-                    8 => x[[rows / 2, column]] = special,
-                    9 => {
-                        x.column_mut(column).fill(T::from_f32(-9.5));
-                        x[[rows - 1, column]] = special;
-                    }
-                    10 => {
-                        x.column_mut(column).fill(T::from_f32(-9.5));
-                        x[[0, inner - 1]] = special;
-                    }
-                    // Rows of zeros, and of nothing but outliers.
-                    5 => x.row_mut(rows / 2).fill(T::from_f32(0.0)),
-                    6 => x.row_mut(rows / 2).fill(T::from_f32(100.0)),
-                    // Each row has an outlier in another column.
-                    13 => (0..rows).for_each(|row| x[[row, row % inner]] = T::from_f32(9.0)),
-                    // A NaN and an outlier in the same column.
-                    12 => {
-                        x[[0, column]] = T::from_f32(f32::NAN);
-                        x[[rows - 1, column]] = T::from_f32(7.0);
-                    }
-                    _ => {}
-                }
-                if case == 2 {
-                    x.mapv_inplace(|value| if value.to_f32().abs() < 3.0 { T::from_f32(0.0) } else { value });
-                }
-                let config =
-                    Config { rule: OutlierRule::Absolute(threshold), ..Scheme::LlmInt8Absmax.config() };
-                for kernel in Kernel::available() {
-                    let [once, twice] = kernel.dispatch(BothWays { x: x.view(), config, threshold });
-                    assert_eq!(once, twice, "{kernel}, {rows}x{inner}, case {case}: {x:?}");
-                }
+/// The parameters of values whose largest magnitude has these bits.
+#[inline(always)]
+fn absmax(largest: u32) -> Parameters {
+    Parameters::new(Range::up_to(f32::from_bits(largest)), Encoding::Absmax)
+}
+
+/// Takes outlier columns out of rows that were quantised without knowing all of them.
+struct Correct<'a, 'q, K> {
+    quantizer: &'a Quantizer<'q, K>,
+    rows: Span<usize>,
+    found: &'a SpecialColumns,
+    part: Part<'a>,
+}
+
+impl<K: Vectorize> Vectorized for Correct<'_, '_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        let Self { quantizer, rows, found, part } = self;
+        let Part { codes, terms, below, mut dense } = part;
+        let SpecialColumns { outliers: columns, nan } = found;
+        let inner = quantizer.rows.inner;
+        let (stride, length) = (row_stride(inner), scratch_length(inner));
+        let mut scratch = RowScratch::default();
+        for (row, ((codes, terms), below)) in rows.zip(codes.chunks_mut(stride).zip(terms).zip(below)) {
+            let blocks = quantizer.rows.materialize(quantizer.kernel, row, &mut scratch);
+            let (values, rest) = dense.split_at_mut(columns.len());
+            dense = rest;
+            // A NaN is no outlier: it makes its whole row NaN, unless its column holds outliers.
+            let row = blocks.as_flattened();
+            let mut again = nan.iter().any(|column| row[*column].is_nan());
+            take_columns(blocks, columns, values);
+            for (column, value) in columns.iter().zip(values) {
+                codes[*column] = convert::code_byte(0, K::CODE_OFFSET);
+                again |= value.to_bits() & MAGNITUDE == *below;
+            }
+            if again {
+                let parameters = Parameters::new(
+                    encode::range(simd, blocks, Keep::All, Encoding::Absmax),
+                    Encoding::Absmax,
+                );
+                let codes = &mut codes[..length];
+                encode::encode(simd, blocks, inner, Keep::All, parameters, K::CODE_OFFSET, codes);
+                *terms = RowTerms::new(parameters, 0);
             }
         }
-    }
-
-    #[test]
-    fn one_pass_gives_what_two_give() {
-        both_ways::<f16>();
-        both_ways::<bf16>();
     }
 }

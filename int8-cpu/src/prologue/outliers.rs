@@ -9,8 +9,10 @@ use crate::simd::{Instructions, LANES};
 const DENSE_SHARE: usize = 2;
 
 /// Which values of `x` left the int8 product.
+#[derive(Default)]
 pub(crate) enum Outliers {
     /// None.
+    #[default]
     None,
     /// `f32 [M, O]`, row-major: whole columns, or values that fill at least half of their columns. The zeros between
     /// those add exactly nothing, so a row's result is the same either way. `count` values left the int8 product.

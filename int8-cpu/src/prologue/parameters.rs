@@ -85,10 +85,10 @@ impl Parameters {
     /// Absmax as bitsandbytes computes it on a CPU: `127/s` in PyTorch is `(1/s)·127`, rounded twice. A code differs from the
     /// reference's by one where `x·127/s` lies within that rounding of a half, once in some ten thousand.
     pub(crate) fn bitsandbytes(range: Range) -> Self {
-        let constants = Self::new(range, Encoding::Absmax);
-        if constants.inverse == 0.0 {
-            return constants;
+        let parameters = Self::new(range, Encoding::Absmax);
+        if parameters.inverse == 0.0 {
+            return parameters;
         }
-        Self { inverse: (1.0 / constants.scale) * 127.0, ..constants }
+        Self { inverse: (1.0 / parameters.scale) * 127.0, ..parameters }
     }
 }

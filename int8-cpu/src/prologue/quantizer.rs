@@ -1,4 +1,4 @@
-//! The input of a layer, quantised straight into the rows that the tiles read, with its outliers taken out.
+//! Quantisation of all rows of an input, in two passes where outlier columns must be known first, in one where they need not.
 
 use std::ops::Range as Span;
 
@@ -13,31 +13,41 @@ use super::encode::{self, BLOCK, Keep, scratch_length};
 use super::float16::{self, Float16};
 use super::outliers::{Outliers, flag_outliers, list_outliers, union};
 use super::parameters::{Parameters, Range};
+use super::rows::{Prologue, RowScratch, Rows};
 use super::statistics::relative_threshold;
 use super::terms::{GroupTerms, RowTerms};
 use crate::buffer::{Buffer, LINE};
 use crate::layout::{padded_groups, row_stride};
-use crate::matrix::Source;
 use crate::simd::{Instructions, Vectorize, Vectorized};
 
-/// Elements of `x` below which preparing it is left to the calling thread: some 10 µs of work, about what waking a
-/// sleeping thread costs.
-const SERIAL_ELEMENTS: usize = 1 << 15;
+/// Elements of `x` below which quantisation stays on the calling thread: some 10 µs of work, about what waking a parked
+/// thread costs.
+pub(crate) const SERIAL_ELEMENTS: usize = 1 << 15;
 
-/// The same for finding the columns of outliers among 16-bit values, whose bits are compared: with AVX-512 up to 4 µs.
+/// The same for finding outlier columns among 16-bit values, whose bits are compared: with AVX-512 up to 4 µs.
 const SERIAL_ELEMENTS_16: usize = 1 << 18;
 
 /// Tasks of each thread: with more, some hundred nanoseconds for each add up.
 const TASKS_PER_THREAD: usize = 2;
 
-/// A quantised input.
-pub(crate) struct Input {
+/// Buffers that one quantisation leaves to the next: fresh ones would cost page faults.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    pub(crate) codes: Buffer,
+    pub(crate) terms: Vec<RowTerms>,
+    pub(crate) groups: Vec<GroupTerms>,
+    pub(crate) dense: Vec<f32>,
+}
+
+/// The rows of `x` as codes, with their outliers apart.
+#[derive(Default)]
+pub(crate) struct Encoded {
     /// `i8 [M, stride]`, with the kernel's offset added. Beyond K each row holds arbitrary bytes up to padded K: they
     /// meet the zero codes of the weight's padding.
     pub(crate) codes: Buffer,
     pub(crate) stride: usize,
     pub(crate) terms: Vec<RowTerms>,
-    /// `[M, group_count]`: where constants are those of groups, they are here and `terms` are zero.
+    /// `[M, group_count]`: quantization parameters of groups, if they are needed; `terms` are zero then.
     pub(crate) groups: Vec<GroupTerms>,
     pub(crate) group_count: usize,
     /// Outlier columns, ascending.
@@ -45,22 +55,24 @@ pub(crate) struct Input {
     pub(crate) outliers: Outliers,
 }
 
-/// Whether the product needs constants for groups of K.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Which quantization parameters the product needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum InputGroups {
+    /// Those of rows.
     None,
+    /// Those of groups of K.
     Plain,
-    /// With [`GroupTerms::rest`], which zero points of the weight are multiplied with.
+    /// With [`GroupTerms::rest`], the factor of the weight's zero points.
     WithRests,
 }
 
-impl Input {
+impl Encoded {
     /// The terms of the groups of these rows; nothing where there are none.
     pub(crate) fn group_terms(&self, rows: Span<usize>) -> &[GroupTerms] {
         &self.groups[rows.start * self.group_count..rows.end * self.group_count]
     }
 
-    /// How many values left the int8 product.
+    /// Number of outlier values.
     pub(crate) fn outlier_values(&self) -> usize {
         match &self.outliers {
             Outliers::None => 0,
@@ -68,104 +80,121 @@ impl Input {
             Outliers::Sparse(rows) => rows.iter().map(Vec::len).sum(),
         }
     }
+
+    /// Its buffers, for the next quantisation.
+    pub(crate) fn into_workspace(self) -> Workspace {
+        let Self { codes, terms, groups, outliers, .. } = self;
+        let dense = if let Outliers::Dense { values, .. } = outliers { values } else { Vec::new() };
+        Workspace { codes, terms, groups, dense }
+    }
 }
 
-/// Scratch of one thread: a row widened to f32, and magnitudes for a median.
+/// Scratch of one thread: a row in f32, and magnitudes for a median.
 #[derive(Default)]
 struct Scratch {
-    row: Vec<f32>,
+    row: RowScratch,
     magnitudes: Vec<u32>,
 }
 
 /// One call's quantisation.
 pub(crate) struct Quantizer<'a, K> {
-    pub(crate) x: Source<'a>,
+    pub(crate) rows: Rows<'a>,
     pub(crate) config: &'a Config,
     pub(crate) groups: InputGroups,
-    /// Whether [`RowTerms::sum`] is wanted, which zero points of the weight are multiplied with.
+    /// Whether [`RowTerms::sum`] is needed, the factor of the weight's zero points.
     pub(crate) sums: bool,
-    pub(crate) tile: K,
+    pub(crate) kernel: K,
 }
 
 impl<K: Vectorize> Quantizer<'_, K> {
-    /// Quantises `x`, reusing the memory of `codes`, with these outlier columns.
-    pub(crate) fn in_two_passes(&self, mut codes: Buffer, columns: Vec<usize>) -> Input {
-        let (rows, inner) = (self.x.rows, self.x.columns);
+    /// Quantises the rows, each read once, or twice where outlier columns must be found first.
+    pub(crate) fn in_two_passes(&self, workspace: Workspace, columns: Vec<usize>) -> Encoded {
+        let Workspace { mut codes, mut terms, mut groups, mut dense } = workspace;
+        let (rows, inner) = (self.rows.len(), self.rows.inner);
         let stride = row_stride(inner);
         let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
         columns.iter().for_each(|column| mask[*column] = 0);
-        let unwidened = self.x.float_type() != FloatType::F32 && self.without_widening();
-        let mask16 = if unwidened { float16::mask(inner, &columns) } else { Vec::new() };
+        let mask16 = if self.is_16_bit() && self.without_widening() {
+            float16::mask(inner, &columns)
+        } else {
+            Vec::new()
+        };
 
-        let constants = self.tensor_constants(&mask);
-        let mut results: Vec<RowResult> = Vec::new();
-        results.resize_with(rows, RowResult::default);
-        let mut dense = vec![0.0_f32; rows * columns.len()];
+        let parameters = self.tensor_parameters(&mask);
         let group_count = if self.groups == InputGroups::None { 0 } else { padded_groups(inner) };
-        let mut groups = vec![GroupTerms::default(); rows * group_count];
+        refill(&mut terms, rows);
+        refill(&mut groups, rows * group_count);
+        refill(&mut dense, rows * columns.len());
+        let mut lists = vec![Vec::new(); if self.by_value() { rows } else { 0 }];
         let task_codes = &mut codes.codes_mut()[..rows * stride];
         let job = |span: Span<usize>, scratch: &mut Scratch, part: Part<'_>| {
-            self.tile.vectorize(EncodeRows {
+            self.kernel.vectorize(EncodeRows {
                 quantizer: self,
                 span,
                 scratch,
                 mask: &mask,
                 mask16: &mask16,
                 columns: &columns,
-                constants,
+                parameters,
                 part,
             });
         };
+        let all = Part {
+            codes: task_codes,
+            terms: &mut terms,
+            lists: &mut lists,
+            groups: &mut groups,
+            dense: &mut dense,
+        };
         if self.serial() {
-            job(
-                0..rows,
-                &mut Scratch::default(),
-                Part { codes: task_codes, results: &mut results, groups: &mut groups, dense: &mut dense },
-            );
+            job(0..rows, &mut Scratch::default(), all);
         } else {
             let task_rows = self.task_rows();
             let tasks = rows.div_ceil(task_rows);
-            let dense_parts = parts(&mut dense, task_rows * columns.len(), tasks);
-            let group_parts = parts(&mut groups, task_rows * group_count, tasks);
-            let tasks = task_codes.par_chunks_mut(task_rows * stride).zip(results.par_chunks_mut(task_rows));
-            tasks.zip(dense_parts).zip(group_parts).enumerate().for_each_init(
+            let dense_parts = parts(all.dense, task_rows * columns.len(), tasks);
+            let group_parts = parts(all.groups, task_rows * group_count, tasks);
+            let list_parts = parts(all.lists, if self.by_value() { task_rows } else { 0 }, tasks);
+            let tasks = all.codes.par_chunks_mut(task_rows * stride).zip(all.terms.par_chunks_mut(task_rows));
+            tasks.zip(dense_parts).zip(group_parts).zip(list_parts).enumerate().for_each_init(
                 Scratch::default,
-                |scratch, (task, (((codes, results), dense), groups))| {
+                |scratch, (task, ((((codes, terms), dense), groups), lists))| {
                     let first = task * task_rows;
-                    job(first..first + results.len(), scratch, Part { codes, results, groups, dense });
+                    job(first..first + terms.len(), scratch, Part { codes, terms, lists, groups, dense });
                 },
             );
         }
-        let terms = results.iter().map(|row| row.terms).collect();
         if !columns.is_empty() {
-            return Input {
-                codes,
-                stride,
-                terms,
-                groups,
-                group_count,
-                columns,
-                outliers: Outliers::Dense { count: dense.len(), values: dense },
-            };
+            let outliers = Outliers::Dense { count: dense.len(), values: dense };
+            return Encoded { codes, stride, terms, groups, group_count, columns, outliers };
         }
-        let lists: Vec<_> = results.into_iter().map(|row| row.outliers).collect();
         let (columns, outliers) = union(inner, lists);
-        Input { codes, stride, terms, groups, group_count, columns, outliers }
+        Encoded { codes, stride, terms, groups, group_count, columns, outliers }
     }
 
-    /// Rows that one task prepares.
+    /// Makes room for the codes of all rows.
+    pub(crate) fn reserve(&self, codes: &mut Buffer) {
+        // A tile may read beyond the last row, up to a multiple of MR_STEP.
+        codes.reserve((self.rows.len() + K::MR_STEP) * row_stride(self.rows.inner));
+    }
+
+    /// Rows of one task.
     pub(crate) fn task_rows(&self) -> usize {
         let tasks = if self.serial() { 1 } else { TASKS_PER_THREAD * rayon::current_num_threads() };
-        self.x.rows.div_ceil(tasks).max(1)
+        self.rows.len().div_ceil(tasks).max(1)
     }
 
     pub(crate) fn serial(&self) -> bool {
-        // With one thread in the pool, handing it the work would only mean waiting for it to wake up.
-        self.x.rows * self.x.columns < SERIAL_ELEMENTS || rayon::current_num_threads() == 1
+        // A pool of one thread would only add the wait for that thread to wake up.
+        self.rows.len() * self.rows.inner < SERIAL_ELEMENTS || rayon::current_num_threads() == 1
     }
 
-    /// Whether rows of 16-bit floats can be quantised as they are: an absmax scale for each, and whole columns that take no
-    /// part, or none.
+    /// Whether the rows are 16-bit floats as they are quantised.
+    pub(crate) fn is_16_bit(&self) -> bool {
+        self.rows.x.float_type() != FloatType::F32 && matches!(self.rows.prologue, Prologue::None)
+    }
+
+    /// Whether rows of 16-bit floats can be quantised without being widened: an absmax scale for each row, and whole outlier
+    /// columns or none.
     pub(crate) fn without_widening(&self) -> bool {
         let config = self.config;
         let by_column = config.outlier_granularity == OutlierGranularity::Column;
@@ -176,18 +205,27 @@ impl<K: Vectorize> Quantizer<'_, K> {
             && !self.by_threshold()
     }
 
-    /// The columns that leave as a whole.
+    /// Whether single values are outliers, not whole columns.
+    pub(crate) fn by_value(&self) -> bool {
+        self.config.outlier_granularity == OutlierGranularity::Value && self.config.rule != OutlierRule::None
+    }
+
+    /// Whether each row can be quantised without knowing the others: no outlier columns and no scale of the whole matrix.
+    pub(crate) fn is_row_local(&self) -> bool {
+        let columns = self.config.rule != OutlierRule::None && !self.by_value();
+        !columns && self.config.input_granularity != Granularity::Tensor
+    }
+
+    /// The columns that are outliers as a whole.
     pub(crate) fn outlier_columns(&self) -> Vec<usize> {
-        if self.config.outlier_granularity == OutlierGranularity::Value
-            || self.config.rule == OutlierRule::None
-        {
+        if self.by_value() || self.config.rule == OutlierRule::None {
             return Vec::new();
         }
-        let (rows, inner) = (self.x.rows, self.x.columns);
+        let (rows, inner) = (self.rows.len(), self.rows.inner);
         let flag = |span: Span<usize>| {
             let mut flags = vec![0_u8; inner];
             let mut scratch = Scratch::default();
-            self.tile.vectorize(FlagColumns {
+            self.kernel.vectorize(FlagColumns {
                 quantizer: self,
                 span,
                 scratch: &mut scratch,
@@ -195,8 +233,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
             });
             flags
         };
-        let on_bits =
-            self.x.float_type() != FloatType::F32 && matches!(self.config.rule, OutlierRule::Absolute(_));
+        let on_bits = self.is_16_bit() && matches!(self.config.rule, OutlierRule::Absolute(_));
         let flags = if self.serial() || (on_bits && rows * inner < SERIAL_ELEMENTS_16) {
             flag(0..rows)
         } else {
@@ -211,23 +248,23 @@ impl<K: Vectorize> Quantizer<'_, K> {
                 },
             )
         };
-        // Most stretches hold none: looked at in vectors.
-        let stretches = flags
+        // Most lines of flags hold none: tested in vectors.
+        let lines = flags
             .chunks(LINE)
             .enumerate()
             .filter(|(_, flags)| flags.iter().fold(0, |any, flag| any | flag) != 0);
-        let columns = stretches.flat_map(|(stretch, flags)| (stretch * LINE..).zip(flags));
+        let columns = lines.flat_map(|(line, flags)| (line * LINE..).zip(flags));
         columns.filter(|(_, flag)| **flag != 0).map(|(column, _)| column).collect()
     }
 
-    /// The constants of the whole matrix, where the configuration wants one for all rows.
-    fn tensor_constants(&self, mask: &[u32]) -> Option<Parameters> {
+    /// The quantization parameters of the whole matrix, for tensor granularity.
+    fn tensor_parameters(&self, mask: &[u32]) -> Option<Parameters> {
         if self.config.input_granularity != Granularity::Tensor {
             return None;
         }
-        let rows = 0..self.x.rows;
+        let rows = 0..self.rows.len();
         let range_of = |scratch: &mut Scratch, row| {
-            self.tile.vectorize(RangeOfRow { quantizer: self, row, scratch, mask })
+            self.kernel.vectorize(RangeOfRow { quantizer: self, row, scratch, mask })
         };
         let whole = if self.serial() {
             let mut scratch = Scratch::default();
@@ -245,10 +282,10 @@ impl<K: Vectorize> Quantizer<'_, K> {
             OutlierRule::None => f32::NAN,
             OutlierRule::Absolute(threshold) => threshold,
             OutlierRule::RelativeToRow { tau, statistic } => {
-                relative_threshold(simd, blocks, self.x.columns, tau, statistic, magnitudes)
+                relative_threshold(simd, blocks, self.rows.inner, tau, statistic, magnitudes)
             }
             // A rule that the reference got after this crate: its own, slower answer.
-            ref other => other.threshold(aview1(&blocks.as_flattened()[..self.x.columns])),
+            ref other => other.threshold(aview1(&blocks.as_flattened()[..self.rows.inner])),
         }
     }
 
@@ -271,17 +308,18 @@ impl<K: Vectorize> Quantizer<'_, K> {
     }
 }
 
-/// What one row gives besides its codes.
-#[derive(Default)]
-struct RowResult {
-    terms: RowTerms,
-    outliers: Vec<(u32, f32)>,
+/// `count` default values in the memory that `values` has.
+pub(crate) fn refill<T: Clone + Default>(values: &mut Vec<T>, count: usize) {
+    values.clear();
+    values.resize(count, T::default());
 }
 
 /// Where one task writes.
 struct Part<'a> {
     codes: &'a mut [i8],
-    results: &'a mut [RowResult],
+    terms: &'a mut [RowTerms],
+    /// The outliers of each row by column, or nothing.
+    lists: &'a mut [Vec<(u32, f32)>],
     groups: &'a mut [GroupTerms],
     dense: &'a mut [f32],
 }
@@ -299,20 +337,19 @@ impl<K: Vectorize> Vectorized for FlagColumns<'_, '_, K> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         let Self { quantizer, span, scratch, flags } = self;
-        let x = quantizer.x;
-        match (&quantizer.config.rule, x.float_type()) {
-            (OutlierRule::Absolute(threshold), FloatType::F16) => {
-                return float16::flag_outliers::<f16>(x, span, *threshold, flags);
-            }
-            (OutlierRule::Absolute(threshold), FloatType::Bf16) => {
-                return float16::flag_outliers::<bf16>(x, span, *threshold, flags);
-            }
-            _ => {}
+        let x = quantizer.rows.x;
+        if quantizer.is_16_bit()
+            && let OutlierRule::Absolute(threshold) = quantizer.config.rule
+        {
+            return match x.float_type() {
+                FloatType::F16 => float16::flag_outliers::<f16>(x, span, threshold, flags),
+                _ => float16::flag_outliers::<bf16>(x, span, threshold, flags),
+            };
         }
         for row in span {
-            let blocks = encode::widen(simd, x.row(row), &mut scratch.row);
+            let blocks = quantizer.rows.blocks(simd, quantizer.kernel, row, &mut scratch.row);
             let threshold = quantizer.threshold(simd, blocks, &mut scratch.magnitudes);
-            flag_outliers(simd, &blocks.as_flattened()[..x.columns], threshold, flags);
+            flag_outliers(simd, &blocks.as_flattened()[..quantizer.rows.inner], threshold, flags);
         }
     }
 }
@@ -329,18 +366,14 @@ impl<K: Vectorize> Vectorized for RangeOfRow<'_, '_, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) -> Range {
-        let blocks = encode::widen(simd, self.quantizer.x.row(self.row), &mut self.scratch.row);
-        let threshold = if self.quantizer.by_threshold() {
-            self.quantizer.threshold(simd, blocks, &mut self.scratch.magnitudes)
+        let quantizer = self.quantizer;
+        let blocks = quantizer.rows.blocks(simd, quantizer.kernel, self.row, &mut self.scratch.row);
+        let threshold = if quantizer.by_threshold() {
+            quantizer.threshold(simd, blocks, &mut self.scratch.magnitudes)
         } else {
             f32::NAN
         };
-        encode::range(
-            simd,
-            blocks,
-            self.quantizer.kept(threshold, self.mask).0,
-            self.quantizer.config.input_encoding,
-        )
+        encode::range(simd, blocks, quantizer.kept(threshold, self.mask).0, quantizer.config.input_encoding)
     }
 }
 
@@ -352,7 +385,7 @@ struct EncodeRows<'a, 'q, 'p, K> {
     /// Of rows that are quantised [without being widened](Quantizer::without_widening); empty else.
     mask16: &'a [u16],
     columns: &'a [usize],
-    constants: Option<Parameters>,
+    parameters: Option<Parameters>,
     part: Part<'p>,
 }
 
@@ -361,25 +394,24 @@ impl<K: Vectorize> Vectorized for EncodeRows<'_, '_, '_, K> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { quantizer, span, scratch, mask, mask16, columns, constants, mut part } = self;
-        let config = quantizer.config;
-        let stride = row_stride(quantizer.x.columns);
-        let by_value =
-            config.outlier_granularity == OutlierGranularity::Value && config.rule != OutlierRule::None;
+        let Self { quantizer, span, scratch, mask, mask16, columns, parameters, mut part } = self;
+        let (config, inner) = (quantizer.config, quantizer.rows.inner);
+        let stride = row_stride(inner);
+        let by_value = quantizer.by_value();
         for (i, row) in span.enumerate() {
-            let row = quantizer.x.row(row);
-            match row {
-                FloatSlice::F16(row) if !mask16.is_empty() => {
-                    row16::<K, _, _>(simd, quantizer.sums, row, mask16, columns, i, &mut part);
-                    continue;
+            if !mask16.is_empty() {
+                match quantizer.rows.x.row(row) {
+                    FloatSlice::F16(row) => {
+                        row16::<K, _, _>(simd, quantizer.sums, row, mask16, columns, i, &mut part);
+                    }
+                    FloatSlice::Bf16(row) => {
+                        row16::<K, _, _>(simd, quantizer.sums, row, mask16, columns, i, &mut part);
+                    }
+                    FloatSlice::F32(_) => unreachable!("a mask of 16 bits for rows of 32"),
                 }
-                FloatSlice::Bf16(row) if !mask16.is_empty() => {
-                    row16::<K, _, _>(simd, quantizer.sums, row, mask16, columns, i, &mut part);
-                    continue;
-                }
-                _ => {}
+                continue;
             }
-            let blocks = encode::widen(simd, row, &mut scratch.row);
+            let blocks = quantizer.rows.blocks(simd, quantizer.kernel, row, &mut scratch.row);
             let threshold = if quantizer.by_threshold() {
                 quantizer.threshold(simd, blocks, &mut scratch.magnitudes)
             } else {
@@ -387,8 +419,7 @@ impl<K: Vectorize> Vectorized for EncodeRows<'_, '_, '_, K> {
             };
             let (counted, encoded) = quantizer.kept(threshold, mask);
             let codes = &mut part.codes[i * stride..(i + 1) * stride];
-            let result = &mut part.results[i];
-            let constants = match constants {
+            let parameters = match parameters {
                 None if config.input_granularity == Granularity::Group => None,
                 None => {
                     let range = encode::range(simd, blocks, counted, config.input_encoding);
@@ -396,16 +427,15 @@ impl<K: Vectorize> Vectorized for EncodeRows<'_, '_, '_, K> {
                 }
                 whole => whole,
             };
-            match constants {
-                Some(constants) if quantizer.groups == InputGroups::None => {
-                    let inner = quantizer.x.columns;
-                    let sum = encode::encode(simd, blocks, inner, encoded, constants, K::CODE_OFFSET, codes);
-                    result.terms = RowTerms::new(constants, sum);
+            match parameters {
+                Some(parameters) if quantizer.groups == InputGroups::None => {
+                    let sum = encode::encode(simd, blocks, inner, encoded, parameters, K::CODE_OFFSET, codes);
+                    part.terms[i] = RowTerms::new(parameters, sum);
                 }
-                constants => {
+                parameters => {
                     let count = blocks.len() * BLOCK / GROUP;
                     let job = encode::Groups {
-                        constants,
+                        parameters,
                         counted,
                         encoded,
                         encoding: config.input_encoding,
@@ -416,7 +446,7 @@ impl<K: Vectorize> Vectorized for EncodeRows<'_, '_, '_, K> {
                 }
             }
             if by_value {
-                list_outliers(simd, blocks, threshold, &mut result.outliers);
+                list_outliers(simd, blocks, threshold, &mut part.lists[i]);
             }
             for (o, column) in columns.iter().enumerate() {
                 part.dense[i * columns.len() + o] = blocks.as_flattened()[*column];
@@ -439,12 +469,12 @@ fn row16<K: Vectorize, I: Instructions, T: Float16>(
     let stride = row_stride(row.len());
     // Behind K, up to the last block, the codes are zero.
     let codes = &mut part.codes[i * stride..][..scratch_length(row.len())];
-    let (constants, sum) = if sums {
+    let (parameters, sum) = if sums {
         float16::quantize::<I, T, true>(simd, row, mask, K::CODE_OFFSET, codes)
     } else {
         float16::quantize::<I, T, false>(simd, row, mask, K::CODE_OFFSET, codes)
     };
-    part.results[i].terms = RowTerms::new(constants, sum);
+    part.terms[i] = RowTerms::new(parameters, sum);
     float16::gather(row, columns, &mut part.dense[i * columns.len()..]);
 }
 

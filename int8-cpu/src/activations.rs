@@ -1,0 +1,508 @@
+//! Stage 1: one activation matrix quantised for every weight that reads it.
+
+use std::cell::RefCell;
+
+use int8_core::{Config, Element, Error as CoreError, Granularity};
+use ndarray::{ArrayView2, ArrayViewMut2};
+use rayon::prelude::*;
+
+use crate::buffer::Buffer;
+use crate::error::Error;
+use crate::kernel::Kernel;
+use crate::matrix::{Source, Target};
+use crate::pack::weight::PackedWeight;
+use crate::pool;
+use crate::prologue::quantizer::{Encoded, InputGroups, Quantizer, SERIAL_ELEMENTS, Workspace};
+use crate::prologue::rows::{ApplyRow, Prologue, Rows};
+use crate::simd::{Dispatch, Vectorize, run};
+
+/// Rows of a task of [`apply_prologue`].
+const TASK_ROWS: usize = 16;
+
+/// Workspaces that a thread keeps: more activations are rarely alive at once.
+const SPARE_WORKSPACES: usize = 4;
+
+thread_local! {
+    static SPARE: RefCell<Vec<Workspace>> = const { RefCell::new(Vec::new()) };
+    /// `f32 [M, K]`: the rows of the last costly prologue that had to be read twice.
+    static MATERIALIZED: RefCell<Buffer> = RefCell::default();
+}
+
+/// The buffers of earlier activations of this thread.
+pub(crate) fn take_workspace() -> Workspace {
+    SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+/// Keeps buffers for the next activations of this thread.
+pub(crate) fn give_back(workspace: Workspace) {
+    // Where the thread is being torn down, they are freed.
+    let _ = SPARE.try_with(|spare| {
+        let mut spare = spare.borrow_mut();
+        if spare.len() < SPARE_WORKSPACES {
+            spare.push(workspace);
+        }
+    });
+}
+
+/// What quantisation found in its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinearStats {
+    /// Columns of `x` that hold at least one outlier.
+    pub outlier_columns: usize,
+    /// Outlier values: whole columns, or single values, as the granularity says.
+    pub outlier_values: usize,
+}
+
+/// `x [M, K]` as codes in the rows that the microkernels read, with its outliers apart: stage 1 of a layer, computed once for
+/// all weights that read it.
+///
+/// ```text
+/// x[m,k] ≈ (q[m,k] − z[m])·s[m]/127   where (m,k) is no outlier
+/// x[m,k]                              where it is: exact, as f32
+/// ```
+///
+/// Bit for bit the codes, scales, zero points and outliers of [`int8_core::QuantizedActivations`].
+pub struct QuantizedActivations {
+    kernel: Kernel,
+    inner: usize,
+    /// Whether `config` asks for groups, whatever the weights have.
+    input_groups: bool,
+    groups: InputGroups,
+    sums: bool,
+    encoded: Encoded,
+}
+
+impl QuantizedActivations {
+    /// Applies `prologue` to each row of `x` in f32 and quantises the result as `config` says, in parallel on the current rayon
+    /// pool.
+    ///
+    /// `x` is row-major, `[M, K]`, or `[M, 2·K]` for a [gate](Prologue::Gate). `weights` are all that will read it: they decide
+    /// the kernel, and what is computed beside the codes (code sums, groups).
+    ///
+    /// # Errors
+    /// [`Error::NoWeights`]; [`Error::WeightsDiffer`] when they were packed for different kernels, or some have quantization
+    /// parameters for groups of K and some do not (unless `config` has groups); the reference's `InnerDimension` when K differs,
+    /// `Length` for a gain or bias that has not K values, and `Threshold`; [`Error::NotRowMajor`].
+    pub fn new<X: Element>(
+        x: ArrayView2<'_, X>,
+        prologue: Prologue<'_>,
+        config: &Config,
+        weights: &[&PackedWeight],
+    ) -> Result<Self, Error> {
+        let first = weights.first().ok_or(Error::NoWeights)?;
+        let kernel = first.kernel();
+        config.rule.validate()?;
+        let (rows, columns) = x.dim();
+        let inner = prologue.inner(columns)?;
+        let input_groups = config.input_granularity == Granularity::Group;
+        for weight in weights {
+            let (outputs, w_inner) = weight.dim();
+            if w_inner != inner {
+                let (operation, x_inner) = ("linear", inner);
+                return Err(CoreError::InnerDimension { operation, rows, x_inner, outputs, w_inner }.into());
+            }
+            if weight.kernel() != kernel {
+                let (first, other) = (kernel.to_string(), weight.kernel().to_string());
+                return Err(Error::WeightsDiffer { what: "their kernel", first, other });
+            }
+            if !input_groups && weight.groups().is_some() != first.groups().is_some() {
+                let granularity = |weight: &PackedWeight| granularity(weight.groups().is_some()).to_owned();
+                let (first, other) = (granularity(first), granularity(weight));
+                return Err(Error::WeightsDiffer { what: "their quantization parameters", first, other });
+            }
+        }
+        let sums = weights.iter().any(|weight| weight.has_zero_points());
+        // Groups on one side are enough: the product is then cut along K.
+        let groups = match (input_groups || first.groups().is_some(), sums) {
+            (false, _) => InputGroups::None,
+            (true, false) => InputGroups::Plain,
+            (true, true) => InputGroups::WithRests,
+        };
+        let rows = Rows { x: Source::new(x, "x")?, prologue, inner };
+        let job = Quantize { kernel, rows, config, groups, sums };
+        let encoded = pool::enter(is_parallel(&rows), || {
+            let kernel = if groups == InputGroups::None { kernel } else { kernel.for_groups() };
+            kernel.dispatch(job)
+        });
+        Ok(Self { kernel, inner, input_groups, groups, sums, encoded })
+    }
+
+    /// `(M, K)`.
+    pub fn dim(&self) -> (usize, usize) {
+        (self.encoded.terms.len(), self.inner)
+    }
+
+    /// How many outliers it has.
+    pub fn stats(&self) -> LinearStats {
+        LinearStats {
+            outlier_columns: self.encoded.columns.len(),
+            outlier_values: self.encoded.outlier_values(),
+        }
+    }
+
+    /// Whether the product needs quantization parameters for groups of K.
+    pub(crate) fn is_grouped(&self) -> bool {
+        self.groups != InputGroups::None
+    }
+
+    pub(crate) fn encoded(&self) -> &Encoded {
+        &self.encoded
+    }
+
+    /// Checks that everything that a weight of the same K needs was computed.
+    ///
+    /// # Errors
+    /// [`Error::ActivationsMismatch`].
+    pub(crate) fn check(&self, weight: &PackedWeight) -> Result<(), Error> {
+        let needs_groups = self.input_groups || weight.groups().is_some();
+        let checks = [
+            ("codes for", weight.kernel().name(), self.kernel.name()),
+            ("quantization parameters for", granularity(needs_groups), granularity(self.is_grouped())),
+            ("code sums:", "yes", if self.sums || !weight.has_zero_points() { "yes" } else { "no" }),
+        ];
+        match checks.into_iter().find(|(_, expected, found)| expected != found) {
+            Some((what, expected, found)) => Err(Error::ActivationsMismatch { what, expected, found }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What quantization parameters are for.
+fn granularity(groups: bool) -> &'static str {
+    if groups { "groups of K" } else { "rows" }
+}
+
+impl Drop for QuantizedActivations {
+    fn drop(&mut self) {
+        give_back(std::mem::take(&mut self.encoded).into_workspace());
+    }
+}
+
+impl std::fmt::Debug for QuantizedActivations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ((rows, inner), stats) = (self.dim(), self.stats());
+        write!(f, "QuantizedActivations [{rows}, {inner}] for {} ({stats:?})", self.kernel)
+    }
+}
+
+struct Quantize<'a> {
+    kernel: Kernel,
+    rows: Rows<'a>,
+    config: &'a Config,
+    groups: InputGroups,
+    sums: bool,
+}
+
+impl Dispatch for Quantize<'_> {
+    type Output = Encoded;
+
+    fn run<K: Vectorize>(self, token: K) -> Encoded {
+        let Self { kernel, rows, config, groups, sums } = self;
+        let quantizer = Quantizer { rows, config, groups, sums, kernel: token };
+        if !rows.prologue.is_costly() || quantizer.is_row_local() {
+            return quantizer.run(take_workspace());
+        }
+        // Rows that may have to be read again, of a prologue that is slow to compute again: kept in f32.
+        let mut kept = MATERIALIZED.take();
+        let (count, inner) = (rows.len(), rows.inner);
+        kept.reserve(count * inner * size_of::<f32>());
+        const CONTIGUOUS: &str = "M·K values, row-major";
+        let values = &mut kept.floats_mut()[..count * inner];
+        let mut out = ArrayViewMut2::from_shape((count, inner), values).expect(CONTIGUOUS);
+        apply(kernel, &rows, &Target::new(&mut out, "x").expect(CONTIGUOUS));
+        let x = Source::new(out.view(), "x").expect(CONTIGUOUS);
+        let rows = Rows { x, prologue: Prologue::None, inner };
+        let encoded = Quantizer { rows, ..quantizer }.run(take_workspace());
+        MATERIALIZED.set(kept);
+        encoded
+    }
+}
+
+fn is_parallel(rows: &Rows<'_>) -> bool {
+    rows.len() * rows.inner >= SERIAL_ELEMENTS && rayon::current_num_threads() > 1
+}
+
+/// Computes a prologue into `out`, f32 `[M, K]`, of which nobody else has a slice.
+fn apply(kernel: Kernel, rows: &Rows<'_>, out: &Target<'_>) {
+    let task = |first: usize| {
+        let mut widened = Vec::new();
+        for row in first..rows.len().min(first + TASK_ROWS) {
+            // SAFETY: each row is written by one task, and the matrix is f32 [M, K].
+            let out = unsafe { out.slice::<f32>(row, 0, rows.inner) };
+            let (prologue, row) = (rows.prologue, rows.x.row(row));
+            run(kernel, ApplyRow { prologue, row, widened: &mut widened, out });
+        }
+    };
+    let tasks = (0..rows.len().div_ceil(TASK_ROWS)).map(|task| task * TASK_ROWS);
+    if is_parallel(rows) {
+        tasks.collect::<Vec<_>>().into_par_iter().for_each(task);
+    } else {
+        tasks.for_each(task);
+    }
+}
+
+/// `out [M, K] = prologue(x)`, row by row in f32, in parallel on the current rayon pool: for float weights, and for observers.
+///
+/// `x` is row-major, `[M, K]`, or `[M, 2·K]` for a [gate](Prologue::Gate).
+///
+/// # Errors
+/// The reference's `Length` for a gain or bias that has not K values, and `Shape` (out); [`Error::NotRowMajor`].
+pub fn apply_prologue(
+    kernel: Kernel,
+    x: ArrayView2<'_, f32>,
+    prologue: Prologue<'_>,
+    mut out: ArrayViewMut2<'_, f32>,
+) -> Result<(), Error> {
+    let inner = prologue.inner(x.ncols())?;
+    if out.dim() != (x.nrows(), inner) {
+        return Err(CoreError::Shape { what: "out", expected: (x.nrows(), inner), found: out.dim() }.into());
+    }
+    let rows = Rows { x: Source::new(x, "x")?, prologue, inner };
+    let target = Target::new(&mut out, "out")?;
+    pool::enter(is_parallel(&rows), || apply(kernel, &rows, &target));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use int8_core::corpus::Random;
+    use int8_core::{Encoding, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme};
+    use ndarray::Array2;
+
+    use super::*;
+    use crate::epilogue::outliers::OutlierWeights;
+    use crate::linear::{linear, multiply};
+    use crate::matrix::Store;
+    use crate::prologue::activation::Function;
+    use crate::prologue::encode::scratch_length;
+    use crate::prologue::outliers::Outliers;
+
+    /// Codes of the K values of each row, terms, terms of groups, columns and values of outliers, as bits.
+    type Parts = (Vec<Vec<i8>>, Vec<[u32; 3]>, Vec<[u32; 3]>, Vec<usize>, Vec<Vec<(u32, u32)>>);
+
+    fn parts(x: &QuantizedActivations) -> Parts {
+        let Encoded { codes, stride, terms, groups, columns, outliers, .. } = x.encoded();
+        let (rows, inner) = x.dim();
+        let code_rows =
+            (0..rows).map(|row| codes.codes()[row * stride..][..scratch_length(inner)].to_vec()).collect();
+        // Where code sums are not needed they are any number.
+        let sum = |sum: i32| if x.sums { sum.cast_unsigned() } else { 0 };
+        let terms =
+            terms.iter().map(|row| [row.step.to_bits(), row.zero_point.cast_unsigned(), sum(row.sum)]);
+        let groups = groups.iter().map(|g| [g.step, g.zero, g.rest].map(f32::to_bits));
+        let outliers = match outliers {
+            Outliers::None => Vec::new(),
+            Outliers::Dense { values, .. } => vec![values.iter().map(|v| (0, v.to_bits())).collect()],
+            Outliers::Sparse(lists) => {
+                lists.iter().map(|list| list.iter().map(|(o, v)| (*o, v.to_bits())).collect()).collect()
+            }
+        };
+        (code_rows, terms.collect(), groups.collect(), columns.clone(), outliers)
+    }
+
+    fn configs() -> Vec<Config> {
+        let llm = Scheme::LlmInt8Absmax.config();
+        let relative = OutlierRule::RelativeToRow { tau: 7.0, statistic: RowStatistic::MedianAbs };
+        let value = OutlierGranularity::Value;
+        vec![
+            llm,
+            Config { row_maximum: RowMaximum::Bitsandbytes, ..llm },
+            Config { outlier_granularity: value, ..llm },
+            Config { weight_encoding: Encoding::Zeropoint, ..llm },
+            Config {
+                outlier_granularity: value,
+                weight_encoding: Encoding::Zeropoint,
+                rule: relative,
+                ..llm
+            },
+            Scheme::LlmInt8Zeropoint.config(),
+            Scheme::AbsmaxVectorWise.config(),
+            Scheme::Zeropoint.config(),
+            Config { input_granularity: Granularity::Group, weight_granularity: Granularity::Group, ..llm },
+            Config {
+                input_granularity: Granularity::Group,
+                weight_granularity: Granularity::Group,
+                outlier_granularity: value,
+                rule: relative,
+                weight_encoding: Encoding::Zeropoint,
+                ..Scheme::LlmInt8Zeropoint.config()
+            },
+        ]
+    }
+
+    fn pack(kernel: Kernel, w: &Array2<f32>, config: &Config) -> PackedWeight {
+        PackedWeight::quantize(kernel, w.view(), config.weight_encoding, config.weight_granularity)
+            .expect("a valid weight")
+    }
+
+    fn bits(y: &Array2<f32>) -> Array2<u32> {
+        y.mapv(f32::to_bits)
+    }
+
+    fn product(x: &QuantizedActivations, weight: &PackedWeight) -> Array2<u32> {
+        let mut y = Array2::zeros((x.dim().0, weight.dim().0));
+        multiply(x, weight, OutlierWeights::Dequantized, None, Store::Overwrite, y.view_mut())
+            .expect("a product");
+        bits(&y)
+    }
+
+    /// The prologue of `x` in f32, quantised afterwards, in parts and as a product.
+    fn check<X: Element>(
+        x: &Array2<f32>,
+        prologue: Prologue<'_>,
+        inner: usize,
+        random: &mut Random,
+        number: usize,
+    ) {
+        let x = x.mapv(X::from_f32);
+        let w = random.matrix(33, inner, 0.1);
+        for kernel in Kernel::available() {
+            let mut applied = Array2::zeros((x.nrows(), inner));
+            apply_prologue(kernel, x.mapv(X::to_f32).view(), prologue, applied.view_mut())
+                .expect("a prologue");
+            let configs = configs();
+            // Each a few times over the shapes and prologues.
+            for config in configs.iter().skip(number % 3).step_by(3) {
+                let weight = pack(kernel, &w, config);
+                let fused = QuantizedActivations::new(x.view(), prologue, config, &[&weight]).expect("valid");
+                let apart = QuantizedActivations::new(applied.view(), Prologue::None, config, &[&weight]);
+                let apart = apart.expect("valid");
+                let what = format!("{kernel} {} {:?} {prologue:?} {config:?}", X::NAME, x.dim());
+                assert!(parts(&fused) == parts(&apart), "{what}");
+                assert_eq!(fused.stats(), apart.stats(), "{what}");
+                assert!(product(&fused, &weight) == product(&apart, &weight), "{what}");
+            }
+        }
+    }
+
+    /// Every prologue in one pass gives the codes, scales, outliers and results of the prologue first and quantisation
+    /// second: at the edges of tiles and tasks, for one row, with outlier columns that the first rows have and that
+    /// they have not, with NaN and infinity.
+    #[test]
+    fn prologues_are_fused_exactly() {
+        let mut random = Random::new(71);
+        let shapes = [(1, 1), (1, 70), (3, 64), (5, 200), (12, 95), (17, 320), (300, 130), (0, 5)];
+        let shapes = if cfg!(miri) { &shapes[..3] } else { &shapes[..] };
+        println!("on {:?}", Kernel::available());
+        let mut number = 0;
+        for &(rows, inner) in shapes {
+            for case in 0..6 {
+                let gain: Vec<f32> = (0..inner).map(|_| 1.0 + 0.3 * random.normal()).collect();
+                let bias: Vec<f32> = (0..inner).map(|_| 0.2 * random.normal()).collect();
+                let norm = Prologue::LayerNorm { gain: &gain, bias: Some(&bias), eps: 1e-5 };
+                let plain_norm = Prologue::LayerNorm { gain: &gain, bias: None, eps: 1e-5 };
+                let rms = Prologue::RmsNorm { gain: &gain, eps: 1e-6 };
+                let activation = Prologue::Activation(Function::GeluTanh);
+                let gate = Prologue::Gate(Function::Silu);
+                for prologue in [Prologue::None, norm, plain_norm, rms, activation, gate] {
+                    let columns = if matches!(prologue, Prologue::Gate(_)) { 2 * inner } else { inner };
+                    let mut x = random.matrix(rows, columns, 1.0);
+                    if rows > 0 {
+                        let column = columns / 3;
+                        match case {
+                            1 => x.column_mut(column).fill(40.0),
+                            // Not in the rows that columns are guessed from.
+                            2 => x[[rows - 1, column]] = 60.0,
+                            3 => x[[rows / 2, columns - 1]] = f32::NAN,
+                            4 => {
+                                x[[rows - 1, columns / 2]] = f32::NEG_INFINITY;
+                                x.row_mut(0).fill(0.0);
+                            }
+                            // Outliers in each row, elsewhere: too many to correct.
+                            5 => (0..rows).for_each(|row| x[[row, row * 7 % columns]] = 50.0),
+                            _ => {}
+                        }
+                    }
+                    number += 1;
+                    match number % 4 {
+                        0 => check::<f16>(&x, prologue, inner, &mut random, number),
+                        1 => check::<bf16>(&x, prologue, inner, &mut random, number),
+                        _ => check::<f32>(&x, prologue, inner, &mut random, number),
+                    }
+                }
+            }
+        }
+    }
+
+    /// One value for several weights gives the results that each weight has alone.
+    #[test]
+    fn several_weights_read_one_value() {
+        let mut random = Random::new(72);
+        for (rows, inner) in [(1, 64), (6, 130), (40, 700)] {
+            let mut x = random.matrix(rows, inner, 1.0);
+            x.column_mut(inner / 3).fill(-9.0);
+            let w = [1, 33, 70].map(|outputs| random.matrix(outputs, inner, 0.1));
+            for kernel in Kernel::available() {
+                for config in configs() {
+                    let weights = w.each_ref().map(|w| pack(kernel, w, &config));
+                    let all = weights.each_ref();
+                    let shared =
+                        QuantizedActivations::new(x.view(), Prologue::None, &config, &all).expect("valid");
+                    for weight in &weights {
+                        let mut y = Array2::<f32>::zeros((rows, weight.dim().0));
+                        let (outliers, store) = (OutlierWeights::Dequantized, Store::Overwrite);
+                        linear(x.view(), weight, outliers, None, &config, store, y.view_mut())
+                            .expect("valid");
+                        assert!(product(&shared, weight) == bits(&y), "{kernel} {weight:?} {config:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// A weight that needs code sums beside one that does not; weights that the value was not made for.
+    #[test]
+    fn weights_that_do_not_fit_are_refused() {
+        let mut random = Random::new(73);
+        let (x, w) = (random.matrix(3, 40, 1.0), random.matrix(5, 40, 0.1));
+        let config = Scheme::LlmInt8Absmax.config();
+        let zeropoint = Config { weight_encoding: Encoding::Zeropoint, ..config };
+        let groups = Config { weight_granularity: Granularity::Group, ..config };
+        let mut y = Array2::<f32>::zeros((3, 5));
+        for kernel in Kernel::available() {
+            let [plain, zeros, grouped] =
+                [&config, &zeropoint, &groups].map(|config| pack(kernel, &w, config));
+            let quantize = |weights: &[&PackedWeight]| {
+                QuantizedActivations::new(x.view(), Prologue::None, &config, weights)
+            };
+            let mut call = |x: &QuantizedActivations, weight: &PackedWeight| {
+                multiply(x, weight, OutlierWeights::Dequantized, None, Store::Overwrite, y.view_mut())
+            };
+            let both = quantize(&[&plain, &zeros]).expect("code sums are no obstacle");
+            call(&both, &plain).expect("valid");
+            call(&both, &zeros).expect("valid");
+            let alone = quantize(&[&plain]).expect("valid");
+            for weight in [&zeros, &grouped] {
+                assert!(matches!(call(&alone, weight), Err(Error::ActivationsMismatch { .. })), "{weight:?}");
+            }
+            let of_groups = quantize(&[&grouped]).expect("valid");
+            assert!(matches!(call(&of_groups, &plain), Err(Error::ActivationsMismatch { .. })));
+            assert!(matches!(quantize(&[&plain, &grouped]), Err(Error::WeightsDiffer { .. })));
+            assert!(matches!(quantize(&[]), Err(Error::NoWeights)));
+            let other = pack(Kernel::available()[0], &w, &config);
+            if other.kernel() != kernel {
+                assert!(matches!(quantize(&[&plain, &other]), Err(Error::WeightsDiffer { .. })));
+                assert!(matches!(call(&alone, &other), Err(Error::ActivationsMismatch { .. })));
+            }
+            let wide = pack(kernel, &random.matrix(5, 41, 0.1), &config);
+            let inner = |error| matches!(error, Error::Core(CoreError::InnerDimension { .. }));
+            assert!(inner(quantize(&[&plain, &wide]).unwrap_err()));
+            assert!(inner(call(&alone, &wide).unwrap_err()));
+            for prologue in [
+                Prologue::RmsNorm { gain: &[1.0; 39], eps: 0.0 },
+                Prologue::LayerNorm { gain: &[1.0; 40], bias: Some(&[0.0; 41]), eps: 0.0 },
+            ] {
+                let result = QuantizedActivations::new(x.view(), prologue, &config, &[&plain]);
+                assert!(matches!(result, Err(Error::Core(CoreError::Length { .. }))), "{result:?}");
+            }
+            let gate = QuantizedActivations::new(
+                random.matrix(3, 81, 1.0).view(),
+                Prologue::Gate(Function::Relu),
+                &config,
+                &[&plain],
+            );
+            assert!(matches!(gate, Err(Error::Core(CoreError::Length { .. }))), "{gate:?}");
+        }
+    }
+}
