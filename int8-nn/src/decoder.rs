@@ -153,6 +153,7 @@ impl<B: Backend> Decoder<B> {
         let table = read_matrix(&tokens)?;
         let kv_cache_type = table.float_type();
         let embedding = backend.embedding(table)?;
+        checkpoint.release(tokens.name());
         let positions = match (&config.positions, names.position_embedding) {
             (Positions::Learned { offset }, Some(name)) => {
                 let table = checkpoint.tensor(&(loader.name(name) + ".weight"))?;

@@ -6,7 +6,7 @@ use crate::precision::Site;
 
 /// Sees the input of every projection before it is computed, and may change it.
 pub trait Observer: Send + Sync + std::fmt::Debug {
-    /// `input f32 [rows, K]` row-major, after its prologue, of the layer called `name` in the checkpoint. Weights that share
-    /// an input see it once, under the first of them.
+    /// `input f32 [rows, K]` row-major, after its prologue, of the layer called `name` in the checkpoint. It is called for
+    /// each layer, also where several share an input; experts of one mixture count as the first of them.
     fn input(&self, site: &Site, name: &str, input: ArrayViewMut2<'_, f32>);
 }

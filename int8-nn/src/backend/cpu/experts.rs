@@ -2,7 +2,10 @@
 
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 
-use super::{CpuBackend, Kernel, elementwise};
+use int8_cpu::{Kernel, Prologue, Store};
+
+use super::CpuBackend;
+use super::projection::{Target, activated, project};
 use crate::Error;
 use crate::backend::Experts;
 
@@ -18,7 +21,7 @@ pub(super) fn add(
     for (x, logits) in
         x.axis_chunks_iter(Axis(0), ROUTER_ROWS).zip(logits.axis_chunks_iter_mut(Axis(0), ROUTER_ROWS))
     {
-        experts.router.apply(x, logits, false)?;
+        experts.router.apply(x, Store::Overwrite, logits)?;
     }
     let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); experts.up.len()];
     for (row, logits) in logits.rows().into_iter().enumerate() {
@@ -33,16 +36,12 @@ pub(super) fn add(
         let indices: Vec<usize> = rows.iter().map(|(row, _)| *row).collect();
         let input = x.select(Axis(0), &indices);
         let mut wide = Array2::zeros((rows.len(), up.outputs()));
-        up.apply(input.view(), wide.view_mut(), false)?;
-        let mut hidden = Array2::zeros((rows.len(), down.inputs()));
-        let flat = hidden.as_slice_mut().expect("just allocated");
-        if experts.gated {
-            elementwise::gate(kernel, wide.view(), experts.activation, flat);
-        } else {
-            elementwise::activate(kernel, wide.view(), experts.activation, flat);
-        }
+        let store = Store::Overwrite;
+        let target = Target { linear: up, store, out: wide.view_mut() };
+        project(kernel, input.view(), Prologue::None, [target])?;
         let mut result = Array2::zeros((rows.len(), out.ncols()));
-        down.apply(hidden.view(), result.view_mut(), false)?;
+        let target = Target { linear: down, store, out: result.view_mut() };
+        project(kernel, wide.view(), activated(experts.activation, experts.gated), [target])?;
         for ((row, weight), result) in rows.iter().zip(result.rows()) {
             out.row_mut(*row).scaled_add(*weight, &result);
         }

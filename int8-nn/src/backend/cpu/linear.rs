@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use int8_core::Config;
-use int8_cpu::{Kernel, LinearStats, PackedWeight, Store};
+use int8_cpu::{Kernel, LinearStats, PackedWeight, QuantizedActivations, Store};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::float::SharedMatrix;
@@ -65,14 +65,33 @@ impl CpuLinear {
         Self { site, name, kernel, weight, bias: None, statistics: Mutex::default() }
     }
 
+    /// `out [M, N] (+)= x [M, K] · Wᵀ + b` of an int8 layer, counted in its statistics; of a layer in floating point an error,
+    /// since `x` is quantised for int8 weights alone.
+    pub(super) fn apply_quantized(
+        &self,
+        x: &QuantizedActivations,
+        store: Store,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), Error> {
+        let Some(weight) = self.packed() else {
+            return Err(Error::Input(format!(
+                "{}: quantised input for a layer in floating point",
+                self.name
+            )));
+        };
+        int8_cpu::multiply(x, weight, self.outlier_weights(), self.bias(), store, out)?;
+        let (rows, inner) = x.dim();
+        self.count(x.stats(), rows * inner);
+        Ok(())
+    }
+
     /// `out [M, N] (+)= x [M, K] · Wᵀ + b`, counted in the layer's statistics.
     pub(super) fn apply(
         &self,
         x: ArrayView2<'_, f32>,
+        store: Store,
         out: ArrayViewMut2<'_, f32>,
-        add: bool,
     ) -> Result<(), Error> {
-        let store = if add { Store::Accumulate } else { Store::Overwrite };
         let values = x.len();
         if let Some(stats) = self.product(x, store, out)? {
             self.count(stats, values);

@@ -5,12 +5,15 @@ mod elementwise;
 mod experts;
 mod float;
 mod linear;
+mod projection;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use int8_cpu::{Prologue, Store};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use projection::Target;
 
 use crate::Error;
 use crate::backend::{
@@ -33,8 +36,6 @@ pub use linear::CpuLinear;
 #[derive(Debug)]
 pub struct CpuBackend {
     kernel: Kernel,
-    /// Input rows after their normalisation or activation, reused from call to call.
-    scratch: Mutex<Vec<f32>>,
     observer: Mutex<Option<Arc<dyn Observer>>>,
     /// Whether there is an observer: each projection asks.
     observed: AtomicBool,
@@ -85,64 +86,32 @@ impl CpuBackend {
 
     /// With this kernel.
     pub fn with_kernel(kernel: Kernel) -> Self {
-        Self {
-            kernel,
-            scratch: Mutex::default(),
-            observer: Mutex::default(),
-            observed: AtomicBool::new(false),
-        }
+        Self { kernel, observer: Mutex::default(), observed: AtomicBool::new(false) }
     }
 
-    /// Computes the rows that a projection takes as its input, and shows them to the observer.
-    fn with_rows<R>(
-        &self,
-        input: Input<'_, Self>,
-        linear: Option<&CpuLinear>,
-        body: impl FnOnce(ArrayView2<'_, f32>) -> R,
-    ) -> R {
-        let mut scratch = std::mem::take(&mut *self.scratch.lock().expect("no panic holds this lock"));
-        let x = match input {
-            Input::Plain(x) => x.view(),
-            Input::Normed(x, norm) => {
-                scratch.clear();
-                scratch.extend_from_slice(&x.data);
-                let mut rows =
-                    ArrayViewMut2::from_shape((x.rows, x.width), &mut scratch[..]).expect("a copy of x");
-                elementwise::normalize(self.kernel, rows.view_mut(), norm);
-                view(&scratch, x.rows, x.width)
-            }
-            Input::Activated(x, activation) => {
-                scratch.resize(x.data.len(), 0.0);
-                elementwise::activate(self.kernel, x.view(), activation, &mut scratch);
-                view(&scratch, x.rows, x.width)
-            }
-            Input::Gated(x, activation) => {
-                let width = x.width / 2;
-                scratch.resize(x.rows * width, 0.0);
-                elementwise::gate(self.kernel, x.view(), activation, &mut scratch);
-                view(&scratch, x.rows, width)
-            }
-        };
-        let observer = if self.observed.load(Ordering::Acquire) {
-            self.observer.lock().expect("no panic holds this lock").clone()
-        } else {
-            None
-        };
-        let done = match (observer, linear) {
-            (Some(observer), Some(linear)) => {
-                let mut x = x.to_owned();
-                observer.input(linear.site(), linear.name(), x.view_mut());
-                body(x.view())
-            }
-            _ => body(x),
-        };
-        *self.scratch.lock().expect("no panic holds this lock") = scratch;
-        done
+    /// The observer, if there is one.
+    fn observer(&self) -> Option<Arc<dyn Observer>> {
+        if !self.observed.load(Ordering::Acquire) {
+            return None;
+        }
+        self.observer.lock().expect("no panic holds this lock").clone()
     }
 
     /// The kernel of the int8 layers.
     pub fn kernel(&self) -> Kernel {
         self.kernel
+    }
+}
+
+impl<'a> Input<'a, CpuBackend> {
+    /// The activations and their prologue.
+    fn parts(&self) -> (ArrayView2<'a, f32>, Prologue<'a>) {
+        match *self {
+            Input::Plain(x) => (x.view(), Prologue::None),
+            Input::Normed(x, norm) => (x.view(), projection::normed(norm)),
+            Input::Activated(x, activation) => (x.view(), projection::activated(activation, false)),
+            Input::Gated(x, activation) => (x.view(), projection::activated(activation, true)),
+        }
     }
 }
 
@@ -318,8 +287,13 @@ impl Backend for CpuBackend {
     }
 
     fn add(&self, x: &mut CpuActivations, y: &CpuActivations, norm: Option<&NormSpec>) -> Result<(), Error> {
-        let y = norm.map_or(Input::Plain(y), |norm| Input::Normed(y, norm));
-        self.with_rows(y, None, |y| x.view_mut().zip_mut_with(&y, |x, y| *x += y));
+        match norm {
+            None => x.view_mut().zip_mut_with(&y.view(), |x, y| *x += y),
+            Some(norm) => {
+                let y = projection::materialize(self.kernel, y.view(), projection::normed(norm))?;
+                x.view_mut().zip_mut_with(&y, |x, y| *x += y);
+            }
+        }
         Ok(())
     }
 
@@ -339,12 +313,21 @@ impl Backend for CpuBackend {
         experts: &Experts<Self>,
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
-        // Experts share their input: an observer sees it once, as that of the first one.
-        self.with_rows(input, experts.up.first(), |x| {
-            let mut out = out.resize(x.nrows());
-            out.fill(0.0);
-            experts::add(self.kernel, x, experts, out)
-        })
+        let (x, prologue) = input.parts();
+        let mut computed;
+        let (x, prologue) = match (self.observer(), experts.up.first()) {
+            // Experts share their input: an observer sees it once, as that of the first one.
+            (Some(observer), Some(linear)) => {
+                computed = projection::materialize(self.kernel, x, prologue)?;
+                observer.input(linear.site(), linear.name(), computed.view_mut());
+                (computed.view(), Prologue::None)
+            }
+            _ => (x, prologue),
+        };
+        let x = projection::materialize(self.kernel, x, prologue)?;
+        let mut out = out.resize(x.nrows());
+        out.fill(0.0);
+        experts::add(self.kernel, x.view(), experts, out)
     }
 
     fn project(
@@ -352,13 +335,22 @@ impl Backend for CpuBackend {
         input: Input<'_, Self>,
         targets: &mut [(&CpuLinear, Output<'_, Self>)],
     ) -> Result<(), Error> {
-        let first = targets.first().map(|(linear, _)| *linear);
-        self.with_rows(input, first, |x| {
-            targets.iter_mut().try_for_each(|(linear, output)| match output {
-                Output::Store(out) => linear.apply(x, out.resize(x.nrows()), false),
-                Output::Add(out) => linear.apply(x, out.view_mut(), true),
-            })
-        })
+        let (x, prologue) = input.parts();
+        let rows = x.nrows();
+        let targets = targets.iter_mut().map(|(linear, output)| match output {
+            Output::Store(out) => Target { linear, store: Store::Overwrite, out: out.resize(rows) },
+            Output::Add(out) => Target { linear, store: Store::Accumulate, out: out.view_mut() },
+        });
+        let Some(observer) = self.observer() else {
+            return projection::project(self.kernel, x, prologue, targets);
+        };
+        // An observer may change the input of each layer for itself.
+        for target in targets {
+            let mut x = projection::materialize(self.kernel, x, prologue)?;
+            observer.input(target.linear.site(), target.linear.name(), x.view_mut());
+            projection::project(self.kernel, x.view(), Prologue::None, [target])?;
+        }
+        Ok(())
     }
 
     fn attention(
