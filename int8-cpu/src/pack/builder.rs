@@ -9,8 +9,10 @@ use std::ops::Range as Span;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::bf16;
-use int8_core::{Element, Encoding, Error as CoreError, FloatSlice, Granularity, product, quantize};
-use ndarray::{ArrayView1, ArrayView2};
+use int8_core::{
+    Element, Encoding, Error as CoreError, FloatSlice, Granularity, QuantizedMatrix, product, quantize,
+};
+use ndarray::{ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use super::weight::{ColumnTerms, PackedWeight};
@@ -277,6 +279,63 @@ impl PackedWeightBuilder {
     }
 }
 
+impl PackedWeight {
+    /// Quantises `w [N, K]` (f32, f16 or bf16, row-major) and packs it for `kernel`, in parallel.
+    ///
+    /// # Errors
+    /// [`Error::NotRowMajor`]; the reference's `AccumulatorOverflow` when K exceeds 133,144.
+    pub fn quantize<T: Element>(
+        kernel: Kernel,
+        w: ArrayView2<'_, T>,
+        encoding: Encoding,
+        granularity: Granularity,
+    ) -> Result<Self, Error> {
+        rows_of(w, "W")?;
+        let mut builder = PackedWeightBuilder::new(kernel, w.dim(), encoding, granularity)?;
+        builder.append(&w)?;
+        builder.finish()
+    }
+
+    /// Packs codes `[N, K]` with their scales and zero points (none means 0), as read from a checkpoint: one for each
+    /// row, or, as in [`QuantizedMatrix`], one for each group of a row.
+    ///
+    /// # Errors
+    /// [`Error::NotRowMajor`]; the reference's `Length`, `GroupScale`, `CodeOutOfRange` for a code of −128,
+    /// `ZeroPointOutOfRange`, and `AccumulatorOverflow` when K exceeds 133,144.
+    pub fn from_codes(
+        kernel: Kernel,
+        codes: ArrayView2<'_, i8>,
+        scales: ArrayView1<'_, f32>,
+        zero_points: Option<ArrayView1<'_, i32>>,
+    ) -> Result<Self, Error> {
+        rows_of(codes, "W")?;
+        let groups = quantize::parameters_per_row(codes.dim(), scales.len())?;
+        let granularity = if groups > 1 { Granularity::Group } else { Granularity::Row };
+        let mut builder = PackedWeightBuilder::new(kernel, codes.dim(), Encoding::Absmax, granularity)?;
+        let row = |index| codes.index_axis_move(Axis(0), index).to_slice().expect("contiguous rows");
+        builder.append_codes(codes.nrows(), &row, scales, zero_points)?;
+        builder.finish()
+    }
+
+    /// Packs a weight that the reference quantised.
+    ///
+    /// # Errors
+    /// The reference's `AccumulatorOverflow` when K exceeds 133,144.
+    pub fn from_quantized(kernel: Kernel, weight: &QuantizedMatrix) -> Result<Self, Error> {
+        Self::from_codes(kernel, weight.codes(), weight.scales(), Some(weight.zero_points()))
+    }
+
+    /// The same weight packed for any kernel.
+    ///
+    /// # Errors
+    /// None that a packed weight can cause; the signature is that of packing.
+    pub fn repack(&self, kernel: Kernel) -> Result<Self, Error> {
+        let codes = self.codes();
+        let (scales, zero_points) = (self.scales(), self.zero_points());
+        Self::from_codes(kernel, codes.view(), scales.view(), Some(zero_points.view()))
+    }
+}
+
 /// What a thread needs to fill panels.
 #[derive(Default)]
 struct Scratch {
@@ -399,19 +458,6 @@ fn interleave(codes: &[i8], rows: Span<usize>, padded_inner: usize, panel: &mut 
             }
         }
     }
-}
-
-/// Packs a matrix whose rows are contiguous.
-pub(crate) fn quantize_matrix<T: Element>(
-    kernel: Kernel,
-    w: ArrayView2<'_, T>,
-    encoding: Encoding,
-    granularity: Granularity,
-) -> Result<PackedWeight, Error> {
-    rows_of(w, "W")?;
-    let mut builder = PackedWeightBuilder::new(kernel, w.dim(), encoding, granularity)?;
-    builder.append(&w)?;
-    builder.finish()
 }
 
 #[cfg(test)]

@@ -1,16 +1,14 @@
 //! A weight packed once, at load, in the layout of the kernel that will read it.
 
-use int8_core::{Element, Encoding, GROUP, Granularity, QuantizedMatrix, quantize};
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use int8_core::{GROUP, QuantizedMatrix, quantize};
+use ndarray::{Array1, Array2, ArrayView1, Axis};
 use rayon::prelude::*;
 
-use super::builder::{PackedWeightBuilder, quantize_matrix};
 use crate::arena::ArenaSlice;
 use crate::convert;
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::layout::{Layout, NR, WeightGroups, padded, padded_groups};
-use crate::matrix::rows_of;
 use crate::simd::{Instructions, LANES};
 
 /// `W [N, K]` as int8 codes in panels of 32 rows, with a scale and a zero point for each row, or for each group of
@@ -47,48 +45,6 @@ pub(crate) struct ColumnTerms {
 }
 
 impl PackedWeight {
-    /// Quantises `w [N, K]` (f32, f16 or bf16, row-major) and packs it for `kernel`, in parallel.
-    ///
-    /// # Errors
-    /// [`Error::NotRowMajor`]; the reference's `AccumulatorOverflow` when K exceeds 133,144.
-    pub fn quantize<T: Element>(
-        kernel: Kernel,
-        w: ArrayView2<'_, T>,
-        encoding: Encoding,
-        granularity: Granularity,
-    ) -> Result<Self, Error> {
-        quantize_matrix(kernel, w, encoding, granularity)
-    }
-
-    /// Packs codes `[N, K]` with their scales and zero points (none means 0), as read from a checkpoint: one for each
-    /// row, or, as in [`QuantizedMatrix`], one for each group of a row.
-    ///
-    /// # Errors
-    /// [`Error::NotRowMajor`]; the reference's `Length`, `GroupScale`, `CodeOutOfRange` for a code of −128,
-    /// `ZeroPointOutOfRange`, and `AccumulatorOverflow` when K exceeds 133,144.
-    pub fn from_codes(
-        kernel: Kernel,
-        codes: ArrayView2<'_, i8>,
-        scales: ArrayView1<'_, f32>,
-        zero_points: Option<ArrayView1<'_, i32>>,
-    ) -> Result<Self, Error> {
-        rows_of(codes, "W")?;
-        let groups = quantize::parameters_per_row(codes.dim(), scales.len())?;
-        let granularity = if groups > 1 { Granularity::Group } else { Granularity::Row };
-        let mut builder = PackedWeightBuilder::new(kernel, codes.dim(), Encoding::Absmax, granularity)?;
-        let row = |index| codes.index_axis_move(Axis(0), index).to_slice().expect("contiguous rows");
-        builder.append_codes(codes.nrows(), &row, scales, zero_points)?;
-        builder.finish()
-    }
-
-    /// Packs a weight that the reference quantised.
-    ///
-    /// # Errors
-    /// The reference's `AccumulatorOverflow` when K exceeds 133,144.
-    pub fn from_quantized(kernel: Kernel, weight: &QuantizedMatrix) -> Result<Self, Error> {
-        Self::from_codes(kernel, weight.codes(), weight.scales(), Some(weight.zero_points()))
-    }
-
     /// `(N, K)`.
     pub fn dim(&self) -> (usize, usize) {
         (self.outputs, self.inner)
@@ -118,16 +74,6 @@ impl PackedWeight {
         }
         self.kernel = kernel;
         Ok(self)
-    }
-
-    /// The same weight packed for any kernel.
-    ///
-    /// # Errors
-    /// None that a packed weight can cause; the signature is that of packing.
-    pub fn repack(&self, kernel: Kernel) -> Result<Self, Error> {
-        let codes = self.codes();
-        let (scales, zero_points) = (self.scales(), self.zero_points());
-        Self::from_codes(kernel, codes.view(), scales.view(), Some(zero_points.view()))
     }
 
     /// Codes `[N, K]`, row-major, for saving.

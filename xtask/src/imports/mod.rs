@@ -13,15 +13,15 @@ pub(crate) const CHECKED: [&str; 4] = ["int8-core", "int8-cpu", "int8-cuda", "in
 const ORDERS: [(&str, &Order); 1] = [(
     "int8-cpu",
     &[
-        &["error", "convert", "buffer", "arena", "matrix", "pool", "tokens"],
+        &["error", "convert", "buffer", "arena", "matrix", "pool", "tokens", "kernel", "layout", "prefetch"],
         &["simd"],
         &["prologue"],
         &["pack"],
         &["gemm"],
         &["epilogue"],
-        &["attention"],
+        &["attention", "activations"],
         &["linear"],
-        &["verify"],
+        &["float", "probe", "verify"],
     ],
 )];
 
