@@ -30,9 +30,10 @@ const ROWS_AT_ONCE: usize = 4;
 impl<K: Vectorize> Quantizer<'_, K> {
     /// As [`in_one_pass`](Self::in_one_pass), of 16-bit rows without a prologue, of type T.
     pub(super) fn in_one_pass_16<T: Float16>(&self, workspace: Workspace, threshold: f32) -> Encoded {
-        let Workspace { mut codes, mut terms, groups, mut dense } = workspace;
-        let again = |codes, terms, dense| {
-            self.in_two_passes(Workspace { codes, terms, groups, dense }, self.outlier_columns())
+        let Workspace { mut codes, mut terms, groups, mut dense, kept } = workspace;
+        let again = |codes, terms, dense, groups, kept| {
+            let workspace = Workspace { codes, terms, groups, dense, kept };
+            self.in_two_passes(workspace, self.outlier_columns())
         };
         let (rows, inner) = (self.rows.len(), self.rows.inner);
         let (stride, least) = (row_stride(inner), float16::least_reaching::<T>(threshold));
@@ -41,7 +42,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
         self.kernel.vectorize(Sample { x, rows: samples, least, excesses: &mut excesses, _elements });
         let mut columns = SpecialColumns::new::<T>(least, &excesses).outliers;
         if too_many(&columns, inner) {
-            return again(codes, terms, dense);
+            return again(codes, terms, dense, groups, kept);
         }
         refill(&mut terms, rows);
         refill(&mut dense, rows * columns.len());
@@ -52,7 +53,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
             let found = SpecialColumns::new::<T>(least, &lesser(excesses, unexpected));
             if too_many(&found.outliers, inner) {
                 // Not all of them are known: a task that meets too many stops.
-                return again(codes, terms, dense);
+                return again(codes, terms, dense, groups, kept);
             }
             refill(&mut dense, rows * found.outliers.len());
             let all_codes = &mut codes.codes_mut()[..rows * stride];
@@ -64,7 +65,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
             0 => Outliers::None,
             count => Outliers::Dense { values: dense, count },
         };
-        Encoded { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers }
+        Encoded { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers, kept }
     }
 
     /// Quantises all rows by what is below the threshold and not in the columns that are expected, whose values go to `dense`.
