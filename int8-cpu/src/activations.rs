@@ -62,7 +62,7 @@ pub struct LinearStats {
 pub struct QuantizedActivations {
     kernel: Kernel,
     inner: usize,
-    /// Whether `config` asks for groups, whatever the weights have.
+    /// Whether `config` has groups, whatever the weights have.
     input_groups: bool,
     groups: InputGroups,
     sums: bool,
