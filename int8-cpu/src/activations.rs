@@ -6,7 +6,6 @@ use int8_core::{Config, Element, Error as CoreError, Granularity};
 use ndarray::{ArrayView2, ArrayViewMut2};
 use rayon::prelude::*;
 
-use crate::buffer::Buffer;
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::matrix::{Source, Target};
@@ -24,8 +23,6 @@ const SPARE_WORKSPACES: usize = 4;
 
 thread_local! {
     static SPARE: RefCell<Vec<Workspace>> = const { RefCell::new(Vec::new()) };
-    /// `f32 [M, K]`: the rows of the last costly prologue that had to be read twice.
-    static MATERIALIZED: RefCell<Buffer> = RefCell::default();
 }
 
 /// The buffers of earlier activations of this thread.
@@ -65,7 +62,7 @@ pub struct LinearStats {
 pub struct QuantizedActivations {
     kernel: Kernel,
     inner: usize,
-    /// Whether `config` asks for groups, whatever the weights have.
+    /// Whether `config` has groups, whatever the weights have.
     input_groups: bool,
     groups: InputGroups,
     sums: bool,
@@ -119,7 +116,7 @@ impl QuantizedActivations {
             (true, true) => InputGroups::WithRests,
         };
         let rows = Rows { x: Source::new(x, "x")?, prologue, inner };
-        let job = Quantize { kernel, rows, config, groups, sums };
+        let job = Quantize { rows, config, groups, sums };
         let encoded = pool::enter(is_parallel(&rows), || {
             let kernel = if groups == InputGroups::None { kernel } else { kernel.for_groups() };
             kernel.dispatch(job)
@@ -186,7 +183,6 @@ impl std::fmt::Debug for QuantizedActivations {
 }
 
 struct Quantize<'a> {
-    kernel: Kernel,
     rows: Rows<'a>,
     config: &'a Config,
     groups: InputGroups,
@@ -196,25 +192,9 @@ struct Quantize<'a> {
 impl Dispatch for Quantize<'_> {
     type Output = Encoded;
 
-    fn run<K: Vectorize>(self, token: K) -> Encoded {
-        let Self { kernel, rows, config, groups, sums } = self;
-        let quantizer = Quantizer { rows, config, groups, sums, kernel: token };
-        if !rows.prologue.is_costly() || quantizer.is_row_local() {
-            return quantizer.run(take_workspace());
-        }
-        // Rows that may have to be read again, of a prologue that is slow to compute again: kept in f32.
-        let mut kept = MATERIALIZED.take();
-        let (count, inner) = (rows.len(), rows.inner);
-        kept.reserve(count * inner * size_of::<f32>());
-        const CONTIGUOUS: &str = "M·K values, row-major";
-        let values = &mut kept.floats_mut()[..count * inner];
-        let mut out = ArrayViewMut2::from_shape((count, inner), values).expect(CONTIGUOUS);
-        apply(kernel, &rows, &Target::new(&mut out, "x").expect(CONTIGUOUS));
-        let x = Source::new(out.view(), "x").expect(CONTIGUOUS);
-        let rows = Rows { x, prologue: Prologue::None, inner };
-        let encoded = Quantizer { rows, ..quantizer }.run(take_workspace());
-        MATERIALIZED.set(kept);
-        encoded
+    fn run<K: Vectorize>(self, kernel: K) -> Encoded {
+        let Self { rows, config, groups, sums } = self;
+        Quantizer { rows, config, groups, sums, kernel }.run(take_workspace())
     }
 }
 

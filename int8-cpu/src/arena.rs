@@ -122,7 +122,7 @@ impl<T> std::fmt::Debug for ArenaSlice<T> {
     }
 }
 
-/// A stretch of memory that slices are cut from, one behind the other. What the last one had is used again: a weight that
+/// An arena with a bump offset: slices lie one behind the other. The last slice's memory is used again: a weight that
 /// is made for a moment, on the way to another, leaves no hole. The rest is given back with the last slice of the region.
 struct Region {
     /// Never empty, aligned to a cache line.
@@ -159,7 +159,7 @@ impl Region {
         if bytes < SMALL || cfg!(miri) {
             return Self::allocated(bytes).whole();
         }
-        // Small ones share a region; a large one would leave the rest of it unused.
+        // Small ones share a region; a large one would waste the rest of it.
         if bytes > REGION / 4 {
             return Self::mapped(bytes).whole();
         }
@@ -214,7 +214,7 @@ impl Region {
             // A wish: a system without huge pages refuses it, and serves small ones.
             let _ = map.advise_range(memmap2::Advice::HugePage, before, bytes);
         }
-        // SAFETY: before ≤ HUGE_PAGE, and so many bytes more were asked for.
+        // SAFETY: before ≤ HUGE_PAGE, and so many bytes more were mapped.
         let first = unsafe { NonNull::new_unchecked(map.as_mut_ptr().add(before)) };
         Self { first, _memory: Memory::Mapped(map) }
     }

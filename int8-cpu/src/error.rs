@@ -23,12 +23,12 @@ pub enum Error {
         /// Its strides in elements.
         strides: Vec<isize>,
     },
-    /// A kernel asked for a weight that another kind of kernel packed.
+    /// A weight packed in the layout of another kind of kernel.
     #[error(
         "the weight is packed as {found:?} and kernel `{kernel}` reads {expected:?}; pack it again for that kernel"
     )]
     LayoutMismatch {
-        /// The kernel asked for.
+        /// The kernel.
         kernel: &'static str,
         /// The layout it reads.
         expected: Layout,
@@ -109,7 +109,7 @@ pub enum Error {
     /// The source of exact outlier columns returned the wrong number of columns.
     #[error("the source of exact columns was asked for {expected} columns and returned {found}")]
     ExactColumnCount {
-        /// Columns asked for.
+        /// Columns requested.
         expected: usize,
         /// Columns returned.
         found: usize,

@@ -6,14 +6,16 @@
 //!
 //! Codes, zero points and accumulators are bit for bit those of [`int8_core`]; results lie inside its derived bound.
 //!
-//! | step | where |
+//! | stage | modules |
 //! |---|---|
 //! | `W [N, K]` quantised and packed once, at load | [`PackedWeight`] |
-//! | outlier rule, row quantisation straight into the rows that the tiles read | `input`; 16-bit rows in the usual setting, `one_pass`; of one row, `rows` and `halves` |
-//! | the output cut into tasks, and K into pieces where a kernel wants them | `driver`, `panel` |
-//! | i8 × i8 → i32, one tile of output in registers | `tile` |
-//! | scales, zero points, outlier part, bias, one rounding, while the tile is in L1 | `epilogue` |
-//! | instead, with constants for groups of K: group by group, scaled in f32 registers | `groups` |
+//! | 1: norm, activation or gate, outlier detection, row quantisation, in one pass over `x` | `prologue`; [`QuantizedActivations`], the value that one or several weights read |
+//! | 2: schedule × microkernel: i8 × i8 → i32, one tile of output in registers | `gemm` |
+//! | 3: scales, zero points, outlier product, bias, one rounding, while the tile is in L1 | `epilogue` |
+//! | stages 2 and 3 for one weight; all three | [`multiply`]; [`linear`] |
+//!
+//! Imports point one way: `arena`, `matrix`, `pool`, `tokens`, `kernel` < `simd` < `prologue` < packing < `gemm` < `epilogue` <
+//! attention < [`QuantizedActivations`] < [`linear`] < [`verify`].
 //!
 //! | kernel | instruction | tile (rows × outputs) |
 //! |---|---|---|
@@ -27,10 +29,10 @@
 //!
 //! The best one that the processor offers is taken ([`Kernel::select`]); the environment variable `INT8_KERNEL` forces
 //! another by name. Work runs on the current rayon pool; results do not depend on the number of threads. Wrapping a
-//! step of a model in [`pool::spin_during`] saves entering the pool and waking its threads for each layer.
+//! decode step in [`pool::spin_during`] saves entering the pool and waking its threads for each layer.
 //!
 //! `amx-int8` rounds results to bf16 with the processor's instruction for it, which takes f32 below 2⁻¹²⁶ = 1.2e-38 for 0 (but
-//! for products with constants for groups, which `avx512-vnni` computes).
+//! for products with quantization parameters for groups, which `avx512-vnni` computes).
 //!
 //! ```
 //! use int8_core::{Granularity, Scheme};
@@ -41,7 +43,7 @@
 //! let w = array![[0.1_f32, 0.2, 0.3], [-0.3, 0.1, 0.2]];
 //! let weight = PackedWeight::quantize(Kernel::select()?, w.view(), config.weight_encoding, Granularity::Row)?;
 //!
-//! // The second column holds an outlier: 40 ≥ 6 leaves the int8 product.
+//! // The second column holds outliers, |x| ≥ 6: it is multiplied in f32.
 //! let x = array![[0.5_f32, 40.0, -0.25], [1.0, -38.0, 0.75]];
 //! let mut y = Array2::<f32>::zeros((2, 2));
 //! let stats =
@@ -51,8 +53,8 @@
 //! # Ok::<(), int8_cpu::Error>(())
 //! ```
 //!
-//! All unsafe code of the project's CPU side is here: vector instructions in `tile`, typed views of memory in `matrix`,
-//! `convert`, `buffer` and `resident`. The contract of the tile functions is stated once, on the trait `Microkernel`, and cited by
+//! All unsafe code of the project's CPU side is here: vector instructions in `simd` and `gemm`, typed views of memory in `matrix`,
+//! `buffer` and `arena`. The contract of the microkernels is stated once, on the trait `Microkernel`, and cited by
 //! line wherever they are called.
 #![allow(unsafe_code, reason = "vector instructions, typed views of memory and mappings need it")]
 

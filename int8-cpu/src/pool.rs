@@ -7,18 +7,17 @@ use std::time::{Duration, Instant};
 use rayon::Yield;
 use rayon::prelude::*;
 
-/// How long a thread spins for work before it may sleep: longer than what lies between two products of a step, short
-/// enough to be no load.
+/// How long a thread spins without work before it may park: longer than the gap between two products of a decode step,
+/// short enough to be no load.
 const PARK_AFTER: Duration = Duration::from_micros(200);
 
-/// Looks for work between two spins at the clock, when a thread also lets another program have its processor.
+/// Attempts to steal work between two readings of the clock, when a thread also yields its processor.
 const SPINS_PER_CHECK: usize = 64;
 
-/// Runs `operation` on the current rayon pool, and keeps the other threads of the pool looking for work meanwhile, until
-/// there has been none for 200 µs.
+/// Runs `operation` on the current rayon pool while its other threads spin; each parks after 200 µs without work.
 ///
-/// A step of a model at one token is some hundred products of 10 to 100 µs each. Without this, threads fall asleep between
-/// them, and waking them for the next takes as long as the product does.
+/// A decode step is some hundred products of 10 to 100 µs each. Without this, threads park between them, and waking them
+/// takes as long as a product.
 pub fn spin_during<R: Send>(operation: impl FnOnce() -> R + Send) -> R {
     if rayon::current_num_threads() == 1 {
         return operation();
@@ -60,8 +59,7 @@ fn spin(done: &AtomicBool) {
 
 /// Runs `operation` on the current rayon pool if it `is_parallel`, or else on the calling thread.
 ///
-/// From outside the pool, each parallel step would pay for waking it: it is entered once, and only for work that is worth
-/// it. A caller inside the pool (`rayon::scope` around a whole model) never pays.
+/// From outside the pool, each parallel stage would wake it: it is entered once, and only for enough work. A caller inside the pool (`rayon::scope` around a whole model) never pays.
 pub(crate) fn enter<R: Send>(is_parallel: bool, operation: impl FnOnce() -> R + Send) -> R {
     if is_parallel && rayon::current_thread_index().is_none() {
         return rayon::scope(|_| operation());
@@ -69,12 +67,11 @@ pub(crate) fn enter<R: Send>(is_parallel: bool, operation: impl FnOnce() -> R + 
     operation()
 }
 
-/// Lets `threads` threads of the pool share the numbers below `count`: `work` is called once for each; if there is only one, it
-/// is the caller.
+/// Partitions the numbers below `count` among `threads` threads of the pool: `work` is called once for each thread; if there
+/// is only one, it is the caller.
 ///
-/// A thread takes the numbers of a range of its own, one after the other, so that what they stand for in memory is read as
-/// one stream; then those that others have left, from the ends of their ranges. One that begins late, or is slower,
-/// finds less to do, or nothing, and nobody waits for it for longer than one number takes.
+/// Each thread walks its own work range front to back, which reads memory as one stream, then steals from the back of
+/// others'. A late or slow thread is left with less, and none waits for it for longer than one number takes.
 ///
 /// # Panics
 /// If there are 2³² numbers or more: as blocks of an output they would be 2³⁷ values.
@@ -91,8 +88,8 @@ pub(crate) fn partition(count: usize, threads: usize, work: impl Fn(WorkItems<'_
     }
 }
 
-/// What is left of one thread's numbers: the first in the upper half, the end in the lower. By itself in the two cache lines
-/// that processors fetch together, since its owner writes to it all the time.
+/// The remaining numbers of one thread: the first in the upper 32 bits, the end in the lower. Alone in the two cache lines
+/// that processors load together, since its owner writes to it all the time.
 #[repr(align(128))]
 struct WorkRange(AtomicU64);
 
@@ -102,8 +99,8 @@ impl WorkRange {
         Self((half(numbers.start) << 32 | half(numbers.end)).into())
     }
 
-    /// Takes a number with `end` of what is left, and says what `end` would take next.
-    #[allow(clippy::cast_possible_truncation, reason = "the two halves")]
+    /// Takes a number with `end` of the remaining ones; also the number that `end` would take next.
+    #[allow(clippy::cast_possible_truncation, reason = "the upper and the lower 32 bits")]
     fn take(&self, end: impl Fn(&mut Range<u32>) -> Option<u32>) -> Option<(usize, Option<usize>)> {
         let unpack = |state: u64| (state >> 32) as u32..state as u32;
         let without = |state| {

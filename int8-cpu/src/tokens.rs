@@ -150,7 +150,7 @@ mod amx {
         enabled & TILE_STATES == TILE_STATES
     }
 
-    /// Linux hands out the 8 KiB of tile state only to processes that ask for it.
+    /// Linux hands out the 8 KiB of tile state only to processes that request it.
     #[cfg(target_os = "linux")]
     fn permission() -> bool {
         const ARCH_PRCTL: u64 = 158;

@@ -17,7 +17,7 @@ pub enum OutlierWeights<'a> {
     /// The int8 weight, dequantised where it is needed.
     #[default]
     Dequantized,
-    /// The weight as it was before quantisation. Only the columns that a call finds to be outliers are asked for.
+    /// The weight as it was before quantisation. Only the outlier columns of a call are requested.
     Exact(&'a dyn ExactColumns),
 }
 
@@ -80,7 +80,7 @@ pub(crate) enum Columns {
 }
 
 impl Columns {
-    /// Asks the source for the columns and checks what it returns.
+    /// Requests the columns from the source and checks the result.
     pub(crate) fn resolve(
         weight: &PackedWeight,
         source: OutlierWeights<'_>,
@@ -160,9 +160,9 @@ impl Vectorized for FillPanel<'_> {
                                 simd.load_int(&column)
                             }
                             Layout::VnniK4 => {
-                                let quads = codes[(k / 4) * (4 * NR) + half * 4 * LANES..].as_chunks::<4>().0;
-                                match quads.first_chunk::<LANES>() {
-                                    Some(quads) => simd.byte_of_k4(quads, convert::index(k % 4)),
+                                let k4 = codes[(k / 4) * (4 * NR) + half * 4 * LANES..].as_chunks::<4>().0;
+                                match k4.first_chunk::<LANES>() {
+                                    Some(k4) => simd.byte_of_k4(k4, convert::index(k % 4)),
                                     None => continue,
                                 }
                             }
@@ -195,6 +195,6 @@ fn load_panel<I: Instructions, T: Lane>(simd: I, values: &[T]) -> [I::Floats; 2]
             &padded
         }
     };
-    let halves = whole.as_chunks::<LANES>().0;
-    [T::load(simd, &halves[0]), T::load(simd, &halves[1])]
+    let vectors = whole.as_chunks::<LANES>().0;
+    [T::load(simd, &vectors[0]), T::load(simd, &vectors[1])]
 }

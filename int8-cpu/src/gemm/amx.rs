@@ -100,7 +100,7 @@ macro_rules! registers {
     };
 }
 
-/// Bytes between two rows of the accumulators, and between two quads of the panel.
+/// Bytes between two rows of the accumulators, and between two steps of four of K in the panel.
 const ROW_BYTES: usize = 4 * NR;
 
 /// Up to 16 rows of x by the panel.
@@ -115,7 +115,7 @@ unsafe fn one(operands: Operands, acc: *mut [i32; NR]) {
     let Operands { a, lda, panel, k, continued, ahead, .. } = operands;
     // SAFETY: line 4: the tiles are configured. Line 2: 16 rows of 64 bytes, 128 bytes apart, from each of two addresses, are
     // the 2048 bytes of the panel for a step of K, and every step read is one of the K_STEPs below k. Line 1: rows are
-    // readable up to the next multiple of 16; those beyond `rows` are computed and not looked at. A row of the accumulators
+    // readable up to the next multiple of 16; those beyond `rows` are computed and not used. A row of the accumulators
     // is 128 bytes.
     unsafe {
         if continued {
@@ -145,9 +145,8 @@ unsafe fn one(operands: Operands, acc: *mut [i32; NR]) {
     }
 }
 
-/// 17 to 32 rows of x by the panel, as [`one`], but with rows of x that leave the panel in L1, and the lines of the result
-/// asked for on the way: with K in pieces, 20 to 43 % less time for bare tile loops of 512 rows (then asked for into L1; into L2, up
-/// to 12 % less again).
+/// 17 to 32 rows of x by the panel, as [`one`], but rows of x do not displace the panel from L1, and the lines of the result
+/// are prefetched on the way: with K in blocks, 20 to 43 % less time for bare tile loops of 512 rows.
 ///
 /// # Safety
 /// As [`one`], with more than 16 rows, and `acc` is valid for 32.
@@ -196,8 +195,8 @@ unsafe fn two_below(operands: Operands, acc: *mut [i32; NR]) {
     }
 }
 
-/// Asks for the lines of a tile's result, some rows for each step of K. Stores alone ask for them all at once when the product is
-/// done, and wait.
+/// Prefetches the lines of a tile's result, some rows for each step of K: stores alone would miss all at once when the product
+/// is done, and wait.
 ///
 /// They come to L2, and belong to this core unless another has them, too. `prefetchw` takes them on to L1, and through the few
 /// buffers that rows of x come through: that costs bf16 results more than it saves.

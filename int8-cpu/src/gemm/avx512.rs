@@ -117,7 +117,7 @@ unsafe impl GroupMicrokernel for Avx512Vnni {
         unsafe { group_products(operands, product) }
     }
 
-    /// 4 rows × 4 accumulators, 2 of code sums, weights, constants and temporaries.
+    /// 4 rows × 4 accumulators, 2 of code sums, weights, quantization parameters and temporaries.
     const FEW_ROWS: usize = 4;
 
     unsafe fn group_product_stored(self, operands: GroupOperands<StoredChannels>, product: &mut Tile<f32>) {
@@ -278,9 +278,9 @@ unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: ChannelParam
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn group_sums(panel: &[i8], sums: &mut [[f32; NR]]) {
     let ones = _mm512_set1_epi8(1);
-    for (quads, sums) in panel.as_chunks::<{ GROUP * NR }>().0.iter().zip(sums) {
+    for (k4, sums) in panel.as_chunks::<{ GROUP * NR }>().0.iter().zip(sums) {
         let mut totals = [_mm512_setzero_si512(); 2];
-        for row in quads.as_chunks::<{ 4 * NR }>().0 {
+        for row in k4.as_chunks::<{ 4 * NR }>().0 {
             // SAFETY: 128 bytes.
             let w = unsafe {
                 [_mm512_loadu_si512(row.as_ptr().cast()), _mm512_loadu_si512(row.as_ptr().add(64).cast())]

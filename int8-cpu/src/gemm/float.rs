@@ -102,8 +102,8 @@ impl Product<'_> {
         }
         // Each output is computed by itself, so the result does not depend on who computes it.
         pool::partition(outputs.div_ceil(DOT_OUTPUTS), threads, |taken| {
-            for (stretch, _) in taken {
-                task(stretch * DOT_OUTPUTS, outputs.min((stretch + 1) * DOT_OUTPUTS));
+            for (block, _) in taken {
+                task(block * DOT_OUTPUTS, outputs.min((block + 1) * DOT_OUTPUTS));
             }
         });
     }

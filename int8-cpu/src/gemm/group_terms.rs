@@ -67,14 +67,14 @@ impl Vectorized for GroupSums<'_> {
             let mut totals = [0_i32; NR];
             match self.layout {
                 Layout::VnniK4 => {
-                    let mut halves = [simd.splat_int(0); 2];
-                    let quads = &self.panel[group * GROUP * NR..(group + 1) * GROUP * NR];
-                    for (i, quads) in quads.as_chunks::<4>().0.as_chunks::<LANES>().0.iter().enumerate() {
+                    let mut totals16 = [simd.splat_int(0); 2];
+                    let k4 = &self.panel[group * GROUP * NR..(group + 1) * GROUP * NR];
+                    for (i, k4) in k4.as_chunks::<4>().0.as_chunks::<LANES>().0.iter().enumerate() {
                         for lane in 0..4 {
-                            halves[i % 2] = simd.add_int(halves[i % 2], simd.byte_of_k4(quads, lane));
+                            totals16[i % 2] = simd.add_int(totals16[i % 2], simd.byte_of_k4(k4, lane));
                         }
                     }
-                    for (half, to) in halves.into_iter().zip(totals.as_chunks_mut().0) {
+                    for (half, to) in totals16.into_iter().zip(totals.as_chunks_mut().0) {
                         simd.store_int(half, to);
                     }
                 }

@@ -1,4 +1,4 @@
-//! Parameters for groups of K: what the product needs of rows, of columns and of one group of a tile.
+//! The product with quantization parameters for groups of K.
 //!
 //! ```text
 //! int8 part of y[m,n] = Σ_g s_x[m,g]/127 · s_w[n,g]/127 · (Σ_{k ∈ g} q_x·q_w − z_x[m,g]·Σ_{k ∈ g} q_w − z_w[n,g]·Σ_{k ∈ g} (q_x − z_x))
@@ -6,7 +6,7 @@
 //!
 //! A group has 32 values, so the parenthesis and each of its terms are integers below 2²⁴: exact in f32. The sums of a
 //! weight's codes are not stored but added up, once for each block, or by the product itself where it has
-//! few rows: they would be a sixteenth more memory to read where memory decides, and are lost in the product where it does
+//! few rows: they would be a sixteenth more memory to read where memory decides, and hidden by the product where it does
 //! not.
 
 use super::microkernel::GroupMicrokernel;
@@ -24,7 +24,7 @@ pub(crate) struct Grouped<'a, K> {
     kernel: K,
     weight: &'a PackedWeight,
     groups: usize,
-    /// Where the tiles of the present panel read the constants as they are stored.
+    /// Where the tiles of the present panel read the quantization parameters as they are stored.
     stored: Option<StoredChannels>,
     /// `f32 [groups, NR]` each, else.
     steps: Buffer,
@@ -80,7 +80,7 @@ impl<K: GroupMicrokernel> PanelProduct for Grouped<'_, K> {
     unsafe fn tile(&mut self, _: usize, operands: Operands, terms: &[GroupTerms]) -> TileProduct<'_> {
         if let Some(columns) = self.stored {
             let operands = GroupOperands { codes: operands, x: terms.as_ptr(), ldx: self.groups, columns };
-            // SAFETY: lines 1 to 4 are passed on; line 9: the terms, and `groups` constants for each column of the panel.
+            // SAFETY: lines 1 to 4 are passed on; line 9: the terms, and `groups` parameters for each output channel of the panel.
             // `start` was told the rows of all tiles.
             unsafe { self.kernel.group_product_stored(operands, &mut self.product) };
             return TileProduct::Floats(&self.product);
@@ -98,7 +98,7 @@ impl<K: GroupMicrokernel> PanelProduct for Grouped<'_, K> {
     }
 }
 
-/// Widens the constants of one panel: `s/127` and, where there are any, zero points.
+/// Widens the quantization parameters of one panel: `s/127` and, where there are any, zero points.
 struct FillTerms<'a> {
     weight: &'a PackedWeight,
     panel: usize,

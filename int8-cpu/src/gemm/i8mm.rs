@@ -1,7 +1,8 @@
 //! AArch64 with 8-bit matrix multiplication: `smmla` multiplies a 2×8 by an 8×2 matrix of signed bytes and adds the four
 //! sums to a 2×2 matrix of i32, exact modulo 2³²: twice the multiply-adds of `sdot`.
 //!
-//! Weights lie in quads as for `sdot`. Two quads of four outputs, zipped, are 8 of K for two outputs and for two more: the
+//! Weights are in `VnniK4` layout as for `sdot`. Two vectors of four outputs by four of K, zipped, are 8 of K for two outputs
+//! and for two more: the
 //! two zips serve all rows of a tile, so that a layout of its own would save one instruction in four.
 //!
 //! The compiler has no stable intrinsic for it, so the one instruction is written as inline assembly.
@@ -71,7 +72,7 @@ unsafe fn product<const P: usize>(operands: Operands, acc: &mut Tile<i32>) {
                 };
             }
             for v in 0..COLUMNS / 4 {
-                // SAFETY: line 2: the two quads of K from `offset` on lie in the panel, 128 bytes each, of which this
+                // SAFETY: line 2: the two steps of four of K from `offset` on lie in the panel, 128 bytes each, of which this
                 // takes 16: those of four outputs.
                 let (low, high) = unsafe {
                     let at = panel.add(offset * NR + 4 * first + 16 * v);

@@ -16,7 +16,7 @@ use crate::simd::{Lane, Vectorize};
 /// # Safety
 /// Contract of [`product`](Self::product):
 /// 1. `a` is readable for `rows` rows, rounded up to a multiple of `MR_STEP`, of `k` bytes, `lda` bytes apart;
-/// 2. `panel` is 64-byte aligned and readable for `NR·k` bytes where it is laid out in quads; else it is readable for
+/// 2. `panel` is 64-byte aligned and readable for `NR·k` bytes in `VnniK4` layout; else it is readable for
 ///    NR rows of `k` bytes, `ldw` apart;
 /// 3. `1 ≤ rows ≤ MR` and `k` is a multiple of [`K_STEP`], or [`GROUP`](int8_core::GROUP) in a [`GroupMicrokernel`] that
 ///    leaves `group_product` as it is;
@@ -40,7 +40,7 @@ pub(crate) unsafe trait Microkernel: Vectorize {
     /// all tiles. `None`: all of K, and no tile is ever continued.
     const KC: Option<usize> = None;
 
-    /// What a tile of so many rows fetches that reads its panel alone.
+    /// What a tile of so many rows prefetches that reads its panel alone.
     fn alone(_rows: usize) -> Alone {
         Alone::NextPanel
     }
@@ -108,10 +108,10 @@ pub(crate) unsafe trait GroupMicrokernel: Microkernel {
         }
     }
 
-    /// Rows up to which [`group_product_stored`](Self::group_product_stored) may be asked.
+    /// Rows up to which [`group_product_stored`](Self::group_product_stored) may be called.
     const FEW_ROWS: usize = 0;
 
-    /// As [`group_product`](Self::group_product), from the stored constants: widening them first, and adding up the codes,
+    /// As [`group_product`](Self::group_product), from the stored quantization parameters: widening them first, and adding up the codes,
     /// takes as long as the product of a few rows. The same bits.
     ///
     /// # Safety

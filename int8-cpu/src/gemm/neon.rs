@@ -67,18 +67,18 @@ unsafe fn product<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
             *x = unsafe { vld1q_s8(a.add(r * lda + offset)) };
         }
         for v in 0..VECTORS {
-            // SAFETY: line 2: four quads of K from `offset` on, 128 bytes each, lie in the panel; v < 8 picks 16 of each.
-            let quads: [int8x16_t; 4] = unsafe {
+            // SAFETY: line 2: four steps of four of K from `offset` on, 128 bytes each, lie in the panel; v < 8 picks 16 of each.
+            let k4: [int8x16_t; 4] = unsafe {
                 let at = panel.add(offset * NR + 16 * v);
                 [vld1q_s8(at), vld1q_s8(at.add(4 * NR)), vld1q_s8(at.add(8 * NR)), vld1q_s8(at.add(12 * NR))]
             };
             for (sums, x) in sums.iter_mut().zip(x) {
                 // SAFETY: line 7; registers only.
                 unsafe {
-                    dot!(sums[v], quads[0], x, "0");
-                    dot!(sums[v], quads[1], x, "1");
-                    dot!(sums[v], quads[2], x, "2");
-                    dot!(sums[v], quads[3], x, "3");
+                    dot!(sums[v], k4[0], x, "0");
+                    dot!(sums[v], k4[1], x, "1");
+                    dot!(sums[v], k4[2], x, "2");
+                    dot!(sums[v], k4[3], x, "3");
                 }
             }
         }

@@ -4,9 +4,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-#[cfg(target_arch = "x86_64")]
-use crate::layout::K_STEP;
-use crate::layout::{MAX_MR, NR};
+use crate::layout::{K_STEP, MAX_MR, NR};
 use crate::prefetch::Destination;
 #[cfg(target_arch = "x86_64")]
 use crate::prefetch::{prefetch, prefetch_behind};
@@ -29,7 +27,7 @@ pub(crate) struct Operands {
     pub(crate) panel: *const i8,
     /// Padded K: a multiple of `K_STEP`.
     pub(crate) k: usize,
-    /// Bytes between two rows of the panel; 0 where it is laid out in quads.
+    /// Bytes between two rows of the panel; 0 in `VnniK4` layout.
     pub(crate) ldw: usize,
     /// Whether the accumulators hold the sums of what of K comes before, to be added to.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel with pieces of K"))]
@@ -43,10 +41,10 @@ pub(crate) struct Operands {
 }
 
 impl Operands {
-    /// The same tile over a part of K, in whole steps, on which it fetches what begins at `ahead`.
+    /// The same tile over a part of K, in whole steps, which prefetches from `ahead` on.
     #[inline(always)]
     pub(crate) fn part(self, of: Range<usize>, ahead: *const i8) -> Self {
-        // Panels laid out in quads hold all outputs of a step together.
+        // Panels in `VnniK4` layout hold all outputs of a step together.
         let at = if self.ldw == 0 { of.start * NR } else { of.start };
         Self {
             a: self.a.wrapping_add(of.start),
@@ -57,7 +55,7 @@ impl Operands {
         }
     }
 
-    /// Asks for the lines of the result before the tile is computed, so that its stores need not wait for them: 4 to 10 % of
+    /// Prefetches the lines of the result before the tile is computed, so that its stores do not miss: 4 to 10 % of
     /// an i32 product of 512 rows on Zen 4 with AVX-512, 1 to 9 % on a Xeon; of results in 16 bits, half as much on the first and
     /// nothing on the second.
     #[cfg(target_arch = "x86_64")]
@@ -72,14 +70,14 @@ impl Operands {
     }
 }
 
-/// The share of the weights needed next that one tile fetches while it computes. Without it, the first tile of each
+/// The part of the weights needed next that one tile prefetches while it computes. Without it, the first tile of each
 /// panel would run at the speed of memory and the others not touch memory at all.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
 pub(crate) struct Ahead {
     /// A panel, or any address: it is only ever prefetched.
     pub(crate) panel: *const i8,
-    /// The cache lines to fetch of each [`AHEAD_LINES`] that hold `K_STEP` of K.
+    /// The cache lines to prefetch of each [`AHEAD_LINES`] that hold `K_STEP` of K.
     pub(crate) from: usize,
     pub(crate) to: usize,
 }
@@ -88,7 +86,7 @@ pub(crate) struct Ahead {
 pub(crate) const AHEAD_LINES: usize = NR * K_STEP / 64;
 
 impl Ahead {
-    /// Tile `index` of `count` that read `panel` fetches its share of the one that is read `next`; of `panel` itself, which is
+    /// Tile `index` of `count` that read `panel` prefetches its part of the `next` one; of `panel` itself, which is
     /// in the cache, if there is none. A tile of so many rows that reads `panel` alone does as its kernel says.
     pub(crate) fn new(
         alone: Alone,
@@ -121,7 +119,7 @@ impl Ahead {
     }
 }
 
-/// What a tile fetches that reads its panel from its beginning to its end and is the only one to do so.
+/// What a tile prefetches that reads its panel from its beginning to its end and is the only one to do so.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
 pub(crate) enum Alone {
     /// The next panel, as tiles do that share one.
@@ -160,7 +158,7 @@ impl<W> OuterOperands<W> {
     }
 }
 
-/// The constants of one panel's columns: `f32 [groups, NR]` each, 64-byte aligned.
+/// Quantization parameters of one panel's output channels: `f32 [groups, NR]` each, 64-byte aligned.
 #[derive(Clone, Copy)]
 pub(crate) struct GroupChannels {
     /// `s/127`.
@@ -171,7 +169,7 @@ pub(crate) struct GroupChannels {
     pub(crate) zero_points: Option<*const f32>,
 }
 
-/// The constants of one panel's columns as they are stored, `[groups, NR]` each.
+/// Quantization parameters of one panel's output channels as they are stored, `[groups, NR]` each.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel with `FEW_ROWS`"))]
 pub(crate) struct StoredChannels {
@@ -181,7 +179,7 @@ pub(crate) struct StoredChannels {
     pub(crate) zero_points: Option<*const i8>,
 }
 
-/// The operands of a tile with constants for groups of K.
+/// The operands of a tile with quantization parameters for groups of K.
 #[derive(Clone, Copy)]
 pub(crate) struct GroupOperands<C = GroupChannels> {
     pub(crate) codes: Operands,

@@ -12,7 +12,7 @@ use crate::prologue::terms::GroupTerms;
 pub(crate) enum TileProduct<'a> {
     /// Accumulators over all of K, still to be corrected and scaled.
     Integers(&'a Tile<i32>),
-    /// Finished: constants for groups of K are applied on the way.
+    /// Scaled group by group of K.
     Floats(&'a Tile<f32>),
 }
 
@@ -83,7 +83,7 @@ impl<K> Drop for Whole<K> {
 
 /// The operands of piece `index` of `pieces`.
 ///
-/// What is fetched ahead is the piece that is multiplied next, be it of this panel or of the next one: with whole panels, two of
+/// Prefetched is the piece that is multiplied next, of this panel or of the next one: with whole panels, two of
 /// them would share L2 with the rows of x.
 #[inline(always)]
 fn piece(operands: Operands, index: usize, pieces: usize) -> Operands {

@@ -13,7 +13,7 @@ use crate::prefetch::Destination;
 /// about what waking a sleeping thread costs.
 const SERIAL_WORK: usize = 1 << 20;
 
-/// Rows below which a product takes no less time: reading 8 bytes of weights from memory takes a cycle, too.
+/// Below M = 8 the product is memory-bound; cost it as M = 8.
 const READING_ROWS: usize = 8;
 
 /// The fewest blocks for each thread, enough to even out threads that run at different speeds.
@@ -45,8 +45,8 @@ impl Grid {
 
     /// Whether there is enough work for more than one thread, and more than one thread.
     pub(crate) fn is_parallel(self) -> bool {
-        // Inside the pool, others look for work while this thread does its share. From outside, it has to wait for one to
-        // wake up, which short products of few rows do not make up for.
+        // Inside the pool other threads spin. From outside, one must be woken, which takes longer than a short product of few
+        // rows.
         let inside = rayon::current_thread_index().is_some();
         let rows = if inside { self.rows.max(READING_ROWS) } else { self.rows };
         rows * self.panels * NR * self.inner >= SERIAL_WORK && rayon::current_num_threads() > 1
@@ -87,7 +87,7 @@ impl Cut {
         let Grid { rows, panels, inner } = grid;
         let rows = Rows { first: 0, count: rows, tile_rows: K::MR, step: K::MR_STEP };
         let tiles = rows.tiles().len();
-        // Rows are cut when the panels alone give too few blocks, or when the codes of all rows would leave the cache.
+        // Rows are cut when the panels alone give too few blocks, or when the codes of all rows exceed the cache.
         let for_threads = if threads == 1 { 1 } else { (threads * BLOCKS_PER_THREAD).div_ceil(panels) };
         let in_cache = (INPUT_BYTES + INPUT_BYTES / 4) / (K::MR * inner).max(1);
         let for_cache = tiles.div_ceil(in_cache.max(1));
@@ -105,7 +105,7 @@ impl Cut {
 }
 
 /// The blocks that one thread computes: all panels with the first rows, then with the next, so that rows stay in the cache and
-/// panels are fetched ahead.
+/// panels are prefetched.
 pub(crate) struct Blocks<'a> {
     cut: &'a Cut,
     taken: WorkItems<'a>,

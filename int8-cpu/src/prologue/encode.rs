@@ -243,7 +243,7 @@ impl Groups<'_> {
         }
     }
 
-    /// Writes the codes of one group and returns `Σ(q − z)`, if it is asked for.
+    /// Writes the codes of one group and returns `Σ(q − z)`, if it is needed.
     #[inline(always)]
     fn group<I: Instructions>(
         &self,

@@ -1,5 +1,5 @@
 //! Rows of 16-bit floats in the usual setting, absmax of a row without whole columns of outliers: quantised without being
-//! widened into memory first.
+//! widened in memory.
 //!
 //! Magnitudes order like their bits, so what only compares them works on 16-bit integers, 32 to a register.
 //! The loops are plain: of slices of any length, the compiler makes what one would write with the instructions of the
@@ -66,8 +66,8 @@ impl Float16 for f16 {
         for (kept, mask) in kept.iter_mut().zip(mask.into_iter().flatten()) {
             *kept = Self::from_bits(kept.to_bits() & mask);
         }
-        let halves = kept.as_chunks().0;
-        [simd.load_f16(&halves[0]), simd.load_f16(&halves[1])]
+        let narrow = kept.as_chunks().0;
+        [simd.load_f16(&narrow[0]), simd.load_f16(&narrow[1])]
     }
     #[inline(always)]
     fn store_codes<I: Instructions>(simd: I, codes: [I::Ints; 4], offset: u8, to: &mut [i8; BLOCK]) {
@@ -112,18 +112,18 @@ pub(crate) fn least_reaching<T: Float16>(threshold: f32) -> u16 {
 #[inline(always)]
 pub(crate) fn flag_outliers<T: Float16>(x: Source<'_>, rows: Span<usize>, threshold: f32, flags: &mut [u8]) {
     let least = least_reaching::<T>(threshold);
-    let mut excesses = vec![u16::MAX; flags.len()];
-    lower_by_rows::<T>(x, rows, least, &mut excesses);
+    let mut keys = vec![u16::MAX; flags.len()];
+    lower_by_rows::<T>(x, rows, least, &mut keys);
     let span = T::INFINITY - least;
-    for (flag, excess) in flags.iter_mut().zip(&excesses) {
-        *flag |= u8::from(*excess <= span);
+    for (flag, key) in flags.iter_mut().zip(&keys) {
+        *flag |= u8::from(*key <= span);
     }
 }
 
-/// Rows ahead of what is read that x is asked for: input that no cache near by holds comes twice as fast.
+/// Rows by which x is prefetched: input from L3 or memory comes twice as fast.
 pub(crate) const ROWS_AHEAD: usize = 4;
 
-/// Asks for a row.
+/// Prefetches a row.
 #[inline(always)]
 pub(crate) fn prefetch_row<T: Float16>(row: &[T]) {
     for line in (0..row.len()).step_by(LINE / size_of::<T>()) {
@@ -131,52 +131,51 @@ pub(crate) fn prefetch_row<T: Float16>(row: &[T]) {
     }
 }
 
-/// Lowers `excesses` to those of a row where they are less.
+/// Lowers the keys of columns to those of a row where they are less.
 ///
-/// `least` are the bits of the least magnitude that reaches the threshold. The excess of a number is the bits of its magnitude
-/// − `least`, modulo 2¹⁶: in ascending order come outliers, then NaNs, then what is below the threshold, of which the largest
-/// magnitude has the largest excess of all.
+/// `key = (bits & 0x7FFF) − least (mod 2¹⁶)`, `least` being the bits of the least magnitude that reaches the threshold;
+/// ascending: outliers, NaN, below the threshold. The least key finds outliers, the largest is the absmax below the threshold.
 #[inline(always)]
-pub(crate) fn lower_excesses<T: Float16>(row: &[T], least: u16, excesses: &mut [u16]) {
-    for (bits, known) in T::bits(row).iter().zip(excesses) {
+pub(crate) fn lower_keys<T: Float16>(row: &[T], least: u16, keys: &mut [u16]) {
+    for (bits, known) in T::bits(row).iter().zip(keys) {
         *known = (bits & MAGNITUDE).wrapping_sub(least).min(*known);
     }
 }
 
-/// The same of several rows, which are asked for ahead.
+/// The same of several rows, prefetched.
 #[inline(always)]
-pub(crate) fn lower_by_rows<T: Float16>(x: Source<'_>, rows: Span<usize>, least: u16, excesses: &mut [u16]) {
+pub(crate) fn lower_by_rows<T: Float16>(x: Source<'_>, rows: Span<usize>, least: u16, keys: &mut [u16]) {
     rows.clone().take(ROWS_AHEAD).for_each(|row| prefetch_row(T::of(x.row(row))));
     for row in rows.clone() {
         if row + ROWS_AHEAD < rows.end {
             prefetch_row(T::of(x.row(row + ROWS_AHEAD)));
         }
-        lower_excesses(T::of(x.row(row)), least, excesses);
+        lower_keys(T::of(x.row(row)), least, keys);
     }
 }
 
-/// What a look at a row finds among the columns that take part.
-pub(crate) struct Look {
+/// The result of a scan of the columns that take part.
+pub(crate) struct Scan {
     /// The bits of the largest magnitude below the threshold.
     pub(crate) below: u16,
     /// Whether there is an outlier or a NaN.
     pub(crate) others: bool,
 }
 
-/// Looks at a row. `least` is that of [`lower_excesses`], `mask` is from [`mask`].
+/// Scans a row. `least` is that of [`lower_keys`], `mask` is from [`mask`].
 #[inline(always)]
-pub(crate) fn look<T: Float16>(row: &[T], mask: &[u16], least: u16) -> Look {
+pub(crate) fn scan<T: Float16>(row: &[T], mask: &[u16], least: u16) -> Scan {
     let (mut largest, mut smallest) = (0, u16::MAX);
     for (bits, mask) in T::bits(row).iter().zip(mask) {
-        let excess = (bits & mask & MAGNITUDE).wrapping_sub(least);
-        largest = excess.max(largest);
-        smallest = excess.min(smallest);
+        let key = (bits & mask & MAGNITUDE).wrapping_sub(least);
+        largest = key.max(largest);
+        smallest = key.min(smallest);
     }
     let below = if largest >= least.wrapping_neg() { largest.wrapping_add(least) } else { 0 };
-    Look { below, others: smallest <= MAGNITUDE - least }
+    Scan { below, others: smallest <= MAGNITUDE - least }
 }
 
-/// What the least excesses of the columns say.
+/// What the least keys of the columns say.
 pub(crate) struct SpecialColumns {
     /// Those with an outlier, ascending.
     pub(crate) outliers: Vec<usize>,
@@ -185,18 +184,18 @@ pub(crate) struct SpecialColumns {
 }
 
 impl SpecialColumns {
-    pub(crate) fn new<T: Float16>(least: u16, excesses: &[u16]) -> Self {
+    pub(crate) fn new<T: Float16>(least: u16, keys: &[u16]) -> Self {
         let (outlier_limit, nan_limit) = (T::INFINITY - least, MAGNITUDE - least);
         let mut columns = Self { outliers: Vec::new(), nan: Vec::new() };
-        for (i, stretch) in excesses.chunks(PAIR).enumerate() {
-            // Most hold none: looked at in vectors.
-            if stretch.iter().fold(u16::MAX, |least, excess| least.min(*excess)) > nan_limit {
+        for (i, block) in keys.chunks(PAIR).enumerate() {
+            // Most hold none: tested in vectors.
+            if block.iter().fold(u16::MAX, |least, key| least.min(*key)) > nan_limit {
                 continue;
             }
-            for (column, excess) in (i * PAIR..).zip(stretch) {
-                match *excess {
-                    excess if excess <= outlier_limit => columns.outliers.push(column),
-                    excess if excess <= nan_limit => columns.nan.push(column),
+            for (column, key) in (i * PAIR..).zip(block) {
+                match *key {
+                    key if key <= outlier_limit => columns.outliers.push(column),
+                    key if key <= nan_limit => columns.nan.push(column),
                     _ => {}
                 }
             }
@@ -219,7 +218,7 @@ pub(crate) fn magnitude<T: Float16>(value: T) -> u16 {
     T::bits(&[value])[0] & MAGNITUDE
 }
 
-/// For [`quantize`] and [`look`]: all ones for columns that take part, 0 for the others.
+/// For [`quantize`] and [`scan`]: all ones for columns that take part, 0 for the others.
 pub(crate) fn mask(columns: usize, outliers: &[usize]) -> Vec<u16> {
     let mut mask = vec![u16::MAX; columns];
     outliers.iter().for_each(|column| mask[*column] = 0);
@@ -250,7 +249,7 @@ pub(crate) fn absmax<T: Float16>(largest: u32) -> Parameters {
 }
 
 /// Writes the codes of all K, plus `offset`, those of columns that take no part and of what lies behind K as the code of 0;
-/// the sum of the codes, if it is asked for. Codes are whole blocks.
+/// the sum of the codes, if it is needed. Codes are whole blocks.
 ///
 /// No code leaves [−127, 127] where no value that takes part is larger than the scale; else those of larger values, and of NaN,
 /// are any.

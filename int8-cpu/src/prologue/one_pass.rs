@@ -11,6 +11,7 @@
 //! least key of a row or column finds outliers, the largest of a row is its absmax below the threshold.
 
 use std::ops::Range as Span;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use int8_core::Encoding;
 use rayon::prelude::*;
@@ -28,6 +29,12 @@ use crate::simd::{Instructions, Vectorize, Vectorized};
 /// One column in so many may hold outliers: with more, correcting single codes takes as long as quantising again.
 const COLUMNS_FOR_OUTLIERS: usize = 32;
 
+/// One column in so many may hold outliers that the first rows have not, in the rows of a task.
+const UNEXPECTED_COLUMNS: usize = 4 * COLUMNS_FOR_OUTLIERS;
+
+/// One column in so many may hold outliers in the first rows.
+const GUESSED_COLUMNS: usize = 2 * COLUMNS_FOR_OUTLIERS;
+
 /// Elements of x below which rows are corrected by the calling thread: at most some 10 µs, if all are quantised again.
 const SERIAL_CORRECTION: usize = 1 << 17;
 
@@ -42,10 +49,10 @@ const INFINITY: u32 = 0x7F80_0000;
 
 impl<K: Vectorize> Quantizer<'_, K> {
     /// Quantises the rows, each read once unless columns were guessed wrong.
-    pub(crate) fn in_one_pass(&self, workspace: Workspace, threshold: f32) -> Encoded {
-        let Workspace { mut codes, mut terms, groups, mut dense } = workspace;
-        let again = |codes, terms, dense| {
-            self.in_two_passes(Workspace { codes, terms, groups, dense }, self.outlier_columns())
+    pub(super) fn in_one_pass(&self, workspace: Workspace, threshold: f32) -> Encoded {
+        let Workspace { mut codes, mut terms, groups, mut dense, kept } = workspace;
+        let again = |codes, terms, dense, groups, kept| {
+            self.knowing_columns(Workspace { codes, terms, groups, dense, kept })
         };
         let (rows, inner) = (self.rows.len(), self.rows.inner);
         // Positive: rules are validated.
@@ -54,23 +61,26 @@ impl<K: Vectorize> Quantizer<'_, K> {
         let samples = 0..SAMPLES.min(rows);
         self.kernel.vectorize(Sample { quantizer: self, rows: samples, least, keys: &mut keys });
         let mut columns = SpecialColumns::new(least, &keys).outliers;
-        if too_many(&columns, inner) {
-            return again(codes, terms, dense);
+        // Later rows add to them: rather no guess than one that fails after most rows are quantised.
+        if columns.len() * GUESSED_COLUMNS > inner {
+            return again(codes, terms, dense, groups, kept);
         }
         refill(&mut terms, rows);
         refill(&mut dense, rows * columns.len());
         let mut below = vec![0; rows];
         let all_codes = &mut codes.codes_mut()[..rows * stride];
         let all = Part { codes: all_codes, terms: &mut terms, below: &mut below, dense: &mut dense };
-        let expected = columns.as_slice();
+        let (expected, failed) = (columns.as_slice(), &AtomicBool::new(false));
         let unexpected = self.in_tasks(self.serial(), expected.len(), all, |rows, part| {
-            self.kernel.vectorize(Guess { quantizer: self, rows, least, expected, part })
+            self.kernel.vectorize(Guess { quantizer: self, rows, least, expected, failed, part })
         });
+        if failed.load(Ordering::Relaxed) {
+            return again(codes, terms, dense, groups, kept);
+        }
         if let Some(unexpected) = unexpected.into_iter().flatten().reduce(lesser) {
             let found = SpecialColumns::new(least, &lesser(keys, unexpected));
             if too_many(&found.outliers, inner) {
-                // Not all of them are known: a task that meets too many stops.
-                return again(codes, terms, dense);
+                return again(codes, terms, dense, groups, kept);
             }
             refill(&mut dense, rows * found.outliers.len());
             let all_codes = &mut codes.codes_mut()[..rows * stride];
@@ -85,7 +95,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
             0 => Outliers::None,
             count => Outliers::Dense { values: dense, count },
         };
-        Encoded { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers }
+        Encoded { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers, kept }
     }
 
     /// Does a job for all rows, at once or in tasks, in the order of the rows; `dense` has so many `columns`.
@@ -222,16 +232,19 @@ struct Guess<'a, 'q, K> {
     least: u32,
     /// The columns that outliers are expected in.
     expected: &'a [usize],
+    /// Set by the first task that meets too many other columns, so that none goes on in vain.
+    failed: &'a AtomicBool,
     part: Part<'a>,
 }
 
 impl<K: Vectorize> Vectorized for Guess<'_, '_, K> {
-    /// The keys of rows with outliers in other columns, or with NaN; `None` if there are no such rows.
+    /// The keys of rows with outliers in other columns, or with NaN; `None` if there are no such rows. Incomplete if the guess
+    /// failed.
     type Output = Option<Vec<u32>>;
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) -> Self::Output {
-        let Self { quantizer, rows, least, expected, part } = self;
+        let Self { quantizer, rows, least, expected, failed, part } = self;
         let Part { codes, terms, below, mut dense } = part;
         let inner = quantizer.rows.inner;
         let (stride, length) = (row_stride(inner), scratch_length(inner));
@@ -239,6 +252,9 @@ impl<K: Vectorize> Vectorized for Guess<'_, '_, K> {
         let (mut keys, mut unexpected, mut unused) = (None, Vec::new(), Vec::new());
         let targets = codes.chunks_mut(stride).zip(terms).zip(below);
         for (row, ((codes, terms), below)) in rows.zip(targets) {
+            if failed.load(Ordering::Relaxed) {
+                break;
+            }
             let blocks = quantizer.rows.materialize(quantizer.kernel, row, &mut scratch);
             let (values, rest) = dense.split_at_mut(expected.len());
             dense = rest;
@@ -251,8 +267,8 @@ impl<K: Vectorize> Vectorized for Guess<'_, '_, K> {
                 lower_keys(&blocks.as_flattened()[..inner], least, keys);
                 // From here on these columns are expected, too.
                 unexpected = SpecialColumns::new(least, keys).outliers;
-                if too_many(&unexpected, inner) {
-                    return Some(std::mem::take(keys));
+                if unexpected.len() * UNEXPECTED_COLUMNS > inner {
+                    failed.store(true, Ordering::Relaxed);
                 }
                 unused.resize(unexpected.len(), 0.0);
             }

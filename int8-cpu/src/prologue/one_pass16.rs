@@ -1,10 +1,5 @@
-//! Rows of 16-bit floats quantised in one pass over x, in the usual setting: absmax of a row without whole columns of outliers,
-//! where a column is one if any of its values reaches a threshold.
-//!
-//! Which columns those are is known when all rows have been read. The first rows are looked at beforehand: features with outliers
-//! have them in many rows (Dettmers et al. 2022, section 4). All rows are then quantised as if there were no other columns. Only
-//! where others turn up, or NaN, are rows corrected: the codes in all these columns are set to zero, and a row whose scale was a
-//! value in one of them is quantised again. With many columns x is quantised in two passes.
+//! 16-bit rows without a prologue in one pass: as [`super::one_pass`], with keys of 16 bits, 32 to a register, and without
+//! widening rows in memory. Of layers with bf16 input it takes 1 to 8 % less time (`docs/benchmarks/cpu-prologue.md`).
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -24,24 +19,25 @@ use crate::simd::{Instructions, Vectorize, Vectorized};
 /// Elements of x below which rows are corrected by the calling thread: at most some 10 µs, if all are quantised again.
 const SERIAL_CORRECTION: usize = 1 << 17;
 
-/// Rows that are looked at before their codes are written.
+/// Rows that are scanned before their codes are written.
 const ROWS_AT_ONCE: usize = 4;
 
 impl<K: Vectorize> Quantizer<'_, K> {
     /// As [`in_one_pass`](Self::in_one_pass), of 16-bit rows without a prologue, of type T.
     pub(super) fn in_one_pass_16<T: Float16>(&self, workspace: Workspace, threshold: f32) -> Encoded {
-        let Workspace { mut codes, mut terms, groups, mut dense } = workspace;
-        let again = |codes, terms, dense| {
-            self.in_two_passes(Workspace { codes, terms, groups, dense }, self.outlier_columns())
+        let Workspace { mut codes, mut terms, groups, mut dense, kept } = workspace;
+        let again = |codes, terms, dense, groups, kept| {
+            let workspace = Workspace { codes, terms, groups, dense, kept };
+            self.in_two_passes(workspace, self.outlier_columns())
         };
         let (rows, inner) = (self.rows.len(), self.rows.inner);
         let (stride, least) = (row_stride(inner), float16::least_reaching::<T>(threshold));
-        let (mut excesses, samples) = (vec![u16::MAX; inner], 0..SAMPLES.min(rows));
+        let (mut keys, samples) = (vec![u16::MAX; inner], 0..SAMPLES.min(rows));
         let (x, _elements) = (self.rows.x, PhantomData::<T>);
-        self.kernel.vectorize(Sample { x, rows: samples, least, excesses: &mut excesses, _elements });
-        let mut columns = SpecialColumns::new::<T>(least, &excesses).outliers;
+        self.kernel.vectorize(Sample { x, rows: samples, least, keys: &mut keys, _elements });
+        let mut columns = SpecialColumns::new::<T>(least, &keys).outliers;
         if too_many(&columns, inner) {
-            return again(codes, terms, dense);
+            return again(codes, terms, dense, groups, kept);
         }
         refill(&mut terms, rows);
         refill(&mut dense, rows * columns.len());
@@ -49,10 +45,10 @@ impl<K: Vectorize> Quantizer<'_, K> {
         let all_codes = &mut codes.codes_mut()[..rows * stride];
         let all = Part { codes: all_codes, terms: &mut terms, below: &mut below, dense: &mut dense };
         if let Some(unexpected) = self.guess::<T>(least, &columns, all) {
-            let found = SpecialColumns::new::<T>(least, &lesser(excesses, unexpected));
+            let found = SpecialColumns::new::<T>(least, &lesser(keys, unexpected));
             if too_many(&found.outliers, inner) {
                 // Not all of them are known: a task that meets too many stops.
-                return again(codes, terms, dense);
+                return again(codes, terms, dense, groups, kept);
             }
             refill(&mut dense, rows * found.outliers.len());
             let all_codes = &mut codes.codes_mut()[..rows * stride];
@@ -64,19 +60,19 @@ impl<K: Vectorize> Quantizer<'_, K> {
             0 => Outliers::None,
             count => Outliers::Dense { values: dense, count },
         };
-        Encoded { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers }
+        Encoded { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers, kept }
     }
 
     /// Quantises all rows by what is below the threshold and not in the columns that are expected, whose values go to `dense`.
-    /// Returns the excesses of rows with other outliers, or NaN; where that are too many columns, not all rows have been quantised.
+    /// Returns the keys of rows with other outliers, or NaN; where that are too many columns, not all rows have been quantised.
     fn guess<T: Float16>(&self, least: u16, expected: &[usize], all: Part<'_>) -> Option<Vec<u16>> {
         let mask = float16::mask(self.rows.inner, expected);
         let mask = mask.as_slice();
-        let excesses = self.in_tasks(self.serial(), expected.len(), all, |rows, part| {
+        let keys = self.in_tasks(self.serial(), expected.len(), all, |rows, part| {
             let (quantizer, _elements) = (self, PhantomData::<T>);
             self.kernel.vectorize(Guess { quantizer, rows, least, expected, mask, part, _elements })
         });
-        excesses.into_iter().flatten().reduce(lesser)
+        keys.into_iter().flatten().reduce(lesser)
     }
 
     /// Takes these columns out of rows that were quantised without knowing all of them; their values go to `dense`.
@@ -97,12 +93,12 @@ fn lesser(mut all: Vec<u16>, other: Vec<u16>) -> Vec<u16> {
     all
 }
 
-/// Writes the least excess of each column in some rows.
+/// Writes the least key of each column in some rows.
 struct Sample<'a, T> {
     x: Source<'a>,
     rows: Span<usize>,
     least: u16,
-    excesses: &'a mut [u16],
+    keys: &'a mut [u16],
     _elements: PhantomData<T>,
 }
 
@@ -111,7 +107,7 @@ impl<T: Float16> Vectorized for Sample<'_, T> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, _: I) {
-        float16::lower_by_rows::<T>(self.x, self.rows, self.least, self.excesses);
+        float16::lower_by_rows::<T>(self.x, self.rows, self.least, self.keys);
     }
 }
 
@@ -130,7 +126,7 @@ struct Guess<'a, 'q, T, K> {
 }
 
 impl<T: Float16, K: Vectorize> Vectorized for Guess<'_, '_, T, K> {
-    /// The excesses of rows with outliers in other columns, or with NaN.
+    /// The keys of rows with outliers in other columns, or with NaN.
     type Output = Option<Vec<u16>>;
 
     #[inline(always)]
@@ -141,7 +137,7 @@ impl<T: Float16, K: Vectorize> Vectorized for Guess<'_, '_, T, K> {
         let mut mask = Cow::Borrowed(mask);
         let (stride, length) = (row_stride(x.columns), scratch_length(x.columns));
         rows.clone().take(ROWS_AHEAD).for_each(|row| float16::prefetch_row(T::of(x.row(row))));
-        let mut excesses = None;
+        let mut keys = None;
         let mut targets = codes.chunks_mut(stride).zip(terms);
         for (first, below) in rows.clone().step_by(ROWS_AT_ONCE).zip(below.chunks_mut(ROWS_AT_ONCE)) {
             // All before their codes: what is largest takes as long to get out of the vectors of a short row as its codes take
@@ -151,20 +147,20 @@ impl<T: Float16, K: Vectorize> Vectorized for Guess<'_, '_, T, K> {
                     float16::prefetch_row(T::of(x.row(row + ROWS_AHEAD)));
                 }
                 let row = T::of(x.row(row));
-                let look = float16::look(row, &mask, least);
-                *below = u32::from(look.below);
-                if look.others {
-                    let excesses = excesses.get_or_insert_with(|| vec![u16::MAX; x.columns]);
-                    float16::lower_excesses(row, least, excesses);
+                let found = float16::scan(row, &mask, least);
+                *below = u32::from(found.below);
+                if found.others {
+                    let keys = keys.get_or_insert_with(|| vec![u16::MAX; x.columns]);
+                    float16::lower_keys(row, least, keys);
                     // From here on these columns are expected, too.
-                    let columns = SpecialColumns::new::<T>(least, excesses).outliers;
+                    let columns = SpecialColumns::new::<T>(least, keys).outliers;
                     if too_many(&columns, x.columns) {
-                        return Some(std::mem::take(excesses));
+                        return Some(std::mem::take(keys));
                     }
                     columns.into_iter().for_each(|column| mask.to_mut()[column] = 0);
                 }
             }
-            let mask = (excesses.is_some() || !expected.is_empty()).then_some(&*mask);
+            let mask = (keys.is_some() || !expected.is_empty()).then_some(&*mask);
             for ((row, below), (codes, terms)) in (first..).zip(below).zip(&mut targets) {
                 let parameters = float16::absmax::<T>(*below);
                 let row = T::of(x.row(row));
@@ -182,7 +178,7 @@ impl<T: Float16, K: Vectorize> Vectorized for Guess<'_, '_, T, K> {
                 float16::gather(row, expected, values);
             }
         }
-        excesses
+        keys
     }
 }
 

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use int8_core::{FloatType, OutlierRule};
 
+use super::one_pass::SAMPLES;
 use super::quantizer::{Encoded, Quantizer, Workspace};
 use crate::simd::Vectorize;
 
@@ -10,13 +11,20 @@ impl<K: Vectorize> Quantizer<'_, K> {
     /// Quantises the rows in the memory of `workspace`.
     pub(crate) fn run(&self, mut workspace: Workspace) -> Encoded {
         self.reserve(&mut workspace.codes);
+        if self.is_row_local() {
+            return self.in_two_passes(workspace, Vec::new());
+        }
         match self.one_pass_threshold() {
+            // A guess has nothing to win: the first rows are all, or computing a row again costs more than keeping it.
+            Some(_) if self.computes() && (self.rows.prologue.is_costly() || self.rows.len() <= SAMPLES) => {
+                self.keeping_rows(workspace)
+            }
             Some(threshold) if self.is_16_bit() => match self.rows.x.float_type() {
                 FloatType::F16 => self.in_one_pass_16::<f16>(workspace, threshold),
                 _ => self.in_one_pass_16::<bf16>(workspace, threshold),
             },
             Some(threshold) => self.in_one_pass(workspace, threshold),
-            None => self.in_two_passes(workspace, self.outlier_columns()),
+            None => self.knowing_columns(workspace),
         }
     }
 

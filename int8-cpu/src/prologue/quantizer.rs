@@ -6,18 +6,19 @@ use half::{bf16, f16};
 use int8_core::{
     Config, Encoding, FloatSlice, FloatType, GROUP, Granularity, OutlierGranularity, OutlierRule, RowMaximum,
 };
-use ndarray::aview1;
+use ndarray::{ArrayView2, aview1, s};
 use rayon::prelude::*;
 
 use super::encode::{self, BLOCK, Keep, scratch_length};
 use super::float16::{self, Float16};
 use super::outliers::{Outliers, flag_outliers, list_outliers, union};
 use super::parameters::{Parameters, Range};
-use super::rows::{Prologue, RowScratch, Rows};
+use super::rows::{ApplyRow, Prologue, RowScratch, Rows};
 use super::statistics::relative_threshold;
 use super::terms::{GroupTerms, RowTerms};
 use crate::buffer::{Buffer, LINE};
 use crate::layout::{padded_groups, row_stride};
+use crate::matrix::Source;
 use crate::simd::{Instructions, Vectorize, Vectorized};
 
 /// Elements of `x` below which quantisation stays on the calling thread: some 10 µs of work, about what waking a parked
@@ -26,6 +27,10 @@ pub(crate) const SERIAL_ELEMENTS: usize = 1 << 15;
 
 /// The same for finding outlier columns among 16-bit values, whose bits are compared: with AVX-512 up to 4 µs.
 const SERIAL_ELEMENTS_16: usize = 1 << 18;
+
+/// Bytes of rows after a normalisation that are kept for a second pass, the L2 of a core: more are computed again, in less time
+/// than they take to come back from L3.
+const KEPT_BYTES: usize = 2 << 20;
 
 /// Tasks of each thread: with more, some hundred nanoseconds for each add up.
 const TASKS_PER_THREAD: usize = 2;
@@ -37,6 +42,8 @@ pub(crate) struct Workspace {
     pub(crate) terms: Vec<RowTerms>,
     pub(crate) groups: Vec<GroupTerms>,
     pub(crate) dense: Vec<f32>,
+    /// Rows between two passes.
+    pub(crate) kept: Buffer,
 }
 
 /// The rows of `x` as codes, with their outliers apart.
@@ -53,6 +60,8 @@ pub(crate) struct Encoded {
     /// Outlier columns, ascending.
     pub(crate) columns: Vec<usize>,
     pub(crate) outliers: Outliers,
+    /// Nothing but memory for the next quantisation.
+    pub(crate) kept: Buffer,
 }
 
 /// Which quantization parameters the product needs.
@@ -83,9 +92,9 @@ impl Encoded {
 
     /// Its buffers, for the next quantisation.
     pub(crate) fn into_workspace(self) -> Workspace {
-        let Self { codes, terms, groups, outliers, .. } = self;
+        let Self { codes, terms, groups, outliers, kept, .. } = self;
         let dense = if let Outliers::Dense { values, .. } = outliers { values } else { Vec::new() };
-        Workspace { codes, terms, groups, dense }
+        Workspace { codes, terms, groups, dense, kept }
     }
 }
 
@@ -107,9 +116,9 @@ pub(crate) struct Quantizer<'a, K> {
 }
 
 impl<K: Vectorize> Quantizer<'_, K> {
-    /// Quantises the rows, each read once, or twice where outlier columns must be found first.
+    /// Quantises the rows, each read once, or twice for tensor granularity, with these outlier columns.
     pub(crate) fn in_two_passes(&self, workspace: Workspace, columns: Vec<usize>) -> Encoded {
-        let Workspace { mut codes, mut terms, mut groups, mut dense } = workspace;
+        let Workspace { mut codes, mut terms, mut groups, mut dense, kept } = workspace;
         let (rows, inner) = (self.rows.len(), self.rows.inner);
         let stride = row_stride(inner);
         let mut mask = vec![u32::MAX; if columns.is_empty() { 0 } else { scratch_length(inner) }];
@@ -165,10 +174,53 @@ impl<K: Vectorize> Quantizer<'_, K> {
         }
         if !columns.is_empty() {
             let outliers = Outliers::Dense { count: dense.len(), values: dense };
-            return Encoded { codes, stride, terms, groups, group_count, columns, outliers };
+            return Encoded { codes, stride, terms, groups, group_count, columns, outliers, kept };
         }
         let (columns, outliers) = union(inner, lists);
-        Encoded { codes, stride, terms, groups, group_count, columns, outliers }
+        Encoded { codes, stride, terms, groups, group_count, columns, outliers, kept }
+    }
+
+    /// In two passes: outlier columns or the range of the whole matrix first, codes second.
+    pub(crate) fn knowing_columns(&self, workspace: Workspace) -> Encoded {
+        let bytes = self.rows.len() * self.rows.inner * size_of::<f32>();
+        if self.computes() && (self.rows.prologue.is_costly() || bytes <= KEPT_BYTES) {
+            return self.keeping_rows(workspace);
+        }
+        self.in_two_passes(workspace, self.outlier_columns())
+    }
+
+    /// Whether there is a prologue to compute.
+    pub(crate) fn computes(&self) -> bool {
+        !matches!(self.rows.prologue, Prologue::None)
+    }
+
+    /// In two passes that compute the prologue once: its rows are kept in f32 for the second.
+    pub(crate) fn keeping_rows(&self, mut workspace: Workspace) -> Encoded {
+        let (rows, inner) = (self.rows.len(), self.rows.inner);
+        let stride = scratch_length(inner);
+        let mut kept = std::mem::take(&mut workspace.kept);
+        kept.reserve(rows * stride * size_of::<f32>());
+        let values = &mut kept.floats_mut()[..rows * stride];
+        let keep = |first: usize, out: &mut [f32]| {
+            let mut flags = vec![0_u8; if self.has_outlier_columns() { inner } else { 0 }];
+            self.kernel.vectorize(KeepRows { quantizer: self, first, out, flags: &mut flags });
+            flags
+        };
+        let flags = if self.serial() {
+            keep(0, values)
+        } else {
+            let task_rows = self.task_rows();
+            let tasks = values.par_chunks_mut(task_rows * stride).enumerate();
+            tasks.map(|(task, out)| keep(task * task_rows, out)).reduce(Vec::new, either)
+        };
+        const CONTIGUOUS: &str = "M rows of whole blocks";
+        let x = ArrayView2::from_shape((rows, stride), &*values).expect(CONTIGUOUS);
+        let x = Source::new(x.slice(s![.., ..inner]), "x").expect(CONTIGUOUS);
+        let rows = Rows { x, prologue: Prologue::None, inner };
+        let Self { config, groups, sums, kernel, .. } = *self;
+        let quantizer = Quantizer { rows, config, groups, sums, kernel };
+        let encoded = quantizer.in_two_passes(workspace, flagged(&flags));
+        Encoded { kept, ..encoded }
     }
 
     /// Makes room for the codes of all rows.
@@ -210,15 +262,19 @@ impl<K: Vectorize> Quantizer<'_, K> {
         self.config.outlier_granularity == OutlierGranularity::Value && self.config.rule != OutlierRule::None
     }
 
+    /// Whether whole columns are outliers.
+    fn has_outlier_columns(&self) -> bool {
+        self.config.rule != OutlierRule::None && !self.by_value()
+    }
+
     /// Whether each row can be quantised without knowing the others: no outlier columns and no scale of the whole matrix.
     pub(crate) fn is_row_local(&self) -> bool {
-        let columns = self.config.rule != OutlierRule::None && !self.by_value();
-        !columns && self.config.input_granularity != Granularity::Tensor
+        !self.has_outlier_columns() && self.config.input_granularity != Granularity::Tensor
     }
 
     /// The columns that are outliers as a whole.
     pub(crate) fn outlier_columns(&self) -> Vec<usize> {
-        if self.by_value() || self.config.rule == OutlierRule::None {
+        if !self.has_outlier_columns() {
             return Vec::new();
         }
         let (rows, inner) = (self.rows.len(), self.rows.inner);
@@ -240,21 +296,9 @@ impl<K: Vectorize> Quantizer<'_, K> {
             let task = rows.div_ceil(4 * rayon::current_num_threads()).max(1);
             let tasks =
                 (0..rows.div_ceil(task)).into_par_iter().map(|i| flag(i * task..rows.min((i + 1) * task)));
-            tasks.reduce(
-                || vec![0; inner],
-                |mut all, flags| {
-                    all.iter_mut().zip(flags).for_each(|(all, flag)| *all |= flag);
-                    all
-                },
-            )
+            tasks.reduce(Vec::new, either)
         };
-        // Most lines of flags hold none: tested in vectors.
-        let lines = flags
-            .chunks(LINE)
-            .enumerate()
-            .filter(|(_, flags)| flags.iter().fold(0, |any, flag| any | flag) != 0);
-        let columns = lines.flat_map(|(line, flags)| (line * LINE..).zip(flags));
-        columns.filter(|(_, flag)| **flag != 0).map(|(column, _)| column).collect()
+        flagged(&flags)
     }
 
     /// The quantization parameters of the whole matrix, for tensor granularity.
@@ -350,6 +394,55 @@ impl<K: Vectorize> Vectorized for FlagColumns<'_, '_, K> {
             let blocks = quantizer.rows.blocks(simd, quantizer.kernel, row, &mut scratch.row);
             let threshold = quantizer.threshold(simd, blocks, &mut scratch.magnitudes);
             flag_outliers(simd, &blocks.as_flattened()[..quantizer.rows.inner], threshold, flags);
+        }
+    }
+}
+
+/// The flags of either; nothing stands for none.
+fn either(mut all: Vec<u8>, flags: Vec<u8>) -> Vec<u8> {
+    if all.is_empty() {
+        return flags;
+    }
+    all.iter_mut().zip(flags).for_each(|(all, flag)| *all |= flag);
+    all
+}
+
+/// The columns whose flag is set.
+fn flagged(flags: &[u8]) -> Vec<usize> {
+    // Most lines of flags hold none: tested in vectors.
+    let lines =
+        flags.chunks(LINE).enumerate().filter(|(_, flags)| flags.iter().fold(0, |any, flag| any | flag) != 0);
+    let columns = lines.flat_map(|(line, flags)| (line * LINE..).zip(flags));
+    columns.filter(|(_, flag)| **flag != 0).map(|(column, _)| column).collect()
+}
+
+/// Computes the prologue of rows, and flags the columns in which they have outliers.
+struct KeepRows<'a, 'q, K> {
+    quantizer: &'a Quantizer<'q, K>,
+    first: usize,
+    /// Whole blocks of each row.
+    out: &'a mut [f32],
+    /// Empty where there are no outlier columns.
+    flags: &'a mut [u8],
+}
+
+impl<K: Vectorize> Vectorized for KeepRows<'_, '_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        let Self { quantizer, first, out, flags } = self;
+        let Rows { x, prologue, inner } = quantizer.rows;
+        let (mut widened, mut magnitudes) = (Vec::new(), Vec::new());
+        for (row, out) in (first..).zip(out.chunks_exact_mut(scratch_length(inner).max(1))) {
+            let (values, padding) = out.split_at_mut(inner);
+            padding.fill(0.0);
+            let row = x.row(row);
+            quantizer.kernel.vectorize(ApplyRow { prologue, row, widened: &mut widened, out: values });
+            if !flags.is_empty() {
+                let threshold = quantizer.threshold(simd, out.as_chunks().0, &mut magnitudes);
+                flag_outliers(simd, &out[..inner], threshold, flags);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use super::instructions::{Instructions, LANES};
 use super::vectorize::{Vectorized, run};
 use crate::kernel::Kernel;
 
-/// Below, `exp` would leave the normal numbers; it returns its value here, 1.2e-38.
+/// Below, `exp` would be subnormal; it returns its value here, 1.2e-38.
 const EXP_LOW: f32 = -87.336_54;
 /// Above, 2ⁿ would need an exponent that f32 does not have; `exp` returns its value here, 1.7e38.
 const EXP_HIGH: f32 = 88.02;
@@ -15,7 +15,7 @@ const LN2_LOWER: f32 = -2.121_944_4e-4;
 
 /// `eˣ` to 2 units in the last place, for x in [−87.3, 88.0]; beyond, the value at the nearer end.
 ///
-/// `x = n·ln 2 + r` with `|r| ≤ ln 2/2`, and `eʳ` by its Taylor polynomial: the first term left out is `r⁸/8! < 5.2e-9`.
+/// `x = n·ln 2 + r` with `|r| ≤ ln 2/2`, and `eʳ` by its Taylor polynomial: the first omitted term is `r⁸/8! < 5.2e-9`.
 #[inline(always)]
 pub(crate) fn exp<I: Instructions>(simd: I, x: I::Floats) -> I::Floats {
     const COEFFICIENTS: [f32; 8] =

@@ -104,8 +104,8 @@ pub(crate) trait Instructions: Copy {
         for (kept, mask) in kept.iter_mut().zip(mask.into_iter().flatten()) {
             *kept = bf16::from_bits(kept.to_bits() & mask);
         }
-        let halves = kept.as_chunks().0;
-        [self.load_bf16(&halves[0]), self.load_bf16(&halves[1])]
+        let narrow = kept.as_chunks().0;
+        [self.load_bf16(&narrow[0]), self.load_bf16(&narrow[1])]
     }
     /// As [`store_code_block`](Self::store_code_block), of what was loaded by
     /// [`load_bf16_alternating`](Self::load_bf16_alternating), twice.
@@ -114,7 +114,7 @@ pub(crate) trait Instructions: Copy {
         self.store_code_block(codes, offset, to);
     }
     /// Byte `lane` of each group of four, sign-extended.
-    fn byte_of_k4(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
+    fn byte_of_k4(self, k4: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
 }
 
 /// An element type, as it is loaded into a vector of f32 and stored from one.
@@ -317,7 +317,7 @@ impl Instructions for Portable {
         *to = value.map(|code| convert::code_byte(code, offset));
     }
     #[inline(always)]
-    fn byte_of_k4(self, quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints {
-        quads.map(|quad| i32::from(quad[lane as usize]))
+    fn byte_of_k4(self, k4: &[[i8; 4]; LANES], lane: u32) -> Self::Ints {
+        k4.map(|quad| i32::from(quad[lane as usize]))
     }
 }

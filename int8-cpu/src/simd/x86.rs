@@ -59,7 +59,7 @@ macro_rules! all_operations {
             to_floats(value: Self::Ints) -> Self::Floats;
             power_of_two(n: Self::Ints) -> Self::Floats;
             store_codes(value: Self::Ints, offset: u8, to: &mut [i8; LANES]);
-            byte_of_k4(quads: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
+            byte_of_k4(k4: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
         }
     };
 }
@@ -135,14 +135,14 @@ mod avx512 {
             _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.as_ptr().cast()) })
         }
         fn store_f16(value: __m512, to: &mut [f16; LANES]) {
-            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
+            let narrow = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
             // SAFETY: 16 elements of 16 bits.
-            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), halves) }
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow) }
         }
         fn load_bf16(from: &[bf16; LANES]) -> __m512 {
             // SAFETY: 16 elements of 16 bits.
-            let halves = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+            let narrow = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(narrow)))
         }
         fn round_to_bf16(value: __m512) -> __m512i {
             // As `convert::f32_to_bf16`, in the upper halves.
@@ -164,9 +164,9 @@ mod avx512 {
             let [low, high] = unsafe { [round_to_bf16(values[0]), round_to_bf16(values[1])] };
             // SAFETY: 32 indices.
             let upper_halves = unsafe { _mm512_loadu_si512(UPPER_HALVES.as_ptr().cast()) };
-            let halves = _mm512_permutex2var_epi16(low, upper_halves, high);
+            let narrow = _mm512_permutex2var_epi16(low, upper_halves, high);
             // SAFETY: 32 elements of 16 bits.
-            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), halves) }
+            unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), narrow) }
         }
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn multiply(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
@@ -264,11 +264,11 @@ mod avx512 {
             // SAFETY: 64 bytes.
             unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) }
         }
-        fn byte_of_k4(quads: &[[i8; 4]; LANES], lane: u32) -> __m512i {
+        fn byte_of_k4(k4: &[[i8; 4]; LANES], lane: u32) -> __m512i {
             // SAFETY: 64 bytes.
-            let quads = unsafe { _mm512_loadu_si512(quads.as_ptr().cast()) };
+            let k4 = unsafe { _mm512_loadu_si512(k4.as_ptr().cast()) };
             let up = _mm_cvtsi32_si128((24 - 8 * lane).cast_signed());
-            _mm512_srai_epi32::<24>(_mm512_sll_epi32(quads, up))
+            _mm512_srai_epi32::<24>(_mm512_sll_epi32(k4, up))
         }
     }
 }
@@ -279,9 +279,9 @@ mod avx512bf16 {
     functions! { "avx512f,avx512bf16":
         fn store_bf16_pair(values: [__m512; 2], to: &mut [bf16; 2 * LANES]) {
             // One instruction instead of eleven. It takes subnormal numbers, below 1.2e-38, for 0.
-            let halves = _mm512_cvtne2ps_pbh(values[1], values[0]);
+            let narrow = _mm512_cvtne2ps_pbh(values[1], values[0]);
             // SAFETY: 32 elements of 16 bits, in a type of that size without invalid patterns.
-            unsafe { to.as_mut_ptr().cast::<__m512bh>().write_unaligned(halves) }
+            unsafe { to.as_mut_ptr().cast::<__m512bh>().write_unaligned(narrow) }
         }
     }
 }
@@ -307,24 +307,24 @@ mod avx2 {
         }
         fn load_f16(from: &[f16; LANES]) -> Floats {
             // SAFETY: 16 elements of 16 bits.
-            let halves = unsafe {
+            let narrow = unsafe {
                 [_mm_loadu_si128(from.as_ptr().cast()), _mm_loadu_si128(from.as_ptr().add(8).cast())]
             };
-            [_mm256_cvtph_ps(halves[0]), _mm256_cvtph_ps(halves[1])]
+            [_mm256_cvtph_ps(narrow[0]), _mm256_cvtph_ps(narrow[1])]
         }
         fn store_f16(value: Floats, to: &mut [f16; LANES]) {
             for (i, value) in value.into_iter().enumerate() {
-                let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
+                let narrow = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
                 // SAFETY: 16 elements of 16 bits, 8 at a time.
-                unsafe { _mm_storeu_si128(to.as_mut_ptr().add(8 * i).cast(), halves) }
+                unsafe { _mm_storeu_si128(to.as_mut_ptr().add(8 * i).cast(), narrow) }
             }
         }
         fn load_bf16(from: &[bf16; LANES]) -> Floats {
             // SAFETY: 16 elements of 16 bits.
-            let halves = unsafe {
+            let narrow = unsafe {
                 [_mm_loadu_si128(from.as_ptr().cast()), _mm_loadu_si128(from.as_ptr().add(8).cast())]
             };
-            let [a, b] = [_mm256_cvtepu16_epi32(halves[0]), _mm256_cvtepu16_epi32(halves[1])];
+            let [a, b] = [_mm256_cvtepu16_epi32(narrow[0]), _mm256_cvtepu16_epi32(narrow[1])];
             [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b))]
         }
         fn store_bf16(value: Floats, to: &mut [bf16; LANES]) {
@@ -463,15 +463,15 @@ mod avx2 {
             // SAFETY: 16 bytes.
             unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), bytes) }
         }
-        fn byte_of_k4(quads: &[[i8; 4]; LANES], lane: u32) -> Ints {
+        fn byte_of_k4(k4: &[[i8; 4]; LANES], lane: u32) -> Ints {
             let up = _mm_cvtsi32_si128((24 - 8 * lane).cast_signed());
             // SAFETY: 64 bytes.
-            let quads = unsafe {
-                [_mm256_loadu_si256(quads.as_ptr().cast()), _mm256_loadu_si256(quads.as_ptr().add(8).cast())]
+            let k4 = unsafe {
+                [_mm256_loadu_si256(k4.as_ptr().cast()), _mm256_loadu_si256(k4.as_ptr().add(8).cast())]
             };
             [
-                _mm256_srai_epi32::<24>(_mm256_sll_epi32(quads[0], up)),
-                _mm256_srai_epi32::<24>(_mm256_sll_epi32(quads[1], up)),
+                _mm256_srai_epi32::<24>(_mm256_sll_epi32(k4[0], up)),
+                _mm256_srai_epi32::<24>(_mm256_sll_epi32(k4[1], up)),
             ]
         }
     }
@@ -588,9 +588,9 @@ mod tests {
                     assert_eq!(i32::from(*found), expected, "alternating, {k}");
                 }
             }
-            let quads = ints.map(|v| v.to_le_bytes().map(u8::cast_signed));
+            let k4 = ints.map(|v| v.to_le_bytes().map(u8::cast_signed));
             for lane in 0..4 {
-                same_ints("quads", simd.byte_of_k4(&quads, lane), plain.byte_of_k4(&quads, lane));
+                same_ints("k4", simd.byte_of_k4(&k4, lane), plain.byte_of_k4(&k4, lane));
             }
             let (mut found, mut expected) = ([f16::ZERO; LANES], [f16::ZERO; LANES]);
             simd.store_f16(x, &mut found);
