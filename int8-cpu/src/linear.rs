@@ -272,3 +272,6 @@ pub fn int8_product_into(
     let (row, column) = place.map(|(place, _)| place).unwrap_or_default();
     Err(CoreError::CodeOutOfRange { what: "x", row, column }.into())
 }
+
+#[cfg(test)]
+mod tests;

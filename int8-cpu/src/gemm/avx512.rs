@@ -218,7 +218,7 @@ unsafe fn group_products<C: ChannelParameters>(operands: GroupOperands<C>, produ
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: ChannelParameters>(
     operands: GroupOperands<C>,
-    fetch: bool,
+    prefetch: bool,
     product: &mut [[f32; NR]],
 ) {
     let GroupOperands { codes: Operands { a, lda, panel, k, ahead, .. }, x, ldx, columns } = operands;
@@ -226,7 +226,7 @@ unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: ChannelParam
     let mut y = [[_mm512_setzero_ps(); 2]; R];
     for group in 0..k / GROUP {
         let first = group * GROUP;
-        if fetch && first.is_multiple_of(K_STEP) {
+        if prefetch && first.is_multiple_of(K_STEP) {
             ahead.prefetch(first);
         }
         let mut acc = [[_mm512_setzero_si512(); 2]; R];

@@ -143,7 +143,7 @@ pub(crate) struct OuterOperands<W = f32> {
     pub(crate) w: *const W,
     /// Outlier columns; width of a head, or positions.
     pub(crate) count: usize,
-    /// No other tile reads `w`: it comes from memory, and kernels with prefetching fetch what lies the [`stream_distance`] behind
+    /// No other tile reads `w`: it comes from memory, and kernels with prefetching load what lies the [`stream_distance`] behind
     /// what they read.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without prefetching"))]
     pub(crate) streamed: bool,
