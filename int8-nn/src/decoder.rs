@@ -67,7 +67,7 @@ impl<B: Backend> Decoder<B> {
     /// Loads a decoder: `progress(done, blocks)` is called after each block.
     ///
     /// The embedding, the head and the projections around them stay in floating point, as `bitsandbytes` leaves them by
-    /// default, unless `precision` asks for an int8 head; all linear layers of the blocks become what `precision` says.
+    /// default, unless `precision` has an int8 head; all linear layers of the blocks become what `precision` says.
     /// `rotary` changes nothing in a model without rotary positions.
     ///
     /// # Errors

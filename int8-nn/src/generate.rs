@@ -180,7 +180,7 @@ impl<B: Backend> Model<B> {
     pub fn target_logits(&self, source: &[u32], targets: &[u32]) -> Result<ndarray::Array2<f32>, Error> {
         if !self.answers() {
             return Err(Error::Unsupported(format!(
-                "a {} model continues texts and reads none besides; ask for logits of its text",
+                "a {} model continues texts and reads none besides; take the logits of its own text",
                 self.config().family
             )));
         }

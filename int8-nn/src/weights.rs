@@ -84,7 +84,7 @@ impl LinearSource {
         self.bias.as_deref()
     }
 
-    /// Number of parts; each is a weight of its own to a scheme with one constant a tensor.
+    /// Number of parts; each is a weight of its own to a scheme with one scale a tensor.
     pub fn parts(&self) -> usize {
         self.parts.len()
     }

@@ -123,7 +123,7 @@ pub(crate) fn race(contestants: &mut [Contestant<'_>], effort: &Effort) -> Vec<T
             for (rounds, run) in rounds.iter_mut().zip(contestants.iter_mut()) {
                 let timed = pool::spin_during(|| {
                     let whole_before = whole_cores(effort);
-                    // Returns when every thread is awake.
+                    // Returns when every thread spins.
                     rayon::broadcast(|_| ());
                     let start = Instant::now();
                     run(round);

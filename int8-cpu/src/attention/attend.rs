@@ -411,7 +411,7 @@ impl<W: Lane> WeightedValues<'_, W> {
         let weights = &self.weights[first * self.stride..(first + R) * self.stride];
         let rows = &mut self.sums[first..first + R];
         let mut sums: [[I::Floats; 2]; R] = std::array::from_fn(|r| {
-            let [left, right] = halves(&rows[r]);
+            let [left, right] = low_and_high(&rows[r]);
             [simd.load(left), simd.load(right)]
         });
         // What is prefetched lies so many positions ahead: as a multiple of 32, on one page for 32 positions.
@@ -434,7 +434,7 @@ impl<W: Lane> WeightedValues<'_, W> {
                     prefetch::prefetch(next);
                     prefetch::prefetch(next.wrapping_add(NR - 1));
                 }
-                let [left, right] = halves(values);
+                let [left, right] = low_and_high(values);
                 let values = [W::load(simd, left), W::load(simd, right)];
                 for (r, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: r < R and at + o < at + count ≤ stride, in a slice of R·stride.
@@ -454,7 +454,7 @@ impl<W: Lane> WeightedValues<'_, W> {
 
 /// A row of a panel as two vectors.
 #[inline(always)]
-fn halves<T>(row: &[T; NR]) -> [&[T; LANES]; 2] {
+fn low_and_high<T>(row: &[T; NR]) -> [&[T; LANES]; 2] {
     let (vectors, _) = row.as_chunks::<LANES>();
     [&vectors[0], &vectors[1]]
 }

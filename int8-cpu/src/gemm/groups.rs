@@ -115,7 +115,7 @@ impl Vectorized for FillTerms<'_> {
         let Self { weight, panel, steps, zero_points } = self;
         let columns = weight.columns();
         let Some(groups) = weight.groups() else {
-            // One constant a row, the same for all groups.
+            // One scale and zero point a row, the same for all groups.
             let span = panel * NR..(panel + 1) * NR;
             for steps in steps {
                 steps.copy_from_slice(&columns.steps[span.clone()]);

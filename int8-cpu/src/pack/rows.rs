@@ -96,9 +96,9 @@ impl Vectorized for Row<'_> {
     fn call<I: Instructions>(self, simd: I) -> f32 {
         let inner = self.row.len();
         let blocks = widen(simd, self.row, self.scratch);
-        let constants = Parameters::bitsandbytes(range(simd, blocks, Keep::All, Encoding::Absmax));
-        encode(simd, blocks, inner, Keep::All, constants, 0, self.codes);
-        constants.scale
+        let parameters = Parameters::bitsandbytes(range(simd, blocks, Keep::All, Encoding::Absmax));
+        encode(simd, blocks, inner, Keep::All, parameters, 0, self.codes);
+        parameters.scale
     }
 }
 

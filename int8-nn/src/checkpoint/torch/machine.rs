@@ -239,11 +239,11 @@ impl<'a> Machine<'a> {
             }
             b'h' => {
                 let [key] = self.fixed()?;
-                self.recall(key.into())
+                self.push_memo(key.into())
             }
             b'j' => {
                 let key = u32::from_le_bytes(self.fixed()?);
-                self.recall(key)
+                self.push_memo(key)
             }
             // GLOBAL, STACK_GLOBAL
             b'c' => {
@@ -383,7 +383,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn recall(&mut self, key: u32) -> Result<(), Refusal> {
+    fn push_memo(&mut self, key: u32) -> Result<(), Refusal> {
         match self.memo.get(&key) {
             Some(&value) => self.push(value),
             None => Err(self.malformed(format!("memo entry {key} is read and was never written"))),
