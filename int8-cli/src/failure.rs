@@ -46,6 +46,13 @@ impl From<int8_nn::Error> for Failure {
     fn from(error: int8_nn::Error) -> Self {
         match error {
             int8_nn::Error::Checkpoint(error) => error.into(),
+            int8_nn::Error::WrongKind { kind, .. } => {
+                let command = if kind == int8_nn::Kind::Encoder { "int8 embed" } else { "int8 run" };
+                Self::new(error.to_string()).hint(format!("`{command}` runs such a model"))
+            }
+            int8_nn::Error::NeedsSource { .. } => {
+                Self::new(error.to_string()).hint("`int8 run` gives it a text to read")
+            }
             error => Self::new(error.to_string()),
         }
     }

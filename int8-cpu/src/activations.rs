@@ -116,7 +116,8 @@ impl QuantizedActivations {
             (true, true) => InputGroups::WithRests,
         };
         let rows = Rows { x: Source::new(x, "x")?, prologue, inner };
-        let job = Quantize { rows, config, groups, sums };
+        // Taken here, where it will be given back: the pool may run the job on another thread.
+        let job = Quantize { rows, config, groups, sums, workspace: take_workspace() };
         let encoded = pool::enter(is_parallel(&rows), || {
             let kernel = if groups == InputGroups::None { kernel } else { kernel.for_groups() };
             kernel.dispatch(job)
@@ -187,14 +188,15 @@ struct Quantize<'a> {
     config: &'a Config,
     groups: InputGroups,
     sums: bool,
+    workspace: Workspace,
 }
 
 impl Dispatch for Quantize<'_> {
     type Output = Encoded;
 
     fn run<K: Vectorize>(self, kernel: K) -> Encoded {
-        let Self { rows, config, groups, sums } = self;
-        Quantizer { rows, config, groups, sums, kernel }.run(take_workspace())
+        let Self { rows, config, groups, sums, workspace } = self;
+        Quantizer { rows, config, groups, sums, kernel }.run(workspace)
     }
 }
 

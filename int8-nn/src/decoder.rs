@@ -112,7 +112,9 @@ impl<B: Backend> Decoder<B> {
             loaded += 1;
             progress(loaded, all);
         };
-        backend.capabilities().accept(&encoder, precision, &[])?;
+        let capabilities = backend.capabilities();
+        capabilities.accept(&encoder, precision, &[Feature::FullAttention])?;
+        capabilities.accept(&decoder, precision, &[Feature::CrossAttention, Feature::FullAttention])?;
         let source = SourceEncoder::load(
             checkpoint,
             &*backend,
@@ -246,11 +248,7 @@ impl<B: Backend> Decoder<B> {
     /// When `max_positions` is more than the model has, or memory is short.
     pub fn session(&self, options: &SessionOptions) -> Result<Session<'_, B>, Error> {
         if self.blocks.iter().any(Block::has_cross_attention) {
-            return Err(Error::Unsupported(format!(
-                "a {} model writes a text about another one, and cannot continue or score a text alone; generate from a text to \
-                 read",
-                self.config.family
-            )));
+            return Err(Error::NeedsSource { family: self.config.family });
         }
         Session::new(self, None, options)
     }
@@ -266,7 +264,7 @@ impl<B: Backend> Decoder<B> {
         let spec = block::attention_spec(&self.config, self.config.layers, Mask::Full);
         let capacity = CacheCapacity { sequences: 1, max_positions: positions, total_positions: None };
         let mut cache = self.backend.cache(&AttentionSpec { kv_cache, ..spec }, capacity)?;
-        self.backend.reserve(&mut cache, 0, 0..positions)?;
+        self.backend.reserve(&mut cache, &[(0, 0..positions)])?;
         Ok(cache)
     }
 
@@ -282,6 +280,11 @@ impl<B: Backend> Decoder<B> {
             block.write_cross_kv(&self.backend, batch, source, kv, (layer, cross_kv))?;
         }
         Ok(())
+    }
+
+    /// Whether embedding or head are narrower than the residual stream.
+    pub(crate) fn is_projected(&self) -> bool {
+        self.project_in.is_some() || self.project_out.is_some()
     }
 
     /// The blocks.

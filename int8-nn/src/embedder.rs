@@ -24,6 +24,9 @@ use crate::{Error, convert};
 /// Most tokens of one batch: enough for compute-bound products, few enough for small activations (hidden size 1024: 100 MB).
 pub const BATCH_TOKENS: usize = 2048;
 
+/// Tokens that a shorter text counts as.
+const SHORTEST_ROOM: usize = 16;
+
 /// An encoder with tokenizer and pooling.
 #[derive(Debug)]
 pub struct Embedder<B: Backend = CpuBackend> {
@@ -242,9 +245,11 @@ impl<B: Backend> Embedder<B> {
         order.sort_by_key(|index| sequences[*index].len());
         let mut rest = &order[..];
         while let Some((first, _)) = rest.split_first() {
-            let mut tokens = sequences[*first].len();
+            // A sequence holds whole pages of the KV cache, however short it is.
+            let room = |index: usize| sequences[index].len().next_multiple_of(SHORTEST_ROOM);
+            let mut tokens = room(*first);
             let more = rest[1..].iter().take_while(|index| {
-                tokens += sequences[**index].len();
+                tokens += room(**index);
                 tokens <= BATCH_TOKENS
             });
             let (members, tail) = rest.split_at(1 + more.count());

@@ -6,8 +6,8 @@ use ndarray::Array2;
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, LinearStatistics, Mask,
-    Output, Phase, Segment,
+    AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey, LinearStatistics,
+    Mask, Output, Phase, Segment,
 };
 use crate::block::{self, Block, Context, Loader, Scratch};
 use crate::checkpoint::Checkpoint;
@@ -48,7 +48,7 @@ impl<B: Backend> Encoder<B> {
         let config = (family.config)(&raw)?;
         let names = (family.names)(&config);
         let network = &config.network;
-        backend.capabilities().accept(network, precision, &[])?;
+        backend.capabilities().accept(network, precision, &[Feature::FullAttention])?;
         let root = block::root(checkpoint, names.roots, names.token_embedding);
         let loader = Loader { checkpoint, backend: &*backend, config: network, root, stack: Stack::Encoder };
 
@@ -100,9 +100,8 @@ impl<B: Backend> Encoder<B> {
         let segments = sequences.len();
         let capacity = CacheCapacity { sequences: segments, max_positions: longest, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;
-        for (sequence, ids) in sequences.iter().enumerate() {
-            backend.reserve(&mut cache, sequence, 0..ids.len())?;
-        }
+        let ranges: Vec<_> = sequences.iter().map(|ids| 0..ids.len()).enumerate().collect();
+        backend.reserve(&mut cache, &ranges)?;
         let mut batch = backend.batch(BatchCapacity { rows, segments, selected: 0 })?;
         let mut x = backend.activations(rows, config.hidden_size)?;
         let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;

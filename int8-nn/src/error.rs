@@ -54,6 +54,12 @@ pub enum Error {
         /// What it is.
         kind: Kind,
     },
+    /// A model with an encoder was to continue or score a text without a source text.
+    #[error("a {family} model writes a text about another one, and cannot continue or score a text alone")]
+    NeedsSource {
+        /// The family.
+        family: &'static str,
+    },
     /// Something that this backend or kind of model does not do.
     #[error("{0}")]
     Unsupported(String),

@@ -48,6 +48,7 @@ pub mod weights;
 pub use chat::{ChatTemplate, Message};
 pub use embedder::Embedder;
 pub use error::Error;
+pub use families::Kind;
 pub use generate::{GenerateOptions, Generation, StopReason};
 pub use linear8bit::Linear8bit;
 pub use model::{Loader, Model};

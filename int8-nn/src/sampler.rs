@@ -56,6 +56,17 @@ impl Sampler {
         Ok(Self { sampling, random: Random::new(seed) })
     }
 
+    /// The settings, for a backend that samples on its device.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// Draws the next number in [0, 1) that decides a token: one for each token that is not greedy, in this order on every
+    /// backend.
+    pub fn uniform(&mut self) -> f64 {
+        convert::unit_interval(self.random.bits())
+    }
+
     /// The next token.
     ///
     /// # Errors
@@ -98,7 +109,7 @@ impl Sampler {
             weights.truncate(kept);
             total = weights.iter().sum();
         }
-        let mut target = convert::unit_interval(self.random.bits()) * total;
+        let mut target = self.uniform() * total;
         let chosen = weights.iter().position(|weight| {
             target -= weight;
             target < 0.0

@@ -74,6 +74,12 @@ impl<B: Backend> SourceEncoder<B> {
                 config.max_positions
             )));
         }
+        if options.sequences != 1 {
+            return Err(Error::Input(format!(
+                "{} sequences about one source text; expected 1",
+                options.sequences
+            )));
+        }
         decoder.check_ids(source)?;
         let backend = decoder.backend();
         let rows = source.len();
@@ -81,7 +87,7 @@ impl<B: Backend> SourceEncoder<B> {
         let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
         let capacity = CacheCapacity { sequences: 1, max_positions: rows, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;
-        backend.reserve(&mut cache, 0, 0..rows)?;
+        backend.reserve(&mut cache, &[(0, 0..rows)])?;
         let mut cross_kv = decoder.cross_cache(options.kv_cache, rows)?;
         let mut batch = backend.batch(BatchCapacity { rows, segments: 1, selected: 0 })?;
         let mut x = backend.activations(rows, config.hidden_size)?;

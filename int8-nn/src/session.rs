@@ -1,5 +1,7 @@
 //! A decoder at work: KV cache and activations, allocated once for forwards of any content.
 
+use std::ops::Range;
+
 use crate::Error;
 use crate::backend::{
     Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, Phase, RowSelection, Segment,
@@ -67,8 +69,7 @@ impl<'m, B: Backend> Session<'m, B> {
         cross_kv: Option<B::Cache>,
         options: &SessionOptions,
     ) -> Result<Self, Error> {
-        let SessionOptions { kv_cache, sequences, max_positions, max_rows, max_logits, total_positions } =
-            *options;
+        let SessionOptions { kv_cache, sequences, max_positions, total_positions, .. } = *options;
         let (backend, config) = (decoder.backend(), decoder.config());
         if max_positions > config.max_positions {
             return Err(Error::Input(format!(
@@ -76,6 +77,10 @@ impl<'m, B: Backend> Session<'m, B> {
                 config.max_positions
             )));
         }
+        // No forward can be larger than all sequences together, nor have more logits than rows.
+        let max_rows = options.max_rows.min(sequences.saturating_mul(max_positions));
+        let max_logits = options.max_logits.min(max_rows);
+        let narrow = if decoder.is_projected() { max_rows } else { 0 };
         let rows = |width| backend.activations(max_rows, width);
         Ok(Self {
             cache: decoder.cache(kv_cache, CacheCapacity { sequences, max_positions, total_positions })?,
@@ -85,7 +90,7 @@ impl<'m, B: Backend> Session<'m, B> {
                 segments: sequences,
                 selected: max_logits,
             })?,
-            narrow: backend.activations(max_rows.max(max_logits), config.embedding_size)?,
+            narrow: backend.activations(narrow, config.embedding_size)?,
             x: rows(config.hidden_size)?,
             scratch: Scratch::new(backend, config, decoder.blocks(), max_rows)?,
             selected: backend.activations(max_logits, config.hidden_size)?,
@@ -93,7 +98,7 @@ impl<'m, B: Backend> Session<'m, B> {
             host: Vec::new(),
             lengths: vec![0; sequences],
             segments: Vec::new(),
-            options: *options,
+            options: SessionOptions { max_rows, max_logits, ..*options },
             decoder,
         })
     }
@@ -161,12 +166,17 @@ impl<'m, B: Backend> Session<'m, B> {
         let rows = self.check(batch)?;
         let decoder = self.decoder;
         let backend = decoder.backend();
-        let mut segments = Vec::with_capacity(batch.len());
-        for &(sequence, ids) in batch {
-            let position = self.lengths[sequence];
-            backend.reserve(&mut self.cache, sequence, position..position + ids.len())?;
-            segments.push(Segment { sequence, position, ids });
-        }
+        let segments: Vec<Segment<'_>> = batch
+            .iter()
+            .map(|&(sequence, ids)| Segment { sequence, position: self.lengths[sequence], ids })
+            .collect();
+        let ranges: Vec<(usize, Range<usize>)> = segments
+            .iter()
+            .map(|segment| (segment.sequence, segment.position..segment.position + segment.ids.len()))
+            .collect();
+        backend.reserve(&mut self.cache, &ranges)?;
+        // Until this forward has succeeded there is none whose logits could be taken.
+        self.segments.clear();
         backend.set_batch(&mut self.batch, &segments)?;
         let Self { batch: device, cross_kv, narrow, x, scratch, cache, .. } = self;
         let key = GraphKey { phase: Phase::Forward, rows, segments: segments.len(), selected: 0 };
@@ -178,7 +188,6 @@ impl<'m, B: Backend> Session<'m, B> {
             }
             Ok(())
         })?;
-        self.segments.clear();
         for segment in segments {
             self.lengths[segment.sequence] += segment.ids.len();
             self.segments.push(segment.ids.len());
@@ -215,12 +224,7 @@ impl<'m, B: Backend> Session<'m, B> {
         let backend = decoder.backend();
         backend.set_selection(&mut self.batch, &rows)?;
         let Self { batch, x, selected, narrow, logits, .. } = self;
-        let key = GraphKey {
-            phase: Phase::Logits,
-            rows: self.segments.iter().sum(),
-            segments: self.segments.len(),
-            selected: rows.len(),
-        };
+        let key = GraphKey { phase: Phase::Logits, rows: 0, segments: 0, selected: rows.len() };
         backend.run(key, batch, &mut || {
             backend.gather(batch, x, selected)?;
             decoder.head(selected, narrow, logits)
@@ -245,6 +249,11 @@ impl<'m, B: Backend> Session<'m, B> {
             }
             RowSelection::Range(range) => range.clone().collect(),
         };
+        if rows.is_empty() {
+            return Err(Error::Input(
+                "logits of no rows: run a forward first, and select a row of it".to_owned(),
+            ));
+        }
         if rows.len() > self.options.max_logits {
             return Err(Error::Input(format!(
                 "logits of {} rows asked for; this session was made for {}",

@@ -112,7 +112,7 @@ fn what_reads_and_writes_cannot_continue() {
     for refused in refused {
         let message = refused.expect_err("refused").to_string();
         assert!(
-            message.contains("t5") && (message.contains("`Model`") || message.contains("generate")),
+            message.contains("t5") && (message.contains("`Model`") || message.contains("about another one")),
             "{message}"
         );
     }

@@ -141,10 +141,14 @@ fn a_full_cache_is_an_error_and_nothing_is_lost() {
     let options = SessionOptions { total_positions: Some(128), ..room(2, 96) };
     let mut session = model.decoder().session(&options).expect("a session");
     let (long, more) = (text(90, 1), text(40, 2));
+    let error = session.logits(&RowSelection::LastOfSegments).expect_err("nothing was computed");
+    assert!(error.to_string().contains("run a forward first"), "{error}");
     session.forward(&[(0, &long)]).expect("a forward");
     let error = session.forward(&[(1, &more)]).expect_err("no pages");
     assert!(error.to_string().contains("KV cache is full"), "{error}");
     assert_eq!((session.len(0), session.len(1)), (90, 0));
+    // Sequence 0 alone would have room: it must not keep pages of a forward that did not happen.
+    assert!(session.forward(&[(0, &more[..3]), (1, &more)]).is_err());
     session.forward(&[(0, &more[..3])]).expect("room in its own pages");
     let whole = [&long[..], &more[..3]].concat();
     assert!(logits(&mut session, 0..3) == alone(&model, &whole, 90));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use int8_core::{Granularity, OutlierGranularity};
+use int8_core::{Encoding, Granularity, OutlierGranularity, OutlierRule};
 
 use crate::Error;
 use crate::config::{BlockKind, DecoderConfig, Positions};
@@ -14,6 +14,8 @@ use crate::precision::Precision;
 pub enum Feature {
     /// Attention to the output of an encoder.
     CrossAttention,
+    /// Attention to all tokens of a sequence.
+    FullAttention,
     /// Mixtures of experts.
     Experts,
     /// Normalised queries and keys.
@@ -42,12 +44,17 @@ pub enum Feature {
     ValueOutliers,
     /// int8 layers with one scale a tensor.
     TensorGranularity,
+    /// int8 layers with zero points.
+    ZeroPoints,
+    /// Outliers relative to their row.
+    RelativeOutliers,
 }
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::CrossAttention,
+        Self::FullAttention,
         Self::Experts,
         Self::QueryKeyNorms,
         Self::BranchNorms,
@@ -62,12 +69,15 @@ impl Feature {
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
+        Self::ZeroPoints,
+        Self::RelativeOutliers,
     ];
 
     /// In words, for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::CrossAttention => "cross-attention",
+            Self::FullAttention => "attention to all tokens",
             Self::Experts => "mixtures of experts",
             Self::QueryKeyNorms => "normalised queries and keys",
             Self::BranchNorms => "normalised attention and MLP branches",
@@ -82,10 +92,13 @@ impl Feature {
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
+            Self::ZeroPoints => "zero points",
+            Self::RelativeOutliers => "outliers relative to their row",
         }
     }
 
-    /// What a model with this description needs, but for [`CrossAttention`](Self::CrossAttention), which its names tell.
+    /// What a model with this description needs, but for [`CrossAttention`](Self::CrossAttention) and
+    /// [`FullAttention`](Self::FullAttention), which depend on its kind.
     pub fn needed(config: &DecoderConfig, precision: &Precision) -> BTreeSet<Self> {
         let mut needed = BTreeSet::new();
         let mut need = |feature, condition: bool| {
@@ -113,6 +126,11 @@ impl Feature {
             need(Self::GroupGranularity, granularities.contains(&Granularity::Group));
             need(Self::TensorGranularity, granularities.contains(&Granularity::Tensor));
             need(Self::ValueOutliers, config.outlier_granularity == OutlierGranularity::Value);
+            let encodings = [config.input_encoding, config.weight_encoding];
+            need(Self::ZeroPoints, encodings.contains(&Encoding::Zeropoint));
+            let rules = [Some(config.rule), quantization.normed_rule];
+            let relative = |rule: &OutlierRule| matches!(rule, OutlierRule::RelativeToRow { .. });
+            need(Self::RelativeOutliers, rules.iter().flatten().any(relative));
         }
         needed
     }

@@ -90,12 +90,11 @@ pub trait Backend: Sized + Send + Sync {
 
     // The pages of the KV cache. Between forwards.
 
-    /// Makes these positions of a sequence writable, as [`PageTables::reserve`].
+    /// Makes these positions of different sequences writable, as [`PageTables::reserve`].
     ///
     /// # Errors
-    /// [`Error::Input`] when no pages are free. Nothing has changed then.
-    fn reserve(&self, cache: &mut Self::Cache, sequence: usize, positions: Range<usize>)
-    -> Result<(), Error>;
+    /// [`Error::Input`] when too few pages are free. Nothing has changed then.
+    fn reserve(&self, cache: &mut Self::Cache, ranges: &[(usize, Range<usize>)]) -> Result<(), Error>;
     /// Gives the pages of a sequence back.
     fn release(&self, cache: &mut Self::Cache, sequence: usize) -> Result<(), Error>;
     /// Makes `to` begin with the first `positions` positions of `from`, on the same pages until either writes to them.
@@ -214,7 +213,8 @@ pub trait Backend: Sized + Send + Sync {
     /// # Errors
     /// When `x` has not K columns or its rows are not contiguous.
     fn multiply(&self, linear: &Self::Linear, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, Error>;
-    /// From now on `observer` sees the input of every projection; `None` ends that.
+    /// From now on `observer` sees the input of every projection; `None` ends that. While there is an observer nothing is recorded
+    /// or replayed, and it may call [`multiply`](Self::multiply).
     fn observe(&self, observer: Option<Arc<dyn Observer>>);
     /// What a linear layer has counted.
     fn statistics(&self, linear: &Self::Linear) -> LinearStatistics;

@@ -46,7 +46,7 @@ impl PageTables {
 
     /// Number of pages for this capacity.
     pub fn pages_for(capacity: CacheCapacity, page_positions: usize) -> usize {
-        let all = capacity.sequences * capacity.max_positions.div_ceil(page_positions);
+        let all = capacity.sequences.saturating_mul(capacity.max_positions.div_ceil(page_positions));
         capacity.total_positions.map_or(all, |total| total.div_ceil(page_positions).min(all))
     }
 
@@ -83,48 +83,60 @@ impl PageTables {
         &self.free
     }
 
-    /// Makes `positions` of a sequence writable: adds pages up to their end, and replaces pages among them that another
+    /// Makes positions of different sequences writable: adds pages up to their end, and replaces pages among them that another
     /// sequence shares. Returns the copies that the storage must make before it writes.
     ///
     /// # Errors
-    /// [`Error::Input`] when the sequence would exceed its largest length, or too few pages are free. Nothing has changed
+    /// [`Error::Input`] when a sequence would exceed its largest length, or too few pages are free for all. Nothing has changed
     /// then.
-    pub fn reserve(&mut self, sequence: usize, positions: Range<usize>) -> Result<Vec<PageCopy>, Error> {
-        if positions.end > self.max_positions {
-            return Err(Error::Input(format!(
-                "sequence {sequence} would hold {} tokens; its KV cache was made for {}",
-                positions.end, self.max_positions
-            )));
+    pub fn reserve(&mut self, ranges: &[(usize, Range<usize>)]) -> Result<Vec<PageCopy>, Error> {
+        let mut needed = 0;
+        for (sequence, positions) in ranges {
+            if positions.end > self.max_positions {
+                return Err(Error::Input(format!(
+                    "sequence {sequence} would hold {} tokens; its KV cache was made for {}",
+                    positions.end, self.max_positions
+                )));
+            }
+            needed += self.shared(*sequence, positions).count() + self.added(*sequence, positions);
         }
-        let table = &self.tables[sequence];
-        let (first, end) =
-            (positions.start / self.page_positions, positions.end.div_ceil(self.page_positions));
-        let written = first.min(table.len())..end.min(table.len());
-        let shared: Vec<usize> = written.filter(|at| self.owners[convert::index(table[*at])] > 1).collect();
-        let added = end.saturating_sub(table.len());
-        let needed = shared.len() + added;
         if needed > self.free.len() {
             return Err(Error::Input(format!(
-                "the KV cache is full: sequence {sequence} needs {needed} more pages of {} positions, and {} of {} are free",
+                "the KV cache is full: {needed} more pages of {} positions are needed, and {} of {} are free",
                 self.page_positions,
                 self.free.len(),
                 self.owners.len()
             )));
         }
-        let copies = shared
-            .into_iter()
-            .map(|at| {
-                let (from, to) = (self.tables[sequence][at], self.take());
+        let mut copies = Vec::new();
+        for (sequence, positions) in ranges {
+            // Anew: a page that two of the sequences shared has one owner once the first has its copy.
+            for at in self.shared(*sequence, positions).collect::<Vec<_>>() {
+                let (from, to) = (self.tables[*sequence][at], self.take());
                 self.owners[convert::index(from)] -= 1;
-                self.tables[sequence][at] = to;
-                PageCopy { from, to }
-            })
-            .collect();
-        for _ in 0..added {
-            let page = self.take();
-            self.tables[sequence].push(page);
+                self.tables[*sequence][at] = to;
+                copies.push(PageCopy { from, to });
+            }
+            for _ in 0..self.added(*sequence, positions) {
+                let page = self.take();
+                self.tables[*sequence].push(page);
+            }
         }
         Ok(copies)
+    }
+
+    /// Places in a sequence's table of the pages of these positions that another sequence shares.
+    fn shared(&self, sequence: usize, positions: &Range<usize>) -> impl Iterator<Item = usize> {
+        let table = &self.tables[sequence];
+        let (first, end) =
+            (positions.start / self.page_positions, positions.end.div_ceil(self.page_positions));
+        let written = first.min(table.len())..end.min(table.len());
+        written.filter(|at| self.owners[convert::index(table[*at])] > 1)
+    }
+
+    /// Pages that a sequence lacks for these positions.
+    fn added(&self, sequence: usize, positions: &Range<usize>) -> usize {
+        positions.end.div_ceil(self.page_positions).saturating_sub(self.tables[sequence].len())
     }
 
     /// Empties a sequence. Returns the pages that nobody owns any more.
@@ -182,30 +194,30 @@ mod tests {
     fn sequences_grow_and_their_pages_come_back() {
         let mut tables = tables(None);
         assert_eq!((tables.free(), tables.used()), (9, 0));
-        assert_eq!(tables.reserve(1, 0..8).expect("room"), []);
-        assert_eq!(tables.reserve(1, 8..9).expect("room"), []);
+        assert_eq!(tables.reserve(&[(1, 0..8)]).expect("room"), []);
+        assert_eq!(tables.reserve(&[(1, 8..9)]).expect("room"), []);
         assert_eq!(tables.table(1), [0, 1]);
-        tables.reserve(1, 9..16).expect("nothing to do");
+        tables.reserve(&[(1, 9..16)]).expect("nothing to do");
         assert_eq!(tables.used(), 2);
-        assert!(tables.reserve(1, 16..21).expect_err("too long").to_string().contains("made for 20"));
+        assert!(tables.reserve(&[(1, 16..21)]).expect_err("too long").to_string().contains("made for 20"));
         assert_eq!(tables.release(1), [0, 1]);
-        tables.reserve(0, 0..1).expect("room");
+        tables.reserve(&[(0, 0..1)]).expect("room");
         assert_eq!(tables.table(0), [0]);
     }
 
     #[test]
     fn a_fork_shares_until_it_writes() {
         let mut tables = tables(None);
-        tables.reserve(0, 0..18).expect("room");
-        tables.reserve(2, 0..1).expect("room");
+        tables.reserve(&[(0, 0..18)]).expect("room");
+        tables.reserve(&[(2, 0..1)]).expect("room");
         assert_eq!(tables.fork(0, 2, 10).expect("a fork"), [3]);
         assert_eq!((tables.table(2), tables.used()), (&[0, 1][..], 3));
         // Position 10 lies in the second, shared page.
-        let copies = tables.reserve(2, 10..17).expect("room");
+        let copies = tables.reserve(&[(2, 10..17)]).expect("room");
         assert_eq!(copies, [PageCopy { from: 1, to: 3 }]);
         assert_eq!(tables.table(2), [0, 3, 4]);
         // Its other owner is the only one now.
-        assert_eq!(tables.reserve(0, 8..18).expect("room"), []);
+        assert_eq!(tables.reserve(&[(0, 8..18)]).expect("room"), []);
         assert_eq!(tables.release(0), [1, 2]);
         assert_eq!(tables.release(2), [0, 3, 4]);
         assert_eq!(tables.free(), 9);
@@ -213,15 +225,27 @@ mod tests {
     }
 
     #[test]
+    fn sequences_are_reserved_together_or_not_at_all() {
+        let mut tables = tables(Some(24));
+        assert!(tables.reserve(&[(0, 0..9), (1, 0..16)]).is_err());
+        assert_eq!((tables.used(), tables.table(0)), (0, &[][..]));
+        tables.reserve(&[(0, 0..9), (1, 0..8)]).expect("three pages");
+        // Two owners of one page write to it: one copy is enough.
+        tables.release(0);
+        tables.fork(1, 0, 8).expect("a fork");
+        assert_eq!(tables.reserve(&[(0, 3..8), (1, 7..8)]).expect("room").len(), 1);
+    }
+
+    #[test]
     fn a_full_pool_changes_nothing() {
         let mut tables = tables(Some(17));
         assert_eq!(tables.free(), 3);
-        tables.reserve(0, 0..16).expect("two pages");
+        tables.reserve(&[(0, 0..16)]).expect("two pages");
         tables.fork(0, 1, 16).expect("a fork");
         let before = tables.clone();
-        let error = tables.reserve(1, 7..20).expect_err("two copies and a page of one");
+        let error = tables.reserve(&[(1, 7..20)]).expect_err("two copies and a page of one");
         assert!(
-            error.to_string().contains("needs 3 more pages of 8 positions, and 1 of 3 are free"),
+            error.to_string().contains("3 more pages of 8 positions are needed, and 1 of 3 are free"),
             "{error}"
         );
         assert_eq!((tables.table(1), tables.free()), (before.table(1), before.free()));

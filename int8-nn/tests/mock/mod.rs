@@ -190,13 +190,8 @@ impl Backend for Mock {
         let inner = Shared::new(self.cpu.batch(capacity)?);
         Ok(MockBatch { inner, capacity, selected: Vec::new(), graphs: Shared::new(HashMap::new()) })
     }
-    fn reserve(
-        &self,
-        cache: &mut Self::Cache,
-        sequence: usize,
-        positions: Range<usize>,
-    ) -> Result<(), Error> {
-        self.cpu.reserve(&mut cache.lock(), sequence, positions)
+    fn reserve(&self, cache: &mut Self::Cache, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
+        self.cpu.reserve(&mut cache.lock(), ranges)
     }
     fn release(&self, cache: &mut Self::Cache, sequence: usize) -> Result<(), Error> {
         self.cpu.release(&mut cache.lock(), sequence)?;

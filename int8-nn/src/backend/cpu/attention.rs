@@ -90,8 +90,8 @@ impl CpuCache {
         self.tables.used() * self.pages.page_bytes()
     }
 
-    pub(super) fn reserve(&mut self, sequence: usize, positions: Range<usize>) -> Result<(), Error> {
-        for copy in self.tables.reserve(sequence, positions)? {
+    pub(super) fn reserve(&mut self, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
+        for copy in self.tables.reserve(ranges)? {
             self.pages.copy(copy.from, copy.to);
         }
         Ok(())

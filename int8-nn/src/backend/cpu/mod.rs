@@ -200,8 +200,8 @@ impl Backend for CpuBackend {
         })
     }
 
-    fn reserve(&self, cache: &mut CpuCache, sequence: usize, positions: Range<usize>) -> Result<(), Error> {
-        cache.reserve(sequence, positions)
+    fn reserve(&self, cache: &mut CpuCache, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
+        cache.reserve(ranges)
     }
 
     fn release(&self, cache: &mut CpuCache, sequence: usize) -> Result<(), Error> {
@@ -291,7 +291,7 @@ impl Backend for CpuBackend {
             None => x.view_mut().zip_mut_with(&y.view(), |x, y| *x += y),
             Some(norm) => {
                 let y = projection::materialize(self.kernel, y.view(), projection::normed(norm))?;
-                x.view_mut().zip_mut_with(&y, |x, y| *x += y);
+                x.view_mut().zip_mut_with(&y.view(), |x, y| *x += y);
             }
         }
         Ok(())
@@ -315,19 +315,22 @@ impl Backend for CpuBackend {
     ) -> Result<(), Error> {
         let (x, prologue) = input.parts();
         let mut computed;
-        let (x, prologue) = match (self.observer(), experts.up.first()) {
+        let x = match (self.observer(), experts.up.first(), prologue) {
             // Experts share their input: an observer sees it once, as that of the first one.
-            (Some(observer), Some(linear)) => {
+            (Some(observer), Some(linear), _) => {
                 computed = projection::materialize(self.kernel, x, prologue)?;
                 observer.input(linear.site(), linear.name(), computed.view_mut());
-                (computed.view(), Prologue::None)
+                computed.view()
             }
-            _ => (x, prologue),
+            (_, _, Prologue::None) => x,
+            _ => {
+                computed = projection::materialize(self.kernel, x, prologue)?;
+                computed.view()
+            }
         };
-        let x = projection::materialize(self.kernel, x, prologue)?;
         let mut out = out.resize(x.nrows());
         out.fill(0.0);
-        experts::add(self.kernel, x.view(), experts, out)
+        experts::add(self.kernel, x, experts, out)
     }
 
     fn project(

@@ -1,9 +1,11 @@
 //! One input for several weights: with its prologue it is quantised once for all int8 weights of equal settings, and computed in
 //! f32 once for all weights in floating point.
 
+use std::cell::Cell;
+
 use int8_core::Config;
 use int8_cpu::{Kernel, PackedWeight, Prologue, QuantizedActivations, Store, apply_prologue};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2};
 
 use super::CpuLinear;
 use super::elementwise::function;
@@ -66,16 +68,45 @@ pub(super) fn project<'a>(
     Ok(())
 }
 
+thread_local! {
+    /// The buffer of the rows that this thread computed last: without it, each call would pay for fresh pages.
+    static SPARE: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Rows `f32 [M, K]` after their prologue.
+pub(super) struct Computed {
+    values: Vec<f32>,
+    dim: (usize, usize),
+}
+
+impl Computed {
+    pub(super) fn view(&self) -> ArrayView2<'_, f32> {
+        ArrayView2::from_shape(self.dim, &self.values).expect("M·K values")
+    }
+
+    pub(super) fn view_mut(&mut self) -> ArrayViewMut2<'_, f32> {
+        ArrayViewMut2::from_shape(self.dim, &mut self.values).expect("M·K values")
+    }
+}
+
+impl Drop for Computed {
+    fn drop(&mut self) {
+        // Where the thread is being torn down, it is freed.
+        let _ = SPARE.try_with(|spare| spare.set(std::mem::take(&mut self.values)));
+    }
+}
+
 /// `prologue(x)`, f32 `[M, K]`.
 pub(super) fn materialize(
     kernel: Kernel,
     x: ArrayView2<'_, f32>,
     prologue: Prologue<'_>,
-) -> Result<Array2<f32>, Error> {
+) -> Result<Computed, Error> {
     let width = if matches!(prologue, Prologue::Gate(_)) { x.ncols() / 2 } else { x.ncols() };
-    let mut rows = Array2::zeros((x.nrows(), width));
-    apply_prologue(kernel, x, prologue, rows.view_mut())?;
-    Ok(rows)
+    let mut computed = Computed { values: SPARE.take(), dim: (x.nrows(), width) };
+    computed.values.resize(x.nrows() * width, 0.0);
+    apply_prologue(kernel, x, prologue, computed.view_mut())?;
+    Ok(computed)
 }
 
 /// A normalisation as the prologue of a layer.
