@@ -288,7 +288,7 @@ impl Layout {
 
     /// An odd number of blocks: were it a power of two, a head's blocks in all pages would share the same few sets of L2.
     fn page_length(self) -> usize {
-        (self.layers * self.heads | 1) * self.block_length()
+        ((self.layers * self.heads) | 1) * self.block_length()
     }
 
     fn checked_elements(self) -> Option<usize> {

@@ -1,4 +1,5 @@
 //! What the integration tests share: test data, golden files, checkpoints with a changed `config.json`.
+#![allow(clippy::print_stderr, reason = "says what it skips")]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::fs;
