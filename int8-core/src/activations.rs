@@ -13,7 +13,7 @@ use crate::{Element, Error, Outliers, find_outliers};
 /// x[m,k]                              where it is: exact, as f32
 /// ```
 ///
-/// Shared by the projections of queries, keys and values, by gate and up, and by all experts of a row.
+/// Shared by the projections of queries, keys and values, by gate and up, and by attention and MLP of a parallel block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedActivations {
     quantized: QuantizedMatrix,
