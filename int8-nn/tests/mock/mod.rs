@@ -18,7 +18,7 @@ use ndarray::{Array2, ArrayView2};
 /// A rule of the trait that the model's code is imagined to break, to see that the mock would notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// The graph's key does not name the phase.
+    /// The graph's key has the rows and segments of the batch and does not name the phase.
     Phase,
     /// The selected rows are an argument of the operation, not data of the batch.
     Selection,
@@ -66,6 +66,8 @@ pub(crate) struct MockBatch {
     inner: Shared<CpuBatch>,
     capacity: BatchCapacity,
     selected: Vec<usize>,
+    /// Rows and segments of the forward at hand.
+    held: (usize, usize),
     graphs: Shared<HashMap<GraphKey, Graph>>,
 }
 
@@ -188,7 +190,13 @@ impl Backend for Mock {
     }
     fn batch(&self, capacity: BatchCapacity) -> Result<Self::Batch, Error> {
         let inner = Shared::new(self.cpu.batch(capacity)?);
-        Ok(MockBatch { inner, capacity, selected: Vec::new(), graphs: Shared::new(HashMap::new()) })
+        Ok(MockBatch {
+            inner,
+            capacity,
+            selected: Vec::new(),
+            held: (0, 0),
+            graphs: Shared::new(HashMap::new()),
+        })
     }
     fn reserve(&self, cache: &mut Self::Cache, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
         self.cpu.reserve(&mut cache.lock(), ranges)
@@ -207,6 +215,7 @@ impl Backend for Mock {
         let rows: usize = segments.iter().map(|segment| segment.ids.len()).sum();
         assert!(rows <= batch.capacity.rows, "{rows} rows in a batch for {:?}", batch.capacity);
         assert!(segments.len() <= batch.capacity.segments, "{} segments", segments.len());
+        batch.held = (rows, segments.len());
         self.cpu.set_batch(&mut batch.inner.lock(), segments)
     }
     fn set_selection(&self, batch: &mut Self::Batch, rows: &[usize]) -> Result<(), Error> {
@@ -221,7 +230,10 @@ impl Backend for Mock {
         body: &mut (dyn FnMut() -> Result<(), Error> + Send),
     ) -> Result<(), Error> {
         let key = match self.broken {
-            Some(Broken::Phase) => GraphKey { phase: Phase::Forward, selected: 0, ..key },
+            Some(Broken::Phase) => {
+                let (rows, segments) = batch.held;
+                GraphKey { phase: Phase::Forward, rows, segments, selected: 0 }
+            }
             _ => key,
         };
         let mut graphs = batch.graphs.lock();
