@@ -1,4 +1,5 @@
 //! Arguments that the entry points refuse before they use a device. Needs the kernels linked, but no device.
+#![allow(unsafe_code, reason = "calls C functions")]
 
 use std::ptr::{null, null_mut};
 
