@@ -1,7 +1,7 @@
 //! From arguments to settings of the libraries: options that depend on each other are resolved and checked here, before any
 //! work is done.
 
-use int8_core::{Config, FloatType, OutlierRule, Scheme, scheme};
+use int8_core::{Config, OutlierRule, Scheme, scheme};
 use int8_nn::backend::{Precision, Quantization};
 use int8_nn::checkpoint::{DType, Existing};
 use int8_nn::config::RotaryPrecision;
@@ -13,7 +13,6 @@ use crate::device::Device;
 use crate::failure::Failure;
 use crate::hub;
 use crate::output::{Bar, Output};
-use crate::values::OrAuto;
 
 /// The precision of the linear layers.
 ///
@@ -162,11 +161,6 @@ pub(crate) fn loader(
         progress.set(done, all);
     });
     Ok((loader, bar))
-}
-
-/// The type of a KV cache; `None` for that of the checkpoint.
-pub(crate) fn kv_cache(choice: OrAuto<FloatType>) -> Option<FloatType> {
-    choice.given()
 }
 
 fn rotary(loader: &Loader, wanted: Option<args::RotaryPrecision>) -> RotaryPrecision {

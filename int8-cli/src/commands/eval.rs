@@ -14,6 +14,7 @@ use crate::device::Device;
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve;
+use crate::values::OrAuto;
 
 /// Scores a text, passages, or both.
 pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Result<(), Failure> {
@@ -58,7 +59,7 @@ pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Res
 /// Scores a text; returns it as JSON and prints it otherwise.
 fn perplexity(arguments: &EvalArgs, model: &Model, output: &Output) -> Result<Value, Failure> {
     let (ids, options) = text(model, &arguments.text)?;
-    let kv_cache = match arguments.kv_cache.map(resolve::kv_cache) {
+    let kv_cache = match arguments.kv_cache.map(OrAuto::given) {
         None => FloatType::F32,
         Some(kv_cache) => kv_cache.unwrap_or(model.decoder().kv_cache_type()),
     };

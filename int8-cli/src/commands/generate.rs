@@ -56,7 +56,7 @@ impl Run<'_> {
             },
             stop_at_eos: !arguments.ignore_eos,
             stop_ids,
-            kv_cache: resolve::kv_cache(arguments.kv_cache),
+            kv_cache: arguments.kv_cache.given(),
         };
         let output = self.output;
         let print = |text: &str| if output.json { Ok(()) } else { output.text(text) };

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::args::PlanArgs;
 use crate::convert::real_u64;
 use crate::failure::Failure;
+use crate::hub;
 use crate::output::{Output, bytes};
-use crate::{hub, resolve};
+use crate::values::OrAuto;
 
 /// Default number of tokens of a sequence, if the model has at least so many positions.
 const DEFAULT_CONTEXT: u64 = 2048;
@@ -26,7 +27,7 @@ pub(crate) fn run(arguments: &PlanArgs, output: &Output) -> Result<(), Failure> 
             shape.name
         ));
     }
-    let kv_cache = arguments.kv_cache.and_then(resolve::kv_cache);
+    let kv_cache = arguments.kv_cache.and_then(OrAuto::given);
     let plan = Plan { load: Load { context, batch: arguments.batch, kv_cache }, shape, arguments };
     if output.json { output.object(&plan.as_json()) } else { plan.print(output) }
 }

@@ -42,7 +42,7 @@ impl Runner {
         let model =
             resolve::load(&ModelArgs { model: path.to_owned(), revision: None, precision }, device, output)?;
         let name = if *model.precision() == Precision::Float { "as stored" } else { "int8" };
-        let kv_cache = resolve::kv_cache(arguments.kv_cache).unwrap_or(model.decoder().kv_cache_type());
+        let kv_cache = arguments.kv_cache.given().unwrap_or(model.decoder().kv_cache_type());
         Ok(Self { name, model, kv_cache, cache_bytes: 0, prefill: Vec::new(), decode: Vec::new() })
     }
 
