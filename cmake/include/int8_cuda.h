@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Raised with every change of a struct or an enumerator. */
-#define INT8_CUDA_ABI 3
+#define INT8_CUDA_ABI 4
 
 typedef void *int8_cuda_stream; /* cudaStream_t = CUstream; NULL is the legacy default stream */
 
@@ -149,6 +149,8 @@ typedef struct int8_cuda_gemm_params {
   int64_t exact_stride_n, exact_stride_c;
   int32_t algorithm;                 /* any of the layer's but GEMV and GEMV_TMA */
   int32_t store;
+  int32_t y_element;                 /* as in int8_cuda_linear_params */
+  int32_t reserved;
   int8_cuda_activations activations;
 } int8_cuda_gemm_params;
 
@@ -173,7 +175,7 @@ typedef struct int8_cuda_linear_params {
   const void *exact;                 /* exact weight columns in x's element type, or NULL: none kept */
   const int32_t *exact_index;        /* i32 [k]: index c of column k among the kept ones or -1; NULL: c = k, all kept */
   const float *bias;                 /* f32 [n], or NULL */
-  void *y;                           /* x's element type [m, n] row-major, ld = ldy; no part of x, weights or workspace */
+  void *y;                           /* x's element type or f32 [m, n] row-major, ld = ldy; no part of x, weights or workspace */
   void *workspace;                   /* int8_cuda_linear_workspace bytes, 256-byte aligned; zeroed before its first use, and
                                       * again after a call that failed, by a memset or a kernel that has ended. Calls of
                                       * any shape may follow one another, on one stream at a time */
@@ -187,7 +189,7 @@ typedef struct int8_cuda_linear_params {
   float threshold;
   int32_t algorithm;
   int32_t store;
-  int32_t reserved;
+  int32_t y_element; /* element, or INT8_CUDA_F32: a residual stream is wider than x */
 } int8_cuda_linear_params;
 
 /* Where int8_cuda_linear's intermediate results lie in the workspace: byte offsets, for tests and statistics. GEMV and GEMV_TMA
