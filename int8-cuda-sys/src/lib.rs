@@ -13,7 +13,7 @@ pub type int8_cuda_stream = *mut c_void;
 pub type int8_cuda_status = i32;
 
 /// The version of these declarations.
-pub const INT8_CUDA_ABI: i32 = 3;
+pub const INT8_CUDA_ABI: i32 = 4;
 pub const INT8_CUDA_OK: i32 = 0;
 pub const INT8_CUDA_INVALID: i32 = 1;
 pub const INT8_CUDA_UNSUPPORTED: i32 = 2;
@@ -186,6 +186,9 @@ pub struct int8_cuda_gemm_params {
     /// any of the layer's but GEMV and GEMV_TMA
     pub algorithm: i32,
     pub store: i32,
+    /// as in int8_cuda_linear_params
+    pub y_element: i32,
+    pub reserved: i32,
     pub activations: int8_cuda_activations,
 }
 
@@ -224,7 +227,7 @@ pub struct int8_cuda_linear_params {
     pub exact_index: *const i32,
     /// f32 `[n]`, or NULL
     pub bias: *const f32,
-    /// x's element type `[m, n]` row-major, ld = ldy
+    /// x's element type or f32 `[m, n]` row-major, ld = ldy
     pub y: *mut c_void,
     /// int8_cuda_linear_workspace bytes, 256-byte aligned
     pub workspace: *mut c_void,
@@ -255,7 +258,8 @@ pub struct int8_cuda_linear_params {
     pub threshold: f32,
     pub algorithm: i32,
     pub store: i32,
-    pub reserved: i32,
+    /// element, or INT8_CUDA_F32: a residual stream is wider than x
+    pub y_element: i32,
 }
 
 /// Where int8_cuda_linear's intermediate results lie in the workspace: byte offsets, for tests and statistics. GEMV and

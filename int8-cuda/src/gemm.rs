@@ -136,6 +136,8 @@ impl<T: Float> GemmPlan<T> {
             exact_stride_c: raw.exact_strides.1,
             algorithm: self.requested.raw(),
             store,
+            y_element: T::ELEMENT,
+            reserved: 0,
             activations: activations.raw(),
         };
         // SAFETY: every matrix and buffer has the size named in params; freeing any of them waits for the device.
@@ -181,6 +183,8 @@ fn layout<T: Float>(
         exact_stride_c: 0,
         algorithm: algorithm.raw(),
         store: sys::INT8_CUDA_OVERWRITE,
+        y_element: T::ELEMENT,
+        reserved: 0,
         activations: activations::empty::<T>(shape.m, shape.k, config),
     };
     let mut layout = sys::int8_cuda_gemm_layout { total: 0, algorithm: 0, reserved: 0 };

@@ -199,6 +199,6 @@ fn sizes<T: Float>(shape: Shape, config: &Config, algorithm: Algorithm) -> sys::
         threshold: settings.threshold,
         algorithm: algorithm.raw(),
         store: sys::INT8_CUDA_OVERWRITE,
-        reserved: 0,
+        y_element: T::ELEMENT,
     }
 }

@@ -10,7 +10,7 @@ int8_cuda_status resolve(const int8_cuda_gemm_params &p, const Device &device, i
   const int8_cuda_activations &a = p.activations;
   const bool settings = a.element >= 0 && a.element <= INT8_CUDA_F32 && a.encoding >= 0 && a.encoding <= INT8_CUDA_ZEROPOINT &&
                         a.rule >= 0 && a.rule <= INT8_CUDA_RULE_MEAN;
-  if (!valid_sizes(a.m, p.n, a.k) || !settings || !valid_store(p.store)) return INT8_CUDA_INVALID;
+  if (!valid_sizes(a.m, p.n, a.k) || !settings || !valid_store(p.store) || !valid_output(p.y_element, a.element)) return INT8_CUDA_INVALID;
   const GemmShape shape{a.m, p.n, a.k, a.element};
   *algorithm = choose_algorithm(p.algorithm, shape, false, device);
   return check_algorithm(*algorithm, shape, false, device);

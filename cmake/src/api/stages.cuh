@@ -69,6 +69,7 @@ GemmParams gemm_params(const int8_cuda_activations &a, const Params &p) {
   g.n = static_cast<int32_t>(p.n);
   g.k = static_cast<int32_t>(a.k);
   g.accumulate = p.store == INT8_CUDA_ACCUMULATE ? 1 : 0;
+  g.y_is_f32 = p.y_element == INT8_CUDA_F32 ? 1 : 0;
   if (a.rule != INT8_CUDA_RULE_NONE) {
     g.outlier_count = a.outlier_count;
     g.outlier_columns = a.outlier_columns;

@@ -13,6 +13,9 @@ inline bool valid_sizes(int64_t m, int64_t n, int64_t k) {
   return m >= 0 && n >= 0 && k >= 0 && m <= kMaxSize && n <= kMaxSize && k <= kMaxInner;
 }
 
+// y in x's element type or in f32.
+inline bool valid_output(int y_element, int element) { return y_element == element || y_element == INT8_CUDA_F32; }
+
 inline bool valid_store(int store) { return store == INT8_CUDA_OVERWRITE || store == INT8_CUDA_ACCUMULATE; }
 
 // How x is quantised.

@@ -16,10 +16,11 @@ struct GemmParams {
   const int32_t *column_zeros;  // i32 [n], or null: all 0
   const int32_t *column_sums;   // i32 [n], needed with row_zeros
   const float *bias;            // f32 [n], or null
-  void *y;                      // T [m, n] row-major, ld = ldy
+  void *y;                      // T, or f32 where y_is_f32, [m, n] row-major, ld = ldy
   int64_t lda, ldw, ldy;
   int32_t m, n, k;
   int32_t accumulate;           // 1: y is added in f32 before the rounding
+  int32_t y_is_f32;
 
   const uint32_t *outlier_count;   // u32 [1], or null: no outliers
   const int32_t *outlier_columns;  // i32 [count]

@@ -2,6 +2,7 @@
 // waiting for another kernel. Codes and the outlier mask are in shared memory; weights go straight into the registers of
 // mma.sync, as in small_m.cu.
 #include "common/launch.cuh"
+#include "epilogue/store.cuh"
 #include "epilogue/zero_point.cuh"
 #include "gemm/mma_sync.cuh"
 #include "gemm/weight_loads.cuh"
@@ -63,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 3) gemv(const __grid_constant__ Gemm
   const int n = first_n + static_cast<int>(threadIdx.x);
   const bool writes = threadIdx.x < 16 && n < p.n;
   const float column_scale = writes ? p.column_scales[n] : 0.0f, bias = writes && p.bias != nullptr ? p.bias[n] : 0.0f;
-  const float residual = writes && p.accumulate ? to_f32(static_cast<const T *>(p.y)[n]) : 0.0f;
+  const float residual = writes && p.accumulate ? load_y<T>(p, n) : 0.0f;
   PackedRange<T> packed;
   uint32_t found = 0;
 #pragma unroll 2
@@ -171,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 3) gemv(const __grid_constant__ Gemm
   value = value * (parameters.scale * (1.0f / 127.0f)) * (column_scale * (1.0f / 127.0f)) + outliers;
   value += bias;
   if (p.accumulate) value += residual;
-  static_cast<T *>(p.y)[n] = from_f32<T>(value);
+  store_y<T>(p, n, value);
 }
 
 template <typename T>

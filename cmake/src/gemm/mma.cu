@@ -2,6 +2,7 @@
 // continues on the same accumulators, as in wgmma.cu, but gathers W's outlier columns from W: no capacity limits it, which
 // makes it the fallback of WGMMA.
 #include "common/launch.cuh"
+#include "epilogue/store.cuh"
 #include "epilogue/zero_point.cuh"
 #include "gemm/gemm.cuh"
 #include "gemm/mma_tile.cuh"
@@ -118,7 +119,6 @@ __global__ void __launch_bounds__(kThreads, 1) mma_gemm(const __grid_constant__ 
         [&](int row, int j) { return m0 + row < p.m ? outlier_x(m0 + row, j) : from_f32<T>(0.0f); },
         [&](int row, int j) { return n0 + row < p.n ? outlier_w(n0 + row, p.outlier_columns[j]) : from_f32<T>(0.0f); });
 
-    T *y = static_cast<T *>(p.y);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(kThreads, 1) mma_gemm(const __grid_constant__ 
           if (m >= p.m || n >= p.n) continue;
           const float scale = p.weights_are_codes ? p.column_scales[n] * (1.0f / 127.0f) : 1.0f;
           float value = fmaf(f[i][j][e], scale, p.bias != nullptr ? p.bias[n] : 0.0f);
-          if (p.accumulate) value += to_f32(y[m * p.ldy + n]);
-          y[m * p.ldy + n] = from_f32<T>(value);
+          if (p.accumulate) value += load_y<T>(p, m * p.ldy + n);
+          store_y<T>(p, m * p.ldy + n, value);
         }
       }
     }

@@ -4,6 +4,7 @@
 // A dot product does not depend on the order of k: a thread loads 16 consecutive bytes of a row of W and the same 16 of a row
 // of x, and gives them to two mma.sync as if they were the scattered k that the instruction names.
 #include "common/launch.cuh"
+#include "epilogue/store.cuh"
 #include "epilogue/zero_point.cuh"
 #include "gemm/mma_sync.cuh"
 #include "gemm/weight_loads.cuh"
@@ -160,14 +161,13 @@ __global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : kTiles == 
       result[i] += sum;
     }
   }
-  T *y = static_cast<T *>(p.y);
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int output = threadIdx.x + i * kThreads, m = output / kN, n = first_n + output % kN;
     if (output >= kOutputs || m >= p.m || n >= p.n) continue;
     float value = result[i] + (p.bias != nullptr ? p.bias[n] : 0.0f);
-    if (p.accumulate) value += to_f32(y[m * p.ldy + n]);
-    y[m * p.ldy + n] = from_f32<T>(value);
+    if (p.accumulate) value += load_y<T>(p, m * p.ldy + n);
+    store_y<T>(p, m * p.ldy + n, value);
   }
 }
 

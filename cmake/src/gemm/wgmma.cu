@@ -18,6 +18,7 @@
 #include "common/launch.cuh"
 #include "common/tensor_map.cuh"
 #include "common/tma.cuh"
+#include "epilogue/store.cuh"
 #include "epilogue/zero_point.cuh"
 #include "gemm/gemm.cuh"
 #include "gemm/wgmma.cuh"
@@ -430,13 +431,12 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 
       // All loads before the first store, so that they are in flight together.
       if (p.accumulate) {
-        const T *y = static_cast<const T *>(p.y);
 #pragma unroll
         for (int h = 0; h < kRowBlocks; ++h) {
 #pragma unroll
           for (int i = 0; i < kBn / 2; ++i) {
             const int n = column + 8 * (i / 4) + 2 * (lane % 4) + i % 2, row = row_of(h, i / 2 % 2);
-            if (row < min(p.m, first_row + tile_rows) && n < p.n) acc[h][i] = __float_as_int(f(h, i) + to_f32(y[row * p.ldy + n]));
+            if (row < min(p.m, first_row + tile_rows) && n < p.n) acc[h][i] = __float_as_int(f(h, i) + load_y<T>(p, row * p.ldy + n));
           }
         }
       }
@@ -471,13 +471,12 @@ __global__ void __launch_bounds__(F::kThreads, 1)
           }
         }
       } else {
-        T *y = static_cast<T *>(p.y);
 #pragma unroll
         for (int h = 0; h < kRowBlocks; ++h) {
 #pragma unroll
           for (int i = 0; i < kBn / 2; ++i) {
             const int n = column + 8 * (i / 4) + 2 * (lane % 4) + i % 2, row = row_of(h, i / 2 % 2);
-            if (row < min(p.m, first_row + tile_rows) && n < p.n) y[row * p.ldy + n] = from_f32<T>(f(h, i));
+            if (row < min(p.m, first_row + tile_rows) && n < p.n) store_y<T>(p, row * p.ldy + n, f(h, i));
           }
         }
         // With one warpgroup, no other barrier keeps the next tile's scales from overwriting these.
@@ -520,7 +519,7 @@ int8_cuda_status launch_tile(const GemmParams &p, CUtensorMapDataType type, cuda
     INT8_CUDA_PASS(encode(&outlier_x, type, 2, p.outlier_x, p.m * panels, kOutlierStep, kOutlierStep, rows));
     INT8_CUDA_PASS(encode(&outlier_w, type, 2, p.outlier_w, p.n * panels, kOutlierStep, kOutlierStep, kBn / kCluster));
   }
-  const bool store_by_tma = p.ldy % 8 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
+  const bool store_by_tma = !p.y_is_f32 && p.ldy % 8 == 0 && reinterpret_cast<uintptr_t>(p.y) % 16 == 0;
   if (store_by_tma) INT8_CUDA_PASS(encode(&y, type, 2, p.y, p.m, p.n, p.ldy, rows < 64 ? rows : 64, F::kStoreColumns * 2));
 
   Device device;
