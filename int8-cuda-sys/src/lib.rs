@@ -1,10 +1,14 @@
-//! `int8_cuda.h` in Rust: one `repr(C)` struct an operation, an explicit stream, caller-owned workspaces, a status returned.
+//! `int8_cuda.h` and `int8_cuda_model.h` in Rust: one `repr(C)` struct an operation, an explicit stream, caller-owned workspaces, a status returned.
 //! The header documents every field; the ABI test compares sizes and offsets with the C++ compiler's.
 #![allow(unsafe_code, reason = "declares C functions")]
 #![allow(non_camel_case_types, reason = "the names are those of the C header")]
 #![allow(missing_docs, reason = "items without a comment have the name and meaning of the header")]
 
 use std::ffi::{c_char, c_void};
+
+mod model;
+
+pub use model::*;
 
 /// `cudaStream_t`, the same as the driver's `CUstream`. Null is the legacy default stream.
 pub type int8_cuda_stream = *mut c_void;
