@@ -6,7 +6,6 @@
 #ifndef INT8_CUDA_MODEL_H
 #define INT8_CUDA_MODEL_H
 
-
 #include "int8_cuda.h"
 
 #ifdef __cplusplus
@@ -67,6 +66,16 @@ typedef struct int8_cuda_gather_params {
   int32_t store;
   int32_t reserved;
 } int8_cuda_gather_params;
+
+/* out[index[r]] += weights[r] * x[r]. No index stands twice. */
+typedef struct int8_cuda_scatter_add_params {
+  const float *x;       /* f32 [rows, width] row-major, ld = width */
+  const int32_t *index; /* i32 [rows] */
+  const float *weights; /* f32 [rows] */
+  float *out;           /* f32 [.., width] row-major, ld = width */
+  int8_cuda_stream stream;
+  int64_t rows, width;
+} int8_cuda_scatter_add_params;
 
 /* Keys and values in pages of INT8_CUDA_PAGE_POSITIONS positions. */
 enum { INT8_CUDA_PAGE_POSITIONS = 64 };
@@ -172,6 +181,7 @@ typedef struct int8_cuda_sample_params {
 
 int8_cuda_status int8_cuda_apply_transform(const int8_cuda_transform_params *params);
 int8_cuda_status int8_cuda_gather(const int8_cuda_gather_params *params);
+int8_cuda_status int8_cuda_scatter_add(const int8_cuda_scatter_add_params *params);
 int8_cuda_status int8_cuda_append_kv(const int8_cuda_append_kv_params *params);
 /* The three ..._workspace functions use sizes and settings of params, none of its pointers. Enough for every smaller number
  * of rows, too. */

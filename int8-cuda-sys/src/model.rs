@@ -76,6 +76,23 @@ pub struct int8_cuda_gather_params {
     pub reserved: i32,
 }
 
+/// `out[index[r]]` += `weights[r]` * `x[r]`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct int8_cuda_scatter_add_params {
+    /// f32 `[rows, width]`
+    pub x: *const f32,
+    /// i32 `[rows]`
+    pub index: *const i32,
+    /// f32 `[rows]`
+    pub weights: *const f32,
+    /// f32 `[.., width]`
+    pub out: *mut f32,
+    pub stream: int8_cuda_stream,
+    pub rows: i64,
+    pub width: i64,
+}
+
 /// Keys and values in pages of [`INT8_CUDA_PAGE_POSITIONS`] positions.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -217,6 +234,7 @@ pub struct int8_cuda_sample_params {
 unsafe extern "C" {
     pub fn int8_cuda_apply_transform(params: *const int8_cuda_transform_params) -> int8_cuda_status;
     pub fn int8_cuda_gather(params: *const int8_cuda_gather_params) -> int8_cuda_status;
+    pub fn int8_cuda_scatter_add(params: *const int8_cuda_scatter_add_params) -> int8_cuda_status;
     pub fn int8_cuda_append_kv(params: *const int8_cuda_append_kv_params) -> int8_cuda_status;
     pub fn int8_cuda_attention_workspace(
         params: *const int8_cuda_attention_params,

@@ -71,6 +71,8 @@ fn structs_are_laid_out_as_in_c() {
         offset_of!(int8_cuda_gather_params, out),
         offset_of!(int8_cuda_gather_params, offset),
         offset_of!(int8_cuda_gather_params, store),
+        size_of::<int8_cuda_scatter_add_params>(),
+        offset_of!(int8_cuda_scatter_add_params, rows),
         size_of::<int8_cuda_kv_cache>(),
         offset_of!(int8_cuda_kv_cache, layers),
         offset_of!(int8_cuda_kv_cache, kv_heads),

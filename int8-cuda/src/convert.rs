@@ -44,3 +44,13 @@ pub(crate) fn real(count: usize) -> f64 {
 pub(crate) fn columns(share: f32, k: usize) -> usize {
     (share * k as f32).ceil() as usize
 }
+
+/// A byte offset as a part of a device address.
+pub(crate) fn address(offset: usize) -> u64 {
+    offset as u64
+}
+
+/// A limit on a count as the kernels take it: what is larger limits nothing.
+pub(crate) fn index_at_most(value: usize) -> i32 {
+    i32::try_from(value).unwrap_or(0)
+}

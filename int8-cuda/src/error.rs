@@ -64,6 +64,9 @@ pub enum Error {
         /// The library's file name.
         library: &'static str,
     },
+    /// A key or value is too large for the KV cache's type.
+    #[error("a key or value is too large for the type of the KV cache; use a wider one, bf16 or f32")]
+    Overflow,
     /// The layer to be measured differs too much from its baseline.
     #[error("benchmark: the int8 layer differs from fp16 by {error} of its norm for {shape}")]
     Inexact {
@@ -98,6 +101,14 @@ pub(crate) fn check(
         }
         _ => Err(Error::Invalid { operation, shape: shape() }),
     }
+}
+
+/// Turns a status of the driver into a result.
+pub(crate) fn done(operation: &'static str, status: cust::sys::cudaError_enum) -> Result<(), Error> {
+    if status == cust::sys::cudaError_enum::CUDA_SUCCESS {
+        return Ok(());
+    }
+    Err(Error::Device { operation, reason: format!("{status:?}") })
 }
 
 /// An error of the driver in `operation`.

@@ -3,7 +3,7 @@
 use cust::sys as cuda;
 
 use crate::device::{Device, Stream};
-use crate::error::Error;
+use crate::error::{Error, done};
 
 /// Recorded work. Its buffers and plans must outlive it; a replay uses their contents at that time.
 #[derive(Debug)]
@@ -11,6 +11,11 @@ pub struct Graph {
     executable: cuda::CUgraphExec,
     device: Device,
 }
+
+// SAFETY: the driver's calls on an executable graph may come from any thread; `launch` makes its context current.
+unsafe impl Send for Graph {}
+// SAFETY: as above, and the driver orders launches of one graph.
+unsafe impl Sync for Graph {}
 
 impl Graph {
     /// Records the work that `work` enqueues on `stream`, without running it.
@@ -67,11 +72,4 @@ impl Drop for Graph {
             unsafe { cuda::cuGraphExecDestroy(self.executable) };
         }
     }
-}
-
-fn done(operation: &'static str, status: cuda::cudaError_enum) -> Result<(), Error> {
-    if status == cuda::cudaError_enum::CUDA_SUCCESS {
-        return Ok(());
-    }
-    Err(Error::Device { operation, reason: format!("{status:?}") })
 }

@@ -11,6 +11,7 @@ mod gemm;
 mod graph;
 mod linear;
 mod matrix;
+pub mod model;
 mod operations;
 mod scalar;
 mod settings;

@@ -4,9 +4,11 @@ use std::marker::PhantomData;
 
 use cust::error::CudaError;
 use cust::memory::{CopyDestination, DeviceBuffer};
+use cust::sys as cuda;
 
+use crate::convert;
 use crate::device::{Device, Stream};
-use crate::error::{Error, driver};
+use crate::error::{Error, done, driver};
 use crate::scalar::{Scalar, as_bytes, as_bytes_mut};
 
 /// `len` numbers in device memory, 256-byte aligned.
@@ -17,6 +19,13 @@ pub struct Buffer<T> {
     len: usize,
     device: Device,
     element: PhantomData<T>,
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // The memory is freed in the context that is current. Without one it goes with the device's last clone.
+        let _ = self.device.activate();
+    }
 }
 
 impl<T: Scalar> Buffer<T> {
@@ -70,6 +79,119 @@ impl<T: Scalar> Buffer<T> {
             self.bytes.copy_to(as_bytes_mut(&mut values)).map_err(driver("copy to the host"))?;
         }
         Ok(values)
+    }
+
+    /// Enqueues a copy of `values` to the numbers from `offset` on. `values` may change as soon as this returns.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there is no room for them, [`Error::Device`].
+    pub fn write(&mut self, stream: &Stream, offset: usize, values: &[T]) -> Result<(), Error> {
+        // SAFETY: the driver has taken a copy of pageable memory when the call returns.
+        unsafe { self.enqueue_copy(stream, offset, values) }
+    }
+
+    /// The same, but `values` may be page-locked.
+    ///
+    /// # Safety
+    /// Page-locked values must not change before the stream has passed the copy.
+    pub(crate) unsafe fn enqueue_copy(
+        &mut self,
+        stream: &Stream,
+        offset: usize,
+        values: &[T],
+    ) -> Result<(), Error> {
+        if offset + values.len() > self.len {
+            return Err(self.length_error("copy to the device", offset + values.len()));
+        }
+        if values.is_empty() {
+            return Ok(());
+        }
+        stream.device().activate()?;
+        let to = self.bytes.as_device_ptr().as_raw() + convert::address(offset * size_of::<T>());
+        let bytes = as_bytes(values);
+        // SAFETY: both sides have room for these bytes; the caller vouches for their life.
+        let status = unsafe {
+            cuda::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), stream.inner().as_inner())
+        };
+        done("copy to the device", status)
+    }
+
+    /// Enqueues a copy of `count` numbers of `from`, from `from_offset` on, to `offset`.
+    pub(crate) fn enqueue_device_copy(
+        &mut self,
+        stream: &Stream,
+        offset: usize,
+        from: &Self,
+        from_offset: usize,
+        count: usize,
+    ) -> Result<(), Error> {
+        if offset + count > self.len || from_offset + count > from.len {
+            return Err(self.length_error("copy on the device", offset + count));
+        }
+        self.device_copy(stream, from.bytes.as_device_ptr().as_raw(), (from_offset, offset), count)
+    }
+
+    /// Enqueues a copy of `count` numbers from `from` to `to`, without overlap.
+    pub(crate) fn enqueue_copy_within(
+        &mut self,
+        stream: &Stream,
+        from: usize,
+        to: usize,
+        count: usize,
+    ) -> Result<(), Error> {
+        if from.max(to) + count > self.len || from.abs_diff(to) < count {
+            return Err(self.length_error("copy on the device", from.max(to) + count));
+        }
+        self.device_copy(stream, self.bytes.as_device_ptr().as_raw(), (from, to), count)
+    }
+
+    /// The ranges were checked.
+    fn device_copy(
+        &self,
+        stream: &Stream,
+        source: u64,
+        (from, to): (usize, usize),
+        count: usize,
+    ) -> Result<(), Error> {
+        if count == 0 {
+            return Ok(());
+        }
+        stream.device().activate()?;
+        let bytes = |count: usize| count * size_of::<T>();
+        let target = self.bytes.as_device_ptr().as_raw() + convert::address(bytes(to));
+        let source = source + convert::address(bytes(from));
+        // SAFETY: the caller has checked both ranges; freeing either buffer waits for the device.
+        let status =
+            unsafe { cuda::cuMemcpyDtoDAsync_v2(target, source, bytes(count), stream.inner().as_inner()) };
+        done("copy on the device", status)
+    }
+
+    /// Enqueues: the first `count` numbers become 0.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when there are fewer, [`Error::Device`].
+    pub fn fill_zero(&mut self, stream: &Stream, count: usize) -> Result<(), Error> {
+        if count > self.len {
+            return Err(self.length_error("fill", count));
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        stream.device().activate()?;
+        let start = self.bytes.as_device_ptr().as_raw();
+        // SAFETY: the buffer has these bytes; freeing it waits for the device.
+        let status = unsafe {
+            cuda::cuMemsetD8Async(start, 0, count * size_of::<T>(), stream.inner().as_inner())
+        };
+        done("fill", status)
+    }
+
+    /// The numbers of a range. Waits for the stream.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the range is not inside, [`Error::Device`].
+    pub fn read_range(&self, stream: &Stream, range: std::ops::Range<usize>) -> Result<Vec<T>, Error> {
+        self.read_at(stream, range.start * size_of::<T>(), range.len())
     }
 
     /// How many numbers.

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask, NormSpec, Output,
+    ActivationRole, AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask, NormSpec, Output,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
@@ -284,7 +284,8 @@ impl<B: Backend> Scratch<B> {
         blocks: &[Block<B>],
         max_rows: usize,
     ) -> Result<Self, Error> {
-        let rows = |width| backend.activations(max_rows, width);
+        let role = ActivationRole::Intermediate;
+        let rows = |width| backend.activations(max_rows, width, role);
         let gates = if config.gated_mlp { 2 } else { 1 };
         let crossed = blocks.iter().any(Block::has_cross_attention);
         let branches =
@@ -292,10 +293,17 @@ impl<B: Backend> Scratch<B> {
         Ok(Self {
             qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
             context: rows(config.heads * config.head_size)?,
-            query: backend
-                .activations(if crossed { max_rows } else { 0 }, config.heads * config.head_size)?,
+            query: backend.activations(
+                if crossed { max_rows } else { 0 },
+                config.heads * config.head_size,
+                role,
+            )?,
             up: rows(gates * config.intermediate_size)?,
-            branch: backend.activations(if branches { max_rows } else { 0 }, config.hidden_size)?,
+            branch: backend.activations(
+                if branches { max_rows } else { 0 },
+                config.hidden_size,
+                ActivationRole::Residual,
+            )?,
         })
     }
 }

@@ -47,6 +47,13 @@ pub(crate) fn place(index: usize) -> u32 {
     index as u32
 }
 
+/// The index of a row of a forward on a GPU, whose batches have less than 2³¹ rows.
+#[cfg(feature = "cuda")]
+#[expect(clippy::cast_possible_wrap, reason = "see above")]
+pub(crate) fn row(index: usize) -> i32 {
+    index as i32
+}
+
 /// A length in memory as a count of bytes.
 pub(crate) fn bytes(length: usize) -> u64 {
     length as u64

@@ -6,7 +6,7 @@ use ndarray::Array2;
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey, LinearStatistics,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey, LinearStatistics,
     Mask, Output, Phase, Segment,
 };
 use crate::block::{self, Block, Context, Loader, Scratch};
@@ -103,7 +103,7 @@ impl<B: Backend> Encoder<B> {
         let ranges: Vec<_> = sequences.iter().map(|ids| 0..ids.len()).enumerate().collect();
         backend.reserve(&mut cache, &ranges)?;
         let mut batch = backend.batch(BatchCapacity { rows, segments, selected: 0 })?;
-        let mut x = backend.activations(rows, config.hidden_size)?;
+        let mut x = backend.activations(rows, config.hidden_size, ActivationRole::Residual)?;
         let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;
         let all: Vec<Segment<'_>> = sequences
             .iter()

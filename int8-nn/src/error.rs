@@ -66,6 +66,10 @@ pub enum Error {
     /// The CPU kernels refused an operand.
     #[error(transparent)]
     Cpu(#[from] int8_cpu::Error),
+    /// The GPU or its kernels failed or refused an operand.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] int8_cuda::Error),
     /// The reference refused a setting.
     #[error(transparent)]
     Core(#[from] int8_core::Error),

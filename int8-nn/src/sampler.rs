@@ -74,9 +74,7 @@ impl Sampler {
     pub fn next(&mut self, logits: &[f32]) -> Result<u32, Error> {
         // Not `any`: what never ends early is vectorised.
         if logits.is_empty() || logits.iter().fold(false, |nan, logit| nan | logit.is_nan()) {
-            return Err(Error::Input(
-                "the model's logits are not numbers (NaN); its weights or activations overflow".to_owned(),
-            ));
+            return Err(Self::not_a_number());
         }
         match self.sampling {
             Sampling::Greedy => Ok(convert::token_id(argmax(logits))),
@@ -84,6 +82,13 @@ impl Sampler {
                 Ok(convert::token_id(self.draw(logits, temperature, top_k, top_p)))
             }
         }
+    }
+
+    /// The error for logits with NaN.
+    pub(crate) fn not_a_number() -> Error {
+        Error::Input(
+            "the model's logits are not numbers (NaN); its weights or activations overflow".to_owned(),
+        )
     }
 
     fn draw(&mut self, logits: &[f32], temperature: f32, top_k: Option<usize>, top_p: Option<f32>) -> usize {

@@ -5,7 +5,7 @@
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask, Output, Phase,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask, Output, Phase,
     Segment,
 };
 use crate::block::{self, Block, Context, Loader, Scratch};
@@ -90,8 +90,9 @@ impl<B: Backend> SourceEncoder<B> {
         backend.reserve(&mut cache, &[(0, 0..rows)])?;
         let mut cross_kv = decoder.cross_cache(options.kv_cache, rows)?;
         let mut batch = backend.batch(BatchCapacity { rows, segments: 1, selected: 0 })?;
-        let mut x = backend.activations(rows, config.hidden_size)?;
-        let mut kv = backend.activations(rows, 2 * config.kv_heads * config.head_size)?;
+        let mut x = backend.activations(rows, config.hidden_size, ActivationRole::Residual)?;
+        let kv_width = 2 * config.kv_heads * config.head_size;
+        let mut kv = backend.activations(rows, kv_width, ActivationRole::Intermediate)?;
         let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;
         backend.set_batch(&mut batch, &[Segment { sequence: 0, position: 0, ids: source }])?;
         let at = Context { backend, config, batch: &batch, cross_kv: None };

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::Error;
 use crate::backend::{
-    Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, Phase, RowSelection, Segment,
+    ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, Phase, RowSelection, Segment,
 };
 use crate::block::{Context, Scratch};
 use crate::decoder::Decoder;
@@ -81,7 +81,7 @@ impl<'m, B: Backend> Session<'m, B> {
         let max_rows = options.max_rows.min(sequences.saturating_mul(max_positions));
         let max_logits = options.max_logits.min(max_rows);
         let narrow = if decoder.is_projected() { max_rows } else { 0 };
-        let rows = |width| backend.activations(max_rows, width);
+        let role = ActivationRole::Residual;
         Ok(Self {
             cache: decoder.cache(kv_cache, CacheCapacity { sequences, max_positions, total_positions })?,
             cross_kv,
@@ -90,11 +90,11 @@ impl<'m, B: Backend> Session<'m, B> {
                 segments: sequences,
                 selected: max_logits,
             })?,
-            narrow: backend.activations(narrow, config.embedding_size)?,
-            x: rows(config.hidden_size)?,
+            narrow: backend.activations(narrow, config.embedding_size, role)?,
+            x: backend.activations(max_rows, config.hidden_size, role)?,
             scratch: Scratch::new(backend, config, decoder.blocks(), max_rows)?,
-            selected: backend.activations(max_logits, config.hidden_size)?,
-            logits: backend.activations(max_logits, config.vocab_size)?,
+            selected: backend.activations(max_logits, config.hidden_size, role)?,
+            logits: backend.activations(max_logits, config.vocab_size, role)?,
             host: Vec::new(),
             lengths: vec![0; sequences],
             segments: Vec::new(),

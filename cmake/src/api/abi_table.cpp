@@ -31,6 +31,7 @@ constexpr uint64_t kTable[] = {
     sizeof(int8_cuda_transform), AT(int8_cuda_transform, function), AT(int8_cuda_transform, reserved),
     sizeof(int8_cuda_transform_params), AT(int8_cuda_transform_params, rows), AT(int8_cuda_transform_params, x_element), AT(int8_cuda_transform_params, transform),
     sizeof(int8_cuda_gather_params), AT(int8_cuda_gather_params, out), AT(int8_cuda_gather_params, offset), AT(int8_cuda_gather_params, store),
+    sizeof(int8_cuda_scatter_add_params), AT(int8_cuda_scatter_add_params, rows),
     sizeof(int8_cuda_kv_cache), AT(int8_cuda_kv_cache, layers), AT(int8_cuda_kv_cache, kv_heads), AT(int8_cuda_kv_cache, element),
     sizeof(int8_cuda_batch), AT(int8_cuda_batch, host_segment_starts), AT(int8_cuda_batch, rows),
     sizeof(int8_cuda_append_kv_params), AT(int8_cuda_append_kv_params, ld), AT(int8_cuda_append_kv_params, heads), AT(int8_cuda_append_kv_params, cache), AT(int8_cuda_append_kv_params, batch),

@@ -6,7 +6,7 @@ use int8_core::{Encoding, Granularity, OutlierGranularity, OutlierRule};
 
 use crate::Error;
 use crate::config::{BlockKind, DecoderConfig, Positions};
-use crate::precision::Precision;
+use crate::precision::{OutlierWeights, Precision};
 
 /// Something that not every model needs and not every backend implements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,11 +48,13 @@ pub enum Feature {
     ZeroPoints,
     /// Outliers relative to their row.
     RelativeOutliers,
+    /// Outliers multiplied with the checkpoint's own weights instead of dequantised ones.
+    ExactOutlierWeights,
 }
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -71,6 +73,7 @@ impl Feature {
         Self::TensorGranularity,
         Self::ZeroPoints,
         Self::RelativeOutliers,
+        Self::ExactOutlierWeights,
     ];
 
     /// In words, for messages.
@@ -94,6 +97,7 @@ impl Feature {
             Self::TensorGranularity => "one scale a tensor",
             Self::ZeroPoints => "zero points",
             Self::RelativeOutliers => "outliers relative to their row",
+            Self::ExactOutlierWeights => "exact outlier weights",
         }
     }
 
@@ -131,6 +135,8 @@ impl Feature {
             let rules = [Some(config.rule), quantization.normed_rule];
             let relative = |rule: &OutlierRule| matches!(rule, OutlierRule::RelativeToRow { .. });
             need(Self::RelativeOutliers, rules.iter().flatten().any(relative));
+            let decomposes = config.rule != OutlierRule::None;
+            need(Self::ExactOutlierWeights, decomposes && quantization.outlier_weights == OutlierWeights::Exact);
         }
         needed
     }

@@ -19,8 +19,12 @@
 
 mod capabilities;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod observer;
 mod pages;
+mod positions;
+mod routing;
 mod spec;
 
 use std::ops::Range;
@@ -32,7 +36,7 @@ use ndarray::{Array2, ArrayView2};
 pub use observer::Observer;
 pub use pages::{PageCopy, PageTables};
 pub use spec::{
-    AttentionSpec, BatchCapacity, CacheCapacity, DistanceBias, Experts, GraphKey, Input, LayerAttention,
+    ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, DistanceBias, Experts, GraphKey, Input, LayerAttention,
     LinearStatistics, Mask, NormSpec, Output, Phase, RowSelection, Segment,
 };
 
@@ -79,7 +83,12 @@ pub trait Backend: Sized + Send + Sync {
     // Preparing a session.
 
     /// Activations for at most `max_rows` rows.
-    fn activations(&self, max_rows: usize, width: usize) -> Result<Self::Activations, Error>;
+    fn activations(
+        &self,
+        max_rows: usize,
+        width: usize,
+        role: ActivationRole,
+    ) -> Result<Self::Activations, Error>;
     /// A cache of this capacity: for [`attention`](Self::attention), or, with [`Mask::Full`], for
     /// [`write_cross_kv`](Self::write_cross_kv) and [`cross_attention`](Self::cross_attention).
     fn cache(&self, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self::Cache, Error>;

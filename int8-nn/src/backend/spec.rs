@@ -64,6 +64,15 @@ pub struct GraphKey {
     pub selected: usize,
 }
 
+/// What activations hold, by which a backend chooses their type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActivationRole {
+    /// The residual stream, what is added to it, and logits: f32.
+    Residual,
+    /// What lies between two operations of a block: f32, or the type that the backend computes in.
+    Intermediate,
+}
+
 /// A sequence of operations that is run as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {

@@ -47,7 +47,7 @@ impl Source<'_> {
 
 impl<'a> FloatMatrix<'a> {
     /// The weights one below the other; they have equal widths.
-    pub(super) fn stack(parts: Vec<StoredWeight<'a>>, columns: usize) -> Self {
+    pub(crate) fn stack(parts: Vec<StoredWeight<'a>>, columns: usize) -> Self {
         let parts: Vec<_> = parts.into_iter().map(Source::Stored).collect();
         let mut types = parts.iter().map(Source::float_type);
         let first = types.next().unwrap_or(FloatType::F32);

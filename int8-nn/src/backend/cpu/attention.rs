@@ -10,9 +10,9 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::Rows;
 use crate::Error;
+use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
 use crate::backend::{AttentionSpec, CacheCapacity, Mask, PageTables};
-use crate::config::{Positions, Rotary};
-use crate::convert;
+use crate::config::Positions;
 
 /// Keys and values of all blocks and sequences, in pages.
 #[derive(Debug)]
@@ -38,35 +38,15 @@ struct Layer {
     window: usize,
 }
 
-/// Cosines and sines `[max_positions, dims/2]`.
-#[derive(Debug)]
-struct Rotation {
-    half: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
 impl CpuCache {
     pub(super) fn new(kernel: Kernel, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self, Error> {
-        let mut known: Vec<&Rotary> = Vec::new();
+        let mut rotations = Rotations::default();
         let mut layers = Vec::new();
         for layer in &spec.layers {
-            let rotation = match &layer.positions {
-                Positions::Rotary(rotary) => {
-                    Some(known.iter().position(|known| *known == rotary).unwrap_or_else(|| {
-                        known.push(rotary);
-                        known.len() - 1
-                    }))
-                }
-                Positions::Learned { .. } | Positions::Alibi | Positions::Relative(_) | Positions::None => {
-                    None
-                }
-            };
+            let rotation = rotations.place(&layer.positions);
             let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
             layers.push(Layer { rotation, slopes, window: layer.sliding_window.unwrap_or(usize::MAX) });
         }
-        let rotations =
-            known.into_iter().map(|rotary| Rotation::new(rotary, capacity.max_positions)).collect();
         let pages = KvPages::new(
             spec.kv_cache,
             spec.layers.len(),
@@ -80,7 +60,7 @@ impl CpuCache {
             tables: PageTables::new(capacity, PAGE_POSITIONS),
             pages,
             lengths: vec![0; capacity.sequences],
-            rotations,
+            rotations: rotations.tables(capacity.max_positions).collect(),
             layers,
         })
     }
@@ -212,46 +192,5 @@ impl CpuCache {
         let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias };
         let sequence = self.pages.sequence(layer, self.tables.table(segment.sequence));
         Ok(attention.attend(queries, &sequence, &rows, out)?)
-    }
-}
-impl Rotation {
-    fn new(rotary: &Rotary, max_positions: usize) -> Self {
-        let (frequencies, magnitude) = (&rotary.frequencies(max_positions), rotary.magnitude());
-        let angles = || {
-            (0..max_positions)
-                .flat_map(|position| frequencies.iter().map(move |f| convert::f64_from(position) * f))
-        };
-        Self {
-            half: frequencies.len(),
-            cos: angles().map(|angle| convert::f32_from(magnitude * angle.cos())).collect(),
-            sin: angles().map(|angle| convert::f32_from(magnitude * angle.sin())).collect(),
-        }
-    }
-}
-
-/// The slopes of Press, Smith and Lewis (2022): a geometric sequence for a power of two; for other head counts the
-/// sequence of the next lower power, then every second slope of the next higher.
-fn alibi_slopes(heads: usize) -> Vec<f32> {
-    let power = |heads: usize| heads.next_power_of_two() >> usize::from(!heads.is_power_of_two());
-    let slopes = |count: usize| {
-        let base = 2.0_f64.powf(-8.0 / convert::f64_from(count));
-        (1..=count).map(move |head| convert::f32_from(base.powf(convert::f64_from(head))))
-    };
-    let lower = power(heads);
-    slopes(lower).chain(slopes(2 * lower).step_by(2)).take(heads).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slopes_of_powers_of_two_and_others() {
-        assert_eq!(alibi_slopes(8), (1..=8).map(|head| 0.5_f32.powi(head)).collect::<Vec<_>>());
-        let twelve = alibi_slopes(12);
-        assert_eq!(twelve.len(), 12);
-        assert_eq!(twelve[..8], alibi_slopes(8));
-        assert!((twelve[8] - 0.5_f32.powf(0.5)).abs() < 1e-7, "{twelve:?}");
-        assert!((twelve[11] - 0.5_f32.powf(3.5)).abs() < 1e-7, "{twelve:?}");
     }
 }

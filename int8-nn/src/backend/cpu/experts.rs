@@ -1,6 +1,6 @@
 //! A mixture of experts: who computes what is decided row by row, so that a token's result depends on no other token.
 
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
 use int8_cpu::{Kernel, Prologue, Store};
 
@@ -8,6 +8,7 @@ use super::CpuBackend;
 use super::projection::{Target, activated, project};
 use crate::Error;
 use crate::backend::Experts;
+use crate::backend::routing::route;
 
 /// `out += experts(x)`, `x [rows, K]`, `out [rows, K]`; experts in ascending order, so that the sums are too.
 pub(super) fn add(
@@ -16,7 +17,6 @@ pub(super) fn add(
     experts: &Experts<CpuBackend>,
     mut out: ArrayViewMut2<'_, f32>,
 ) -> Result<(), Error> {
-    let routed = experts.up.len() - usize::from(experts.shared);
     let mut logits = Array2::zeros((x.nrows(), experts.up.len()));
     for (x, logits) in
         x.axis_chunks_iter(Axis(0), ROUTER_ROWS).zip(logits.axis_chunks_iter_mut(Axis(0), ROUTER_ROWS))
@@ -25,7 +25,9 @@ pub(super) fn add(
     }
     let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); experts.up.len()];
     for (row, logits) in logits.rows().into_iter().enumerate() {
-        for (expert, weight) in route(logits, routed, experts) {
+        for (expert, weight) in
+            route(&logits.to_vec(), experts.shared, experts.chosen, experts.normalized)
+        {
             chosen[expert].push((row, weight));
         }
     }
@@ -52,23 +54,3 @@ pub(super) fn add(
 /// Rows of one product of the router. Products in floating point sum in another order from 17 rows on; the choice of a
 /// token's experts must not depend on how many tokens there are.
 const ROUTER_ROWS: usize = 16;
-
-/// The experts of one token with their weights: the most probable of the first `routed`, and the shared one behind them.
-fn route(logits: ArrayView1<'_, f32>, routed: usize, experts: &Experts<CpuBackend>) -> Vec<(usize, f32)> {
-    let logits = logits.to_vec();
-    let (routed_logits, shared) = logits.split_at(routed);
-    let max = routed_logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exponentials: Vec<f32> = routed_logits.iter().map(|logit| (logit - max).exp()).collect();
-    let sum: f32 = exponentials.iter().sum();
-    let mut weights: Vec<(usize, f32)> =
-        exponentials.into_iter().map(|value| value / sum).enumerate().collect();
-    // Stable: of equally probable experts the first. A NaN makes every weight NaN, so any choice carries it on.
-    weights.sort_by(|(_, a), (_, b)| b.total_cmp(a));
-    weights.truncate(experts.chosen);
-    if experts.normalized {
-        let sum: f32 = weights.iter().map(|(_, weight)| weight).sum();
-        weights.iter_mut().for_each(|(_, weight)| *weight /= sum);
-    }
-    weights.extend(shared.iter().map(|logit| (routed, 1.0 / (1.0 + (-logit).exp()))));
-    weights
-}

@@ -17,7 +17,7 @@ use projection::Target;
 
 use crate::Error;
 use crate::backend::{
-    AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey, Input,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey, Input,
     LinearStatistics, NormSpec, Observer, Output, Segment,
 };
 use crate::convert;
@@ -175,7 +175,12 @@ impl Backend for CpuBackend {
         Ok(SharedMatrix::new(table))
     }
 
-    fn activations(&self, max_rows: usize, width: usize) -> Result<CpuActivations, Error> {
+    fn activations(
+        &self,
+        max_rows: usize,
+        width: usize,
+        _: ActivationRole,
+    ) -> Result<CpuActivations, Error> {
         let mut data = Vec::new();
         data.try_reserve_exact(max_rows.saturating_mul(width)).map_err(|_| {
             Error::Input(format!("not enough memory for activations of {max_rows} tokens × {width} f32"))

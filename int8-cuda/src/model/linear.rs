@@ -1,0 +1,277 @@
+//! Weights of linear layers: int8, built from rows as they arrive, or in floating point.
+
+use int8_core::{Encoding, FloatType, Granularity};
+use int8_cuda_sys as sys;
+
+use super::tensor::element;
+use super::upload::Staged;
+use crate::convert;
+use crate::device::{Device, Stream};
+use crate::error::{Error, check};
+use crate::matrix::Buffer;
+use crate::scalar::as_bytes;
+use crate::settings;
+use crate::weight::RawWeight;
+
+/// `W [n, k]` in int8 with its quantization parameters.
+#[derive(Debug)]
+pub struct Int8Linear {
+    n: usize,
+    k: usize,
+    /// i8 `[n, ld]`
+    codes: Buffer<i8>,
+    scales: Buffer<f32>,
+    zero_points: Option<Buffer<i32>>,
+    code_sums: Buffer<i32>,
+}
+
+impl Int8Linear {
+    /// Output channels and input features, `(n, k)`.
+    pub fn dim(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    /// Device memory in bytes.
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + 8 * self.n + self.zero_points.as_ref().map_or(0, |zeros| 4 * zeros.len())
+    }
+
+    /// Whether it has zero points.
+    pub fn has_zero_points(&self) -> bool {
+        self.zero_points.is_some()
+    }
+
+    /// Codes `[n, k]` and scales `[n]` on the host, for tests. Waits for the stream.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn to_host(&self, stream: &Stream) -> Result<(Vec<i8>, Vec<f32>), Error> {
+        let ld = leading(self.k);
+        let padded = self.codes.to_host(stream)?;
+        let codes = padded.chunks(ld.max(1)).flat_map(|row| row[..self.k].iter().copied()).collect();
+        Ok((codes, self.scales.to_host(stream)?))
+    }
+
+    pub(crate) fn raw(&self) -> RawWeight {
+        RawWeight {
+            codes: self.codes.pointer(),
+            scales: self.scales.pointer(),
+            zero_points: self.zero_points.as_ref().map_or(std::ptr::null(), |zeros| zeros.pointer().cast_const()),
+            code_sums: self.code_sums.pointer(),
+            exact: std::ptr::null(),
+            exact_index: std::ptr::null(),
+            exact_strides: (0, 0),
+            ld: convert::size(leading(self.k)),
+        }
+    }
+}
+
+fn leading(k: usize) -> usize {
+    k.next_multiple_of(16)
+}
+
+/// Builds an [`Int8Linear`] row by row, in order.
+#[derive(Debug)]
+pub struct Int8LinearBuilder {
+    linear: Int8Linear,
+    filled: usize,
+    encoding: Encoding,
+    workspace: Buffer<u8>,
+}
+
+impl Int8LinearBuilder {
+    /// For `W [n, k]`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Device`].
+    pub fn new(device: &Device, n: usize, k: usize, encoding: Encoding) -> Result<Self, Error> {
+        let zero_points = match encoding {
+            Encoding::Absmax => None,
+            Encoding::Zeropoint => Some(Buffer::zeros(device, n)?),
+        };
+        let linear = Int8Linear {
+            n,
+            k,
+            codes: Buffer::zeros(device, n * leading(k))?,
+            scales: Buffer::zeros(device, n)?,
+            zero_points,
+            code_sums: Buffer::zeros(device, n)?,
+        };
+        let workspace = Buffer::zeros(device, 0)?;
+        Ok(Self { linear, filled: 0, encoding, workspace })
+    }
+
+    /// Enqueues the quantisation of the next `rows` rows, which were staged. With [`Granularity::Tensor`] they get one scale.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more rows than are left or staged, [`Error::OutOfMemory`], [`Error::Device`].
+    pub fn quantize(
+        &mut self,
+        stream: &Stream,
+        staged: &Staged<'_>,
+        float_type: FloatType,
+        rows: usize,
+        granularity: Granularity,
+    ) -> Result<(), Error> {
+        let k = self.linear.k;
+        self.expect_room(rows)?;
+        staged.expect(rows * k * float_type.bytes())?;
+        if rows == 0 {
+            return Ok(());
+        }
+        let (first, ld) = (self.filled, leading(k));
+        let mut params = sys::int8_cuda_quantize_params {
+            x: staged.pointer().cast(),
+            codes: self.linear.codes.pointer().wrapping_add(first * ld),
+            scales: self.linear.scales.pointer().wrapping_add(first),
+            zero_points: match &self.linear.zero_points {
+                Some(zeros) => zeros.pointer().wrapping_add(first),
+                None => std::ptr::null_mut(),
+            },
+            code_sums: self.linear.code_sums.pointer().wrapping_add(first),
+            workspace: std::ptr::null_mut(),
+            stream: stream.raw()?,
+            workspace_bytes: 0,
+            rows: convert::size(rows),
+            inner: convert::size(k),
+            ldx: convert::size(k),
+            ldq: convert::size(ld),
+            element: element(float_type),
+            encoding: settings::encoding(self.encoding),
+            granularity: settings::granularity(granularity),
+            rule: sys::INT8_CUDA_RULE_NONE,
+            outlier_granularity: sys::INT8_CUDA_COLUMN,
+            row_maximum: sys::INT8_CUDA_MAXIMUM_PAPER,
+            threshold: 0.0,
+            reserved: 0,
+        };
+        let shape = || format!("W rows [{rows}, {k}] {}", float_type.name());
+        let mut bytes = 0;
+        // SAFETY: the function reads sizes and settings only.
+        let status = unsafe { sys::int8_cuda_quantize_workspace(&raw const params, &raw mut bytes) };
+        check("quantize", status, shape)?;
+        if bytes > self.workspace.len() {
+            self.workspace = Buffer::zeros(stream.device(), bytes)?;
+        }
+        params.workspace = self.workspace.pointer().cast();
+        params.workspace_bytes = self.workspace.len();
+        // SAFETY: rows and staged bytes were checked; freeing any of the memory waits for the device.
+        check("quantize", unsafe { sys::int8_cuda_quantize(&raw const params) }, shape)?;
+        self.filled += rows;
+        Ok(())
+    }
+
+    /// Copies the next rows, `codes [rows, k]` row-major with one scale each.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] for more rows than are left, or codes that are no whole rows; [`Error::Device`].
+    pub fn append_codes(&mut self, stream: &Stream, codes: &[i8], scales: &[f32]) -> Result<(), Error> {
+        let (rows, k, ld) = (scales.len(), self.linear.k, leading(self.linear.k));
+        self.expect_room(rows)?;
+        if codes.len() != rows * k {
+            let (expected, found) = ((rows, k), (1, codes.len()));
+            return Err(Error::Shape { operation: "int8 weight", what: "codes", expected, found });
+        }
+        let mut padded = vec![0_i8; rows * ld];
+        let mut sums = Vec::with_capacity(rows);
+        for (row, padded) in codes.chunks_exact(k.max(1)).zip(padded.chunks_exact_mut(ld.max(1))) {
+            padded[..k].copy_from_slice(row);
+            sums.push(row.iter().map(|code| i32::from(*code)).sum::<i32>());
+        }
+        self.linear.codes.write(stream, self.filled * ld, &padded)?;
+        self.linear.scales.write(stream, self.filled, scales)?;
+        self.linear.code_sums.write(stream, self.filled, &sums)?;
+        self.filled += rows;
+        Ok(())
+    }
+
+    /// The weight.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where rows are missing.
+    pub fn finish(self) -> Result<Int8Linear, Error> {
+        let (n, k) = self.linear.dim();
+        if self.filled == n {
+            return Ok(self.linear);
+        }
+        let (expected, found) = ((n, k), (self.filled, k));
+        Err(Error::Shape { operation: "int8 weight", what: "rows", expected, found })
+    }
+
+    fn expect_room(&self, rows: usize) -> Result<(), Error> {
+        let (n, k) = self.linear.dim();
+        if self.filled + rows <= n {
+            return Ok(());
+        }
+        let (expected, found) = ((n - self.filled, k), (rows, k));
+        Err(Error::Shape { operation: "int8 weight", what: "rows", expected, found })
+    }
+}
+
+/// `W [n, k]` in floating point, row-major, ld = k.
+#[derive(Debug)]
+pub struct FloatWeight {
+    bytes: Buffer<u8>,
+    element: FloatType,
+    n: usize,
+    k: usize,
+}
+
+impl FloatWeight {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Device`].
+    pub fn zeros(device: &Device, element: FloatType, n: usize, k: usize) -> Result<Self, Error> {
+        Ok(Self { bytes: Buffer::zeros(device, n * k * element.bytes())?, element, n, k })
+    }
+
+    /// Enqueues the copy of staged rows to row `first` and those behind it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Device`].
+    pub fn copy_rows(
+        &mut self,
+        stream: &Stream,
+        staged: &Staged<'_>,
+        first: usize,
+        rows: usize,
+    ) -> Result<(), Error> {
+        let row = self.k * self.element.bytes();
+        if first + rows > self.n {
+            let (expected, found) = ((self.n, self.k), (first + rows, self.k));
+            return Err(Error::Shape { operation: "weight", what: "rows", expected, found });
+        }
+        staged.expect(rows * row)?;
+        staged.copy_to(stream, &mut self.bytes, first * row, rows * row)
+    }
+
+    /// A copy of f32 values `[n, k]`. Waits until it is made.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::OutOfMemory`], [`Error::Device`].
+    pub fn from_f32(device: &Device, n: usize, k: usize, values: &[f32]) -> Result<Self, Error> {
+        let mut weight = Self::zeros(device, FloatType::F32, n, k)?;
+        weight.bytes.copy_from_host(as_bytes(values))?;
+        Ok(weight)
+    }
+
+    /// Output channels and input features, `(n, k)`.
+    pub fn dim(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    /// Type of the elements.
+    pub fn element(&self) -> FloatType {
+        self.element
+    }
+
+    /// Device memory in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn pointer(&self) -> *mut std::ffi::c_void {
+        self.bytes.pointer().cast()
+    }
+}

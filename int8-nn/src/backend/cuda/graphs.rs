@@ -1,0 +1,122 @@
+//! Recording the operations of a decode step as a CUDA graph, and replaying it.
+#![allow(unsafe_code, reason = "vouches that the memory of a graph outlives it")]
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use int8_cuda::Graph;
+use int8_cuda::model::{SharedRows, Tensor, Workspace};
+
+use super::{CudaBackend, lock};
+use crate::Error;
+use crate::backend::{GraphKey, Phase};
+
+/// The graphs of a session's forwards.
+#[derive(Debug, Default)]
+pub(super) struct Graphs {
+    recorded: HashMap<GraphKey, Recorded>,
+    /// Keys that have run once: the next time they are recorded.
+    seen: HashSet<GraphKey>,
+    /// Keys that cannot be recorded.
+    refused: HashSet<GraphKey>,
+}
+
+/// A graph, and what its replay has to restore and keep.
+#[derive(Debug)]
+struct Recorded {
+    graph: Graph,
+    /// The rows that the operations gave their outputs.
+    rows: Vec<(SharedRows, usize)>,
+    /// The workspace whose memory the graph uses.
+    _workspace: Arc<Mutex<Workspace>>,
+}
+
+/// The state of the forward that runs.
+#[derive(Debug, Default)]
+pub(super) struct Recording {
+    /// A graph is being captured: the rows given to outputs.
+    capturing: Option<Vec<(SharedRows, usize)>>,
+    /// An operation decided on the host what to enqueue.
+    host_decides: bool,
+    /// Number of projections that the workspace was made for.
+    pub(super) served: usize,
+}
+
+impl Recording {
+    pub(super) fn is_capturing(&self) -> bool {
+        self.capturing.is_some()
+    }
+
+    pub(super) fn produced(&mut self, out: &Tensor) {
+        if let Some(rows) = &mut self.capturing {
+            rows.push((out.shared_rows(), out.rows()));
+        }
+    }
+
+    pub(super) fn host_decides(&mut self) {
+        self.host_decides = true;
+    }
+}
+
+/// Most rows of a forward that is recorded. Larger ones take longer than their launches do.
+const LARGEST: usize = 256;
+
+/// Whether forwards of this key are recorded: steps that come again, and whose work on the host counts.
+pub(super) fn is_recorded(key: &GraphKey) -> bool {
+    match key.phase {
+        Phase::Forward => key.rows == key.segments && key.rows <= LARGEST,
+        Phase::Logits => key.selected <= LARGEST,
+        Phase::Encode => false,
+    }
+}
+
+/// Replays the graph of this key; or runs `body`, the second time to record it.
+pub(super) fn run(
+    backend: &CudaBackend,
+    key: GraphKey,
+    graphs: &Mutex<Graphs>,
+    body: &mut (dyn FnMut() -> Result<(), Error> + Send),
+) -> Result<(), Error> {
+    let mut graphs = lock(graphs);
+    if let Some(recorded) = graphs.recorded.get(&key) {
+        recorded.graph.launch(&backend.stream)?;
+        recorded.rows.iter().for_each(|(rows, count)| rows.set(*count));
+        return Ok(());
+    }
+    if graphs.refused.contains(&key) {
+        return body();
+    }
+    if graphs.seen.insert(key) {
+        lock(&backend.recording).host_decides = false;
+        body()?;
+        if lock(&backend.recording).host_decides {
+            graphs.refused.insert(key);
+        }
+        return Ok(());
+    }
+    let workspace = backend.workspace();
+    lock(&backend.recording).capturing = Some(Vec::new());
+    let mut failed = None;
+    // SAFETY: weights and the session's buffers outlive the session, whose batch holds the graph; the workspace is kept with it.
+    let captured = unsafe {
+        Graph::capture(&backend.stream, || {
+            body().or_else(|error| {
+                failed = Some(error);
+                Ok(())
+            })
+        })
+    };
+    let rows = lock(&backend.recording).capturing.take().unwrap_or_default();
+    match captured {
+        Ok(graph) if failed.is_none() => {
+            graph.launch(&backend.stream)?;
+            graphs.recorded.insert(key, Recorded { graph, rows, _workspace: workspace });
+            Ok(())
+        }
+        // What cannot be recorded still runs; a mistake of the caller fails again.
+        _ => {
+            graphs.refused.insert(key);
+            body()
+        }
+    }
+}

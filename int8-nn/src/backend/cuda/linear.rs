@@ -1,0 +1,209 @@
+//! Linear layers on the GPU, and their way there: rows are read into page-locked memory, copied, and quantised on the device
+//! while the next ones are read.
+
+use std::sync::Arc;
+
+use int8_core::{Config, FloatSlice, Granularity};
+use int8_cuda::model::{FloatWeight, Int8Linear, Int8LinearBuilder, Upload};
+use int8_cuda::{Buffer, Stream};
+use rayon::prelude::*;
+
+use crate::Error;
+use crate::backend::LinearStatistics;
+use crate::precision::{Precision, Site};
+use crate::weights::{FloatMatrix, LinearSource, StoredWeight};
+
+/// A linear layer on the GPU: `y [M, N] = x [M, K] · Wᵀ + b`.
+#[derive(Debug)]
+pub struct CudaLinear {
+    site: Site,
+    name: String,
+    weight: Weight,
+    bias: Option<Buffer<f32>>,
+}
+
+#[derive(Debug)]
+pub(super) enum Weight {
+    Float(Arc<FloatWeight>),
+    Int8 { weight: Int8Linear, config: Config },
+}
+
+impl CudaLinear {
+    pub(super) fn load(
+        stream: &Stream,
+        to: &mut Upload,
+        site: Site,
+        source: &LinearSource,
+        precision: &Precision,
+    ) -> Result<Self, Error> {
+        let weight = match precision {
+            Precision::Float => Weight::Float(Arc::new(upload(stream, to, &source.float()?)?)),
+            Precision::Int8(quantization) => Weight::Int8 {
+                weight: quantize(stream, to, source, &quantization.config)?,
+                config: quantization.config,
+            },
+        };
+        source.release();
+        let bias = source.bias().map(|bias| Buffer::from_host(stream.device(), bias)).transpose()?;
+        Ok(Self { site, name: source.name().to_owned(), weight, bias })
+    }
+
+    pub(super) fn from_weight(site: Site, name: &str, weight: Arc<FloatWeight>) -> Self {
+        Self { site, name: name.to_owned(), weight: Weight::Float(weight), bias: None }
+    }
+
+    /// Where it stands in the model.
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// Name of the layer in the checkpoint.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The codes, if the layer is int8.
+    pub fn int8(&self) -> Option<&Int8Linear> {
+        match &self.weight {
+            Weight::Int8 { weight, .. } => Some(weight),
+            Weight::Float(_) => None,
+        }
+    }
+
+    /// How inputs are quantised, if the layer is int8.
+    pub fn config(&self) -> Option<&Config> {
+        match &self.weight {
+            Weight::Int8 { config, .. } => Some(config),
+            Weight::Float(_) => None,
+        }
+    }
+
+    pub(super) fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    pub(super) fn bias(&self) -> Option<&Buffer<f32>> {
+        self.bias.as_ref()
+    }
+
+    /// Outputs N and inputs K.
+    pub(super) fn dim(&self) -> (usize, usize) {
+        match &self.weight {
+            Weight::Float(weight) => weight.dim(),
+            Weight::Int8 { weight, .. } => weight.dim(),
+        }
+    }
+
+    /// Bytes of weight and bias.
+    pub(super) fn bytes(&self) -> usize {
+        let weight = match &self.weight {
+            Weight::Float(weight) => weight.bytes(),
+            Weight::Int8 { weight, .. } => weight.bytes(),
+        };
+        weight + self.bias.as_ref().map_or(0, |bias| 4 * bias.len())
+    }
+
+    /// Nothing is counted on the device.
+    pub(super) fn statistics(&self) -> LinearStatistics {
+        let (_, inputs) = self.dim();
+        LinearStatistics {
+            name: self.name.clone(),
+            inputs,
+            column_calls: vec![0; inputs],
+            ..LinearStatistics::default()
+        }
+    }
+}
+
+/// A matrix in its stored type on the device.
+pub(super) fn upload(stream: &Stream, to: &mut Upload, matrix: &FloatMatrix<'_>) -> Result<FloatWeight, Error> {
+    let (n, k) = matrix.dim();
+    let mut weight = FloatWeight::zeros(stream.device(), matrix.float_type(), n, k)?;
+    let row_bytes = k * matrix.float_type().bytes();
+    let each = rows_at_once(to, row_bytes);
+    for first in (0..n).step_by(each) {
+        let rows = each.min(n - first);
+        to.stage(
+            stream,
+            rows * row_bytes,
+            |bytes| {
+                fill(matrix, first, row_bytes, bytes);
+                Ok::<_, Error>(())
+            },
+            |staged| Ok(weight.copy_rows(stream, staged, first, rows)?),
+        )?;
+    }
+    Ok(weight)
+}
+
+/// Quantises the parts of a layer, each by itself: where a tensor has one scale, each of them has one.
+fn quantize(
+    stream: &Stream,
+    to: &mut Upload,
+    source: &LinearSource,
+    config: &Config,
+) -> Result<Int8Linear, Error> {
+    let (n, k) = (source.outputs(), source.inputs());
+    let mut builder = Int8LinearBuilder::new(stream.device(), n, k, config.weight_encoding)?;
+    for part in 0..source.parts() {
+        match source.part(part)? {
+            StoredWeight::Int8(rows) => {
+                let codes: Vec<i8> =
+                    (0..rows.dim().0).flat_map(|row| rows.row(row).iter().copied()).collect();
+                builder.append_codes(stream, &codes, &rows.scales().to_vec())?;
+            }
+            part @ StoredWeight::Float(_) => {
+                let matrix = FloatMatrix::stack(vec![part], k);
+                let (rows, _) = matrix.dim();
+                let row_bytes = k * matrix.float_type().bytes();
+                let each = match config.weight_granularity {
+                    Granularity::Tensor => rows,
+                    _ => rows_at_once(to, row_bytes),
+                };
+                for first in (0..rows).step_by(each.max(1)) {
+                    let rows = each.min(rows - first);
+                    to.stage(
+                        stream,
+                        rows * row_bytes,
+                        |bytes| {
+                            fill(&matrix, first, row_bytes, bytes);
+                            Ok::<_, Error>(())
+                        },
+                        |staged| {
+                            let granularity = config.weight_granularity;
+                            Ok(builder.quantize(stream, staged, matrix.float_type(), rows, granularity)?)
+                        },
+                    )?;
+                }
+            }
+        }
+    }
+    Ok(builder.finish()?)
+}
+
+fn rows_at_once(to: &Upload, row_bytes: usize) -> usize {
+    (to.capacity() / row_bytes.max(1)).max(1)
+}
+
+/// Bytes that one task reads: outweighs handing it to another thread.
+const TASK_BYTES: usize = 1 << 20;
+
+/// Reads rows from `first` on into `bytes`, a whole number of rows.
+fn fill(matrix: &FloatMatrix<'_>, first: usize, row_bytes: usize, bytes: &mut [u8]) {
+    let row_bytes = row_bytes.max(1);
+    let rows = (TASK_BYTES / row_bytes).max(1);
+    bytes.par_chunks_mut(rows * row_bytes).enumerate().for_each(|(index, block)| {
+        let first = first + index * rows;
+        let count = block.len() / row_bytes;
+        let mut targets = block.chunks_exact_mut(row_bytes);
+        matrix.read(first..first + count, &mut |row| {
+            if let Some(target) = targets.next() {
+                target.copy_from_slice(match row {
+                    FloatSlice::F32(row) => bytemuck::cast_slice(row),
+                    FloatSlice::F16(row) => bytemuck::cast_slice(row),
+                    FloatSlice::Bf16(row) => bytemuck::cast_slice(row),
+                });
+            }
+        });
+    });
+}
