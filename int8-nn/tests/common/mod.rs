@@ -13,14 +13,19 @@ use tempfile::TempDir;
 /// Twelve ids that every tiny vocabulary holds.
 pub(crate) const IDS: [u32; 12] = [5, 17, 3, 42, 8, 29, 11, 60, 2, 33, 7, 19];
 
+/// The crate's folder: where cargo says it is now, which on another machine is not where it was compiled.
+fn manifest() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// A path below `tests/data`.
 pub(crate) fn data(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(path)
+    manifest().join("tests/data").join(path)
 }
 
 /// A folder of `../shared` beside the project; `None`, with a note, where it is absent.
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
+    let folder = manifest().join("../../shared").join(path);
     if folder.is_dir() {
         return Some(folder);
     }

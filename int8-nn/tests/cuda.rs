@@ -1,0 +1,308 @@
+//! Models on the GPU against the CPU: every family's logits in floating point and int8, greedy ids with their margins, batches,
+//! forks, encoders and seq2seq models. Needs a GPU; without one the tests say so and are skipped, unless INT8_REQUIRE_GPU=1.
+#![cfg(feature = "cuda")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "says what it skips and measured")]
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use int8_core::metrics::relative_l2;
+use int8_core::{Config, FloatType, OutlierGranularity, Scheme};
+use int8_nn::backend::cuda::CudaBackend;
+use int8_nn::backend::{Backend, RowSelection};
+use int8_nn::checkpoint::Checkpoint;
+use int8_nn::precision::{OutlierWeights, Precision, Quantization};
+use int8_nn::{Error, GenerateOptions, Model, Sampling, Session, SessionOptions};
+
+use common::{GoldenFile, data, exactly, folders, shared};
+
+/// A backend on the first GPU; `None`, with a note, where there is none.
+fn backend(compute: FloatType) -> Option<Arc<CudaBackend>> {
+    match CudaBackend::new(0, compute) {
+        Ok(backend) => Some(Arc::new(backend)),
+        Err(error) => {
+            let required = std::env::var_os("INT8_REQUIRE_GPU").is_some_and(|value| value == "1");
+            assert!(!required, "INT8_REQUIRE_GPU=1, but {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+fn int8(granularity: OutlierGranularity) -> Precision {
+    let config = Config { outlier_granularity: granularity, ..Scheme::LlmInt8Absmax.config() };
+    Precision::Int8(Quantization::new(config, OutlierWeights::Dequantized))
+}
+
+/// The checkpoint's own type.
+fn compute(folder: &Path) -> FloatType {
+    let checkpoint = Checkpoint::open(folder).expect("a checkpoint");
+    let dtype = checkpoint.tensors().next().expect("a tensor").dtype();
+    dtype.float_type().unwrap_or(FloatType::F32)
+}
+
+fn cpu(folder: &Path, precision: Precision) -> Result<Model, Error> {
+    Model::load(folder)?.precision(precision).build()
+}
+
+fn gpu(
+    backend: &Arc<CudaBackend>,
+    folder: &Path,
+    precision: Precision,
+) -> Result<Model<CudaBackend>, Error> {
+    Model::load(folder)?.precision(precision).build_on(backend.clone())
+}
+
+fn logits<B: Backend>(model: &Model<B>, texts: &[Vec<u32>]) -> Result<Vec<f32>, Error> {
+    let mut all = Vec::new();
+    for ids in texts {
+        all.extend(model.logits(ids)?);
+    }
+    Ok(all)
+}
+
+fn greedy<B: Backend>(model: &Model<B>, prompt: &[u32], count: usize) -> Result<Vec<u32>, Error> {
+    let options = GenerateOptions { kv_cache: Some(FloatType::F32), ..exactly(count) };
+    Ok(model.generate_ids(prompt, &options, |_| ControlFlow::Continue(()))?.ids)
+}
+
+/// Whether two continuations differ first where the largest two logits of the CPU are nearer than `margin`.
+fn differ_by_margin(model: &Model, prompt: &[u32], one: &[u32], other: &[u32], margin: f64) -> Result<(), String> {
+    let Some(at) = one.iter().zip(other).position(|(a, b)| a != b) else { return Ok(()) };
+    let ids = [prompt, &one[..at]].concat();
+    let logits = model.logits(&ids).map_err(|error| error.to_string())?;
+    let last = logits.row(ids.len() - 1);
+    let logit = |id: u32| last[usize::try_from(id).expect("an id")];
+    let found = logit(one[at]) - logit(other[at]);
+    let scale = last.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    if f64::from(found.abs()) <= margin * f64::from(scale) {
+        return Ok(());
+    }
+    Err(format!("token {at}: {} instead of {}, whose logits are {found} apart of {scale}", other[at], one[at]))
+}
+
+/// What does not hold for one family, and a line of its distances.
+fn compare(folder: &Path, exact: &Arc<CudaBackend>, narrow: &Arc<CudaBackend>) -> Result<(String, Vec<String>), Error> {
+    let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+    let golden = GoldenFile::open(folder);
+    let texts = golden.rows("input_ids");
+    let mut wrong = Vec::new();
+    let float = cpu(folder, Precision::Float)?;
+    let expected = logits(&float, &texts)?;
+    let mut line = format!("{name:<20}");
+
+    let wide = relative_l2(&logits(&gpu(exact, folder, Precision::Float)?, &texts)?, &expected);
+    line += &format!(" float {wide:.1e}");
+    if wide.is_nan() || wide > 2e-4 {
+        wrong.push(format!("{name}: float logits in f32 are off by {wide:.1e}"));
+    }
+    let model = gpu(narrow, folder, Precision::Float)?;
+    let rounded = relative_l2(&logits(&model, &texts)?, &expected);
+    let bound = if narrow.compute() == FloatType::Bf16 { 4e-2 } else { 6e-3 };
+    line += &format!(", {} {rounded:.1e}", narrow.compute().name());
+    if rounded.is_nan() || rounded > bound {
+        wrong.push(format!("{name}: float logits in {} are off by {rounded:.1e}", narrow.compute().name()));
+    }
+    let prompt = &texts[0][..8.min(texts[0].len())];
+    let count = 16;
+    let (on_cpu, on_gpu) = (greedy(&float, prompt, count)?, greedy(&model, prompt, count)?);
+    if let Err(problem) = differ_by_margin(&float, prompt, &on_cpu, &on_gpu, 2.0 * bound) {
+        wrong.push(format!("{name}: float, greedy: {problem}"));
+    }
+    for granularity in [OutlierGranularity::Column, OutlierGranularity::Value] {
+        let reference = cpu(folder, int8(granularity))?;
+        let near = relative_l2(&logits(&reference, &texts)?, &expected);
+        let model = gpu(narrow, folder, int8(granularity))?;
+        let found = logits(&model, &texts)?;
+        let far = relative_l2(&found, &expected);
+        line += &format!(", {granularity:?} {far:.1e} (CPU {near:.1e})");
+        if far.is_nan() || far > 1.3 * near + bound {
+            wrong.push(format!("{name}: int8 {granularity:?} logits are off by {far:.1e}, the CPU's by {near:.1e}"));
+        }
+        let (on_cpu, on_gpu) = (greedy(&reference, prompt, count)?, greedy(&model, prompt, count)?);
+        if on_cpu != on_gpu {
+            line += " ids differ";
+        }
+        if let Err(problem) = differ_by_margin(&reference, prompt, &on_cpu, &on_gpu, 2.0 * (near + bound)) {
+            wrong.push(format!("{name}: int8 {granularity:?}, greedy: {problem}"));
+        }
+    }
+    Ok((line, wrong))
+}
+
+fn decoders() -> Vec<PathBuf> {
+    let mut all = folders("models");
+    all.extend(folders("goldens"));
+    all
+}
+
+#[test]
+fn every_family_computes_what_the_cpu_computes() {
+    let Some(exact) = backend(FloatType::F32) else { return };
+    let mut wrong = Vec::new();
+    for folder in decoders() {
+        // What is stored in 32 bits is computed in 16 here, too.
+        let narrow = match compute(&folder) {
+            FloatType::Bf16 => FloatType::Bf16,
+            _ => FloatType::F16,
+        };
+        let Some(narrow) = backend(narrow) else { return };
+        match compare(&folder, &exact, &narrow) {
+            Ok((line, problems)) => {
+                println!("{line}");
+                wrong.extend(problems);
+            }
+            Err(error) => wrong.push(format!("{}: {error}", folder.display())),
+        }
+    }
+    assert!(wrong.is_empty(), "{} failures:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn encoders_compute_what_the_cpu_computes() {
+    let Some(exact) = backend(FloatType::F32) else { return };
+    let mut wrong = Vec::new();
+    for folder in folders("encoders").into_iter().filter(|folder| !folder.ends_with("t5") && !folder.ends_with("t5_gated")) {
+        let run = || -> Result<f64, Error> {
+            let texts = GoldenFile::open(&folder).texts();
+            let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+            let on_cpu = Model::load(&folder)?.embedder()?.encoder().hidden_states(&texts)?;
+            let on_gpu = Model::load(&folder)?.embedder_on(exact.clone())?.encoder().hidden_states(&texts)?;
+            let flat = |all: Vec<ndarray::Array2<f32>>| all.into_iter().flatten().collect::<Vec<f32>>();
+            Ok(relative_l2(&flat(on_gpu), &flat(on_cpu)))
+        };
+        match run() {
+            Ok(error) => {
+                println!("{}: {error:.1e}", folder.display());
+                if error.is_nan() || error > 2e-4 {
+                    wrong.push(format!("{}: off by {error:.1e}", folder.display()));
+                }
+            }
+            Err(error) => wrong.push(format!("{}: {error}", folder.display())),
+        }
+    }
+    for name in ["t5", "t5_gated"] {
+        let folder = data("encoders").join(name);
+        let run = || -> Result<(f64, bool), Error> {
+            let (source, targets) = ([5, 17, 3, 42, 8, 29], [0, 11, 7, 19, 2]);
+            let (on_cpu, on_gpu) = (cpu(&folder, Precision::Float)?, gpu(&exact, &folder, Precision::Float)?);
+            let flat = |logits: ndarray::Array2<f32>| logits.into_iter().collect::<Vec<f32>>();
+            let error = relative_l2(
+                &flat(on_gpu.target_logits(&source, &targets)?),
+                &flat(on_cpu.target_logits(&source, &targets)?),
+            );
+            Ok((error, greedy(&on_cpu, &source, 12)? == greedy(&on_gpu, &source, 12)?))
+        };
+        match run() {
+            Ok((error, equal)) => {
+                println!("{name}: {error:.1e}, ids equal: {equal}");
+                if error.is_nan() || error > 2e-4 || !equal {
+                    wrong.push(format!("{name}: off by {error:.1e}, ids equal: {equal}"));
+                }
+            }
+            Err(error) => wrong.push(format!("{name}: {error}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{} failures:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn room(sequences: usize, positions: usize) -> SessionOptions {
+    SessionOptions { sequences, ..SessionOptions::text(positions) }
+}
+
+/// The ids of each text alone, and of all in one session whose forwards hold one token of each.
+#[test]
+fn a_batch_gives_each_text_the_ids_it_has_alone() {
+    for name in ["llama", "opt", "bloom"] {
+        let folder = data("models").join(name);
+        let Some(backend) = backend(compute(&folder)) else { return };
+        let model = gpu(&backend, &folder, int8(OutlierGranularity::Value)).expect("a model");
+        let texts: Vec<Vec<u32>> =
+            (1..=5_u32).map(|n| (0..3 * n).map(|i| (i * 7 + n * 13) % 60).collect()).collect();
+        let alone: Vec<Vec<u32>> =
+            texts.iter().map(|text| greedy(&model, text, 12).expect("a continuation")).collect();
+        let mut session = model.decoder().session(&room(texts.len(), 64)).expect("a session");
+        let batch: Vec<(usize, &[u32])> = texts.iter().map(Vec::as_slice).enumerate().collect();
+        session.forward(&batch).expect("a forward");
+        let mut together = vec![Vec::new(); texts.len()];
+        let vocabulary = model.config().vocab_size;
+        for step in 0..12 {
+            let rows = session.logits(&RowSelection::LastOfSegments).expect("logits").to_vec();
+            let next: Vec<u32> = rows.chunks(vocabulary).map(largest).collect();
+            next.iter().zip(&mut together).for_each(|(id, ids)| ids.push(*id));
+            if step < 11 {
+                let batch: Vec<(usize, &[u32])> =
+                    next.iter().map(std::slice::from_ref).enumerate().collect();
+                session.forward(&batch).expect("a forward");
+            }
+        }
+        assert_eq!(alone, together, "{name}");
+    }
+}
+
+fn largest(logits: &[f32]) -> u32 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    u32::try_from(logits.iter().position(|logit| *logit == most).expect("a logit")).expect("an id")
+}
+
+#[test]
+fn forks_share_pages_until_they_write() {
+    let folder = data("models").join("llama");
+    let Some(backend) = backend(FloatType::F16) else { return };
+    let model = gpu(&backend, &folder, int8(OutlierGranularity::Value)).expect("a model");
+    let text: Vec<u32> = (0..70_u32).map(|i| (i * 11 + 5) % 60).collect();
+    let (left, right) = ([7, 9, 11], [20, 22, 24]);
+    let alone = |tail: &[u32]| {
+        let mut session = model.decoder().session(&room(1, 100)).expect("a session");
+        session.forward(&[(0, &text)]).expect("a forward");
+        for id in tail {
+            session.forward(&[(0, std::slice::from_ref(id))]).expect("a forward");
+        }
+        last(&mut session)
+    };
+    let mut session = model.decoder().session(&room(2, 100)).expect("a session");
+    session.forward(&[(0, &text)]).expect("a forward");
+    session.fork(0, 1, text.len()).expect("a fork");
+    for (one, other) in left.iter().zip(&right) {
+        session.forward(&[(0, std::slice::from_ref(one))]).expect("a forward");
+        let found = last(&mut session);
+        session.forward(&[(1, std::slice::from_ref(other))]).expect("a forward");
+        assert_ne!(found, last(&mut session));
+    }
+    let found = last(&mut session);
+    let error = relative_l2(&found, &alone(&right));
+    assert!(error < 1e-3, "a forked sequence is off by {error:.1e}");
+    let _ = alone(&left);
+}
+
+fn last<B: Backend>(session: &mut Session<'_, B>) -> Vec<f32> {
+    session.logits(&RowSelection::LastOfSegments).expect("logits").to_vec()
+}
+
+#[test]
+fn sampled_and_long_texts_repeat() {
+    let Some(folder) = shared("models/demo-opt") else { return };
+    let Some(backend) = backend(FloatType::F16) else { return };
+    let model = gpu(&backend, &folder, int8(OutlierGranularity::Column)).expect("a model");
+    let prompt = [2, 100, 200, 300];
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        let sampling = Sampling::Random { temperature: 0.8, top_k: Some(40), top_p: Some(0.9), seed: 5 };
+        let options = GenerateOptions { sampling, ..exactly(200) };
+        let sampled = model.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");
+        let long = model.generate_ids(&prompt, &exactly(400), |_| ControlFlow::Continue(())).expect("a text");
+        runs.push((sampled.ids, long.ids));
+    }
+    assert_eq!(runs[0], runs[1]);
+    let options = GenerateOptions {
+        sampling: Sampling::Random { temperature: 0.8, top_k: Some(40), top_p: Some(0.9), seed: 5 },
+        ..exactly(40)
+    };
+    let on_cpu = cpu(&folder, int8(OutlierGranularity::Column)).expect("a model");
+    let on_cpu = on_cpu.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");
+    let equal = on_cpu.ids.iter().zip(&runs[0].0).take_while(|(a, b)| a == b).count();
+    println!("sampled texts of CPU and GPU have their first {equal} of 40 tokens in common");
+}
