@@ -1,0 +1,55 @@
+// Entry points of a model's operations around its int8 layers: functions of rows, gathers, floating-point products, sampling.
+#include "api/validation.cuh"
+#include "int8_cuda_model.h"
+#include "prologue/transform.cuh"
+
+using namespace int8_cuda;
+
+namespace {
+
+bool valid_element(int element) { return element >= INT8_CUDA_F16 && element <= INT8_CUDA_F32; }
+bool aligned_to_element(const void *pointer, int element) { return aligned(pointer, static_cast<uintptr_t>(element_bytes(element))); }
+
+}  // namespace
+
+extern "C" {
+
+int8_cuda_status int8_cuda_apply_transform(const int8_cuda_transform_params *p) {
+  if (p == nullptr || p->rows < 0 || p->k < 0 || p->groups < 0 || p->rows > kMaxSize || p->k > kMaxSize || p->groups > kMaxSize) {
+    return INT8_CUDA_INVALID;
+  }
+  const int8_cuda_transform &f = p->transform;
+  const bool norm = f.function == INT8_CUDA_RMS_NORM || f.function == INT8_CUDA_LAYER_NORM, gated = f.function == INT8_CUDA_GATED;
+  const bool activation = gated || f.function == INT8_CUDA_ACTIVATION;
+  if (f.function < INT8_CUDA_IDENTITY || f.function > INT8_CUDA_SCALE || !valid_element(p->x_element) || !valid_element(p->y_element) ||
+      !valid_store(p->store) || (activation && (f.activation < INT8_CUDA_RELU || f.activation > INT8_CUDA_SILU)) ||
+      (gated && p->groups != 1)) {
+    return INT8_CUDA_INVALID;
+  }
+  if (p->rows == 0 || p->k == 0 || p->groups == 0) return INT8_CUDA_OK;
+  const int64_t width = p->groups * p->k;
+  if (width > kMaxSize || p->ldx < (gated ? 2 * width : width) || p->ldy < width || p->x == nullptr || p->y == nullptr ||
+      !aligned_to_element(p->x, p->x_element) || !aligned_to_element(p->y, p->y_element) || (norm && f.gain == nullptr)) {
+    return INT8_CUDA_INVALID;
+  }
+  Device device;
+  INT8_CUDA_PASS(current_device(&device));
+  return launch_transform(*p, device.major >= 9);
+}
+
+int8_cuda_status int8_cuda_gather(const int8_cuda_gather_params *p) {
+  if (p == nullptr || p->rows < 0 || p->width < 0 || p->rows > kMaxSize || p->width > kMaxSize || !valid_store(p->store)) {
+    return INT8_CUDA_INVALID;
+  }
+  const auto valid_table = [](const void *table, const int32_t *index, int element) {
+    return table == nullptr || (index != nullptr && valid_element(element) && aligned_to_element(table, element));
+  };
+  if (!valid_table(p->table, p->index, p->element) || !valid_table(p->second, p->second_index, p->second_element)) return INT8_CUDA_INVALID;
+  if (p->rows == 0 || p->width == 0) return INT8_CUDA_OK;
+  if ((p->table == nullptr && p->second == nullptr) || p->out == nullptr) return INT8_CUDA_INVALID;
+  Device device;
+  INT8_CUDA_PASS(current_device(&device));
+  return launch_gather(*p, device.major >= 9);
+}
+
+}  // extern "C"
