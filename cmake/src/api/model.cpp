@@ -1,5 +1,6 @@
 // Entry points of a model's operations around its int8 layers: functions of rows, gathers, floating-point products, sampling.
 #include "api/validation.cuh"
+#include "gemm/float_linear.cuh"
 #include "int8_cuda_model.h"
 #include "prologue/transform.cuh"
 
@@ -50,6 +51,27 @@ int8_cuda_status int8_cuda_gather(const int8_cuda_gather_params *p) {
   Device device;
   INT8_CUDA_PASS(current_device(&device));
   return launch_gather(*p, device.major >= 9);
+}
+
+int8_cuda_status int8_cuda_float_linear(const int8_cuda_float_linear_params *p) {
+  if (p == nullptr || p->m < 0 || p->n < 0 || p->k < 0 || p->m > kMaxSize || p->n > kMaxSize || p->k > kMaxSize ||
+      !valid_element(p->element) || (p->y_element != p->element && p->y_element != INT8_CUDA_F32) || !valid_store(p->store)) {
+    return INT8_CUDA_INVALID;
+  }
+  if (p->m == 0 || p->n == 0) return INT8_CUDA_OK;
+  if ((p->k > 0 && (p->x == nullptr || p->w == nullptr)) || p->y == nullptr || p->ldx < p->k || p->ldy < p->n ||
+      !aligned_to_element(p->x, p->element) || !aligned_to_element(p->w, p->element) || !aligned_to_element(p->y, p->y_element)) {
+    return INT8_CUDA_INVALID;
+  }
+  Device device;
+  INT8_CUDA_PASS(current_device(&device));
+  if (device.major < 8) return INT8_CUDA_UNSUPPORTED;
+  if (p->m <= kFloatGemvM) return launch_float_gemv(*p, device.multiprocessors, device.major >= 9);
+  if (p->k > 0) {
+    const int8_cuda_status status = cublaslt_linear(*p);
+    if (status != INT8_CUDA_UNSUPPORTED) return status;
+  }
+  return launch_float_tiles(*p);
 }
 
 }  // extern "C"
