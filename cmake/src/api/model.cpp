@@ -1,5 +1,6 @@
 // Entry points of a model's operations around its int8 layers: functions of rows, gathers, floating-point products, sampling.
 #include "api/validation.cuh"
+#include "epilogue/sample.cuh"
 #include "gemm/float_linear.cuh"
 #include "int8_cuda_model.h"
 #include "prologue/transform.cuh"
@@ -10,6 +11,11 @@ namespace {
 
 bool valid_element(int element) { return element >= INT8_CUDA_F16 && element <= INT8_CUDA_F32; }
 bool aligned_to_element(const void *pointer, int element) { return aligned(pointer, static_cast<uintptr_t>(element_bytes(element))); }
+
+// An empty row of logits has no token.
+bool valid_sample_sizes(const int8_cuda_sample_params &p) {
+  return p.rows >= 0 && p.rows <= kMaxSize && p.vocabulary > 0 && p.vocabulary <= kMaxSize;
+}
 
 }  // namespace
 
@@ -72,6 +78,26 @@ int8_cuda_status int8_cuda_float_linear(const int8_cuda_float_linear_params *p) 
     if (status != INT8_CUDA_UNSUPPORTED) return status;
   }
   return launch_float_tiles(*p);
+}
+
+int8_cuda_status int8_cuda_sample_workspace(const int8_cuda_sample_params *p, size_t *bytes) {
+  if (p == nullptr || bytes == nullptr || !valid_sample_sizes(*p)) return INT8_CUDA_INVALID;
+  *bytes = sample_bytes(p->rows, p->vocabulary);
+  return INT8_CUDA_OK;
+}
+
+int8_cuda_status int8_cuda_sample(const int8_cuda_sample_params *p) {
+  if (p == nullptr || !valid_sample_sizes(*p)) return INT8_CUDA_INVALID;
+  if (p->rows == 0) return INT8_CUDA_OK;
+  if (p->logits == nullptr || p->samplers == nullptr || p->tokens == nullptr || p->ld < p->vocabulary ||
+      !aligned(p->logits, sizeof(float)) || !aligned(p->samplers, alignof(int8_cuda_sampler))) {
+    return INT8_CUDA_INVALID;
+  }
+  if (!valid_workspace(p->workspace, p->workspace_bytes, sample_bytes(p->rows, p->vocabulary))) return INT8_CUDA_WORKSPACE;
+  Device device;
+  INT8_CUDA_PASS(current_device(&device));
+  if (device.major < 8) return INT8_CUDA_UNSUPPORTED;
+  return launch_sample(*p, device.multiprocessors, device.major >= 9);
 }
 
 }  // extern "C"
