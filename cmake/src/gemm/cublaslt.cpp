@@ -2,6 +2,12 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "gemm/float_linear.cuh"
 #include "gemm/gemm.cuh"
 
 namespace int8_cuda {
@@ -115,7 +121,126 @@ int8_cuda_status run(const Product &p, int candidate, int *candidates) {
   return status_of(status);
 }
 
+// ---- Planned products: descriptors and algorithm are kept, so that a call is one launch on the host. ----
+
+// All that an algorithm is chosen by. Alignments are powers of two up to 256 bytes.
+struct PlanKey {
+  int device, element, y_element;
+  bool bias;
+  int64_t m, n, k, ldx, ldy;
+  size_t workspace_bytes;
+  uint32_t x_alignment, w_alignment, y_alignment;
+  auto tie() const {
+    return std::tie(device, element, y_element, bias, m, n, k, ldx, ldy, workspace_bytes, x_alignment, w_alignment, y_alignment);
+  }
+  bool operator<(const PlanKey &other) const { return tie() < other.tie(); }
+};
+
+struct Plan {
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+  cublasLtMatmulAlgo_t algorithm{};
+  cublasStatus_t status = CUBLAS_STATUS_SUCCESS;  // a failure is remembered, too
+};
+
+void destroy(const Plan &plan) {
+  const Library &lib = library();
+  if (plan.y != nullptr) lib.layout_destroy(plan.y);
+  if (plan.x != nullptr) lib.layout_destroy(plan.x);
+  if (plan.w != nullptr) lib.layout_destroy(plan.w);
+  if (plan.desc != nullptr) lib.desc_destroy(plan.desc);
+}
+
+cudaDataType_t type_of(int element) { return element == INT8_CUDA_F16 ? CUDA_R_16F : element == INT8_CUDA_BF16 ? CUDA_R_16BF : CUDA_R_32F; }
+
+uint32_t alignment_of(const void *pointer) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer) | 256;
+  return static_cast<uint32_t>(address & (~address + 1));
+}
+
+Plan make_plan(const PlanKey &key) {
+  const Library &lib = library();
+  Plan plan;
+  cublasLtMatmulPreference_t preference = nullptr;
+  cublasLtMatmulHeuristicResult_t result;
+  int found = 0;
+  const cublasOperation_t transposed = CUBLAS_OP_T;
+  const cublasLtEpilogue_t bias = CUBLASLT_EPILOGUE_BIAS;
+  const cudaDataType_t type = type_of(key.element), y_type = type_of(key.y_element);
+  const auto then = [&](auto call) {
+    if (plan.status == CUBLAS_STATUS_SUCCESS) plan.status = call();
+  };
+  const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto &value) {
+    then([&] { return lib.preference_set(preference, attribute, &value, sizeof value); });
+  };
+  then([&] { return lib.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F); });
+  then([&] { return lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed); });
+  if (key.bias) {
+    then([&] { return lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &bias, sizeof bias); });
+    then([&] { return lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &y_type, sizeof y_type); });
+  }
+  then([&] { return lib.layout_create(&plan.w, type, key.k, key.n, key.k); });
+  then([&] { return lib.layout_create(&plan.x, type, key.k, key.m, key.ldx); });
+  then([&] { return lib.layout_create(&plan.y, y_type, key.n, key.m, key.ldy); });
+  then([&] { return lib.preference_create(&preference); });
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, key.workspace_bytes);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.w_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.x_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.y_alignment);
+  prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.y_alignment);
+  then([&] { return lib.heuristic(lib.handle, plan.desc, plan.w, plan.x, plan.y, plan.y, preference, 1, &result, &found); });
+  then([&] { return found > 0 ? result.state : CUBLAS_STATUS_NOT_SUPPORTED; });
+  if (plan.status == CUBLAS_STATUS_SUCCESS) plan.algorithm = result.algo;
+  if (preference != nullptr) lib.preference_destroy(preference);
+  return plan;
+}
+
+// Plans kept; prompts of many lengths would fill memory. Beyond, all are made anew.
+constexpr size_t kPlans = 2048;
+
 }  // namespace
+
+int8_cuda_status cublaslt_linear(const int8_cuda_float_linear_params &p) {
+  const Library &lib = library();
+  if (!lib.found) return INT8_CUDA_UNSUPPORTED;
+  const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
+  void *workspace = p.workspace;
+  size_t workspace_bytes = workspace != nullptr ? p.workspace_bytes : 0;
+  const void *bias = p.bias;
+  if (bias != nullptr && p.y_element != INT8_CUDA_F32) {
+    // The bias of a 16-bit y is of y's type; one of a checkpoint of that type is not changed by the rounding.
+    const size_t bytes = round_up<size_t>(static_cast<size_t>(p.n) * 2, 256);
+    if (workspace_bytes < bytes || reinterpret_cast<uintptr_t>(workspace) % 256 != 0) return INT8_CUDA_UNSUPPORTED;
+    INT8_CUDA_PASS(launch_round(p.bias, workspace, p.n, p.y_element, stream, false));
+    bias = workspace;
+    workspace = static_cast<uint8_t *>(workspace) + bytes;
+    workspace_bytes -= bytes;
+  }
+  PlanKey key{0, p.element, p.y_element, bias != nullptr, p.m, p.n, p.k, p.ldx, p.ldy, workspace_bytes,
+              alignment_of(p.x), alignment_of(p.w), alignment_of(p.y)};
+  INT8_CUDA_TRY(cudaGetDevice(&key.device));
+
+  static std::mutex mutex;
+  static std::map<PlanKey, Plan> plans;
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = plans.find(key);
+  if (found == plans.end()) {
+    if (plans.size() >= kPlans) {
+      for (const auto &entry : plans) destroy(entry.second);
+      plans.clear();
+    }
+    found = plans.emplace(key, make_plan(key)).first;
+  }
+  const Plan &plan = found->second;
+  if (plan.status != CUBLAS_STATUS_SUCCESS) return INT8_CUDA_UNSUPPORTED;
+  if (bias != nullptr) {
+    const cublasStatus_t status = lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+    if (status != CUBLAS_STATUS_SUCCESS) return status_of(status);
+  }
+  const float one = 1.0f, beta = p.store == INT8_CUDA_ACCUMULATE ? 1.0f : 0.0f;
+  return status_of(lib.matmul(lib.handle, plan.desc, &one, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y, plan.y,
+                              &plan.algorithm, workspace, workspace_bytes, stream));
+}
 
 bool cublaslt_found() { return library().found; }
 
