@@ -1,0 +1,96 @@
+// int8_cuda_append_kv and int8_cuda_attention: checks, and the choice of the kernel.
+#include "api/validation.cuh"
+#include "attention/attention.cuh"
+
+namespace int8_cuda {
+namespace {
+
+// Rows up to which each is a decode row whatever its segment: K and V come from the L2 cache for all but the first.
+constexpr int64_t kDecodeRows = 16;
+
+bool valid_element(int element) { return element >= INT8_CUDA_F16 && element <= INT8_CUDA_F32; }
+
+bool valid_cache_sizes(const int8_cuda_kv_cache &c, int64_t layer) {
+  return c.layers > 0 && layer >= 0 && layer < c.layers && c.pages > 0 && c.pages <= INT32_MAX && c.sequence_pages > 0 &&
+         c.sequence_pages <= kMaxSize / INT8_CUDA_PAGE_POSITIONS && c.kv_heads > 0 && c.kv_heads <= 65535 && c.head_size > 0 && c.head_size <= 65536 &&
+         valid_element(c.element);
+}
+
+bool valid_cache(const int8_cuda_kv_cache &c) {
+  return c.data != nullptr && c.page_table != nullptr && c.lengths != nullptr && aligned(c.data, static_cast<uintptr_t>(element_bytes(c.element)));
+}
+
+bool valid_batch_sizes(const int8_cuda_batch &b) { return b.rows >= 0 && b.rows <= kMaxSize && b.segments >= (b.rows > 0 ? 1 : 0) && b.segments <= b.rows; }
+
+bool valid_batch(const int8_cuda_batch &b) {
+  return b.positions != nullptr && b.sequences != nullptr && b.segment_starts != nullptr && b.segment_sequences != nullptr &&
+         (b.host_segment_starts == nullptr) == (b.host_positions == nullptr);
+}
+
+int8_cuda_status append_kv(const int8_cuda_append_kv_params &p) {
+  const int8_cuda_kv_cache &c = p.cache;
+  if (!valid_cache_sizes(c, p.layer) || !valid_batch_sizes(p.batch) || p.heads < 0 || p.heads > 65535 || !valid_element(p.element)) return INT8_CUDA_INVALID;
+  const int64_t width = (p.heads + 2 * static_cast<int64_t>(c.kv_heads)) * c.head_size;
+  const bool rotation = p.cos == nullptr ? p.sin == nullptr : p.sin != nullptr && p.half > 0 && p.half <= c.head_size / 2;
+  if (!rotation || p.ld < width || width > kMaxSize) return INT8_CUDA_INVALID;
+  if (p.batch.rows == 0) return INT8_CUDA_OK;
+  if (p.qkv == nullptr || !aligned(p.qkv, static_cast<uintptr_t>(element_bytes(p.element))) || !valid_cache(c) || c.overflow == nullptr || !valid_batch(p.batch)) return INT8_CUDA_INVALID;
+  Device device;
+  INT8_CUDA_PASS(current_device(&device));
+  if (device.major < 8) return INT8_CUDA_UNSUPPORTED;
+  return launch_append_kv(p, device.major >= 9);
+}
+
+bool valid_attention_sizes(const int8_cuda_attention_params &p) {
+  const int8_cuda_kv_cache &c = p.cache;
+  if (!valid_cache_sizes(c, p.layer) || !valid_batch_sizes(p.batch)) return false;
+  if (p.heads <= 0 || p.heads > 65535 || p.heads % c.kv_heads != 0) return false;
+  return (p.mask == INT8_CUDA_CAUSAL || p.mask == INT8_CUDA_FULL) && valid_element(p.q_element) && valid_element(p.out_element) && p.window >= 0 && p.reach >= 0 &&
+         p.reach <= kMaxSize && p.softcap >= 0.0f;
+}
+
+enum class Algorithm { kDecode, kGeneric };
+
+Algorithm algorithm_of(const int8_cuda_attention_params &p) {
+  return p.batch.rows == p.batch.segments || p.batch.rows <= kDecodeRows ? Algorithm::kDecode : Algorithm::kGeneric;
+}
+
+int8_cuda_status attention(const int8_cuda_attention_params &p) {
+  if (!valid_attention_sizes(p)) return INT8_CUDA_INVALID;
+  if (p.batch.rows == 0) return INT8_CUDA_OK;
+  const int64_t width = static_cast<int64_t>(p.heads) * p.cache.head_size;
+  const bool alignment = aligned(p.q, static_cast<uintptr_t>(element_bytes(p.q_element))) && aligned(p.out, static_cast<uintptr_t>(element_bytes(p.out_element)));
+  if (p.q == nullptr || p.out == nullptr || !alignment || p.ldq < width || p.ldo < width || !valid_cache(p.cache) || !valid_batch(p.batch)) return INT8_CUDA_INVALID;
+  // A position has one bias.
+  if (p.slopes != nullptr && p.distance_bias != nullptr) return INT8_CUDA_INVALID;
+  if (p.cache.head_size > kMaxHeadSize) return INT8_CUDA_UNSUPPORTED;
+  Device device;
+  INT8_CUDA_PASS(current_device(&device));
+  if (device.major < 8) return INT8_CUDA_UNSUPPORTED;
+  if (!valid_workspace(p.workspace, p.workspace_bytes, decode_workspace(p, device))) return INT8_CUDA_WORKSPACE;
+  switch (algorithm_of(p)) {
+    case Algorithm::kDecode: return launch_decode(p, device);
+    case Algorithm::kGeneric: return launch_generic_attention(p, device);
+  }
+  return INT8_CUDA_INVALID;
+}
+
+}  // namespace
+}  // namespace int8_cuda
+
+using namespace int8_cuda;
+
+extern "C" int8_cuda_status int8_cuda_append_kv(const int8_cuda_append_kv_params *p) { return p == nullptr ? INT8_CUDA_INVALID : append_kv(*p); }
+
+extern "C" int8_cuda_status int8_cuda_attention_workspace(const int8_cuda_attention_params *p, size_t *bytes) {
+  if (p == nullptr || bytes == nullptr || !valid_attention_sizes(*p)) return INT8_CUDA_INVALID;
+  *bytes = 0;
+  if (p->cache.head_size > kMaxHeadSize) return INT8_CUDA_UNSUPPORTED;
+  if (p->batch.rows == 0) return INT8_CUDA_OK;
+  Device device;
+  INT8_CUDA_PASS(current_device(&device));
+  *bytes = decode_workspace(*p, device);
+  return INT8_CUDA_OK;
+}
+
+extern "C" int8_cuda_status int8_cuda_attention(const int8_cuda_attention_params *p) { return p == nullptr ? INT8_CUDA_INVALID : attention(*p); }

@@ -1,0 +1,118 @@
+// Attention over a paged KV cache: the parts that its kernels share, and their launch functions.
+#pragma once
+
+#include "common/launch.cuh"
+#include "int8_cuda_model.h"
+
+namespace int8_cuda {
+
+constexpr int kPagePositions = INT8_CUDA_PAGE_POSITIONS;
+constexpr int kMaxHeadSize = 256;
+constexpr float kLog2E = 1.4426950408889634f;
+
+// How decode.cu partitions the keys of a row. Every number depends on sizes alone, none on lengths: a captured graph stays valid.
+struct DecodePlan {
+  int splits;      // blocks a row and tile of query heads
+  int tiles;       // tiles of 8 query heads a kv head
+  int chunk_tiles; // tiles of 16 positions a split takes at least
+  int cluster;     // 1: the splits are a cluster and combine through distributed shared memory; 0: through the workspace
+  int tensor_core; // 1: mma.sync, for f16|bf16 caches whose head size is a multiple of 8; 0: f32 FMA
+  int vector;      // 1: the FMA kernel loads 4 elements at a time
+  float *partial_out;      // f32 [rows, heads, splits, head_size], not normalised
+  float2 *partial_sums;    // f32 [rows, heads, splits]: (maximum in units of log2, sum)
+};
+DecodePlan decode_plan(const int8_cuda_attention_params &p, const Device &device);
+// Bytes of the partial results, for p.batch.rows rows and for every smaller number.
+uint64_t decode_workspace(const int8_cuda_attention_params &p, const Device &device);
+int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device &device);
+
+// Any head size up to 256, any element types, any mask and bias; f32 FMA.
+int8_cuda_status launch_generic_attention(const int8_cuda_attention_params &p, const Device &device);
+
+int8_cuda_status launch_append_kv(const int8_cuda_append_kv_params &p, bool overlap);
+
+#ifdef __CUDACC__
+
+// An element of a buffer whose type is known at run time.
+__device__ __forceinline__ float load_element(const void *from, int64_t index, int element) {
+  if (element == INT8_CUDA_F16) return to_f32(static_cast<const __half *>(from)[index]);
+  if (element == INT8_CUDA_BF16) return to_f32(static_cast<const __nv_bfloat16 *>(from)[index]);
+  return static_cast<const float *>(from)[index];
+}
+__device__ __forceinline__ void store_element(void *to, int64_t index, float value, int element) {
+  if (element == INT8_CUDA_F16) {
+    static_cast<__half *>(to)[index] = from_f32<__half>(value);
+  } else if (element == INT8_CUDA_BF16) {
+    static_cast<__nv_bfloat16 *>(to)[index] = from_f32<__nv_bfloat16>(value);
+  } else {
+    static_cast<float *>(to)[index] = value;
+  }
+}
+
+// Keys [first, end) of a row.
+struct Span {
+  int first, end;
+};
+__device__ __forceinline__ Span span_of(const int8_cuda_attention_params &p, int position, int sequence) {
+  const int capacity = static_cast<int>(p.cache.sequence_pages) * kPagePositions;
+  if (p.mask == INT8_CUDA_FULL) return {0, min(p.cache.lengths[sequence], capacity)};
+  const int first = p.window > 0 && p.window <= position ? position + 1 - static_cast<int>(p.window) : 0;
+  return {first, min(position + 1, capacity)};
+}
+
+// log2(e) * (cap(scale * q.k) + bias); `dot` is scale * q.k.
+__device__ __forceinline__ float score_log2(const int8_cuda_attention_params &p, float dot, int head, int position, int key) {
+  if (p.softcap > 0.0f) dot = p.softcap * tanhf(dot / p.softcap);
+  if (p.slopes != nullptr) {
+    dot -= p.slopes[head] * static_cast<float>(position - key);
+  } else if (p.distance_bias != nullptr) {
+    const int reach = static_cast<int>(p.reach);
+    dot += p.distance_bias[head * (2 * p.reach + 1) + min(max(key - position, -reach), reach) + reach];
+  }
+  return dot * kLog2E;
+}
+
+// Index of the first element of kv head `kv_head` in the keys of a page; the values lie `value_offset` elements behind.
+__device__ __forceinline__ int64_t page_index(const int8_cuda_kv_cache &c, int64_t layer, int page, int kv_head) {
+  return ((layer * c.pages + page) * 2 * c.kv_heads + kv_head) * kPagePositions * c.head_size;
+}
+__device__ __forceinline__ int64_t value_offset(const int8_cuda_kv_cache &c) {
+  return static_cast<int64_t>(c.kv_heads) * kPagePositions * c.head_size;
+}
+
+// Rows [first, end) of one segment. Tiles of `height` rows start at the first row of each segment.
+struct RowTile {
+  int first, end, sequence;
+};
+// Tile `index` of the batch; empty beyond the last. There are at most rows / height + segments. Called by whole warps.
+__device__ __forceinline__ RowTile row_tile(const int8_cuda_batch &batch, int height, int index) {
+  const int lane = threadIdx.x % 32, segments = static_cast<int>(batch.segments);
+  int before = 0;
+  for (int base = 0; base < segments; base += 32) {
+    int start = 0, end = 0;
+    if (base + lane < segments) {
+      start = batch.segment_starts[base + lane];
+      end = batch.segment_starts[base + lane + 1];
+    }
+    const int tiles = ceil_div(end - start, height);
+    int sum = tiles;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+      const int other = __shfl_up_sync(~0u, sum, offset);
+      if (lane >= offset) sum += other;
+    }
+    const unsigned reached = __ballot_sync(~0u, before + sum > index);
+    if (reached != 0) {
+      const int source = __ffs(static_cast<int>(reached)) - 1;
+      const int within = index - before - __shfl_sync(~0u, sum - tiles, source);
+      const int first = __shfl_sync(~0u, start, source) + within * height;
+      return {first, min(first + height, __shfl_sync(~0u, end, source)), batch.segment_sequences[base + source]};
+    }
+    before += __shfl_sync(~0u, sum, 31);
+  }
+  return {0, 0, 0};
+}
+
+#endif
+
+}  // namespace int8_cuda

@@ -1,0 +1,537 @@
+// Attention of few query rows: bound by the bytes of K and V, which a block reads once for up to 8 query heads of a kv head.
+//
+// Split-KV: a row's keys are partitioned among `splits` blocks; those beyond the row's span end at once. The partial results
+// are combined through distributed shared memory (sm_90, one cluster a row and tile of heads) or by a second kernel.
+//
+// decode_mma computes S^T [keys, heads] = K * Q^T and O^T [dims, heads] = V^T * P^T with the heads as the 8 columns of
+// mma.sync. K and V go from global memory straight to the registers of the A operand: a dot product does not depend on the
+// order of its terms, nor an accumulator's row on which dim it stands for, so a thread's 16 consecutive bytes serve as the
+// scattered elements that the instruction names.
+#include <algorithm>
+#include <type_traits>
+
+#include "attention/attention.cuh"
+#include "common/tma.cuh"
+#include "gemm/mma_sync.cuh"
+
+namespace int8_cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+constexpr int kHeads = 8;          // query heads of a block: the columns of mma.sync
+constexpr int kTilePositions = 16; // keys of a warp's iteration: the rows of mma.sync
+
+__device__ __forceinline__ float remote_f32(const float *local, uint32_t rank) {
+  float value;
+  asm volatile(
+      "{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [remote]; }"
+      : "=f"(value)
+      : "r"(shared_address(local)), "r"(rank)
+      : "memory");
+  return value;
+}
+
+// exp2(a - b), 0 for a = -inf even where b = -inf: a part without keys.
+__device__ __forceinline__ float weight_of(float a, float b) { return a == -INFINITY ? 0.0f : exp2f(a - b); }
+
+// How many splits of a span have keys (at least 1), and how many tiles of 16 positions each has.
+__device__ __forceinline__ int active_splits(const DecodePlan &plan, const Span &span, int *chunk_tiles) {
+  const int tiles = span.end > span.first ? ceil_div(span.end, kTilePositions) - span.first / kTilePositions : 0;
+  *chunk_tiles = max(plan.chunk_tiles, ceil_div(tiles, plan.splits));
+  return max(1, ceil_div(tiles, *chunk_tiles));
+}
+
+// A block's part.
+struct Work {
+  int row, kv_head;
+  int head, heads;  // query heads [head, head + heads)
+  int position, sequence;
+  int split, active;
+  int first, end;   // keys
+};
+// Grid: x rows * splits, y kv heads * tiles.
+__device__ __forceinline__ Work work_of(const int8_cuda_attention_params &p, const DecodePlan &plan) {
+  Work w;
+  w.row = static_cast<int>(blockIdx.x) / plan.splits;
+  w.split = static_cast<int>(blockIdx.x) % plan.splits;
+  w.kv_head = static_cast<int>(blockIdx.y) / plan.tiles;
+  const int group = p.heads / p.cache.kv_heads, tile = static_cast<int>(blockIdx.y) % plan.tiles;
+  w.head = w.kv_head * group + tile * kHeads;
+  w.heads = min(kHeads, group - tile * kHeads);
+  w.position = p.batch.positions[w.row];
+  w.sequence = p.batch.sequences[w.row];
+  const Span span = span_of(p, w.position, w.sequence);
+  int chunk_tiles;
+  w.active = active_splits(plan, span, &chunk_tiles);
+  const int first_tile = span.first / kTilePositions + w.split * chunk_tiles;
+  w.first = max(span.first, first_tile * kTilePositions);
+  w.end = min(span.end, (first_tile + chunk_tiles) * kTilePositions);
+  return w;
+}
+
+// A block's result for its keys: out is not normalised, maximum in units of log2.
+struct BlockResult {
+  float *out;  // [kHeads][head_size]
+  float *maximum, *sum;  // [kHeads]
+};
+
+// Combines the results of the active splits and stores the rows' output. All threads of an active block call it.
+__device__ __forceinline__ void finish(const int8_cuda_attention_params &p, const DecodePlan &plan, const Work &w, const BlockResult &r) {
+  const int size = p.cache.head_size, elements = w.heads * size;
+  const int64_t at = w.row * p.ldo + static_cast<int64_t>(w.head) * size;
+  __syncthreads();
+  if (w.active == 1) {
+    for (int i = threadIdx.x; i < elements; i += kThreads) {
+      const float sum = r.sum[i / size];
+      store_element(p.out, at + i, sum != 0.0f ? r.out[i] / sum : 0.0f, p.out_element);
+    }
+    return;
+  }
+  if (!plan.cluster) {
+    const int64_t first = static_cast<int64_t>(w.row) * p.heads + w.head;
+    for (int i = threadIdx.x; i < elements; i += kThreads) {
+      const int h = i / size;
+      plan.partial_out[((first + h) * plan.splits + w.split) * size + i % size] = r.out[i];
+      if (i % size == 0) plan.partial_sums[(first + h) * plan.splits + w.split] = make_float2(r.maximum[h], r.sum[h]);
+    }
+    return;
+  }
+#if __CUDA_ARCH__ >= 900
+  // Blocks without keys have ended: a cluster barrier does not wait for them, and nothing of theirs is read.
+  cluster_sync();
+  for (int i = w.split * kThreads + threadIdx.x; i < elements; i += w.active * kThreads) {
+    const int h = i / size;
+    float maximum = -INFINITY, sum = 0.0f, out = 0.0f;
+    for (int s = 0; s < w.active; ++s) {
+      const float other = remote_f32(r.maximum + h, s), value = remote_f32(r.out + i, s), part = remote_f32(r.sum + h, s);
+      const float next = fmaxf(maximum, other), keep = weight_of(maximum, next), add = weight_of(other, next);
+      sum = sum * keep + part * add;
+      out = out * keep + value * add;
+      maximum = next;
+    }
+    store_element(p.out, at + i, sum != 0.0f ? out / sum : 0.0f, p.out_element);
+  }
+  cluster_sync();
+#endif
+}
+
+// Query heads [head, head + heads) of a row to shared memory; zeros where there is no head or no dim.
+template <typename Store>
+__device__ __forceinline__ void load_queries(const int8_cuda_attention_params &p, int row, const Work &w, int padded, float factor, Store store) {
+  const int size = p.cache.head_size;
+  const int64_t from = row * p.ldq + static_cast<int64_t>(w.head) * size;
+  for (int i = threadIdx.x; i < kHeads * padded; i += kThreads) {
+    const int h = i / padded, d = i % padded;
+    store(h, d, h < w.heads && d < size ? factor * load_element(p.q, from + static_cast<int64_t>(h) * size + d, p.q_element) : 0.0f);
+  }
+}
+
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t rows) {
+  uint32_t columns;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
+  return columns;
+}
+__device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
+__device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
+__device__ __forceinline__ uint32_t word(const uint4 &v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+// Bytes of shared memory of decode_mma: queries, then per warp and for the block maxima and sums, then accumulators.
+constexpr int kQueryPad = 32;  // elements, 64 bytes: the 8 lanes of a phase read all 32 banks
+inline size_t mma_shared_bytes(int padded, int heads, int size) {
+  return kHeads * (padded + kQueryPad) * 2 + (kWarps + 1) * kHeads * 2 * sizeof(float) + sizeof(float) * (kWarps * heads * padded + heads * size);
+}
+
+// kSize: head size rounded up to 64, 128 or 256.
+template <typename T, int kSize>
+__global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(const __grid_constant__ int8_cuda_attention_params p, const __grid_constant__ DecodePlan plan) {
+  extern __shared__ __align__(16) uint8_t shared[];
+  constexpr int kQueryStride = kSize + kQueryPad;
+  T *queries = reinterpret_cast<T *>(shared);
+  float *maxima = reinterpret_cast<float *>(queries + kHeads * kQueryStride);  // [kWarps + 1][kHeads], the last is the block's
+  float *sums = maxima + (kWarps + 1) * kHeads;
+  float *warp_out = sums + (kWarps + 1) * kHeads;  // [kWarps][heads][kSize]
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
+  pdl_trigger();
+  pdl_wait();
+  const Work w = work_of(p, plan);
+  if (w.split >= w.active) return;
+  float *block_out = warp_out + kWarps * w.heads * kSize;
+
+  // Queries of another type are scaled before they are rounded, so that an f32 query stays in f16's range.
+  const bool same = p.q_element == (std::is_same_v<T, __half> ? INT8_CUDA_F16 : INT8_CUDA_BF16);
+  const float scale = same ? p.scale : 1.0f;
+  load_queries(p, w.row, w, kSize, same ? 1.0f : p.scale, [&](int h, int d, float value) { queries[h * kQueryStride + d] = from_f32<T>(value); });
+
+  const int size = p.cache.head_size;
+  const T *data = static_cast<const T *>(p.cache.data);
+  const int64_t values = value_offset(p.cache);
+  const int32_t *pages = p.cache.page_table + w.sequence * p.cache.sequence_pages;
+  // The warp's tiles: first_tile + i * kWarps. Lane l holds the page of tile l, 32 + l, ...
+  const int first_tile = w.first / kTilePositions + warp, end_tile = ceil_div(w.end, kTilePositions);
+  const int tiles = first_tile < end_tile ? ceil_div(end_tile - first_tile, kWarps) : 0;
+  int page_of_lane = 0;
+  auto page_of = [&](int i) {
+    if (i % 32 == 0) {
+      const int tile = first_tile + (i + lane) * kWarps;
+      page_of_lane = tile < end_tile ? pages[tile * kTilePositions / kPagePositions] : 0;
+    }
+    return __shfl_sync(~0u, page_of_lane, i % 32);
+  };
+  uint4 k[kSize / 32][2];  // [dims 32c + 8 part ..][keys group, group + 8]
+  uint4 v[kSize / 64][4];  // [dims 64c + 8 group ..][keys 2 part, + 1, + 8, + 9]
+  const uint4 zero = make_uint4(0, 0, 0, 0);
+  auto load_keys = [&](int tile, const T *page) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int key = tile * kTilePositions + group + half * 8;
+      const bool inside = key >= w.first && key < w.end;
+      const T *from = page + key % kPagePositions * size + part * 8;
+#pragma unroll
+      for (int c = 0; c < kSize / 32; ++c) {
+        k[c][half] = inside && c * 32 + part * 8 < size ? *reinterpret_cast<const uint4 *>(from + c * 32) : zero;
+      }
+    }
+  };
+  auto load_values = [&](int tile, const T *page) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int key = tile * kTilePositions + part * 2 + i % 2 + i / 2 * 8;
+      // A masked key has p = 0, and what its page holds may be NaN.
+      const bool inside = key >= w.first && key < w.end;
+      const T *from = page + values + key % kPagePositions * size + group * 8;
+#pragma unroll
+      for (int c = 0; c < kSize / 64; ++c) {
+        v[c][i] = inside && c * 64 + group * 8 < size ? *reinterpret_cast<const uint4 *>(from + c * 64) : zero;
+      }
+    }
+  };
+
+  float out[kSize / 16][4] = {};  // [dims 64(i/4) + 8 group + 2(i%4)]: heads 2 part, + 1; then the same of the next dim
+  float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
+  const T *page = nullptr;
+  if (tiles > 0) {
+    page = data + page_index(p.cache, p.layer, page_of(0), w.kv_head);
+    load_keys(first_tile, page);
+    load_values(first_tile, page);
+  }
+  __syncthreads();
+  for (int i = 0; i < tiles; ++i) {
+    const int tile = first_tile + i * kWarps;
+    float s[4] = {};  // keys group (0, 1) and group + 8 (2, 3), heads 2 part and + 1
+#pragma unroll
+    for (int c = 0; c < kSize / 32; ++c) {
+      const uint4 q = *reinterpret_cast<const uint4 *>(queries + group * kQueryStride + c * 32 + part * 8);
+      const uint32_t first[4] = {k[c][0].x, k[c][1].x, k[c][0].y, k[c][1].y}, second[4] = {k[c][0].z, k[c][1].z, k[c][0].w, k[c][1].w};
+      mma_16bit(s, first, q.x, q.y, T{});
+      mma_16bit(s, second, q.z, q.w, T{});
+    }
+    // The next keys, and after P * V the next values: half of a tile's bytes are always in flight.
+    const bool more = i + 1 < tiles;
+    if (more) {
+      page = data + page_index(p.cache, p.layer, page_of(i + 1), w.kv_head);
+      load_keys(tile + kWarps, page);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int key = tile * kTilePositions + group + j / 2 * 8, head = min(part * 2 + j % 2, w.heads - 1);
+      s[j] = key >= w.first && key < w.end ? score_log2(p, s[j] * scale, w.head + head, w.position, key) : -INFINITY;
+    }
+    float keep[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float next = fmaxf(s[h], s[2 + h]);
+#pragma unroll
+      for (int offset = 4; offset < 32; offset *= 2) next = fmaxf(next, __shfl_xor_sync(~0u, next, offset));
+      next = fmaxf(next, maximum[h]);
+      keep[h] = exp2f(maximum[h] - next);
+      maximum[h] = next;
+      s[h] = exp2f(s[h] - next);
+      s[2 + h] = exp2f(s[2 + h] - next);
+      sum[h] = sum[h] * keep[h] + s[h] + s[2 + h];
+    }
+    if (__any_sync(~0u, keep[0] != 1.0f || keep[1] != 1.0f)) {
+#pragma unroll
+      for (int t = 0; t < kSize / 16; ++t) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) out[t][j] *= keep[j % 2];
+      }
+    }
+    const uint32_t p0 = transpose_8x8(pack2<T>(s[0], s[1])), p1 = transpose_8x8(pack2<T>(s[2], s[3]));
+#pragma unroll
+    for (int c = 0; c < kSize / 64; ++c) {
+#pragma unroll
+      for (int t = 0; t < 4; ++t) {
+        const uint32_t w0 = word(v[c][0], t), w1 = word(v[c][1], t), w2 = word(v[c][2], t), w3 = word(v[c][3], t);
+        const uint32_t a[4] = {low_halves(w0, w1), high_halves(w0, w1), low_halves(w2, w3), high_halves(w2, w3)};
+        mma_16bit(out[c * 4 + t], a, p0, p1, T{});
+      }
+    }
+    if (more) load_values(tile + kWarps, page);
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) sum[h] += __shfl_xor_sync(~0u, sum[h], offset);
+    const int head = part * 2 + h;
+    if (group == 0) {
+      maxima[warp * kHeads + head] = maximum[h];
+      sums[warp * kHeads + head] = sum[h];
+    }
+    if (head < w.heads) {
+      float *to = warp_out + (warp * w.heads + head) * kSize + group * 8;
+#pragma unroll
+      for (int t = 0; t < kSize / 16; ++t) {
+        *reinterpret_cast<float2 *>(to + t / 4 * 64 + t % 4 * 2) = make_float2(out[t][h], out[t][2 + h]);
+      }
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < w.heads * size; i += kThreads) {
+    const int h = i / size, d = i % size;
+    float block_maximum = -INFINITY, block_sum = 0.0f, value = 0.0f;
+#pragma unroll
+    for (int o = 0; o < kWarps; ++o) block_maximum = fmaxf(block_maximum, maxima[o * kHeads + h]);
+#pragma unroll
+    for (int o = 0; o < kWarps; ++o) {
+      const float weight = weight_of(maxima[o * kHeads + h], block_maximum);
+      block_sum += weight * sums[o * kHeads + h];
+      value += weight * warp_out[(o * w.heads + h) * kSize + d];
+    }
+    block_out[i] = value;
+    if (d == 0) {
+      maxima[kWarps * kHeads + h] = block_maximum;
+      sums[kWarps * kHeads + h] = block_sum;
+    }
+  }
+  finish(p, plan, w, {block_out, maxima + kWarps * kHeads, sums + kWarps * kHeads});
+}
+
+// Bytes of shared memory of decode_fma, at most 33 KB: queries, probabilities, statistics, then the thread groups' results and the block's.
+inline size_t fma_shared_bytes(int size) {
+  const int groups = kThreads / round_up(size, 32);
+  return sizeof(float) * kHeads * (static_cast<size_t>(round_up(size, 4)) + kThreads + kWarps + 4 + static_cast<size_t>(groups + 1) * size);
+}
+
+template <typename T>
+struct alignas(4 * sizeof(T)) Four {
+  T element[4];
+};
+
+// Any head size and element type. A thread has a key for the scores, then a dim for the sum over the values.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ int8_cuda_attention_params p, const __grid_constant__ DecodePlan plan) {
+  extern __shared__ __align__(16) float shared_f32[];
+  const int size = p.cache.head_size, width = round_up(size, 32), groups = kThreads / width;
+  float *queries = shared_f32;                              // [round_up(size, 4)][kHeads]
+  float *weights = queries + round_up(size, 4) * kHeads;    // [kThreads][kHeads]
+  float *warp_stats = weights + kThreads * kHeads;          // [kWarps][kHeads]
+  float *maxima = warp_stats + kWarps * kHeads, *sums = maxima + kHeads, *keeps = sums + kHeads;
+  float *group_out = keeps + 2 * kHeads;                    // [groups][kHeads][size]
+  float *block_out = group_out + groups * kHeads * size;    // [kHeads][size]
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  pdl_trigger();
+  pdl_wait();
+  const Work w = work_of(p, plan);
+  if (w.split >= w.active) return;
+  load_queries(p, w.row, w, size, p.scale, [&](int h, int d, float value) { queries[d * kHeads + h] = value; });
+  if (thread < kHeads) {
+    maxima[thread] = -INFINITY;
+    sums[thread] = 0.0f;
+  }
+  __syncthreads();
+
+  const T *data = static_cast<const T *>(p.cache.data);
+  const int32_t *pages = p.cache.page_table + w.sequence * p.cache.sequence_pages;
+  const int64_t values = value_offset(p.cache);
+  const int dim = thread % width, part = thread / width;
+  float out[kHeads] = {};
+  for (int base = w.first; base < w.end; base += kThreads) {
+    const int key = base + thread;
+    float s[kHeads];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) s[h] = 0.0f;
+    if (key < w.end) {
+      const T *from = data + page_index(p.cache, p.layer, pages[key / kPagePositions], w.kv_head) + key % kPagePositions * size;
+      auto add = [&](int d, T value) {
+        const float x = to_f32(value);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) s[h] = fmaf(x, queries[d * kHeads + h], s[h]);
+      };
+      if (plan.vector) {
+#pragma unroll 4
+        for (int d = 0; d < size; d += 4) {
+          const Four<T> four = *reinterpret_cast<const Four<T> *>(from + d);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) add(d + e, four.element[e]);
+        }
+      } else {
+        for (int d = 0; d < size; ++d) add(d, from[d]);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      s[h] = key < w.end ? score_log2(p, s[h], w.head + min(h, w.heads - 1), w.position, key) : -INFINITY;
+      float most = s[h];
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
+      if (lane == 0) warp_stats[warp * kHeads + h] = most;
+    }
+    __syncthreads();
+    if (thread < kHeads) {
+      float most = maxima[thread];
+#pragma unroll
+      for (int o = 0; o < kWarps; ++o) most = fmaxf(most, warp_stats[o * kHeads + thread]);
+      keeps[thread] = weight_of(maxima[thread], most);
+      maxima[thread] = most;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const float weight = exp2f(s[h] - maxima[h]);
+      weights[thread * kHeads + h] = weight;
+      float total = weight;
+#pragma unroll
+      for (int offset = 16; offset > 0; offset /= 2) total += __shfl_xor_sync(~0u, total, offset);
+      if (lane == 0) warp_stats[warp * kHeads + h] = total;
+      out[h] *= keeps[h];
+    }
+    __syncthreads();
+    if (thread < kHeads) {
+      float total = sums[thread] * keeps[thread];
+#pragma unroll
+      for (int o = 0; o < kWarps; ++o) total += warp_stats[o * kHeads + thread];
+      sums[thread] = total;
+    }
+    if (dim < size && part < groups) {
+      const int count = min(kThreads, w.end - base);
+#pragma unroll 4
+      for (int j = part; j < count; j += groups) {
+        const int position = base + j;
+        const T *from = data + page_index(p.cache, p.layer, pages[position / kPagePositions], w.kv_head) + values + position % kPagePositions * size;
+        const float x = to_f32(from[dim]);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) out[h] = fmaf(x, weights[j * kHeads + h], out[h]);
+      }
+    }
+    __syncthreads();
+  }
+  if (dim < size && part < groups) {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) group_out[(part * kHeads + h) * size + dim] = out[h];
+  }
+  __syncthreads();
+  for (int i = thread; i < w.heads * size; i += kThreads) {
+    float value = 0.0f;
+    for (int g = 0; g < groups; ++g) value += group_out[g * kHeads * size + i];
+    block_out[i] = value;
+  }
+  finish(p, plan, w, {block_out, maxima, sums});
+}
+
+// out from the splits' results in the workspace, for rows with more than one. Grid: x rows, y query heads.
+__global__ void __launch_bounds__(128) combine_splits(const __grid_constant__ int8_cuda_attention_params p, const __grid_constant__ DecodePlan plan) {
+  pdl_trigger();
+  pdl_wait();
+  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), size = p.cache.head_size;
+  int chunk_tiles;
+  const int active = active_splits(plan, span_of(p, p.batch.positions[row], p.batch.sequences[row]), &chunk_tiles);
+  if (active == 1) return;
+  const int64_t first = (static_cast<int64_t>(row) * p.heads + head) * plan.splits;
+  for (int d = threadIdx.x; d < size; d += 128) {
+    float maximum = -INFINITY, sum = 0.0f, out = 0.0f;
+    for (int s = 0; s < active; ++s) {
+      const float2 part = plan.partial_sums[first + s];
+      const float value = plan.partial_out[(first + s) * size + d];
+      const float next = fmaxf(maximum, part.x), keep = weight_of(maximum, next), add = weight_of(part.x, next);
+      sum = sum * keep + part.y * add;
+      out = out * keep + value * add;
+      maximum = next;
+    }
+    store_element(p.out, row * p.ldo + static_cast<int64_t>(head) * size + d, sum != 0.0f ? out / sum : 0.0f, p.out_element);
+  }
+}
+
+template <typename Kernel>
+int8_cuda_status launch_splits(Kernel kernel, size_t shared, size_t most_shared, const int8_cuda_attention_params &p, const DecodePlan &plan,
+                               bool overlap) {
+  const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
+  const dim3 grid(static_cast<unsigned>(p.batch.rows * plan.splits), static_cast<unsigned>(p.cache.kv_heads * plan.tiles));
+  INT8_CUDA_TRY(allow_shared(kernel, most_shared));
+  if (plan.cluster && plan.splits > 8) INT8_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  Launch launch(grid, dim3(kThreads), shared, stream, overlap, plan.cluster ? plan.splits : 1);
+  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, p, plan));
+  if (plan.splits == 1 || plan.cluster) return INT8_CUDA_OK;
+  Launch combine(dim3(static_cast<unsigned>(p.batch.rows), static_cast<unsigned>(p.heads)), dim3(128), 0, stream, overlap);
+  INT8_CUDA_TRY(cudaLaunchKernelEx(&combine.config, combine_splits, p, plan));
+  return INT8_CUDA_OK;
+}
+
+template <typename T, int kSize>
+int8_cuda_status launch_mma(const int8_cuda_attention_params &p, const DecodePlan &plan, bool overlap) {
+  const int heads = std::min(kHeads, p.heads / p.cache.kv_heads);
+  return launch_splits(decode_mma<T, kSize>, mma_shared_bytes(kSize, heads, p.cache.head_size), mma_shared_bytes(kSize, kHeads, kSize), p, plan, overlap);
+}
+
+template <typename T>
+int8_cuda_status launch_typed(const int8_cuda_attention_params &p, const DecodePlan &plan, bool overlap) {
+  const int size = p.cache.head_size;
+  if constexpr (sizeof(T) == 2) {
+    if (plan.tensor_core) {
+      if (size <= 64) return launch_mma<T, 64>(p, plan, overlap);
+      return size <= 128 ? launch_mma<T, 128>(p, plan, overlap) : launch_mma<T, 256>(p, plan, overlap);
+    }
+  }
+  return launch_splits(decode_fma<T>, fma_shared_bytes(size), 0, p, plan, overlap);
+}
+
+}  // namespace
+
+DecodePlan decode_plan(const int8_cuda_attention_params &p, const Device &device) {
+  DecodePlan plan{};
+  const int group = p.heads / p.cache.kv_heads;
+  plan.tiles = ceil_div(group, kHeads);
+  plan.tensor_core = p.cache.element != INT8_CUDA_F32 && p.cache.head_size % 8 == 0 && reinterpret_cast<uintptr_t>(p.cache.data) % 16 == 0;
+  plan.vector = p.cache.head_size % 4 == 0 && reinterpret_cast<uintptr_t>(p.cache.data) % 16 == 0;
+  plan.chunk_tiles = kThreads / kTilePositions;
+  const int64_t capacity = p.cache.sequence_pages * kPagePositions;
+  const int64_t most = ceil_div<int64_t>(capacity, plan.chunk_tiles * kTilePositions);
+  const int64_t units = p.batch.rows * p.cache.kv_heads * plan.tiles;
+  // Two blocks an SM.
+  int64_t splits = std::min(most, ceil_div<int64_t>(2 * device.multiprocessors, std::max<int64_t>(units, 1)));
+  // A cluster has at most 16 blocks. With very few units and many keys more splits are worth the second kernel.
+  const bool long_and_few = splits > 16 && units * 16 < device.multiprocessors / 2 && capacity >= 16384;
+  plan.cluster = device.major >= 9 && !long_and_few;
+  if (plan.cluster) {
+    int64_t power = 1;
+    while (power < splits && power < 16) power *= 2;
+    splits = power;
+  }
+  plan.splits = static_cast<int>(std::min<int64_t>(splits, 256));
+  if (plan.splits == 1) plan.cluster = 0;
+  return plan;
+}
+
+uint64_t decode_workspace(const int8_cuda_attention_params &p, const Device &device) {
+  // splits * rows <= 2 * multiprocessors / (kv_heads * tiles) + rows; both results take head_size + 2 numbers.
+  DecodePlan plan = decode_plan(p, device);
+  const int64_t capacity_splits = ceil_div<int64_t>(p.cache.sequence_pages * kPagePositions, plan.chunk_tiles * kTilePositions);
+  const int64_t parts = std::min(p.batch.rows * capacity_splits, 2 * device.multiprocessors / (p.cache.kv_heads * plan.tiles) + 1 + p.batch.rows);
+  return round_up<uint64_t>(static_cast<uint64_t>(parts * p.heads * (p.cache.head_size + 2)) * sizeof(float), 256);
+}
+
+int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device &device) {
+  DecodePlan plan = decode_plan(p, device);
+  plan.partial_sums = static_cast<float2 *>(p.workspace);
+  plan.partial_out = reinterpret_cast<float *>(plan.partial_sums + p.batch.rows * p.heads * plan.splits);
+  const bool overlap = device.major >= 9;
+  switch (p.cache.element) {
+    case INT8_CUDA_F16: return launch_typed<__half>(p, plan, overlap);
+    case INT8_CUDA_BF16: return launch_typed<__nv_bfloat16>(p, plan, overlap);
+    default: return launch_typed<float>(p, plan, overlap);
+  }
+}
+
+}  // namespace int8_cuda
