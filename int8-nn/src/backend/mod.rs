@@ -19,6 +19,8 @@
 
 mod capabilities;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod observer;
 mod pages;
 mod spec;
