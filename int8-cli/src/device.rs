@@ -1,60 +1,202 @@
-//! Where to compute: the processor with one of its kernels, or a GPU.
+//! Where to compute: the processor with one of its kernels, or a GPU; and the one place where a command that runs a model
+//! meets its backend.
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use int8_nn::Loader;
 use int8_nn::backend::cpu::{CpuBackend, Kernel};
+#[cfg(feature = "cuda")]
+use int8_nn::backend::cuda::CudaBackend;
+use int8_nn::backend::{Backend, FloatType, Precision};
+use int8_nn::checkpoint::Checkpoint;
 
 use crate::args::Global;
 use crate::failure::Failure;
+use crate::output::Output;
 
 /// The device that the options name.
 #[derive(Debug)]
 pub(crate) struct Device {
     kernel: Option<String>,
-    cuda: Option<u32>,
+    choice: Choice,
+    compute: Option<FloatType>,
+}
+
+/// `--device`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// A GPU that runs the model, or else the processor.
+    Auto,
+    Cpu,
+    /// This GPU.
+    Cuda(u32),
+}
+
+/// Kinds of devices, as far as settings depend on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Processor {
+    Cpu,
+    /// An NVIDIA GPU.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a build with CUDA has one"))]
+    Gpu,
+}
+
+impl Processor {
+    /// Whether outliers can be multiplied by the checkpoint's own columns of the weight. A GPU has int8 columns alone so far.
+    pub(crate) fn has_exact_columns(self) -> bool {
+        self == Self::Cpu
+    }
+}
+
+/// Work with the model of a checkpoint, written once for all backends: [`Device::run`] chooses one.
+pub(crate) trait Task {
+    /// The result.
+    type Output;
+
+    /// The precision in which the model is loaded (first) on such a processor. A GPU that lacks it is not chosen unless it is
+    /// named.
+    ///
+    /// # Errors
+    /// When the options contradict each other or ask for what the processor lacks.
+    fn precision(&self, processor: Processor) -> Result<Precision, Failure>;
+
+    /// Does the work.
+    ///
+    /// # Errors
+    /// When it fails.
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<Self::Output, Failure>;
+}
+
+/// The backend that was chosen, with the checkpoint whose model it is to run and its precision there.
+#[derive(Debug)]
+pub(crate) struct Place<B> {
+    pub(crate) backend: Arc<B>,
+    pub(crate) processor: Processor,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) precision: Precision,
 }
 
 impl Device {
     /// Reads the options and sets up the threads.
     ///
     /// # Errors
-    /// For a device that does not exist, or if the threads cannot be started.
+    /// For a device that does not exist or that this build has no support for, or if the threads cannot be started.
     pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
-        let cuda = cuda_ordinal(&global.device)?;
+        let choice = Choice::of(&global.device)?;
+        if let (Choice::Cuda(ordinal), false) = (choice, cfg!(feature = "cuda")) {
+            return Err(Failure::new(format!(
+                "--device cuda:{ordinal}: this `int8` was built without GPU support; --device cpu runs models on the processor"
+            ))
+            .hint(
+                "`cargo xtask cuda-toolkit` provides a CUDA toolkit and `cargo build --release -p int8-cli --features cuda` \
+                 builds with it; or copy the programs of `cargo xtask dist --cuda` to the GPU machine",
+            ));
+        }
+        if let Some(compute) = global.compute
+            && (choice == Choice::Cpu || !cfg!(feature = "cuda"))
+        {
+            return Err(Failure::usage(format!(
+                "--compute {}: only a GPU computes in a type that can be chosen, the processor in 32-bit; drop the option",
+                compute.name()
+            )));
+        }
         if let Some(threads) = global.threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(usize::from(threads))
                 .build_global()
                 .map_err(|error| Failure::new(format!("--threads {threads}: {error}")))?;
         }
-        Ok(Self { kernel: global.kernel.clone(), cuda })
+        Ok(Self { kernel: global.kernel.clone(), choice, compute: global.compute })
     }
 
     /// The number of the GPU that `--device cuda` or `cuda:N` names.
+    #[cfg(feature = "cuda")]
     pub(crate) fn cuda(&self) -> Option<u32> {
-        self.cuda
+        match self.choice {
+            Choice::Cuda(ordinal) => Some(ordinal),
+            Choice::Auto | Choice::Cpu => None,
+        }
     }
 
-    /// For commands that run models.
+    /// For commands that run no model.
     ///
     /// # Errors
     /// With `--device cuda`.
     pub(crate) fn require_cpu(&self) -> Result<(), Failure> {
-        match self.cuda {
-            Some(ordinal) => Err(Failure::new(format!(
-                "--device cuda:{ordinal}: models do not run on a GPU yet; use --device cpu"
-            ))
-            .hint("`int8 bench --device cuda` measures single layers there")),
-            None => Ok(()),
+        match self.choice {
+            Choice::Cuda(ordinal) => Err(Failure::usage(format!(
+                "--device cuda:{ordinal}: this command runs no model and computes on the processor alone; drop the option"
+            ))),
+            Choice::Auto | Choice::Cpu => Ok(()),
         }
     }
 
-    /// The CPU with the kernel that `--kernel` names.
+    /// Runs `task` with the model of `checkpoint`: on the device that `--device` names, or with `auto` on the first GPU if it
+    /// can run this model with these settings, and else on the processor.
     ///
     /// # Errors
-    /// When there is no such kernel.
-    pub(crate) fn backend(&self) -> Result<Arc<CpuBackend>, Failure> {
-        Ok(Arc::new(CpuBackend::with_kernel(self.kernel()?)))
+    /// Those of the task; and when the device cannot be used, or there is no such kernel.
+    pub(crate) fn run<T: Task>(
+        &self,
+        checkpoint: Checkpoint,
+        task: T,
+        output: &Output,
+    ) -> Result<T::Output, Failure> {
+        #[cfg(feature = "cuda")]
+        if let Some((backend, precision)) = self.gpu(&checkpoint, &task, output)? {
+            let (backend, processor) = (Arc::new(backend), Processor::Gpu);
+            return task.run(&Place { backend, processor, checkpoint, precision });
+        }
+        if let Some(compute) = self.compute {
+            output.remark(&format!(
+                "--compute {} changes nothing: the processor computes in 32-bit",
+                compute.name()
+            ));
+        }
+        let precision = task.precision(Processor::Cpu)?;
+        let backend = Arc::new(CpuBackend::with_kernel(self.kernel()?));
+        task.run(&Place { backend, processor: Processor::Cpu, checkpoint, precision })
+    }
+
+    /// The GPU that is to be used, with the precision of the task there; `None` for the processor.
+    #[cfg(feature = "cuda")]
+    fn gpu(
+        &self,
+        checkpoint: &Checkpoint,
+        task: &impl Task,
+        output: &Output,
+    ) -> Result<Option<(CudaBackend, Precision)>, Failure> {
+        let ordinal = match self.choice {
+            Choice::Cpu => return Ok(None),
+            Choice::Auto => 0,
+            Choice::Cuda(ordinal) => ordinal,
+        };
+        let compute = self.compute.or(checkpoint.float_type()).unwrap_or(FloatType::F16);
+        let open = || -> Result<_, Failure> {
+            let precision = task.precision(Processor::Gpu)?;
+            let backend = CudaBackend::new(ordinal, compute).map_err(|error| {
+                Failure::new(format!("--device cuda:{ordinal}: {error}"))
+                    .hint("nvidia-smi lists the GPUs; --device cpu runs models on the processor")
+            })?;
+            // A GPU that is named gets the model, and the loader's error names what it lacks.
+            if self.choice == Choice::Auto {
+                let loader = Loader::new(checkpoint.clone()).precision(precision);
+                loader.accept(&backend.capabilities())?;
+            }
+            Ok((backend, precision))
+        };
+        match (open(), self.choice) {
+            (Ok(found), Choice::Auto) => {
+                output.remark(&output.dim(&format!("on cuda:{ordinal}, {}", found.0.describe())));
+                Ok(Some(found))
+            }
+            (Err(failure), Choice::Auto) => {
+                output.remark(&output.dim(&format!("on the CPU: {}", failure.message())));
+                Ok(None)
+            }
+            (found, _) => found.map(Some),
+        }
     }
 
     /// The kernel that `--kernel` names, or the best.
@@ -71,16 +213,35 @@ impl Device {
     }
 }
 
-/// `None` for `auto` and `cpu`, the device's number for `cuda` and `cuda:N`.
-fn cuda_ordinal(device: &str) -> Result<Option<u32>, Failure> {
-    let unknown = || Failure::usage(format!("--device {device}: expected auto, cpu or cuda:N"));
-    match (device, device.strip_prefix("cuda")) {
-        ("auto" | "cpu", _) => Ok(None),
-        (_, Some("")) => Ok(Some(0)),
-        (_, Some(rest)) => {
-            let number = rest.strip_prefix(':').and_then(|number| number.parse().ok());
-            number.map(Some).ok_or_else(unknown)
+impl Choice {
+    /// `auto`, `cpu`, `cuda`, `cuda:N`
+    fn of(device: &str) -> Result<Self, Failure> {
+        let unknown = || Failure::usage(format!("--device {device}: expected auto, cpu or cuda:N"));
+        match (device, device.strip_prefix("cuda")) {
+            ("auto", _) => Ok(Self::Auto),
+            ("cpu", _) => Ok(Self::Cpu),
+            (_, Some("")) => Ok(Self::Cuda(0)),
+            (_, Some(rest)) => {
+                let number = rest.strip_prefix(':').and_then(|number| number.parse().ok());
+                number.map(Self::Cuda).ok_or_else(unknown)
+            }
+            _ => Err(unknown()),
         }
-        _ => Err(unknown()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_names() {
+        let of = |name| Choice::of(name).ok();
+        assert_eq!(of("auto"), Some(Choice::Auto));
+        assert_eq!(of("cpu"), Some(Choice::Cpu));
+        assert_eq!((of("cuda"), of("cuda:3")), (Some(Choice::Cuda(0)), Some(Choice::Cuda(3))));
+        for wrong in ["", "gpu", "cuda3", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "CPU"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
     }
 }

@@ -26,6 +26,12 @@ impl Failure {
         Self { code: 2, ..Self::new(message) }
     }
 
+    /// The message without the advice.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Adds advice.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }

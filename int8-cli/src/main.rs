@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(&cli.global);
     let device = Device::new(&cli.global)?;
-    if !matches!(cli.command, Command::Bench(_)) {
+    if !cli.command.uses_device() {
         device.require_cpu()?;
     }
     match cli.command {

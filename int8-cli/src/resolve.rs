@@ -1,36 +1,38 @@
 //! From arguments to settings of the libraries: options that depend on each other are resolved and checked here, before any
 //! work is done.
 
+use std::collections::BTreeSet;
+
 use int8_core::{Config, OutlierRule, Scheme, scheme};
-use int8_nn::backend::{Precision, Quantization};
-use int8_nn::checkpoint::{DType, Existing};
+use int8_nn::backend::{Backend, OutlierWeights, Precision, Quantization};
+use int8_nn::checkpoint::{Checkpoint, DType, Existing};
 use int8_nn::config::RotaryPrecision;
 use int8_nn::quantize::WriteSettings;
 use int8_nn::{Loader, Model};
 
 use crate::args::{self, ModelArgs, PrecisionArgs, WriteArgs};
-use crate::device::Device;
+use crate::device::{Device, Place, Processor};
 use crate::failure::Failure;
 use crate::hub;
 use crate::output::{Bar, Output};
 
-/// The precision of the linear layers.
+/// The precision of the linear layers on such a processor.
 ///
 /// # Errors
-/// When two options contradict each other.
-pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure> {
+/// When two options contradict each other, or the processor lacks what one asks for.
+pub(crate) fn precision(arguments: &PrecisionArgs, processor: Processor) -> Result<Precision, Failure> {
     if arguments.fp {
         return Ok(Precision::Float);
     }
     let quantization = match arguments.preset {
         Some(args::Preset::Best) => Quantization::best(),
-        Some(args::Preset::Paper) | None => quantization(arguments)?,
+        Some(args::Preset::Paper) | None => quantization(arguments, processor)?,
     };
     Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
 }
 
 /// From the single options.
-fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
+fn quantization(arguments: &PrecisionArgs, processor: Processor) -> Result<Quantization, Failure> {
     let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
     let about_outliers = [
         ("--rule", arguments.rule.is_some()),
@@ -61,7 +63,67 @@ fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
         ..scheme.config()
     };
     config.rule.validate().map_err(|error| Failure::usage(error.to_string()))?;
-    Ok(Quantization::new(config, arguments.outlier_weights.unwrap_or_default()))
+    Ok(Quantization::new(config, outlier_weights(arguments.outlier_weights, processor)?))
+}
+
+/// The weights of the outlier product: exact where the processor has them, unless others are asked for.
+///
+/// # Errors
+/// When exact ones are asked for and there are none.
+pub(crate) fn outlier_weights(
+    given: Option<OutlierWeights>,
+    processor: Processor,
+) -> Result<OutlierWeights, Failure> {
+    match (given, processor.has_exact_columns()) {
+        (Some(OutlierWeights::Exact), false) => Err(Failure::new(
+            "--outlier-weights exact: a GPU multiplies outliers with dequantised int8 weights so far; \
+             drop the option, or run on the processor with --device cpu",
+        )),
+        (given, true) => Ok(given.unwrap_or(OutlierWeights::Exact)),
+        (_, false) => Ok(OutlierWeights::Dequantized),
+    }
+}
+
+/// A setting in a comparison, with what else belongs to its row.
+pub(crate) struct Compared<T> {
+    pub(crate) name: String,
+    pub(crate) precision: Precision,
+    pub(crate) detail: T,
+}
+
+/// The rows of a comparison as the backend runs them, each once: without exact outlier weights, a row has dequantised ones and
+/// `dequantized` at the end of its name. A remark names the rows that the backend cannot run.
+pub(crate) fn comparison<T, B: Backend>(
+    rows: impl IntoIterator<Item = Compared<T>>,
+    dequantized: &str,
+    place: &Place<B>,
+    output: &Output,
+) -> Vec<Compared<T>> {
+    let capabilities = place.backend.capabilities();
+    let (mut kept, mut seen, mut refused) = (Vec::new(), BTreeSet::new(), Vec::new());
+    for mut row in rows {
+        let Compared { name, precision, .. } = &mut row;
+        if let Precision::Int8(quantization) = precision
+            && quantization.outlier_weights == OutlierWeights::Exact
+            && !place.processor.has_exact_columns()
+        {
+            quantization.outlier_weights = OutlierWeights::Dequantized;
+            if quantization.config.rule != OutlierRule::None {
+                name.push_str(dequantized);
+            }
+        }
+        if !seen.insert(name.clone()) {
+            continue;
+        }
+        match Loader::new(place.checkpoint.clone()).precision(*precision).accept(&capabilities) {
+            Ok(()) => kept.push(row),
+            Err(_) => refused.push(name.clone()),
+        }
+    }
+    if !refused.is_empty() {
+        output.remark(&format!("{} does not run: {}", capabilities.device, refused.join("; ")));
+    }
+    kept
 }
 
 fn rule(arguments: &PrecisionArgs) -> Result<OutlierRule, Failure> {
@@ -119,48 +181,59 @@ pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
     }
 }
 
-/// Loads the model with the precision of its arguments, with a progress bar.
+/// Opens the checkpoint of a model, once its options have been checked.
 ///
 /// # Errors
-/// When the arguments contradict each other or the checkpoint cannot be loaded.
-pub(crate) fn load(arguments: &ModelArgs, device: &Device, output: &Output) -> Result<Model, Failure> {
-    load_as(arguments, precision(&arguments.precision)?, device, output)
+/// When the options contradict each other or the checkpoint cannot be opened.
+pub(crate) fn checkpoint(arguments: &ModelArgs, output: &Output) -> Result<Checkpoint, Failure> {
+    precision(&arguments.precision, Processor::Cpu)?;
+    Ok(Checkpoint::open(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?)
 }
 
-/// Loads the model with `precision` instead of that of its arguments, with a progress bar.
+/// Loads the model with the precision of the place, with a progress bar.
 ///
 /// # Errors
 /// When the checkpoint cannot be loaded.
-pub(crate) fn load_as(
-    arguments: &ModelArgs,
-    precision: Precision,
-    device: &Device,
+pub(crate) fn load<B: Backend>(
+    arguments: &PrecisionArgs,
+    place: &Place<B>,
     output: &Output,
-) -> Result<Model, Failure> {
-    let (loader, bar) = loader(arguments, precision, output)?;
-    let model = loader.build_on(device.backend()?)?;
+) -> Result<Model<B>, Failure> {
+    load_as(place.precision, arguments, place, output)
+}
+
+/// Loads the model with `precision` instead of that of the place, with a progress bar.
+///
+/// # Errors
+/// When the checkpoint cannot be loaded.
+pub(crate) fn load_as<B: Backend>(
+    precision: Precision,
+    arguments: &PrecisionArgs,
+    place: &Place<B>,
+    output: &Output,
+) -> Result<Model<B>, Failure> {
+    let (loader, bar) = loader(precision, arguments, &place.checkpoint, output);
+    let model = loader.build_on(place.backend.clone())?;
     bar.clear();
     Ok(model)
 }
 
-/// Opens the checkpoint for loading with a progress bar.
-///
-/// # Errors
-/// When the checkpoint cannot be opened.
+/// Prepares to load a model with a progress bar; of the arguments, those that are no part of the precision count.
 pub(crate) fn loader(
-    arguments: &ModelArgs,
     precision: Precision,
+    arguments: &PrecisionArgs,
+    checkpoint: &Checkpoint,
     output: &Output,
-) -> Result<(Loader, Bar), Failure> {
-    let loader = Model::load(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?;
-    let rotary = rotary(&loader, arguments.precision.rotary);
+) -> (Loader, Bar) {
+    let loader = Loader::new(checkpoint.clone());
+    let rotary = rotary(&loader, arguments.rotary);
     let verb = if precision == Precision::Float { "loading" } else { "converting to int8" };
     let bar = output.bar(verb, "blocks");
     let progress = bar.clone();
     let loader = loader.precision(precision).rotary_precision(rotary).on_progress(move |done, all| {
         progress.set(done, all);
     });
-    Ok((loader, bar))
+    (loader, bar)
 }
 
 fn rotary(loader: &Loader, wanted: Option<args::RotaryPrecision>) -> RotaryPrecision {

@@ -6,6 +6,9 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
+/// Whether the program has GPU support.
+const CUDA: bool = cfg!(feature = "cuda");
+
 fn int8(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_int8"))
         .args(arguments)
@@ -248,14 +251,17 @@ fn mistakes_are_explained() {
         (vec!["run", &opt, "--ids", "5", "--rule", "relative", "--threshold", "6"], 2, vec!["--tau"]),
         (vec!["run", &opt, "--ids", "5", "--fp", "--scheme", "absmax"], 2, vec!["--fp", "--scheme"]),
         (vec!["run", &opt, "--ids", "5", "--kernel", "mmx"], 2, vec!["mmx", "portable"]),
-        (vec!["run", &opt, "--ids", "5", "--device", "cuda:0"], 1, vec!["cuda:0", "cpu"]),
+        (vec!["run", &opt, "--ids", "5", "--device", "cuda:99"], 1, vec!["cuda:99", "cpu"]),
         (vec!["run", &opt, "--ids", "5", "--device", "tpu"], 2, vec!["tpu", "cpu"]),
         (vec!["eval", &opt, "--text", "no/such.txt"], 1, vec!["no/such.txt"]),
         (vec!["verify", "--cases", "0", "--require", "cuda"], 1, vec!["cuda"]),
         // No machine has so many, with the feature `cuda` or without.
         (vec!["bench", "--quick", "--device", "cuda:99"], 1, vec!["cuda:99", "hint"]),
         (vec!["bench", "--quick", "--device", "cuda:x"], 2, vec!["cuda:x", "cuda:N"]),
-        (vec!["bench", &opt, "--device", "cuda"], 1, vec!["cuda:0", "--device cpu"]),
+        (vec!["bench", &opt, "--device", "cuda:99"], 1, vec!["cuda:99", "--device cpu"]),
+        (vec!["eval", &opt, "--device", "cpu", "--compute", "bf16"], 2, vec!["--compute bf16", "GPU"]),
+        (vec!["run", &opt, "--ids", "5", "--compute", "int8"], 2, vec!["int8", "bf16"]),
+        (vec!["inspect", &opt, "--device", "cuda:99"], if CUDA { 2 } else { 1 }, vec!["cuda:99"]),
         (vec!["frobnicate"], 2, vec!["frobnicate"]),
     ] {
         let output = int8(&arguments);

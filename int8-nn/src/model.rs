@@ -6,8 +6,8 @@ use std::sync::Arc;
 use int8_core::{Config, Scheme};
 
 use crate::Error;
-use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::backend::{Backend, Capabilities, Feature};
 use crate::chat::ChatTemplate;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, RawConfig, RotaryPrecision};
@@ -103,6 +103,29 @@ impl Loader {
     pub fn on_progress(mut self, progress: impl FnMut(usize, usize) + 'static) -> Self {
         self.progress = Box::new(progress);
         self
+    }
+
+    /// Whether a backend runs this model with these settings, before anything is loaded.
+    ///
+    /// # Errors
+    /// As [`build_on`](Self::build_on) refuses the model: [`Error::Unsupported`] names all that the backend lacks.
+    pub fn accept(&self, capabilities: &Capabilities) -> Result<(), Error> {
+        let raw = RawConfig::read(self.checkpoint.source())?;
+        let accept = |config: &DecoderConfig, further: &[Feature]| {
+            capabilities.accept(config, &self.precision, further)
+        };
+        match families::kind(raw.text_or("model_type", "")?) {
+            Some(Kind::Encoder) => {
+                let config = (families::encoder(&raw)?.config)(&raw)?;
+                accept(&config.network, &[Feature::FullAttention])
+            }
+            Some(Kind::Seq2Seq) => {
+                let config = (families::seq2seq(&raw)?.config)(&raw)?;
+                accept(&config.encoder, &[Feature::FullAttention])?;
+                accept(&config.decoder, &[Feature::CrossAttention, Feature::FullAttention])
+            }
+            _ => accept(&(families::of(&raw)?.config)(&raw)?, &[]),
+        }
     }
 
     /// Builds the model on the CPU.

@@ -4,12 +4,15 @@ mod commands;
 mod shared;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use int8_core::FloatType;
 
 pub(crate) use commands::{
     BenchArgs, DequantizeArgs, EmbedArgs, EvalArgs, InspectArgs, LogitsArgs, OutliersArgs, PlanArgs,
     QuantizeArgs, Required, RunArgs, VerifyArgs,
 };
 pub(crate) use shared::{InputArgs, ModelArgs, PrecisionArgs, Preset, RotaryPrecision, TextArgs, WriteArgs};
+
+use crate::values::named;
 
 /// `int8`: the whole command line.
 #[derive(Debug, Parser)]
@@ -37,9 +40,14 @@ pub(crate) struct Global {
     /// Number of threads [default: one for each core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Where to compute: auto, cpu, or cuda:N (bench of single layers, in a build with the feature `cuda`)
+    /// Where to compute: cpu; cuda or cuda:N, an NVIDIA GPU (in a build with the feature `cuda`); or auto, the first GPU if
+    /// there is one that runs the model, and else the processor
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: String,
+    /// On a GPU, the type of activations and of weights that are not int8 (sums are 32-bit): 16-bit types are faster, f16 is
+    /// finer and bf16 reaches further [default: the type of the checkpoint]
+    #[arg(long, global = true, value_name = "TYPE", value_parser = named::<FloatType>())]
+    pub(crate) compute: Option<FloatType>,
     /// int8 kernel of the CPU; `int8 verify` lists them [default: the best this processor has]
     #[arg(long, global = true, value_name = "NAME", env = "INT8_KERNEL")]
     pub(crate) kernel: Option<String>,
@@ -155,4 +163,19 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+}
+
+impl Command {
+    /// Whether it computes on the device that `--device` names.
+    pub(crate) fn uses_device(&self) -> bool {
+        match self {
+            Self::Quantize(arguments) => arguments.keep_outliers.is_some(),
+            Self::Inspect(_)
+            | Self::Plan(_)
+            | Self::Dequantize(_)
+            | Self::Verify(_)
+            | Self::Completions { .. } => false,
+            _ => true,
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! `int8 bench`: the layer and whole models, int8 against 16 and 32 bit.
 
+#[cfg(feature = "cuda")]
 mod cuda;
 mod model;
 
@@ -77,9 +78,9 @@ pub(crate) fn run(arguments: &BenchArgs, device: &Device, output: &Output) -> Re
     let effort =
         Effort { best: arguments.best, ..if arguments.quick { Effort::QUICK } else { Effort::FULL } };
     if let Some(path) = &arguments.model {
-        device.require_cpu()?;
         return model::run(path, arguments, device, output);
     }
+    #[cfg(feature = "cuda")]
     if let Some(ordinal) = device.cuda() {
         return cuda::run(ordinal, arguments, output);
     }

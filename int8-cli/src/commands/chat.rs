@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Read};
 
+use int8_nn::backend::Backend;
 use int8_nn::{ChatTemplate, Message};
 use serde_json::json;
 
@@ -40,7 +41,7 @@ impl Input {
 }
 
 /// Answers.
-pub(super) fn run(run: &Run<'_>, input: Input) -> Result<(), Failure> {
+pub(super) fn run<B: Backend>(run: &Run<'_, B>, input: Input) -> Result<(), Failure> {
     let template = run
         .model
         .chat_template()?
@@ -64,8 +65,8 @@ pub(super) fn run(run: &Run<'_>, input: Input) -> Result<(), Failure> {
     Ok(())
 }
 
-struct Chat<'a> {
-    run: &'a Run<'a>,
+struct Chat<'a, B: Backend> {
+    run: &'a Run<'a, B>,
     template: ChatTemplate,
     messages: Vec<Message>,
 }
@@ -77,7 +78,7 @@ struct Answer {
     text: String,
 }
 
-impl Chat<'_> {
+impl<B: Backend> Chat<'_, B> {
     /// Answers one question and appends both to the conversation.
     fn answer(&mut self, question: String) -> Result<Answer, Failure> {
         let tokenizer = self.run.model.tokenizer()?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use int8_core::{OutlierGranularity, OutlierRule, RowStatistic, Scheme};
-use int8_nn::backend::{OutlierWeights, Precision, Quantization};
+use int8_nn::backend::{Backend, OutlierWeights, Precision, Quantization};
 use int8_nn::decoder::LinearRole;
 use int8_nn::quality::{Baseline, Comparison, LastWords, LayerError, layer_errors};
 use int8_nn::{Model, PerplexityOptions};
@@ -13,13 +13,13 @@ use super::passages::read_passages;
 use super::{OutlierShare, outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
-use crate::device::Device;
+use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::report::charts::{Axis, Chart, Series};
 use crate::report::plots::{Plot, PlotFolder, short_name};
 use crate::report::{Page, Table};
-use crate::resolve;
+use crate::resolve::{self, Compared};
 
 /// Bytes for the predictions of the float model, the baseline: 1 GiB holds some 10,000 positions of a vocabulary of 50,000.
 const BASELINE_BYTES: usize = 1 << 30;
@@ -47,13 +47,11 @@ fn paper(scheme: Option<Scheme>) -> [f64; 5] {
     }
 }
 
-/// One row of the comparison.
-struct Entry {
-    name: String,
-    precision: Precision,
-    /// The same row in the paper.
-    paper: Option<[f64; 5]>,
-}
+/// The end of the names of rows with dequantised outlier weights.
+const DEQUANTIZED: &str = ", dequantized";
+
+/// One row of the comparison, with the same row in the paper.
+type Entry = Compared<Option<[f64; 5]>>;
 
 /// The result of an entry.
 struct Found {
@@ -69,7 +67,7 @@ fn entries() -> Vec<Entry> {
     let int8 = |name: String, config, weights, paper| Entry {
         name,
         precision: Precision::Int8(Quantization::new(config, weights)),
-        paper,
+        detail: paper,
     };
     let mut entries: Vec<Entry> = Scheme::ALL
         .into_iter()
@@ -79,7 +77,7 @@ fn entries() -> Vec<Entry> {
         })
         .collect();
     for scheme in Scheme::ALL.into_iter().filter(|scheme| scheme.decomposes()) {
-        let name = format!("{}, dequantized", scheme.name());
+        let name = format!("{}{DEQUANTIZED}", scheme.name());
         entries.push(int8(name, scheme.config(), OutlierWeights::Dequantized, None));
     }
     let mut values = Scheme::LlmInt8Absmax.config();
@@ -88,7 +86,7 @@ fn entries() -> Vec<Entry> {
     entries.push(Entry {
         name: "best".to_owned(),
         precision: Precision::Int8(Quantization::best()),
-        paper: None,
+        detail: None,
     });
     entries
 }
@@ -97,74 +95,103 @@ fn entries() -> Vec<Entry> {
 pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let passages = arguments.last_words.as_deref().map(read_passages).transpose()?;
     let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
-    let float = Arc::new(resolve::load_as(&arguments.model, Precision::Float, device, output)?);
-    let (ids, options) = text(&float, &arguments.text)?;
-    let bar = output.bar("scoring float", "windows");
-    let baseline = float.baseline(&ids, &options, BASELINE_BYTES, |done, all| bar.set(done, all))?;
-    bar.clear();
-    let last_words = |model: &Model| -> Result<Option<LastWords>, Failure> {
-        Ok(passages.as_ref().map(|passages| model.last_words(passages, |_, _| {})).transpose()?)
-    };
-    let float_words = last_words(&float)?;
-
-    let context =
-        Context { arguments, device, output, float: &float, ids: &ids, options, baseline: &baseline };
-    let entries = entries();
-    let all = entries.len();
-    let mut found = Vec::new();
-    for (index, entry) in entries.into_iter().enumerate() {
-        let label = format!("{} of {all}, {}", index + 1, entry.name);
-        let model = Arc::new(resolve::load_as(&arguments.model, entry.precision, device, output)?);
-        let comparison = context.score(&label, &model, &baseline, &options)?;
-        let layer_ids = &ids[..LAYER_TOKENS.min(options.window).min(ids.len())];
-        found.push(Found {
-            share: outlier_share(&model),
-            bytes: model.decoder().footprint().total(),
-            layers: layer_errors(&float, &model, layer_ids)?,
-            last_words: last_words(&model)?,
-            entry,
-            comparison,
-        });
-    }
-
-    let table = table(&baseline, float.decoder().footprint().total(), float_words.as_ref(), &found);
-    if let Some(path) = &arguments.csv {
-        table.write_csv(path)?;
-    }
-    let sweep = if arguments.report.is_some() || folder.is_some() { Some(context.sweep()?) } else { None };
-    if let Some(sweep) = &sweep {
-        let plots = plots(&context, &found, sweep);
-        if let Some(folder) = folder {
-            folder.write(&plots)?;
-        }
-        if let Some(path) = &arguments.report {
-            page(&context, &table, sweep, &plots)?.write(path)?;
-        }
-    }
-    if output.json {
-        let float_bytes = float.decoder().footprint().total();
-        return output.object(&to_json(&context, float_bytes, float_words.as_ref(), &found, sweep.as_ref()));
-    }
-    output.text(&table.to_text())?;
-    output.line(&format!(
-        "\n{} windows of {} tokens. Loss is over float, ± its standard error from the paired differences of the windows; KL in nats a \
-         token and agreement of the most probable token over {} positions. Paper: C4, 125M to 13B parameters.",
-        baseline.perplexity.windows.len(),
-        baseline.perplexity.window,
-        found.first().map_or(0, |found| found.comparison.positions_compared)
-    ))?;
-    output.text(&worst_layers(&found))?;
-    for path in arguments.csv.iter().chain(&arguments.report).chain(&arguments.plots) {
-        output.remark(&format!("written: {}", path.display()));
-    }
-    Ok(())
+    let checkpoint = resolve::checkpoint(&arguments.model, output)?;
+    device.run(checkpoint, Compare { arguments, passages, folder, output }, output)
 }
 
-struct Context<'a> {
+struct Compare<'a> {
     arguments: &'a EvalArgs,
-    device: &'a Device,
+    passages: Option<Vec<String>>,
+    folder: Option<PlotFolder>,
     output: &'a Output,
-    float: &'a Model,
+}
+
+impl Task for Compare<'_> {
+    type Output = ();
+
+    fn precision(&self, _: Processor) -> Result<Precision, Failure> {
+        Ok(Precision::Float)
+    }
+
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
+        let Self { arguments, passages, folder, output } = self;
+        let precision = &arguments.model.precision;
+        let float = Arc::new(resolve::load(precision, place, output)?);
+        let (ids, options) = text(&float, &arguments.text)?;
+        let bar = output.bar("scoring float", "windows");
+        let baseline = float.baseline(&ids, &options, BASELINE_BYTES, |done, all| bar.set(done, all))?;
+        bar.clear();
+        let last_words = |model: &Model<B>| -> Result<Option<LastWords>, Failure> {
+            Ok(passages.as_ref().map(|passages| model.last_words(passages, |_, _| {})).transpose()?)
+        };
+        let float_words = last_words(&float)?;
+
+        let context =
+            Context { arguments, place, output, float: &float, ids: &ids, options, baseline: &baseline };
+        let entries = resolve::comparison(entries(), DEQUANTIZED, place, output);
+        let all = entries.len();
+        let mut found = Vec::new();
+        for (index, entry) in entries.into_iter().enumerate() {
+            let label = format!("{} of {all}, {}", index + 1, entry.name);
+            let model = Arc::new(resolve::load_as(entry.precision, precision, place, output)?);
+            let comparison = context.score(&label, &model, &baseline, &options)?;
+            let layer_ids = &ids[..LAYER_TOKENS.min(options.window).min(ids.len())];
+            found.push(Found {
+                share: outlier_share(&model),
+                bytes: model.decoder().footprint().total(),
+                layers: layer_errors(&float, &model, layer_ids)?,
+                last_words: last_words(&model)?,
+                entry,
+                comparison,
+            });
+        }
+
+        let table = table(&baseline, float.decoder().footprint().total(), float_words.as_ref(), &found);
+        if let Some(path) = &arguments.csv {
+            table.write_csv(path)?;
+        }
+        let sweep =
+            if arguments.report.is_some() || folder.is_some() { Some(context.sweep()?) } else { None };
+        if let Some(sweep) = &sweep {
+            let plots = plots(&context, &found, sweep);
+            if let Some(folder) = folder {
+                folder.write(&plots)?;
+            }
+            if let Some(path) = &arguments.report {
+                page(&context, &table, sweep, &plots)?.write(path)?;
+            }
+        }
+        if output.json {
+            let float_bytes = float.decoder().footprint().total();
+            return output.object(&to_json(
+                &context,
+                float_bytes,
+                float_words.as_ref(),
+                &found,
+                sweep.as_ref(),
+            ));
+        }
+        output.text(&table.to_text())?;
+        output.line(&format!(
+            "\n{} windows of {} tokens. Loss is over float, ± its standard error from the paired differences of the windows; KL in nats a \
+             token and agreement of the most probable token over {} positions. Paper: C4, 125M to 13B parameters.",
+            baseline.perplexity.windows.len(),
+            baseline.perplexity.window,
+            found.first().map_or(0, |found| found.comparison.positions_compared)
+        ))?;
+        output.text(&worst_layers(&found))?;
+        for path in arguments.csv.iter().chain(&arguments.report).chain(&arguments.plots) {
+            output.remark(&format!("written: {}", path.display()));
+        }
+        Ok(())
+    }
+}
+
+struct Context<'a, B: Backend> {
+    arguments: &'a EvalArgs,
+    place: &'a Place<B>,
+    output: &'a Output,
+    float: &'a Model<B>,
     ids: &'a [u32],
     options: PerplexityOptions,
     baseline: &'a Baseline,
@@ -184,11 +211,11 @@ struct Point {
     values: f64,
 }
 
-impl Context<'_> {
+impl<B: Backend> Context<'_, B> {
     fn score(
         &self,
         label: &str,
-        model: &Model,
+        model: &Model<B>,
         baseline: &Baseline,
         options: &PerplexityOptions,
     ) -> Result<Comparison, Failure> {
@@ -202,15 +229,19 @@ impl Context<'_> {
         let windows = SWEEP_WINDOWS.min(self.baseline.perplexity.windows.len());
         let options = PerplexityOptions { windows: Some(windows), ..self.options };
         let baseline = self.float.baseline(self.ids, &options, 0, |_, _| {})?;
+        let weights = resolve::outlier_weights(None, self.place.processor)?;
         let points = |name: &str, base: Scheme, granularity, rules: &[(f32, OutlierRule)]| {
-            rules
-                .iter()
-                .map(|&(parameter, rule)| {
-                    let config =
-                        int8_core::Config { rule, outlier_granularity: granularity, ..base.config() };
-                    let precision = Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
-                    let model = resolve::load_as(&self.arguments.model, precision, self.device, self.output)?;
-                    let found = self.score(&format!("{name} {parameter}"), &model, &baseline, &options)?;
+            let rows = rules.iter().map(|&(parameter, rule)| {
+                let config = int8_core::Config { rule, outlier_granularity: granularity, ..base.config() };
+                let precision = Precision::Int8(Quantization::new(config, weights));
+                Compared { name: format!("{name} {parameter}"), precision, detail: parameter }
+            });
+            let rows = resolve::comparison(rows, DEQUANTIZED, self.place, self.output);
+            rows.into_iter()
+                .map(|Compared { name, precision, detail: parameter }| {
+                    let arguments = &self.arguments.model.precision;
+                    let model = resolve::load_as(precision, arguments, self.place, self.output)?;
+                    let found = self.score(&name, &model, &baseline, &options)?;
                     let share = outlier_share(&model);
                     let loss = 100.0 * found.loss;
                     Ok(Point { parameter, loss, columns: share.columns, values: share.values })
@@ -275,7 +306,7 @@ fn table(baseline: &Baseline, float_bytes: usize, words: Option<&LastWords>, fou
             percent(found.share.values, 3),
             bytes(count(found.bytes)),
         ];
-        row.extend(paper_cells(found.entry.paper));
+        row.extend(paper_cells(found.entry.detail));
         row.extend(word_cell(found.last_words.as_ref()));
         rows.push(row);
     }
@@ -317,7 +348,7 @@ fn mean_error(layers: &[LayerError], role: LinearRole) -> f64 {
 }
 
 /// The plots, each with its own source: not all use the same tokens.
-fn plots(context: &Context<'_>, found: &[Found], sweep: &Sweep) -> Vec<Plot> {
+fn plots<B: Backend>(context: &Context<'_, B>, found: &[Found], sweep: &Sweep) -> Vec<Plot> {
     let baseline = &context.baseline.perplexity;
     let model = short_name(&context.arguments.model.model);
     let text = context.arguments.text.text.as_deref().map_or(String::new(), short_name);
@@ -361,8 +392,15 @@ fn plots(context: &Context<'_>, found: &[Found], sweep: &Sweep) -> Vec<Plot> {
             losses("τ, multiples of the row's median", line("relative", &sweep.relative)),
         ),
     ];
+    if sweep.relative.is_empty() {
+        plots.retain(|plot| plot.name != "loss-relative");
+    }
     for name in ["llm-int8", "best"] {
-        let Some(found) = found.iter().find(|found| found.entry.name == name) else { continue };
+        let is_named = |found: &&Found| {
+            let own = &found.entry.name;
+            own.strip_suffix(DEQUANTIZED).unwrap_or(own) == name
+        };
+        let Some(found) = found.iter().find(is_named) else { continue };
         let of = |(role, name): (LinearRole, &str)| Series {
             name: name.to_owned(),
             points: found
@@ -384,7 +422,12 @@ fn plots(context: &Context<'_>, found: &[Found], sweep: &Sweep) -> Vec<Plot> {
     plots
 }
 
-fn page(context: &Context<'_>, table: &Table, sweep: &Sweep, plots: &[Plot]) -> Result<Page, Failure> {
+fn page<B: Backend>(
+    context: &Context<'_, B>,
+    table: &Table,
+    sweep: &Sweep,
+    plots: &[Plot],
+) -> Result<Page, Failure> {
     let baseline = &context.baseline.perplexity;
     let mut page = Page::new(
         &format!("int8 quality of {}", context.arguments.model.model.display()),
@@ -459,8 +502,8 @@ fn page(context: &Context<'_>, table: &Table, sweep: &Sweep, plots: &[Plot]) -> 
     Ok(page)
 }
 
-fn to_json(
-    context: &Context<'_>,
+fn to_json<B: Backend>(
+    context: &Context<'_, B>,
     float_bytes: usize,
     float_words: Option<&LastWords>,
     found: &[Found],
@@ -479,7 +522,7 @@ fn to_json(
                 "weight_bytes": found.bytes,
                 "last_words": found.last_words,
                 "layers": found.layers,
-                "paper": found.entry.paper,
+                "paper": found.entry.detail,
             })
         })
         .collect();

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use int8_core::{Config, Scheme};
-use int8_nn::backend::{FloatType, OutlierWeights, Precision, Quantization};
+use int8_core::Scheme;
+use int8_nn::backend::{Backend, FloatType, OutlierWeights, Precision, Quantization};
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::decoder::{Footprint, LinearRole};
 use int8_nn::{GenerateOptions, Loader, Model, Perplexity, PerplexityOptions};
@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 
 use super::outlier_share;
 use crate::convert::{count, real};
-use crate::device::Device;
+use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
+use crate::resolve::{self, Compared};
 
 /// demo-opt, trained for this project: OPT architecture, 3.16M parameters, with six outlier features as large models
 /// have them.
@@ -50,38 +51,64 @@ pub(crate) fn run(device: &Device, output: &Output) -> Result<(), Failure> {
     let begin = Instant::now();
     let checkpoint =
         Checkpoint::from_bytes(FILES.map(|(name, bytes)| (name.to_owned(), Cow::Borrowed(bytes))))?;
-    let load = |precision: Precision| -> Result<Model, Failure> {
-        Ok(Loader::new(checkpoint.clone()).precision(precision).build_on(device.backend()?)?)
-    };
-    let int8 = |config: Config| Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
+    device.run(checkpoint, Demo { begin, output }, output)
+}
 
-    let float = load(Precision::Float)?;
-    let ids = float.tokenizer()?.encode(TEXT, false)?;
-    let bar = output.bar("scoring", "schemes");
-    let options = PerplexityOptions { window: WINDOW, windows: None, kv_cache: FloatType::F32 };
-    let measure = |model: &Model, label, name| -> Result<Row, Failure> {
-        let result = model.perplexity(&ids, &options, |_, _| {})?;
-        Ok(Row { label, name, result, columns: outlier_share(model).columns })
-    };
-    let mut rows = vec![measure(&float, "float (32-bit)", "float")?];
-    let mut quantized = None;
-    for scheme in SCHEMES {
-        bar.set(rows.len(), SCHEMES.len() + 1);
-        let model = load(int8(scheme.config()))?;
-        rows.push(measure(&model, scheme.label(), scheme.name())?);
-        quantized = Some(model);
+struct Demo<'a> {
+    begin: Instant,
+    output: &'a Output,
+}
+
+impl Task for Demo<'_> {
+    type Output = ();
+
+    /// The scheme that the fewest devices have.
+    fn precision(&self, _: Processor) -> Result<Precision, Failure> {
+        Ok(Precision::Int8(Quantization::new(Scheme::Zeropoint.config(), OutlierWeights::Dequantized)))
     }
-    bar.clear();
-    let Some(quantized) = quantized else { return Err(Failure::new("no scheme to show")) };
-    let outliers = outlier_dimensions(&quantized);
-    let footprint = quantized.decoder().footprint();
-    let generate = GenerateOptions { max_new_tokens: 56, ..GenerateOptions::default() };
-    let texts = [float.generate(PROMPT, &generate)?, quantized.generate(PROMPT, &generate)?];
-    let seconds = begin.elapsed().as_secs_f64();
-    if output.json {
-        return output.object(&as_json(&rows, &outliers, footprint, &texts, seconds));
+
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
+        let Self { begin, output } = self;
+        let load = |precision: Precision| -> Result<Model<B>, Failure> {
+            Ok(Loader::new(place.checkpoint.clone()).precision(precision).build_on(place.backend.clone())?)
+        };
+        let weights = resolve::outlier_weights(None, place.processor)?;
+        let schemes = SCHEMES.map(|scheme| Compared {
+            name: scheme.name().to_owned(),
+            precision: Precision::Int8(Quantization::new(scheme.config(), weights)),
+            detail: scheme,
+        });
+        let schemes = resolve::comparison(schemes, "", place, output);
+
+        let float = load(Precision::Float)?;
+        let ids = float.tokenizer()?.encode(TEXT, false)?;
+        let bar = output.bar("scoring", "schemes");
+        let options = PerplexityOptions { window: WINDOW, windows: None, kv_cache: FloatType::F32 };
+        let measure = |model: &Model<B>, label, name| -> Result<Row, Failure> {
+            let result = model.perplexity(&ids, &options, |_, _| {})?;
+            Ok(Row { label, name, result, columns: outlier_share(model).columns })
+        };
+        let mut rows = vec![measure(&float, "float (32-bit)", "float")?];
+        let mut quantized = None;
+        let all = schemes.len() + 1;
+        for Compared { precision, detail: scheme, .. } in schemes {
+            bar.set(rows.len(), all);
+            let model = load(precision)?;
+            rows.push(measure(&model, scheme.label(), scheme.name())?);
+            quantized = Some(model);
+        }
+        bar.clear();
+        let Some(quantized) = quantized else { return Err(Failure::new("no scheme to show")) };
+        let outliers = outlier_dimensions(&quantized);
+        let footprint = quantized.decoder().footprint();
+        let generate = GenerateOptions { max_new_tokens: 56, ..GenerateOptions::default() };
+        let texts = [float.generate(PROMPT, &generate)?, quantized.generate(PROMPT, &generate)?];
+        let seconds = begin.elapsed().as_secs_f64();
+        if output.json {
+            return output.object(&as_json(&rows, &outliers, footprint, &texts, seconds));
+        }
+        print(output, &rows, &outliers, footprint, &texts, seconds)
     }
-    print(output, &rows, &outliers, footprint, &texts, seconds)
 }
 
 fn print(
@@ -149,7 +176,7 @@ struct Outlier {
 }
 
 /// The dimensions of the residual stream that were outliers in at least half of the layers that read it.
-fn outlier_dimensions(model: &Model) -> Vec<Outlier> {
+fn outlier_dimensions<B: Backend>(model: &Model<B>) -> Vec<Outlier> {
     let statistics = model.decoder().statistics();
     let readers: Vec<_> = statistics
         .iter()
@@ -159,7 +186,7 @@ fn outlier_dimensions(model: &Model) -> Vec<Outlier> {
     (0..model.config().hidden_size)
         .map(|dimension| Outlier {
             dimension,
-            layers: readers.iter().filter(|layer| layer.column_calls[dimension] > 0).count(),
+            layers: readers.iter().filter(|layer| layer.column_calls.get(dimension) > Some(&0)).count(),
             of: readers.len(),
         })
         .filter(|outlier| 2 * outlier.layers >= outlier.of)

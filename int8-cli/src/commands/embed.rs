@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use int8_core::{Named, OutlierGranularity, OutlierRule, RowStatistic, Scheme, scheme};
 use int8_nn::Embedder;
-use int8_nn::backend::{OutlierWeights, Precision, Quantization};
+use int8_nn::backend::{Backend, OutlierWeights, Precision, Quantization};
+use int8_nn::checkpoint::Checkpoint;
 use int8_nn::embedder::cosine;
 use ndarray::Array2;
 use safetensors::Dtype;
@@ -14,12 +15,12 @@ use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Value, json};
 
 use super::{read_text, settings, write_whole};
-use crate::args::{EmbedArgs, PrecisionArgs};
+use crate::args::EmbedArgs;
 use crate::convert::{count, real};
-use crate::device::Device;
+use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
-use crate::resolve;
+use crate::resolve::{self, Compared};
 
 /// Texts up to which the matrix of their cosines is printed: more columns do not fit a screen.
 const MATRIX_TEXTS: usize = 12;
@@ -39,76 +40,100 @@ fn embed(arguments: &EmbedArgs, device: &Device, output: &Output) -> Result<(), 
         ))
         .hint("write the vectors with --out vectors.safetensors (or .npy), or print them with --json"));
     }
-    let precision = resolve::precision(&arguments.model.precision)?;
-    let embedder = load(arguments, precision, device, output)?;
-    let (ids, cut) = embedder.tokenize(&texts)?;
-    warn_of_cut_texts(&embedder, cut, texts.len(), output);
-
-    let begin = Instant::now();
-    let vectors = vectors(&embedder, &ids, output)?;
-    let seconds = begin.elapsed().as_secs_f64();
-    if let (Some(path), Some(format)) = (&arguments.out, format) {
-        format.write(path, &vectors)?;
-    }
-
-    let cosines = (texts.len() <= MATRIX_TEXTS).then(|| cosines(&vectors));
-    let tokens: usize = ids.iter().map(Vec::len).sum();
-    let footprint = embedder.encoder().footprint();
-    if output.json {
-        let rows = |matrix: &Array2<f64>| -> Vec<Vec<f64>> {
-            matrix.rows().into_iter().map(|row| row.to_vec()).collect()
-        };
-        let embeddings: Option<Vec<Vec<f32>>> =
-            arguments.out.is_none().then(|| vectors.rows().into_iter().map(|row| row.to_vec()).collect());
-        return output.object(&json!({
-            "model": arguments.model.model,
-            "scheme": resolve::precision_name(&arguments.model.precision),
-            "settings": settings(embedder.precision()),
-            "pooling": embedder.settings().pooling.key(),
-            "normalized": embedder.settings().normalize,
-            "max_tokens": embedder.settings().max_tokens,
-            "texts": texts.len(),
-            "texts_cut": cut,
-            "tokens": tokens,
-            "dimensions": vectors.ncols(),
-            "out": arguments.out,
-            "embeddings": embeddings,
-            "cosines": cosines.as_ref().map(rows),
-            "seconds": seconds,
-            "weight_bytes": footprint.total(),
-            "weight_bytes_16_bit": footprint.at(2),
-        }));
-    }
-    if let Some(cosines) = &cosines {
-        print_cosines(&texts, cosines, output)?;
-    }
-    if let Some(path) = &arguments.out {
-        let (rows, columns) = vectors.dim();
-        output.remark(&format!("{}: embeddings f32 [{rows}, {columns}]", path.display()));
-    }
-    output.remark(&output.dim(&format!(
-        "{}, {} pooling; {} texts, {tokens} tokens at {:.0}/s; weights {} ({} in 16-bit)",
-        resolve::precision_name(&arguments.model.precision),
-        embedder.settings().pooling.key(),
-        texts.len(),
-        real(tokens) / seconds,
-        bytes(count(footprint.total())),
-        bytes(count(footprint.at(2))),
-    )));
-    Ok(())
+    let checkpoint = checkpoint(arguments, output)?;
+    device.run(checkpoint, Embed { arguments, format, texts, output }, output)
 }
 
-fn load(
-    arguments: &EmbedArgs,
-    precision: Precision,
-    device: &Device,
-    output: &Output,
-) -> Result<Embedder, Failure> {
+struct Embed<'a> {
+    arguments: &'a EmbedArgs,
+    format: Option<Format>,
+    texts: Vec<String>,
+    output: &'a Output,
+}
+
+impl Task for Embed<'_> {
+    type Output = ();
+
+    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
+        resolve::precision(&self.arguments.model.precision, processor)
+    }
+
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
+        let Self { arguments, format, texts, output } = self;
+        let embedder = load(arguments, place.precision, place, output)?;
+        let (ids, cut) = embedder.tokenize(&texts)?;
+        warn_of_cut_texts(&embedder, cut, texts.len(), output);
+
+        let begin = Instant::now();
+        let vectors = vectors(&embedder, &ids, output)?;
+        let seconds = begin.elapsed().as_secs_f64();
+        if let (Some(path), Some(format)) = (&arguments.out, format) {
+            format.write(path, &vectors)?;
+        }
+
+        let cosines = (texts.len() <= MATRIX_TEXTS).then(|| cosines(&vectors));
+        let tokens: usize = ids.iter().map(Vec::len).sum();
+        let footprint = embedder.encoder().footprint();
+        if output.json {
+            let rows = |matrix: &Array2<f64>| -> Vec<Vec<f64>> {
+                matrix.rows().into_iter().map(|row| row.to_vec()).collect()
+            };
+            let embeddings: Option<Vec<Vec<f32>>> =
+                arguments.out.is_none().then(|| vectors.rows().into_iter().map(|row| row.to_vec()).collect());
+            return output.object(&json!({
+                "model": arguments.model.model,
+                "scheme": resolve::precision_name(&arguments.model.precision),
+                "settings": settings(embedder.precision()),
+                "pooling": embedder.settings().pooling.key(),
+                "normalized": embedder.settings().normalize,
+                "max_tokens": embedder.settings().max_tokens,
+                "texts": texts.len(),
+                "texts_cut": cut,
+                "tokens": tokens,
+                "dimensions": vectors.ncols(),
+                "out": arguments.out,
+                "embeddings": embeddings,
+                "cosines": cosines.as_ref().map(rows),
+                "seconds": seconds,
+                "weight_bytes": footprint.total(),
+                "weight_bytes_16_bit": footprint.at(2),
+            }));
+        }
+        if let Some(cosines) = &cosines {
+            print_cosines(&texts, cosines, output)?;
+        }
+        if let Some(path) = &arguments.out {
+            let (rows, columns) = vectors.dim();
+            output.remark(&format!("{}: embeddings f32 [{rows}, {columns}]", path.display()));
+        }
+        output.remark(&output.dim(&format!(
+            "{}, {} pooling; {} texts, {tokens} tokens at {:.0}/s; weights {} ({} in 16-bit)",
+            resolve::precision_name(&arguments.model.precision),
+            embedder.settings().pooling.key(),
+            texts.len(),
+            real(tokens) / seconds,
+            bytes(count(footprint.total())),
+            bytes(count(footprint.at(2))),
+        )));
+        Ok(())
+    }
+}
+
+fn checkpoint(arguments: &EmbedArgs, output: &Output) -> Result<Checkpoint, Failure> {
     if arguments.model.precision.int8_head {
         return Err(Failure::usage("--int8-head: a model of sentence vectors has no output head"));
     }
-    let (loader, bar) = resolve::loader(&arguments.model, precision, output)?;
-    let mut embedder = loader.embedder_on(device.backend()?)?;
+    resolve::checkpoint(&arguments.model, output)
+}
+
+fn load<B: Backend>(
+    arguments: &EmbedArgs,
+    precision: Precision,
+    place: &Place<B>,
+    output: &Output,
+) -> Result<Embedder<B>, Failure> {
+    let (loader, bar) = resolve::loader(precision, &arguments.model.precision, &place.checkpoint, output);
+    let mut embedder = loader.embedder_on(place.backend.clone())?;
     bar.clear();
     let mut settings = embedder.settings();
     settings.pooling = arguments.pooling.unwrap_or(settings.pooling);
@@ -118,14 +143,18 @@ fn load(
     Ok(embedder)
 }
 
-fn vectors(embedder: &Embedder, ids: &[Vec<u32>], output: &Output) -> Result<Array2<f32>, Failure> {
+fn vectors<B: Backend>(
+    embedder: &Embedder<B>,
+    ids: &[Vec<u32>],
+    output: &Output,
+) -> Result<Array2<f32>, Failure> {
     let bar = output.bar("embedding", "texts");
     let vectors = embedder.embed_ids(ids, |done, all| bar.set(done, all))?;
     bar.clear();
     Ok(vectors)
 }
 
-fn warn_of_cut_texts(embedder: &Embedder, cut: usize, texts: usize, output: &Output) {
+fn warn_of_cut_texts<B: Backend>(embedder: &Embedder<B>, cut: usize, texts: usize, output: &Output) {
     if cut > 0 {
         let most = embedder.settings().max_tokens;
         output.remark(&format!("{cut} of {texts} texts are longer than {most} tokens and were cut"));
@@ -237,62 +266,87 @@ fn compare(arguments: &EmbedArgs, device: &Device, output: &Output) -> Result<()
             ))),
         })
         .collect::<Result<_, _>>()?;
-    let both: Vec<&str> = pairs.iter().flatten().copied().collect();
+    if arguments.model.precision.fp {
+        return Err(Failure::usage("--compare compares int8 with --fp; drop --fp"));
+    }
+    let both = pairs.iter().flatten().map(|text| (*text).to_owned()).collect();
+    let checkpoint = checkpoint(arguments, output)?;
+    device.run(checkpoint, Compare { arguments, both, output }, output)
+}
 
-    let float = load(arguments, Precision::Float, device, output)?;
-    let (ids, cut) = float.tokenize(&both)?;
-    warn_of_cut_texts(&float, cut, both.len(), output);
-    let exact = vectors(&float, &ids, output)?;
-    drop(float);
-    let given = resolve::precision(&arguments.model.precision)?;
-    let settings = match arguments.model.precision {
-        PrecisionArgs { fp: true, .. } => {
-            return Err(Failure::usage("--compare compares int8 with --fp; drop --fp"));
-        }
-        PrecisionArgs { .. } if arguments.model.precision.any() => {
-            vec![(resolve::precision_name(&arguments.model.precision).to_owned(), given)]
-        }
-        PrecisionArgs { .. } => all_settings(),
-    };
-    let width = settings.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    if !output.json {
-        output.line(&format!("{:width$}   cosine of a pair      vector against float", ""))?;
-        output.line(&format!("{:width$}   mean |Δ|  max |Δ|     mean cos   min cos", ""))?;
+/// The end of the names of settings with dequantised outlier weights.
+const DEQUANTIZED: &str = ", dequantised outlier weights";
+
+struct Compare<'a> {
+    arguments: &'a EmbedArgs,
+    /// The texts of all pairs, one after the other.
+    both: Vec<String>,
+    output: &'a Output,
+}
+
+impl Task for Compare<'_> {
+    type Output = ();
+
+    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
+        // The model in floating point comes first, but a place is to run the given settings, too.
+        resolve::precision(&self.arguments.model.precision, processor)
     }
-    let mut results = Vec::new();
-    for (name, precision) in settings {
-        let embedder = load(arguments, precision, device, output)?;
-        let drift = Drift::between(&exact, &vectors(&embedder, &ids, output)?);
+
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
+        let Self { arguments, both, output } = self;
+        let float = load(arguments, Precision::Float, place, output)?;
+        let (ids, cut) = float.tokenize(&both)?;
+        warn_of_cut_texts(&float, cut, both.len(), output);
+        let exact = vectors(&float, &ids, output)?;
+        drop(float);
+        let settings = if arguments.model.precision.any() {
+            let precision = resolve::precision(&arguments.model.precision, place.processor)?;
+            let name = resolve::precision_name(&arguments.model.precision).to_owned();
+            vec![Compared { name, precision, detail: () }]
+        } else {
+            resolve::comparison(all_settings(), DEQUANTIZED, place, output)
+        };
+        let width = settings.iter().map(|setting| setting.name.chars().count()).max().unwrap_or(0);
         if !output.json {
-            output.line(&format!(
-                "{name:width$}   {:.5}   {:.5}     {:.5}    {:.5}",
-                drift.mean, drift.max, drift.own_mean, drift.own_min
-            ))?;
+            output.line(&format!("{:width$}   cosine of a pair      vector against float", ""))?;
+            output.line(&format!("{:width$}   mean |Δ|  max |Δ|     mean cos   min cos", ""))?;
         }
-        results.push(drift.json(&name, embedder.precision()));
+        let mut results = Vec::new();
+        for Compared { name, precision, .. } in settings {
+            let embedder = load(arguments, precision, place, output)?;
+            let drift = Drift::between(&exact, &vectors(&embedder, &ids, output)?);
+            if !output.json {
+                output.line(&format!(
+                    "{name:width$}   {:.5}   {:.5}     {:.5}    {:.5}",
+                    drift.mean, drift.max, drift.own_mean, drift.own_min
+                ))?;
+            }
+            results.push(drift.json(&name, embedder.precision()));
+        }
+        if output.json {
+            output.object(&json!({
+                "model": arguments.model.model,
+                "pairs": both.len() / 2,
+                "file": arguments.file,
+                "mean_cosine": Drift::between(&exact, &exact).cosine,
+                "schemes": results,
+            }))?;
+        }
+        Ok(())
     }
-    if output.json {
-        output.object(&json!({
-            "model": arguments.model.model,
-            "pairs": pairs.len(),
-            "file": arguments.file,
-            "mean_cosine": Drift::between(&exact, &exact).cosine,
-            "schemes": results,
-        }))?;
-    }
-    Ok(())
 }
 
 /// Every scheme of the paper, and our settings beside LLM.int8(), the preset `best` among them.
-fn all_settings() -> Vec<(String, Precision)> {
-    let int8 = |config, outlier_weights| Precision::Int8(Quantization::new(config, outlier_weights));
-    let mut settings: Vec<(String, Precision)> = Vec::new();
+fn all_settings() -> Vec<Compared<()>> {
+    let setting = |name, precision| Compared { name, precision, detail: () };
+    let int8 = |name, config, weights| setting(name, Precision::Int8(Quantization::new(config, weights)));
+    let mut settings = Vec::new();
     for scheme in Scheme::ALL {
         if scheme.decomposes() {
-            let name = format!("{scheme}, dequantised outlier weights");
-            settings.push((name, int8(scheme.config(), OutlierWeights::Dequantized)));
+            let name = format!("{scheme}{DEQUANTIZED}");
+            settings.push(int8(name, scheme.config(), OutlierWeights::Dequantized));
         }
-        settings.push((scheme.to_string(), int8(scheme.config(), OutlierWeights::Exact)));
+        settings.push(int8(scheme.to_string(), scheme.config(), OutlierWeights::Exact));
     }
     let relative =
         OutlierRule::RelativeToRow { tau: scheme::DEFAULT_TAU, statistic: RowStatistic::MedianAbs };
@@ -302,8 +356,8 @@ fn all_settings() -> Vec<(String, Precision)> {
         outlier_granularity: OutlierGranularity::Value,
         ..scheme.config()
     };
-    settings.push((format!("{scheme}, relative rule, values"), int8(config, OutlierWeights::Exact)));
-    settings.push(("best".to_owned(), Precision::Int8(Quantization::best())));
+    settings.push(int8(format!("{scheme}, relative rule, values"), config, OutlierWeights::Exact));
+    settings.push(setting("best".to_owned(), Precision::Int8(Quantization::best())));
     settings
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use int8_nn::backend::FloatType;
+use int8_nn::backend::{Backend, FloatType, Precision};
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
@@ -10,7 +10,7 @@ use super::passages::read_passages;
 use super::{outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
-use crate::device::Device;
+use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve;
@@ -24,40 +24,59 @@ pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Res
     if arguments.text.text.is_none() && arguments.last_words.is_none() {
         return Err(Failure::usage("nothing to score: give --text FILE, --last-words FILE.jsonl, or both"));
     }
-    let model = resolve::load(&arguments.model, device, output)?;
-    let mut object = match arguments.text.text {
-        Some(_) => perplexity(arguments, &model, output)?,
-        None => json!({"model": arguments.model.model}),
-    };
-    if let Some(file) = &arguments.last_words {
-        let passages = read_passages(file)?;
-        let bar = output.bar("last words", "passages");
-        let found = model.last_words(&passages, |done, all| bar.set(done, all))?;
-        bar.clear();
-        let accuracy = real(found.correct) / real(found.passages);
-        if output.json {
-            object["last_words"] = json!({
-                "file": file,
-                "accuracy": accuracy,
-                "correct": found.correct,
-                "passages": found.passages,
-                "perplexity": found.perplexity,
-            });
-        } else {
-            output.line(&format!(
-                "last words  {} ({} of {}; perplexity of a last word {:.3})",
-                output.bold(&format!("{:.2} %", 100.0 * accuracy)),
-                found.correct,
-                found.passages,
-                found.perplexity
-            ))?;
-        }
+    let checkpoint = resolve::checkpoint(&arguments.model, output)?;
+    device.run(checkpoint, Eval { arguments, output }, output)
+}
+
+struct Eval<'a> {
+    arguments: &'a EvalArgs,
+    output: &'a Output,
+}
+
+impl Task for Eval<'_> {
+    type Output = ();
+
+    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
+        resolve::precision(&self.arguments.model.precision, processor)
     }
-    if output.json { output.object(&object) } else { Ok(()) }
+
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
+        let Self { arguments, output } = self;
+        let model = resolve::load(&arguments.model.precision, place, output)?;
+        let mut object = match arguments.text.text {
+            Some(_) => perplexity(arguments, &model, output)?,
+            None => json!({"model": arguments.model.model}),
+        };
+        if let Some(file) = &arguments.last_words {
+            let passages = read_passages(file)?;
+            let bar = output.bar("last words", "passages");
+            let found = model.last_words(&passages, |done, all| bar.set(done, all))?;
+            bar.clear();
+            let accuracy = real(found.correct) / real(found.passages);
+            if output.json {
+                object["last_words"] = json!({
+                    "file": file,
+                    "accuracy": accuracy,
+                    "correct": found.correct,
+                    "passages": found.passages,
+                    "perplexity": found.perplexity,
+                });
+            } else {
+                output.line(&format!(
+                    "last words  {} ({} of {}; perplexity of a last word {:.3})",
+                    output.bold(&format!("{:.2} %", 100.0 * accuracy)),
+                    found.correct,
+                    found.passages,
+                    found.perplexity
+                ))?;
+            }
+        }
+        if output.json { output.object(&object) } else { Ok(()) }
+    }
 }
 
 /// Scores a text; returns it as JSON and prints it otherwise.
-fn perplexity(arguments: &EvalArgs, model: &Model, output: &Output) -> Result<Value, Failure> {
+fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Output) -> Result<Value, Failure> {
     let (ids, options) = text(model, &arguments.text)?;
     let kv_cache = match arguments.kv_cache.map(OrAuto::given) {
         None => FloatType::F32,

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use int8_nn::backend::Backend;
 use int8_nn::{GenerateOptions, Generation, Model, Sampling, StopReason, Tokenizer};
 use serde_json::{Value, json};
 
@@ -13,7 +14,7 @@ use crate::output::{Output, bytes};
 use crate::resolve;
 
 /// The text that the new tokens continue: the prompt, or nothing with an encoder-decoder model, which writes another text.
-pub(super) fn continued<'a>(model: &Model, prompt: &'a [u32]) -> &'a [u32] {
+pub(super) fn continued<'a, B: Backend>(model: &Model<B>, prompt: &'a [u32]) -> &'a [u32] {
     if model.answers() { &[] } else { prompt }
 }
 
@@ -25,14 +26,14 @@ pub(super) enum Echo {
 }
 
 /// A loaded model with the arguments of the command.
-pub(super) struct Run<'a> {
+pub(super) struct Run<'a, B: Backend> {
     pub(super) arguments: &'a RunArgs,
     pub(super) output: &'a Output,
-    pub(super) model: &'a Model,
+    pub(super) model: &'a Model<B>,
     pub(super) load_seconds: f64,
 }
 
-impl Run<'_> {
+impl<B: Backend> Run<'_, B> {
     /// Generates, and prints each token at once, but with `--json`.
     pub(super) fn generate(
         &self,

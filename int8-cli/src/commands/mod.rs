@@ -23,7 +23,7 @@ use std::io::Write;
 use std::path::Path;
 
 use int8_core::{Named, OutlierRule};
-use int8_nn::backend::{FloatType, Precision};
+use int8_nn::backend::{Backend, FloatType, Precision};
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ use crate::convert::{count, real_u64};
 use crate::failure::Failure;
 
 /// Token ids of the input, and whether they came from text.
-fn input_ids(model: &Model, input: &InputArgs) -> Result<Vec<u32>, Failure> {
+fn input_ids<B: Backend>(model: &Model<B>, input: &InputArgs) -> Result<Vec<u32>, Failure> {
     match (&input.prompt, &input.ids) {
         (Some(prompt), _) => Ok(model.tokenizer()?.encode(prompt, true)?),
         (None, Some(ids)) => Ok(ids.clone()),
@@ -52,7 +52,10 @@ const DEFAULT_WINDOW: usize = 1024;
 ///
 /// # Errors
 /// When there is no file, or it is no UTF-8.
-fn text(model: &Model, arguments: &TextArgs) -> Result<(Vec<u32>, PerplexityOptions), Failure> {
+fn text<B: Backend>(
+    model: &Model<B>,
+    arguments: &TextArgs,
+) -> Result<(Vec<u32>, PerplexityOptions), Failure> {
     let Some(path) = &arguments.text else {
         return Err(Failure::usage("--text FILE is needed: the text to read"));
     };
@@ -93,7 +96,7 @@ struct OutlierShare {
     values: f64,
 }
 
-fn outlier_share(model: &Model) -> OutlierShare {
+fn outlier_share<B: Backend>(model: &Model<B>) -> OutlierShare {
     let (mut columns, mut all_columns, mut values, mut all_values) = (0, 0, 0, 0);
     for (_, layer) in model.decoder().statistics() {
         columns += layer.outlier_columns;

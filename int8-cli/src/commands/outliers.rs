@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use int8_nn::backend::Precision;
+use int8_nn::backend::{Backend, Precision};
+use int8_nn::checkpoint::Checkpoint;
 use int8_nn::decoder::LinearRole;
 use int8_nn::outliers::{
     Ablation, Criterion, Feature, OutlierReport, QUANTILES, SWEEP, SiteReport, ablate, analyse,
@@ -11,14 +12,14 @@ use int8_nn::outliers::{
 use serde_json::json;
 
 use super::text;
-use crate::args::{ModelArgs, OutliersArgs, PrecisionArgs};
-use crate::device::Device;
+use crate::args::{OutliersArgs, PrecisionArgs};
+use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::report::charts::{Axis, Chart, Series};
 use crate::report::plots::{Plot, PlotFolder, short_name};
 use crate::report::{Page, Table};
-use crate::resolve;
+use crate::{hub, resolve};
 
 /// Seed of the random dimensions that are zeroed for comparison.
 const SEED: u64 = 0;
@@ -50,63 +51,79 @@ pub(crate) fn run(arguments: &OutliersArgs, device: &Device, output: &Output) ->
         return Err(Failure::usage(format!("{option} {value}: expected a share from 0 to 1")));
     }
     let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
-    let model_arguments = ModelArgs {
-        model: arguments.model.clone(),
-        revision: arguments.revision.clone(),
-        precision: PrecisionArgs::default(),
-    };
-    let model = resolve::load_as(&model_arguments, Precision::Float, device, output)?;
-    let (ids, options) = text(&model, &arguments.text)?;
-    let bar = output.bar("finding outliers", "windows");
-    let report = analyse(&model, &ids, &options, criterion, |done, all| bar.set(done, all))?;
-    bar.clear();
+    let checkpoint = Checkpoint::open(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?;
+    device.run(checkpoint, Outliers { arguments, criterion, folder, output }, output)
+}
 
-    let effect = if arguments.no_ablation {
-        None
-    } else {
-        let zeroed = |what: &str, dimensions: &[usize]| -> Result<Ablation, Failure> {
-            let bar = output.bar(what, "windows");
-            let found = ablate(&model, dimensions, &ids, &options, |done, all| bar.set(done, all))?;
-            bar.clear();
-            Ok(found)
+struct Outliers<'a> {
+    arguments: &'a OutliersArgs,
+    criterion: Criterion,
+    folder: Option<PlotFolder>,
+    output: &'a Output,
+}
+
+impl Task for Outliers<'_> {
+    type Output = ();
+
+    fn precision(&self, _: Processor) -> Result<Precision, Failure> {
+        Ok(Precision::Float)
+    }
+
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
+        let Self { arguments, criterion, folder, output } = self;
+        let model = resolve::load(&PrecisionArgs::default(), place, output)?;
+        let (ids, options) = text(&model, &arguments.text)?;
+        let bar = output.bar("finding outliers", "windows");
+        let report = analyse(&model, &ids, &options, criterion, |done, all| bar.set(done, all))?;
+        bar.clear();
+
+        let effect = if arguments.no_ablation {
+            None
+        } else {
+            let zeroed = |what: &str, dimensions: &[usize]| -> Result<Ablation, Failure> {
+                let bar = output.bar(what, "windows");
+                let found = ablate(&model, dimensions, &ids, &options, |done, all| bar.set(done, all))?;
+                bar.clear();
+                Ok(found)
+            };
+            let features: Vec<usize> = report.features.iter().map(|feature| feature.dimension).collect();
+            let random = random_dimensions(features.len(), report.hidden_size, &features, SEED);
+            Some(Effect {
+                float: zeroed("scoring", &[])?,
+                features: zeroed("scoring without the features", &features)?,
+                random: zeroed("scoring without random dimensions", &random)?,
+            })
         };
-        let features: Vec<usize> = report.features.iter().map(|feature| feature.dimension).collect();
-        let random = random_dimensions(features.len(), report.hidden_size, &features, SEED);
-        Some(Effect {
-            float: zeroed("scoring", &[])?,
-            features: zeroed("scoring without the features", &features)?,
-            random: zeroed("scoring without random dimensions", &random)?,
-        })
-    };
 
-    let text = arguments.text.text.as_deref().map_or(String::new(), short_name);
-    let source = format!("{}, {} tokens of {text}", short_name(&arguments.model), report.tokens);
-    let plots = plots(&report, &source);
-    if let Some(folder) = folder {
-        folder.write(&plots)?;
+        let text = arguments.text.text.as_deref().map_or(String::new(), short_name);
+        let source = format!("{}, {} tokens of {text}", short_name(&arguments.model), report.tokens);
+        let plots = plots(&report, &source);
+        if let Some(folder) = folder {
+            folder.write(&plots)?;
+        }
+        if let Some(path) = &arguments.report {
+            page(arguments, &report, effect.as_ref(), &plots)?.write(path)?;
+        }
+        if output.json {
+            let effect = effect.map(|effect| {
+                json!({"float": effect.float, "without_features": effect.features, "without_random_dimensions": effect.random})
+            });
+            return output.object(&json!({
+                "model": arguments.model,
+                "text": arguments.text.text,
+                "window": options.window,
+                "report": report,
+                "sweep_magnitudes": SWEEP,
+                "quantiles": QUANTILES,
+                "effect": effect,
+            }));
+        }
+        print(&report, effect.as_ref(), output)?;
+        for path in arguments.report.iter().chain(&arguments.plots) {
+            output.remark(&format!("written: {}", path.display()));
+        }
+        Ok(())
     }
-    if let Some(path) = &arguments.report {
-        page(arguments, &report, effect.as_ref(), &plots)?.write(path)?;
-    }
-    if output.json {
-        let effect = effect.map(|effect| {
-            json!({"float": effect.float, "without_features": effect.features, "without_random_dimensions": effect.random})
-        });
-        return output.object(&json!({
-            "model": arguments.model,
-            "text": arguments.text.text,
-            "window": options.window,
-            "report": report,
-            "sweep_magnitudes": SWEEP,
-            "quantiles": QUANTILES,
-            "effect": effect,
-        }));
-    }
-    print(&report, effect.as_ref(), output)?;
-    for path in arguments.report.iter().chain(&arguments.plots) {
-        output.remark(&format!("written: {}", path.display()));
-    }
-    Ok(())
 }
 
 fn print(report: &OutlierReport, effect: Option<&Effect>, output: &Output) -> Result<(), Failure> {

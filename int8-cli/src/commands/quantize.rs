@@ -5,13 +5,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use int8_nn::Loader;
+use int8_nn::backend::{Backend, Precision};
 use int8_nn::checkpoint::{Checkpoint, CheckpointError};
 use int8_nn::quantize::{Kept, Options, Progress, Report, Stage, outlier_columns, quantize_checkpoint};
 use serde_json::{Value, json};
 
-use crate::args::QuantizeArgs;
+use crate::args::{PrecisionArgs, QuantizeArgs};
 use crate::convert::real_u64;
-use crate::device::Device;
+use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::{Bar, Output, bytes, peak_memory};
 use crate::{hub, resolve};
@@ -69,14 +70,33 @@ fn calibrate(
     output: &Output,
 ) -> Result<BTreeMap<String, Vec<usize>>, Failure> {
     let text = super::read_text("--keep-outliers", text)?;
-    let model = Loader::new(checkpoint.clone()).int8().build_on(device.backend()?)?;
-    let mut ids = model.tokenizer()?.encode(&text, false)?;
-    ids.truncate(tokens);
-    let bar = output.bar("calibrating", "windows");
-    let window = WINDOW.min(model.config().max_positions);
-    let columns = outlier_columns(&model, &ids, window, |done, all| bar.set(done, all))?;
-    bar.clear();
-    Ok(columns)
+    device.run(checkpoint.clone(), Calibrate { text, tokens, output }, output)
+}
+
+struct Calibrate<'a> {
+    text: String,
+    tokens: usize,
+    output: &'a Output,
+}
+
+impl Task for Calibrate<'_> {
+    type Output = BTreeMap<String, Vec<usize>>;
+
+    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
+        resolve::precision(&PrecisionArgs::default(), processor)
+    }
+
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<Self::Output, Failure> {
+        let loader = Loader::new(place.checkpoint.clone()).precision(place.precision);
+        let model = loader.build_on(place.backend.clone())?;
+        let mut ids = model.tokenizer()?.encode(&self.text, false)?;
+        ids.truncate(self.tokens);
+        let bar = self.output.bar("calibrating", "windows");
+        let window = WINDOW.min(model.config().max_positions);
+        let columns = outlier_columns(&model, &ids, window, |done, all| bar.set(done, all))?;
+        bar.clear();
+        Ok(columns)
+    }
 }
 
 /// Draws the progress of a conversion.

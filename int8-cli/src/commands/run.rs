@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
+use int8_nn::backend::{Backend, Precision};
 use serde_json::json;
 
 use super::generate::{Echo, Run, continued};
 use super::{chat, input_ids, no_input};
 use crate::args::RunArgs;
-use crate::device::Device;
+use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::resolve;
@@ -19,24 +20,46 @@ pub(crate) fn run(arguments: &RunArgs, device: &Device, output: &Output) -> Resu
         return Err(no_input());
     }
     let begin = Instant::now();
-    let model = resolve::load(&arguments.model, device, output)?;
-    let run = Run { arguments, output, model: &model, load_seconds: begin.elapsed().as_secs_f64() };
-    if let Some(input) = chat {
-        return chat::run(&run, input);
+    let checkpoint = resolve::checkpoint(&arguments.model, output)?;
+    device.run(checkpoint, Generate { arguments, chat, begin, output }, output)
+}
+
+struct Generate<'a> {
+    arguments: &'a RunArgs,
+    chat: Option<chat::Input>,
+    /// When loading began.
+    begin: Instant,
+    output: &'a Output,
+}
+
+impl Task for Generate<'_> {
+    type Output = ();
+
+    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
+        resolve::precision(&self.arguments.model.precision, processor)
     }
-    let prompt = input_ids(&model, &arguments.input)?;
-    // Ids in, ids out: without a tokenizer the tokens stream as numbers.
-    let tokenizer = match &arguments.input.prompt {
-        Some(_) => Some(model.tokenizer()?),
-        None => None,
-    };
-    let generation = run.generate(&prompt, tokenizer, Echo::Prompt, Vec::new())?;
-    if output.json {
-        let all = [continued(&model, &prompt), &generation.ids].concat();
-        let text = tokenizer.map(|tokenizer| tokenizer.decode(&all)).transpose()?;
-        return output.object(&run.report(&prompt, &generation, json!({"text": text, "ids": all})));
+
+    fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
+        let Self { arguments, chat, begin, output } = self;
+        let model = resolve::load(&arguments.model.precision, place, output)?;
+        let run = Run { arguments, output, model: &model, load_seconds: begin.elapsed().as_secs_f64() };
+        if let Some(input) = chat {
+            return chat::run(&run, input);
+        }
+        let prompt = input_ids(&model, &arguments.input)?;
+        // Ids in, ids out: without a tokenizer the tokens stream as numbers.
+        let tokenizer = match &arguments.input.prompt {
+            Some(_) => Some(model.tokenizer()?),
+            None => None,
+        };
+        let generation = run.generate(&prompt, tokenizer, Echo::Prompt, Vec::new())?;
+        if output.json {
+            let all = [continued(&model, &prompt), &generation.ids].concat();
+            let text = tokenizer.map(|tokenizer| tokenizer.decode(&all)).transpose()?;
+            return output.object(&run.report(&prompt, &generation, json!({"text": text, "ids": all})));
+        }
+        output.line("")?;
+        run.remark(&prompt, &generation);
+        Ok(())
     }
-    output.line("")?;
-    run.remark(&prompt, &generation);
-    Ok(())
 }

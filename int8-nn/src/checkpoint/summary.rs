@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use int8_core::FloatType;
+
 use super::{Checkpoint, DType, FileFormat};
 
 /// Totals of one element type.
@@ -98,5 +100,11 @@ impl Checkpoint {
         let formats = self.inner.files.iter().map(|file| file.format);
         let container = formats.max().unwrap_or(FileFormat::Safetensors);
         Format { container, files, dtypes, quantization, metadata }
+    }
+
+    /// The floating-point type of most of the bytes that are not int8: the one in which a device that computes in a single
+    /// type computes this model. `None` without weights in floating point.
+    pub fn float_type(&self) -> Option<FloatType> {
+        self.format().dtypes.iter().find_map(|total| total.dtype.float_type())
     }
 }

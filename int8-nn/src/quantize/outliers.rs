@@ -12,7 +12,8 @@ use crate::{Error, Model};
 /// model's rule.
 ///
 /// # Errors
-/// [`Error::Input`] for fewer than 2 tokens, or a window longer than the model's positions.
+/// [`Error::Input`] for fewer than 2 tokens, or a window longer than the model's positions; [`Error::Unsupported`] on a backend
+/// that does not count outliers by column.
 pub fn outlier_columns<B: Backend>(
     model: &Model<B>,
     ids: &[u32],
@@ -33,6 +34,12 @@ pub fn outlier_columns<B: Backend>(
     progress(windows.len(), windows.len());
     let mut found: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
     for (_, layer) in model.decoder().statistics() {
+        if layer.column_calls.len() != layer.inputs {
+            return Err(Error::Unsupported(format!(
+                "{} does not count outliers by column; calibrate on the CPU",
+                model.decoder().backend().capabilities().device
+            )));
+        }
         let met = layer.column_calls.iter().enumerate().filter(|(_, calls)| **calls > 0);
         let met: Vec<usize> = met.map(|(column, _)| column).collect();
         // Concatenated weights share the input; the layer's name joins theirs.

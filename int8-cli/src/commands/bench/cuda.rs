@@ -1,17 +1,15 @@
 //! `int8 bench --device cuda`: the measurements of `int8-cuda-bench`, the layer on a GPU against cuBLASLt fp16.
 
+use int8_cuda::{Device, bench};
+
 use crate::args::BenchArgs;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::report::charts::{Caption, Chart};
+use crate::report::plots::write_chart;
 
 /// Prints the table.
-#[cfg(feature = "cuda")]
 pub(super) fn run(ordinal: u32, arguments: &BenchArgs, output: &Output) -> Result<(), Failure> {
-    use int8_cuda::{Device, bench};
-
-    use crate::report::charts::{Caption, Chart};
-    use crate::report::plots::write_chart;
-
     let failed = |error: int8_cuda::Error| Failure::new(format!("--device cuda:{ordinal}: {error}"));
     let device = Device::new(ordinal).map_err(|error| {
         failed(error).hint("nvidia-smi lists the devices; `int8 bench` without --device measures the CPU")
@@ -49,13 +47,4 @@ pub(super) fn run(ordinal: u32, arguments: &BenchArgs, output: &Output) -> Resul
         return output.object(&bench::document(info, &records));
     }
     bench::summary(&records).iter().try_for_each(|line| output.line(line))
-}
-
-/// The error of a build without CUDA.
-#[cfg(not(feature = "cuda"))]
-pub(super) fn run(ordinal: u32, _arguments: &BenchArgs, _output: &Output) -> Result<(), Failure> {
-    Err(Failure::new(format!("--device cuda:{ordinal}: this `int8` was built without GPU support")).hint(
-        "`cargo xtask cuda-toolkit` provides a CUDA toolkit and `cargo build --release -p int8-cli --features cuda` \
-         builds with it; or copy the programs of `cargo xtask dist --cuda` to the GPU machine",
-    ))
 }
