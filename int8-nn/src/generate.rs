@@ -112,18 +112,22 @@ impl<B: Backend> Model<B> {
         for chunk in written.chunks(PREFILL_ROWS) {
             session.forward(&[(0, chunk)])?;
         }
-        let prefill = begin.elapsed();
         let mut generation = Generation {
             ids: Vec::new(),
             stop: StopReason::Length,
-            prefill,
+            prefill: Duration::ZERO,
             decode: Duration::ZERO,
             kv_cache,
             kv_cache_bytes: 0,
         };
-        let begin = Instant::now();
+        let mut decoding = None;
         while generation.ids.len() < options.max_new_tokens {
             let id = session.sample(std::slice::from_mut(&mut sampler))?[0];
+            // A device may compute the prompt's forward as late as its first token is needed.
+            decoding.get_or_insert_with(|| {
+                generation.prefill = begin.elapsed();
+                Instant::now()
+            });
             let ends = self.eos_token_ids().contains(&id) || options.stop_ids.contains(&id);
             if options.stop_at_eos && ends {
                 generation.stop = StopReason::EndOfText;
@@ -143,7 +147,7 @@ impl<B: Backend> Model<B> {
             }
             session.forward(&[(0, &[id])])?;
         }
-        generation.decode = begin.elapsed();
+        generation.decode = decoding.map_or(Duration::ZERO, |begin| begin.elapsed());
         generation.kv_cache_bytes = session.cache_bytes();
         Ok(generation)
     }

@@ -101,7 +101,7 @@ fn compare(folder: &Path, exact: &Arc<CudaBackend>, narrow: &Arc<CudaBackend>) -
     }
     let model = gpu(narrow, folder, Precision::Float)?;
     let rounded = relative_l2(&logits(&model, &texts)?, &expected);
-    let bound = if narrow.compute() == FloatType::Bf16 { 4e-2 } else { 6e-3 };
+    let bound = if narrow.compute() == FloatType::Bf16 { 6e-2 } else { 6e-3 };
     line += &format!(", {} {rounded:.1e}", narrow.compute().name());
     if rounded.is_nan() || rounded > bound {
         wrong.push(format!("{name}: float logits in {} are off by {rounded:.1e}", narrow.compute().name()));
@@ -256,14 +256,14 @@ fn forks_share_pages_until_they_write() {
     let text: Vec<u32> = (0..70_u32).map(|i| (i * 11 + 5) % 60).collect();
     let (left, right) = ([7, 9, 11], [20, 22, 24]);
     let alone = |tail: &[u32]| {
-        let mut session = model.decoder().session(&room(1, 100)).expect("a session");
+        let mut session = model.decoder().session(&room(1, 90)).expect("a session");
         session.forward(&[(0, &text)]).expect("a forward");
         for id in tail {
             session.forward(&[(0, std::slice::from_ref(id))]).expect("a forward");
         }
         last(&mut session)
     };
-    let mut session = model.decoder().session(&room(2, 100)).expect("a session");
+    let mut session = model.decoder().session(&room(2, 90)).expect("a session");
     session.forward(&[(0, &text)]).expect("a forward");
     session.fork(0, 1, text.len()).expect("a fork");
     for (one, other) in left.iter().zip(&right) {

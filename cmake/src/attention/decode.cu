@@ -22,7 +22,7 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kHeads = 8;          // query heads of a block: the columns of mma.sync
 constexpr int kTilePositions = 16; // keys of a warp's iteration: the rows of mma.sync
 
-__device__ __forceinline__ float remote_f32(const float *local, uint32_t rank) {
+[[maybe_unused]] __device__ __forceinline__ float remote_f32(const float *local, uint32_t rank) {
   float value;
   asm volatile(
       "{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %1, %2;\n"

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use int8_core::{Config, FloatSlice, Granularity};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use int8_core::{Config, FloatSlice, FloatType, Granularity};
 use int8_cuda::model::{FloatWeight, Int8Linear, Int8LinearBuilder, Upload};
 use int8_cuda::{Buffer, Stream};
 use rayon::prelude::*;
@@ -11,7 +13,7 @@ use rayon::prelude::*;
 use crate::Error;
 use crate::backend::LinearStatistics;
 use crate::precision::{Precision, Site};
-use crate::weights::{FloatMatrix, LinearSource, StoredWeight};
+use crate::weights::{FloatMatrix, LinearSource, StoredWeight, widened};
 
 /// A linear layer on the GPU: `y [M, N] = x [M, K] · Wᵀ + b`.
 #[derive(Debug)]
@@ -35,9 +37,11 @@ impl CudaLinear {
         site: Site,
         source: &LinearSource,
         precision: &Precision,
+        compute: FloatType,
     ) -> Result<Self, Error> {
         let weight = match precision {
-            Precision::Float => Weight::Float(Arc::new(upload(stream, to, &source.float()?)?)),
+            // Tensor cores multiply two operands of one type.
+            Precision::Float => Weight::Float(Arc::new(upload(stream, to, &source.float()?, compute)?)),
             Precision::Int8(quantization) => Weight::Int8 {
                 weight: quantize(stream, to, source, &quantization.config)?,
                 config: quantization.config,
@@ -115,11 +119,16 @@ impl CudaLinear {
     }
 }
 
-/// A matrix in its stored type on the device.
-pub(super) fn upload(stream: &Stream, to: &mut Upload, matrix: &FloatMatrix<'_>) -> Result<FloatWeight, Error> {
+/// A matrix on the device, as `element`.
+pub(super) fn upload(
+    stream: &Stream,
+    to: &mut Upload,
+    matrix: &FloatMatrix<'_>,
+    element: FloatType,
+) -> Result<FloatWeight, Error> {
     let (n, k) = matrix.dim();
-    let mut weight = FloatWeight::zeros(stream.device(), matrix.float_type(), n, k)?;
-    let row_bytes = k * matrix.float_type().bytes();
+    let mut weight = FloatWeight::zeros(stream.device(), element, n, k)?;
+    let row_bytes = k * element.bytes();
     let each = rows_at_once(to, row_bytes);
     for first in (0..n).step_by(each) {
         let rows = each.min(n - first);
@@ -127,7 +136,7 @@ pub(super) fn upload(stream: &Stream, to: &mut Upload, matrix: &FloatMatrix<'_>)
             stream,
             rows * row_bytes,
             |bytes| {
-                fill(matrix, first, row_bytes, bytes);
+                fill(matrix, first, element, bytes);
                 Ok::<_, Error>(())
             },
             |staged| Ok(weight.copy_rows(stream, staged, first, rows)?),
@@ -166,7 +175,7 @@ fn quantize(
                         stream,
                         rows * row_bytes,
                         |bytes| {
-                            fill(&matrix, first, row_bytes, bytes);
+                            fill(&matrix, first, matrix.float_type(), bytes);
                             Ok::<_, Error>(())
                         },
                         |staged| {
@@ -188,22 +197,39 @@ fn rows_at_once(to: &Upload, row_bytes: usize) -> usize {
 /// Bytes that one task reads: outweighs handing it to another thread.
 const TASK_BYTES: usize = 1 << 20;
 
-/// Reads rows from `first` on into `bytes`, a whole number of rows.
-fn fill(matrix: &FloatMatrix<'_>, first: usize, row_bytes: usize, bytes: &mut [u8]) {
-    let row_bytes = row_bytes.max(1);
+/// Reads rows from `first` on into `bytes`, a whole number of rows, as `element`.
+fn fill(matrix: &FloatMatrix<'_>, first: usize, element: FloatType, bytes: &mut [u8]) {
+    let row_bytes = (matrix.dim().1 * element.bytes()).max(1);
     let rows = (TASK_BYTES / row_bytes).max(1);
     bytes.par_chunks_mut(rows * row_bytes).enumerate().for_each(|(index, block)| {
         let first = first + index * rows;
         let count = block.len() / row_bytes;
         let mut targets = block.chunks_exact_mut(row_bytes);
+        let mut wide = Vec::new();
         matrix.read(first..first + count, &mut |row| {
             if let Some(target) = targets.next() {
-                target.copy_from_slice(match row {
-                    FloatSlice::F32(row) => bytemuck::cast_slice(row),
-                    FloatSlice::F16(row) => bytemuck::cast_slice(row),
-                    FloatSlice::Bf16(row) => bytemuck::cast_slice(row),
-                });
+                put(row, element, target, &mut wide);
             }
         });
     });
+}
+
+/// A row as `element`, in `target`; `wide` is used where it has another type.
+fn put(row: FloatSlice<'_>, element: FloatType, target: &mut [u8], wide: &mut Vec<f32>) {
+    match (row, element) {
+        (FloatSlice::F32(row), FloatType::F32) => target.copy_from_slice(bytemuck::cast_slice(row)),
+        (FloatSlice::F16(row), FloatType::F16) => target.copy_from_slice(bytemuck::cast_slice(row)),
+        (FloatSlice::Bf16(row), FloatType::Bf16) => target.copy_from_slice(bytemuck::cast_slice(row)),
+        (row, FloatType::F32) => target.copy_from_slice(bytemuck::cast_slice(widened(row, wide))),
+        (row, FloatType::F16) => {
+            let mut rounded = vec![f16::ZERO; row.len()];
+            rounded.convert_from_f32_slice(widened(row, wide));
+            target.copy_from_slice(bytemuck::cast_slice(&rounded));
+        }
+        (row, FloatType::Bf16) => {
+            let mut rounded = vec![bf16::ZERO; row.len()];
+            rounded.convert_from_f32_slice(widened(row, wide));
+            target.copy_from_slice(bytemuck::cast_slice(&rounded));
+        }
+    }
 }

@@ -285,7 +285,14 @@ impl Backend for CudaBackend {
 
     fn linear(&self, site: Site, source: &LinearSource, precision: &Precision) -> Result<CudaLinear, Error> {
         let _turn = self.turn.enter();
-        let linear = CudaLinear::load(&self.stream, &mut lock(&self.upload), site, source, precision)?;
+        let linear = CudaLinear::load(
+            &self.stream,
+            &mut lock(&self.upload),
+            site,
+            source,
+            precision,
+            self.compute,
+        )?;
         let (n, k) = linear.dim();
         self.serve(n, k, linear.config().copied());
         Ok(linear)
@@ -306,7 +313,9 @@ impl Backend for CudaBackend {
 
     fn embedding(&self, table: FloatMatrix) -> Result<Arc<FloatWeight>, Error> {
         let _turn = self.turn.enter();
-        Ok(Arc::new(linear::upload(&self.stream, &mut lock(&self.upload), &table)?))
+        // A table may be a tied head, whose products are computed in its type.
+        let element = if self.compute == FloatType::F32 { FloatType::F32 } else { table.float_type() };
+        Ok(Arc::new(linear::upload(&self.stream, &mut lock(&self.upload), &table, element)?))
     }
 
     fn activations(
