@@ -54,6 +54,32 @@ enum { INT8_CUDA_MAXIMUM_PAPER = 0, INT8_CUDA_MAXIMUM_BITSANDBYTES = 1 };
 /* y = ... or y += ..., the sum in f32, rounded once. */
 enum { INT8_CUDA_OVERWRITE = 0, INT8_CUDA_ACCUMULATE = 1 };
 
+/* Functions of rows, the prologue's first step. */
+enum {
+  INT8_CUDA_IDENTITY = 0,
+  INT8_CUDA_RMS_NORM = 1,   /* x / sqrt(mean(x^2) + eps) * gain */
+  INT8_CUDA_LAYER_NORM = 2, /* (x - mean) / sqrt(var + eps) * gain + bias */
+  INT8_CUDA_ACTIVATION = 3, /* act(x) */
+  INT8_CUDA_GATED = 4,      /* act(x[..k]) * x[k..2k] */
+  INT8_CUDA_SCALE = 5       /* factor * x, then, with cap > 0, cap * tanh(./cap) */
+};
+enum {
+  INT8_CUDA_RELU = 0,      /* max(x, 0) */
+  INT8_CUDA_GELU = 1,      /* x * Phi(x), by the error function */
+  INT8_CUDA_GELU_TANH = 2, /* x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) */
+  INT8_CUDA_SILU = 3       /* x / (1 + exp(-x)) */
+};
+
+/* A function of rows. */
+typedef struct int8_cuda_transform {
+  const float *gain; /* f32 [k] of the norms */
+  const float *bias; /* f32 [k] of LAYER_NORM, or NULL */
+  int32_t function;
+  int32_t activation;
+  float eps, factor, cap;
+  int32_t reserved;
+} int8_cuda_transform;
+
 /* How the int8 GEMM is computed. */
 typedef enum int8_cuda_algorithm {
   INT8_CUDA_AUTO = 0,          /* the choice table in gemm/choice.cpp */
@@ -161,13 +187,14 @@ typedef struct int8_cuda_gemm_layout {
   int32_t reserved;
 } int8_cuda_gemm_layout;
 
-/* y = x * W^T + bias, LLM.int8(): outlier rule, quantisation of x, int8 product, outlier product, scales, bias.
+/* y = f(x) * W^T + bias, LLM.int8(): outlier rule, quantisation of f(x), int8 product, outlier product, scales, bias. f(x) is
+ * rounded to `element` and stands for x below; f is IDENTITY, a norm, ACTIVATION or GATED.
  *
  * y[m,n] = acc[m,n] * (s_x[m]/127) * (s_w[n]/127) + sum over outliers k of x[m,k] * w[n,k] + bias[n], in f32, rounded once.
  * acc is the exact integer sum of (q_x - z_x)(q_w - z_w). w[n,k] is the exact value where kept, else (q_w - z_w)*s_w/127.
  */
 typedef struct int8_cuda_linear_params {
-  const void *x;                     /* f16|bf16|f32 [m, k] row-major, ld = ldx */
+  const void *x;                     /* x_element [m, k], of GATED [m, 2k], row-major, ld = ldx */
   const int8_t *weight;              /* i8 [n, k] row-major, ld = ldw; columns k..round_up(k,16) are 0; 16-byte aligned */
   const float *weight_scales;        /* f32 [n] */
   const int32_t *weight_zero_points; /* i32 [n], or NULL: all 0 */
@@ -184,12 +211,15 @@ typedef struct int8_cuda_linear_params {
   int64_t m, n, k;
   int64_t ldx, ldw, ldy;             /* elements; ldw a multiple of 16 */
   int64_t exact_stride_n, exact_stride_c; /* element (n, c) of exact lies at n*stride_n + c*stride_c */
-  int32_t element, encoding, granularity; /* of x */
+  int32_t element, encoding, granularity; /* of f(x) */
   int32_t rule, outlier_granularity, row_maximum;
   float threshold;
   int32_t algorithm;
   int32_t store;
   int32_t y_element; /* element, or INT8_CUDA_F32: a residual stream is wider than x */
+  int32_t x_element; /* likewise */
+  int32_t reserved;
+  int8_cuda_transform transform;
 } int8_cuda_linear_params;
 
 /* Where int8_cuda_linear's intermediate results lie in the workspace: byte offsets, for tests and statistics. GEMV and GEMV_TMA

@@ -12,32 +12,6 @@
 extern "C" {
 #endif
 
-/* y = f(x), row by row. */
-enum {
-  INT8_CUDA_IDENTITY = 0,
-  INT8_CUDA_RMS_NORM = 1,   /* x / sqrt(mean(x^2) + eps) * gain */
-  INT8_CUDA_LAYER_NORM = 2, /* (x - mean) / sqrt(var + eps) * gain + bias */
-  INT8_CUDA_ACTIVATION = 3, /* act(x) */
-  INT8_CUDA_GATED = 4,      /* act(x[..k]) * x[k..2k] */
-  INT8_CUDA_SCALE = 5       /* factor * x, then, with cap > 0, cap * tanh(./cap) */
-};
-enum {
-  INT8_CUDA_RELU = 0,      /* max(x, 0) */
-  INT8_CUDA_GELU = 1,      /* x * Phi(x), by the error function */
-  INT8_CUDA_GELU_TANH = 2, /* x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) */
-  INT8_CUDA_SILU = 3       /* x / (1 + exp(-x)) */
-};
-
-/* A function of rows. */
-typedef struct int8_cuda_transform {
-  const float *gain; /* f32 [k] of the norms */
-  const float *bias; /* f32 [k] of LAYER_NORM, or NULL */
-  int32_t function;
-  int32_t activation;
-  float eps, factor, cap;
-  int32_t reserved;
-} int8_cuda_transform;
-
 /* y (+)= f(x). y may be x where both have one element type and width. */
 typedef struct int8_cuda_transform_params {
   const void *x; /* f16|bf16|f32 [rows, groups * k], of GATED [rows, 2k], row-major, ld = ldx */

@@ -264,6 +264,10 @@ pub struct int8_cuda_linear_params {
     pub store: i32,
     /// element, or INT8_CUDA_F32: a residual stream is wider than x
     pub y_element: i32,
+    /// element, or INT8_CUDA_F32
+    pub x_element: i32,
+    pub reserved: i32,
+    pub transform: int8_cuda_transform,
 }
 
 /// Where int8_cuda_linear's intermediate results lie in the workspace: byte offsets, for tests and statistics. GEMV and

@@ -27,6 +27,7 @@ fn structs_are_laid_out_as_in_c() {
         offset_of!(int8_cuda_linear_params, algorithm),
         offset_of!(int8_cuda_linear_params, store),
         offset_of!(int8_cuda_linear_params, y_element),
+        offset_of!(int8_cuda_linear_params, transform),
         size_of::<int8_cuda_activations>(),
         offset_of!(int8_cuda_activations, outlier_values),
         offset_of!(int8_cuda_activations, ldq),

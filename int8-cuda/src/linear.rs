@@ -14,6 +14,7 @@ use crate::error::{Error, check};
 use crate::gemm::expect_bias;
 use crate::matrix::{Buffer, Matrix};
 use crate::scalar::Float;
+use crate::model::identity;
 use crate::settings::Settings;
 use crate::weight::Weight;
 
@@ -200,5 +201,8 @@ fn sizes<T: Float>(shape: Shape, config: &Config, algorithm: Algorithm) -> sys::
         algorithm: algorithm.raw(),
         store: sys::INT8_CUDA_OVERWRITE,
         y_element: T::ELEMENT,
+        x_element: T::ELEMENT,
+        reserved: 0,
+        transform: identity(),
     }
 }

@@ -13,7 +13,7 @@ constexpr uint64_t kTable[] = {
     sizeof(int8_cuda_linear_params),    AT(int8_cuda_linear_params, exact),        AT(int8_cuda_linear_params, stream),
     AT(int8_cuda_linear_params, m),     AT(int8_cuda_linear_params, exact_stride_c), AT(int8_cuda_linear_params, element),
     AT(int8_cuda_linear_params, threshold), AT(int8_cuda_linear_params, algorithm), AT(int8_cuda_linear_params, store),
-    AT(int8_cuda_linear_params, y_element),
+    AT(int8_cuda_linear_params, y_element), AT(int8_cuda_linear_params, transform),
     sizeof(int8_cuda_activations),      AT(int8_cuda_activations, outlier_values), AT(int8_cuda_activations, ldq),
     AT(int8_cuda_activations, rule),
     sizeof(int8_cuda_prologue_params),  AT(int8_cuda_prologue_params, ldx),        AT(int8_cuda_prologue_params, threshold),

@@ -2,6 +2,7 @@
 // gather them; M = 1 is one kernel.
 #include "api/stages.cuh"
 #include "prologue/single_pass.cuh"
+#include "prologue/transform.cuh"
 
 namespace int8_cuda {
 namespace {
@@ -32,7 +33,9 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
   LinearLayout layout;
   INT8_CUDA_PASS(lay_out_linear(p, device, &layout));
   if (p.m == 0 || p.n == 0) return INT8_CUDA_OK;
-  if ((p.k > 0 && p.x == nullptr) || p.ldx < p.k || !valid_weight(p, p.k, p.encoding)) return INT8_CUDA_INVALID;
+  const bool gated = p.transform.function == INT8_CUDA_GATED;
+  const bool norm = p.transform.function == INT8_CUDA_RMS_NORM || p.transform.function == INT8_CUDA_LAYER_NORM;
+  if ((p.k > 0 && p.x == nullptr) || p.ldx < (gated ? 2 * p.k : p.k) || (norm && p.transform.gain == nullptr) || !valid_weight(p, p.k, p.encoding)) return INT8_CUDA_INVALID;
   if (!valid_workspace(p.workspace, p.workspace_bytes, layout.visible.total)) return INT8_CUDA_WORKSPACE;
 
   const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
@@ -43,10 +46,22 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
     if (p.algorithm != INT8_CUDA_AUTO) return INT8_CUDA_INVALID;
     algorithm = INT8_CUDA_SMALL_M;
   }
+  // GEMV_TMA computes most functions of its row itself; for the others a kernel comes before.
+  const void *x = p.x;
+  int64_t ldx = p.ldx;
+  const bool inside = algorithm == INT8_CUDA_GEMV_TMA && p.rule <= INT8_CUDA_RULE_ABSOLUTE &&
+                      gemv_tma_transforms(p.transform, p.k, p.x_element, p.element);
+  if (transforms(p) && !inside && p.k > 0) {
+    const int8_cuda_transform_params f{p.x, at<void>(p.workspace, layout.input), p.stream, p.m, p.k, 1, p.ldx, p.k,
+                                       p.x_element, p.element, INT8_CUDA_OVERWRITE, 0, p.transform};
+    INT8_CUDA_PASS(launch_transform(f, overlap));
+    x = f.y;
+    ldx = p.k;
+  }
   const bool wgmma = is_wgmma(algorithm);
 
   const int8_cuda_activations a = activations_in(p, layout);
-  PrologueParams rows = prologue_params(a, settings_of(p), p.x, p.ldx);
+  PrologueParams rows = prologue_params(a, settings_of(p), x, ldx);
   rows.thresholds = at<float>(p.workspace, layout.rows.thresholds);
   rows.ranges = at<float4>(p.workspace, layout.rows.ranges);
   rows.outliers.mask = at<uint32_t>(p.workspace, layout.rows.mask);
@@ -60,8 +75,12 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
   GemmParams g = gemm_params(a, p);
   g.outlier_w = rows.outliers.w;
   g.outlier_ld = layout.capacity;
-  g.x = p.x;
-  g.ldx = p.ldx;
+  g.x = x;
+  g.ldx = ldx;
+  if (inside) {
+    g.transform = p.transform;
+    g.x_is_f32 = p.x_element == INT8_CUDA_F32 && p.element != INT8_CUDA_F32 ? 1 : 0;
+  }
   g.thresholds = p.rule > INT8_CUDA_RULE_ABSOLUTE ? rows.thresholds : nullptr;
   g.threshold = p.threshold;
   g.by_value = p.outlier_granularity == INT8_CUDA_VALUE ? 1 : 0;

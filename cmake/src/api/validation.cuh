@@ -18,6 +18,15 @@ inline bool valid_output(int y_element, int element) { return y_element == eleme
 
 inline bool valid_store(int store) { return store == INT8_CUDA_OVERWRITE || store == INT8_CUDA_ACCUMULATE; }
 
+// A function of the prologue, without its pointers.
+inline bool valid_function(const int8_cuda_transform &f) {
+  const bool known = f.function >= INT8_CUDA_IDENTITY && f.function <= INT8_CUDA_GATED;
+  return known && f.activation >= INT8_CUDA_RELU && f.activation <= INT8_CUDA_SILU;
+}
+
+// Whether x is not what is quantised.
+inline bool transforms(const int8_cuda_linear_params &p) { return p.transform.function != INT8_CUDA_IDENTITY || p.x_element != p.element; }
+
 // How x is quantised.
 struct Settings {
   int element, encoding, granularity, rule, outlier_granularity, row_maximum;

@@ -27,7 +27,10 @@ int64_t outlier_capacity(int64_t m, int64_t n, int64_t k) {
 }
 
 int8_cuda_status lay_out_linear(const int8_cuda_linear_params &p, const Device &device, LinearLayout *layout) {
-  if (!valid_sizes(p.m, p.n, p.k) || !valid_settings(settings_of(p)) || !valid_store(p.store) || !valid_output(p.y_element, p.element)) return INT8_CUDA_INVALID;
+  if (!valid_sizes(p.m, p.n, p.k) || !valid_settings(settings_of(p)) || !valid_store(p.store) || !valid_output(p.y_element, p.element) ||
+      !valid_output(p.x_element, p.element) || !valid_function(p.transform)) {
+    return INT8_CUDA_INVALID;
+  }
   const GemmShape shape{p.m, p.n, p.k, p.element};
   *layout = LinearLayout{};
   int8_cuda_linear_layout &v = layout->visible;
@@ -54,6 +57,7 @@ int8_cuda_status lay_out_linear(const int8_cuda_linear_params &p, const Device &
     }
     layout->outlier_x = arena.take(p.m * layout->capacity * width);
   }
+  layout->input = arena.take(transforms(p) ? p.m * p.k * element_bytes(p.element) : 0);
   v.total = arena.used;
   return INT8_CUDA_OK;
 }

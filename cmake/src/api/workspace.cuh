@@ -37,6 +37,7 @@ struct LinearLayout {
   int8_cuda_linear_layout visible;
   RowsLayout rows;
   uint64_t counters, outlier_x, outlier_w;
+  uint64_t input;    // T [m, k]: transform(x), where the algorithm does not compute it
   int64_t capacity;  // columns of outlier_x and outlier_w; 0: none are made
 };
 // Resolves and checks the algorithm, too.

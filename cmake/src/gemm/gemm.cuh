@@ -36,11 +36,15 @@ struct GemmParams {
 
   // MMA and SMALL_M read the outliers' weights from W, and MMA their x from x unless outlier_x is complete.
   OutlierWeights weight;
-  const void *x;                // T [m, k] row-major, ld = ldx
+  const void *x;                // T [m, k] row-major, ld = ldx; of GEMV_TMA f32 where x_is_f32, and of GATED [m, 2k]
   const float *thresholds;      // f32 [m], or null: threshold for all rows
   int64_t ldx;
   float threshold;
   int32_t by_value;             // only values of at least the threshold take part, not their whole column
+
+  // GEMV_TMA: the row that is quantised is transform(x), rounded to T.
+  int8_cuda_transform transform;
+  int32_t x_is_f32;
 };
 
 // Largest M of SMALL_M: four tiles of eight rows of x.
@@ -64,6 +68,8 @@ int choose_algorithm(int algorithm, const GemmShape &shape, bool fused, const De
 // INVALID for an unknown algorithm, UNSUPPORTED for one that cannot compute the shape on this device.
 int8_cuda_status check_algorithm(int algorithm, const GemmShape &shape, bool fused, const Device &device);
 
+// Whether GEMV_TMA computes the function of a row that it quantises.
+bool gemv_tma_transforms(const int8_cuda_transform &transform, int64_t k, int x_element, int element);
 // M = 1, the prologue inside: p.x instead of p.a.
 int8_cuda_status launch_gemv_tma(const GemmParams &params, int element, bool zero_point, cudaStream_t stream, int multiprocessors);
 int8_cuda_status launch_gemv(const GemmParams &params, int element, bool zero_point, cudaStream_t stream, bool overlap);

@@ -11,6 +11,8 @@
 #include "epilogue/zero_point.cuh"
 #include "gemm/gemm.cuh"
 #include "gemm/mma_sync.cuh"
+#include "common/rows.cuh"
+#include "prologue/activation.cuh"
 #include "prologue/quantize.cuh"
 
 namespace int8_cuda {
@@ -57,7 +59,77 @@ __device__ __forceinline__ V warps_reduce(V v, Op op, V *scratch) {
   return v;
 }
 
+// Chunks of an f32 row that a thread keeps in registers while it is normalised.
+constexpr int kWideChunks = 5;
+
+// A chunk of a row x of type T: itself, act(x) or act(x[..k]) * x[k..], rounded to T.
 template <typename T>
+__device__ __forceinline__ uint4 map_chunk(const int8_cuda_transform &f, const T *x, int chunk, int k) {
+  uint4 raw = *reinterpret_cast<const uint4 *>(x + chunk * kChunk);
+  if (f.function == INT8_CUDA_IDENTITY) return raw;
+  uint4 other = make_uint4(0, 0, 0, 0);
+  if (f.function == INT8_CUDA_GATED) other = *reinterpret_cast<const uint4 *>(x + k + chunk * kChunk);
+  T *v = reinterpret_cast<T *>(&raw);
+  const T *factors = reinterpret_cast<const T *>(&other);
+#pragma unroll
+  for (int i = 0; i < kChunk; ++i) {
+    float value = activate(to_f32(v[i]), f.activation);
+    if (f.function == INT8_CUDA_GATED) value *= to_f32(factors[i]);
+    v[i] = from_f32<T>(value);
+  }
+  return raw;
+}
+
+// The chunks of this thread of an f32 row x, normalised and rounded to T. `sum` adds up over the multiplying warps.
+template <typename T, int kCached, typename Sum>
+__device__ __forceinline__ void normed_chunks(const int8_cuda_transform &f, const float *x, int k, Sum sum, uint4 (&cache)[kCached]) {
+  static_assert(kChunk == kRun, "a chunk is a run");
+  const int chunks = k / kChunk;
+  float v[kWideChunks][kChunk] = {};
+#pragma unroll
+  for (int c = 0; c < kWideChunks; ++c) {
+    const int chunk = static_cast<int>(threadIdx.x) + c * kMultiplying;
+    if (chunk < chunks) load_run(x + chunk * kChunk, kChunk, true, v[c]);
+  }
+  float mean = 0.0f, factor = 1.0f;
+  const bool centred = f.function == INT8_CUDA_LAYER_NORM, normed = f.function != INT8_CUDA_IDENTITY;
+  if (centred) {
+#pragma unroll
+    for (int c = 0; c < kWideChunks; ++c) {
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) mean += v[c][i];
+    }
+    mean = sum(mean) / static_cast<float>(k);
+  }
+  if (normed) {
+    float squares = 0.0f;
+#pragma unroll
+    for (int c = 0; c < kWideChunks; ++c) {
+      if (static_cast<int>(threadIdx.x) + c * kMultiplying >= chunks) break;
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) squares = fmaf(v[c][i] - mean, v[c][i] - mean, squares);
+    }
+    factor = 1.0f / sqrtf(sum(squares) / static_cast<float>(k) + f.eps);
+  }
+#pragma unroll
+  for (int c = 0; c < kWideChunks; ++c) {
+    const int chunk = static_cast<int>(threadIdx.x) + c * kMultiplying;
+    if (chunk >= chunks) break;
+    if (normed) {
+      float gain[kRun], bias[kRun] = {};
+      load_run(f.gain + chunk * kChunk, kChunk, true, gain);
+      if (f.bias != nullptr && centred) load_run(f.bias + chunk * kChunk, kChunk, true, bias);
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) v[c][i] = (v[c][i] - mean) * factor * gain[i] + bias[i];
+    }
+    T *rounded = reinterpret_cast<T *>(&cache[c]);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) rounded[i] = from_f32<T>(v[c][i]);
+  }
+}
+
+// kWide: x is f32, possibly normalised; else of type T, possibly activated.
+template <typename T, bool kWide>
 __global__ void __launch_bounds__(kThreads, 2)
     gemv_tma(const __grid_constant__ CUtensorMap map_w, const __grid_constant__ GemmParams p, const GemvShape shape, int zero_point) {
 #if __CUDA_ARCH__ >= 900
@@ -111,7 +183,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 
   pdl_wait();
-  const T *x = static_cast<const T *>(p.x);
   constexpr int kCached = kGemvTmaInner / kChunk / kMultiplying;
   const float threshold = !decompose ? infinity() : p.thresholds != nullptr ? p.thresholds[0] : p.threshold;
   const uint32_t floor = Packed<T>::at_least(threshold);
@@ -121,7 +192,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int c = 0; c < kCached; ++c) {
     const int chunk = static_cast<int>(threadIdx.x) + c * kMultiplying;
     cache[c] = make_uint4(0, 0, 0, 0);
-    if (chunk < chunks) load_chunk<T, true>(x, static_cast<int64_t>(chunk) * kChunk, p.k, reinterpret_cast<T(&)[kChunk]>(cache[c]));
+    if (!kWide && chunk < chunks) cache[c] = map_chunk(p.transform, static_cast<const T *>(p.x), chunk, p.k);
+  }
+  if constexpr (kWide) {
+    const auto sum = [&](float v) {
+      multiplying_sync();
+      return warps_reduce(v, [](float a, float b) { return a + b; }, tail.scratch_f32);
+    };
+    normed_chunks<T>(p.transform, static_cast<const float *>(p.x), p.k, sum, cache);
   }
   PackedRange<T> packed;
   uint32_t found = 0;
@@ -273,21 +351,36 @@ int8_cuda_status encode_weights(CUtensorMap *map, const GemmParams &p) {
 // Shared memory beside the stages.
 int64_t fixed_bytes(int64_t k) { return static_cast<int64_t>(sizeof(Tail)) + round_up<int64_t>(k, kStep) + k / 8 + k * 2; }
 
-template <typename T>
-int8_cuda_status launch_typed(const GemmParams &p, bool zero_point, cudaStream_t stream, int multiprocessors) {
+template <typename T, bool kWide>
+int8_cuda_status launch_as(const GemmParams &p, bool zero_point, cudaStream_t stream, int multiprocessors) {
   const int fixed = static_cast<int>(fixed_bytes(p.k)), fitting = (kBytes - fixed) / kStageBytes;
   const int groups = ceil_div(p.n, kN), blocks = groups < multiprocessors ? groups : multiprocessors;
   const int early = static_cast<int>(kEarlyBytes / (static_cast<int64_t>(blocks) * kStageBytes));
   const GemvShape shape{fitting < kMaxStages ? fitting : kMaxStages, early};
   CUtensorMap map;
   INT8_CUDA_PASS(encode_weights(&map, p));
-  INT8_CUDA_TRY(allow_shared(gemv_tma<T>, kBytes));
+  INT8_CUDA_TRY(allow_shared(gemv_tma<T, kWide>, kBytes));
   Launch launch(dim3(static_cast<unsigned>(blocks)), dim3(kThreads), static_cast<size_t>(fixed + shape.stages * kStageBytes), stream, true);
-  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, gemv_tma<T>, map, p, shape, zero_point ? 1 : 0));
+  INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, gemv_tma<T, kWide>, map, p, shape, zero_point ? 1 : 0));
   return INT8_CUDA_OK;
 }
 
+template <typename T>
+int8_cuda_status launch_typed(const GemmParams &p, bool zero_point, cudaStream_t stream, int multiprocessors) {
+  return p.x_is_f32 ? launch_as<T, true>(p, zero_point, stream, multiprocessors) : launch_as<T, false>(p, zero_point, stream, multiprocessors);
+}
+
 }  // namespace
+
+bool gemv_tma_transforms(const int8_cuda_transform &f, int64_t k, int x_element, int element) {
+  const bool aligned = reinterpret_cast<uintptr_t>(f.gain) % 16 == 0 && reinterpret_cast<uintptr_t>(f.bias) % 16 == 0;
+  if (x_element == INT8_CUDA_F32) {
+    const bool function = f.function == INT8_CUDA_IDENTITY || f.function == INT8_CUDA_RMS_NORM || f.function == INT8_CUDA_LAYER_NORM;
+    return function && aligned && k <= kWideChunks * kMultiplying * kChunk;
+  }
+  const bool function = f.function == INT8_CUDA_IDENTITY || f.function == INT8_CUDA_ACTIVATION || f.function == INT8_CUDA_GATED;
+  return function && x_element == element;
+}
 
 bool gemv_tma_supports(int64_t m, int64_t n, int64_t k, int element, const Device &device) {
   static_assert(sizeof(Tail) % 16 == 0, "the codes behind it are read in words of 16 bytes");

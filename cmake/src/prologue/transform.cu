@@ -1,6 +1,7 @@
 // y (+)= f(x): norms of rows or of runs of a row, and elementwise functions.
 #include "common/launch.cuh"
 #include "common/rows.cuh"
+#include "prologue/activation.cuh"
 #include "prologue/transform.cuh"
 
 namespace int8_cuda {
@@ -13,15 +14,6 @@ constexpr int kNormThreads = 512, kNormRuns = 4;
 constexpr int kWarpColumns = 32 * kRun, kWarps = 4;
 
 using Params = int8_cuda_transform_params;
-
-__device__ __forceinline__ float activate(float x, int activation) {
-  switch (activation) {
-    case INT8_CUDA_RELU: return x < 0.0f ? 0.0f : x;  // NaN stays
-    case INT8_CUDA_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-    case INT8_CUDA_GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-    default: return x / (1.0f + expf(-x));
-  }
-}
 
 // ---- Elementwise: a thread has eight columns. ----
 

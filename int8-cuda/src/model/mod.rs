@@ -21,4 +21,5 @@ pub use transform::{
     Activation, Function, Lookup, gather, scatter_add, transform, transform_columns, transform_in_place,
 };
 pub use upload::Upload;
+pub(crate) use transform::identity;
 pub use workspace::{Projection, Target, Workspace};

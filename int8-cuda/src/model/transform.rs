@@ -46,6 +46,20 @@ pub enum Function<'a> {
     },
 }
 
+/// [`Function::Identity`] as the kernels take it.
+pub(crate) fn identity() -> sys::int8_cuda_transform {
+    sys::int8_cuda_transform {
+        gain: std::ptr::null(),
+        bias: std::ptr::null(),
+        function: sys::INT8_CUDA_IDENTITY,
+        activation: 0,
+        eps: 0.0,
+        factor: 1.0,
+        cap: 0.0,
+        reserved: 0,
+    }
+}
+
 /// An activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -82,17 +96,8 @@ impl Function<'_> {
     }
 
     /// The function as the kernels take it, for rows of k columns.
-    fn raw(&self, k: usize) -> Result<sys::int8_cuda_transform, Error> {
-        let none = sys::int8_cuda_transform {
-            gain: std::ptr::null(),
-            bias: std::ptr::null(),
-            function: sys::INT8_CUDA_IDENTITY,
-            activation: 0,
-            eps: 0.0,
-            factor: 1.0,
-            cap: 0.0,
-            reserved: 0,
-        };
+    pub(super) fn raw(&self, k: usize) -> Result<sys::int8_cuda_transform, Error> {
+        let none = identity();
         let vector = |values: &Buffer<f32>| {
             if values.len() == k {
                 return Ok(values.pointer().cast_const());

@@ -5,7 +5,7 @@ use int8_cuda_sys as sys;
 
 use super::linear::{FloatWeight, Int8Linear};
 use super::tensor::{Store, Tensor, element};
-use super::transform::{Function, transform};
+use super::transform::{Function, identity, transform};
 use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
@@ -164,7 +164,7 @@ impl Workspace {
     ) -> Result<(), Error> {
         let Some(k) = targets.first().map(|target| target.weight.dim().1) else { return Ok(()) };
         let m = x.rows();
-        let input = self.input(stream, x, function, self.compute, k)?;
+        self.expect_room(x, function, k)?;
         for target in targets.iter_mut() {
             prepare(target.out, target.store, m, target.weight.dim().0, self.compute)?;
             expect_bias("projection", target.bias, target.weight.dim().0)?;
@@ -177,8 +177,10 @@ impl Workspace {
             return Ok(());
         }
         if targets.len() == 1 || m == 1 {
-            return targets.iter_mut().try_for_each(|target| self.linear(stream, &input, (m, k), config, target));
+            // The function is computed inside, where possible in the same kernel.
+            return targets.iter_mut().try_for_each(|target| self.linear(stream, x, function, config, target));
         }
+        let input = self.input(stream, x, function, self.compute, k)?;
         let raw_stream = stream.raw()?;
         let settings = Settings::of(config);
         let activations = self.activations(m, k, &settings);
@@ -279,11 +281,7 @@ impl Workspace {
         to: FloatType,
         k: usize,
     ) -> Result<RawInput, Error> {
-        x.expect_width("projection", function.input_width(k))?;
-        if x.rows() > self.largest_rows || k * 4 * x.rows() > self.input.bytes() {
-            let (expected, found) = ((self.largest_rows, k), (x.rows(), x.width()));
-            return Err(Error::Shape { operation: "projection", what: "x", expected, found });
-        }
+        self.expect_room(x, function, k)?;
         if function.is_identity() && x.element() == to {
             return Ok(RawInput { pointer: x.pointer(), ld: k });
         }
@@ -292,18 +290,32 @@ impl Workspace {
         Ok(RawInput { pointer: self.input.pointer(), ld: k })
     }
 
-    /// All three stages for one weight.
+    fn expect_room(&self, x: &Tensor, function: &Function<'_>, k: usize) -> Result<(), Error> {
+        x.expect_width("projection", function.input_width(k))?;
+        if x.rows() <= self.largest_rows && k * 4 * x.rows() <= self.input.bytes() {
+            return Ok(());
+        }
+        let (expected, found) = ((self.largest_rows, k), (x.rows(), x.width()));
+        Err(Error::Shape { operation: "projection", what: "x", expected, found })
+    }
+
+    /// `function(x)` and all three stages for one weight.
     fn linear(
         &self,
         stream: &Stream,
-        input: &RawInput,
-        (m, k): (usize, usize),
+        x: &Tensor,
+        function: &Function<'_>,
         config: &Config,
         target: &mut Target<'_>,
     ) -> Result<(), Error> {
-        let (n, raw) = (target.weight.dim().0, target.weight.raw());
+        let ((n, k), m, raw) = (target.weight.dim(), x.rows(), target.weight.raw());
+        // Of another type than f32 or the compute type there are no activations.
+        if x.element() != self.compute && x.element() != FloatType::F32 {
+            let shape = format!("x [{m}, {k}] {}, computed in {}", x.element().name(), self.compute.name());
+            return Err(Error::Unsupported { operation: "linear", shape });
+        }
         let params = sys::int8_cuda_linear_params {
-            x: input.pointer,
+            x: x.pointer(),
             weight: raw.codes,
             weight_scales: raw.scales,
             weight_zero_points: raw.zero_points,
@@ -313,10 +325,12 @@ impl Workspace {
             workspace: self.linear.pointer().cast(),
             stream: stream.raw()?,
             workspace_bytes: self.linear.len(),
-            ldx: convert::size(input.ld),
+            ldx: convert::size(x.width()),
             ldw: raw.ld,
             store: target.store.raw(),
             y_element: element(target.out.element()),
+            x_element: element(x.element()),
+            transform: function.raw(k)?,
             ..linear_params(self.compute, (m, n, k), config)
         };
         // SAFETY: input, weight, bias and output were checked to have these sizes.
@@ -433,11 +447,16 @@ fn linear_params(
         algorithm: sys::INT8_CUDA_AUTO,
         store: sys::INT8_CUDA_OVERWRITE,
         y_element: element(compute),
+        x_element: element(compute),
+        reserved: 0,
+        transform: identity(),
     }
 }
 
 fn linear_bytes(compute: FloatType, shape: (usize, usize, usize), config: &Config) -> Result<usize, Error> {
-    let params = linear_params(compute, shape, config);
+    let mut params = linear_params(compute, shape, config);
+    // With room for the function's result.
+    params.transform.function = sys::INT8_CUDA_ACTIVATION;
     let mut layout = std::mem::MaybeUninit::<sys::int8_cuda_linear_layout>::zeroed();
     // SAFETY: the function reads sizes and settings and fills the layout.
     let status = unsafe { sys::int8_cuda_linear_workspace(&raw const params, layout.as_mut_ptr()) };
