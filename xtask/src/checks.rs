@@ -14,24 +14,22 @@ Runs, and stops at the first failure:
 
   tidy         the invariants of ARCHITECTURE.md (cargo xtask tidy)
   format       cargo fmt --check
-  lints        cargo clippy --all-targets, warnings denied
-  tests        unit and integration tests, and the examples in the documentation and the READMEs
-  benches      every bench once in its test mode (--test), untimed, so that it cannot rot
-  docs         cargo doc, warnings denied
+  lints        cargo clippy --all-targets without CUDA, warnings denied
   cuda toolkit cargo xtask cuda-toolkit, unless CUDA_PATH names an installed toolkit
-  cuda lints   the same three for the CUDA crates, whose kernels are compiled once, for the tests; lints also for `int8`
-  cuda tests   with the feature cuda
-  cuda docs
-  cuda int8    `int8` with the feature cuda is built, and reports what is missing without a GPU
+  cuda lints   cargo clippy --all-targets of every crate with the feature cuda; the kernels are not compiled for it
+  tests        unit and integration tests of every crate with the feature cuda, and the examples in the documentation and the
+               READMEs; compiles the kernels
+  benches      every bench once in its test mode (--test), untimed, so that it cannot rot
+  docs         cargo doc of every crate, warnings denied
 
 The property tests draw from one seed here, so that the outcome depends on the change alone. `cargo test` draws new
 cases each time; PROPTEST_RNG_SEED, a number, chooses others here, too.
 
-The CUDA steps compile and link everything without a GPU; the tests that need one say so and are skipped
-(INT8_REQUIRE_GPU=1 makes that a failure). They run on x86-64 Linux, and need Python with pip, a C++ compiler and some
+Everything compiles and links without a GPU; the tests that need one say so and are skipped
+(INT8_REQUIRE_GPU=1 makes that a failure). The toolkit serves x86-64 Linux, and needs Python with pip, a C++ compiler and some
 560 MB of downloads, once.
 
-  --no-cuda    skip them
+  --no-cuda    without the CUDA crates and the feature cuda
 
 Ends with the time of each step.";
 
@@ -44,16 +42,19 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     }
     let mut times = Vec::new();
     timed(&mut times, "tidy", || tidy::run(&[]))?;
-    run_steps(&mut times, steps()?)?;
+    run_steps(&mut times, quick_steps()?)?;
     let skipped = why_no_cuda(arguments);
-    if skipped.is_none() {
+    let toolkit = if skipped.is_none() {
         println!("\n── cuda toolkit");
-        let toolkit = timed(&mut times, "cuda toolkit", || {
+        let provided = timed(&mut times, "cuda toolkit", || {
             cuda_toolkit::provide()
                 .map_err(|message| format!("{message}\n`cargo xtask test {NO_CUDA}` skips the CUDA crates"))
         })?;
-        run_steps(&mut times, cuda_steps(&toolkit)?)?;
-    }
+        Some(provided)
+    } else {
+        None
+    };
+    run_steps(&mut times, steps(toolkit.as_deref())?)?;
     println!("\nall passed");
     for (name, time) in times {
         println!("  {name:<13}{:>7.1} s", time.as_secs_f64());
@@ -94,16 +95,10 @@ fn timed<R>(
     Ok(result)
 }
 
-fn steps() -> Result<Vec<(&'static str, Command)>, String> {
-    let mut docs = shell::cargo(&["doc", "--no-deps"])?;
-    docs.env("RUSTDOCFLAGS", "-D warnings");
+fn quick_steps() -> Result<Vec<(&'static str, Command)>, String> {
     Ok(vec![
         ("format", shell::cargo(&["fmt", "--all", "--check"])?),
         ("lints", shell::cargo(&["clippy", "--all-targets", "--", "-D", "warnings"])?),
-        ("tests", seeded(shell::cargo(&["test"])?)),
-        // As tests, so that the crates are not compiled once more in release mode.
-        ("benches", shell::cargo(&["test", "--bench", "*", "--", "--test"])?),
-        ("docs", docs),
     ])
 }
 
@@ -118,31 +113,32 @@ fn seeded(mut tests: Command) -> Command {
     tests
 }
 
-/// The test of `int8` whose command lines must fail, and with which words.
-const MISTAKES: &str = "mistakes_are_explained";
+/// Every crate, and everything they have. One set of features for all steps: nothing is compiled a second time.
+const WITH_CUDA: [&str; 3] = ["--workspace", "--features", "int8-nn/cuda,int8-cli/cuda"];
 
-const CUDA_CRATES: [&str; 4] = ["-p", "int8-cuda-sys", "-p", "int8-cuda"];
-
-fn cuda_steps(toolkit: &Path) -> Result<Vec<(&'static str, Command)>, String> {
+fn steps(toolkit: Option<&Path>) -> Result<Vec<(&'static str, Command)>, String> {
     let cargo = |before: &[&str], after: &[&str]| {
-        let mut command = shell::cargo(&[before, &CUDA_CRATES, after].concat())?;
+        let Some(toolkit) = toolkit else { return shell::cargo(&[before, after].concat()) };
+        let mut command = shell::cargo(&[before, &WITH_CUDA, after].concat())?;
         command.env("CUDA_PATH", toolkit).env("CUDA_LIBRARY_PATH", toolkit);
         Ok::<_, String>(command)
     };
-    let mut lints = cargo(
-        &["clippy", "-p", "int8-cli", "--features", "int8-cli/cuda"],
-        &["--all-targets", "--", "-D", "warnings"],
-    )?;
-    // Clippy has a build-script run of its own, which would compile the kernels a second time.
-    lints.env("INT8_CUDA_WITHOUT_KERNELS", "1");
+    let mut steps = Vec::new();
+    if toolkit.is_some() {
+        let mut lints = cargo(&["clippy"], &["--all-targets", "--", "-D", "warnings"])?;
+        // Clippy has a build-script run of its own, which would compile the kernels a second time.
+        lints.env("INT8_CUDA_WITHOUT_KERNELS", "1");
+        steps.push(("cuda lints", lints));
+    }
     let mut docs = cargo(&["doc", "--no-deps"], &[])?;
     docs.env("RUSTDOCFLAGS", "-D warnings");
-    // For all default members, as the step "tests": dependencies then have the same features and are not compiled again.
-    let mut int8 =
-        shell::cargo(&["test", "--features", "int8-cli/cuda", "--test", "command_line", MISTAKES])?;
-    int8.env("CUDA_PATH", toolkit).env("CUDA_LIBRARY_PATH", toolkit);
-    let tests = seeded(cargo(&["test"], &[])?);
-    Ok(vec![("cuda lints", lints), ("cuda tests", tests), ("cuda docs", docs), ("cuda int8", int8)])
+    steps.extend([
+        ("tests", seeded(cargo(&["test"], &[])?)),
+        // As tests, so that the crates are not compiled once more in release mode.
+        ("benches", cargo(&["test"], &["--bench", "*", "--", "--test"])?),
+        ("docs", docs),
+    ]);
+    Ok(steps)
 }
 
 #[cfg(test)]
@@ -173,9 +169,9 @@ mod tests {
 
     #[test]
     fn clippy_does_not_compile_the_kernels() {
-        for (name, command) in cuda_steps(Path::new("/a/toolkit")).expect("steps") {
+        for (name, command) in steps(Some(Path::new("/a/toolkit"))).expect("steps") {
             let line = shell::shown(&command);
-            assert!(line.contains("-p int8-cuda-sys -p int8-cuda") || name == "cuda int8", "{line}");
+            assert!(line.contains("--workspace --features int8-nn/cuda,int8-cli/cuda"), "{line}");
             let without = command.get_envs().any(|(key, _)| key == "INT8_CUDA_WITHOUT_KERNELS");
             assert_eq!(without, name == "cuda lints", "{line}");
             assert!(command.get_envs().any(|(key, value)| {
@@ -185,13 +181,17 @@ mod tests {
     }
 
     #[test]
-    fn warnings_are_denied() {
-        let steps = steps().expect("steps");
-        let lints = steps.iter().find(|(name, _)| *name == "lints").map(|(_, command)| shell::shown(command));
-        assert_eq!(lints.as_deref(), Some("cargo clippy --all-targets -- -D warnings"));
-        let docs = steps.iter().find(|(name, _)| *name == "docs").expect("a docs step");
-        assert!(docs.1.get_envs().any(|(key, value)| {
-            key == "RUSTDOCFLAGS" && value.is_some_and(|value| value == "-D warnings")
-        }));
+    fn warnings_are_denied_with_cuda_and_without() {
+        for toolkit in [None, Some(Path::new("/a/toolkit"))] {
+            let steps = steps(toolkit).expect("steps");
+            let docs = steps.iter().find(|(name, _)| *name == "docs").expect("a docs step");
+            assert!(docs.1.get_envs().any(|(key, value)| {
+                key == "RUSTDOCFLAGS" && value.is_some_and(|value| value == "-D warnings")
+            }));
+            let all = quick_steps().expect("steps").into_iter().chain(steps);
+            let lints: Vec<_> = all.filter(|(name, _)| name.ends_with("lints")).collect();
+            assert_eq!(lints.len(), if toolkit.is_some() { 2 } else { 1 });
+            assert!(lints.iter().all(|(_, lint)| shell::shown(lint).ends_with("--all-targets -- -D warnings")));
+        }
     }
 }
