@@ -197,7 +197,8 @@ struct Draw {
   int count;             // tokens of the window, sorted in s.keys
   uint64_t last;         // the key of the last one
 
-  // Sorts s.keys[0, n) from the largest on, n <= kWindow; 0 behind.
+  // Sorts s.keys[0, n) from the largest on, n <= kWindow; 0 behind. Bitonic: up to a distance of 32, the 32 pairs of a warp lie
+  // in 64 keys of its own.
   __device__ void sort(int n) {
     int size = 2;
     while (size < n) size *= 2;
@@ -206,16 +207,22 @@ struct Draw {
     for (int run = 2; run <= size; run *= 2) {
       for (int distance = run / 2; distance > 0; distance /= 2) {
         for (int pair = threadIdx.x; pair < size / 2; pair += kThreads) {
-          const int a = pair / distance * distance * 2 + pair % distance, b = a + distance;
+          const int a = 2 * pair - (pair & (distance - 1)), b = a + distance;
           const uint64_t low = s.keys[a], high = s.keys[b];
           if ((low < high) == ((a & run) == 0)) {
             s.keys[a] = high;
             s.keys[b] = low;
           }
         }
-        __syncthreads();
+        const int next = distance > 1 ? distance / 2 : run;
+        if (distance > 32 || next > 32) {
+          __syncthreads();
+        } else {
+          __syncwarp();
+        }
       }
     }
+    __syncthreads();
   }
 
   __device__ void append(uint64_t key) {
@@ -235,7 +242,8 @@ struct Draw {
     if (threadIdx.x < 3) s.counters[threadIdx.x] = 0;
     if (threadIdx.x == 0) s.count = 0;
     __syncthreads();
-    // The largest bound that at least `wanted` groups reach, bit by bit; the counters take turns so that one barrier a bit is enough.
+    // A bound that at least `wanted` groups reach, and not many more: bit by bit. The counters take turns, so that one barrier a bit
+    // is enough.
     uint32_t bound = 0;
     for (int bit = 31; bit >= 0; --bit) {
       const uint32_t tried = bound | 1u << bit;
@@ -248,8 +256,10 @@ struct Draw {
       if (threadIdx.x == 0) s.counters[(turn + 2) % 3] = 0;
       __syncthreads();
       const uint32_t all = s.counters[turn];
-      if (all >= static_cast<uint32_t>(wanted)) bound = tried;
-      if (all == static_cast<uint32_t>(wanted)) break;
+      if (all >= static_cast<uint32_t>(wanted)) {
+        bound = tried;
+        if (all <= static_cast<uint32_t>(wanted + wanted / 4 + 32)) break;
+      }
     }
     bound = max(bound, ordered(floor));
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -359,7 +369,8 @@ struct Draw {
       if (lane == 31) s.warp_sums[warp] = sum;
       __syncthreads();
       double before = base;
-      for (int w = 0; w < kWarps; ++w) {
+      const int warps = count - first < kThreads ? ceil_div(count - first, 32) : kWarps;
+      for (int w = 0; w < warps; ++w) {
         if (w == warp) s.sums[i] = before + sum;
         before += s.warp_sums[w];
       }
