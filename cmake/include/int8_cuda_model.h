@@ -117,7 +117,9 @@ typedef struct int8_cuda_attention_params {
   int8_cuda_batch batch;
 } int8_cuda_attention_params;
 
-/* y (+)= x * w^T + bias in floating point. f32: no tensor cores, f32 throughout; 16 bits: sums in f32. */
+/* y (+)= x * w^T + bias in floating point. f32: no tensor cores, f32 throughout; 16 bits: sums in f32. Rounded once, but for
+ * m > 8 a product may be rounded to a 16-bit y's type before the bias, rounded to that type, is added. m <= 8: a row's y
+ * does not depend on m. */
 typedef struct int8_cuda_float_linear_params {
   const void *x;     /* f16|bf16|f32 [m, k] row-major, ld = ldx */
   const void *w;     /* the same type [n, k] row-major, ld = k */

@@ -72,6 +72,7 @@ int8_cuda_status int8_cuda_float_linear(const int8_cuda_float_linear_params *p) 
   Device device;
   INT8_CUDA_PASS(current_device(&device));
   if (device.major < 8) return INT8_CUDA_UNSUPPORTED;
+  if (float_gemv_tma_supports(*p, device)) return launch_float_gemv_tma(*p, device);
   if (p->m <= kFloatGemvM) return launch_float_gemv(*p, device.multiprocessors, device.major >= 9);
   if (p->k > 0) {
     const int8_cuda_status status = cublaslt_linear(*p);

@@ -2,9 +2,11 @@
 // logit of every 32 and, where all tokens are in the draw, their weights' total. `choose_tokens`: one block a row ends the argmax or
 // draws.
 //
-// A draw takes the tokens in windows of at most 1024 in the order of the sampler, which are sorted in shared memory; most draws end
-// in the first. Its tokens are found among the groups of 32 whose largest logit is at least the k-th largest of all groups', a
-// lower bound of the k-th largest logit. Further windows, and what the bound leaves too many of, by radix select.
+// Windows of tokens that follow one another in the order of the sampler are sorted in shared memory; most draws end in the first.
+// Its tokens are found among the groups of 32 whose largest logit is at least the k-th largest of all groups', a lower bound of
+// the k-th largest logit. Beyond it, weights are summed in bins of neighbouring logits, and the window is the one bin in which the
+// draw ends. Where top-k cuts behind the first window, where a bin has more tokens than a window, or where the bound leaves too
+// many: windows one after another by radix select.
 //
 // A token's key orders as (logit, lower id): bits of the logit in ascending order << 32 | ~id. Weights and their sums are f64.
 #include <cfloat>
@@ -20,10 +22,13 @@ using Params = int8_cuda_sample_params;
 constexpr int kGroup = 32;
 constexpr int kScanThreads = 256, kTile = kScanThreads * 4;  // a tile, or four, a block
 constexpr int kThreads = 1024, kWarps = kThreads / 32;
-constexpr int kWindow = kThreads, kFirstWindow = 512;
-constexpr int kCandidates = 4096;      // that are sorted for the first window: 32 KB
+constexpr int kWindow = 4096;          // keys and sums of a window: 64 KB of shared memory
+constexpr int kFirstWindow = 512;
 constexpr int kGroupsEach = 8;         // groups a thread holds in registers: vocabularies up to 262,144
 constexpr int kDigitBits = 11, kBins = 1 << kDigitBits;
+// Weights in bins are integers in units of 2^-43, so that their sums do not depend on the order; 2^20 of them fit into 64 bits.
+constexpr double kWeightUnit = 0x1p-43;
+constexpr int64_t kBinnedVocabulary = 1 << 20;
 constexpr float kNegligible = 50.0f;   // e^-50 times the vocabulary's size is below half a unit of the largest weight, 1
 
 struct TileResult {
@@ -162,16 +167,19 @@ __device__ __forceinline__ float logit_of(uint64_t key) {
 __device__ __forceinline__ int32_t id_of(uint64_t key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
 
 struct Shared {
+  uint64_t keys[kWindow];
   union {
-    uint64_t keys[kCandidates];
-    uint32_t bins[kBins];
+    double sums[kWindow];  // of the weights of the window's tokens up to this one
+    uint32_t radix_bins[kBins];
   };
-  double sums[kWindow];  // of the weights of the window's tokens up to this one
+  uint32_t bin_counts[kBins], bin_low[kBins], bin_high[kBins];  // tokens and weights, of neighbouring logits from the largest on
+  uint64_t warp_weights[kWarps];
+  uint64_t bin_before;
   double warp_sums[kWarps];
   uint32_t warp_counts[kWarps];
   uint32_t counters[3];
-  uint32_t count, digit, above, in_bin;
-  int32_t hit;
+  uint32_t count, digit, above, in_bin, bin_tokens_before;
+  int32_t hit, last_bin;
 };
 
 // One row. All threads hold the same values and take part in every function.
@@ -182,12 +190,15 @@ struct Draw {
   float largest, floor;  // logits below floor have no weight
   double temperature;
   int64_t first_size;    // tokens of the first window
+  bool binnable;         // all tokens are in the draw
+  bool binned;           // s.bin_... are filled
   bool first_loaded;
   bool complete;         // no token behind the window has a weight
   int count;             // tokens of the window, sorted in s.keys
   uint64_t last;         // the key of the last one
 
-  // Sorts s.keys[0, n) from the largest on, n <= kCandidates; 0 behind.
+  // Sorts s.keys[0, n) from the largest on, n <= kWindow; 0 behind. Bitonic: up to a distance of 32, the 32 pairs of a warp lie
+  // in 64 keys of its own.
   __device__ void sort(int n) {
     int size = 2;
     while (size < n) size *= 2;
@@ -196,21 +207,27 @@ struct Draw {
     for (int run = 2; run <= size; run *= 2) {
       for (int distance = run / 2; distance > 0; distance /= 2) {
         for (int pair = threadIdx.x; pair < size / 2; pair += kThreads) {
-          const int a = pair / distance * distance * 2 + pair % distance, b = a + distance;
+          const int a = 2 * pair - (pair & (distance - 1)), b = a + distance;
           const uint64_t low = s.keys[a], high = s.keys[b];
           if ((low < high) == ((a & run) == 0)) {
             s.keys[a] = high;
             s.keys[b] = low;
           }
         }
-        __syncthreads();
+        const int next = distance > 1 ? distance / 2 : run;
+        if (distance > 32 || next > 32) {
+          __syncthreads();
+        } else {
+          __syncwarp();
+        }
       }
     }
+    __syncthreads();
   }
 
   __device__ void append(uint64_t key) {
     const uint32_t at = atomicAdd(&s.count, 1u);
-    if (at < kCandidates) s.keys[at] = key;
+    if (at < kWindow) s.keys[at] = key;
   }
 
   // The first window by the groups' largest logits; false: too many candidates.
@@ -225,7 +242,8 @@ struct Draw {
     if (threadIdx.x < 3) s.counters[threadIdx.x] = 0;
     if (threadIdx.x == 0) s.count = 0;
     __syncthreads();
-    // The largest bound that at least `wanted` groups reach, bit by bit; the counters take turns so that one barrier a bit is enough.
+    // A bound that at least `wanted` groups reach, and not many more: bit by bit. The counters take turns, so that one barrier a bit
+    // is enough.
     uint32_t bound = 0;
     for (int bit = 31; bit >= 0; --bit) {
       const uint32_t tried = bound | 1u << bit;
@@ -238,8 +256,10 @@ struct Draw {
       if (threadIdx.x == 0) s.counters[(turn + 2) % 3] = 0;
       __syncthreads();
       const uint32_t all = s.counters[turn];
-      if (all >= static_cast<uint32_t>(wanted)) bound = tried;
-      if (all == static_cast<uint32_t>(wanted)) break;
+      if (all >= static_cast<uint32_t>(wanted)) {
+        bound = tried;
+        if (all <= static_cast<uint32_t>(wanted + wanted / 4 + 32)) break;
+      }
     }
     bound = max(bound, ordered(floor));
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -256,7 +276,7 @@ struct Draw {
     __syncthreads();
     const int found = static_cast<int>(s.count);
     __syncthreads();
-    if (found > kCandidates) return false;
+    if (found > kWindow) return false;
     sort(found);
     count = found < wanted ? found : wanted;
     return true;
@@ -280,16 +300,16 @@ struct Draw {
     while (shift > 0) {
       const int bits = shift < kDigitBits ? shift : kDigitBits, above_shift = shift;
       shift -= bits;
-      for (int i = threadIdx.x; i < kBins; i += kThreads) s.bins[i] = 0;
+      for (int i = threadIdx.x; i < kBins; i += kThreads) s.radix_bins[i] = 0;
       if (threadIdx.x == 0) s.digit = kBins;
       __syncthreads();
       for_keys_below(upper, [&](uint64_t key) {
-        if (above_shift == 64 || key >> above_shift == prefix) atomicAdd(&s.bins[key >> shift & ((1u << bits) - 1)], 1u);
+        if (above_shift == 64 || key >> above_shift == prefix) atomicAdd(&s.radix_bins[key >> shift & ((1u << bits) - 1)], 1u);
       });
       __syncthreads();
       // A thread has two bins; how many keys lie in higher ones.
       const int high = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
-      const uint32_t in_high = s.bins[high], in_low = s.bins[high - 1];
+      const uint32_t in_high = s.radix_bins[high], in_low = s.radix_bins[high - 1];
       uint32_t until = in_high + in_low;
       const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
@@ -332,22 +352,149 @@ struct Draw {
     sort(count);
   }
 
+  __device__ double weight_of(float logit) const { return exp((static_cast<double>(logit) - static_cast<double>(largest)) / temperature); }
+
   // Weights of the window's tokens, summed up.
   __device__ void weigh() {
-    const int i = threadIdx.x, lane = i % 32, warp = i / 32;
-    double sum = i < count ? exp((static_cast<double>(logit_of(s.keys[i])) - static_cast<double>(largest)) / temperature) : 0.0;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    double base = 0.0;
+    for (int first = 0; first < count; first += kThreads) {
+      const int i = first + static_cast<int>(threadIdx.x);
+      double sum = i < count ? weight_of(logit_of(s.keys[i])) : 0.0;
+#pragma unroll
+      for (int offset = 1; offset < 32; offset *= 2) {
+        const double other = __shfl_up_sync(0xffffffffu, sum, offset);
+        if (lane >= offset) sum += other;
+      }
+      if (lane == 31) s.warp_sums[warp] = sum;
+      __syncthreads();
+      double before = base;
+      const int warps = count - first < kThreads ? ceil_div(count - first, 32) : kWarps;
+      for (int w = 0; w < warps; ++w) {
+        if (w == warp) s.sums[i] = before + sum;
+        before += s.warp_sums[w];
+      }
+      base = before;
+      __syncthreads();
+    }
+    last = count > 0 ? s.keys[count - 1] : 0;
+  }
+
+  // The first of the window's first `usable` tokens up to which base and their weights are > goal, or, with or_equal, >= goal;
+  // INT32_MAX: none.
+  __device__ int first_reaching(double base, double goal, bool or_equal, int usable) {
+    if (threadIdx.x == 0) s.hit = INT32_MAX;
+    __syncthreads();
+    auto reaches = [&](int token) { return or_equal ? base + s.sums[token] >= goal : base + s.sums[token] > goal; };
+    for (int i = threadIdx.x; i < usable; i += kThreads) {
+      if (reaches(i) && (i == 0 || !reaches(i - 1))) atomicMin(&s.hit, i);
+    }
+    __syncthreads();
+    const int hit = s.hit;
+    __syncthreads();
+    return hit;
+  }
+
+  // The bin of a logit of at least floor: ascending as logits descend.
+  __device__ int bin_of(float logit) const {
+    const float bin = (largest - logit) * (static_cast<float>(kBins) / (kNegligible * static_cast<float>(temperature)));
+    return bin < static_cast<float>(kBins - 1) ? static_cast<int>(bin) : kBins - 1;
+  }
+
+  __device__ void fill_bins() {
+    for (int i = threadIdx.x; i < kBins; i += kThreads) s.bin_counts[i] = s.bin_low[i] = s.bin_high[i] = 0;
+    __syncthreads();
+    for (int id = threadIdx.x; id < vocabulary; id += kThreads) {
+      const float logit = logits[id];
+      if (!(logit >= floor)) continue;
+      const int bin = bin_of(logit);
+      const uint64_t weight = __double2ull_rn(weight_of(logit) * (1.0 / kWeightUnit));
+      const uint32_t low = static_cast<uint32_t>(weight), before = atomicAdd(&s.bin_low[bin], low);
+      const uint32_t high = static_cast<uint32_t>(weight >> 32) + (before + low < before ? 1 : 0);
+      if (high != 0) atomicAdd(&s.bin_high[bin], high);
+      atomicAdd(&s.bin_counts[bin], 1u);
+    }
+    __syncthreads();
+    binned = true;
+  }
+
+  struct Found {
+    uint64_t key;    // of the token, or of the last one
+    double sum;      // of the weights up to it
+    int64_t tokens;  // up to it
+  };
+
+  // `walk` with the one bin as window that the goal lies in; false: it has more tokens than a window.
+  __device__ bool walk_bins(double goal, bool or_equal, int64_t limit, Found *found) {
+    if (threadIdx.x == 0) {
+      s.hit = INT32_MAX;
+      s.last_bin = 0;
+    }
+    // A thread has two bins; weights and tokens up to them.
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, bin = 2 * static_cast<int>(threadIdx.x);
+    const uint64_t first = static_cast<uint64_t>(s.bin_high[bin]) << 32 | s.bin_low[bin];
+    const uint64_t second = static_cast<uint64_t>(s.bin_high[bin + 1]) << 32 | s.bin_low[bin + 1];
+    const uint32_t first_tokens = s.bin_counts[bin], second_tokens = s.bin_counts[bin + 1];
+    uint64_t weights = first + second;
+    uint32_t tokens = first_tokens + second_tokens;
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
-      const double other = __shfl_up_sync(0xffffffffu, sum, offset);
-      if (lane >= offset) sum += other;
+      const uint64_t other = __shfl_up_sync(0xffffffffu, weights, offset);
+      const uint32_t other_tokens = __shfl_up_sync(0xffffffffu, tokens, offset);
+      if (lane >= offset) {
+        weights += other;
+        tokens += other_tokens;
+      }
     }
-    if (lane == 31) s.warp_sums[warp] = sum;
+    if (lane == 31) {
+      s.warp_weights[warp] = weights;
+      s.warp_counts[warp] = tokens;
+    }
     __syncthreads();
-    double before = 0.0;
-    for (int w = 0; w < warp; ++w) before += s.warp_sums[w];
-    s.sums[i] = before + sum;
-    last = count > 0 ? s.keys[count - 1] : 0;
+    for (int w = 0; w < warp; ++w) {
+      weights += s.warp_weights[w];
+      tokens += s.warp_counts[w];
+    }
+    auto reaches = [&](uint64_t sum) {
+      const double value = static_cast<double>(sum) * kWeightUnit;
+      return or_equal ? value >= goal : value > goal;
+    };
+    if (second_tokens > 0) {
+      atomicMax(&s.last_bin, bin + 1);
+    } else if (first_tokens > 0) {
+      atomicMax(&s.last_bin, bin);
+    }
+    if (first_tokens > 0 && reaches(weights - second)) {
+      atomicMin(&s.hit, bin);
+    } else if (second_tokens > 0 && reaches(weights)) {
+      atomicMin(&s.hit, bin + 1);
+    }
     __syncthreads();
+    const int wanted = s.hit < kBins ? s.hit : s.last_bin;
+    if (wanted == bin || wanted == bin + 1) {
+      s.bin_before = wanted == bin ? weights - second - first : weights - second;
+      s.bin_tokens_before = wanted == bin ? tokens - second_tokens - first_tokens : tokens - second_tokens;
+    }
+    if (threadIdx.x == 0) s.count = 0;
+    __syncthreads();
+    if (s.bin_counts[wanted] > kWindow) return false;
+    for (int id = threadIdx.x; id < vocabulary; id += kThreads) {
+      const float logit = logits[id];
+      if (logit >= floor && bin_of(logit) == wanted) append(key_of(logit, id));
+    }
+    first_loaded = false;
+    __syncthreads();
+    count = static_cast<int>(s.count);
+    const double base = static_cast<double>(s.bin_before) * kWeightUnit;
+    const int64_t passed = s.bin_tokens_before;
+    sort(count);
+    weigh();
+    int usable = limit - passed < count ? static_cast<int>(limit - passed) : count;
+    usable = usable > 0 ? usable : 1;
+    const int reached = first_reaching(base, goal, or_equal, usable), token = reached < usable ? reached : usable - 1;
+    *found = Found{s.keys[token], base + s.sums[token], passed + token + 1};
+    __syncthreads();
+    return true;
   }
 
   __device__ void load_first() {
@@ -365,43 +512,32 @@ struct Draw {
     weigh();
   }
 
-  struct Found {
-    uint64_t key;      // of the token, or of the last one
-    double sum;        // of the weights up to it
-    int64_t tokens;    // up to it
-  };
   // The first of `limit` tokens up to which the weights' sum is > goal, or, with or_equal, >= goal.
   __device__ Found walk(double goal, bool or_equal, int64_t limit) {
+    Found found{};
+    if (binned && walk_bins(goal, or_equal, limit, &found)) return found;
     load_first();
-    double base = 0.0;
-    int64_t passed = 0;
-    uint64_t previous = 0;  // the last token of the windows before
     for (;;) {
+      const double base = found.sum;
+      const int64_t passed = found.tokens;
       const int usable = limit - passed < count ? static_cast<int>(limit - passed) : count;
-      if (threadIdx.x == 0) s.hit = INT32_MAX;
-      __syncthreads();
-      const int i = threadIdx.x;
-      auto reaches = [&](int token) {
-        const double sum = base + s.sums[token];
-        return or_equal ? sum >= goal : sum > goal;
-      };
-      if (i < usable && reaches(i) && (i == 0 || !reaches(i - 1))) atomicMin(&s.hit, i);
-      __syncthreads();
-      const int hit = s.hit;
-      __syncthreads();
+      const int hit = first_reaching(base, goal, or_equal, usable);
       if (hit < usable) return Found{s.keys[hit], base + s.sums[hit], passed + hit + 1};
-      const Found end{usable > 0 ? s.keys[usable - 1] : previous, usable > 0 ? base + s.sums[usable - 1] : base, passed + usable};
-      if (passed + usable >= limit || complete) return end;
-      base = end.sum;
-      passed = end.tokens;
-      previous = end.key;
-      load_next(limit - passed);
+      if (usable > 0) found = Found{s.keys[usable - 1], base + s.sums[usable - 1], passed + usable};
+      if (found.tokens >= limit || complete) return found;
+      if (binnable && !binned) {
+        fill_bins();
+        Found in_bin;
+        if (walk_bins(goal, or_equal, limit, &in_bin)) return in_bin;
+      }
+      load_next(limit - found.tokens);
     }
   }
 };
 
 __global__ void __launch_bounds__(kThreads) choose_tokens(const __grid_constant__ Params p, const Workspace ws) {
-  __shared__ Shared shared;
+  extern __shared__ __align__(16) uint8_t memory[];
+  Shared &shared = *reinterpret_cast<Shared *>(memory);
   pdl_trigger();
   pdl_wait();
   const int64_t row = blockIdx.x;
@@ -426,7 +562,7 @@ __global__ void __launch_bounds__(kThreads) choose_tokens(const __grid_constant_
   const int64_t groups_half = ws.group_count > 1 ? ws.group_count / 2 : 1, few = groups_half < kFirstWindow ? groups_half : kFirstWindow;
   Draw draw{shared, p.logits + row * p.ld, ws.groups + row * ws.group_count, static_cast<int>(p.vocabulary), ws.group_count,
             largest, fmaxf(largest - kNegligible * sampler.temperature, -FLT_MAX), sampler.temperature,
-            cut ? (limit < kWindow ? limit : kWindow) : (limit < few ? limit : few), false, false, 0, 0};
+            cut ? (limit < kWindow ? limit : kWindow) : (limit < few ? limit : few), !cut && p.vocabulary <= kBinnedVocabulary, false, false, false, 0, 0};
   double total = 0.0;
   if (cut) {
     total = draw.walk(INFINITY, false, limit).sum;
@@ -477,7 +613,8 @@ int8_cuda_status launch_sample(const Params &p, int multiprocessors, bool overla
   const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
   Launch scan(dim3(static_cast<unsigned>(tiles * p.rows)), dim3(kScanThreads), 0, stream, overlap);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&scan.config, large ? scan_logits<4> : scan_logits<1>, p, ws, vector));
-  Launch choose(dim3(static_cast<unsigned>(p.rows)), dim3(kThreads), 0, stream, overlap);
+  INT8_CUDA_TRY(allow_shared(choose_tokens, sizeof(Shared)));
+  Launch choose(dim3(static_cast<unsigned>(p.rows)), dim3(kThreads), sizeof(Shared), stream, overlap);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&choose.config, choose_tokens, p, ws));
   return INT8_CUDA_OK;
 }

@@ -184,6 +184,9 @@ Plan make_plan(const PlanKey &key) {
   then([&] { return lib.layout_create(&plan.y, y_type, key.n, key.m, key.ldy); });
   then([&] { return lib.preference_create(&preference); });
   prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, key.workspace_bytes);
+  // Parts of a split k are added in f32, not in y's type.
+  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+  prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key.w_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.x_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.y_alignment);
@@ -202,7 +205,8 @@ constexpr size_t kPlans = 2048;
 
 int8_cuda_status cublaslt_linear(const int8_cuda_float_linear_params &p) {
   const Library &lib = library();
-  if (!lib.found) return INT8_CUDA_UNSUPPORTED;
+  // Some of its kernels round the product to a 16-bit y's type before they add y.
+  if (!lib.found || (p.store == INT8_CUDA_ACCUMULATE && p.y_element != INT8_CUDA_F32)) return INT8_CUDA_UNSUPPORTED;
   const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
   void *workspace = p.workspace;
   size_t workspace_bytes = workspace != nullptr ? p.workspace_bytes : 0;

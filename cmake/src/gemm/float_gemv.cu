@@ -37,9 +37,9 @@ constexpr int kWindow = 32, kPair = 2;
 
 // A block has 16 rows of w, or, with kHalf, 8: more blocks where n is small. The eight warps partition k.
 template <typename T, bool kVector, bool kHalf>
-__global__ void __launch_bounds__(kThreads, kHalf ? 2 : 3) gemv_16bit(const __grid_constant__ Params p, int early_bytes, int early_blocks) {
+__global__ void __launch_bounds__(kThreads, kVector && !kHalf ? 4 : 2) gemv_16bit(const __grid_constant__ Params p, int early_bytes, int early_blocks) {
   constexpr int kN = kHalf ? 8 : 16, kParts = kHalf ? 1 : 2, kM = kFloatGemvM;
-  // Windows in flight a warp: 8 loads of w; with three blocks an SM 96 KB.
+  // Windows in flight a warp: 8 loads of w; with four blocks an SM 128 KB.
   constexpr int kUnroll = !kVector ? 2 : kHalf ? 8 : 4;
   __shared__ float partial[kWarps][kN * kM];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
@@ -123,22 +123,25 @@ __global__ void __launch_bounds__(kThreads) gemv_f32(const __grid_constant__ Par
   const float *w[kRows];
 #pragma unroll
   for (int r = 0; r < kRows; ++r) w[r] = weights + static_cast<int64_t>(min(first_n + r, n - 1)) * k;
-  pdl_wait();
-
-  float acc[kRows][kM] = {};
-  for (int base = lane * 4; base < k; base += kUnroll * kColumns) {
-    uint4 wv[kUnroll][kRows];
+  uint4 wv[kUnroll][kRows];
+  auto load_w = [&](int base) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) wv[u][r] = load_16_bytes<float, kVector, true>(w[r], base + u * kColumns, k);
     }
+  };
+  load_w(lane * 4);  // weights: before the wait
+  pdl_wait();
+
+  float acc[kRows][kM] = {};
+  for (int base = lane * 4; base < k; base += kUnroll * kColumns) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int row = 0; row < kM; ++row) {
-        if (row >= m) break;
-        const uint4 words = load_16_bytes<float, kVector, false>(x + row * p.ldx, base + u * kColumns, k);
+        // Rows beyond m repeat the last; their sums are not stored.
+        const uint4 words = load_16_bytes<float, kVector, false>(x + min(row, m - 1) * p.ldx, base + u * kColumns, k);
         const float xv[4] = {__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z), __uint_as_float(words.w)};
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -149,6 +152,7 @@ __global__ void __launch_bounds__(kThreads) gemv_f32(const __grid_constant__ Par
         }
       }
     }
+    load_w(base + kUnroll * kColumns);
   }
 #pragma unroll
   for (int row = 0; row < kM; ++row) {
@@ -184,7 +188,7 @@ int8_cuda_status launch(Kernel kernel, const Params &p, int block_rows, int resi
 
 template <typename T>
 int8_cuda_status launch_16bit(const Params &p, bool vector, int multiprocessors, bool overlap) {
-  const int resident = 3 * multiprocessors;
+  const int resident = 4 * multiprocessors;
   if (p.n < static_cast<int64_t>(multiprocessors) * 16) {
     return launch(vector ? gemv_16bit<T, true, true> : gemv_16bit<T, false, true>, p, 8, resident, 2, overlap);
   }
@@ -206,7 +210,9 @@ int8_cuda_status launch_float_gemv(const Params &p, int multiprocessors, bool ov
     case INT8_CUDA_BF16: return launch_16bit<__nv_bfloat16>(p, vector, multiprocessors, overlap);
     case INT8_CUDA_F32:
       // Few rows: two rows of w a warp, for more warps; else four, because each reads all of x.
-      return p.m == 1 ? launch_f32<2, 1>(p, vector, multiprocessors, overlap) : launch_f32<4, 8>(p, vector, multiprocessors, overlap);
+      if (p.m == 1) return launch_f32<2, 1>(p, vector, multiprocessors, overlap);
+      if (p.m <= 2) return launch_f32<2, 2>(p, vector, multiprocessors, overlap);
+      return p.m <= 4 ? launch_f32<4, 4>(p, vector, multiprocessors, overlap) : launch_f32<4, 8>(p, vector, multiprocessors, overlap);
     default: return INT8_CUDA_INVALID;
   }
 }

@@ -14,6 +14,9 @@ namespace int8_cuda {
 // Largest m of the kernel for few rows.
 constexpr int64_t kFloatGemvM = 8;
 int8_cuda_status launch_float_gemv(const int8_cuda_float_linear_params &params, int multiprocessors, bool overlap);
+// The same, and the same bits, by bulk copies: 16-bit types on sm_90.
+bool float_gemv_tma_supports(const int8_cuda_float_linear_params &params, const Device &device);
+int8_cuda_status launch_float_gemv_tma(const int8_cuda_float_linear_params &params, const Device &device);
 // Any shape, without workspace: what cuBLASLt computes where it is found.
 int8_cuda_status launch_float_tiles(const int8_cuda_float_linear_params &params);
 // UNSUPPORTED without the library, or where it has no algorithm.
