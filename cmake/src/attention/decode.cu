@@ -36,6 +36,11 @@ __device__ __forceinline__ float remote_f32(const float *local, uint32_t rank) {
 // exp2(a - b), 0 for a = -inf even where b = -inf: a part without keys.
 __device__ __forceinline__ float weight_of(float a, float b) { return a == -INFINITY ? 0.0f : exp2f(a - b); }
 
+// The parameters' lines of the constant cache are loaded before the wait.
+__device__ __forceinline__ void load_parameters(const int8_cuda_attention_params &p, const DecodePlan &plan) {
+  asm volatile("" ::"l"(p.q), "l"(p.ldq), "r"(p.heads), "l"(p.cache.page_table), "l"(p.batch.positions), "r"(plan.splits));
+}
+
 // How many splits of a span have keys (at least 1), and how many tiles of 16 positions each has.
 __device__ __forceinline__ int active_splits(const DecodePlan &plan, const Span &span, int *chunk_tiles) {
   const int tiles = span.end > span.first ? ceil_div(span.end, kTilePositions) - span.first / kTilePositions : 0;
@@ -153,6 +158,7 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
   float *sums = maxima + (kWarps + 1) * kHeads;
   float *warp_out = sums + (kWarps + 1) * kHeads;  // [kWarps][heads][kSize]
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
+  load_parameters(p, plan);
   pdl_trigger();
   pdl_wait();
   const Work w = work_of(p, plan);
@@ -236,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int key = tile * kTilePositions + group + j / 2 * 8, head = min(part * 2 + j % 2, w.heads - 1);
-      s[j] = key >= w.first && key < w.end ? score_log2(p, s[j] * scale, w.head + head, w.position, key) : -INFINITY;
+      s[j] = key >= w.first && key < w.end ? score_log2<false>(p, s[j] * scale, w.head + head, w.position, key) : -INFINITY;
     }
     float keep[2];
 #pragma unroll
@@ -245,10 +251,10 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
 #pragma unroll
       for (int offset = 4; offset < 32; offset *= 2) next = fmaxf(next, __shfl_xor_sync(~0u, next, offset));
       next = fmaxf(next, maximum[h]);
-      keep[h] = exp2f(maximum[h] - next);
+      keep[h] = exp2_approx(maximum[h] - next);
       maximum[h] = next;
-      s[h] = exp2f(s[h] - next);
-      s[2 + h] = exp2f(s[2 + h] - next);
+      s[h] = exp2_approx(s[h] - next);
+      s[2 + h] = exp2_approx(s[2 + h] - next);
       sum[h] = sum[h] * keep[h] + s[h] + s[2 + h];
     }
     if (__any_sync(~0u, keep[0] != 1.0f || keep[1] != 1.0f)) {
@@ -332,6 +338,7 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
   float *group_out = keeps + 2 * kHeads;                    // [groups][kHeads][size]
   float *block_out = group_out + groups * kHeads * size;    // [kHeads][size]
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  load_parameters(p, plan);
   pdl_trigger();
   pdl_wait();
   const Work w = work_of(p, plan);
@@ -373,7 +380,7 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
     }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      s[h] = key < w.end ? score_log2(p, s[h], w.head + min(h, w.heads - 1), w.position, key) : -INFINITY;
+      s[h] = key < w.end ? score_log2<true>(p, s[h], w.head + min(h, w.heads - 1), w.position, key) : -INFINITY;
       float most = s[h];
 #pragma unroll
       for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
