@@ -52,7 +52,8 @@ bool valid_attention_sizes(const int8_cuda_attention_params &p) {
 enum class Algorithm { kDecode, kPrefillMma, kGeneric };
 
 Algorithm algorithm_of(const int8_cuda_attention_params &p) {
-  if (p.batch.rows == p.batch.segments || p.batch.rows <= kDecodeRows) return Algorithm::kDecode;
+  // Rows are the grid's y.
+  if ((p.batch.rows == p.batch.segments && p.batch.rows <= 65535) || p.batch.rows <= kDecodeRows) return Algorithm::kDecode;
   return prefill_mma_serves(p) ? Algorithm::kPrefillMma : Algorithm::kGeneric;
 }
 

@@ -12,17 +12,17 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 // How decode.cu partitions the keys of a row. Every number depends on sizes alone, none on lengths: a captured graph stays valid.
 struct DecodePlan {
-  int splits;      // blocks a row and tile of query heads
-  int tiles;       // tiles of 8 query heads a kv head
-  int chunk_tiles; // tiles of 16 positions a split takes at least
-  int cluster;     // 1: the splits are a cluster and combine through distributed shared memory; 0: through the workspace
-  int tensor_core; // 1: mma.sync, for f16|bf16 caches whose head size is a multiple of 8; 0: f32 FMA
-  int vector;      // 1: the FMA kernel loads 4 elements at a time
+  int splits;        // blocks a row and tile of query heads
+  int group, tiles;  // query heads a kv head, and tiles of 8 of them
+  int chunk_tiles;   // tiles of 16 positions a split takes at least
+  int tensor_core;   // 1: mma.sync, for f16|bf16 caches whose head size is a multiple of 8; 0: f32 FMA
+  int cache_vectors; // 1: the FMA kernel loads 4 elements of a key at a time
+  int query_vectors; // 1: queries of the cache's type are loaded 8 at a time
   float *partial_out;      // f32 [rows, heads, splits, head_size], not normalised
   float2 *partial_sums;    // f32 [rows, heads, splits]: (maximum in units of log2, sum)
 };
 DecodePlan decode_plan(const int8_cuda_attention_params &p, const Device &device);
-// Bytes of the partial results, for p.batch.rows rows and for every smaller number.
+// Bytes of the partial results, for any number of rows.
 uint64_t decode_workspace(const int8_cuda_attention_params &p, const Device &device);
 int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device &device);
 
