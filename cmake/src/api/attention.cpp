@@ -49,10 +49,12 @@ bool valid_attention_sizes(const int8_cuda_attention_params &p) {
          p.reach <= kMaxSize && p.softcap >= 0.0f;
 }
 
-enum class Algorithm { kDecode, kGeneric };
+enum class Algorithm { kDecode, kPrefillMma, kGeneric };
 
 Algorithm algorithm_of(const int8_cuda_attention_params &p) {
-  return p.batch.rows == p.batch.segments || p.batch.rows <= kDecodeRows ? Algorithm::kDecode : Algorithm::kGeneric;
+  // Rows are the grid's y.
+  if ((p.batch.rows == p.batch.segments && p.batch.rows <= 65535) || p.batch.rows <= kDecodeRows) return Algorithm::kDecode;
+  return prefill_mma_serves(p) ? Algorithm::kPrefillMma : Algorithm::kGeneric;
 }
 
 int8_cuda_status attention(const int8_cuda_attention_params &p) {
@@ -70,6 +72,7 @@ int8_cuda_status attention(const int8_cuda_attention_params &p) {
   if (!valid_workspace(p.workspace, p.workspace_bytes, decode_workspace(p, device))) return INT8_CUDA_WORKSPACE;
   switch (algorithm_of(p)) {
     case Algorithm::kDecode: return launch_decode(p, device);
+    case Algorithm::kPrefillMma: return launch_prefill_mma(p, device);
     case Algorithm::kGeneric: return launch_generic_attention(p, device);
   }
   return INT8_CUDA_INVALID;

@@ -12,22 +12,26 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 // How decode.cu partitions the keys of a row. Every number depends on sizes alone, none on lengths: a captured graph stays valid.
 struct DecodePlan {
-  int splits;      // blocks a row and tile of query heads
-  int tiles;       // tiles of 8 query heads a kv head
-  int chunk_tiles; // tiles of 16 positions a split takes at least
-  int cluster;     // 1: the splits are a cluster and combine through distributed shared memory; 0: through the workspace
-  int tensor_core; // 1: mma.sync, for f16|bf16 caches whose head size is a multiple of 8; 0: f32 FMA
-  int vector;      // 1: the FMA kernel loads 4 elements at a time
+  int splits;        // blocks a row and tile of query heads
+  int group, tiles;  // query heads a kv head, and tiles of 8 of them
+  int chunk_tiles;   // tiles of 16 positions a split takes at least
+  int tensor_core;   // 1: mma.sync, for f16|bf16 caches whose head size is a multiple of 8; 0: f32 FMA
+  int cache_vectors; // 1: the FMA kernel loads 4 elements of a key at a time
+  int query_vectors; // 1: queries of the cache's type are loaded 8 at a time
   float *partial_out;      // f32 [rows, heads, splits, head_size], not normalised
   float2 *partial_sums;    // f32 [rows, heads, splits]: (maximum in units of log2, sum)
 };
 DecodePlan decode_plan(const int8_cuda_attention_params &p, const Device &device);
-// Bytes of the partial results, for p.batch.rows rows and for every smaller number.
+// Bytes of the partial results, for any number of rows.
 uint64_t decode_workspace(const int8_cuda_attention_params &p, const Device &device);
 int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device &device);
 
 // Any head size up to 256, any element types, any mask and bias; f32 FMA.
 int8_cuda_status launch_generic_attention(const int8_cuda_attention_params &p, const Device &device);
+
+// Any mask and bias; f16|bf16 caches whose head size is a multiple of 8; mma.sync.
+bool prefill_mma_serves(const int8_cuda_attention_params &p);
+int8_cuda_status launch_prefill_mma(const int8_cuda_attention_params &p, const Device &device);
 
 int8_cuda_status launch_append_kv(const int8_cuda_append_kv_params &p, bool overlap);
 
@@ -49,6 +53,13 @@ __device__ __forceinline__ void store_element(void *to, int64_t index, float val
   }
 }
 
+// 2^x with a relative error of 2^-22; 2^-inf = 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Keys [first, end) of a row.
 struct Span {
   int first, end;
@@ -60,9 +71,13 @@ __device__ __forceinline__ Span span_of(const int8_cuda_attention_params &p, int
   return {first, min(position + 1, capacity)};
 }
 
+// tanh(x) = 1 - 2 / (e^2x + 1) with an absolute error of 2^-22: enough where weights are rounded to 16 bits.
+__device__ __forceinline__ float tanh_approx(float x) { return 1.0f - __fdividef(2.0f, exp2_approx(2.0f * kLog2E * x) + 1.0f); }
+
 // log2(e) * (cap(scale * q.k) + bias); `dot` is scale * q.k.
+template <bool kExact>
 __device__ __forceinline__ float score_log2(const int8_cuda_attention_params &p, float dot, int head, int position, int key) {
-  if (p.softcap > 0.0f) dot = p.softcap * tanhf(dot / p.softcap);
+  if (p.softcap > 0.0f) dot = p.softcap * (kExact ? tanhf(dot / p.softcap) : tanh_approx(__fdividef(dot, p.softcap)));
   if (p.slopes != nullptr) {
     dot -= p.slopes[head] * static_cast<float>(position - key);
   } else if (p.distance_bias != nullptr) {

@@ -1,7 +1,7 @@
 // Attention of few query rows: bound by the bytes of K and V, which a block reads once for up to 8 query heads of a kv head.
 //
-// Split-KV: a row's keys are partitioned among `splits` blocks; those beyond the row's span end at once. The partial results
-// are combined through distributed shared memory (sm_90, one cluster a row and tile of heads) or by a second kernel.
+// Split-KV: a row's keys are partitioned among `splits` blocks; those beyond the row's span end at once. They come last in the
+// grid, so that they do not delay the others. The partial results are combined by a second kernel.
 //
 // decode_mma computes S^T [keys, heads] = K * Q^T and O^T [dims, heads] = V^T * P^T with the heads as the 8 columns of
 // mma.sync. K and V go from global memory straight to the registers of the A operand: a dot product does not depend on the
@@ -11,7 +11,6 @@
 #include <type_traits>
 
 #include "attention/attention.cuh"
-#include "common/tma.cuh"
 #include "gemm/mma_sync.cuh"
 
 namespace int8_cuda {
@@ -22,19 +21,8 @@ constexpr int kThreads = kWarps * 32;
 constexpr int kHeads = 8;          // query heads of a block: the columns of mma.sync
 constexpr int kTilePositions = 16; // keys of a warp's iteration: the rows of mma.sync
 
-[[maybe_unused]] __device__ __forceinline__ float remote_f32(const float *local, uint32_t rank) {
-  float value;
-  asm volatile(
-      "{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [remote]; }"
-      : "=f"(value)
-      : "r"(shared_address(local)), "r"(rank)
-      : "memory");
-  return value;
-}
-
-// exp2(a - b), 0 for a = -inf even where b = -inf: a part without keys.
-__device__ __forceinline__ float weight_of(float a, float b) { return a == -INFINITY ? 0.0f : exp2f(a - b); }
+// 2^(a - b), 0 for a = -inf even where b = -inf: a part without keys.
+__device__ __forceinline__ float weight_of(float a, float b) { return a == -INFINITY ? 0.0f : exp2_approx(a - b); }
 
 // How many splits of a span have keys (at least 1), and how many tiles of 16 positions each has.
 __device__ __forceinline__ int active_splits(const DecodePlan &plan, const Span &span, int *chunk_tiles) {
@@ -51,17 +39,17 @@ struct Work {
   int split, active;
   int first, end;   // keys
 };
-// Grid: x rows * splits, y kv heads * tiles.
+// Grid: x kv heads * tiles, y rows, z splits.
 __device__ __forceinline__ Work work_of(const int8_cuda_attention_params &p, const DecodePlan &plan) {
   Work w;
-  w.row = static_cast<int>(blockIdx.x) / plan.splits;
-  w.split = static_cast<int>(blockIdx.x) % plan.splits;
-  w.kv_head = static_cast<int>(blockIdx.y) / plan.tiles;
-  const int group = p.heads / p.cache.kv_heads, tile = static_cast<int>(blockIdx.y) % plan.tiles;
-  w.head = w.kv_head * group + tile * kHeads;
-  w.heads = min(kHeads, group - tile * kHeads);
+  w.row = static_cast<int>(blockIdx.y);
+  w.split = static_cast<int>(blockIdx.z);
   w.position = p.batch.positions[w.row];
   w.sequence = p.batch.sequences[w.row];
+  const int group = plan.group, tile = plan.tiles > 1 ? static_cast<int>(blockIdx.x) % plan.tiles : 0;
+  w.kv_head = plan.tiles > 1 ? static_cast<int>(blockIdx.x) / plan.tiles : static_cast<int>(blockIdx.x);
+  w.head = w.kv_head * group + tile * kHeads;
+  w.heads = min(kHeads, group - tile * kHeads);
   const Span span = span_of(p, w.position, w.sequence);
   int chunk_tiles;
   w.active = active_splits(plan, span, &chunk_tiles);
@@ -73,58 +61,42 @@ __device__ __forceinline__ Work work_of(const int8_cuda_attention_params &p, con
 
 // A block's result for its keys: out is not normalised, maximum in units of log2.
 struct BlockResult {
-  float *out;  // [kHeads][head_size]
-  float *maximum, *sum;  // [kHeads]
+  const float *out;  // [heads][stride]
+  const float *maximum, *sum;  // [heads]
 };
 
-// Combines the results of the active splits and stores the rows' output. All threads of an active block call it.
+// Stores the rows' output, or this split's part of it. All threads of an active block call it. kStride: the stride of out where
+// it is a constant, else 0 for the head size.
+template <int kStride>
 __device__ __forceinline__ void finish(const int8_cuda_attention_params &p, const DecodePlan &plan, const Work &w, const BlockResult &r) {
-  const int size = p.cache.head_size, elements = w.heads * size;
-  const int64_t at = w.row * p.ldo + static_cast<int64_t>(w.head) * size;
+  const int size = p.cache.head_size, stride = kStride > 0 ? kStride : size;
   __syncthreads();
-  if (w.active == 1) {
-    for (int i = threadIdx.x; i < elements; i += kThreads) {
-      const float sum = r.sum[i / size];
-      store_element(p.out, at + i, sum != 0.0f ? r.out[i] / sum : 0.0f, p.out_element);
+  for (int i = threadIdx.x; i < w.heads * stride; i += kThreads) {
+    const int h = i / stride, d = i % stride;
+    if (d >= size) continue;
+    if (w.active == 1) {
+      store_element(p.out, w.row * p.ldo + static_cast<int64_t>(w.head + h) * size + d, r.sum[h] != 0.0f ? __fdividef(r.out[i], r.sum[h]) : 0.0f, p.out_element);
+    } else {
+      const int64_t part = (static_cast<int64_t>(w.row) * p.heads + w.head + h) * plan.splits + w.split;
+      plan.partial_out[part * size + d] = r.out[i];
+      if (d == 0) plan.partial_sums[part] = make_float2(r.maximum[h], r.sum[h]);
     }
-    return;
   }
-  if (!plan.cluster) {
-    const int64_t first = static_cast<int64_t>(w.row) * p.heads + w.head;
-    for (int i = threadIdx.x; i < elements; i += kThreads) {
-      const int h = i / size;
-      plan.partial_out[((first + h) * plan.splits + w.split) * size + i % size] = r.out[i];
-      if (i % size == 0) plan.partial_sums[(first + h) * plan.splits + w.split] = make_float2(r.maximum[h], r.sum[h]);
-    }
-    return;
-  }
-#if __CUDA_ARCH__ >= 900
-  // Blocks without keys have ended: a cluster barrier does not wait for them, and nothing of theirs is read.
-  cluster_sync();
-  for (int i = w.split * kThreads + threadIdx.x; i < elements; i += w.active * kThreads) {
-    const int h = i / size;
-    float maximum = -INFINITY, sum = 0.0f, out = 0.0f;
-    for (int s = 0; s < w.active; ++s) {
-      const float other = remote_f32(r.maximum + h, s), value = remote_f32(r.out + i, s), part = remote_f32(r.sum + h, s);
-      const float next = fmaxf(maximum, other), keep = weight_of(maximum, next), add = weight_of(other, next);
-      sum = sum * keep + part * add;
-      out = out * keep + value * add;
-      maximum = next;
-    }
-    store_element(p.out, at + i, sum != 0.0f ? out / sum : 0.0f, p.out_element);
-  }
-  cluster_sync();
-#endif
 }
 
-// Query heads [head, head + heads) of a row to shared memory; zeros where there is no head or no dim.
-template <typename Store>
-__device__ __forceinline__ void load_queries(const int8_cuda_attention_params &p, int row, const Work &w, int padded, float factor, Store store) {
-  const int size = p.cache.head_size;
-  const int64_t from = row * p.ldq + static_cast<int64_t>(w.head) * size;
-  for (int i = threadIdx.x; i < kHeads * padded; i += kThreads) {
-    const int h = i / padded, d = i % padded;
-    store(h, d, h < w.heads && d < size ? factor * load_element(p.q, from + static_cast<int64_t>(h) * size + d, p.q_element) : 0.0f);
+template <typename E>
+struct Type {
+  using Element = E;
+};
+// function(Type<E>) with the type of the queries.
+template <typename Function>
+__device__ __forceinline__ void with_query_type(const int8_cuda_attention_params &p, Function function) {
+  if (p.q_element == INT8_CUDA_F16) {
+    function(Type<__half>{});
+  } else if (p.q_element == INT8_CUDA_BF16) {
+    function(Type<__nv_bfloat16>{});
+  } else {
+    function(Type<float>{});
   }
 }
 
@@ -139,8 +111,8 @@ __device__ __forceinline__ uint32_t word(const uint4 &v, int i) { return i == 0 
 
 // Bytes of shared memory of decode_mma: queries, then per warp and for the block maxima and sums, then accumulators.
 constexpr int kQueryPad = 32;  // elements, 64 bytes: the 8 lanes of a phase read all 32 banks
-inline size_t mma_shared_bytes(int padded, int heads, int size) {
-  return kHeads * (padded + kQueryPad) * 2 + (kWarps + 1) * kHeads * 2 * sizeof(float) + sizeof(float) * (kWarps * heads * padded + heads * size);
+inline size_t mma_shared_bytes(int padded, int heads) {
+  return kHeads * (padded + kQueryPad) * 2 + (kWarps + 1) * kHeads * 2 * sizeof(float) + sizeof(float) * (kWarps + 1) * heads * padded;
 }
 
 // kSize: head size rounded up to 64, 128 or 256.
@@ -159,14 +131,11 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
   if (w.split >= w.active) return;
   float *block_out = warp_out + kWarps * w.heads * kSize;
 
-  // Queries of another type are scaled before they are rounded, so that an f32 query stays in f16's range.
-  const bool same = p.q_element == (std::is_same_v<T, __half> ? INT8_CUDA_F16 : INT8_CUDA_BF16);
-  const float scale = same ? p.scale : 1.0f;
-  load_queries(p, w.row, w, kSize, same ? 1.0f : p.scale, [&](int h, int d, float value) { queries[h * kQueryStride + d] = from_f32<T>(value); });
-
   const int size = p.cache.head_size;
-  const T *data = static_cast<const T *>(p.cache.data);
-  const int64_t values = value_offset(p.cache);
+  const int64_t page_stride = 2 * value_offset(p.cache);
+  // This thread's first key and value of page 0.
+  const T *first_key = static_cast<const T *>(p.cache.data) + page_index(p.cache, p.layer, 0, w.kv_head) + group * size + part * 8;
+  const T *first_value = static_cast<const T *>(p.cache.data) + page_index(p.cache, p.layer, 0, w.kv_head) + value_offset(p.cache) + part * 2 * size + group * 8;
   const int32_t *pages = p.cache.page_table + w.sequence * p.cache.sequence_pages;
   // The warp's tiles: first_tile + i * kWarps. Lane l holds the page of tile l, 32 + l, ...
   const int first_tile = w.first / kTilePositions + warp, end_tile = ceil_div(w.end, kTilePositions);
@@ -182,39 +151,74 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
   uint4 k[kSize / 32][2];  // [dims 32c + 8 part ..][keys group, group + 8]
   uint4 v[kSize / 64][4];  // [dims 64c + 8 group ..][keys 2 part, + 1, + 8, + 9]
   const uint4 zero = make_uint4(0, 0, 0, 0);
-  auto load_keys = [&](int tile, const T *page) {
+  auto load_keys = [&](int tile, int64_t offset) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int key = tile * kTilePositions + group + half * 8;
       const bool inside = key >= w.first && key < w.end;
-      const T *from = page + key % kPagePositions * size + part * 8;
+      const T *from = first_key + offset + half * 8 * size;
 #pragma unroll
       for (int c = 0; c < kSize / 32; ++c) {
         k[c][half] = inside && c * 32 + part * 8 < size ? *reinterpret_cast<const uint4 *>(from + c * 32) : zero;
       }
     }
   };
-  auto load_values = [&](int tile, const T *page) {
+  auto load_values = [&](int tile, int64_t offset) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int key = tile * kTilePositions + part * 2 + i % 2 + i / 2 * 8;
       // A masked key has p = 0, and what its page holds may be NaN.
       const bool inside = key >= w.first && key < w.end;
-      const T *from = page + values + key % kPagePositions * size + group * 8;
+      const T *from = first_value + offset + (i % 2 + i / 2 * 8) * size;
 #pragma unroll
       for (int c = 0; c < kSize / 64; ++c) {
         v[c][i] = inside && c * 64 + group * 8 < size ? *reinterpret_cast<const uint4 *>(from + c * 64) : zero;
       }
     }
   };
+  // Elements between page 0 and the i-th tile.
+  auto offset_of = [&](int i) {
+    const int tile = first_tile + i * kWarps;
+    return page_of(i) * page_stride + tile % (kPagePositions / kTilePositions) * kTilePositions * size;
+  };
 
   float out[kSize / 16][4] = {};  // [dims 64(i/4) + 8 group + 2(i%4)]: heads 2 part, + 1; then the same of the next dim
   float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
-  const T *page = nullptr;
+  int64_t offset = 0;
   if (tiles > 0) {
-    page = data + page_index(p.cache, p.layer, page_of(0), w.kv_head);
-    load_keys(first_tile, page);
-    load_values(first_tile, page);
+    offset = offset_of(0);
+    load_keys(first_tile, offset);
+    load_values(first_tile, offset);
+  }
+
+  // Queries of another type are scaled before they are rounded, so that an f32 query stays in f16's range.
+  const bool same = p.q_element == (std::is_same_v<T, __half> ? INT8_CUDA_F16 : INT8_CUDA_BF16);
+  const float scale = same ? p.scale : 1.0f;
+  const bool plain = p.softcap <= 0.0f && p.slopes == nullptr && p.distance_bias == nullptr;
+  const int64_t q_from = w.row * p.ldq + static_cast<int64_t>(w.head) * size;
+  if (same && plan.query_vectors) {
+    constexpr int kChunks = kSize / 8;
+    for (int c = threadIdx.x; c < kHeads * kChunks; c += kThreads) {
+      const int h = c / kChunks, d = c % kChunks * 8;
+      const bool inside = h < w.heads && d < size;
+      *reinterpret_cast<uint4 *>(queries + h * kQueryStride + d) = inside ? *reinterpret_cast<const uint4 *>(static_cast<const T *>(p.q) + q_from + h * size + d) : zero;
+    }
+  } else {
+    with_query_type(p, [&](auto type) {
+      using E = typename decltype(type)::Element;
+      constexpr int kEach = kHeads * kSize / kThreads;
+      float value[kEach];  // all loads before the first store
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        const int c = threadIdx.x + e * kThreads, h = c / kSize, d = c % kSize;
+        value[e] = h < w.heads && d < size ? to_f32(static_cast<const E *>(p.q)[q_from + h * size + d]) : 0.0f;
+      }
+#pragma unroll
+      for (int e = 0; e < kEach; ++e) {
+        const int c = threadIdx.x + e * kThreads;
+        queries[c / kSize * kQueryStride + c % kSize] = from_f32<T>(same ? value[e] : p.scale * value[e]);
+      }
+    });
   }
   __syncthreads();
   for (int i = 0; i < tiles; ++i) {
@@ -230,13 +234,14 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
     // The next keys, and after P * V the next values: half of a tile's bytes are always in flight.
     const bool more = i + 1 < tiles;
     if (more) {
-      page = data + page_index(p.cache, p.layer, page_of(i + 1), w.kv_head);
-      load_keys(tile + kWarps, page);
+      offset = offset_of(i + 1);
+      load_keys(tile + kWarps, offset);
     }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int key = tile * kTilePositions + group + j / 2 * 8, head = min(part * 2 + j % 2, w.heads - 1);
-      s[j] = key >= w.first && key < w.end ? score_log2(p, s[j] * scale, w.head + head, w.position, key) : -INFINITY;
+      s[j] = plain ? s[j] * (scale * kLog2E) : score_log2<false>(p, s[j] * scale, w.head + head, w.position, key);
+      if (key < w.first || key >= w.end) s[j] = -INFINITY;
     }
     float keep[2];
 #pragma unroll
@@ -245,10 +250,10 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
 #pragma unroll
       for (int offset = 4; offset < 32; offset *= 2) next = fmaxf(next, __shfl_xor_sync(~0u, next, offset));
       next = fmaxf(next, maximum[h]);
-      keep[h] = exp2f(maximum[h] - next);
+      keep[h] = exp2_approx(maximum[h] - next);
       maximum[h] = next;
-      s[h] = exp2f(s[h] - next);
-      s[2 + h] = exp2f(s[2 + h] - next);
+      s[h] = exp2_approx(s[h] - next);
+      s[2 + h] = exp2_approx(s[2 + h] - next);
       sum[h] = sum[h] * keep[h] + s[h] + s[2 + h];
     }
     if (__any_sync(~0u, keep[0] != 1.0f || keep[1] != 1.0f)) {
@@ -268,7 +273,7 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
         mma_16bit(out[c * 4 + t], a, p0, p1, T{});
       }
     }
-    if (more) load_values(tile + kWarps, page);
+    if (more) load_values(tile + kWarps, offset);
   }
 
 #pragma unroll
@@ -289,8 +294,8 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < w.heads * size; i += kThreads) {
-    const int h = i / size, d = i % size;
+  for (int i = threadIdx.x; i < w.heads * kSize; i += kThreads) {
+    const int h = i / kSize, d = i % kSize;
     float block_maximum = -INFINITY, block_sum = 0.0f, value = 0.0f;
 #pragma unroll
     for (int o = 0; o < kWarps; ++o) block_maximum = fmaxf(block_maximum, maxima[o * kHeads + h]);
@@ -306,7 +311,7 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
       sums[kWarps * kHeads + h] = block_sum;
     }
   }
-  finish(p, plan, w, {block_out, maxima + kWarps * kHeads, sums + kWarps * kHeads});
+  finish<kSize>(p, plan, w, {block_out, maxima + kWarps * kHeads, sums + kWarps * kHeads});
 }
 
 // Bytes of shared memory of decode_fma, at most 33 KB: queries, probabilities, statistics, then the thread groups' results and the block's.
@@ -336,7 +341,14 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
   pdl_wait();
   const Work w = work_of(p, plan);
   if (w.split >= w.active) return;
-  load_queries(p, w.row, w, size, p.scale, [&](int h, int d, float value) { queries[d * kHeads + h] = value; });
+  with_query_type(p, [&](auto type) {
+    using E = typename decltype(type)::Element;
+    const E *from = static_cast<const E *>(p.q) + w.row * p.ldq + static_cast<int64_t>(w.head) * size;
+    for (int d = thread; d < size; d += kThreads) {
+#pragma unroll
+      for (int h = 0; h < kHeads; ++h) queries[d * kHeads + h] = h < w.heads ? p.scale * to_f32(from[h * size + d]) : 0.0f;
+    }
+  });
   if (thread < kHeads) {
     maxima[thread] = -INFINITY;
     sums[thread] = 0.0f;
@@ -360,7 +372,7 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) s[h] = fmaf(x, queries[d * kHeads + h], s[h]);
       };
-      if (plan.vector) {
+      if (plan.cache_vectors) {
 #pragma unroll 4
         for (int d = 0; d < size; d += 4) {
           const Four<T> four = *reinterpret_cast<const Four<T> *>(from + d);
@@ -373,7 +385,7 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
     }
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      s[h] = key < w.end ? score_log2(p, s[h], w.head + min(h, w.heads - 1), w.position, key) : -INFINITY;
+      s[h] = key < w.end ? score_log2<true>(p, s[h], w.head + min(h, w.heads - 1), w.position, key) : -INFINITY;
       float most = s[h];
 #pragma unroll
       for (int offset = 16; offset > 0; offset /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, offset));
@@ -428,27 +440,29 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
     for (int g = 0; g < groups; ++g) value += group_out[g * kHeads * size + i];
     block_out[i] = value;
   }
-  finish(p, plan, w, {block_out, maxima, sums});
+  finish<0>(p, plan, w, {block_out, maxima, sums});
 }
 
-// out from the splits' results in the workspace, for rows with more than one. Grid: x rows, y query heads.
+// out from the splits' results in the workspace, for rows with more than one. Grid: x query heads, y rows.
 __global__ void __launch_bounds__(128) combine_splits(const __grid_constant__ int8_cuda_attention_params p, const __grid_constant__ DecodePlan plan) {
   pdl_trigger();
   pdl_wait();
-  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), size = p.cache.head_size;
+  const int row = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.x), size = p.cache.head_size;
   int chunk_tiles;
   const int active = active_splits(plan, span_of(p, p.batch.positions[row], p.batch.sequences[row]), &chunk_tiles);
   if (active == 1) return;
   const int64_t first = (static_cast<int64_t>(row) * p.heads + head) * plan.splits;
+  float maximum = -INFINITY;
+#pragma unroll 8
+  for (int s = 0; s < active; ++s) maximum = fmaxf(maximum, plan.partial_sums[first + s].x);
   for (int d = threadIdx.x; d < size; d += 128) {
-    float maximum = -INFINITY, sum = 0.0f, out = 0.0f;
+    float sum = 0.0f, out = 0.0f;
+#pragma unroll 8
     for (int s = 0; s < active; ++s) {
       const float2 part = plan.partial_sums[first + s];
-      const float value = plan.partial_out[(first + s) * size + d];
-      const float next = fmaxf(maximum, part.x), keep = weight_of(maximum, next), add = weight_of(part.x, next);
-      sum = sum * keep + part.y * add;
-      out = out * keep + value * add;
-      maximum = next;
+      const float weight = weight_of(part.x, maximum);
+      sum += part.y * weight;
+      out += plan.partial_out[(first + s) * size + d] * weight;
     }
     store_element(p.out, row * p.ldo + static_cast<int64_t>(head) * size + d, sum != 0.0f ? out / sum : 0.0f, p.out_element);
   }
@@ -458,13 +472,12 @@ template <typename Kernel>
 int8_cuda_status launch_splits(Kernel kernel, size_t shared, size_t most_shared, const int8_cuda_attention_params &p, const DecodePlan &plan,
                                bool overlap) {
   const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
-  const dim3 grid(static_cast<unsigned>(p.batch.rows * plan.splits), static_cast<unsigned>(p.cache.kv_heads * plan.tiles));
+  const dim3 grid(static_cast<unsigned>(p.cache.kv_heads * plan.tiles), static_cast<unsigned>(p.batch.rows), static_cast<unsigned>(plan.splits));
   INT8_CUDA_TRY(allow_shared(kernel, most_shared));
-  if (plan.cluster && plan.splits > 8) INT8_CUDA_TRY(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  Launch launch(grid, dim3(kThreads), shared, stream, overlap, plan.cluster ? plan.splits : 1);
+  Launch launch(grid, dim3(kThreads), shared, stream, overlap);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, kernel, p, plan));
-  if (plan.splits == 1 || plan.cluster) return INT8_CUDA_OK;
-  Launch combine(dim3(static_cast<unsigned>(p.batch.rows), static_cast<unsigned>(p.heads)), dim3(128), 0, stream, overlap);
+  if (plan.splits == 1) return INT8_CUDA_OK;
+  Launch combine(dim3(static_cast<unsigned>(p.heads), static_cast<unsigned>(p.batch.rows)), dim3(128), 0, stream, overlap);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&combine.config, combine_splits, p, plan));
   return INT8_CUDA_OK;
 }
@@ -472,7 +485,7 @@ int8_cuda_status launch_splits(Kernel kernel, size_t shared, size_t most_shared,
 template <typename T, int kSize>
 int8_cuda_status launch_mma(const int8_cuda_attention_params &p, const DecodePlan &plan, bool overlap) {
   const int heads = std::min(kHeads, p.heads / p.cache.kv_heads);
-  return launch_splits(decode_mma<T, kSize>, mma_shared_bytes(kSize, heads, p.cache.head_size), mma_shared_bytes(kSize, kHeads, kSize), p, plan, overlap);
+  return launch_splits(decode_mma<T, kSize>, mma_shared_bytes(kSize, heads), mma_shared_bytes(kSize, kHeads), p, plan, overlap);
 }
 
 template <typename T>
@@ -490,36 +503,26 @@ int8_cuda_status launch_typed(const int8_cuda_attention_params &p, const DecodeP
 }  // namespace
 
 DecodePlan decode_plan(const int8_cuda_attention_params &p, const Device &device) {
+  const auto aligned = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
   DecodePlan plan{};
-  const int group = p.heads / p.cache.kv_heads;
-  plan.tiles = ceil_div(group, kHeads);
-  plan.tensor_core = p.cache.element != INT8_CUDA_F32 && p.cache.head_size % 8 == 0 && reinterpret_cast<uintptr_t>(p.cache.data) % 16 == 0;
-  plan.vector = p.cache.head_size % 4 == 0 && reinterpret_cast<uintptr_t>(p.cache.data) % 16 == 0;
-  plan.chunk_tiles = kThreads / kTilePositions;
-  const int64_t capacity = p.cache.sequence_pages * kPagePositions;
-  const int64_t most = ceil_div<int64_t>(capacity, plan.chunk_tiles * kTilePositions);
-  const int64_t units = p.batch.rows * p.cache.kv_heads * plan.tiles;
-  // Two blocks an SM.
-  int64_t splits = std::min(most, ceil_div<int64_t>(2 * device.multiprocessors, std::max<int64_t>(units, 1)));
-  // A cluster has at most 16 blocks. With very few units and many keys more splits are worth the second kernel.
-  const bool long_and_few = splits > 16 && units * 16 < device.multiprocessors / 2 && capacity >= 16384;
-  plan.cluster = device.major >= 9 && !long_and_few;
-  if (plan.cluster) {
-    int64_t power = 1;
-    while (power < splits && power < 16) power *= 2;
-    splits = power;
-  }
-  plan.splits = static_cast<int>(std::min<int64_t>(splits, 256));
-  if (plan.splits == 1) plan.cluster = 0;
+  plan.group = p.heads / p.cache.kv_heads;
+  plan.tiles = ceil_div(plan.group, kHeads);
+  plan.tensor_core = p.cache.element != INT8_CUDA_F32 && p.cache.head_size % 8 == 0 && aligned(p.cache.data);
+  plan.cache_vectors = p.cache.head_size % 4 == 0 && aligned(p.cache.data);
+  plan.query_vectors = p.ldq % 8 == 0 && aligned(p.q);
+  plan.chunk_tiles = kWarps;
+  const int64_t capacity = p.cache.sequence_pages * kPagePositions, units = p.batch.rows * p.cache.kv_heads * plan.tiles;
+  // Two blocks an SM, and no block of a second wave.
+  const int64_t splits = std::min<int64_t>(2 * device.multiprocessors / units, ceil_div<int64_t>(capacity, plan.chunk_tiles * kTilePositions));
+  plan.splits = static_cast<int>(std::max<int64_t>(splits, 1));
   return plan;
 }
 
 uint64_t decode_workspace(const int8_cuda_attention_params &p, const Device &device) {
-  // splits * rows <= 2 * multiprocessors / (kv_heads * tiles) + rows; both results take head_size + 2 numbers.
-  DecodePlan plan = decode_plan(p, device);
-  const int64_t capacity_splits = ceil_div<int64_t>(p.cache.sequence_pages * kPagePositions, plan.chunk_tiles * kTilePositions);
-  const int64_t parts = std::min(p.batch.rows * capacity_splits, 2 * device.multiprocessors / (p.cache.kv_heads * plan.tiles) + 1 + p.batch.rows);
-  return round_up<uint64_t>(static_cast<uint64_t>(parts * p.heads * (p.cache.head_size + 2)) * sizeof(float), 256);
+  // splits * rows * kv_heads * tiles <= 2 * multiprocessors for every number of rows; a part takes group * (head_size + 2) numbers
+  // of the tiles of its kv head. One split has no parts.
+  const uint64_t parts = static_cast<uint64_t>(2 * device.multiprocessors) * std::min(p.heads / p.cache.kv_heads, kHeads);
+  return round_up<uint64_t>(parts * static_cast<uint64_t>(p.cache.head_size + 2) * sizeof(float), 256);
 }
 
 int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device &device) {

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) generic_attention(const __grid_const
 #pragma unroll
     for (int r = 0; r < kWarpRows; ++r) {
       const bool inside = key >= span[r].first && key < span[r].end;
-      s[r] = inside ? score_log2(p, s[r], head, position[r], key) : -INFINITY;
+      s[r] = inside ? score_log2<true>(p, s[r], head, position[r], key) : -INFINITY;
       float next = s[r];
 #pragma unroll
       for (int offset = 16; offset > 0; offset /= 2) next = fmaxf(next, __shfl_xor_sync(~0u, next, offset));
