@@ -42,6 +42,7 @@ pub mod quantize;
 pub mod sampler;
 mod seq2seq;
 pub mod session;
+pub mod synthetic;
 pub mod tokenizer;
 pub mod weights;
 

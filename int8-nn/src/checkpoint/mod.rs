@@ -37,6 +37,7 @@ mod safetensors;
 mod source;
 mod strided;
 mod summary;
+mod synthetic;
 mod tensor;
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,7 @@ pub use source::Source;
 #[cfg(feature = "hub")]
 pub(crate) use source::is_safe_name;
 pub use summary::{DTypeTotal, Format, Quantization};
+pub(crate) use synthetic::Synthetic;
 pub use tensor::TensorView;
 pub(crate) use write::file_header;
 pub use write::{CheckpointWriter, Existing, TensorSpec, WriteOptions};

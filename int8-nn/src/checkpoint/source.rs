@@ -41,6 +41,10 @@ pub(super) enum Embedded {
 }
 
 impl Embedded {
+    pub(super) fn owned(bytes: Vec<u8>) -> Self {
+        Self::Owned(Arc::new(bytes))
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Static(bytes) => bytes,
@@ -67,7 +71,7 @@ impl Source {
     pub fn embedded(files: impl IntoIterator<Item = (String, Cow<'static, [u8]>)>) -> Self {
         let file = |bytes| match bytes {
             Cow::Borrowed(bytes) => Embedded::Static(bytes),
-            Cow::Owned(bytes) => Embedded::Owned(Arc::new(bytes)),
+            Cow::Owned(bytes) => Embedded::owned(bytes),
         };
         let files = files.into_iter().map(|(name, bytes)| (name, file(bytes))).collect();
         Self(Kind::Embedded(Arc::new(files)))

@@ -53,7 +53,7 @@ impl Part {
     }
 
     /// Output rows of the stored weight of which the layer has `outputs`.
-    pub(super) fn stored_rows(&self, outputs: usize) -> usize {
+    pub(crate) fn stored_rows(&self, outputs: usize) -> usize {
         match &self.rows {
             Rows::All => outputs,
             Rows::Gather { of, .. } => *of,

@@ -1,0 +1,182 @@
+//! Models with random weights, of any shape that `config.json` describes: for measurements, which do not depend on what a model
+//! has learned.
+//!
+//! ```
+//! use int8_core::FloatType;
+//! use int8_nn::{Loader, synthetic};
+//!
+//! let config = r#"{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+//!     "num_attention_heads": 4, "vocab_size": 100}"#;
+//! let checkpoint = synthetic::checkpoint(config, FloatType::Bf16, false)?;
+//! let model = Loader::new(checkpoint).int8().build()?;
+//! assert_eq!(model.logits(&[5, 17, 42])?.dim(), (3, 100));
+//! # Ok::<(), int8_nn::Error>(())
+//! ```
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use int8_core::FloatType;
+
+use crate::Error;
+use crate::checkpoint::{Checkpoint, Source, Synthetic};
+use crate::config::{DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig};
+use crate::families::{self, LayerNames, MlpNames, TensorNames};
+use crate::weights::Part;
+
+/// A checkpoint of the model that `config`, the text of a `config.json`, describes, with random weights of type `float`. `biases`:
+/// its linear layers have them. Its weights take some megabytes, whatever the model's size: see the rows of
+/// [`FloatMatrix`](crate::weights::FloatMatrix), which overlap here. The norms' gains make 0.1 % of the hidden features outliers
+/// of the paper's rule.
+///
+/// The same arguments give the same weights.
+///
+/// # Errors
+/// When `config` is of no supported decoder family or contradicts itself, or the model has experts.
+pub fn checkpoint(config: &str, float: FloatType, biases: bool) -> Result<Checkpoint, Error> {
+    let source = Source::embedded([("config.json".to_owned(), Cow::Owned(config.as_bytes().to_vec()))]);
+    let raw = RawConfig::read(&source)?;
+    let family = families::of(&raw)?;
+    let config = (family.config)(&raw)?;
+    let tensors = Tensors::of((family.names)(&config), &config, biases)?;
+    Ok(Checkpoint::synthetic(source, float, tensors.list)?)
+}
+
+/// The tensors of a model, each once.
+struct Tensors<'a> {
+    config: &'a DecoderConfig,
+    root: &'static str,
+    biases: bool,
+    list: Vec<Synthetic>,
+    seen: BTreeSet<String>,
+}
+
+impl<'a> Tensors<'a> {
+    fn of(names: TensorNames, config: &'a DecoderConfig, biases: bool) -> Result<Self, Error> {
+        let root = names.roots.first().copied().unwrap_or_default();
+        let mut tensors = Self { config, root, biases, list: Vec::new(), seen: BTreeSet::new() };
+        let (hidden, width) = (config.hidden_size, config.embedding_size);
+        let below_root = |name: &str| format!("{root}{name}.weight");
+        tensors.push(below_root(names.token_embedding), &[config.vocab_size, width], false);
+        if let (Positions::Learned { offset }, Some(name)) = (&config.positions, names.position_embedding) {
+            tensors.push(below_root(name), &[config.max_positions + offset, hidden], false);
+        }
+        for (name, shape) in [(names.project_in, [hidden, width]), (names.project_out, [width, hidden])] {
+            if let Some(name) = name {
+                tensors.push(below_root(name), &shape, false);
+            }
+        }
+        if !config.tied_embeddings {
+            tensors.push(format!("{}.weight", names.head), &[config.vocab_size, width], false);
+        }
+        for name in [names.embedding_norm, names.final_norm].into_iter().flatten() {
+            tensors.norm(name, hidden);
+        }
+        for layer in 0..config.layers {
+            tensors.block((names.layer)(layer))?;
+        }
+        Ok(tensors)
+    }
+
+    fn block(&mut self, names: LayerNames) -> Result<(), Error> {
+        let config = self.config;
+        let hidden = config.hidden_size;
+        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
+        for name in
+            names.attention_norm.iter().chain(&names.mlp_norm).chain(names.branch_norms.iter().flatten())
+        {
+            self.norm(name, hidden);
+        }
+        if let Some([of_queries, of_keys]) = &names.query_key_norms {
+            let widths = match config.query_key_norms {
+                Some(QueryKeyNorms::Whole) => [queries, keys],
+                Some(QueryKeyNorms::PerHead) | None => [config.head_size; 2],
+            };
+            self.norm(of_queries, widths[0]);
+            self.norm(of_keys, widths[1]);
+        }
+        self.linear(&names.qkv, &[queries, keys, keys], hidden);
+        self.linear(&[names.attention_output], &[hidden], queries);
+        let MlpNames::Dense { up, down } = names.mlp else {
+            return Err(Error::Unsupported("random weights of a model with experts".to_owned()));
+        };
+        let wide = config.intermediate_size;
+        let outputs: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
+        self.linear(&up, outputs, hidden);
+        self.linear(&[down], &[hidden], wide);
+        Ok(())
+    }
+
+    /// As [`crate::weights::LinearSource`] finds the parts.
+    fn linear(&mut self, parts: &[Part], outputs: &[usize], inputs: usize) {
+        let all = [outputs.iter().sum()];
+        let outputs = if parts.len() == outputs.len() { outputs } else { &all };
+        for (part, outputs) in parts.iter().zip(outputs) {
+            let stored = part.stored_rows(*outputs);
+            let (name, transposed) = part.stored();
+            let shape = if transposed { [inputs, stored] } else { [stored, inputs] };
+            if self.biases {
+                let module = name.strip_suffix("weight").unwrap_or(&name);
+                self.push(format!("{}{module}bias", self.root), &[stored], false);
+            }
+            self.push(format!("{}{name}", self.root), &shape, false);
+        }
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.push(format!("{}{name}.weight", self.root), &[width], true);
+        if self.config.norm == NormKind::LayerNorm {
+            self.push(format!("{}{name}.bias", self.root), &[width], false);
+        }
+    }
+
+    fn push(&mut self, name: String, shape: &[usize], gain: bool) {
+        if self.seen.insert(name.clone()) {
+            self.list.push(Synthetic { name, shape: shape.to_vec(), gain });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::{Loader, Model};
+
+    /// Each family's names and shapes are those of a checkpoint that transformers wrote.
+    #[test]
+    fn random_models_have_the_tensors_of_real_ones() {
+        for (family, biases) in
+            [("opt", true), ("llama", false), ("gpt2", true), ("bloom", true), ("gpt_neox", true)]
+        {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/models").join(family);
+            let real = Checkpoint::open(&folder).expect("a checkpoint");
+            let config = std::fs::read_to_string(folder.join("config.json")).expect("config.json");
+            let random = checkpoint(&config, FloatType::F16, biases).expect("random weights");
+            for tensor in random.tensors() {
+                let root = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_owned();
+                let same = real.tensors().find(|real| root(real.name()) == root(tensor.name()));
+                let same = same.unwrap_or_else(|| panic!("{family} has no {}", tensor.name()));
+                assert_eq!(tensor.shape(), same.shape(), "{family}: {}", tensor.name());
+            }
+            let logits = |loader: Loader| {
+                let model: Model = loader.build().expect("a model");
+                model.logits(&[1, 2, 3]).expect("logits")
+            };
+            let float = logits(Loader::new(random.clone()));
+            let int8 = logits(Loader::new(random.clone()).int8());
+            assert!(float.iter().all(|logit| logit.is_finite()) && float != int8, "{family}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_made_up_is_refused() {
+        let experts = r#"{"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "vocab_size": 100, "num_local_experts": 4, "num_experts_per_tok": 2}"#;
+        for (config, word) in [(experts, "experts"), ("{}", "model_type"), ("[", "config.json")] {
+            let error = checkpoint(config, FloatType::F32, false).expect_err("refused").to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}
