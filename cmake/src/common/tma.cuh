@@ -69,16 +69,23 @@ __device__ __forceinline__ void tma_load(void *to, const CUtensorMap &map, int c
       "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
       : "memory");
 }
-// Box of a three-dimensional map.
-__device__ __forceinline__ void tma_load_3d(void *to, const CUtensorMap &map, int x, int y, int z, uint64_t *barrier) {
+// An L2 policy for data that is read once.
+__device__ __forceinline__ uint64_t evict_first_policy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+// Box of a three-dimensional map, under an L2 policy.
+__device__ __forceinline__ void tma_load_3d(void *to, const CUtensorMap &map, int x, int y, int z, uint64_t *barrier, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(
           shared_address(to)),
-      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier))
+      "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
-__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap &map, int x, int y, int z) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(&map), "r"(x), "r"(y), "r"(z)
+__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap &map, int x, int y, int z, uint64_t policy) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.L2::cache_hint [%0, {%1, %2, %3}], %4;" ::"l"(&map), "r"(x), "r"(y), "r"(z),
+               "l"(policy)
                : "memory");
 }
 // Into every block of the cluster that `mask` names, at the same offset, completing on each one's mbarrier.

@@ -47,6 +47,10 @@ struct alignas(16) Tail {
 
 __device__ __forceinline__ void multiplying_sync() { named_barrier(1, kMultiplying); }
 
+__device__ __forceinline__ void prefetch_to_l2(const float *address) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+}
+
 template <typename V, typename Op>
 __device__ __forceinline__ V warps_reduce(V v, Op op, V *scratch) {
 #pragma unroll
@@ -62,27 +66,75 @@ __device__ __forceinline__ V warps_reduce(V v, Op op, V *scratch) {
 // Chunks of an f32 row that a thread keeps in registers while it is normalised.
 constexpr int kWideChunks = 5;
 
-// A chunk of a row x of type T: itself, act(x) or act(x[..k]) * x[k..], rounded to T.
+// act of a chunk in shared memory. Not inlined: it is long, and called from three places.
 template <typename T>
-__device__ __forceinline__ uint4 map_chunk(const int8_cuda_transform &f, const T *x, int chunk, int k) {
-  uint4 raw = *reinterpret_cast<const uint4 *>(x + chunk * kChunk);
-  if (f.function == INT8_CUDA_IDENTITY) return raw;
-  uint4 other = make_uint4(0, 0, 0, 0);
-  if (f.function == INT8_CUDA_GATED) other = *reinterpret_cast<const uint4 *>(x + k + chunk * kChunk);
-  T *v = reinterpret_cast<T *>(&raw);
-  const T *factors = reinterpret_cast<const T *>(&other);
+__device__ __noinline__ void activate_chunk(const T *chunk, int activation, float (&out)[kChunk]) {
+  const uint4 raw = *reinterpret_cast<const uint4 *>(chunk);
+  const T *v = reinterpret_cast<const T *>(&raw);
+  if (activation == INT8_CUDA_RELU) {
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i) {
-    float value = activate(to_f32(v[i]), f.activation);
-    if (f.function == INT8_CUDA_GATED) value *= to_f32(factors[i]);
-    v[i] = from_f32<T>(value);
+    for (int i = 0; i < kChunk; ++i) out[i] = activate(to_f32(v[i]), INT8_CUDA_RELU);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < kChunk; ++i) out[i] = activate(to_f32(chunk[i]), activation);
   }
-  return raw;
 }
 
-// The chunks of this thread of an f32 row x, normalised and rounded to T. `sum` adds up over the multiplying warps.
-template <typename T, int kCached, typename Sum>
-__device__ __forceinline__ void normed_chunks(const int8_cuda_transform &f, const float *x, int k, Sum sum, uint4 (&cache)[kCached]) {
+// This thread's chunks are threadIdx.x, + kMultiplying, ...: each thread reads and writes only its own in shared memory.
+//
+// The code of the prologue runs once a launch, and between two launches the weights have driven it out of the caches: a line of
+// 8 instructions that is not there costs more than its execution. So its loops are not unrolled, but for loads.
+
+// A row x of type T: itself, act(x) or act(x[..k]) * x[k..], rounded to T.
+template <typename T>
+__device__ __forceinline__ void load_mapped(const int8_cuda_transform &f, const T *x, int k, T *to) {
+  constexpr int kBatch = 4;
+  const int chunks = k / kChunk;
+  const bool gated = f.function == INT8_CUDA_GATED;
+#pragma unroll 1
+  for (int base = threadIdx.x; base < chunks; base += kBatch * kMultiplying) {
+    uint4 raw[kBatch], factors[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int chunk = min(base + b * kMultiplying, chunks - 1);
+      raw[b] = *reinterpret_cast<const uint4 *>(x + chunk * kChunk);
+      if (gated) factors[b] = *reinterpret_cast<const uint4 *>(x + k + chunk * kChunk);
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int chunk = base + b * kMultiplying;
+      if (chunk < chunks) *reinterpret_cast<uint4 *>(to + chunk * kChunk) = raw[b];
+    }
+    if (!gated) continue;
+    // The gate's factors wait in registers for the activation, which is done here, chunk by chunk.
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int chunk = base + b * kMultiplying;
+      if (chunk >= chunks) break;
+      T *v = to + chunk * kChunk;
+      const T *factor = reinterpret_cast<const T *>(&factors[b]);
+      float activated[kChunk];
+      activate_chunk(v, f.activation, activated);
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) v[i] = from_f32<T>(activated[i] * to_f32(factor[i]));
+    }
+  }
+  if (f.function != INT8_CUDA_ACTIVATION) return;
+#pragma unroll 1
+  for (int chunk = threadIdx.x; chunk < chunks; chunk += kMultiplying) {
+    T *v = to + chunk * kChunk;
+    float activated[kChunk];
+    activate_chunk(v, f.activation, activated);
+    uint4 rounded;
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) reinterpret_cast<T *>(&rounded)[i] = from_f32<T>(activated[i]);
+    *reinterpret_cast<uint4 *>(v) = rounded;
+  }
+}
+
+// An f32 row x, normalised and rounded to T. `sum` adds up over the multiplying warps.
+template <typename T, typename Sum>
+__device__ __forceinline__ void load_normed(const int8_cuda_transform &f, const float *x, int k, Sum sum, T *to) {
   static_assert(kChunk == kRun, "a chunk is a run");
   const int chunks = k / kChunk;
   float v[kWideChunks][kChunk] = {};
@@ -122,9 +174,10 @@ __device__ __forceinline__ void normed_chunks(const int8_cuda_transform &f, cons
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) v[c][i] = (v[c][i] - mean) * factor * gain[i] + bias[i];
     }
-    T *rounded = reinterpret_cast<T *>(&cache[c]);
+    uint4 rounded;
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) rounded[i] = from_f32<T>(v[c][i]);
+    for (int i = 0; i < kChunk; ++i) reinterpret_cast<T *>(&rounded)[i] = from_f32<T>(v[c][i]);
+    *reinterpret_cast<uint4 *>(to + chunk * kChunk) = rounded;
   }
 }
 
@@ -156,6 +209,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     int stage = 0;
     uint32_t phase = 0;
     if (lane != 0) return;
+    // Weights are read once: they leave the L2 cache before the activations do.
+    const uint64_t once = evict_first_policy();
     int done = 0;
     for (int g = blockIdx.x; g < groups; g += gridDim.x) {
       for (int step = 0; step < steps; ++step, ++done) {
@@ -163,7 +218,7 @@ __global__ void __launch_bounds__(kThreads, 2)
           // The stages are full: the next steps are prefetched to L2.
           int at = step, ahead = g;
           for (int i = 0; i < shape.early_steps && ahead < groups; ++i) {
-            tma_prefetch_3d(map_w, 0, ahead * kN, at * kWarps);
+            tma_prefetch_3d(map_w, 0, ahead * kN, at * kWarps, once);
             if (++at == steps) {
               at = 0;
               ahead += gridDim.x;
@@ -172,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         }
         mbarrier_wait(&tail.empty[stage], phase ^ 1);
         mbarrier_expect(&tail.full[stage], kStageBytes);
-        tma_load_3d(stages + stage * kStageBytes, map_w, 0, g * kN, step * kWarps, &tail.full[stage]);
+        tma_load_3d(stages + stage * kStageBytes, map_w, 0, g * kN, step * kWarps, &tail.full[stage], once);
         if (++stage == shape.stages) {
           stage = 0;
           phase ^= 1;
@@ -182,32 +237,34 @@ __global__ void __launch_bounds__(kThreads, 2)
     return;
   }
 
+  if constexpr (kWide) {
+    // Weights, too: 128 bytes a thread reach all of gain and bias.
+    const int first = static_cast<int>(threadIdx.x) * 32;
+    for (int i = first; i < p.k; i += kMultiplying * 32) {
+      if (p.transform.gain != nullptr) prefetch_to_l2(p.transform.gain + i);
+      if (p.transform.bias != nullptr) prefetch_to_l2(p.transform.bias + i);
+    }
+  }
   pdl_wait();
-  constexpr int kCached = kGemvTmaInner / kChunk / kMultiplying;
   const float threshold = !decompose ? infinity() : p.thresholds != nullptr ? p.thresholds[0] : p.threshold;
   const uint32_t floor = Packed<T>::at_least(threshold);
-  uint4 cache[kCached];
-  uint32_t skipped[kCached];
-#pragma unroll
-  for (int c = 0; c < kCached; ++c) {
-    const int chunk = static_cast<int>(threadIdx.x) + c * kMultiplying;
-    cache[c] = make_uint4(0, 0, 0, 0);
-    if (!kWide && chunk < chunks) cache[c] = map_chunk(p.transform, static_cast<const T *>(p.x), chunk, p.k);
-  }
   if constexpr (kWide) {
     const auto sum = [&](float v) {
       multiplying_sync();
       return warps_reduce(v, [](float a, float b) { return a + b; }, tail.scratch_f32);
     };
-    normed_chunks<T>(p.transform, static_cast<const float *>(p.x), p.k, sum, cache);
+    load_normed<T>(p.transform, static_cast<const float *>(p.x), p.k, sum, kept);
+  } else {
+    load_mapped(p.transform, static_cast<const T *>(p.x), p.k, kept);
   }
   PackedRange<T> packed;
   uint32_t found = 0;
-#pragma unroll
-  for (int c = 0; c < kCached; ++c) {
-    const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(cache[c]);
+#pragma unroll 1
+  for (int chunk = threadIdx.x; chunk < chunks; chunk += kMultiplying) {
+    const uint4 raw = *reinterpret_cast<const uint4 *>(kept + chunk * kChunk);
+    const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(raw);
     const uint32_t skip = decompose ? hits_of<T, true>(v, threshold, floor) : 0u;
-    skipped[c] = skip;
+    mask_bytes[chunk] = static_cast<uint8_t>(skip);
     found |= skip;
 #pragma unroll
     for (int i = 0; i < kChunk / 2; ++i) {
@@ -233,17 +290,14 @@ __global__ void __launch_bounds__(kThreads, 2)
   int32_t row_sum = 0;
   const QuantizationParameters parameters(range, zero_point ? INT8_CUDA_ZEROPOINT : INT8_CUDA_ABSMAX);
   const bool any = (both & 0x10000u) != 0;
-#pragma unroll
-  for (int c = 0; c < kCached; ++c) {
-    const int chunk = static_cast<int>(threadIdx.x) + c * kMultiplying;
-    if (chunk * kChunk >= steps * kStep) break;
+#pragma unroll 1
+  for (int chunk = threadIdx.x; chunk * kChunk < steps * kStep; chunk += kMultiplying) {
     uint32_t q[2] = {0, 0};
     if (chunk < chunks) {
-      encode_chunk<T, true>(reinterpret_cast<const T(&)[kChunk]>(cache[c]), parameters, zero_point != 0, skipped[c],
+      const uint4 raw = *reinterpret_cast<const uint4 *>(kept + chunk * kChunk);
+      encode_chunk<T, true>(reinterpret_cast<const T(&)[kChunk]>(raw), parameters, zero_point != 0, mask_bytes[chunk],
                             p.k - static_cast<int64_t>(chunk) * kChunk, q);
       row_sum = __dp4a(static_cast<int>(q[0]), 0x01010101, __dp4a(static_cast<int>(q[1]), 0x01010101, row_sum));
-      if (any) mask_bytes[chunk] = static_cast<uint8_t>(skipped[c]);
-      if (skipped[c] != 0) *reinterpret_cast<uint4 *>(kept + chunk * kChunk) = cache[c];
     }
     *reinterpret_cast<uint2 *>(codes + chunk * kChunk) = make_uint2(q[0], q[1]);
   }
