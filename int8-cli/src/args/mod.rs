@@ -8,7 +8,7 @@ use int8_core::FloatType;
 
 pub(crate) use commands::{
     BenchArgs, DequantizeArgs, EmbedArgs, EvalArgs, InspectArgs, LogitsArgs, OutliersArgs, PlanArgs,
-    QuantizeArgs, Required, RunArgs, VerifyArgs,
+    QuantizeArgs, Required, RunArgs, Runs, VerifyArgs,
 };
 pub(crate) use shared::{InputArgs, ModelArgs, PrecisionArgs, Preset, RotaryPrecision, TextArgs, WriteArgs};
 
@@ -155,6 +155,7 @@ pub(crate) enum Command {
         measured in the same run. Close other programs first.\n\n\
         Examples:\n  int8 bench --quick\n  int8 bench --plot bench.svg            (some ten minutes)\n  \
         int8 bench ./opt-125m                  (tokens per second, int8 and as stored)\n  \
+        int8 bench --shape opt-6.7b --batch 1,32 (the same with random weights: no checkpoint is needed)\n  \
         int8 bench --threads 1 --json > bench.json"
     )]
     Bench(BenchArgs),
