@@ -304,6 +304,44 @@ fn a_model_is_timed_in_int8_and_as_stored() {
 }
 
 #[test]
+fn a_shape_is_timed_without_a_checkpoint() {
+    let sizes =
+        ["--quick", "--prompt-tokens", "5", "--new-tokens", "2", "--batch", "1,3", "--context", "4,6"];
+    let bench = |options: &[&str]| json(&[&["bench", "--shape", "opt-125m"], &sizes[..], options].concat());
+    let both = bench(&["--bandwidth", "20GB"]);
+    for run in [&both["int8"], &both["fp"]] {
+        assert!(run["prefill"]["tokens_per_second"].as_f64() > Some(0.0), "{run}");
+        let steps = run["decode"].as_array().expect("steps");
+        let sizes: Vec<_> =
+            steps.iter().map(|step| (step["batch"].as_u64(), step["context"].as_u64())).collect();
+        let pair = |batch, context| (Some(batch), Some(context));
+        assert_eq!(sizes, [pair(1, 4), pair(3, 4), pair(1, 6), pair(3, 6)]);
+        for step in steps {
+            assert!(
+                step["tokens_per_second"].as_f64() > Some(0.0) && step["share_of_floor"].as_f64() > Some(0.0)
+            );
+        }
+    }
+    // One column in a thousand of the layers that read hidden states.
+    let outliers = both["int8"]["outlier_columns_fraction"].as_f64().expect("a share");
+    assert!(outliers > 1e-4 && outliers < 1e-3, "{outliers}");
+    assert!(both["int8"]["weight_bytes"].as_u64() < both["fp"]["weight_bytes"].as_u64());
+    assert_eq!(both["int8_over_fp"]["decode"].as_array().map(Vec::len), Some(4));
+    let one = bench(&["--only", "int8"]);
+    assert!(one["fp"].is_null() && one["int8_over_fp"].is_null() && one["int8"].is_object());
+    for (options, code, word) in [
+        (&["--context", "3000"][..], 2, "2048"),
+        (&["--batch", "0"], 2, "--batch"),
+        (&["--batch", "1,x"], 2, "x"),
+        (&["--shape", "opt-1b"], 2, "opt-13b"),
+    ] {
+        let shape: &[&str] = if options[0] == "--shape" { &[] } else { &["--shape", "opt-125m"] };
+        let (found, message) = failure(&[&["bench"], shape, options].concat());
+        assert!(found == code && message.contains(word), "{options:?}: {found} {message}");
+    }
+}
+
+#[test]
 fn the_head_becomes_int8_where_it_is_asked_for() {
     let demo = demo_folder();
     let demo = demo.to_str().expect("UTF-8");

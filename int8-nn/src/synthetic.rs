@@ -19,15 +19,15 @@ use std::collections::BTreeSet;
 use int8_core::FloatType;
 
 use crate::Error;
-use crate::checkpoint::{Checkpoint, Source, Synthetic};
-use crate::config::{DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig};
+use crate::checkpoint::{Checkpoint, Source, Synthetic, Values};
+use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig};
 use crate::families::{self, LayerNames, MlpNames, TensorNames};
 use crate::weights::Part;
 
 /// A checkpoint of the model that `config`, the text of a `config.json`, describes, with random weights of type `float`. `biases`:
 /// its linear layers have them. Its weights take some megabytes, whatever the model's size: see the rows of
 /// [`FloatMatrix`](crate::weights::FloatMatrix), which overlap here. The norms' gains make 0.1 % of the hidden features outliers
-/// of the paper's rule.
+/// of the paper's rule, but where norms follow the residual addition.
 ///
 /// The same arguments give the same weights.
 ///
@@ -57,17 +57,17 @@ impl<'a> Tensors<'a> {
         let mut tensors = Self { config, root, biases, list: Vec::new(), seen: BTreeSet::new() };
         let (hidden, width) = (config.hidden_size, config.embedding_size);
         let below_root = |name: &str| format!("{root}{name}.weight");
-        tensors.push(below_root(names.token_embedding), &[config.vocab_size, width], false);
+        tensors.push(below_root(names.token_embedding), &[config.vocab_size, width], Values::Normal);
         if let (Positions::Learned { offset }, Some(name)) = (&config.positions, names.position_embedding) {
-            tensors.push(below_root(name), &[config.max_positions + offset, hidden], false);
+            tensors.push(below_root(name), &[config.max_positions + offset, hidden], Values::Normal);
         }
         for (name, shape) in [(names.project_in, [hidden, width]), (names.project_out, [width, hidden])] {
             if let Some(name) = name {
-                tensors.push(below_root(name), &shape, false);
+                tensors.push(below_root(name), &shape, Values::Normal);
             }
         }
         if !config.tied_embeddings {
-            tensors.push(format!("{}.weight", names.head), &[config.vocab_size, width], false);
+            tensors.push(format!("{}.weight", names.head), &[config.vocab_size, width], Values::Normal);
         }
         for name in [names.embedding_norm, names.final_norm].into_iter().flatten() {
             tensors.norm(name, hidden);
@@ -117,22 +117,27 @@ impl<'a> Tensors<'a> {
             let shape = if transposed { [inputs, stored] } else { [stored, inputs] };
             if self.biases {
                 let module = name.strip_suffix("weight").unwrap_or(&name);
-                self.push(format!("{}{module}bias", self.root), &[stored], false);
+                self.push(format!("{}{module}bias", self.root), &[stored], Values::Normal);
             }
-            self.push(format!("{}{name}", self.root), &shape, false);
+            self.push(format!("{}{name}", self.root), &shape, Values::Normal);
         }
     }
 
     fn norm(&mut self, name: &str, width: usize) {
-        self.push(format!("{}{name}.weight", self.root), &[width], true);
+        // After a residual addition, the gains of all norms multiply: the outliers would take over.
+        let values = match self.config.block {
+            BlockKind::PostNorm => Values::Ones,
+            BlockKind::PreNorm | BlockKind::Parallel => Values::Outliers,
+        };
+        self.push(format!("{}{name}.weight", self.root), &[width], values);
         if self.config.norm == NormKind::LayerNorm {
-            self.push(format!("{}{name}.bias", self.root), &[width], false);
+            self.push(format!("{}{name}.bias", self.root), &[width], Values::Normal);
         }
     }
 
-    fn push(&mut self, name: String, shape: &[usize], gain: bool) {
+    fn push(&mut self, name: String, shape: &[usize], values: Values) {
         if self.seen.insert(name.clone()) {
-            self.list.push(Synthetic { name, shape: shape.to_vec(), gain });
+            self.list.push(Synthetic { name, shape: shape.to_vec(), values });
         }
     }
 }

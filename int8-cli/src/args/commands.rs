@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use int8_core::FloatType;
 use int8_nn::embedder::Pooling;
 
 use super::shared::{InputArgs, ModelArgs, PRECISION_OPTIONS, TextArgs, WriteArgs};
+use crate::bench::ModelShape;
 use crate::values::{OrAuto, named, or_auto, size};
 
 /// The meaning of `--kv-cache auto`.
@@ -259,20 +261,58 @@ pub(crate) struct BenchArgs {
     #[arg(long)]
     pub(crate) best: bool,
     /// Draws the layer's speed-ups: as PNG if the name ends in .png, or else as SVG
-    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "shape"])]
     pub(crate) plot: Option<PathBuf>,
-    /// Tokens of the prompt (with MODEL)
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    /// Times a whole model of this shape with random weights, made without a checkpoint: prompts, and decode steps of several
+    /// sequences, in int8 and in 16 bit
+    #[arg(help_heading = "Whole models", long, value_name = "NAME", conflicts_with = "model", value_parser = PossibleValuesParser::new(ModelShape::names()))]
+    pub(crate) shape: Option<String>,
+    /// Only one of both, for a model that is too large in 16 bit (with --shape)
+    #[arg(help_heading = "Whole models", long, value_name = "WHICH", requires = "shape")]
+    pub(crate) only: Option<Runs>,
+    /// Sequences that decode at once: measured for each of these (with --shape)
+    #[arg(
+        help_heading = "Whole models",
+        long,
+        value_name = "N,N",
+        value_delimiter = ',',
+        default_value = "1,8,32"
+    )]
+    pub(crate) batch: Vec<usize>,
+    /// Tokens that each sequence holds before it decodes: measured for each of these (with --shape)
+    #[arg(
+        help_heading = "Whole models",
+        long,
+        value_name = "N,N",
+        value_delimiter = ',',
+        default_value = "128"
+    )]
+    pub(crate) context: Vec<usize>,
+    /// Bytes a second of the memory, such as 4800GB, for the share of the floor (with --shape) [default: measured on a CPU, of
+    /// the data sheet of a known GPU]
+    #[arg(help_heading = "Whole models", long, value_name = "SIZE", requires = "shape", value_parser = size)]
+    pub(crate) bandwidth: Option<u64>,
+    /// Tokens of the prompt
+    #[arg(help_heading = "Whole models", long, value_name = "N", default_value_t = 512)]
     pub(crate) prompt_tokens: usize,
-    /// Tokens to generate (with MODEL)
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    /// Tokens to generate
+    #[arg(help_heading = "Whole models", long, value_name = "N", default_value_t = 64)]
     pub(crate) new_tokens: usize,
-    /// Type of the KV cache of both (with MODEL); auto: the type of the checkpoint
-    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
+    /// Type of the KV cache of both; auto: the type of the checkpoint
+    #[arg(help_heading = "Whole models", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
     pub(crate) kv_cache: OrAuto<FloatType>,
-    /// The int8 model's output head in int8 as well (with MODEL)
-    #[arg(long)]
+    /// The int8 model's output head in int8 as well
+    #[arg(help_heading = "Whole models", long)]
     pub(crate) int8_head: bool,
+}
+
+/// `--only`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Runs {
+    /// The int8 model.
+    Int8,
+    /// The model in 16 bit.
+    Fp,
 }
 
 /// `int8 verify`

@@ -8,7 +8,7 @@ use int8_core::FloatType;
 
 pub(crate) use commands::{
     BenchArgs, DequantizeArgs, EmbedArgs, EvalArgs, InspectArgs, LogitsArgs, OutliersArgs, PlanArgs,
-    QuantizeArgs, Required, RunArgs, VerifyArgs,
+    QuantizeArgs, Required, RunArgs, Runs, VerifyArgs,
 };
 pub(crate) use shared::{InputArgs, ModelArgs, PrecisionArgs, Preset, RotaryPrecision, TextArgs, WriteArgs};
 
@@ -84,6 +84,7 @@ pub(crate) enum Command {
         int8 run ./opt-125m --ids 5,17,42 --greedy --json           (token ids in and out)\n  \
         int8 run ./smollm2 --chat -p \"Why is the sky blue?\"        (a question to a chat model)\n  \
         int8 run ./smollm2 --chat                                   (a conversation; an empty line ends it)\n  \
+        int8 run ./opt-6.7b -p \"Once upon a time\" --device cuda:1  (the second GPU; --device cpu for none)\n  \
         int8 run ./flan-t5-small -p \"translate English to German: How old are you?\"")]
     Run(RunArgs),
     /// Perplexity of a text
@@ -155,6 +156,7 @@ pub(crate) enum Command {
         measured in the same run. Close other programs first.\n\n\
         Examples:\n  int8 bench --quick\n  int8 bench --plot bench.svg            (some ten minutes)\n  \
         int8 bench ./opt-125m                  (tokens per second, int8 and as stored)\n  \
+        int8 bench --shape opt-6.7b --batch 1,32 (the same with random weights: no checkpoint is needed)\n  \
         int8 bench --threads 1 --json > bench.json"
     )]
     Bench(BenchArgs),

@@ -3,6 +3,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 mod model;
+mod shape;
 
 use int8_core::Scheme;
 use int8_cpu::Kernel;
@@ -79,6 +80,9 @@ pub(crate) fn run(arguments: &BenchArgs, device: &Device, output: &Output) -> Re
         Effort { best: arguments.best, ..if arguments.quick { Effort::QUICK } else { Effort::FULL } };
     if let Some(path) = &arguments.model {
         return model::run(path, arguments, device, output);
+    }
+    if let Some(name) = &arguments.shape {
+        return shape::run(name, arguments, device, output);
     }
     #[cfg(feature = "cuda")]
     if let Some(ordinal) = device.cuda() {

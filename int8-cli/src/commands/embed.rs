@@ -82,6 +82,7 @@ impl Task for Embed<'_> {
                 arguments.out.is_none().then(|| vectors.rows().into_iter().map(|row| row.to_vec()).collect());
             return output.object(&json!({
                 "model": arguments.model.model,
+                "device": place.backend.describe(),
                 "scheme": resolve::precision_name(&arguments.model.precision),
                 "settings": settings(embedder.precision()),
                 "pooling": embedder.settings().pooling.key(),

@@ -97,6 +97,7 @@ impl<B: Backend> Run<'_, B> {
         let precision = &self.arguments.model.precision;
         let mut report = json!({
             "model": self.arguments.model.model,
+            "device": self.model.decoder().backend().describe(),
             "scheme": resolve::precision_name(precision),
             "settings": settings(self.model.precision()),
             "prompt_ids": prompt,

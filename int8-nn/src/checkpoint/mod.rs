@@ -65,7 +65,7 @@ pub use source::Source;
 #[cfg(feature = "hub")]
 pub(crate) use source::is_safe_name;
 pub use summary::{DTypeTotal, Format, Quantization};
-pub(crate) use synthetic::Synthetic;
+pub(crate) use synthetic::{Synthetic, Values};
 pub use tensor::TensorView;
 pub(crate) use write::file_header;
 pub use write::{CheckpointWriter, Existing, TensorSpec, WriteOptions};

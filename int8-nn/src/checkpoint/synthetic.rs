@@ -14,14 +14,15 @@ use super::contents::{Contents, Entry};
 use super::source::{Embedded, Source, Storage};
 use super::{Checkpoint, CheckpointError, DType, FileFormat, WeightFile};
 
-/// Elements between the beginnings of two rows: a cache line of f16 twice, so that each row begins on one.
+/// Elements between the beginnings of two rows: 250,000 rows of 16 bits take 32 MB.
 const ROW_STRIDE: usize = 64;
 
-/// Places at which a tensor may begin, [`ROW_STRIDE`] elements apart: the layers of a model differ.
-const PLACES: usize = 1024;
+/// Elements among which tensors begin.
+const PLACES: usize = 1024 * ROW_STRIDE;
 
-/// Steps from one tensor's place to the next one's, odd: all places are used.
-const PLACE_STEP: usize = 37;
+/// Elements from the beginning of one tensor to that of the next, modulo [`PLACES`]. Odd: no row of a tensor is a row of one of
+/// the next 63, so that a token's embedding is no row of a weight of the first block.
+const PLACE_STEP: usize = 2411;
 
 /// Standard deviation of weights: what OPT and LLaMA are initialised with.
 const DEVIATION: f32 = 0.02;
@@ -39,8 +40,19 @@ pub(crate) struct Synthetic {
     pub(crate) name: String,
     /// Its shape: a vector or a matrix.
     pub(crate) shape: Vec<usize>,
-    /// Whether it is the gain of a norm, ones and a few outliers; else it is normal with a small deviation.
-    pub(crate) gain: bool,
+    /// Its values.
+    pub(crate) values: Values,
+}
+
+/// The values of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Values {
+    /// Normal, with a small deviation.
+    Normal,
+    /// Gains of a norm: ones.
+    Ones,
+    /// Gains of a norm: ones, and [`OUTLIER_GAIN`] for one in [`OUTLIER_EVERY`].
+    Outliers,
 }
 
 impl Synthetic {
@@ -60,16 +72,17 @@ impl Checkpoint {
         float: FloatType,
         tensors: Vec<Synthetic>,
     ) -> Result<Self, CheckpointError> {
-        let longest = |gain: bool| {
-            tensors.iter().filter(|tensor| tensor.gain == gain).map(Synthetic::span).max().unwrap_or(0)
+        let longest = |values: Values| {
+            tensors.iter().filter(|tensor| tensor.values == values).map(Synthetic::span).max().unwrap_or(0)
         };
-        let gains = longest(true).next_multiple_of(ROW_STRIDE);
-        let numbers = longest(false) + PLACES * ROW_STRIDE;
+        let [outliers, ones] = [Values::Outliers, Values::Ones].map(longest);
+        let normal = longest(Values::Normal) + PLACES;
         let mut random = Random::new(0);
         let is_outlier = |index: usize| index % OUTLIER_EVERY == OUTLIER_AT;
-        let values = (0..gains)
+        let values = (0..outliers)
             .map(|index| if is_outlier(index) { OUTLIER_GAIN } else { 1.0 })
-            .chain(std::iter::repeat_with(|| DEVIATION * random.normal()).take(numbers));
+            .chain(std::iter::repeat_n(1.0, ones))
+            .chain(std::iter::repeat_with(|| DEVIATION * random.normal()).take(normal));
         let pool: Vec<u8> = match float {
             FloatType::F32 => values.flat_map(f32::to_le_bytes).collect(),
             FloatType::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
@@ -79,9 +92,10 @@ impl Checkpoint {
             .into_iter()
             .enumerate()
             .map(|(index, tensor)| {
-                let first = match tensor.gain {
-                    true => 0,
-                    false => gains + index * PLACE_STEP % PLACES * ROW_STRIDE,
+                let first = match tensor.values {
+                    Values::Outliers => 0,
+                    Values::Ones => outliers,
+                    Values::Normal => outliers + ones + index * PLACE_STEP % PLACES,
                 };
                 let range = first * float.bytes()..(first + tensor.span()) * float.bytes();
                 let strides = (tensor.shape.len() == 2).then(|| vec![ROW_STRIDE, 1]);
@@ -105,14 +119,18 @@ mod tests {
 
     #[test]
     fn tensors_have_their_shapes_and_differ() {
-        let tensor =
-            |name: &str, shape: &[usize], gain| Synthetic { name: name.into(), shape: shape.into(), gain };
+        let tensor = |name: &str, shape: &[usize], values| Synthetic {
+            name: name.into(),
+            shape: shape.into(),
+            values,
+        };
         let tensors = [
-            tensor("w1", &[300, 70], false),
-            tensor("w2", &[300, 70], false),
-            tensor("b", &[300], false),
-            tensor("g", &[1500], true),
-            tensor("none", &[0, 70], false),
+            tensor("w1", &[300, 70], Values::Normal),
+            tensor("w2", &[300, 70], Values::Normal),
+            tensor("b", &[300], Values::Normal),
+            tensor("g", &[1500], Values::Outliers),
+            tensor("one", &[1200], Values::Ones),
+            tensor("none", &[0, 70], Values::Normal),
         ];
         for float in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
             let open = || {
@@ -130,6 +148,7 @@ mod tests {
             let mean_square = w1.iter().map(|value| value * value).sum::<f32>() / 21_000.0;
             assert!((mean_square.sqrt() / DEVIATION - 1.0).abs() < 0.05, "{mean_square}");
             let gains = values(&checkpoint, "g");
+            assert_eq!(values(&checkpoint, "one"), [1.0; 1200]);
             assert!(gains.len() == 1500 && gains[7] == OUTLIER_GAIN && gains[1007] == OUTLIER_GAIN);
             assert!(gains.iter().enumerate().all(|(index, gain)| index % 1000 == 7 || *gain == 1.0));
         }

@@ -10,6 +10,7 @@ use int8_nn::{Session, SessionOptions};
 use serde_json::json;
 
 use crate::args::{BenchArgs, PrecisionArgs};
+use crate::bench::typical;
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
@@ -71,13 +72,6 @@ impl<B: Backend> Runner<B> {
     }
 }
 
-/// The median, or the best.
-fn pick(times: &[f64], best: bool) -> f64 {
-    let mut times = times.to_vec();
-    times.sort_by(f64::total_cmp);
-    times.get(if best { 0 } else { times.len() / 2 }).copied().unwrap_or(f64::NAN)
-}
-
 /// Prints the table.
 pub(super) fn run(
     path: &Path,
@@ -137,7 +131,7 @@ impl Task for Bench<'_> {
         }
         bar.clear();
 
-        let rate = |tokens: usize, times: &[f64]| real(tokens) / pick(times, arguments.best);
+        let rate = |tokens: usize, times: &[f64]| real(tokens) / typical(times, arguments.best);
         let rates: Vec<[f64; 2]> =
             runners.iter().map(|runner| [rate(prompt, &runner.prefill), rate(new, &runner.decode)]).collect();
         let ratio = [0, 1].map(|i| rates[0][i] / rates[1][i]);
