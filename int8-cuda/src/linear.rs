@@ -13,8 +13,8 @@ use crate::device::{Device, Stream};
 use crate::error::{Error, check};
 use crate::gemm::expect_bias;
 use crate::matrix::{Buffer, Matrix};
-use crate::scalar::Float;
 use crate::model::identity;
+use crate::scalar::Float;
 use crate::settings::Settings;
 use crate::weight::Weight;
 

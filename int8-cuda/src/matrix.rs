@@ -180,9 +180,8 @@ impl<T: Scalar> Buffer<T> {
         stream.device().activate()?;
         let start = self.bytes.as_device_ptr().as_raw();
         // SAFETY: the buffer has these bytes; freeing it waits for the device.
-        let status = unsafe {
-            cuda::cuMemsetD8Async(start, 0, count * size_of::<T>(), stream.inner().as_inner())
-        };
+        let status =
+            unsafe { cuda::cuMemsetD8Async(start, 0, count * size_of::<T>(), stream.inner().as_inner()) };
         done("fill", status)
     }
 

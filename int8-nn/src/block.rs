@@ -2,7 +2,8 @@
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask, NormSpec, Output,
+    ActivationRole, AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask,
+    NormSpec, Output,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};

@@ -6,8 +6,8 @@ use ndarray::Array2;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey, LinearStatistics,
-    Mask, Output, Phase, Segment,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey,
+    LinearStatistics, Mask, Output, Phase, Segment,
 };
 use crate::block::{self, Block, Context, Loader, Scratch};
 use crate::checkpoint::Checkpoint;

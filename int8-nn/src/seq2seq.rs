@@ -5,8 +5,8 @@
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask, Output, Phase,
-    Segment,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask,
+    Output, Phase, Segment,
 };
 use crate::block::{self, Block, Context, Loader, Scratch};
 use crate::checkpoint::Checkpoint;

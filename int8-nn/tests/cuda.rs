@@ -48,11 +48,7 @@ fn cpu(folder: &Path, precision: Precision) -> Result<Model, Error> {
     Model::load(folder)?.precision(precision).build()
 }
 
-fn gpu(
-    backend: &Arc<CudaBackend>,
-    folder: &Path,
-    precision: Precision,
-) -> Result<Model<CudaBackend>, Error> {
+fn gpu(backend: &Arc<CudaBackend>, folder: &Path, precision: Precision) -> Result<Model<CudaBackend>, Error> {
     Model::load(folder)?.precision(precision).build_on(backend.clone())
 }
 
@@ -70,7 +66,13 @@ fn greedy<B: Backend>(model: &Model<B>, prompt: &[u32], count: usize) -> Result<
 }
 
 /// Whether two continuations differ first where the largest two logits of the CPU are nearer than `margin`.
-fn differ_by_margin(model: &Model, prompt: &[u32], one: &[u32], other: &[u32], margin: f64) -> Result<(), String> {
+fn differ_by_margin(
+    model: &Model,
+    prompt: &[u32],
+    one: &[u32],
+    other: &[u32],
+    margin: f64,
+) -> Result<(), String> {
     let Some(at) = one.iter().zip(other).position(|(a, b)| a != b) else { return Ok(()) };
     let ids = [prompt, &one[..at]].concat();
     let logits = model.logits(&ids).map_err(|error| error.to_string())?;
@@ -81,11 +83,18 @@ fn differ_by_margin(model: &Model, prompt: &[u32], one: &[u32], other: &[u32], m
     if f64::from(found.abs()) <= margin * f64::from(scale) {
         return Ok(());
     }
-    Err(format!("token {at}: {} instead of {}, whose logits are {found} apart of {scale}", other[at], one[at]))
+    Err(format!(
+        "token {at}: {} instead of {}, whose logits are {found} apart of {scale}",
+        other[at], one[at]
+    ))
 }
 
 /// What does not hold for one family, and a line of its distances.
-fn compare(folder: &Path, exact: &Arc<CudaBackend>, narrow: &Arc<CudaBackend>) -> Result<(String, Vec<String>), Error> {
+fn compare(
+    folder: &Path,
+    exact: &Arc<CudaBackend>,
+    narrow: &Arc<CudaBackend>,
+) -> Result<(String, Vec<String>), Error> {
     let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
     let golden = GoldenFile::open(folder);
     let texts = golden.rows("input_ids");
@@ -120,7 +129,9 @@ fn compare(folder: &Path, exact: &Arc<CudaBackend>, narrow: &Arc<CudaBackend>) -
         let far = relative_l2(&found, &expected);
         line += &format!(", {granularity:?} {far:.1e} (CPU {near:.1e})");
         if far.is_nan() || far > 1.3 * near + bound {
-            wrong.push(format!("{name}: int8 {granularity:?} logits are off by {far:.1e}, the CPU's by {near:.1e}"));
+            wrong.push(format!(
+                "{name}: int8 {granularity:?} logits are off by {far:.1e}, the CPU's by {near:.1e}"
+            ));
         }
         let (on_cpu, on_gpu) = (greedy(&reference, prompt, count)?, greedy(&model, prompt, count)?);
         if on_cpu != on_gpu {
@@ -165,7 +176,10 @@ fn every_family_computes_what_the_cpu_computes() {
 fn encoders_compute_what_the_cpu_computes() {
     let Some(exact) = backend(FloatType::F32) else { return };
     let mut wrong = Vec::new();
-    for folder in folders("encoders").into_iter().filter(|folder| !folder.ends_with("t5") && !folder.ends_with("t5_gated")) {
+    for folder in folders("encoders")
+        .into_iter()
+        .filter(|folder| !folder.ends_with("t5") && !folder.ends_with("t5_gated"))
+    {
         let run = || -> Result<f64, Error> {
             let texts = GoldenFile::open(&folder).texts();
             let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
@@ -234,8 +248,7 @@ fn a_batch_gives_each_text_the_ids_it_has_alone() {
             let next: Vec<u32> = rows.chunks(vocabulary).map(largest).collect();
             next.iter().zip(&mut together).for_each(|(id, ids)| ids.push(*id));
             if step < 11 {
-                let batch: Vec<(usize, &[u32])> =
-                    next.iter().map(std::slice::from_ref).enumerate().collect();
+                let batch: Vec<(usize, &[u32])> = next.iter().map(std::slice::from_ref).enumerate().collect();
                 session.forward(&batch).expect("a forward");
             }
         }

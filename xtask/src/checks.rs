@@ -191,7 +191,9 @@ mod tests {
             let all = quick_steps().expect("steps").into_iter().chain(steps);
             let lints: Vec<_> = all.filter(|(name, _)| name.ends_with("lints")).collect();
             assert_eq!(lints.len(), if toolkit.is_some() { 2 } else { 1 });
-            assert!(lints.iter().all(|(_, lint)| shell::shown(lint).ends_with("--all-targets -- -D warnings")));
+            assert!(
+                lints.iter().all(|(_, lint)| shell::shown(lint).ends_with("--all-targets -- -D warnings"))
+            );
         }
     }
 }

@@ -292,7 +292,12 @@ impl Rotation {
             let (expected, found) = ((positions, half), (cos.len(), sin.len()));
             return Err(Error::Shape { operation: "rotary positions", what: "cos and sin", expected, found });
         }
-        Ok(Self { half, positions, cos: Buffer::from_host(device, cos)?, sin: Buffer::from_host(device, sin)? })
+        Ok(Self {
+            half,
+            positions,
+            cos: Buffer::from_host(device, cos)?,
+            sin: Buffer::from_host(device, sin)?,
+        })
     }
 }
 
@@ -382,7 +387,8 @@ impl Attention<'_> {
             let (expected, found) = ((1, head_size / 2), (rotation.positions, rotation.half));
             return Err(Error::Shape { operation: "KV cache", what: "rotation", expected, found });
         }
-        let table = |table: Option<&Buffer<f32>>| table.map_or(std::ptr::null(), |t| t.pointer().cast_const());
+        let table =
+            |table: Option<&Buffer<f32>>| table.map_or(std::ptr::null(), |t| t.pointer().cast_const());
         let params = sys::int8_cuda_append_kv_params {
             qkv: qkv.pointer(),
             cos: table(rotation.map(|rotation| &rotation.cos)),
@@ -438,7 +444,8 @@ impl Attention<'_> {
         if batch.rows == 0 {
             return Ok(());
         }
-        let table = |table: Option<&Buffer<f32>>| table.map_or(std::ptr::null(), |t| t.pointer().cast_const());
+        let table =
+            |table: Option<&Buffer<f32>>| table.map_or(std::ptr::null(), |t| t.pointer().cast_const());
         let (attention_workspace, workspace_bytes) = workspace.attention();
         let params = sys::int8_cuda_attention_params {
             q: q.pointer(),

@@ -56,7 +56,10 @@ impl Int8Linear {
         RawWeight {
             codes: self.codes.pointer(),
             scales: self.scales.pointer(),
-            zero_points: self.zero_points.as_ref().map_or(std::ptr::null(), |zeros| zeros.pointer().cast_const()),
+            zero_points: self
+                .zero_points
+                .as_ref()
+                .map_or(std::ptr::null(), |zeros| zeros.pointer().cast_const()),
             code_sums: self.code_sums.pointer(),
             exact: std::ptr::null(),
             exact_index: std::ptr::null(),

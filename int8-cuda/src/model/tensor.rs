@@ -83,7 +83,12 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Shape`] where `values` is no whole number of rows, [`Error::OutOfMemory`], [`Error::Device`].
-    pub fn from_f32(device: &Device, element: FloatType, width: usize, values: &[f32]) -> Result<Self, Error> {
+    pub fn from_f32(
+        device: &Device,
+        element: FloatType,
+        width: usize,
+        values: &[f32],
+    ) -> Result<Self, Error> {
         let rows = values.len().checked_div(width).unwrap_or(0);
         let mut tensor = Self::new(device, element, rows, width)?;
         tensor.set_rows(rows)?;

@@ -306,7 +306,8 @@ pub fn gather(
             (lookup.table, index, convert::size(lookup.offset), element(lookup.element))
         })
     };
-    let ((table, index, offset, of_table), (second, second_index, second_offset, of_second)) = (parts(0), parts(1));
+    let ((table, index, offset, of_table), (second, second_index, second_offset, of_second)) =
+        (parts(0), parts(1));
     let params = sys::int8_cuda_gather_params {
         table,
         index,

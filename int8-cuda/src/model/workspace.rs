@@ -178,7 +178,9 @@ impl Workspace {
         }
         if targets.len() == 1 || m == 1 {
             // The function is computed inside, where possible in the same kernel.
-            return targets.iter_mut().try_for_each(|target| self.linear(stream, x, function, config, target));
+            return targets
+                .iter_mut()
+                .try_for_each(|target| self.linear(stream, x, function, config, target));
         }
         let input = self.input(stream, x, function, self.compute, k)?;
         let raw_stream = stream.raw()?;
@@ -390,7 +392,12 @@ fn prepare(out: &mut Tensor, store: Store, m: usize, n: usize, compute: FloatTyp
     out.set_rows(m)
 }
 
-fn activations_sizes(compute: FloatType, m: usize, k: usize, settings: &Settings) -> sys::int8_cuda_activations {
+fn activations_sizes(
+    compute: FloatType,
+    m: usize,
+    k: usize,
+    settings: &Settings,
+) -> sys::int8_cuda_activations {
     sys::int8_cuda_activations {
         codes: std::ptr::null_mut(),
         scales: std::ptr::null_mut(),
@@ -486,11 +493,7 @@ fn prologue_bytes(compute: FloatType, m: usize, k: usize, config: &Config) -> Re
     Ok(bytes)
 }
 
-fn gemm_bytes(
-    compute: FloatType,
-    (m, n, k): (usize, usize, usize),
-    config: &Config,
-) -> Result<usize, Error> {
+fn gemm_bytes(compute: FloatType, (m, n, k): (usize, usize, usize), config: &Config) -> Result<usize, Error> {
     let params = sys::int8_cuda_gemm_params {
         weight: std::ptr::null(),
         weight_scales: std::ptr::null(),

@@ -136,7 +136,10 @@ impl Feature {
             let relative = |rule: &OutlierRule| matches!(rule, OutlierRule::RelativeToRow { .. });
             need(Self::RelativeOutliers, rules.iter().flatten().any(relative));
             let decomposes = config.rule != OutlierRule::None;
-            need(Self::ExactOutlierWeights, decomposes && quantization.outlier_weights == OutlierWeights::Exact);
+            need(
+                Self::ExactOutlierWeights,
+                decomposes && quantization.outlier_weights == OutlierWeights::Exact,
+            );
         }
         needed
     }

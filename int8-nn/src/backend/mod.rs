@@ -36,8 +36,8 @@ use ndarray::{Array2, ArrayView2};
 pub use observer::Observer;
 pub use pages::{PageCopy, PageTables};
 pub use spec::{
-    ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, DistanceBias, Experts, GraphKey, Input, LayerAttention,
-    LinearStatistics, Mask, NormSpec, Output, Phase, RowSelection, Segment,
+    ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, DistanceBias, Experts, GraphKey, Input,
+    LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, RowSelection, Segment,
 };
 
 use crate::Error;

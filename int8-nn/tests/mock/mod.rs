@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use int8_nn::Error;
 use int8_nn::backend::cpu::{CpuActivations, CpuBackend, CpuBatch, CpuCache, CpuLinear, SharedMatrix};
 use int8_nn::backend::{
-    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey, Input,
-    LinearStatistics, NormSpec, Observer, Output, Phase, Precision, Segment, Site,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey,
+    Input, LinearStatistics, NormSpec, Observer, Output, Phase, Precision, Segment, Site,
 };
 use int8_nn::sampler::Sampler;
 use int8_nn::weights::{FloatMatrix, LinearSource};
@@ -179,7 +179,12 @@ impl Backend for Mock {
     fn embedding(&self, table: FloatMatrix) -> Result<Self::Embedding, Error> {
         self.cpu.embedding(table).map(Arc::new)
     }
-    fn activations(&self, max_rows: usize, width: usize, role: ActivationRole) -> Result<Self::Activations, Error> {
+    fn activations(
+        &self,
+        max_rows: usize,
+        width: usize,
+        role: ActivationRole,
+    ) -> Result<Self::Activations, Error> {
         self.cpu.activations(max_rows, width, role).map(Shared::new)
     }
     fn cache(&self, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self::Cache, Error> {

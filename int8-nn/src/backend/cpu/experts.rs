@@ -25,9 +25,7 @@ pub(super) fn add(
     }
     let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); experts.up.len()];
     for (row, logits) in logits.rows().into_iter().enumerate() {
-        for (expert, weight) in
-            route(&logits.to_vec(), experts.shared, experts.chosen, experts.normalized)
-        {
+        for (expert, weight) in route(&logits.to_vec(), experts.shared, experts.chosen, experts.normalized) {
             chosen[expert].push((row, weight));
         }
     }

@@ -17,8 +17,8 @@ use projection::Target;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey, Input,
-    LinearStatistics, NormSpec, Observer, Output, Segment,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey,
+    Input, LinearStatistics, NormSpec, Observer, Output, Segment,
 };
 use crate::convert;
 use crate::precision::{Precision, Site};
@@ -175,12 +175,7 @@ impl Backend for CpuBackend {
         Ok(SharedMatrix::new(table))
     }
 
-    fn activations(
-        &self,
-        max_rows: usize,
-        width: usize,
-        _: ActivationRole,
-    ) -> Result<CpuActivations, Error> {
+    fn activations(&self, max_rows: usize, width: usize, _: ActivationRole) -> Result<CpuActivations, Error> {
         let mut data = Vec::new();
         data.try_reserve_exact(max_rows.saturating_mul(width)).map_err(|_| {
             Error::Input(format!("not enough memory for activations of {max_rows} tokens × {width} f32"))

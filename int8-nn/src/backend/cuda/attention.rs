@@ -49,8 +49,14 @@ impl CacheKind {
             Mask::Causal => Seen::Causal { window: 0 },
             Mask::Full => Seen::Full,
         };
-        let attention =
-            Attention { heads: self.heads, mask, scale: 1.0, softcap: None, slopes: None, distance_bias: None };
+        let attention = Attention {
+            heads: self.heads,
+            mask,
+            scale: 1.0,
+            softcap: None,
+            slopes: None,
+            distance_bias: None,
+        };
         Ok(attention.workspace_bytes(&self.shape, rows)?)
     }
 }
@@ -105,7 +111,8 @@ impl CudaCache {
     }
 
     pub(super) fn reserve(&mut self, stream: &Stream, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
-        let before: Vec<usize> = ranges.iter().map(|(sequence, _)| self.tables.table(*sequence).len()).collect();
+        let before: Vec<usize> =
+            ranges.iter().map(|(sequence, _)| self.tables.table(*sequence).len()).collect();
         let copies = self.tables.reserve(ranges)?;
         for copy in &copies {
             self.pages.copy_page(stream, copy.from, copy.to)?;
@@ -144,7 +151,8 @@ impl CudaCache {
     ) -> Result<(), Error> {
         let Layer { rotation, .. } = &self.layers[layer];
         let rotation = rotation.map(|place| &self.rotations[place]);
-        let attention = attention(&self.kind, &self.layers[layer], self.bias.as_ref(), self.scale, self.softcap);
+        let attention =
+            attention(&self.kind, &self.layers[layer], self.bias.as_ref(), self.scale, self.softcap);
         attention.append(stream, workspace, batch, (&mut self.pages, layer), qkv, rotation)?;
         Ok(attention.attend(stream, workspace, (batch, capturing), (&self.pages, layer), qkv, out)?)
     }
@@ -168,7 +176,8 @@ impl CudaCache {
         q: &Tensor,
         out: &mut Tensor,
     ) -> Result<(), Error> {
-        let attention = attention(&self.kind, &self.layers[layer], self.bias.as_ref(), self.scale, self.softcap);
+        let attention =
+            attention(&self.kind, &self.layers[layer], self.bias.as_ref(), self.scale, self.softcap);
         Ok(attention.attend(stream, workspace, batch, (&self.pages, layer), q, out)?)
     }
 }

@@ -19,8 +19,8 @@ use int8_cuda::model::{
 use int8_cuda::{Buffer, Device, Stream};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
-pub use attention::CudaCache;
 use attention::CacheKind;
+pub use attention::CudaCache;
 use graphs::{Graphs, Recording};
 pub use linear::CudaLinear;
 use linear::Weight;
@@ -192,7 +192,7 @@ impl CudaBackend {
                     workspace.project_float(&self.stream, x, function, weight, (&mut **out, *store))?;
                 }
                 Weight::Int8 { weight, config } => {
-                    let target = Target { weight, bias: linear.bias(), out: &mut **out, store: *store };
+                    let target = Target { weight, bias: linear.bias(), out, store: *store };
                     match int8.iter_mut().find(|(known, _)| known == config) {
                         Some((_, targets)) => targets.push(target),
                         None => int8.push((*config, vec![target])),
@@ -285,14 +285,8 @@ impl Backend for CudaBackend {
 
     fn linear(&self, site: Site, source: &LinearSource, precision: &Precision) -> Result<CudaLinear, Error> {
         let _turn = self.turn.enter();
-        let linear = CudaLinear::load(
-            &self.stream,
-            &mut lock(&self.upload),
-            site,
-            source,
-            precision,
-            self.compute,
-        )?;
+        let linear =
+            CudaLinear::load(&self.stream, &mut lock(&self.upload), site, source, precision, self.compute)?;
         let (n, k) = linear.dim();
         self.serve(n, k, linear.config().copied());
         Ok(linear)
@@ -413,7 +407,8 @@ impl Backend for CudaBackend {
     ) -> Result<(), Error> {
         let _turn = self.turn.enter();
         let tokens = tokens.map(|table| Lookup::weight(table, batch.rows.ids(), 0));
-        let positions = positions.map(|(table, offset)| Lookup::weight(table, batch.rows.positions(), offset));
+        let positions =
+            positions.map(|(table, offset)| Lookup::weight(table, batch.rows.positions(), offset));
         let tables: Vec<_> = tokens.into_iter().chain(positions).collect();
         let (out, store) = out.parts();
         if tables.is_empty() && store == Store::Accumulate {
@@ -546,12 +541,7 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn gather(
-        &self,
-        batch: &CudaBatch,
-        x: &CudaActivations,
-        out: &mut CudaActivations,
-    ) -> Result<(), Error> {
+    fn gather(&self, batch: &CudaBatch, x: &CudaActivations, out: &mut CudaActivations) -> Result<(), Error> {
         let _turn = self.turn.enter();
         batch.rows.gather_selected(&self.stream, &x.tensor, &mut out.tensor)?;
         self.produced(out);
