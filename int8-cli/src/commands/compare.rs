@@ -294,7 +294,10 @@ fn table(baseline: &Baseline, float_bytes: usize, words: Option<&LastWords>, fou
     let mut rows = vec![first];
     for found in found {
         let comparison = &found.comparison;
-        let percent = |value: f64, digits: usize| format!("{:.digits$}", 100.0 * value);
+        let percent = |value: f64, digits: usize| match value.is_nan() {
+            true => "–".to_owned(),
+            false => format!("{:.digits$}", 100.0 * value),
+        };
         let mut row = vec![
             found.entry.name.clone(),
             format!("{:.3}", comparison.perplexity),
@@ -464,7 +467,10 @@ fn page<B: Backend>(
     for plot in named("loss-") {
         page.plot(plot)?;
     }
-    let percent = |value: f64| format!("{:.3}", 100.0 * value);
+    let percent = |value: f64| match value.is_nan() {
+        true => "–".to_owned(),
+        false => format!("{:.3}", 100.0 * value),
+    };
     let rows = |rule: &'static str, points: &[Point]| -> Vec<Vec<String>> {
         let cells = |point: &Point| {
             vec![

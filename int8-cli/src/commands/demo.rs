@@ -133,6 +133,9 @@ fn print(
     output.line("Outliers   A few hidden dimensions reach |x| ≥ 6 in every layer. One scale for a row must cover them,")?;
     output
         .line("           and few codes remain for the rest. LLM.int8() multiplies only these in 16-bit:")?;
+    if rows.iter().any(|row| row.columns.is_nan()) {
+        output.line("           (not counted on a GPU; --device cpu shows which)")?;
+    }
     for outlier in outliers {
         output.line(&format!(
             "           dimension {:3}: input of {} of {} attention and MLP layers",

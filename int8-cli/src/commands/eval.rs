@@ -124,7 +124,9 @@ fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Outpu
         seconds,
         real(computed) / seconds
     ))?;
-    if !arguments.model.precision.fp {
+    if !arguments.model.precision.fp && share.columns.is_nan() {
+        output.line("outliers    not counted on a GPU; `int8 outliers` finds them there, too")?;
+    } else if !arguments.model.precision.fp {
         output.line(&format!(
             "outliers    {:.2} % of columns; {:.2} % of values outside the int8 product",
             100.0 * share.columns,

@@ -88,7 +88,7 @@ fn settings(precision: &Precision) -> Value {
         "groups": groups, "int8_head": quantization.int8_head})
 }
 
-/// The outliers in the inputs of all layers, as shares.
+/// The outliers in the inputs of all layers, as shares; NaN (`null` as JSON) where the device counts none.
 struct OutlierShare {
     /// Columns that held an outlier, of all columns of all calls.
     columns: f64,
@@ -104,7 +104,8 @@ fn outlier_share<B: Backend>(model: &Model<B>) -> OutlierShare {
         values += layer.outlier_values;
         all_values += layer.values;
     }
-    let share = |part, whole| if whole == 0 { 0.0 } else { real_u64(part) / real_u64(whole) };
+    let uncounted = if matches!(model.precision(), Precision::Int8(_)) { f64::NAN } else { 0.0 };
+    let share = |part, whole| if whole == 0 { uncounted } else { real_u64(part) / real_u64(whole) };
     OutlierShare { columns: share(columns, all_columns), values: share(values, all_values) }
 }
 

@@ -336,12 +336,16 @@ impl Bench<'_> {
         for (run, name) in runs.iter().zip(["int8", "16 bit"]) {
             let Some(run) = run else { continue };
             let cache = run.decode.iter().map(|step| step.measured.cache_bytes).max().unwrap_or(0);
+            let outliers = if run.outliers.is_nan() {
+                String::new()
+            } else {
+                format!("; {:.2} % outlier columns", 100.0 * run.outliers)
+            };
             output.remark(&output.dim(&format!(
-                "{name}: loaded in {:.1} s; KV cache {} of the largest batch ({}); {:.2} % outlier columns",
+                "{name}: loaded in {:.1} s; KV cache {} of the largest batch ({}){outliers}",
                 run.load_seconds,
                 bytes(count(cache)),
                 run.kv_cache.name(),
-                100.0 * run.outliers
             )));
         }
         if let Some(bandwidth) = bandwidth {
