@@ -49,6 +49,8 @@ bool valid_attention_sizes(const int8_cuda_attention_params &p) {
          p.reach <= kMaxSize && p.softcap >= 0.0f;
 }
 
+uint64_t workspace_of(const int8_cuda_attention_params &p, const Device &device) { return decode_workspace(p, device); }
+
 enum class Algorithm { kDecode, kPrefillMma, kGeneric };
 
 Algorithm algorithm_of(const int8_cuda_attention_params &p) {
@@ -69,7 +71,7 @@ int8_cuda_status attention(const int8_cuda_attention_params &p) {
   Device device;
   INT8_CUDA_PASS(current_device(&device));
   if (device.major < 8) return INT8_CUDA_UNSUPPORTED;
-  if (!valid_workspace(p.workspace, p.workspace_bytes, decode_workspace(p, device))) return INT8_CUDA_WORKSPACE;
+  if (!valid_workspace(p.workspace, p.workspace_bytes, workspace_of(p, device))) return INT8_CUDA_WORKSPACE;
   switch (algorithm_of(p)) {
     case Algorithm::kDecode: return launch_decode(p, device);
     case Algorithm::kPrefillMma: return launch_prefill_mma(p, device);
@@ -92,7 +94,7 @@ extern "C" int8_cuda_status int8_cuda_attention_workspace(const int8_cuda_attent
   if (p->batch.rows == 0) return INT8_CUDA_OK;
   Device device;
   INT8_CUDA_PASS(current_device(&device));
-  *bytes = decode_workspace(*p, device);
+  *bytes = workspace_of(*p, device);
   return INT8_CUDA_OK;
 }
 

@@ -35,6 +35,9 @@ int8_cuda_status launch_prefill_mma(const int8_cuda_attention_params &p, const D
 
 int8_cuda_status launch_append_kv(const int8_cuda_append_kv_params &p, bool overlap);
 
+// Elements of the keys of a page, and of its values.
+__host__ __device__ inline int64_t value_elements(const int8_cuda_kv_cache &c) { return static_cast<int64_t>(c.kv_heads) * kPagePositions * c.head_size; }
+
 #ifdef __CUDACC__
 
 // An element of a buffer whose type is known at run time.
@@ -87,20 +90,18 @@ __device__ __forceinline__ float score_log2(const int8_cuda_attention_params &p,
   return dot * kLog2E;
 }
 
-// Index of the first element of kv head `kv_head` in the keys of a page; the values lie `value_offset` elements behind.
+// Index of the first element of kv head `kv_head` in the keys of a page; the values lie value_elements behind.
 __device__ __forceinline__ int64_t page_index(const int8_cuda_kv_cache &c, int64_t layer, int page, int kv_head) {
   return ((layer * c.pages + page) * 2 * c.kv_heads + kv_head) * kPagePositions * c.head_size;
 }
-__device__ __forceinline__ int64_t value_offset(const int8_cuda_kv_cache &c) {
-  return static_cast<int64_t>(c.kv_heads) * kPagePositions * c.head_size;
-}
 
-// Rows [first, end) of one segment. Tiles of `height` rows start at the first row of each segment.
-struct RowTile {
-  int first, end, sequence;
+// A tile of the batch: tile `within` of segment `segment`, rows [start, end) of the batch. Tiles have `height` of a segment's
+// rows * `group` row and head pairs.
+struct SegmentTile {
+  int segment, within, start, end;
 };
-// Tile `index` of the batch; empty beyond the last. There are at most rows / height + segments. Called by whole warps.
-__device__ __forceinline__ RowTile row_tile(const int8_cuda_batch &batch, int height, int index) {
+// Tile `index`; segment -1 beyond the last. There are at most rows * group / height + segments. Called by whole warps.
+__device__ __forceinline__ SegmentTile segment_tile(const int8_cuda_batch &batch, int height, int group, int index) {
   const int lane = threadIdx.x % 32, segments = static_cast<int>(batch.segments);
   int before = 0;
   for (int base = 0; base < segments; base += 32) {
@@ -109,7 +110,7 @@ __device__ __forceinline__ RowTile row_tile(const int8_cuda_batch &batch, int he
       start = batch.segment_starts[base + lane];
       end = batch.segment_starts[base + lane + 1];
     }
-    const int tiles = ceil_div(end - start, height);
+    const int tiles = ceil_div((end - start) * group, height);
     int sum = tiles;
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
@@ -119,13 +120,22 @@ __device__ __forceinline__ RowTile row_tile(const int8_cuda_batch &batch, int he
     const unsigned reached = __ballot_sync(~0u, before + sum > index);
     if (reached != 0) {
       const int source = __ffs(static_cast<int>(reached)) - 1;
-      const int within = index - before - __shfl_sync(~0u, sum - tiles, source);
-      const int first = __shfl_sync(~0u, start, source) + within * height;
-      return {first, min(first + height, __shfl_sync(~0u, end, source)), batch.segment_sequences[base + source]};
+      return {base + source, index - before - __shfl_sync(~0u, sum - tiles, source), __shfl_sync(~0u, start, source), __shfl_sync(~0u, end, source)};
     }
     before += __shfl_sync(~0u, sum, 31);
   }
-  return {0, 0, 0};
+  return {-1, 0, 0, 0};
+}
+
+// Rows [first, end) of one segment: tile `index` of `height` rows; empty beyond the last. Called by whole warps.
+struct RowTile {
+  int first, end, sequence;
+};
+__device__ __forceinline__ RowTile row_tile(const int8_cuda_batch &batch, int height, int index) {
+  const SegmentTile tile = segment_tile(batch, height, 1, index);
+  if (tile.segment < 0) return {0, 0, 0};
+  const int first = tile.start + tile.within * height;
+  return {first, min(first + height, tile.end), batch.segment_sequences[tile.segment]};
 }
 
 #endif

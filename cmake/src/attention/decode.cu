@@ -27,8 +27,10 @@ __device__ __forceinline__ float weight_of(float a, float b) { return a == -INFI
 // How many splits of a span have keys (at least 1), and how many tiles of 16 positions each has.
 __device__ __forceinline__ int active_splits(const DecodePlan &plan, const Span &span, int *chunk_tiles) {
   const int tiles = span.end > span.first ? ceil_div(span.end, kTilePositions) - span.first / kTilePositions : 0;
+  *chunk_tiles = max(plan.chunk_tiles, tiles);
+  if (plan.splits == 1 || tiles <= plan.chunk_tiles) return 1;  // without the latency of two divisions
   *chunk_tiles = max(plan.chunk_tiles, ceil_div(tiles, plan.splits));
-  return max(1, ceil_div(tiles, *chunk_tiles));
+  return ceil_div(tiles, *chunk_tiles);
 }
 
 // A block's part.
@@ -132,10 +134,10 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
   float *block_out = warp_out + kWarps * w.heads * kSize;
 
   const int size = p.cache.head_size;
-  const int64_t page_stride = 2 * value_offset(p.cache);
+  const int64_t page_stride = 2 * value_elements(p.cache);
   // This thread's first key and value of page 0.
   const T *first_key = static_cast<const T *>(p.cache.data) + page_index(p.cache, p.layer, 0, w.kv_head) + group * size + part * 8;
-  const T *first_value = static_cast<const T *>(p.cache.data) + page_index(p.cache, p.layer, 0, w.kv_head) + value_offset(p.cache) + part * 2 * size + group * 8;
+  const T *first_value = static_cast<const T *>(p.cache.data) + page_index(p.cache, p.layer, 0, w.kv_head) + value_elements(p.cache) + part * 2 * size + group * 8;
   const int32_t *pages = p.cache.page_table + w.sequence * p.cache.sequence_pages;
   // The warp's tiles: first_tile + i * kWarps. Lane l holds the page of tile l, 32 + l, ...
   const int first_tile = w.first / kTilePositions + warp, end_tile = ceil_div(w.end, kTilePositions);
@@ -336,6 +338,7 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
   float *maxima = warp_stats + kWarps * kHeads, *sums = maxima + kHeads, *keeps = sums + kHeads;
   float *group_out = keeps + 2 * kHeads;                    // [groups][kHeads][size]
   float *block_out = group_out + groups * kHeads * size;    // [kHeads][size]
+  __shared__ int64_t page_starts[kThreads / kPagePositions + 1];  // first element of each page of an iteration
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   pdl_trigger();
   pdl_wait();
@@ -357,23 +360,27 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
 
   const T *data = static_cast<const T *>(p.cache.data);
   const int32_t *pages = p.cache.page_table + w.sequence * p.cache.sequence_pages;
-  const int64_t values = value_offset(p.cache);
   const int dim = thread % width, part = thread / width;
+  const T *first_value = data + value_elements(p.cache) + dim;
   float out[kHeads] = {};
   for (int base = w.first; base < w.end; base += kThreads) {
-    const int key = base + thread;
+    const int key = base + thread, base_page = base / kPagePositions;
+    if (const int page = base_page + thread; thread <= kThreads / kPagePositions && page * kPagePositions < w.end) {
+      page_starts[thread] = page_index(p.cache, p.layer, pages[page], w.kv_head);
+    }
+    __syncthreads();
     float s[kHeads];
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) s[h] = 0.0f;
     if (key < w.end) {
-      const T *from = data + page_index(p.cache, p.layer, pages[key / kPagePositions], w.kv_head) + key % kPagePositions * size;
+      const T *from = data + page_starts[key / kPagePositions - base_page] + key % kPagePositions * size;
       auto add = [&](int d, T value) {
         const float x = to_f32(value);
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) s[h] = fmaf(x, queries[d * kHeads + h], s[h]);
       };
       if (plan.cache_vectors) {
-#pragma unroll 4
+#pragma unroll 8
         for (int d = 0; d < size; d += 4) {
           const Four<T> four = *reinterpret_cast<const Four<T> *>(from + d);
 #pragma unroll
@@ -419,11 +426,10 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
     }
     if (dim < size && part < groups) {
       const int count = min(kThreads, w.end - base);
-#pragma unroll 4
+#pragma unroll 8
       for (int j = part; j < count; j += groups) {
         const int position = base + j;
-        const T *from = data + page_index(p.cache, p.layer, pages[position / kPagePositions], w.kv_head) + values + position % kPagePositions * size;
-        const float x = to_f32(from[dim]);
+        const float x = to_f32(first_value[page_starts[position / kPagePositions - base_page] + position % kPagePositions * size]);
 #pragma unroll
         for (int h = 0; h < kHeads; ++h) out[h] = fmaf(x, weights[j * kHeads + h], out[h]);
       }

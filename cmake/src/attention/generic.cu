@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) generic_attention(const __grid_const
   const int first = span_of(p, p.batch.positions[tile.first], tile.sequence).first / kKeys * kKeys;
   const int end = span_of(p, p.batch.positions[tile.end - 1], tile.sequence).end;
   const int32_t *pages = p.cache.page_table + tile.sequence * p.cache.sequence_pages;
-  const int64_t behind = value_offset(p.cache);
+  const int64_t behind = value_elements(p.cache);
 
   float maximum[kWarpRows], sum[kWarpRows], out[kWarpRows][kDims];
 #pragma unroll

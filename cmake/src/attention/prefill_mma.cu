@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) prefill_mma(co
   const int head = static_cast<int>(blockIdx.x), kv_head = head / (p.heads / p.cache.kv_heads), size = p.cache.head_size;
 
   const T *data = static_cast<const T *>(p.cache.data);
-  const int64_t behind = value_offset(p.cache);
+  const int64_t behind = value_elements(p.cache);
   const int32_t *pages = p.cache.page_table + tile.sequence * p.cache.sequence_pages;
   // The positions of a segment's rows are consecutive.
   const int position = p.batch.positions[tile.first];

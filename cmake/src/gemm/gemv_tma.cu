@@ -66,75 +66,53 @@ __device__ __forceinline__ V warps_reduce(V v, Op op, V *scratch) {
 // Chunks of an f32 row that a thread keeps in registers while it is normalised.
 constexpr int kWideChunks = 5;
 
-// act of a chunk in shared memory. Not inlined: it is long, and called from three places.
-template <typename T>
-__device__ __noinline__ void activate_chunk(const T *chunk, int activation, float (&out)[kChunk]) {
-  const uint4 raw = *reinterpret_cast<const uint4 *>(chunk);
-  const T *v = reinterpret_cast<const T *>(&raw);
-  if (activation == INT8_CUDA_RELU) {
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) out[i] = activate(to_f32(v[i]), INT8_CUDA_RELU);
-  } else {
-#pragma unroll 1
-    for (int i = 0; i < kChunk; ++i) out[i] = activate(to_f32(chunk[i]), activation);
-  }
-}
-
-// This thread's chunks are threadIdx.x, + kMultiplying, ...: each thread reads and writes only its own in shared memory.
-//
-// The code of the prologue runs once a launch, and between two launches the weights have driven it out of the caches: a line of
-// 8 instructions that is not there costs more than its execution. So its loops are not unrolled, but for loads.
-
-// A row x of type T: itself, act(x) or act(x[..k]) * x[k..], rounded to T.
-template <typename T>
-__device__ __forceinline__ void load_mapped(const int8_cuda_transform &f, const T *x, int k, T *to) {
-  constexpr int kBatch = 4;
+// The chunks of this thread of a row x of type T: itself, act(x) or act(x[..k]) * x[k..], rounded to T. All loads of a batch are
+// in flight before the first is used: the row was written by the kernel before, and takes microseconds to arrive while weights
+// stream.
+template <typename T, int kCached>
+__device__ __forceinline__ void mapped_chunks(const int8_cuda_transform &f, const T *x, int k, uint4 (&cache)[kCached]) {
   const int chunks = k / kChunk;
-  const bool gated = f.function == INT8_CUDA_GATED;
-#pragma unroll 1
-  for (int base = threadIdx.x; base < chunks; base += kBatch * kMultiplying) {
-    uint4 raw[kBatch], factors[kBatch];
+  const auto chunk_of = [](int c) { return static_cast<int>(threadIdx.x) + c * kMultiplying; };
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int chunk = min(base + b * kMultiplying, chunks - 1);
-      raw[b] = *reinterpret_cast<const uint4 *>(x + chunk * kChunk);
-      if (gated) factors[b] = *reinterpret_cast<const uint4 *>(x + k + chunk * kChunk);
-    }
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int chunk = base + b * kMultiplying;
-      if (chunk < chunks) *reinterpret_cast<uint4 *>(to + chunk * kChunk) = raw[b];
-    }
-    if (!gated) continue;
-    // The gate's factors wait in registers for the activation, which is done here, chunk by chunk.
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int chunk = base + b * kMultiplying;
-      if (chunk >= chunks) break;
-      T *v = to + chunk * kChunk;
-      const T *factor = reinterpret_cast<const T *>(&factors[b]);
-      float activated[kChunk];
-      activate_chunk(v, f.activation, activated);
-#pragma unroll
-      for (int i = 0; i < kChunk; ++i) v[i] = from_f32<T>(activated[i] * to_f32(factor[i]));
-    }
+  for (int c = 0; c < kCached; ++c) {
+    if (chunk_of(c) < chunks) cache[c] = *reinterpret_cast<const uint4 *>(x + chunk_of(c) * kChunk);
   }
-  if (f.function != INT8_CUDA_ACTIVATION) return;
-#pragma unroll 1
-  for (int chunk = threadIdx.x; chunk < chunks; chunk += kMultiplying) {
-    T *v = to + chunk * kChunk;
-    float activated[kChunk];
-    activate_chunk(v, f.activation, activated);
-    uint4 rounded;
+  if (f.function == INT8_CUDA_IDENTITY) return;
+  const auto map = [&](uint4 &raw, const uint4 *other) {
+    T *v = reinterpret_cast<T *>(&raw);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) reinterpret_cast<T *>(&rounded)[i] = from_f32<T>(activated[i]);
-    *reinterpret_cast<uint4 *>(v) = rounded;
+    for (int i = 0; i < kChunk; ++i) {
+      float value = activate(to_f32(v[i]), f.activation);
+      if (other != nullptr) value *= to_f32(reinterpret_cast<const T *>(other)[i]);
+      v[i] = from_f32<T>(value);
+    }
+  };
+  if (f.function != INT8_CUDA_GATED) {
+#pragma unroll
+    for (int c = 0; c < kCached; ++c) {
+      if (chunk_of(c) < chunks) map(cache[c], nullptr);
+    }
+    return;
+  }
+  constexpr int kBatch = 4;
+  static_assert(kCached % kBatch == 0, "whole batches");
+#pragma unroll
+  for (int first = 0; first < kCached; first += kBatch) {
+    uint4 factors[kBatch];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (chunk_of(first + b) < chunks) factors[b] = *reinterpret_cast<const uint4 *>(x + k + chunk_of(first + b) * kChunk);
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      if (chunk_of(first + b) < chunks) map(cache[first + b], &factors[b]);
+    }
   }
 }
 
-// An f32 row x, normalised and rounded to T. `sum` adds up over the multiplying warps.
-template <typename T, typename Sum>
-__device__ __forceinline__ void load_normed(const int8_cuda_transform &f, const float *x, int k, Sum sum, T *to) {
+// The chunks of this thread of an f32 row x, normalised and rounded to T. `sum` adds up over the multiplying warps.
+template <typename T, int kCached, typename Sum>
+__device__ __forceinline__ void normed_chunks(const int8_cuda_transform &f, const float *x, int k, Sum sum, uint4 (&cache)[kCached]) {
   static_assert(kChunk == kRun, "a chunk is a run");
   const int chunks = k / kChunk;
   float v[kWideChunks][kChunk] = {};
@@ -174,10 +152,9 @@ __device__ __forceinline__ void load_normed(const int8_cuda_transform &f, const 
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) v[c][i] = (v[c][i] - mean) * factor * gain[i] + bias[i];
     }
-    uint4 rounded;
+    T *rounded = reinterpret_cast<T *>(&cache[c]);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) reinterpret_cast<T *>(&rounded)[i] = from_f32<T>(v[c][i]);
-    *reinterpret_cast<uint4 *>(to + chunk * kChunk) = rounded;
+    for (int i = 0; i < kChunk; ++i) rounded[i] = from_f32<T>(v[c][i]);
   }
 }
 
@@ -246,25 +223,30 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
   pdl_wait();
+  constexpr int kCached = kGemvTmaInner / kChunk / kMultiplying;
   const float threshold = !decompose ? infinity() : p.thresholds != nullptr ? p.thresholds[0] : p.threshold;
   const uint32_t floor = Packed<T>::at_least(threshold);
+  uint4 cache[kCached];
+  uint32_t skipped[kCached];
+#pragma unroll
+  for (int c = 0; c < kCached; ++c) {
+    cache[c] = make_uint4(0, 0, 0, 0);
+  }
+  if constexpr (!kWide) mapped_chunks(p.transform, static_cast<const T *>(p.x), p.k, cache);
   if constexpr (kWide) {
     const auto sum = [&](float v) {
       multiplying_sync();
       return warps_reduce(v, [](float a, float b) { return a + b; }, tail.scratch_f32);
     };
-    load_normed<T>(p.transform, static_cast<const float *>(p.x), p.k, sum, kept);
-  } else {
-    load_mapped(p.transform, static_cast<const T *>(p.x), p.k, kept);
+    normed_chunks<T>(p.transform, static_cast<const float *>(p.x), p.k, sum, cache);
   }
   PackedRange<T> packed;
   uint32_t found = 0;
-#pragma unroll 1
-  for (int chunk = threadIdx.x; chunk < chunks; chunk += kMultiplying) {
-    const uint4 raw = *reinterpret_cast<const uint4 *>(kept + chunk * kChunk);
-    const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(raw);
+#pragma unroll
+  for (int c = 0; c < kCached; ++c) {
+    const T(&v)[kChunk] = reinterpret_cast<const T(&)[kChunk]>(cache[c]);
     const uint32_t skip = decompose ? hits_of<T, true>(v, threshold, floor) : 0u;
-    mask_bytes[chunk] = static_cast<uint8_t>(skip);
+    skipped[c] = skip;
     found |= skip;
 #pragma unroll
     for (int i = 0; i < kChunk / 2; ++i) {
@@ -290,14 +272,17 @@ __global__ void __launch_bounds__(kThreads, 2)
   int32_t row_sum = 0;
   const QuantizationParameters parameters(range, zero_point ? INT8_CUDA_ZEROPOINT : INT8_CUDA_ABSMAX);
   const bool any = (both & 0x10000u) != 0;
-#pragma unroll 1
-  for (int chunk = threadIdx.x; chunk * kChunk < steps * kStep; chunk += kMultiplying) {
+#pragma unroll
+  for (int c = 0; c < kCached; ++c) {
+    const int chunk = static_cast<int>(threadIdx.x) + c * kMultiplying;
+    if (chunk * kChunk >= steps * kStep) break;
     uint32_t q[2] = {0, 0};
     if (chunk < chunks) {
-      const uint4 raw = *reinterpret_cast<const uint4 *>(kept + chunk * kChunk);
-      encode_chunk<T, true>(reinterpret_cast<const T(&)[kChunk]>(raw), parameters, zero_point != 0, mask_bytes[chunk],
+      encode_chunk<T, true>(reinterpret_cast<const T(&)[kChunk]>(cache[c]), parameters, zero_point != 0, skipped[c],
                             p.k - static_cast<int64_t>(chunk) * kChunk, q);
       row_sum = __dp4a(static_cast<int>(q[0]), 0x01010101, __dp4a(static_cast<int>(q[1]), 0x01010101, row_sum));
+      if (any) mask_bytes[chunk] = static_cast<uint8_t>(skipped[c]);
+      if (skipped[c] != 0) *reinterpret_cast<uint4 *>(kept + chunk * kChunk) = cache[c];
     }
     *reinterpret_cast<uint2 *>(codes + chunk * kChunk) = make_uint2(q[0], q[1]);
   }
