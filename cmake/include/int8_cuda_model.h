@@ -70,10 +70,6 @@ typedef struct int8_cuda_batch {
   const int32_t *sequences;         /* i32 [rows] */
   const int32_t *segment_starts;    /* i32 [segments + 1]: the first row of each segment, then rows */
   const int32_t *segment_sequences; /* i32 [segments] */
-  /* Host copies, valid during the call, for kernels that partition work on the host; NULL where a graph is captured, whose
-   * replays have other contents in the arrays above. */
-  const int32_t *host_segment_starts; /* i32 [segments + 1] */
-  const int32_t *host_positions;      /* i32 [rows] */
   int64_t rows, segments;
 } int8_cuda_batch;
 

@@ -82,15 +82,15 @@ struct Case {
   int mask = INT8_CUDA_CAUSAL;
   int window = 0, reach = -1;  // reach >= 0: distance bias
   float softcap = 0;
-  bool slopes = false, host = false;
+  bool slopes = false;
   bool contiguous = false;  // out
   std::vector<Segment> segments;
   int sequence_pages = 12;
   std::string name() const {
     char text[400];
-    std::snprintf(text, sizeof text, "heads %d/%d x %d, cache %s q %s out %s, %s, window %d, softcap %g%s, reach %d%s%s, segments", heads, kv_heads, head_size,
+    std::snprintf(text, sizeof text, "heads %d/%d x %d, cache %s q %s out %s, %s, window %d, softcap %g%s, reach %d%s, segments", heads, kv_heads, head_size,
                   kElementNames[cache], kElementNames[q], kElementNames[out], mask == INT8_CUDA_FULL ? "full" : "causal", window, softcap,
-                  slopes ? ", slopes" : "", reach, host ? ", host arrays" : "", contiguous ? ", contiguous" : "");
+                  slopes ? ", slopes" : "", reach, contiguous ? ", contiguous" : "");
     std::string result = text;
     for (const Segment &s : segments) result += " " + std::to_string(s.position) + "+" + std::to_string(s.rows);
     return result;
@@ -123,14 +123,12 @@ struct Batch {
 struct DeviceBatch {
   Device positions, sequences, starts, segment_sequences, table;
   explicit DeviceBatch(const Batch &b) : positions(b.positions), sequences(b.sequences), starts(b.starts), segment_sequences(b.segment_sequences), table(b.table) {}
-  int8_cuda_batch view(const Batch &b, bool host) const {
+  int8_cuda_batch view(const Batch &b) const {
     int8_cuda_batch v{};
     v.positions = positions.as<int32_t>();
     v.sequences = sequences.as<int32_t>();
     v.segment_starts = starts.as<int32_t>();
     v.segment_sequences = segment_sequences.as<int32_t>();
-    v.host_segment_starts = host ? b.starts.data() : nullptr;
-    v.host_positions = host ? b.positions.data() : nullptr;
     v.rows = static_cast<int64_t>(b.positions.size());
     v.segments = static_cast<int64_t>(b.segment_sequences.size());
     return v;
@@ -202,7 +200,7 @@ void run_attention(const Case &c, unsigned seed) {
   p.scale = 2.0f / std::sqrt(static_cast<float>(size));  // scores of standard deviation 2: few keys count, each visibly
   p.softcap = c.softcap;
   p.cache = {device_cache.pointer, device_batch.table.as<int32_t>(), device_lengths.as<int32_t>(), nullptr, kLayers, batch.pages, c.sequence_pages, c.kv_heads, size, c.cache, 0};
-  p.batch = device_batch.view(batch, c.host);
+  p.batch = device_batch.view(batch);
   size_t bytes = 0;
   int8_cuda_status status = int8_cuda_attention_workspace(&p, &bytes);
   const Device workspace(bytes + 256);
@@ -303,7 +301,6 @@ int attention_cases() {
           c.cache = t.cache;
           c.q = t.q;
           c.out = t.out;
-          c.host = kind % 2 == 0;
           switch (kind) {
             case 1: c.mask = INT8_CUDA_FULL; break;
             case 2: c.window = 50; break;
@@ -318,7 +315,7 @@ int attention_cases() {
       }
     }
   }
-  // The 16-bit types with every head size, with and without host arrays: all algorithms of a prefill.
+  // The 16-bit types with every head size: the kernels of a prefill.
   for (int size : {64, 128, 256, 80}) {
     for (int type : {INT8_CUDA_F16, INT8_CUDA_BF16}) {
       for (int q : {type, INT8_CUDA_F32 + 0}) {
@@ -327,7 +324,6 @@ int attention_cases() {
           c.head_size = size;
           c.cache = type;
           c.q = c.out = q;
-          c.host = true;
           c.kv_heads = 2;
           c.heads = kind % 2 == 0 ? 2 : 8;
           c.segments = {{0, 0, 150}, {2, 190, 40}, {1, 65, 1}, {3, 3, 128}};
@@ -424,7 +420,7 @@ void run_append(int from, int to, int size, int half, int heads, unsigned seed) 
     p.half = half;
     p.element = from;
     p.cache = {device_cache.pointer, device_batch.table.as<int32_t>(), device_lengths.as<int32_t>(), flag.as<uint32_t>(), kLayers, batch.pages, sequence_pages, kv_heads, size, to, 0};
-    p.batch = device_batch.view(batch, false);
+    p.batch = device_batch.view(batch);
     const int8_cuda_status status = int8_cuda_append_kv(&p);
     const cudaError_t error = cudaDeviceSynchronize();
     if (status != INT8_CUDA_OK || error != cudaSuccess) {
@@ -470,7 +466,7 @@ int append_cases() {
 }
 
 // Microseconds of an attention call, from a graph of one call a layer over a cache larger than L2.
-void time_attention(const char *name, int heads, int kv_heads, int size, const std::vector<Segment> &segments, int sequence_pages, bool with_host, int element) {
+void time_attention(const char *name, int heads, int kv_heads, int size, const std::vector<Segment> &segments, int sequence_pages, int element) {
   std::mt19937 random(1);
   Batch batch(segments, sequence_pages, random);
   int64_t keys = 0;
@@ -505,7 +501,7 @@ void time_attention(const char *name, int heads, int kv_heads, int size, const s
   p.scale = 1 / std::sqrt(static_cast<float>(size));
   p.stream = stream;
   p.cache = {cache.pointer, device_batch.table.as<int32_t>(), device_lengths.as<int32_t>(), nullptr, layers, pages, sequence_pages, kv_heads, size, element, 0};
-  p.batch = device_batch.view(batch, with_host);
+  p.batch = device_batch.view(batch);
   size_t bytes = 0;
   int8_cuda_attention_workspace(&p, &bytes);
   const Device workspace(bytes);
@@ -525,19 +521,16 @@ void time_attention(const char *name, int heads, int kv_heads, int size, const s
   CHECK(cudaEventCreate(&stop));
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
-  if (!with_host) {
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    all_layers();
-    CHECK(cudaStreamEndCapture(stream, &graph));
-    CHECK(cudaGraphInstantiate(&executable, graph, 0));
-  }
+  CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  all_layers();
+  CHECK(cudaStreamEndCapture(stream, &graph));
+  CHECK(cudaGraphInstantiate(&executable, graph, 0));
   // An idle device's clocks take a while to rise: 60 ms of calls before those that count.
   float best = 1e30f, spent = 0;
   for (int i = 0, counted = 0; counted < 8 && i < 10000; ++i) {
     if (spent > 60) ++counted;
     CHECK(cudaEventRecord(start, stream));
-    if (with_host) all_layers();
-    if (!with_host) CHECK(cudaGraphLaunch(executable, stream));
+    CHECK(cudaGraphLaunch(executable, stream));
     CHECK(cudaEventRecord(stop, stream));
     CHECK(cudaStreamSynchronize(stream));
     float milliseconds = 0;
@@ -582,7 +575,7 @@ void run_replay(int heads, int kv_heads, int sequence_pages) {
   p.scale = 0.125f;
   p.stream = stream;
   p.cache = {device_cache.pointer, device_batch.table.as<int32_t>(), lengths.as<int32_t>(), nullptr, 1, batch.pages, sequence_pages, kv_heads, size, INT8_CUDA_F16, 0};
-  p.batch = device_batch.view(batch, false);
+  p.batch = device_batch.view(batch);
   size_t bytes = 0;
   int8_cuda_attention_workspace(&p, &bytes);
   const Device workspace(bytes);
@@ -632,7 +625,7 @@ void time_append(int rows, int element) {
   p.half = size / 2;
   p.element = element;
   p.cache = {cache.pointer, device_batch.table.as<int32_t>(), lengths.as<int32_t>(), flag.as<uint32_t>(), layers, batch.pages, sequence_pages, heads, size, element, 0};
-  p.batch = device_batch.view(batch, false);
+  p.batch = device_batch.view(batch);
   cudaGraph_t graph;
   cudaGraphExec_t executable;
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -663,7 +656,7 @@ void time_append(int rows, int element) {
 void time_decode(int element) {
   std::printf("%s cache\n", kElementNames[element]);
   const auto time = [&](const char *name, int heads, int kv_heads, int size, int sequences, int length, int sequence_pages) {
-    time_attention(name, heads, kv_heads, size, equal_segments(sequences, length - 1, 1), sequence_pages, false, element);
+    time_attention(name, heads, kv_heads, size, equal_segments(sequences, length - 1, 1), sequence_pages, element);
   };
   time("decode 1 x 128, 32 x 128", 32, 32, 128, 1, 128, 32);
   time("decode 1 x 128, capacity 256", 32, 32, 128, 1, 128, 4);
@@ -683,15 +676,12 @@ void time_decode(int element) {
 
 void time_prefill(int element) {
   std::printf("%s cache\n", kElementNames[element]);
-  for (const bool host : {false, true}) {
-    std::printf(host ? "with host arrays\n" : "captured\n");
-    time_attention("prefill 8 x 512, 32 x 128", 32, 32, 128, equal_segments(8, 0, 512), 32, host, element);
-    time_attention("prefill 1 x 2048, 32 x 128", 32, 32, 128, equal_segments(1, 0, 2048), 32, host, element);
-    time_attention("prefill 1 x 2048, 32/8 x 128", 32, 8, 128, equal_segments(1, 0, 2048), 32, host, element);
-    time_attention("prefill 8 x 512, 32 x 64", 32, 32, 64, equal_segments(8, 0, 512), 32, host, element);
-    time_attention("prefill 8 x 512, 32 x 80", 32, 32, 80, equal_segments(8, 0, 512), 32, host, element);
-    time_attention("prefill 8 x 512, 16 x 256", 16, 16, 256, equal_segments(8, 0, 512), 32, host, element);
-  }
+  time_attention("prefill 8 x 512, 32 x 128", 32, 32, 128, equal_segments(8, 0, 512), 32, element);
+  time_attention("prefill 1 x 2048, 32 x 128", 32, 32, 128, equal_segments(1, 0, 2048), 32, element);
+  time_attention("prefill 1 x 2048, 32/8 x 128", 32, 8, 128, equal_segments(1, 0, 2048), 32, element);
+  time_attention("prefill 8 x 512, 32 x 64", 32, 32, 64, equal_segments(8, 0, 512), 32, element);
+  time_attention("prefill 8 x 512, 32 x 80", 32, 32, 80, equal_segments(8, 0, 512), 32, element);
+  time_attention("prefill 8 x 512, 16 x 256", 16, 16, 256, equal_segments(8, 0, 512), 32, element);
 }
 
 }  // namespace

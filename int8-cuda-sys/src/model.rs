@@ -126,10 +126,6 @@ pub struct int8_cuda_batch {
     pub segment_starts: *const i32,
     /// i32 `[segments]`
     pub segment_sequences: *const i32,
-    /// host, i32 `[segments + 1]`, or NULL
-    pub host_segment_starts: *const i32,
-    /// host, i32 `[rows]`, or NULL
-    pub host_positions: *const i32,
     pub rows: i64,
     pub segments: i64,
 }

@@ -79,7 +79,7 @@ fn structs_are_laid_out_as_in_c() {
         offset_of!(int8_cuda_kv_cache, kv_heads),
         offset_of!(int8_cuda_kv_cache, element),
         size_of::<int8_cuda_batch>(),
-        offset_of!(int8_cuda_batch, host_segment_starts),
+        offset_of!(int8_cuda_batch, segment_starts),
         offset_of!(int8_cuda_batch, rows),
         size_of::<int8_cuda_append_kv_params>(),
         offset_of!(int8_cuda_append_kv_params, ld),

@@ -33,7 +33,7 @@ constexpr uint64_t kTable[] = {
     sizeof(int8_cuda_gather_params), AT(int8_cuda_gather_params, out), AT(int8_cuda_gather_params, offset), AT(int8_cuda_gather_params, store),
     sizeof(int8_cuda_scatter_add_params), AT(int8_cuda_scatter_add_params, rows),
     sizeof(int8_cuda_kv_cache), AT(int8_cuda_kv_cache, layers), AT(int8_cuda_kv_cache, kv_heads), AT(int8_cuda_kv_cache, element),
-    sizeof(int8_cuda_batch), AT(int8_cuda_batch, host_segment_starts), AT(int8_cuda_batch, rows),
+    sizeof(int8_cuda_batch), AT(int8_cuda_batch, segment_starts), AT(int8_cuda_batch, rows),
     sizeof(int8_cuda_append_kv_params), AT(int8_cuda_append_kv_params, ld), AT(int8_cuda_append_kv_params, heads), AT(int8_cuda_append_kv_params, cache), AT(int8_cuda_append_kv_params, batch),
     sizeof(int8_cuda_attention_params), AT(int8_cuda_attention_params, ldq), AT(int8_cuda_attention_params, heads), AT(int8_cuda_attention_params, softcap), AT(int8_cuda_attention_params, cache), AT(int8_cuda_attention_params, batch),
     sizeof(int8_cuda_float_linear_params), AT(int8_cuda_float_linear_params, m), AT(int8_cuda_float_linear_params, element), AT(int8_cuda_float_linear_params, store),

@@ -23,8 +23,7 @@ bool valid_cache(const int8_cuda_kv_cache &c) {
 bool valid_batch_sizes(const int8_cuda_batch &b) { return b.rows >= 0 && b.rows <= kMaxSize && b.segments >= (b.rows > 0 ? 1 : 0) && b.segments <= b.rows; }
 
 bool valid_batch(const int8_cuda_batch &b) {
-  return b.positions != nullptr && b.sequences != nullptr && b.segment_starts != nullptr && b.segment_sequences != nullptr &&
-         (b.host_segment_starts == nullptr) == (b.host_positions == nullptr);
+  return b.positions != nullptr && b.sequences != nullptr && b.segment_starts != nullptr && b.segment_sequences != nullptr;
 }
 
 int8_cuda_status append_kv(const int8_cuda_append_kv_params &p) {

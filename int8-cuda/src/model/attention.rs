@@ -145,7 +145,7 @@ pub struct BatchRow {
     pub sequence: usize,
 }
 
-/// The rows of a forward, on the device and on the host.
+/// The rows of a forward on the device.
 ///
 /// Where the arrays lie depends on the numbers of rows and segments alone, so that a graph finds those of a later forward of
 /// the same size.
@@ -254,18 +254,14 @@ impl Batch {
         gather(stream, &[Lookup::rows(x, (&self.selected, 0))], self.selected_rows, out, Store::Overwrite)
     }
 
-    /// `capturing`: the host arrays hold this forward's rows, not those of a graph's later replays, and are left out.
-    fn raw(&self, capturing: bool) -> sys::int8_cuda_batch {
+    fn raw(&self) -> sys::int8_cuda_batch {
         let device = |offset: usize| self.device.pointer().cast_const().wrapping_add(offset);
-        let host = |offset: usize| self.host.get(offset).map_or(std::ptr::null(), std::ptr::from_ref);
         let starts = 3 * self.rows;
         sys::int8_cuda_batch {
             positions: device(0),
             sequences: device(self.rows),
             segment_starts: device(starts),
             segment_sequences: device(starts + self.segments + 1),
-            host_segment_starts: if capturing { std::ptr::null() } else { host(starts) },
-            host_positions: if capturing { std::ptr::null() } else { host(0) },
             rows: convert::size(self.rows),
             segments: convert::size(self.segments),
         }
@@ -401,7 +397,7 @@ impl Attention<'_> {
             element: element(qkv.element()),
             reserved: 0,
             cache: cache.raw(workspace),
-            batch: batch.raw(true),
+            batch: batch.raw(),
         };
         // SAFETY: sizes were checked; the caller vouches for pages and positions. Freeing any of the memory waits for the device.
         let status = unsafe { sys::int8_cuda_append_kv(&raw const params) };
@@ -410,15 +406,13 @@ impl Attention<'_> {
 
     /// `out [rows, heads·head_size]` = attention of the queries, the first `heads·head_size` columns of `q`, to `layer`.
     ///
-    /// `capturing`: a graph is being recorded.
-    ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Device`].
     pub fn attend(
         &self,
         stream: &Stream,
         workspace: &Workspace,
-        (batch, capturing): (&Batch, bool),
+        batch: &Batch,
         (cache, layer): (&KvCache, usize),
         q: &Tensor,
         out: &mut Tensor,
@@ -462,7 +456,7 @@ impl Attention<'_> {
             q_element: element(q.element()),
             out_element: element(out.element()),
             cache: cache.raw(workspace),
-            batch: batch.raw(capturing),
+            batch: batch.raw(),
             ..self.settings(&cache.shape)
         };
         // SAFETY: sizes were checked; freeing any of the memory waits for the device.
@@ -519,8 +513,6 @@ impl Attention<'_> {
                 sequences: std::ptr::null(),
                 segment_starts: std::ptr::null(),
                 segment_sequences: std::ptr::null(),
-                host_segment_starts: std::ptr::null(),
-                host_positions: std::ptr::null(),
                 rows: 0,
                 segments: 0,
             },

@@ -144,7 +144,7 @@ impl CudaCache {
     pub(super) fn attend(
         &mut self,
         (stream, workspace): (&Stream, &Workspace),
-        (batch, capturing): (&Batch, bool),
+        batch: &Batch,
         layer: usize,
         qkv: &mut Tensor,
         out: &mut Tensor,
@@ -154,7 +154,7 @@ impl CudaCache {
         let attention =
             attention(&self.kind, &self.layers[layer], self.bias.as_ref(), self.scale, self.softcap);
         attention.append(stream, workspace, batch, (&mut self.pages, layer), qkv, rotation)?;
-        Ok(attention.attend(stream, workspace, (batch, capturing), (&self.pages, layer), qkv, out)?)
+        Ok(attention.attend(stream, workspace, batch, (&self.pages, layer), qkv, out)?)
     }
 
     pub(super) fn write_cross_kv(
@@ -171,7 +171,7 @@ impl CudaCache {
     pub(super) fn cross_attention(
         &self,
         (stream, workspace): (&Stream, &Workspace),
-        batch: (&Batch, bool),
+        batch: &Batch,
         layer: usize,
         q: &Tensor,
         out: &mut Tensor,

@@ -43,10 +43,6 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    pub(super) fn is_capturing(&self) -> bool {
-        self.capturing.is_some()
-    }
-
     pub(super) fn produced(&mut self, out: &Tensor) {
         if let Some(rows) = &mut self.capturing {
             rows.push((out.shared_rows(), out.rows()));

@@ -505,9 +505,8 @@ impl Backend for CudaBackend {
     ) -> Result<(), Error> {
         let _turn = self.turn.enter();
         let workspace = self.workspace();
-        let capturing = lock(&self.recording).is_capturing();
         let on = (&self.stream, &*lock(&workspace));
-        cache.attend(on, (&batch.rows, capturing), layer, &mut qkv.tensor, &mut out.tensor)?;
+        cache.attend(on, &batch.rows, layer, &mut qkv.tensor, &mut out.tensor)?;
         self.produced(out);
         Ok(())
     }
@@ -534,9 +533,8 @@ impl Backend for CudaBackend {
     ) -> Result<(), Error> {
         let _turn = self.turn.enter();
         let workspace = self.workspace();
-        let capturing = lock(&self.recording).is_capturing();
         let on = (&self.stream, &*lock(&workspace));
-        cache.cross_attention(on, (&batch.rows, capturing), layer, &q.tensor, &mut out.tensor)?;
+        cache.cross_attention(on, &batch.rows, layer, &q.tensor, &mut out.tensor)?;
         self.produced(out);
         Ok(())
     }
