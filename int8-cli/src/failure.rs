@@ -59,6 +59,12 @@ impl From<int8_nn::Error> for Failure {
             int8_nn::Error::NeedsSource { .. } => {
                 Self::new(error.to_string()).hint("`int8 run` gives it a text to read")
             }
+            #[cfg(feature = "cuda")]
+            int8_nn::Error::Cuda(error @ int8_cuda::Error::OutOfMemory { .. }) => Self::new(error.to_string())
+                .hint(
+                    "`int8 plan MODEL` says what it takes; fewer tokens or sequences and --kv-cache f16 take less; \
+                     --device cpu uses the computer's memory",
+                ),
             error => Self::new(error.to_string()),
         }
     }

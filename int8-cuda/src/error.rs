@@ -49,10 +49,20 @@ pub enum Error {
         reason: String,
     },
     /// The device's memory does not suffice.
-    #[error("out of device memory: {bytes} bytes for {what}")]
+    #[error("out of device memory: {bytes} bytes needed for {what}, {free} of {total} are free")]
     OutOfMemory {
         /// The purpose of the memory.
         what: &'static str,
+        /// The size requested.
+        bytes: usize,
+        /// Bytes that were free.
+        free: usize,
+        /// Bytes of the device.
+        total: usize,
+    },
+    /// The host's memory that is locked for transfers does not suffice.
+    #[error("out of page-locked host memory: {bytes} bytes needed")]
+    OutOfHostMemory {
         /// The size requested.
         bytes: usize,
     },

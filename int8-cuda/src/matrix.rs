@@ -37,7 +37,10 @@ impl<T: Scalar> Buffer<T> {
         device.activate()?;
         let size = len * size_of::<T>();
         let bytes = DeviceBuffer::zeroed(size).map_err(|error| match error {
-            CudaError::OutOfMemory => Error::OutOfMemory { what: "a buffer", bytes: size },
+            CudaError::OutOfMemory => {
+                let (free, total) = cust::memory::mem_get_info().unwrap_or_default();
+                Error::OutOfMemory { what: "a buffer", bytes: size, free, total }
+            }
             other => driver("allocate")(other),
         })?;
         Ok(Self { bytes, len, device: device.clone(), element: PhantomData })

@@ -310,12 +310,19 @@ fn sampled_and_long_texts_repeat() {
         runs.push((sampled.ids, long.ids));
     }
     assert_eq!(runs[0], runs[1]);
-    let options = GenerateOptions {
-        sampling: Sampling::Random { temperature: 0.8, top_k: Some(40), top_p: Some(0.9), seed: 5 },
-        ..exactly(40)
-    };
-    let on_cpu = cpu(&folder, int8(OutlierGranularity::Column)).expect("a model");
+}
+
+/// Logits that agree to 10⁻⁶ give the same draws.
+#[test]
+fn the_cpu_and_the_gpu_draw_the_same_tokens() {
+    let Some(folder) = shared("models/demo-opt") else { return };
+    let Some(backend) = backend(FloatType::F32) else { return };
+    let sampling = Sampling::Random { temperature: 0.8, top_k: Some(40), top_p: Some(0.9), seed: 5 };
+    let options = GenerateOptions { sampling, kv_cache: Some(FloatType::F32), ..exactly(40) };
+    let prompt = [2, 100, 200, 300];
+    let on_cpu = cpu(&folder, Precision::Float).expect("a model");
     let on_cpu = on_cpu.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");
-    let equal = on_cpu.ids.iter().zip(&runs[0].0).take_while(|(a, b)| a == b).count();
-    println!("sampled texts of CPU and GPU have their first {equal} of 40 tokens in common");
+    let on_gpu = gpu(&backend, &folder, Precision::Float).expect("a model");
+    let on_gpu = on_gpu.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");
+    assert_eq!(on_cpu.ids, on_gpu.ids);
 }

@@ -129,7 +129,7 @@ impl Pinned {
             // SAFETY: writes the pointer of a new allocation.
             let status = unsafe { cuda::cuMemAllocHost_v2(&raw mut pointer, len) };
             if status != cuda::cudaError_enum::CUDA_SUCCESS {
-                return Err(Error::OutOfMemory { what: "page-locked host memory", bytes: len });
+                return Err(Error::OutOfHostMemory { bytes: len });
             }
             // SAFETY: the allocation has this length. Zeroed, so that every byte of the slice is initialised.
             unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, len) };
