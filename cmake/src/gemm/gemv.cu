@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 3) gemv(const __grid_constant__ Gemm
   const int n = first_n + static_cast<int>(threadIdx.x);
   const bool writes = threadIdx.x < 16 && n < p.n;
   const float column_scale = writes ? p.column_scales[n] : 0.0f, bias = writes && p.bias != nullptr ? p.bias[n] : 0.0f;
-  const float residual = writes && p.accumulate ? load_y<T>(p, n) : 0.0f;
+  const float residual = writes && p.accumulate ? load_y<T>(p.y, p.y_is_f32, n) : 0.0f;
   PackedRange<T> packed;
   uint32_t found = 0;
 #pragma unroll 2
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, 3) gemv(const __grid_constant__ Gemm
   value = value * (parameters.scale * (1.0f / 127.0f)) * (column_scale * (1.0f / 127.0f)) + outliers;
   value += bias;
   if (p.accumulate) value += residual;
-  store_y<T>(p, n, value);
+  store_y<T>(p.y, p.y_is_f32, n, value);
 }
 
 template <typename T>

@@ -297,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const bool writes = threadIdx.x < kN && n < p.n;
     // Loaded here, used at the end.
     const float column_scale = writes ? p.column_scales[n] : 0.0f, bias = writes && p.bias != nullptr ? p.bias[n] : 0.0f;
-    const float residual = writes && p.accumulate ? load_y<T>(p, n) : 0.0f;
+    const float residual = writes && p.accumulate ? load_y<T>(p.y, p.y_is_f32, n) : 0.0f;
     // One half-warp has the 16 rows of W in the lower 64 columns of the warp's window, the other in the upper.
     const int outlier_n = min(first_n + lane % kN, p.n - 1);
     const int zero = any && p.column_zeros != nullptr ? p.column_zeros[outlier_n] : 0;
@@ -369,7 +369,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       value = value * (parameters.scale * (1.0f / 127.0f)) * (column_scale * (1.0f / 127.0f)) + outlying;
       value += bias;
       if (p.accumulate) value += residual;
-      store_y<T>(p, n, value);
+      store_y<T>(p.y, p.y_is_f32, n, value);
     }
   }
 #endif

@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(kThreads, 1) mma_gemm(const __grid_constant__ 
           if (m >= p.m || n >= p.n) continue;
           const float scale = p.weights_are_codes ? p.column_scales[n] * (1.0f / 127.0f) : 1.0f;
           float value = fmaf(f[i][j][e], scale, p.bias != nullptr ? p.bias[n] : 0.0f);
-          if (p.accumulate) value += load_y<T>(p, m * p.ldy + n);
-          store_y<T>(p, m * p.ldy + n, value);
+          if (p.accumulate) value += load_y<T>(p.y, p.y_is_f32, m * p.ldy + n);
+          store_y<T>(p.y, p.y_is_f32, m * p.ldy + n, value);
         }
       }
     }

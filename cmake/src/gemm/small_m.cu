@@ -166,8 +166,8 @@ __global__ void __launch_bounds__(kThreads, kRows * kTiles == 1 ? 3 : kTiles == 
     const int output = threadIdx.x + i * kThreads, m = output / kN, n = first_n + output % kN;
     if (output >= kOutputs || m >= p.m || n >= p.n) continue;
     float value = result[i] + (p.bias != nullptr ? p.bias[n] : 0.0f);
-    if (p.accumulate) value += load_y<T>(p, m * p.ldy + n);
-    store_y<T>(p, m * p.ldy + n, value);
+    if (p.accumulate) value += load_y<T>(p.y, p.y_is_f32, m * p.ldy + n);
+    store_y<T>(p.y, p.y_is_f32, m * p.ldy + n, value);
   }
 }
 

@@ -436,7 +436,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
           for (int i = 0; i < kBn / 2; ++i) {
             const int n = column + 8 * (i / 4) + 2 * (lane % 4) + i % 2, row = row_of(h, i / 2 % 2);
-            if (row < min(p.m, first_row + tile_rows) && n < p.n) acc[h][i] = __float_as_int(f(h, i) + load_y<T>(p, row * p.ldy + n));
+            if (row < min(p.m, first_row + tile_rows) && n < p.n) acc[h][i] = __float_as_int(f(h, i) + load_y<T>(p.y, p.y_is_f32, row * p.ldy + n));
           }
         }
       }
@@ -476,7 +476,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
 #pragma unroll
           for (int i = 0; i < kBn / 2; ++i) {
             const int n = column + 8 * (i / 4) + 2 * (lane % 4) + i % 2, row = row_of(h, i / 2 % 2);
-            if (row < min(p.m, first_row + tile_rows) && n < p.n) store_y<T>(p, row * p.ldy + n, f(h, i));
+            if (row < min(p.m, first_row + tile_rows) && n < p.n) store_y<T>(p.y, p.y_is_f32, row * p.ldy + n, f(h, i));
           }
         }
         // With one warpgroup, no other barrier keeps the next tile's scales from overwriting these.
