@@ -7,6 +7,7 @@ use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
 use crate::matrix::{Buffer, Matrix};
+use crate::params;
 use crate::scalar::Float;
 use crate::settings::Settings;
 
@@ -86,11 +87,9 @@ impl<T: Float> QuantizedActivations<T> {
             outliers,
             workspace: Buffer::zeros(device, 0)?,
         };
-        let params = activations.params();
-        let mut bytes = 0;
-        // SAFETY: the function reads sizes and settings only.
-        let status = unsafe { sys::int8_cuda_prologue_workspace(&raw const params, &raw mut bytes) };
-        check("quantized activations", status, || activations.described(largest_m))?;
+        let bytes = params::prologue_bytes(&activations.params(), "quantized activations", || {
+            activations.described(largest_m)
+        })?;
         activations.workspace = Buffer::zeros(device, bytes)?;
         activations.m = 0;
         Ok(activations)
@@ -201,50 +200,16 @@ impl<T: Float> QuantizedActivations<T> {
             outlier_columns: outliers.map_or(std::ptr::null_mut(), |outliers| outliers.columns.pointer()),
             outlier_values: outliers
                 .map_or(std::ptr::null_mut(), |outliers| outliers.values.pointer().cast()),
-            m: convert::size(self.m),
-            ..empty::<T>(0, self.codes.dim().1, &self.config)
+            ..params::activations(T::ELEMENT, self.m, self.codes.dim().1, &Settings::of(&self.config))
         }
     }
 
     /// Sizes, settings and the value's pointers; x, workspace and stream are null.
     fn params(&self) -> sys::int8_cuda_prologue_params {
-        let settings = Settings::of(&self.config);
-        sys::int8_cuda_prologue_params {
-            x: std::ptr::null(),
-            workspace: std::ptr::null_mut(),
-            stream: std::ptr::null_mut(),
-            workspace_bytes: 0,
-            ldx: convert::size(self.codes.dim().1),
-            granularity: settings.granularity,
-            outlier_granularity: settings.outlier_granularity,
-            row_maximum: settings.row_maximum,
-            threshold: settings.threshold,
-            activations: self.raw(),
-        }
+        params::prologue(&Settings::of(&self.config), self.raw())
     }
 
     fn described(&self, m: usize) -> String {
         format!("x [{m}, {}] {}", self.codes.dim().1, T::NAME)
-    }
-}
-
-/// Sizes and settings of activations, without buffers.
-pub(crate) fn empty<T: Float>(m: usize, k: usize, config: &Config) -> sys::int8_cuda_activations {
-    let settings = Settings::of(config);
-    sys::int8_cuda_activations {
-        codes: std::ptr::null_mut(),
-        scales: std::ptr::null_mut(),
-        zero_points: std::ptr::null_mut(),
-        code_sums: std::ptr::null_mut(),
-        outlier_count: std::ptr::null_mut(),
-        outlier_columns: std::ptr::null_mut(),
-        outlier_values: std::ptr::null_mut(),
-        m: convert::size(m),
-        k: convert::size(k),
-        ldq: convert::size(k.next_multiple_of(16)),
-        element: T::ELEMENT,
-        encoding: settings.encoding,
-        rule: settings.rule,
-        reserved: 0,
     }
 }

@@ -5,12 +5,13 @@ use std::marker::PhantomData;
 use int8_core::Config;
 use int8_cuda_sys as sys;
 
-use crate::activations::{self, QuantizedActivations};
+use crate::activations::QuantizedActivations;
 use crate::algorithm::{Algorithm, Shape};
 use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
 use crate::matrix::{Buffer, Matrix};
+use crate::params;
 use crate::scalar::Float;
 use crate::weight::Weight;
 
@@ -40,7 +41,10 @@ impl<T: Float> GemmPlan<T> {
         algorithm: Algorithm,
     ) -> Result<Self, Error> {
         device.activate()?;
-        let layout = layout::<T>(largest, config, algorithm)?;
+        let params = params::gemm(T::ELEMENT, largest, config, algorithm);
+        let layout = params::gemm_layout(&params, "gemm plan", || {
+            format!("{largest:?}, {} by {algorithm:?}", T::NAME)
+        })?;
         let workspace = Buffer::zeros(device, convert::from_offset(layout.total))?;
         let resolved = Algorithm::from_raw(layout.algorithm);
         Ok(Self { largest, requested: algorithm, algorithm: resolved, workspace, element: PhantomData })
@@ -116,30 +120,17 @@ impl<T: Float> GemmPlan<T> {
             let shape = format!("{}: the weight has zero points, the activations have no code sums", shape());
             return Err(Error::Invalid { operation: OPERATION, shape });
         }
-        let raw = weight.raw();
-        let params = sys::int8_cuda_gemm_params {
-            weight: raw.codes,
-            weight_scales: raw.scales,
-            weight_zero_points: raw.zero_points,
-            weight_code_sums: raw.code_sums,
-            exact: raw.exact,
-            exact_index: raw.exact_index,
-            bias: bias.map_or(std::ptr::null(), |bias| bias.pointer().cast_const()),
+        let mut params = sys::int8_cuda_gemm_params {
             y: y.pointer().cast(),
             workspace: self.workspace.pointer().cast(),
             stream: stream.raw()?,
             workspace_bytes: self.workspace.len(),
-            n: convert::size(n),
-            ldw: raw.ld,
             ldy: convert::size(y.ld()),
-            exact_stride_n: raw.exact_strides.0,
-            exact_stride_c: raw.exact_strides.1,
-            algorithm: self.requested.raw(),
             store,
-            y_element: T::ELEMENT,
-            reserved: 0,
             activations: activations.raw(),
+            ..params::gemm(T::ELEMENT, Shape { m, n, k }, activations.config(), self.requested)
         };
+        params::set_gemm_weight(&mut params, &weight.raw(), bias);
         // SAFETY: every matrix and buffer has the size named in params; freeing any of them waits for the device.
         check(OPERATION, unsafe { sys::int8_cuda_gemm(&raw const params) }, shape)
     }
@@ -157,39 +148,4 @@ pub(crate) fn expect_bias(
         }
         _ => Ok(()),
     }
-}
-
-fn layout<T: Float>(
-    shape: Shape,
-    config: &Config,
-    algorithm: Algorithm,
-) -> Result<sys::int8_cuda_gemm_layout, Error> {
-    let params = sys::int8_cuda_gemm_params {
-        weight: std::ptr::null(),
-        weight_scales: std::ptr::null(),
-        weight_zero_points: std::ptr::null(),
-        weight_code_sums: std::ptr::null(),
-        exact: std::ptr::null(),
-        exact_index: std::ptr::null(),
-        bias: std::ptr::null(),
-        y: std::ptr::null_mut(),
-        workspace: std::ptr::null_mut(),
-        stream: std::ptr::null_mut(),
-        workspace_bytes: 0,
-        n: convert::size(shape.n),
-        ldw: convert::size(shape.k.next_multiple_of(16)),
-        ldy: convert::size(shape.n),
-        exact_stride_n: 0,
-        exact_stride_c: 0,
-        algorithm: algorithm.raw(),
-        store: sys::INT8_CUDA_OVERWRITE,
-        y_element: T::ELEMENT,
-        reserved: 0,
-        activations: activations::empty::<T>(shape.m, shape.k, config),
-    };
-    let mut layout = sys::int8_cuda_gemm_layout { total: 0, algorithm: 0, reserved: 0 };
-    // SAFETY: the function reads sizes and settings and fills the layout.
-    let status = unsafe { sys::int8_cuda_gemm_workspace(&raw const params, &raw mut layout) };
-    check("gemm plan", status, || format!("{shape:?}, {} by {algorithm:?}", T::NAME))?;
-    Ok(layout)
 }

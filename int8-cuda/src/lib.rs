@@ -13,6 +13,7 @@ mod linear;
 mod matrix;
 pub mod model;
 mod operations;
+mod params;
 mod scalar;
 mod settings;
 mod weight;

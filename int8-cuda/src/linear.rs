@@ -13,9 +13,8 @@ use crate::device::{Device, Stream};
 use crate::error::{Error, check};
 use crate::gemm::expect_bias;
 use crate::matrix::{Buffer, Matrix};
-use crate::model::identity;
+use crate::params;
 use crate::scalar::Float;
-use crate::settings::Settings;
 use crate::weight::Weight;
 
 /// Shape, configuration, algorithm and workspace of a linear layer.
@@ -36,13 +35,10 @@ impl<T: Float> LinearPlan<T> {
     /// threshold, [`Error::OutOfMemory`], [`Error::Device`].
     pub fn new(device: &Device, shape: Shape, config: &Config, algorithm: Algorithm) -> Result<Self, Error> {
         device.activate()?;
-        let mut layout = std::mem::MaybeUninit::<sys::int8_cuda_linear_layout>::zeroed();
-        let params = sizes::<T>(shape, config, algorithm);
-        // SAFETY: the function reads sizes and settings and fills the layout.
-        let status = unsafe { sys::int8_cuda_linear_workspace(&raw const params, layout.as_mut_ptr()) };
-        check("linear plan", status, || format!("{shape:?}, {} by {algorithm:?}", T::NAME))?;
-        // SAFETY: zeroed, then filled; all bit patterns are valid.
-        let layout = unsafe { layout.assume_init() };
+        let params = params::linear(T::ELEMENT, shape, config, algorithm);
+        let layout = params::linear_layout(&params, "linear plan", || {
+            format!("{shape:?}, {} by {algorithm:?}", T::NAME)
+        })?;
         let workspace = Buffer::zeros(device, convert::from_offset(layout.total))?;
         Ok(Self { shape, config: *config, layout, workspace, element: PhantomData })
     }
@@ -91,28 +87,19 @@ impl<T: Float> LinearPlan<T> {
         y.expect("linear", "y", (m, n))?;
         weight.expect("linear", (n, k))?;
         expect_bias("linear", bias, n)?;
-        let raw = weight.raw();
-        let params = sys::int8_cuda_linear_params {
+        let algorithm = Algorithm::from_raw(self.layout.algorithm);
+        let mut params = sys::int8_cuda_linear_params {
             x: x.pointer().cast_const().cast(),
-            weight: raw.codes,
-            weight_scales: raw.scales,
-            weight_zero_points: raw.zero_points,
-            weight_code_sums: raw.code_sums,
-            exact: raw.exact,
-            exact_index: raw.exact_index,
-            bias: bias.map_or(std::ptr::null(), |bias| bias.pointer().cast_const()),
             y: y.pointer().cast(),
             workspace: self.workspace.pointer().cast(),
             stream: stream.raw()?,
             workspace_bytes: self.workspace.len(),
             ldx: convert::size(x.ld()),
-            ldw: raw.ld,
             ldy: convert::size(y.ld()),
-            exact_stride_n: raw.exact_strides.0,
-            exact_stride_c: raw.exact_strides.1,
             store,
-            ..sizes::<T>(self.shape, &self.config, Algorithm::from_raw(self.layout.algorithm))
+            ..params::linear(T::ELEMENT, self.shape, &self.config, algorithm)
         };
+        params::set_linear_weight(&mut params, &weight.raw(), bias);
         // SAFETY: every matrix and buffer has the size named in params, the workspace what the layout says; freeing any of
         // them waits for the device.
         let status = unsafe { sys::int8_cuda_linear(&raw const params) };
@@ -164,45 +151,5 @@ impl<T: Float> LinearPlan<T> {
             zero_points: self.workspace.read_at(stream, offset(self.layout.zero_points), m)?,
             outlier_columns,
         }))
-    }
-}
-
-/// Sizes and settings without pointers.
-fn sizes<T: Float>(shape: Shape, config: &Config, algorithm: Algorithm) -> sys::int8_cuda_linear_params {
-    let settings = Settings::of(config);
-    sys::int8_cuda_linear_params {
-        x: std::ptr::null(),
-        weight: std::ptr::null(),
-        weight_scales: std::ptr::null(),
-        weight_zero_points: std::ptr::null(),
-        weight_code_sums: std::ptr::null(),
-        exact: std::ptr::null(),
-        exact_index: std::ptr::null(),
-        bias: std::ptr::null(),
-        y: std::ptr::null_mut(),
-        workspace: std::ptr::null_mut(),
-        stream: std::ptr::null_mut(),
-        workspace_bytes: 0,
-        m: convert::size(shape.m),
-        n: convert::size(shape.n),
-        k: convert::size(shape.k),
-        ldx: convert::size(shape.k),
-        ldw: convert::size(shape.k.next_multiple_of(16)),
-        ldy: convert::size(shape.n),
-        exact_stride_n: 0,
-        exact_stride_c: 0,
-        element: T::ELEMENT,
-        encoding: settings.encoding,
-        granularity: settings.granularity,
-        rule: settings.rule,
-        outlier_granularity: settings.outlier_granularity,
-        row_maximum: settings.row_maximum,
-        threshold: settings.threshold,
-        algorithm: algorithm.raw(),
-        store: sys::INT8_CUDA_OVERWRITE,
-        y_element: T::ELEMENT,
-        x_element: T::ELEMENT,
-        reserved: 0,
-        transform: identity(),
     }
 }

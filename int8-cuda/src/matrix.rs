@@ -215,6 +215,11 @@ impl<T: Scalar> Buffer<T> {
         if self.len == 0 { std::ptr::null_mut() } else { self.bytes.as_device_ptr().as_raw() as *mut T }
     }
 
+    /// The pointer of a buffer that may be absent.
+    pub(crate) fn pointer_or_null(buffer: Option<&Self>) -> *const T {
+        buffer.map_or(std::ptr::null(), |buffer| buffer.pointer().cast_const())
+    }
+
     /// Numbers of another type that lie at byte `offset`. Waits for the stream first.
     pub(crate) fn read_at<V: Scalar>(
         &self,

@@ -57,11 +57,6 @@ impl KvCache {
         })
     }
 
-    /// The size.
-    pub fn shape(&self) -> &CacheShape {
-        &self.shape
-    }
-
     /// Bytes of one page of all layers.
     pub fn page_bytes(&self) -> usize {
         self.shape.layers * page_bytes(&self.shape)
@@ -226,16 +221,6 @@ impl Batch {
         self.rows
     }
 
-    /// Segments.
-    pub fn segments(&self) -> usize {
-        self.segments
-    }
-
-    /// Number of selected rows.
-    pub fn selected(&self) -> usize {
-        self.selected_rows
-    }
-
     /// Indices for a [`Lookup`]: the ids, and where they begin.
     pub fn ids(&self) -> (&Buffer<i32>, usize) {
         (&self.device, 2 * self.rows)
@@ -383,12 +368,10 @@ impl Attention<'_> {
             let (expected, found) = ((1, head_size / 2), (rotation.positions, rotation.half));
             return Err(Error::Shape { operation: "KV cache", what: "rotation", expected, found });
         }
-        let table =
-            |table: Option<&Buffer<f32>>| table.map_or(std::ptr::null(), |t| t.pointer().cast_const());
         let params = sys::int8_cuda_append_kv_params {
             qkv: qkv.pointer(),
-            cos: table(rotation.map(|rotation| &rotation.cos)),
-            sin: table(rotation.map(|rotation| &rotation.sin)),
+            cos: Buffer::pointer_or_null(rotation.map(|rotation| &rotation.cos)),
+            sin: Buffer::pointer_or_null(rotation.map(|rotation| &rotation.sin)),
             stream: stream.raw()?,
             ld: convert::size(qkv.width()),
             layer: convert::size(layer),
@@ -438,14 +421,12 @@ impl Attention<'_> {
         if batch.rows == 0 {
             return Ok(());
         }
-        let table =
-            |table: Option<&Buffer<f32>>| table.map_or(std::ptr::null(), |t| t.pointer().cast_const());
         let (attention_workspace, workspace_bytes) = workspace.attention();
         let params = sys::int8_cuda_attention_params {
             q: q.pointer(),
             out: out.pointer(),
-            slopes: table(self.slopes),
-            distance_bias: table(self.distance_bias),
+            slopes: Buffer::pointer_or_null(self.slopes),
+            distance_bias: Buffer::pointer_or_null(self.distance_bias),
             workspace: attention_workspace,
             stream: stream.raw()?,
             workspace_bytes,

@@ -9,7 +9,6 @@ use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
 use crate::matrix::Buffer;
-use crate::scalar::as_bytes;
 use crate::settings;
 use crate::weight::RawWeight;
 
@@ -34,22 +33,6 @@ impl Int8Linear {
     /// Device memory in bytes.
     pub fn bytes(&self) -> usize {
         self.codes.len() + 8 * self.n + self.zero_points.as_ref().map_or(0, |zeros| 4 * zeros.len())
-    }
-
-    /// Whether it has zero points.
-    pub fn has_zero_points(&self) -> bool {
-        self.zero_points.is_some()
-    }
-
-    /// Codes `[n, k]` and scales `[n]` on the host, for tests. Waits for the stream.
-    ///
-    /// # Errors
-    /// [`Error::Device`].
-    pub fn to_host(&self, stream: &Stream) -> Result<(Vec<i8>, Vec<f32>), Error> {
-        let ld = leading(self.k);
-        let padded = self.codes.to_host(stream)?;
-        let codes = padded.chunks(ld.max(1)).flat_map(|row| row[..self.k].iter().copied()).collect();
-        Ok((codes, self.scales.to_host(stream)?))
     }
 
     pub(crate) fn raw(&self) -> RawWeight {
@@ -247,16 +230,6 @@ impl FloatWeight {
         }
         staged.expect(rows * row)?;
         staged.copy_to(stream, &mut self.bytes, first * row, rows * row)
-    }
-
-    /// A copy of f32 values `[n, k]`. Waits until it is made.
-    ///
-    /// # Errors
-    /// [`Error::Shape`], [`Error::OutOfMemory`], [`Error::Device`].
-    pub fn from_f32(device: &Device, n: usize, k: usize, values: &[f32]) -> Result<Self, Error> {
-        let mut weight = Self::zeros(device, FloatType::F32, n, k)?;
-        weight.bytes.copy_from_host(as_bytes(values))?;
-        Ok(weight)
     }
 
     /// Output channels and input features, `(n, k)`.

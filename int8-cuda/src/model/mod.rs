@@ -17,7 +17,6 @@ pub use attention::{Attention, Batch, BatchRow, CacheShape, KvCache, Mask, PAGE_
 pub use linear::{FloatWeight, Int8Linear, Int8LinearBuilder};
 pub use sampling::{Draw, Samples};
 pub use tensor::{SharedRows, Store, Tensor};
-pub(crate) use transform::identity;
 pub use transform::{
     Activation, Function, Lookup, gather, scatter_add, transform, transform_columns, transform_in_place,
 };

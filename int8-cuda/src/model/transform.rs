@@ -11,6 +11,7 @@ use crate::convert;
 use crate::device::Stream;
 use crate::error::{Error, check};
 use crate::matrix::Buffer;
+use crate::params::identity;
 
 /// A function of a row `x [k]`.
 #[derive(Debug, Clone, Copy)]
@@ -44,20 +45,6 @@ pub enum Function<'a> {
         /// The cap.
         cap: Option<f32>,
     },
-}
-
-/// [`Function::Identity`] as the kernels take it.
-pub(crate) fn identity() -> sys::int8_cuda_transform {
-    sys::int8_cuda_transform {
-        gain: std::ptr::null(),
-        bias: std::ptr::null(),
-        function: sys::INT8_CUDA_IDENTITY,
-        activation: 0,
-        eps: 0.0,
-        factor: 1.0,
-        cap: 0.0,
-        reserved: 0,
-    }
 }
 
 /// An activation function.

@@ -5,12 +5,14 @@ use int8_cuda_sys as sys;
 
 use super::linear::{FloatWeight, Int8Linear};
 use super::tensor::{Store, Tensor, element};
-use super::transform::{Function, identity, transform};
+use super::transform::{Function, transform};
+use crate::algorithm::{Algorithm, Shape};
 use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
 use crate::gemm::expect_bias;
 use crate::matrix::Buffer;
+use crate::params;
 use crate::settings::Settings;
 
 /// A linear layer that a workspace has to serve.
@@ -87,18 +89,18 @@ impl Workspace {
         let k = projections.iter().map(|projection| projection.k).max().unwrap_or(0);
         let int8_k = projections.iter().filter(|p| p.config.is_some()).map(|p| p.k).max().unwrap_or(0);
         let int8_rows = if int8_k > 0 { rows } else { 0 };
-        let (mut linear, mut prologue, mut gemm) = (0, 0, 0);
+        let mut most = [0; 3];
         // Each number of rows has its algorithm, and each of them a workspace that grows with the rows.
         let mut steps: Vec<usize> = (0..).map(|step| 1 << step).take_while(|step| *step < rows).collect();
         steps.push(rows);
         for Projection { n, k, config } in projections {
             let Some(config) = config else { continue };
             for m in &steps {
-                linear = linear.max(linear_bytes(compute, (*m, *n, *k), config)?);
-                prologue = prologue.max(prologue_bytes(compute, *m, *k, config)?);
-                gemm = gemm.max(gemm_bytes(compute, (*m, *n, *k), config)?);
+                let bytes = workspace_bytes(compute, Shape { m: *m, n: *n, k: *k }, config)?;
+                most = std::array::from_fn(|stage| most[stage].max(bytes[stage]));
             }
         }
+        let [linear, prologue, gemm] = most;
         let has_float = projections.iter().any(|projection| projection.config.is_none());
         Ok(Self {
             compute,
@@ -133,21 +135,6 @@ impl Workspace {
     /// Bytes for attention.
     pub fn attention_bytes(&self) -> usize {
         self.attention.len()
-    }
-
-    /// Device memory in bytes.
-    pub fn bytes(&self) -> usize {
-        let a = &self.activations;
-        self.input.bytes()
-            + a.codes.len()
-            + 12 * a.scales.len()
-            + 4 * a.outlier_columns.len()
-            + a.outlier_values.len()
-            + self.linear.len()
-            + self.prologue.len()
-            + self.gemm.len()
-            + self.float.len()
-            + self.attention.len()
     }
 
     /// Enqueues `outᵢ (+)= function(x)·Wᵢᵀ + bᵢ`: x is quantised once, as `config` says.
@@ -192,40 +179,24 @@ impl Workspace {
             stream: raw_stream,
             workspace_bytes: self.prologue.len(),
             ldx: convert::size(input.ld),
-            granularity: settings.granularity,
-            outlier_granularity: settings.outlier_granularity,
-            row_maximum: settings.row_maximum,
-            threshold: settings.threshold,
-            activations,
+            ..params::prologue(&settings, activations)
         };
         let shape = || format!("x [{m}, {k}] {}", self.compute.name());
         // SAFETY: the input and the workspace's buffers have room for m rows of k, which were checked.
         check("prologue", unsafe { sys::int8_cuda_prologue(&raw const params) }, shape)?;
         for target in targets {
-            let (n, raw) = (target.weight.dim().0, target.weight.raw());
-            let params = sys::int8_cuda_gemm_params {
-                weight: raw.codes,
-                weight_scales: raw.scales,
-                weight_zero_points: raw.zero_points,
-                weight_code_sums: raw.code_sums,
-                exact: raw.exact,
-                exact_index: raw.exact_index,
-                bias: target.bias.map_or(std::ptr::null(), |bias| bias.pointer().cast_const()),
+            let shape_of_gemm = Shape { m, n: target.weight.dim().0, k };
+            let mut params = sys::int8_cuda_gemm_params {
                 y: target.out.pointer(),
                 workspace: self.gemm.pointer().cast(),
                 stream: raw_stream,
                 workspace_bytes: self.gemm.len(),
-                n: convert::size(n),
-                ldw: raw.ld,
-                ldy: convert::size(n),
-                exact_stride_n: raw.exact_strides.0,
-                exact_stride_c: raw.exact_strides.1,
-                algorithm: sys::INT8_CUDA_AUTO,
                 store: target.store.raw(),
                 y_element: element(target.out.element()),
-                reserved: 0,
                 activations,
+                ..params::gemm(element(self.compute), shape_of_gemm, config, Algorithm::Auto)
             };
+            params::set_gemm_weight(&mut params, &target.weight.raw(), target.bias);
             // SAFETY: as above, and weight, bias and output were checked.
             check("gemm", unsafe { sys::int8_cuda_gemm(&raw const params) }, shape)?;
         }
@@ -254,7 +225,7 @@ impl Workspace {
         let params = sys::int8_cuda_float_linear_params {
             x: input.pointer,
             w: weight.pointer(),
-            bias: bias.map_or(std::ptr::null(), |bias| bias.pointer().cast_const()),
+            bias: Buffer::pointer_or_null(bias),
             y: out.pointer(),
             workspace: self.float.pointer().cast(),
             stream: stream.raw()?,
@@ -310,31 +281,26 @@ impl Workspace {
         config: &Config,
         target: &mut Target<'_>,
     ) -> Result<(), Error> {
-        let ((n, k), m, raw) = (target.weight.dim(), x.rows(), target.weight.raw());
+        let ((n, k), m) = (target.weight.dim(), x.rows());
         // Of another type than f32 or the compute type there are no activations.
         if x.element() != self.compute && x.element() != FloatType::F32 {
             let shape = format!("x [{m}, {k}] {}, computed in {}", x.element().name(), self.compute.name());
             return Err(Error::Unsupported { operation: "linear", shape });
         }
-        let params = sys::int8_cuda_linear_params {
+        let mut params = sys::int8_cuda_linear_params {
             x: x.pointer(),
-            weight: raw.codes,
-            weight_scales: raw.scales,
-            weight_zero_points: raw.zero_points,
-            weight_code_sums: raw.code_sums,
-            bias: target.bias.map_or(std::ptr::null(), |bias| bias.pointer().cast_const()),
             y: target.out.pointer(),
             workspace: self.linear.pointer().cast(),
             stream: stream.raw()?,
             workspace_bytes: self.linear.len(),
             ldx: convert::size(x.width()),
-            ldw: raw.ld,
             store: target.store.raw(),
             y_element: element(target.out.element()),
             x_element: element(x.element()),
             transform: function.raw(k)?,
-            ..linear_params(self.compute, (m, n, k), config)
+            ..params::linear(element(self.compute), Shape { m, n, k }, config, Algorithm::Auto)
         };
+        params::set_linear_weight(&mut params, &target.weight.raw(), target.bias);
         // SAFETY: input, weight, bias and output were checked to have these sizes.
         let status = unsafe { sys::int8_cuda_linear(&raw const params) };
         check("linear", status, || format!("x [{m}, {k}], W [{n}, {k}] {}", self.compute.name()))
@@ -350,7 +316,7 @@ impl Workspace {
             outlier_count: a.outlier_count.pointer(),
             outlier_columns: a.outlier_columns.pointer(),
             outlier_values: a.outlier_values.pointer().cast(),
-            ..activations_sizes(self.compute, m, k, settings)
+            ..params::activations(element(self.compute), m, k, settings)
         }
     }
 
@@ -392,134 +358,17 @@ fn prepare(out: &mut Tensor, store: Store, m: usize, n: usize, compute: FloatTyp
     out.set_rows(m)
 }
 
-fn activations_sizes(
-    compute: FloatType,
-    m: usize,
-    k: usize,
-    settings: &Settings,
-) -> sys::int8_cuda_activations {
-    sys::int8_cuda_activations {
-        codes: std::ptr::null_mut(),
-        scales: std::ptr::null_mut(),
-        zero_points: std::ptr::null_mut(),
-        code_sums: std::ptr::null_mut(),
-        outlier_count: std::ptr::null_mut(),
-        outlier_columns: std::ptr::null_mut(),
-        outlier_values: std::ptr::null_mut(),
-        m: convert::size(m),
-        k: convert::size(k),
-        ldq: convert::size(k.next_multiple_of(16)),
-        element: element(compute),
-        encoding: settings.encoding,
-        rule: settings.rule,
-        reserved: 0,
-    }
-}
-
-/// Sizes and settings without pointers.
-fn linear_params(
-    compute: FloatType,
-    (m, n, k): (usize, usize, usize),
-    config: &Config,
-) -> sys::int8_cuda_linear_params {
-    let settings = Settings::of(config);
-    sys::int8_cuda_linear_params {
-        x: std::ptr::null(),
-        weight: std::ptr::null(),
-        weight_scales: std::ptr::null(),
-        weight_zero_points: std::ptr::null(),
-        weight_code_sums: std::ptr::null(),
-        exact: std::ptr::null(),
-        exact_index: std::ptr::null(),
-        bias: std::ptr::null(),
-        y: std::ptr::null_mut(),
-        workspace: std::ptr::null_mut(),
-        stream: std::ptr::null_mut(),
-        workspace_bytes: 0,
-        m: convert::size(m),
-        n: convert::size(n),
-        k: convert::size(k),
-        ldx: convert::size(k),
-        ldw: convert::size(k.next_multiple_of(16)),
-        ldy: convert::size(n),
-        exact_stride_n: 0,
-        exact_stride_c: 0,
-        element: element(compute),
-        encoding: settings.encoding,
-        granularity: settings.granularity,
-        rule: settings.rule,
-        outlier_granularity: settings.outlier_granularity,
-        row_maximum: settings.row_maximum,
-        threshold: settings.threshold,
-        algorithm: sys::INT8_CUDA_AUTO,
-        store: sys::INT8_CUDA_OVERWRITE,
-        y_element: element(compute),
-        x_element: element(compute),
-        reserved: 0,
-        transform: identity(),
-    }
-}
-
-fn linear_bytes(compute: FloatType, shape: (usize, usize, usize), config: &Config) -> Result<usize, Error> {
-    let mut params = linear_params(compute, shape, config);
+/// Bytes of the workspaces of `int8_cuda_linear`, `int8_cuda_prologue` and `int8_cuda_gemm`.
+fn workspace_bytes(compute: FloatType, shape: Shape, config: &Config) -> Result<[usize; 3], Error> {
+    let (element, settings) = (element(compute), Settings::of(config));
+    let described = || format!("{shape:?}, {}", compute.name());
+    let mut linear = params::linear(element, shape, config, Algorithm::Auto);
     // With room for the function's result.
-    params.transform.function = sys::INT8_CUDA_ACTIVATION;
-    let mut layout = std::mem::MaybeUninit::<sys::int8_cuda_linear_layout>::zeroed();
-    // SAFETY: the function reads sizes and settings and fills the layout.
-    let status = unsafe { sys::int8_cuda_linear_workspace(&raw const params, layout.as_mut_ptr()) };
-    check("linear workspace", status, || format!("(m, n, k) = {shape:?}, {}", compute.name()))?;
-    // SAFETY: zeroed, then filled; all bit patterns are valid.
-    Ok(convert::from_offset(unsafe { layout.assume_init() }.total))
-}
-
-fn prologue_bytes(compute: FloatType, m: usize, k: usize, config: &Config) -> Result<usize, Error> {
-    let settings = Settings::of(config);
-    let params = sys::int8_cuda_prologue_params {
-        x: std::ptr::null(),
-        workspace: std::ptr::null_mut(),
-        stream: std::ptr::null_mut(),
-        workspace_bytes: 0,
-        ldx: convert::size(k),
-        granularity: settings.granularity,
-        outlier_granularity: settings.outlier_granularity,
-        row_maximum: settings.row_maximum,
-        threshold: settings.threshold,
-        activations: activations_sizes(compute, m, k, &settings),
-    };
-    let mut bytes = 0;
-    // SAFETY: the function reads sizes and settings only.
-    let status = unsafe { sys::int8_cuda_prologue_workspace(&raw const params, &raw mut bytes) };
-    check("prologue workspace", status, || format!("x [{m}, {k}] {}", compute.name()))?;
-    Ok(bytes)
-}
-
-fn gemm_bytes(compute: FloatType, (m, n, k): (usize, usize, usize), config: &Config) -> Result<usize, Error> {
-    let params = sys::int8_cuda_gemm_params {
-        weight: std::ptr::null(),
-        weight_scales: std::ptr::null(),
-        weight_zero_points: std::ptr::null(),
-        weight_code_sums: std::ptr::null(),
-        exact: std::ptr::null(),
-        exact_index: std::ptr::null(),
-        bias: std::ptr::null(),
-        y: std::ptr::null_mut(),
-        workspace: std::ptr::null_mut(),
-        stream: std::ptr::null_mut(),
-        workspace_bytes: 0,
-        n: convert::size(n),
-        ldw: convert::size(k.next_multiple_of(16)),
-        ldy: convert::size(n),
-        exact_stride_n: 0,
-        exact_stride_c: 0,
-        algorithm: sys::INT8_CUDA_AUTO,
-        store: sys::INT8_CUDA_OVERWRITE,
-        y_element: element(compute),
-        reserved: 0,
-        activations: activations_sizes(compute, m, k, &Settings::of(config)),
-    };
-    let mut layout = sys::int8_cuda_gemm_layout { total: 0, algorithm: 0, reserved: 0 };
-    // SAFETY: the function reads sizes and settings and fills the layout.
-    let status = unsafe { sys::int8_cuda_gemm_workspace(&raw const params, &raw mut layout) };
-    check("gemm workspace", status, || format!("(m, n, k) = ({m}, {n}, {k}), {}", compute.name()))?;
-    Ok(convert::from_offset(layout.total))
+    linear.transform.function = sys::INT8_CUDA_ACTIVATION;
+    let linear = params::linear_layout(&linear, "linear workspace", described)?.total;
+    let prologue = params::prologue(&settings, params::activations(element, shape.m, shape.k, &settings));
+    let prologue = params::prologue_bytes(&prologue, "prologue workspace", described)?;
+    let gemm = params::gemm(element, shape, config, Algorithm::Auto);
+    let gemm = params::gemm_layout(&gemm, "gemm workspace", described)?.total;
+    Ok([convert::from_offset(linear), prologue, convert::from_offset(gemm)])
 }
