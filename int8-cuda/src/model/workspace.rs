@@ -44,6 +44,7 @@ pub struct Target<'a> {
 pub struct Workspace {
     compute: FloatType,
     largest_rows: usize,
+    projections: Vec<Projection>,
     /// The transformed input of a projection, 4 bytes an element.
     input: Tensor,
     activations: Activations,
@@ -105,6 +106,7 @@ impl Workspace {
         Ok(Self {
             compute,
             largest_rows: rows,
+            projections: projections.to_vec(),
             input: Tensor::new(device, FloatType::F32, rows, k)?,
             activations: Activations {
                 codes: Buffer::zeros(device, int8_rows * int8_k.next_multiple_of(16))?,
@@ -130,6 +132,11 @@ impl Workspace {
     /// Rows there is room for.
     pub fn largest_rows(&self) -> usize {
         self.largest_rows
+    }
+
+    /// The projections it was made for.
+    pub fn projections(&self) -> &[Projection] {
+        &self.projections
     }
 
     /// Bytes for attention.

@@ -1,7 +1,7 @@
 //! Recording the operations of a decode step as a CUDA graph, and replaying it.
 #![allow(unsafe_code, reason = "vouches that the memory of a graph outlives it")]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use int8_cuda::Graph;
@@ -13,12 +13,16 @@ use crate::backend::{GraphKey, Phase};
 
 /// The graphs of a session's forwards.
 #[derive(Debug, Default)]
-pub(super) struct Graphs {
-    recorded: HashMap<GraphKey, Recorded>,
-    /// Keys that have run once: the next time they are recorded.
-    seen: HashSet<GraphKey>,
-    /// Keys that cannot be recorded.
-    refused: HashSet<GraphKey>,
+pub(super) struct Graphs(HashMap<GraphKey, State>);
+
+/// What is known of a key.
+#[derive(Debug)]
+enum State {
+    /// It has run once: the next time it is recorded.
+    Seen,
+    Recorded(Recorded),
+    /// It cannot be recorded.
+    Refused,
 }
 
 /// A graph, and what its replay has to restore and keep.
@@ -38,8 +42,6 @@ pub(super) struct Recording {
     capturing: Option<Vec<(SharedRows, usize)>>,
     /// An operation decided on the host what to enqueue.
     host_decides: bool,
-    /// Number of projections that the workspace was made for.
-    pub(super) served: usize,
 }
 
 impl Recording {
@@ -74,21 +76,23 @@ pub(super) fn run(
     body: &mut (dyn FnMut() -> Result<(), Error> + Send),
 ) -> Result<(), Error> {
     let mut graphs = lock(graphs);
-    if let Some(recorded) = graphs.recorded.get(&key) {
-        recorded.graph.launch(&backend.stream)?;
-        recorded.rows.iter().for_each(|(rows, count)| rows.set(*count));
-        return Ok(());
-    }
-    if graphs.refused.contains(&key) {
-        return body();
-    }
-    if graphs.seen.insert(key) {
-        lock(&backend.recording).host_decides = false;
-        body()?;
-        if lock(&backend.recording).host_decides {
-            graphs.refused.insert(key);
+    match graphs.0.get(&key) {
+        Some(State::Recorded(recorded)) => {
+            recorded.graph.launch(&backend.stream)?;
+            recorded.rows.iter().for_each(|(rows, count)| rows.set(*count));
+            return Ok(());
         }
-        return Ok(());
+        Some(State::Refused) => return body(),
+        Some(State::Seen) => {}
+        None => {
+            graphs.0.insert(key, State::Seen);
+            lock(&backend.recording).host_decides = false;
+            body()?;
+            if lock(&backend.recording).host_decides {
+                graphs.0.insert(key, State::Refused);
+            }
+            return Ok(());
+        }
     }
     let workspace = backend.workspace();
     lock(&backend.recording).capturing = Some(Vec::new());
@@ -106,12 +110,12 @@ pub(super) fn run(
     match captured {
         Ok(graph) if failed.is_none() => {
             graph.launch(&backend.stream)?;
-            graphs.recorded.insert(key, Recorded { graph, rows, _workspace: workspace });
+            graphs.0.insert(key, State::Recorded(Recorded { graph, rows, _workspace: workspace }));
             Ok(())
         }
         // What cannot be recorded still runs; a mistake of the caller fails again.
         _ => {
-            graphs.refused.insert(key);
+            graphs.0.insert(key, State::Refused);
             body()
         }
     }

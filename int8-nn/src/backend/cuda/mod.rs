@@ -137,23 +137,22 @@ impl CudaBackend {
         let projections = lock(&self.projections).clone();
         let caches = lock(&self.caches).clone();
         let mut current = lock(&self.workspace);
-        let (have, attention) = {
+        let (have, attention, known) = {
             let workspace = lock(&current);
-            (workspace.largest_rows(), workspace.attention_bytes())
+            let known = workspace.projections() == projections;
+            (workspace.largest_rows(), workspace.attention_bytes(), known)
         };
         let rows = rows.max(have);
         let mut needed = 0;
         for cache in &caches {
             needed = needed.max(cache.workspace_bytes(rows)?);
         }
-        let known = lock(&self.recording).served == projections.len();
         if rows == have && needed <= attention && known {
             return Ok(());
         }
         let workspace = Workspace::new(&self.device, self.compute, rows, &projections, needed)?;
         // Graphs that were recorded with the one before keep it.
         *current = Arc::new(Mutex::new(workspace));
-        lock(&self.recording).served = projections.len();
         Ok(())
     }
 
