@@ -159,6 +159,16 @@ int8_cuda_status int8_cuda_append_kv(const int8_cuda_append_kv_params *params);
  * of rows, too. */
 int8_cuda_status int8_cuda_attention_workspace(const int8_cuda_attention_params *params, size_t *bytes);
 int8_cuda_status int8_cuda_attention(const int8_cuda_attention_params *params);
+/* int8_cuda_append_kv, then int8_cuda_attention, of the same layer, cache, batch and stream; the same cache and out, bit for bit.
+ * With append->heads > 0 the queries are those of qkv: q, ldq, heads and q_element are qkv, ld, heads and element.
+ * Disagreement: INT8_CUDA_INVALID. The contents of qkv's queries and keys are undefined afterwards.
+ *
+ * One kernel where rows == segments (no segment is empty), the mask is CAUSAL, q, qkv and cache are of one 16-bit type,
+ * head_size is a multiple of 8, half and ld, too, and qkv, data, cos and sin are 16-byte aligned; else two or three. That kernel
+ * reads positions, sequences, page_table, cos, sin, slopes and distance_bias, and the keys and values before a row's position,
+ * while kernels before it in the stream may still run: none of these may write them, unless a copy or the start of a graph
+ * lies between. */
+int8_cuda_status int8_cuda_append_and_attend(const int8_cuda_append_kv_params *append, const int8_cuda_attention_params *attention);
 int8_cuda_status int8_cuda_float_linear(const int8_cuda_float_linear_params *params);
 int8_cuda_status int8_cuda_sample_workspace(const int8_cuda_sample_params *params, size_t *bytes);
 int8_cuda_status int8_cuda_sample(const int8_cuda_sample_params *params);

@@ -237,6 +237,10 @@ unsafe extern "C" {
         bytes: *mut usize,
     ) -> int8_cuda_status;
     pub fn int8_cuda_attention(params: *const int8_cuda_attention_params) -> int8_cuda_status;
+    pub fn int8_cuda_append_and_attend(
+        append: *const int8_cuda_append_kv_params,
+        attention: *const int8_cuda_attention_params,
+    ) -> int8_cuda_status;
     pub fn int8_cuda_float_linear(params: *const int8_cuda_float_linear_params) -> int8_cuda_status;
     pub fn int8_cuda_sample_workspace(
         params: *const int8_cuda_sample_params,

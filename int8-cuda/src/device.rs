@@ -90,6 +90,15 @@ impl Device {
         &self.0.info
     }
 
+    /// Bytes of memory that nobody has, of this device alone.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn free_memory(&self) -> Result<usize, Error> {
+        self.activate()?;
+        cust::memory::mem_get_info().map(|(free, _)| free).map_err(driver("query the memory"))
+    }
+
     /// Waits until all work of the device is done.
     ///
     /// # Errors

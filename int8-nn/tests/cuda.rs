@@ -15,7 +15,7 @@ use int8_nn::backend::cuda::CudaBackend;
 use int8_nn::backend::{Backend, RowSelection};
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::precision::{OutlierWeights, Precision, Quantization};
-use int8_nn::{Error, GenerateOptions, Model, Sampling, Session, SessionOptions};
+use int8_nn::{Error, GenerateOptions, Model, Sampler, Sampling, Session, SessionOptions};
 
 use common::{GoldenFile, data, exactly, folders, shared};
 
@@ -325,4 +325,64 @@ fn the_cpu_and_the_gpu_draw_the_same_tokens() {
     let on_gpu = gpu(&backend, &folder, Precision::Float).expect("a model");
     let on_gpu = on_gpu.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");
     assert_eq!(on_cpu.ids, on_gpu.ids);
+}
+
+/// 10,000 tokens of 25 texts at a time, sampled and greedy, twice the same; some minutes in a sanitizer, so not by default.
+#[test]
+#[ignore = "long"]
+fn ten_thousand_tokens_repeat() {
+    let Some(folder) = shared("models/demo-opt") else { return };
+    let Some(backend) = backend(FloatType::F16) else { return };
+    for granularity in [OutlierGranularity::Column, OutlierGranularity::Value] {
+        let model = gpu(&backend, &folder, int8(granularity)).expect("a model");
+        let run = || {
+            let (texts, steps) = (25_u32, 400);
+            let mut session = model.decoder().session(&room(25, 408)).expect("a session");
+            let mut samplers: Vec<Sampler> = (0..texts)
+                .map(|text| match text % 2 {
+                    0 => Sampling::Greedy,
+                    _ => Sampling::Random {
+                        temperature: 1.0,
+                        top_k: Some(50),
+                        top_p: Some(0.95),
+                        seed: text.into(),
+                    },
+                })
+                .map(|sampling| Sampler::new(sampling).expect("a sampler"))
+                .collect();
+            let prompts: Vec<Vec<u32>> =
+                (0..texts).map(|text| (0..=text % 7).map(|i| 10 + text * 31 + i * 7).collect()).collect();
+            let batch: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
+            session.forward(&batch).expect("a forward");
+            let mut all = Vec::new();
+            for _ in 0..steps {
+                let next = session.sample(&mut samplers).expect("tokens");
+                let batch: Vec<(usize, &[u32])> = next.iter().map(std::slice::from_ref).enumerate().collect();
+                session.forward(&batch).expect("a forward");
+                all.extend(next);
+            }
+            all
+        };
+        let first = run();
+        assert_eq!(first.len(), 10_000);
+        assert_eq!(first, run(), "{granularity:?}");
+    }
+}
+
+/// Models and sessions give back all memory of the device.
+#[test]
+#[ignore = "a hundred loads, with nothing else on the device"]
+fn a_hundred_loads_leak_nothing() {
+    let Some(folder) = shared("models/demo-opt") else { return };
+    let Some(backend) = backend(FloatType::F16) else { return };
+    let mut free = Vec::new();
+    for _ in 0..100 {
+        let model = gpu(&backend, &folder, int8(OutlierGranularity::Column)).expect("a model");
+        let text = model.generate_ids(&[2, 100], &exactly(4), |_| ControlFlow::Continue(())).expect("a text");
+        assert_eq!(text.ids.len(), 4);
+        drop(model);
+        free.push(backend.device().free_memory().expect("a number"));
+    }
+    // The first loads allocate what the driver keeps for kernels and graphs.
+    assert_eq!(free[9], free[99], "free memory after ten and after a hundred loads: {free:?}");
 }

@@ -73,11 +73,7 @@ __global__ void __launch_bounds__(kThreads) append_kv(const __grid_constant__ in
     if (!is_value) {
       const float *cos = p.cos + static_cast<int64_t>(position) * half + i, *sin = p.sin + static_cast<int64_t>(position) * half + i;
 #pragma unroll
-      for (int e = 0; e < kVector; ++e) {
-        const float a = x[e], b = y[e];
-        x[e] = a * cos[e] - b * sin[e];
-        y[e] = b * cos[e] + a * sin[e];
-      }
+      for (int e = 0; e < kVector; ++e) rotate(&x[e], &y[e], cos[e], sin[e]);
       *reinterpret_cast<FromVector *>(from) = rounded<E>(x);
       *reinterpret_cast<FromVector *>(from + half) = rounded<E>(y);
     }

@@ -10,21 +10,29 @@ constexpr int kPagePositions = INT8_CUDA_PAGE_POSITIONS;
 constexpr int kMaxHeadSize = 256;
 constexpr float kLog2E = 1.4426950408889634f;
 
-// How decode.cu partitions the keys of a row. Every number depends on sizes alone, none on lengths: a captured graph stays valid.
+// How decode.cu partitions the keys of a row, and the append that comes with it. Every number depends on sizes alone, none on
+// lengths: a captured graph stays valid.
 struct DecodePlan {
   int splits;        // blocks a row and tile of query heads
   int group, tiles;  // query heads a kv head, and tiles of 8 of them
-  int chunk_tiles;   // tiles of 16 positions a split takes at least
+  int chunk_tiles;   // tiles of 16 positions a split takes at least, where a row has several
   int tensor_core;   // 1: mma.sync, for f16|bf16 caches whose head size is a multiple of 8; 0: f32 FMA
   int cache_vectors; // 1: the FMA kernel loads 4 elements of a key at a time
   int query_vectors; // 1: queries of the cache's type are loaded 8 at a time
   float *partial_out;      // f32 [rows, heads, splits, head_size], not normalised
   float2 *partial_sums;    // f32 [rows, heads, splits]: (maximum in units of log2, sum)
+  int appends;             // 1: rotates, and appends the rows' keys and values; q is qkv
+  int half;                // pairs of a head that are rotated; 0: none
+  int early_tiles;         // tiles of the warps of all splits of a row, behind their first, prefetched to L2 before the PDL wait
+  const float *cos, *sin;  // f32 [positions, half]
 };
 DecodePlan decode_plan(const int8_cuda_attention_params &p, const Device &device);
 // Bytes of the partial results, for any number of rows.
 uint64_t decode_workspace(const int8_cuda_attention_params &p, const Device &device);
 int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device &device);
+// Append and attention by one kernel; both have been validated, and agree.
+bool decode_appends(const int8_cuda_append_kv_params &append, const int8_cuda_attention_params &p, const Device &device);
+int8_cuda_status launch_append_and_attend(const int8_cuda_append_kv_params &append, const int8_cuda_attention_params &p, const Device &device);
 
 // Any head size up to 256, any element types, any mask and bias; f32 FMA.
 int8_cuda_status launch_generic_attention(const int8_cuda_attention_params &p, const Device &device);
@@ -56,6 +64,13 @@ __device__ __forceinline__ void store_element(void *to, int64_t index, float val
   }
 }
 
+// (a cos - b sin, b cos + a sin). Rounded alike wherever it is inlined: a compiler that chose the fused operation would not.
+__device__ __forceinline__ void rotate(float *a, float *b, float cos, float sin) {
+  const float x = *a, y = *b;
+  *a = __fmaf_rn(x, cos, -__fmul_rn(y, sin));
+  *b = __fmaf_rn(y, cos, __fmul_rn(x, sin));
+}
+
 // 2^x with a relative error of 2^-22; 2^-inf = 0.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
@@ -77,17 +92,21 @@ __device__ __forceinline__ Span span_of(const int8_cuda_attention_params &p, int
 // tanh(x) = 1 - 2 / (e^2x + 1) with an absolute error of 2^-22: enough where weights are rounded to 16 bits.
 __device__ __forceinline__ float tanh_approx(float x) { return 1.0f - __fdividef(2.0f, exp2_approx(2.0f * kLog2E * x) + 1.0f); }
 
-// log2(e) * (cap(scale * q.k) + bias); `dot` is scale * q.k.
-template <bool kExact>
-__device__ __forceinline__ float score_log2(const int8_cuda_attention_params &p, float dot, int head, int position, int key) {
+// log2(e) * (cap(scale * q.k) + bias); `dot` is scale * q.k, slope() slopes[head] where there are slopes.
+template <bool kExact, typename Slope>
+__device__ __forceinline__ float score_log2(const int8_cuda_attention_params &p, float dot, Slope slope, int head, int position, int key) {
   if (p.softcap > 0.0f) dot = p.softcap * (kExact ? tanhf(dot / p.softcap) : tanh_approx(__fdividef(dot, p.softcap)));
   if (p.slopes != nullptr) {
-    dot -= p.slopes[head] * static_cast<float>(position - key);
+    dot -= slope() * static_cast<float>(position - key);
   } else if (p.distance_bias != nullptr) {
     const int reach = static_cast<int>(p.reach);
     dot += p.distance_bias[head * (2 * p.reach + 1) + min(max(key - position, -reach), reach) + reach];
   }
   return dot * kLog2E;
+}
+template <bool kExact>
+__device__ __forceinline__ float score_log2(const int8_cuda_attention_params &p, float dot, int head, int position, int key) {
+  return score_log2<kExact>(p, dot, [&] { return p.slopes[head]; }, head, position, key);
 }
 
 // Index of the first element of kv head `kv_head` in the keys of a page; the values lie value_elements behind.

@@ -7,6 +7,9 @@
 // mma.sync. K and V go from global memory straight to the registers of the A operand: a dot product does not depend on the
 // order of its terms, nor an accumulator's row on which dim it stands for, so a thread's 16 consecutive bytes serve as the
 // scattered elements that the instruction names.
+//
+// With `appends` it also rotates the queries and the new key and appends the new key and value. While weights stream, a load
+// takes microseconds: everything that no kernel of the forward writes (all but the row of qkv) is loaded before the PDL wait.
 #include <algorithm>
 #include <type_traits>
 
@@ -24,11 +27,14 @@ constexpr int kTilePositions = 16; // keys of a warp's iteration: the rows of mm
 // 2^(a - b), 0 for a = -inf even where b = -inf: a part without keys.
 __device__ __forceinline__ float weight_of(float a, float b) { return a == -INFINITY ? 0.0f : exp2_approx(a - b); }
 
+// Rows of up to 512 keys take one split: four iterations of a warp cost less than the second kernel.
+constexpr int kSingleTiles = 32;
+
 // How many splits of a span have keys (at least 1), and how many tiles of 16 positions each has.
 __device__ __forceinline__ int active_splits(const DecodePlan &plan, const Span &span, int *chunk_tiles) {
   const int tiles = span.end > span.first ? ceil_div(span.end, kTilePositions) - span.first / kTilePositions : 0;
   *chunk_tiles = max(plan.chunk_tiles, tiles);
-  if (plan.splits == 1 || tiles <= plan.chunk_tiles) return 1;  // without the latency of two divisions
+  if (plan.splits == 1 || tiles <= kSingleTiles) return 1;  // without the latency of two divisions
   *chunk_tiles = max(plan.chunk_tiles, ceil_div(tiles, plan.splits));
   return ceil_div(tiles, *chunk_tiles);
 }
@@ -110,27 +116,112 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t rows) {
 __device__ __forceinline__ uint32_t low_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ uint32_t high_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 __device__ __forceinline__ uint32_t word(const uint4 &v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ void prefetch_to_l2(const void *address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
-// Bytes of shared memory of decode_mma: queries, then per warp and for the block maxima and sums, then accumulators.
+// The elements of q, key and value of a row that a thread loads, rotates and stores: chunks of 8 of the rows of shared memory,
+// kHeads queries, the new key, the new value.
+template <typename T, int kSize>
+struct NewRow {
+  static constexpr int kKey = kHeads, kValue = kHeads + 1, kRows = kHeads + 2;
+  static constexpr int kChunks = kSize / 8, kEach = ceil_div(kRows * kChunks, kThreads);
+  float cos[kEach][8], sin[kEach][8];
+  int half;      // 0: no rotation
+  bool has_key;  // this block attends to the new key
+
+  static __device__ __forceinline__ int row_of(int e) { return (static_cast<int>(threadIdx.x) + e * kThreads) / kChunks; }
+  static __device__ __forceinline__ int dim_of(int e) { return (static_cast<int>(threadIdx.x) + e * kThreads) % kChunks * 8; }
+  __device__ __forceinline__ bool inside(const Work &w, int row) const { return row < w.heads || (has_key && row >= kKey && row < kRows); }
+  __device__ __forceinline__ bool rotates(const Work &w, int row) const { return half > 0 && row != kValue && inside(w, row); }
+
+  // Before the PDL wait.
+  __device__ __forceinline__ void load_angles(const int8_cuda_attention_params &p, const DecodePlan &plan, const Work &w) {
+    // As in append_kv, a position outside the sequence's pages is neither rotated nor appended.
+    const bool valid = w.position >= 0 && w.position < p.cache.sequence_pages * kPagePositions;
+    half = valid ? plan.half : 0;
+    has_key = valid && w.split == w.active - 1;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int dim = dim_of(e);
+      if (!rotates(w, row_of(e)) || dim >= half) continue;
+      const int64_t from = static_cast<int64_t>(w.position) * half + dim;
+#pragma unroll
+      for (int i = 0; i < 8; i += 4) {
+        *reinterpret_cast<float4 *>(&cos[e][i]) = *reinterpret_cast<const float4 *>(plan.cos + from + i);
+        *reinterpret_cast<float4 *>(&sin[e][i]) = *reinterpret_cast<const float4 *>(plan.sin + from + i);
+      }
+    }
+  }
+
+  // After it. rows: shared memory, zero beyond the head size and in rows not inside. to_cache: the first element of the new key
+  // in the cache, or null.
+  __device__ __forceinline__ void store(const int8_cuda_attention_params &p, const Work &w, T *rows, int stride, T *to_cache) const {
+    const int size = p.cache.head_size;
+    uint4 low[kEach], high[kEach];
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int row = row_of(e), dim = dim_of(e);
+      const int head = row < kHeads ? w.head + row : p.heads + w.kv_head + (row == kValue ? p.cache.kv_heads : 0);
+      const T *from = static_cast<const T *>(p.q) + w.row * p.ldq + static_cast<int64_t>(head) * size + dim;
+      low[e] = high[e] = make_uint4(0, 0, 0, 0);
+      if (inside(w, row) && dim < size) low[e] = *reinterpret_cast<const uint4 *>(from);
+      if (rotates(w, row) && dim < half) high[e] = *reinterpret_cast<const uint4 *>(from + half);
+    }
+    bool overflow = false;
+#pragma unroll
+    for (int e = 0; e < kEach; ++e) {
+      const int row = row_of(e), dim = dim_of(e);
+      const bool pair = rotates(w, row) && dim < half, second = rotates(w, row) && dim >= half && dim < 2 * half;
+      if (row >= kRows || second) continue;  // the thread of the first has the second
+      if (pair) {
+        T *a = reinterpret_cast<T *>(&low[e]), *b = reinterpret_cast<T *>(&high[e]);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          float x = to_f32(a[i]), y = to_f32(b[i]);
+          rotate(&x, &y, cos[e][i], sin[e][i]);
+          a[i] = from_f32<T>(x);
+          b[i] = from_f32<T>(y);
+          overflow |= row == kKey && ((isfinite(x) && isinf(to_f32(a[i]))) || (isfinite(y) && isinf(to_f32(b[i]))));
+        }
+      }
+      *reinterpret_cast<uint4 *>(rows + row * stride + dim) = low[e];
+      if (pair) *reinterpret_cast<uint4 *>(rows + row * stride + dim + half) = high[e];
+      if (to_cache == nullptr || row < kKey || dim >= size) continue;
+      T *to = to_cache + (row == kValue ? value_elements(p.cache) : 0) + dim;
+      *reinterpret_cast<uint4 *>(to) = low[e];
+      if (pair) *reinterpret_cast<uint4 *>(to + half) = high[e];
+    }
+    if (overflow && to_cache != nullptr) *p.cache.overflow = 1;
+  }
+};
+
+// Bytes of shared memory of decode_mma: queries (and the new key and value), then per warp and for the block maxima and sums,
+// then accumulators.
 constexpr int kQueryPad = 32;  // elements, 64 bytes: the 8 lanes of a phase read all 32 banks
-inline size_t mma_shared_bytes(int padded, int heads) {
-  return kHeads * (padded + kQueryPad) * 2 + (kWarps + 1) * kHeads * 2 * sizeof(float) + sizeof(float) * (kWarps + 1) * heads * padded;
+inline size_t mma_shared_bytes(int padded, int heads, bool appends) {
+  return (kHeads + (appends ? 2 : 0)) * (padded + kQueryPad) * 2 + (kWarps + 1) * kHeads * 2 * sizeof(float) + sizeof(float) * (kWarps + 1) * heads * padded;
 }
 
-// kSize: head size rounded up to 64, 128 or 256.
-template <typename T, int kSize>
+// kSize: head size rounded up to 64, 128 or 256. kAppends: plan.appends.
+template <typename T, int kSize, bool kAppends>
 __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(const __grid_constant__ int8_cuda_attention_params p, const __grid_constant__ DecodePlan plan) {
   extern __shared__ __align__(16) uint8_t shared[];
   constexpr int kQueryStride = kSize + kQueryPad;
   T *queries = reinterpret_cast<T *>(shared);
-  float *maxima = reinterpret_cast<float *>(queries + kHeads * kQueryStride);  // [kWarps + 1][kHeads], the last is the block's
+  const T *new_key = queries + kHeads * kQueryStride, *new_value = new_key + kQueryStride;  // with kAppends
+  float *maxima = reinterpret_cast<float *>(queries + (kHeads + (kAppends ? 2 : 0)) * kQueryStride);  // [kWarps + 1][kHeads], the last is the block's
   float *sums = maxima + (kWarps + 1) * kHeads;
   float *warp_out = sums + (kWarps + 1) * kHeads;  // [kWarps][heads][kSize]
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
-  pdl_trigger();
-  pdl_wait();
+  if constexpr (!kAppends) {
+    pdl_trigger();
+    pdl_wait();
+  }
   const Work w = work_of(p, plan);
   if (w.split >= w.active) return;
+  NewRow<T, kSize> new_row;
+  if constexpr (kAppends) new_row.load_angles(p, plan, w);
+  // Keys [w.first, cached_end) come from the cache, the new one from shared memory.
+  const int cached_end = kAppends ? min(w.end, w.position) : w.end;
   float *block_out = warp_out + kWarps * w.heads * kSize;
 
   const int size = p.cache.head_size;
@@ -157,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int key = tile * kTilePositions + group + half * 8;
-      const bool inside = key >= w.first && key < w.end;
+      const bool inside = key >= w.first && key < cached_end;
       const T *from = first_key + offset + half * 8 * size;
 #pragma unroll
       for (int c = 0; c < kSize / 32; ++c) {
@@ -170,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
     for (int i = 0; i < 4; ++i) {
       const int key = tile * kTilePositions + part * 2 + i % 2 + i / 2 * 8;
       // A masked key has p = 0, and what its page holds may be NaN.
-      const bool inside = key >= w.first && key < w.end;
+      const bool inside = key >= w.first && key < cached_end;
       const T *from = first_value + offset + (i % 2 + i / 2 * 8) * size;
 #pragma unroll
       for (int c = 0; c < kSize / 64; ++c) {
@@ -194,11 +285,40 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
   }
 
   // Queries of another type are scaled before they are rounded, so that an f32 query stays in f16's range.
-  const bool same = p.q_element == (std::is_same_v<T, __half> ? INT8_CUDA_F16 : INT8_CUDA_BF16);
+  const bool same = kAppends || p.q_element == (std::is_same_v<T, __half> ? INT8_CUDA_F16 : INT8_CUDA_BF16);
   const float scale = same ? p.scale : 1.0f;
   const bool plain = p.softcap <= 0.0f && p.slopes == nullptr && p.distance_bias == nullptr;
   const int64_t q_from = w.row * p.ldq + static_cast<int64_t>(w.head) * size;
-  if (same && plan.query_vectors) {
+  float slopes[2];  // of the heads of s
+  if (kAppends && p.slopes != nullptr) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) slopes[h] = p.slopes[w.head + min(part * 2 + h, w.heads - 1)];
+  }
+  int new_tile = -1;
+  if constexpr (kAppends) {
+    T *to_cache = nullptr;
+    if (new_row.has_key) {
+      new_tile = w.position / kTilePositions;
+      if (w.head == w.kv_head * plan.group) {
+        to_cache = static_cast<T *>(p.cache.data) + page_index(p.cache, p.layer, pages[w.position / kPagePositions], w.kv_head) + w.position % kPagePositions * size;
+      }
+    }
+    // At most 7: those whose pages the lanes have.
+    const int early = min(tiles, 1 + min(7, w.active == 1 ? plan.early_tiles : plan.early_tiles / w.active));
+    for (int i = 1; i < early; ++i) {
+      const int64_t at = page_index(p.cache, p.layer, 0, w.kv_head) + offset_of(i);
+      const T *keys = static_cast<const T *>(p.cache.data) + at;
+      for (int line = lane * 64; line < kTilePositions * size; line += 32 * 64) {  // elements, 128 bytes
+        prefetch_to_l2(keys + line);
+        prefetch_to_l2(keys + value_elements(p.cache) + line);
+      }
+    }
+    pdl_wait();
+    // Not before: the next kernel's loads of weights would queue before this one's of keys and values, 5 us in OPT-6.7B.
+    pdl_trigger();
+    new_row.store(p, w, queries, kQueryStride, to_cache);
+    if (blockIdx.x == 0 && w.split == w.active - 1 && threadIdx.x == 0) p.cache.lengths[w.sequence] = w.position + 1;
+  } else if (same && plan.query_vectors) {
     constexpr int kChunks = kSize / 8;
     for (int c = threadIdx.x; c < kHeads * kChunks; c += kThreads) {
       const int h = c / kChunks, d = c % kChunks * 8;
@@ -225,6 +345,16 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
   __syncthreads();
   for (int i = 0; i < tiles; ++i) {
     const int tile = first_tile + i * kWarps;
+    if (kAppends && tile == new_tile) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (group + half * 8 == w.position % kTilePositions) {
+#pragma unroll
+          for (int c = 0; c < kSize / 32; ++c) k[c][half] = *reinterpret_cast<const uint4 *>(new_key + c * 32 + part * 8);
+        }
+      }
+      __syncwarp();
+    }
     float s[4] = {};  // keys group (0, 1) and group + 8 (2, 3), heads 2 part and + 1
 #pragma unroll
     for (int c = 0; c < kSize / 32; ++c) {
@@ -241,8 +371,9 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
     }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int key = tile * kTilePositions + group + j / 2 * 8, head = min(part * 2 + j % 2, w.heads - 1);
-      s[j] = plain ? s[j] * (scale * kLog2E) : score_log2<false>(p, s[j] * scale, w.head + head, w.position, key);
+      const int key = tile * kTilePositions + group + j / 2 * 8, head = w.head + min(part * 2 + j % 2, w.heads - 1);
+      const auto slope = [&] { return kAppends ? slopes[j % 2] : p.slopes[head]; };
+      s[j] = plain ? s[j] * (scale * kLog2E) : score_log2<false>(p, s[j] * scale, slope, head, w.position, key);
       if (key < w.first || key >= w.end) s[j] = -INFINITY;
     }
     float keep[2];
@@ -264,6 +395,16 @@ __global__ void __launch_bounds__(kThreads, kSize <= 128 ? 2 : 1) decode_mma(con
 #pragma unroll
         for (int j = 0; j < 4; ++j) out[t][j] *= keep[j % 2];
       }
+    }
+    if (kAppends && tile == new_tile) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        if (part * 2 + r % 2 + r / 2 * 8 == w.position % kTilePositions) {
+#pragma unroll
+          for (int c = 0; c < kSize / 64; ++c) v[c][r] = *reinterpret_cast<const uint4 *>(new_value + c * 64 + group * 8);
+        }
+      }
+      __syncwarp();
     }
     const uint32_t p0 = transpose_8x8(pack2<T>(s[0], s[1])), p1 = transpose_8x8(pack2<T>(s[2], s[3]));
 #pragma unroll
@@ -452,10 +593,11 @@ __global__ void __launch_bounds__(kThreads) decode_fma(const __grid_constant__ i
 // out from the splits' results in the workspace, for rows with more than one. Grid: x query heads, y rows.
 __global__ void __launch_bounds__(128) combine_splits(const __grid_constant__ int8_cuda_attention_params p, const __grid_constant__ DecodePlan plan) {
   pdl_trigger();
-  pdl_wait();
+  if (!plan.appends) pdl_wait();
   const int row = static_cast<int>(blockIdx.y), head = static_cast<int>(blockIdx.x), size = p.cache.head_size;
   int chunk_tiles;
   const int active = active_splits(plan, span_of(p, p.batch.positions[row], p.batch.sequences[row]), &chunk_tiles);
+  if (plan.appends) pdl_wait();  // even where there is nothing to combine: the next kernel waits for this one alone
   if (active == 1) return;
   const int64_t first = (static_cast<int64_t>(row) * p.heads + head) * plan.splits;
   float maximum = -INFINITY;
@@ -491,7 +633,8 @@ int8_cuda_status launch_splits(Kernel kernel, size_t shared, size_t most_shared,
 template <typename T, int kSize>
 int8_cuda_status launch_mma(const int8_cuda_attention_params &p, const DecodePlan &plan, bool overlap) {
   const int heads = std::min(kHeads, p.heads / p.cache.kv_heads);
-  return launch_splits(decode_mma<T, kSize>, mma_shared_bytes(kSize, heads), mma_shared_bytes(kSize, kHeads), p, plan, overlap);
+  if (plan.appends) return launch_splits(decode_mma<T, kSize, true>, mma_shared_bytes(kSize, heads, true), mma_shared_bytes(kSize, kHeads, true), p, plan, overlap);
+  return launch_splits(decode_mma<T, kSize, false>, mma_shared_bytes(kSize, heads, false), mma_shared_bytes(kSize, kHeads, false), p, plan, overlap);
 }
 
 template <typename T>
@@ -518,8 +661,9 @@ DecodePlan decode_plan(const int8_cuda_attention_params &p, const Device &device
   plan.query_vectors = p.ldq % 8 == 0 && aligned(p.q);
   plan.chunk_tiles = kWarps;
   const int64_t capacity = p.cache.sequence_pages * kPagePositions, units = p.batch.rows * p.cache.kv_heads * plan.tiles;
+  const int64_t keys = p.mask == INT8_CUDA_CAUSAL && p.window > 0 ? std::min(capacity, p.window) : capacity;
   // Two blocks an SM, and no block of a second wave.
-  const int64_t splits = std::min<int64_t>(2 * device.multiprocessors / units, ceil_div<int64_t>(capacity, plan.chunk_tiles * kTilePositions));
+  const int64_t splits = keys <= kSingleTiles * kTilePositions ? 1 : std::min<int64_t>(2 * device.multiprocessors / units, ceil_div<int64_t>(keys, plan.chunk_tiles * kTilePositions));
   plan.splits = static_cast<int>(std::max<int64_t>(splits, 1));
   return plan;
 }
@@ -531,8 +675,9 @@ uint64_t decode_workspace(const int8_cuda_attention_params &p, const Device &dev
   return round_up<uint64_t>(parts * static_cast<uint64_t>(p.cache.head_size + 2) * sizeof(float), 256);
 }
 
-int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device &device) {
-  DecodePlan plan = decode_plan(p, device);
+namespace {
+
+int8_cuda_status launch_plan(const int8_cuda_attention_params &p, DecodePlan plan, const Device &device) {
   plan.partial_sums = static_cast<float2 *>(p.workspace);
   plan.partial_out = reinterpret_cast<float *>(plan.partial_sums + p.batch.rows * p.heads * plan.splits);
   const bool overlap = device.major >= 9;
@@ -541,6 +686,35 @@ int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device
     case INT8_CUDA_BF16: return launch_typed<__nv_bfloat16>(p, plan, overlap);
     default: return launch_typed<float>(p, plan, overlap);
   }
+}
+
+}  // namespace
+
+int8_cuda_status launch_decode(const int8_cuda_attention_params &p, const Device &device) { return launch_plan(p, decode_plan(p, device), device); }
+
+bool decode_appends(const int8_cuda_append_kv_params &append, const int8_cuda_attention_params &p, const Device &device) {
+  const auto aligned = [](const void *pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; };
+  if (p.batch.rows != p.batch.segments || p.batch.rows > 65535 || p.mask != INT8_CUDA_CAUSAL) return false;
+  if (append.heads == 0 || append.element != p.cache.element) return false;
+  const bool rotation = append.cos == nullptr || (append.half % 8 == 0 && aligned(append.cos) && aligned(append.sin));
+  const DecodePlan plan = decode_plan(p, device);
+  return rotation && plan.tensor_core && plan.query_vectors;
+}
+
+int8_cuda_status launch_append_and_attend(const int8_cuda_append_kv_params &append, const int8_cuda_attention_params &p, const Device &device) {
+  DecodePlan plan = decode_plan(p, device);
+  plan.appends = 1;
+  plan.half = append.cos != nullptr ? append.half : 0;
+  plan.cos = append.cos;
+  plan.sin = append.sin;
+  // A third of an H100's L2: neither weights nor tiles of other blocks are evicted.
+  constexpr int64_t kEarlyBytes = 16 << 20;
+  const int64_t units = std::min<int64_t>(p.batch.rows * p.cache.kv_heads * plan.tiles, 2 * device.multiprocessors);
+  const int64_t tile_bytes = int64_t{2} * kTilePositions * p.cache.head_size * 2;
+  plan.early_tiles = static_cast<int>(kEarlyBytes / (units * kWarps * tile_bytes));
+  int8_cuda_attention_params both = p;
+  both.cache = append.cache;  // has `overflow`
+  return launch_plan(both, plan, device);
 }
 
 }  // namespace int8_cuda

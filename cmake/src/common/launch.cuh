@@ -7,8 +7,12 @@
 namespace int8_cuda {
 
 // PDL (sm_90): pdl_trigger lets the next kernel of the stream start once all blocks of this one have called it or ended;
-// pdl_wait waits until the kernel before, and so all before it, has ended and its writes are visible. Every kernel triggers
-// first, and before its own wait it reads nothing but weights, which no kernel writes. One exception: in int8_cuda_linear the
+// pdl_wait waits until the kernel before, and so all before it, has ended and its writes are visible. Every kernel but
+// int8_cuda_append_and_attend's triggers first, so that before its own wait any number of kernels before it may still be running: it reads nothing then that they
+// write, and writes nothing. That leaves weights, which no kernel writes, and in int8_cuda_append_and_attend the arrays that
+// only copies between forwards write (positions, sequences, page tables), and the keys and values of earlier forwards: a copy,
+// as the start of a graph, waits for all kernels before it, and the kernel behind it, which is no dependent launch, for the
+// copy. At least one block of every grid waits, or "all before it" would not hold. One exception: in int8_cuda_linear the
 // single-pass prologue increments its work counter before its wait, so the wgmma kernel, which zeroes that counter, has its
 // block 0 do so before it triggers.
 __device__ __forceinline__ void pdl_wait() {

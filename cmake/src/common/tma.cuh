@@ -83,11 +83,6 @@ __device__ __forceinline__ void tma_load_3d(void *to, const CUtensorMap &map, in
       "l"(&map), "r"(x), "r"(y), "r"(z), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
 }
-__device__ __forceinline__ void tma_prefetch_3d(const CUtensorMap &map, int x, int y, int z, uint64_t policy) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.L2::cache_hint [%0, {%1, %2, %3}], %4;" ::"l"(&map), "r"(x), "r"(y), "r"(z),
-               "l"(policy)
-               : "memory");
-}
 // Into every block of the cluster that `mask` names, at the same offset, completing on each one's mbarrier.
 __device__ __forceinline__ void tma_load_multicast(void *to, const CUtensorMap &map, int column, int row,
                                                   uint64_t *barrier, uint16_t mask) {

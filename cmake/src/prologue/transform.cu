@@ -2,14 +2,15 @@
 #include "common/launch.cuh"
 #include "common/rows.cuh"
 #include "prologue/activation.cuh"
+#include "prologue/norm.cuh"
 #include "prologue/transform.cuh"
 
 namespace int8_cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// A block that normalises a row: up to 512 threads with 4 runs of 8 columns, whose 32 values stay in registers.
-constexpr int kNormThreads = 512, kNormRuns = 4;
+// Runs of 8 columns of a row that a thread keeps in registers.
+constexpr int kNormRuns = 5;
 // A warp normalises runs of up to 8 columns a lane: heads.
 constexpr int kWarpColumns = 32 * kRun, kWarps = 4;
 
@@ -59,27 +60,19 @@ __global__ void __launch_bounds__(kThreads) map_rows(const __grid_constant__ Par
 
 // ---- Norms: a warp or a block has k columns. ----
 
-// The sum over the warp or the block, the same in every thread; its order depends on k alone.
+// The sum over the warp or the block, the same in every thread.
 template <bool kWarp>
 __device__ __forceinline__ float reduce_sum(float v) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  v = warp_sum(v);
   if constexpr (!kWarp) {
-    __shared__ float scratch[32];
-    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    __shared__ float scratch[kNormThreads / 32];
     __syncthreads();
-    if (lane == 0) scratch[threadIdx.x / 32] = v;
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
     __syncthreads();
-    v = lane < warps ? scratch[lane] : 0.0f;
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) v += __shfl_xor_sync(0xffffffffu, v, offset);
+    v = scratch[0];
+    for (int i = 1; i < static_cast<int>(blockDim.x) / 32; ++i) v += scratch[i];
   }
   return v;
-}
-
-__device__ __forceinline__ void normalise(float (&v)[kRun], float mean, float factor, const float (&gain)[kRun], const float (&bias)[kRun]) {
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) v[i] = (v[i] - mean) * factor * gain[i] + bias[i];
 }
 
 // kRuns: runs of eight columns a thread keeps in registers; 0: x is read again after each reduction.
@@ -105,7 +98,6 @@ __global__ void __launch_bounds__(kWarp ? kWarps * 32 : kNormThreads) norm_rows(
   }
   pdl_wait();
 
-  const float scale = 1.0f / static_cast<float>(k);
   float mean = 0.0f, squares = 0.0f;
   if constexpr (kRuns > 0) {
     float v[kRuns][kRun] = {}, before[kRuns][kRun];
@@ -136,7 +128,7 @@ __global__ void __launch_bounds__(kWarp ? kWarps * 32 : kNormThreads) norm_rows(
 #pragma unroll
         for (int i = 0; i < kRun; ++i) mean += v[c][i];
       }
-      mean = reduce_sum<kWarp>(mean) * scale;
+      mean = reduce_sum<kWarp>(mean) / static_cast<float>(k);
     }
 #pragma unroll
     for (int c = 0; c < kRuns; ++c) {
@@ -146,7 +138,7 @@ __global__ void __launch_bounds__(kWarp ? kWarps * 32 : kNormThreads) norm_rows(
         squares = fmaf(d, d, squares);
       }
     }
-    const float factor = 1.0f / sqrtf(reduce_sum<kWarp>(squares) * scale + p.transform.eps);
+    const float factor = norm_factor(reduce_sum<kWarp>(squares), k, p.transform.eps);
 #pragma unroll
     for (int c = 0; c < kRuns; ++c) {
       const int column = first + c * step;
@@ -167,7 +159,7 @@ __global__ void __launch_bounds__(kWarp ? kWarps * 32 : kNormThreads) norm_rows(
 #pragma unroll
         for (int i = 0; i < kRun; ++i) mean += v[i];
       }
-      mean = reduce_sum<kWarp>(mean) * scale;
+      mean = reduce_sum<kWarp>(mean) / static_cast<float>(k);
     }
     for (int column = first; column < k; column += step) {
       load_run(x + column, k - column, vector, v);
@@ -177,7 +169,7 @@ __global__ void __launch_bounds__(kWarp ? kWarps * 32 : kNormThreads) norm_rows(
         squares = fmaf(d, d, squares);
       }
     }
-    const float factor = 1.0f / sqrtf(reduce_sum<kWarp>(squares) * scale + p.transform.eps);
+    const float factor = norm_factor(reduce_sum<kWarp>(squares), k, p.transform.eps);
     for (int column = first; column < k; column += step) {
       load_run(x + column, k - column, vector, v);
       load_gain(column);

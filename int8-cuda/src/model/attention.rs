@@ -181,6 +181,7 @@ impl Batch {
     pub fn set(&mut self, stream: &Stream, rows: &[BatchRow], segments: &[usize]) -> Result<(), Error> {
         if rows.len() > self.largest_rows
             || segments.len() > self.largest_segments
+            || segments.contains(&0)
             || segments.iter().sum::<usize>() != rows.len()
         {
             let (expected, found) =
@@ -312,14 +313,17 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// Rotates queries and keys in place where a rotation is given, and writes keys and values of the batch's rows to `layer` of
-    /// the cache: `qkv [rows, (heads + 2·kv_heads)·head_size]`.
+    /// Rotates queries and keys where a rotation is given, writes keys and values of the batch's rows to `layer` of the cache, and
+    /// enqueues `out [rows, heads·head_size]` = attention of the queries to it: `qkv [rows, (heads + 2·kv_heads)·head_size]`,
+    /// whose queries and keys are undefined afterwards.
     ///
-    /// The caller has given every row's position a page, and the rotation has a row for it.
+    /// The caller has given every row's position a page, and the rotation has a row for it. Between two forwards lies a copy to the
+    /// device, as [`Batch::set`] makes one: the kernel of a decode step reads rows, pages and cached keys and values early.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Device`].
-    pub fn append(
+    #[expect(clippy::too_many_arguments, reason = "operands of one operation")]
+    pub fn append_and_attend(
         &self,
         stream: &Stream,
         workspace: &Workspace,
@@ -327,8 +331,14 @@ impl Attention<'_> {
         (cache, layer): (&mut KvCache, usize),
         qkv: &mut Tensor,
         rotation: Option<&Rotation>,
+        out: &mut Tensor,
     ) -> Result<(), Error> {
-        self.enqueue_append(stream, workspace, batch, (cache, layer), (qkv, self.heads), rotation)
+        let append =
+            self.append_params(stream, workspace, batch, (cache, layer), (qkv, self.heads), rotation)?;
+        let attend = self.attention_params(stream, workspace, batch, (cache, layer), qkv, out)?;
+        // SAFETY: sizes were checked; the caller vouches for pages and positions. Freeing any of the memory waits for the device.
+        let status = unsafe { sys::int8_cuda_append_and_attend(&raw const append, &raw const attend) };
+        check("attention", status, || self.describe(batch, cache, qkv))
     }
 
     /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` of the batch's rows to `layer` of the cache.
@@ -343,19 +353,22 @@ impl Attention<'_> {
         cache: (&mut KvCache, usize),
         kv: &Tensor,
     ) -> Result<(), Error> {
-        self.enqueue_append(stream, workspace, batch, cache, (kv, 0), None)
+        let params = self.append_params(stream, workspace, batch, (&*cache.0, cache.1), (kv, 0), None)?;
+        // SAFETY: sizes were checked; the caller vouches for pages and positions. Freeing any of the memory waits for the device.
+        let status = unsafe { sys::int8_cuda_append_kv(&raw const params) };
+        check("KV cache", status, || self.describe(batch, cache.0, kv))
     }
 
     /// `heads`: the query heads in `qkv`.
-    fn enqueue_append(
+    fn append_params(
         &self,
         stream: &Stream,
         workspace: &Workspace,
         batch: &Batch,
-        (cache, layer): (&mut KvCache, usize),
+        (cache, layer): (&KvCache, usize),
         (qkv, heads): (&Tensor, usize),
         rotation: Option<&Rotation>,
-    ) -> Result<(), Error> {
+    ) -> Result<sys::int8_cuda_append_kv_params, Error> {
         let CacheShape { kv_heads, head_size, layers, .. } = cache.shape;
         qkv.expect_width("KV cache", (heads + 2 * kv_heads) * head_size)?;
         if qkv.rows() != batch.rows || layer >= layers {
@@ -368,7 +381,7 @@ impl Attention<'_> {
             let (expected, found) = ((1, head_size / 2), (rotation.positions, rotation.half));
             return Err(Error::Shape { operation: "KV cache", what: "rotation", expected, found });
         }
-        let params = sys::int8_cuda_append_kv_params {
+        Ok(sys::int8_cuda_append_kv_params {
             qkv: qkv.pointer(),
             cos: Buffer::pointer_or_null(rotation.map(|rotation| &rotation.cos)),
             sin: Buffer::pointer_or_null(rotation.map(|rotation| &rotation.sin)),
@@ -381,10 +394,7 @@ impl Attention<'_> {
             reserved: 0,
             cache: cache.raw(workspace),
             batch: batch.raw(),
-        };
-        // SAFETY: sizes were checked; the caller vouches for pages and positions. Freeing any of the memory waits for the device.
-        let status = unsafe { sys::int8_cuda_append_kv(&raw const params) };
-        check("KV cache", status, || format!("{} rows, {:?}", batch.rows, cache.shape))
+        })
     }
 
     /// `out [rows, heads·head_size]` = attention of the queries, the first `heads·head_size` columns of `q`, to `layer`.
@@ -400,6 +410,25 @@ impl Attention<'_> {
         q: &Tensor,
         out: &mut Tensor,
     ) -> Result<(), Error> {
+        let params = self.attention_params(stream, workspace, batch, (cache, layer), q, out)?;
+        // SAFETY: sizes were checked; freeing any of the memory waits for the device.
+        let status = unsafe { sys::int8_cuda_attention(&raw const params) };
+        check("attention", status, || self.describe(batch, cache, q))
+    }
+
+    fn describe(&self, batch: &Batch, cache: &KvCache, q: &Tensor) -> String {
+        format!("{} rows, {} heads, {:?}, {}", batch.rows, self.heads, cache.shape, q.element().name())
+    }
+
+    fn attention_params(
+        &self,
+        stream: &Stream,
+        workspace: &Workspace,
+        batch: &Batch,
+        (cache, layer): (&KvCache, usize),
+        q: &Tensor,
+        out: &mut Tensor,
+    ) -> Result<sys::int8_cuda_attention_params, Error> {
         let CacheShape { head_size, kv_heads, layers, .. } = cache.shape;
         out.expect_width("attention", self.heads * head_size)?;
         let divides = self.heads.checked_rem(kv_heads) == Some(0);
@@ -418,11 +447,8 @@ impl Attention<'_> {
             return Err(Error::Shape { operation: "attention", what: "bias", expected, found });
         }
         out.set_rows(batch.rows)?;
-        if batch.rows == 0 {
-            return Ok(());
-        }
         let (attention_workspace, workspace_bytes) = workspace.attention();
-        let params = sys::int8_cuda_attention_params {
+        Ok(sys::int8_cuda_attention_params {
             q: q.pointer(),
             out: out.pointer(),
             slopes: Buffer::pointer_or_null(self.slopes),
@@ -439,11 +465,6 @@ impl Attention<'_> {
             cache: cache.raw(workspace),
             batch: batch.raw(),
             ..self.settings(&cache.shape)
-        };
-        // SAFETY: sizes were checked; freeing any of the memory waits for the device.
-        let status = unsafe { sys::int8_cuda_attention(&raw const params) };
-        check("attention", status, || {
-            format!("{} rows, {} heads, {:?}, {}", batch.rows, self.heads, cache.shape, q.element().name())
         })
     }
 

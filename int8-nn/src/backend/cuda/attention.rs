@@ -153,8 +153,15 @@ impl CudaCache {
         let rotation = rotation.map(|place| &self.rotations[place]);
         let attention =
             attention(&self.kind, &self.layers[layer], self.bias.as_ref(), self.scale, self.softcap);
-        attention.append(stream, workspace, batch, (&mut self.pages, layer), qkv, rotation)?;
-        Ok(attention.attend(stream, workspace, batch, (&self.pages, layer), qkv, out)?)
+        Ok(attention.append_and_attend(
+            stream,
+            workspace,
+            batch,
+            (&mut self.pages, layer),
+            qkv,
+            rotation,
+            out,
+        )?)
     }
 
     pub(super) fn write_cross_kv(
