@@ -42,24 +42,16 @@ pub(crate) enum Processor {
     Gpu,
 }
 
-impl Processor {
-    /// Whether outliers can be multiplied by the checkpoint's own columns of the weight. A GPU has int8 columns alone so far.
-    pub(crate) fn has_exact_columns(self) -> bool {
-        self == Self::Cpu
-    }
-}
-
 /// Work with the model of a checkpoint, written once for all backends: [`Device::run`] chooses one.
 pub(crate) trait Task {
     /// The result.
     type Output;
 
-    /// The precision in which the model is loaded (first) on such a processor. A GPU that lacks it is not chosen unless it is
-    /// named.
+    /// The precision in which the model is loaded (first). A GPU that lacks it is not chosen unless it is named.
     ///
     /// # Errors
-    /// When the options contradict each other or ask for what the processor lacks.
-    fn precision(&self, processor: Processor) -> Result<Precision, Failure>;
+    /// When the options contradict each other.
+    fn precision(&self) -> Result<Precision, Failure>;
 
     /// Does the work.
     ///
@@ -154,7 +146,7 @@ impl Device {
                 compute.name()
             ));
         }
-        let precision = task.precision(Processor::Cpu)?;
+        let precision = task.precision()?;
         let backend = Arc::new(CpuBackend::with_kernel(self.kernel()?));
         task.run(&Place { backend, processor: Processor::Cpu, checkpoint, precision })
     }
@@ -174,7 +166,7 @@ impl Device {
         };
         let compute = self.compute.or(checkpoint.float_type()).unwrap_or(FloatType::F16);
         let open = || -> Result<_, Failure> {
-            let precision = task.precision(Processor::Gpu)?;
+            let precision = task.precision()?;
             let backend = CudaBackend::new(ordinal, compute).map_err(|error| {
                 Failure::new(format!("--device cuda:{ordinal}: {error}"))
                     .hint("nvidia-smi lists the GPUs; --device cpu runs models on the processor")

@@ -1,38 +1,36 @@
 //! From arguments to settings of the libraries: options that depend on each other are resolved and checked here, before any
 //! work is done.
 
-use std::collections::BTreeSet;
-
 use int8_core::{Config, OutlierRule, Scheme, scheme};
-use int8_nn::backend::{Backend, OutlierWeights, Precision, Quantization};
+use int8_nn::backend::{Backend, Precision, Quantization};
 use int8_nn::checkpoint::{Checkpoint, DType, Existing};
 use int8_nn::config::RotaryPrecision;
 use int8_nn::quantize::WriteSettings;
 use int8_nn::{Loader, Model};
 
 use crate::args::{self, ModelArgs, PrecisionArgs, WriteArgs};
-use crate::device::{Device, Place, Processor};
+use crate::device::{Device, Place};
 use crate::failure::Failure;
 use crate::hub;
 use crate::output::{Bar, Output};
 
-/// The precision of the linear layers on such a processor.
+/// The precision of the linear layers.
 ///
 /// # Errors
-/// When two options contradict each other, or the processor lacks what one asks for.
-pub(crate) fn precision(arguments: &PrecisionArgs, processor: Processor) -> Result<Precision, Failure> {
+/// When two options contradict each other.
+pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure> {
     if arguments.fp {
         return Ok(Precision::Float);
     }
     let quantization = match arguments.preset {
         Some(args::Preset::Best) => Quantization::best(),
-        Some(args::Preset::Paper) | None => quantization(arguments, processor)?,
+        Some(args::Preset::Paper) | None => quantization(arguments)?,
     };
     Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
 }
 
 /// From the single options.
-fn quantization(arguments: &PrecisionArgs, processor: Processor) -> Result<Quantization, Failure> {
+fn quantization(arguments: &PrecisionArgs) -> Result<Quantization, Failure> {
     let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
     let about_outliers = [
         ("--rule", arguments.rule.is_some()),
@@ -63,25 +61,7 @@ fn quantization(arguments: &PrecisionArgs, processor: Processor) -> Result<Quant
         ..scheme.config()
     };
     config.rule.validate().map_err(|error| Failure::usage(error.to_string()))?;
-    Ok(Quantization::new(config, outlier_weights(arguments.outlier_weights, processor)?))
-}
-
-/// The weights of the outlier product: exact where the processor has them, unless others are asked for.
-///
-/// # Errors
-/// When exact ones are asked for and there are none.
-pub(crate) fn outlier_weights(
-    given: Option<OutlierWeights>,
-    processor: Processor,
-) -> Result<OutlierWeights, Failure> {
-    match (given, processor.has_exact_columns()) {
-        (Some(OutlierWeights::Exact), false) => Err(Failure::new(
-            "--outlier-weights exact: a GPU multiplies outliers with dequantised int8 weights so far; \
-             drop the option, or run on the processor with --device cpu",
-        )),
-        (given, true) => Ok(given.unwrap_or(OutlierWeights::Exact)),
-        (_, false) => Ok(OutlierWeights::Dequantized),
-    }
+    Ok(Quantization::new(config, arguments.outlier_weights.unwrap_or_default()))
 }
 
 /// A setting in a comparison, with what else belongs to its row.
@@ -91,33 +71,18 @@ pub(crate) struct Compared<T> {
     pub(crate) detail: T,
 }
 
-/// The rows of a comparison as the backend runs them, each once: without exact outlier weights, a row has dequantised ones and
-/// `dequantized` at the end of its name. A remark names the rows that the backend cannot run.
+/// The rows of a comparison that the backend runs. A remark names the others.
 pub(crate) fn comparison<T, B: Backend>(
     rows: impl IntoIterator<Item = Compared<T>>,
-    dequantized: &str,
     place: &Place<B>,
     output: &Output,
 ) -> Vec<Compared<T>> {
     let capabilities = place.backend.capabilities();
-    let (mut kept, mut seen, mut refused) = (Vec::new(), BTreeSet::new(), Vec::new());
-    for mut row in rows {
-        let Compared { name, precision, .. } = &mut row;
-        if let Precision::Int8(quantization) = precision
-            && quantization.outlier_weights == OutlierWeights::Exact
-            && !place.processor.has_exact_columns()
-        {
-            quantization.outlier_weights = OutlierWeights::Dequantized;
-            if quantization.config.rule != OutlierRule::None {
-                name.push_str(dequantized);
-            }
-        }
-        if !seen.insert(name.clone()) {
-            continue;
-        }
-        match Loader::new(place.checkpoint.clone()).precision(*precision).accept(&capabilities) {
+    let (mut kept, mut refused) = (Vec::new(), Vec::new());
+    for row in rows {
+        match Loader::new(place.checkpoint.clone()).precision(row.precision).accept(&capabilities) {
             Ok(()) => kept.push(row),
-            Err(_) => refused.push(name.clone()),
+            Err(_) => refused.push(row.name),
         }
     }
     if !refused.is_empty() {
@@ -186,7 +151,7 @@ pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
 /// # Errors
 /// When the options contradict each other or the checkpoint cannot be opened.
 pub(crate) fn checkpoint(arguments: &ModelArgs, output: &Output) -> Result<Checkpoint, Failure> {
-    precision(&arguments.precision, Processor::Cpu)?;
+    precision(&arguments.precision)?;
     Ok(Checkpoint::open(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?)
 }
 

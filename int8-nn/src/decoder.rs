@@ -8,6 +8,7 @@ use crate::backend::{
     Output,
 };
 use crate::block::{self, Block, Loader};
+use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
 use crate::families::{self, CrossNamesOf, TensorNames};
@@ -86,10 +87,12 @@ impl<B: Backend> Decoder<B> {
         let names = (family.names)(&config);
         let layers = config.layers;
         let mut loaded = 0;
-        Self::assemble(checkpoint, backend, config, names, None, precision, || {
+        let decoder = Self::assemble(checkpoint, backend, config, names, None, precision, || {
             loaded += 1;
             progress(loaded, layers);
-        })
+        })?;
+        calibration::decoder(&decoder, None)?;
+        Ok(decoder)
     }
 
     /// Loads a decoder with cross-attention and the encoder whose output it attends to.
@@ -126,6 +129,7 @@ impl<B: Backend> Decoder<B> {
         let cross = Some((names.decoder_bias, names.cross));
         let decoder =
             Self::assemble(checkpoint, backend, decoder, names.decoder, cross, precision, &mut loaded)?;
+        calibration::decoder(&decoder, Some(&source))?;
         Ok((decoder, source))
     }
 
@@ -340,6 +344,12 @@ impl<B: Backend> Decoder<B> {
     pub fn linears(&self) -> impl Iterator<Item = (usize, LinearRole, &B::Linear)> {
         let blocks = self.blocks.iter().enumerate();
         blocks.flat_map(|(number, block)| block.linears().map(move |(role, linear)| (number, role, linear)))
+    }
+
+    /// These, the projections around the embedding, and the head.
+    pub(crate) fn all_linears(&self) -> impl Iterator<Item = &B::Linear> {
+        let outside = self.project_in.iter().chain(&self.project_out).chain([&self.head]);
+        self.linears().map(|(_, _, linear)| linear).chain(outside)
     }
 }
 

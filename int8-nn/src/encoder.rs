@@ -10,6 +10,7 @@ use crate::backend::{
     LinearStatistics, Mask, Output, Phase, Segment,
 };
 use crate::block::{self, Block, Context, Loader, Scratch};
+use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, RawConfig};
 use crate::decoder::Footprint;
@@ -74,7 +75,19 @@ impl<B: Backend> Encoder<B> {
             blocks.push(loader.block(layer, (names.layer)(layer), precision)?);
             progress(layer + 1, network.layers);
         }
-        Ok(Self { embedding, positions, embedding_norm, bias, blocks, config, backend })
+        let encoder = Self { embedding, positions, embedding_norm, bias, blocks, config, backend };
+        calibration::encoder(&encoder)?;
+        Ok(encoder)
+    }
+
+    /// The backend the weights are on.
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The linear layers of the blocks.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &B::Linear> {
+        self.blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear)
     }
 
     /// The normalised configuration.

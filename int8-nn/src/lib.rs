@@ -15,6 +15,7 @@
 
 pub mod backend;
 mod block;
+mod calibration;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
@@ -29,6 +30,8 @@ pub mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod int8_weight;
+#[cfg(any(feature = "cuda", test))]
+mod kept_columns;
 mod kind;
 pub mod linear8bit;
 pub mod model;

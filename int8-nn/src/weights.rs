@@ -5,7 +5,9 @@ mod part;
 #[cfg(test)]
 mod tests;
 
-use int8_core::{Element, FloatType};
+use std::collections::BTreeSet;
+
+use int8_core::{Element, FloatSlice, FloatType};
 use int8_cpu::ExactColumn;
 
 use crate::Error;
@@ -151,6 +153,41 @@ impl LinearSource {
             FloatType::F16 => self.columns_as(columns, |values| ExactColumn::F16(values.into()))?,
             FloatType::Bf16 => self.columns_as(columns, |values| ExactColumn::Bf16(values.into()))?,
         }))
+    }
+
+    /// The same as f32 `[columns, N]` row-major: one column of the weight after the other.
+    ///
+    /// # Errors
+    /// As [`exact_columns`](Self::exact_columns).
+    pub fn exact_columns_f32(&self, columns: &[usize]) -> Result<Option<Vec<f32>>, Error> {
+        let Some(exact) = self.exact_columns(columns)? else { return Ok(None) };
+        let (mut all, mut wide) = (Vec::with_capacity(columns.len() * self.outputs()), Vec::new());
+        for column in &exact {
+            all.extend_from_slice(match column {
+                ExactColumn::F32(values) => values,
+                ExactColumn::F16(values) => widened(FloatSlice::F16(values), &mut wide),
+                ExactColumn::Bf16(values) => widened(FloatSlice::Bf16(values), &mut wide),
+            });
+        }
+        Ok(Some(all))
+    }
+
+    /// The columns that the checkpoint holds exactly beside the codes of an int8 layer, ascending. `None` where a part of the layer
+    /// is in floating point: each of its columns is exact.
+    ///
+    /// # Errors
+    /// When a tensor is missing or what is stored does not fit the weight.
+    pub fn stored_outlier_columns(&self) -> Result<Option<Vec<usize>>, Error> {
+        let mut all = BTreeSet::new();
+        for part in &self.parts {
+            let tensor = part.tensor(&self.checkpoint)?;
+            if tensor.dtype() != DType::I8 {
+                return Ok(None);
+            }
+            let stored = self.checkpoint.outlier_columns(&part.name, tensor.matrix_shape()?)?;
+            all.extend(stored.into_iter().flat_map(|stored| stored.columns));
+        }
+        Ok(Some(all.into_iter().collect()))
     }
 
     fn columns_as<T: Element + ReadAs>(

@@ -52,8 +52,8 @@ pub(crate) struct PrecisionArgs {
     /// Part of the input that is multiplied in 16-bit for an outlier: its whole column (the paper), or the value alone [default: column]
     #[arg(long, value_name = "WHAT", value_parser = named::<OutlierGranularity>())]
     pub(crate) granularity: Option<OutlierGranularity>,
-    /// Weights of the outliers: the checkpoint's own values, read when needed, or dequantised int8, the only ones on a GPU
-    /// [default: exact, on a GPU dequantized]
+    /// Weights of the outliers: the checkpoint's own values, read when needed (on a GPU those of the columns that most often hold
+    /// outliers, found when the model is loaded), or dequantised int8 [default: exact]
     #[arg(long, value_name = "HOW", value_parser = named::<OutlierWeights>())]
     pub(crate) outlier_weights: Option<OutlierWeights>,
     /// Values that determine the scale of a row with outliers [default: paper]

@@ -13,7 +13,7 @@ use super::passages::read_passages;
 use super::{OutlierShare, outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
-use crate::device::{Device, Place, Processor, Task};
+use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::report::charts::{Axis, Chart, Series};
@@ -109,7 +109,7 @@ struct Compare<'a> {
 impl Task for Compare<'_> {
     type Output = ();
 
-    fn precision(&self, _: Processor) -> Result<Precision, Failure> {
+    fn precision(&self) -> Result<Precision, Failure> {
         Ok(Precision::Float)
     }
 
@@ -128,7 +128,7 @@ impl Task for Compare<'_> {
 
         let context =
             Context { arguments, place, output, float: &float, ids: &ids, options, baseline: &baseline };
-        let entries = resolve::comparison(entries(), DEQUANTIZED, place, output);
+        let entries = resolve::comparison(entries(), place, output);
         let all = entries.len();
         let mut found = Vec::new();
         for (index, entry) in entries.into_iter().enumerate() {
@@ -229,14 +229,13 @@ impl<B: Backend> Context<'_, B> {
         let windows = SWEEP_WINDOWS.min(self.baseline.perplexity.windows.len());
         let options = PerplexityOptions { windows: Some(windows), ..self.options };
         let baseline = self.float.baseline(self.ids, &options, 0, |_, _| {})?;
-        let weights = resolve::outlier_weights(None, self.place.processor)?;
         let points = |name: &str, base: Scheme, granularity, rules: &[(f32, OutlierRule)]| {
             let rows = rules.iter().map(|&(parameter, rule)| {
                 let config = int8_core::Config { rule, outlier_granularity: granularity, ..base.config() };
-                let precision = Precision::Int8(Quantization::new(config, weights));
+                let precision = Precision::Int8(Quantization::new(config, OutlierWeights::Exact));
                 Compared { name: format!("{name} {parameter}"), precision, detail: parameter }
             });
-            let rows = resolve::comparison(rows, DEQUANTIZED, self.place, self.output);
+            let rows = resolve::comparison(rows, self.place, self.output);
             rows.into_iter()
                 .map(|Compared { name, precision, detail: parameter }| {
                     let arguments = &self.arguments.model.precision;

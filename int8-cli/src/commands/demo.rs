@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::outlier_share;
 use crate::convert::{count, real};
-use crate::device::{Device, Place, Processor, Task};
+use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve::{self, Compared};
@@ -63,7 +63,7 @@ impl Task for Demo<'_> {
     type Output = ();
 
     /// The scheme that the fewest devices have.
-    fn precision(&self, _: Processor) -> Result<Precision, Failure> {
+    fn precision(&self) -> Result<Precision, Failure> {
         Ok(Precision::Int8(Quantization::new(Scheme::Zeropoint.config(), OutlierWeights::Dequantized)))
     }
 
@@ -72,13 +72,12 @@ impl Task for Demo<'_> {
         let load = |precision: Precision| -> Result<Model<B>, Failure> {
             Ok(Loader::new(place.checkpoint.clone()).precision(precision).build_on(place.backend.clone())?)
         };
-        let weights = resolve::outlier_weights(None, place.processor)?;
         let schemes = SCHEMES.map(|scheme| Compared {
             name: scheme.name().to_owned(),
-            precision: Precision::Int8(Quantization::new(scheme.config(), weights)),
+            precision: Precision::Int8(Quantization::new(scheme.config(), OutlierWeights::Exact)),
             detail: scheme,
         });
-        let schemes = resolve::comparison(schemes, "", place, output);
+        let schemes = resolve::comparison(schemes, place, output);
 
         let float = load(Precision::Float)?;
         let ids = float.tokenizer()?.encode(TEXT, false)?;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::{read_text, settings, write_whole};
 use crate::args::EmbedArgs;
 use crate::convert::{count, real};
-use crate::device::{Device, Place, Processor, Task};
+use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve::{self, Compared};
@@ -54,8 +54,8 @@ struct Embed<'a> {
 impl Task for Embed<'_> {
     type Output = ();
 
-    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
-        resolve::precision(&self.arguments.model.precision, processor)
+    fn precision(&self) -> Result<Precision, Failure> {
+        resolve::precision(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
@@ -288,9 +288,9 @@ struct Compare<'a> {
 impl Task for Compare<'_> {
     type Output = ();
 
-    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
+    fn precision(&self) -> Result<Precision, Failure> {
         // The model in floating point comes first, but a place is to run the given settings, too.
-        resolve::precision(&self.arguments.model.precision, processor)
+        resolve::precision(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
@@ -301,11 +301,11 @@ impl Task for Compare<'_> {
         let exact = vectors(&float, &ids, output)?;
         drop(float);
         let settings = if arguments.model.precision.any() {
-            let precision = resolve::precision(&arguments.model.precision, place.processor)?;
+            let precision = resolve::precision(&arguments.model.precision)?;
             let name = resolve::precision_name(&arguments.model.precision).to_owned();
             vec![Compared { name, precision, detail: () }]
         } else {
-            resolve::comparison(all_settings(), DEQUANTIZED, place, output)
+            resolve::comparison(all_settings(), place, output)
         };
         let width = settings.iter().map(|setting| setting.name.chars().count()).max().unwrap_or(0);
         if !output.json {

@@ -10,7 +10,7 @@ use super::passages::read_passages;
 use super::{outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
-use crate::device::{Device, Place, Processor, Task};
+use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
 use crate::output::{Output, bytes};
 use crate::resolve;
@@ -36,8 +36,8 @@ struct Eval<'a> {
 impl Task for Eval<'_> {
     type Output = ();
 
-    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
-        resolve::precision(&self.arguments.model.precision, processor)
+    fn precision(&self) -> Result<Precision, Failure> {
+        resolve::precision(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{input_ids, no_input, write_whole};
 use crate::args::LogitsArgs;
-use crate::device::{Device, Place, Processor, Task};
+use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::resolve;
@@ -29,8 +29,8 @@ struct Logits<'a> {
 impl Task for Logits<'_> {
     type Output = ();
 
-    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
-        resolve::precision(&self.arguments.model.precision, processor)
+    fn precision(&self) -> Result<Precision, Failure> {
+        resolve::precision(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

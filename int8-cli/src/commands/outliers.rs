@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::text;
 use crate::args::{OutliersArgs, PrecisionArgs};
-use crate::device::{Device, Place, Processor, Task};
+use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::report::charts::{Axis, Chart, Series};
@@ -65,7 +65,7 @@ struct Outliers<'a> {
 impl Task for Outliers<'_> {
     type Output = ();
 
-    fn precision(&self, _: Processor) -> Result<Precision, Failure> {
+    fn precision(&self) -> Result<Precision, Failure> {
         Ok(Precision::Float)
     }
 

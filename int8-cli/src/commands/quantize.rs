@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::{PrecisionArgs, QuantizeArgs};
 use crate::convert::real_u64;
-use crate::device::{Device, Place, Processor, Task};
+use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
 use crate::output::{Bar, Output, bytes, peak_memory};
 use crate::{hub, resolve};
@@ -82,8 +82,8 @@ struct Calibrate<'a> {
 impl Task for Calibrate<'_> {
     type Output = BTreeMap<String, Vec<usize>>;
 
-    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
-        resolve::precision(&PrecisionArgs::default(), processor)
+    fn precision(&self) -> Result<Precision, Failure> {
+        resolve::precision(&PrecisionArgs::default())
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<Self::Output, Failure> {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::generate::{Echo, Run, continued};
 use super::{chat, input_ids, no_input};
 use crate::args::RunArgs;
-use crate::device::{Device, Place, Processor, Task};
+use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::resolve;
@@ -35,8 +35,8 @@ struct Generate<'a> {
 impl Task for Generate<'_> {
     type Output = ();
 
-    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
-        resolve::precision(&self.arguments.model.precision, processor)
+    fn precision(&self) -> Result<Precision, Failure> {
+        resolve::precision(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

@@ -3,7 +3,8 @@
 use int8_core::{Encoding, FloatType, Granularity};
 use int8_cuda_sys as sys;
 
-use super::tensor::element;
+use super::exact::ExactColumns;
+use super::tensor::{Tensor, element};
 use super::upload::Staged;
 use crate::convert;
 use crate::device::{Device, Stream};
@@ -22,6 +23,7 @@ pub struct Int8Linear {
     scales: Buffer<f32>,
     zero_points: Option<Buffer<i32>>,
     code_sums: Buffer<i32>,
+    exact: ExactColumns,
 }
 
 impl Int8Linear {
@@ -30,13 +32,35 @@ impl Int8Linear {
         (self.n, self.k)
     }
 
-    /// Device memory in bytes.
+    /// Device memory in bytes, with that of exact columns.
     pub fn bytes(&self) -> usize {
-        self.codes.len() + 8 * self.n + self.zero_points.as_ref().map_or(0, |zeros| 4 * zeros.len())
+        let zero_points = self.zero_points.as_ref().map_or(0, |zeros| 4 * zeros.len());
+        self.codes.len() + 8 * self.n + zero_points + self.exact.bytes()
+    }
+
+    /// Keeps columns of the weight beside its codes: `values [columns, n]`, of the type that activations are computed in. From now
+    /// on outliers in these columns are multiplied with them; those in other columns with dequantised codes, as all are before.
+    /// The columns of a weight are chosen once, before an operation with it is captured in a graph.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a column that is absent or stands twice, or when columns were chosen before; [`Error::Shape`],
+    /// [`Error::OutOfMemory`], [`Error::Device`].
+    pub fn keep_exact(&self, device: &Device, columns: &[usize], values: Tensor) -> Result<(), Error> {
+        self.exact.set(device, self.dim(), columns, values)
+    }
+
+    /// Number of columns that are kept.
+    pub fn exact_columns(&self) -> usize {
+        self.exact.len()
+    }
+
+    /// Whether its exact columns, if there are any, can be multiplied with activations of this type.
+    pub(super) fn fits(&self, compute: FloatType) -> bool {
+        self.exact.element().is_none_or(|element| element == compute)
     }
 
     pub(crate) fn raw(&self) -> RawWeight {
-        RawWeight {
+        self.exact.beside(RawWeight {
             codes: self.codes.pointer(),
             scales: self.scales.pointer(),
             zero_points: self
@@ -48,7 +72,7 @@ impl Int8Linear {
             exact_index: std::ptr::null(),
             exact_strides: (0, 0),
             ld: convert::size(leading(self.k)),
-        }
+        })
     }
 }
 
@@ -82,6 +106,7 @@ impl Int8LinearBuilder {
             scales: Buffer::zeros(device, n)?,
             zero_points,
             code_sums: Buffer::zeros(device, n)?,
+            exact: ExactColumns::default(),
         };
         let workspace = Buffer::zeros(device, 0)?;
         Ok(Self { linear, filled: 0, encoding, workspace })

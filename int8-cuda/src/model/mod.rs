@@ -6,6 +6,7 @@
 //! them can be captured in a [`crate::Graph`].
 
 mod attention;
+mod exact;
 mod linear;
 mod sampling;
 mod tensor;

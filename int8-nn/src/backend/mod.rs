@@ -80,6 +80,17 @@ pub trait Backend: Sized + Send + Sync {
     /// An embedding table `[rows, width]`.
     fn embedding(&self, table: FloatMatrix) -> Result<Self::Embedding, Error>;
 
+    /// Called once, when all linear layers of a model have been made: `forwards` runs forwards over a fixed text, in which these
+    /// layers see the inputs that the model has. A backend that has nothing to learn from them does not call it.
+    fn calibrate(
+        &self,
+        linears: &[&Self::Linear],
+        forwards: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let _ = (linears, forwards);
+        Ok(())
+    }
+
     // Preparing a session.
 
     /// Activations for at most `max_rows` rows.

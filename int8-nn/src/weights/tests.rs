@@ -168,6 +168,10 @@ fn rows_and_columns_are_read_where_they_lie() {
             assert_eq!(next, rows.end);
         }
         let columns = [69, 0, 13];
+        let one_by_one = columns.iter().flat_map(|column| expected.column(*column).to_vec());
+        let as_f32 = source.exact_columns_f32(&columns).expect("columns");
+        assert_eq!(as_f32, (!with_codes).then(|| one_by_one.collect()));
+        assert_eq!(source.stored_outlier_columns().expect("columns"), None, "a part is in floating point");
         let found = source.exact_columns(&columns).expect("columns");
         assert_eq!(found.is_some(), !with_codes);
         for (column, found) in columns.iter().zip(found.into_iter().flatten()) {

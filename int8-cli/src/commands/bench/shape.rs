@@ -134,9 +134,9 @@ impl Step {
 impl Task for Bench<'_> {
     type Output = ();
 
-    fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
+    fn precision(&self) -> Result<Precision, Failure> {
         let precision = PrecisionArgs { int8_head: self.arguments.int8_head, ..PrecisionArgs::default() };
-        resolve::precision(&precision, processor)
+        resolve::precision(&precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

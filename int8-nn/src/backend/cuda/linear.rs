@@ -1,18 +1,20 @@
 //! Linear layers on the GPU, and their way there: rows are read into page-locked memory, copied, and quantised on the device
 //! while the next ones are read.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use int8_core::{Config, FloatSlice, FloatType, Granularity};
-use int8_cuda::model::{FloatWeight, Int8Linear, Int8LinearBuilder, Upload};
+use int8_core::{Config, FloatSlice, FloatType, Granularity, OutlierRule};
+use int8_cuda::model::{FloatWeight, Int8Linear, Int8LinearBuilder, Tensor, Upload};
 use int8_cuda::{Buffer, Stream};
 use rayon::prelude::*;
 
+use super::lock;
 use crate::Error;
 use crate::backend::LinearStatistics;
-use crate::precision::{Precision, Site};
+use crate::kept_columns::{self, OutlierCounts};
+use crate::precision::{OutlierWeights, Precision, Quantization, Site};
 use crate::weights::{FloatMatrix, LinearSource, StoredWeight, widened};
 
 /// A linear layer on the GPU: `y [M, N] = x [M, K] · Wᵀ + b`.
@@ -22,6 +24,15 @@ pub struct CudaLinear {
     name: String,
     weight: Weight,
     bias: Option<Buffer<f32>>,
+    /// Until the exact columns have been chosen.
+    uncalibrated: Mutex<Option<Uncalibrated>>,
+}
+
+/// An int8 weight whose exact columns are still to be chosen.
+#[derive(Debug)]
+struct Uncalibrated {
+    source: LinearSource,
+    outliers: OutlierCounts,
 }
 
 #[derive(Debug)]
@@ -39,21 +50,58 @@ impl CudaLinear {
         precision: &Precision,
         compute: FloatType,
     ) -> Result<Self, Error> {
+        let mut uncalibrated = None;
         let weight = match precision {
             // Tensor cores multiply two operands of one type.
             Precision::Float => Weight::Float(Arc::new(upload(stream, to, &source.float()?, compute)?)),
-            Precision::Int8(quantization) => Weight::Int8 {
-                weight: quantize(stream, to, source, &quantization.config)?,
-                config: quantization.config,
-            },
+            Precision::Int8(Quantization { config, outlier_weights, .. }) => {
+                let weight = quantize(stream, to, source, config)?;
+                let exact = *outlier_weights == OutlierWeights::Exact && config.rule != OutlierRule::None;
+                // A checkpoint that is int8 itself has those columns that were stored beside the codes, or none.
+                if exact && source.exact_columns(&[])?.is_some() {
+                    match source.stored_outlier_columns()? {
+                        Some(columns) => keep_exact(&weight, source, &columns, (stream, compute))?,
+                        None => {
+                            let outliers = OutlierCounts::new(source.inputs());
+                            uncalibrated = Some(Uncalibrated { source: source.clone(), outliers });
+                        }
+                    }
+                }
+                Weight::Int8 { weight, config: *config }
+            }
         };
         source.release();
         let bias = source.bias().map(|bias| Buffer::from_host(stream.device(), bias)).transpose()?;
-        Ok(Self { site, name: source.name().to_owned(), weight, bias })
+        let uncalibrated = Mutex::new(uncalibrated);
+        Ok(Self { site, name: source.name().to_owned(), weight, bias, uncalibrated })
     }
 
     pub(super) fn from_weight(site: Site, name: &str, weight: Arc<FloatWeight>) -> Self {
-        Self { site, name: name.to_owned(), weight: Weight::Float(weight), bias: None }
+        let (name, weight) = (name.to_owned(), Weight::Float(weight));
+        Self { site, name, weight, bias: None, uncalibrated: Mutex::default() }
+    }
+
+    /// Whether its exact columns are still to be chosen.
+    pub(super) fn is_uncalibrated(&self) -> bool {
+        lock(&self.uncalibrated).is_some()
+    }
+
+    /// Counts a call in which these input features held outliers.
+    pub(super) fn count_outliers(&self, columns: &[usize]) {
+        if let Some(uncalibrated) = &mut *lock(&self.uncalibrated) {
+            uncalibrated.outliers.add(columns);
+        }
+    }
+
+    /// Keeps the columns that held outliers most often so far, exactly.
+    pub(super) fn choose_exact(&self, stream: &Stream, compute: FloatType) -> Result<(), Error> {
+        let Some(Uncalibrated { source, outliers }) = lock(&self.uncalibrated).take() else { return Ok(()) };
+        let columns = outliers.most_frequent(kept_columns::limit(source.inputs()));
+        if let Weight::Int8 { weight, .. } = &self.weight {
+            keep_exact(weight, &source, &columns, (stream, compute))?;
+        }
+        source.release();
+        Ok(())
     }
 
     /// Where it stands in the model.
@@ -107,16 +155,32 @@ impl CudaLinear {
         weight + self.bias.as_ref().map_or(0, |bias| 4 * bias.len())
     }
 
-    /// Nothing is counted on the device.
+    /// No outliers are counted on the device.
     pub(super) fn statistics(&self) -> LinearStatistics {
         let (_, inputs) = self.dim();
         LinearStatistics {
             name: self.name.clone(),
             inputs,
             column_calls: vec![0; inputs],
+            exact_columns: self.int8().map_or(0, Int8Linear::exact_columns),
             ..LinearStatistics::default()
         }
     }
+}
+
+/// Reads these columns of the weight from the checkpoint and keeps them on the device, in the type that is computed in.
+fn keep_exact(
+    weight: &Int8Linear,
+    source: &LinearSource,
+    columns: &[usize],
+    (stream, compute): (&Stream, FloatType),
+) -> Result<(), Error> {
+    if columns.is_empty() {
+        return Ok(());
+    }
+    let Some(values) = source.exact_columns_f32(columns)? else { return Ok(()) };
+    let values = Tensor::from_f32(stream.device(), compute, source.outputs(), &values)?;
+    Ok(weight.keep_exact(stream.device(), columns, values)?)
 }
 
 /// A matrix on the device, as `element`.

@@ -54,6 +54,8 @@ pub struct CudaBackend {
     recording: Mutex<Recording>,
     observer: Mutex<Option<Arc<dyn Observer>>>,
     observed: AtomicBool,
+    /// The layers count their outliers, and nothing is recorded.
+    calibrating: AtomicBool,
 }
 
 /// Activations on the device.
@@ -103,6 +105,7 @@ impl CudaBackend {
             recording: Mutex::default(),
             observer: Mutex::default(),
             observed: AtomicBool::new(false),
+            calibrating: AtomicBool::new(false),
             device,
         })
     }
@@ -183,7 +186,8 @@ impl CudaBackend {
     ) -> Result<(), Error> {
         let workspace = self.workspace();
         let mut workspace = lock(&workspace);
-        let mut int8: Vec<(Config, Vec<Target<'_>>)> = Vec::new();
+        let calibrating = self.calibrating.load(Ordering::Acquire);
+        let mut int8: Vec<(Config, Vec<Target<'_>>, Vec<&CudaLinear>)> = Vec::new();
         for (linear, out, store) in targets.iter_mut() {
             match linear.weight() {
                 Weight::Float(weight) => {
@@ -192,15 +196,25 @@ impl CudaBackend {
                 }
                 Weight::Int8 { weight, config } => {
                     let target = Target { weight, bias: linear.bias(), out, store: *store };
-                    match int8.iter_mut().find(|(known, _)| known == config) {
-                        Some((_, targets)) => targets.push(target),
-                        None => int8.push((*config, vec![target])),
+                    match int8.iter_mut().find(|(known, ..)| known == config) {
+                        Some((_, targets, linears)) => {
+                            targets.push(target);
+                            linears.push(linear);
+                        }
+                        None => int8.push((*config, vec![target], vec![linear])),
                     }
                 }
             }
         }
-        for (config, mut targets) in int8 {
-            workspace.project(&self.stream, x, function, &config, &mut targets)?;
+        for (config, mut targets, linears) in int8 {
+            if !calibrating {
+                workspace.project(&self.stream, x, function, &config, &mut targets)?;
+                continue;
+            }
+            let outliers =
+                workspace.project_and_list_outliers(&self.stream, x, function, &config, &mut targets)?;
+            let outliers = outliers.unwrap_or_default();
+            linears.iter().for_each(|linear| linear.count_outliers(&outliers));
         }
         Ok(())
     }
@@ -277,7 +291,6 @@ impl Backend for CudaBackend {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::all(format!("cuda:{}", self.ordinal));
         capabilities.features.remove(&Feature::GroupGranularity);
-        capabilities.features.remove(&Feature::ExactOutlierWeights);
         capabilities.max_head_size = Some(256);
         capabilities
     }
@@ -295,6 +308,24 @@ impl Backend for CudaBackend {
         let (n, k) = embedding.dim();
         self.serve(n, k, None);
         Ok(CudaLinear::from_weight(site, "tied head", embedding.clone()))
+    }
+
+    /// Chooses the columns of the weights that are kept exactly: those that hold outliers most often in `forwards`.
+    fn calibrate(
+        &self,
+        linears: &[&CudaLinear],
+        forwards: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if !linears.iter().any(|linear| linear.is_uncalibrated()) {
+            return Ok(());
+        }
+        // Another model's forwards on this backend wait.
+        let _turn = self.turn.enter();
+        self.calibrating.store(true, Ordering::Release);
+        let done = forwards();
+        self.calibrating.store(false, Ordering::Release);
+        done?;
+        linears.iter().try_for_each(|linear| linear.choose_exact(&self.stream, self.compute))
     }
 
     fn norm(&self, spec: &NormSpec) -> Result<CudaNorm, Error> {
@@ -390,7 +421,7 @@ impl Backend for CudaBackend {
         body: &mut (dyn FnMut() -> Result<(), Error> + Send),
     ) -> Result<(), Error> {
         let _turn = self.turn.enter();
-        let observed = self.observed.load(Ordering::Acquire);
+        let observed = self.observed.load(Ordering::Acquire) || self.calibrating.load(Ordering::Acquire);
         if observed || !graphs::is_recorded(&key) {
             return body();
         }

@@ -1,0 +1,97 @@
+//! Forwards over a fixed text when a model has been loaded, for a backend that chooses by the inputs of its linear layers what it
+//! keeps of their weights ([`Backend::calibrate`]). The text is random ids of the vocabulary.
+
+use int8_core::corpus::Random;
+
+use crate::backend::{Backend, RowSelection};
+use crate::block::Block;
+use crate::decoder::Decoder;
+use crate::encoder::Encoder;
+use crate::seq2seq::SourceEncoder;
+use crate::session::SessionOptions;
+use crate::{Error, convert};
+
+/// Sequences, each a forward of its own, so that there are frequencies.
+const SEQUENCES: usize = 16;
+
+/// Tokens of a sequence: more than one, since the kernel of a single row keeps no list of its outliers.
+const TOKENS: usize = 32;
+
+/// Rows of a sequence for which the head is computed: logits are wide.
+const LOGITS: usize = 4;
+
+/// Lets the backend of a decoder, and of the encoder whose output it attends to, see the inputs of their layers.
+pub(crate) fn decoder<B: Backend>(
+    decoder: &Decoder<B>,
+    source: Option<&SourceEncoder<B>>,
+) -> Result<(), Error> {
+    let config = decoder.config();
+    let of_source = source.iter().flat_map(|source| source.blocks()).flat_map(Block::linears);
+    let linears: Vec<&B::Linear> = of_source.map(|(_, linear)| linear).chain(decoder.all_linears()).collect();
+    decoder.backend().calibrate(&linears, &mut || {
+        let texts = text(config.vocab_size, config.max_positions);
+        let Some(tokens) = texts.first().map(Vec::len) else { return Ok(()) };
+        let options = SessionOptions { max_logits: LOGITS.min(tokens), ..SessionOptions::text(tokens) };
+        // The head sees the last rows.
+        let head = RowSelection::Range(tokens - options.max_logits..tokens);
+        match source {
+            None => {
+                let mut session = decoder.session(&options)?;
+                for ids in &texts {
+                    session.clear(0)?;
+                    session.forward(&[(0, ids)])?;
+                    session.logits(&head)?;
+                }
+            }
+            Some(source) => {
+                for ids in &texts {
+                    let mut session = source.session(decoder, ids, &options)?;
+                    let written = [&[source.start_token()], &ids[1..]].concat();
+                    session.forward(&[(0, &written)])?;
+                    session.logits(&head)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Lets the backend of an encoder see the inputs of its layers.
+pub(crate) fn encoder<B: Backend>(encoder: &Encoder<B>) -> Result<(), Error> {
+    let network = &encoder.config().network;
+    encoder.backend().calibrate(&encoder.linears().collect::<Vec<_>>(), &mut || {
+        for ids in text(network.vocab_size, network.max_positions) {
+            encoder.hidden_states(&[&ids])?;
+        }
+        Ok(())
+    })
+}
+
+/// [`SEQUENCES`] sequences of equally many ids, at most `longest`; none where there are no ids.
+fn text(vocabulary: usize, longest: usize) -> Vec<Vec<u32>> {
+    let all: Vec<u32> = (0..convert::token_id(vocabulary)).collect();
+    let tokens = TOKENS.min(longest);
+    if all.is_empty() || tokens == 0 {
+        return Vec::new();
+    }
+    let mut random = Random::new(0);
+    (0..SEQUENCES).map(|_| (0..tokens).map(|_| random.choose(&all)).collect()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn a_text_is_always_the_same_and_of_the_vocabulary() {
+        let ids = text(2000, 512);
+        assert_eq!(ids, text(2000, 512));
+        assert_eq!((ids.len(), ids[0].len()), (SEQUENCES, TOKENS));
+        let distinct: BTreeSet<u32> = ids.iter().flatten().copied().collect();
+        assert!(distinct.len() > 400 && distinct.iter().all(|id| *id < 2000), "{} ids", distinct.len());
+        assert!(text(60, 7).iter().all(|ids| ids.len() == 7 && ids.iter().all(|id| *id < 60)));
+        assert!(text(0, 7).is_empty() && text(7, 0).is_empty());
+    }
+}
