@@ -11,14 +11,11 @@ use crate::seq2seq::SourceEncoder;
 use crate::session::SessionOptions;
 use crate::{Error, convert};
 
-/// Sequences, each a forward of its own, so that there are frequencies.
-const SEQUENCES: usize = 16;
+/// Sequences.
+const SEQUENCES: usize = 8;
 
-/// Tokens of a sequence: more than one, since the kernel of a single row keeps no list of its outliers.
+/// Tokens of a sequence.
 const TOKENS: usize = 32;
-
-/// Rows of a sequence for which the head is computed: logits are wide.
-const LOGITS: usize = 4;
 
 /// Lets the backend of a decoder, and of the encoder whose output it attends to, see the inputs of their layers.
 pub(crate) fn decoder<B: Backend>(
@@ -31,24 +28,22 @@ pub(crate) fn decoder<B: Backend>(
     decoder.backend().calibrate(&linears, &mut || {
         let texts = text(config.vocab_size, config.max_positions);
         let Some(tokens) = texts.first().map(Vec::len) else { return Ok(()) };
-        let options = SessionOptions { max_logits: LOGITS.min(tokens), ..SessionOptions::text(tokens) };
-        // The head sees the last rows.
-        let head = RowSelection::Range(tokens - options.max_logits..tokens);
+        let one = SessionOptions { max_logits: 1, ..SessionOptions::text(tokens) };
+        // The logits: the head has an input, too.
         match source {
             None => {
+                let sequences = texts.len();
+                let options =
+                    SessionOptions { sequences, max_rows: sequences * tokens, max_logits: sequences, ..one };
                 let mut session = decoder.session(&options)?;
-                for ids in &texts {
-                    session.clear(0)?;
-                    session.forward(&[(0, ids)])?;
-                    session.logits(&head)?;
-                }
+                session.forward(&texts.iter().map(Vec::as_slice).enumerate().collect::<Vec<_>>())?;
+                session.logits(&RowSelection::LastOfSegments)?;
             }
             Some(source) => {
                 for ids in &texts {
-                    let mut session = source.session(decoder, ids, &options)?;
-                    let written = [&[source.start_token()], &ids[1..]].concat();
-                    session.forward(&[(0, &written)])?;
-                    session.logits(&head)?;
+                    let mut session = source.session(decoder, ids, &one)?;
+                    session.forward(&[(0, &[&[source.start_token()], &ids[1..]].concat())])?;
+                    session.logits(&RowSelection::LastOfSegments)?;
                 }
             }
         }
@@ -60,9 +55,8 @@ pub(crate) fn decoder<B: Backend>(
 pub(crate) fn encoder<B: Backend>(encoder: &Encoder<B>) -> Result<(), Error> {
     let network = &encoder.config().network;
     encoder.backend().calibrate(&encoder.linears().collect::<Vec<_>>(), &mut || {
-        for ids in text(network.vocab_size, network.max_positions) {
-            encoder.hidden_states(&[&ids])?;
-        }
+        let texts = text(network.vocab_size, network.max_positions);
+        encoder.hidden_states(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         Ok(())
     })
 }
@@ -90,7 +84,7 @@ mod tests {
         assert_eq!(ids, text(2000, 512));
         assert_eq!((ids.len(), ids[0].len()), (SEQUENCES, TOKENS));
         let distinct: BTreeSet<u32> = ids.iter().flatten().copied().collect();
-        assert!(distinct.len() > 400 && distinct.iter().all(|id| *id < 2000), "{} ids", distinct.len());
+        assert!(distinct.len() > 200 && distinct.iter().all(|id| *id < 2000), "{} ids", distinct.len());
         assert!(text(60, 7).iter().all(|ids| ids.len() == 7 && ids.iter().all(|id| *id < 60)));
         assert!(text(0, 7).is_empty() && text(7, 0).is_empty());
     }

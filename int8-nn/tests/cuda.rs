@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use int8_core::metrics::relative_l2;
 use int8_core::{Config, FloatType, OutlierGranularity, Scheme};
+use int8_nn::backend::cpu::CpuBackend;
 use int8_nn::backend::cuda::CudaBackend;
 use int8_nn::backend::{Backend, RowSelection};
 use int8_nn::checkpoint::Checkpoint;
-use int8_nn::precision::{OutlierWeights, Precision, Quantization};
+use int8_nn::precision::{LinearRole, OutlierWeights, Precision, Quantization};
 use int8_nn::{Error, GenerateOptions, Model, Sampler, Sampling, Session, SessionOptions};
 
 use common::{GoldenFile, data, exactly, folders, shared};
@@ -33,8 +34,12 @@ fn backend(compute: FloatType) -> Option<Arc<CudaBackend>> {
 }
 
 fn int8(granularity: OutlierGranularity) -> Precision {
+    int8_with(granularity, OutlierWeights::Dequantized)
+}
+
+fn int8_with(granularity: OutlierGranularity, outlier_weights: OutlierWeights) -> Precision {
     let config = Config { outlier_granularity: granularity, ..Scheme::LlmInt8Absmax.config() };
-    Precision::Int8(Quantization::new(config, OutlierWeights::Dequantized))
+    Precision::Int8(Quantization::new(config, outlier_weights))
 }
 
 /// The checkpoint's own type.
@@ -325,6 +330,125 @@ fn the_cpu_and_the_gpu_draw_the_same_tokens() {
     let on_gpu = gpu(&backend, &folder, Precision::Float).expect("a model");
     let on_gpu = on_gpu.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");
     assert_eq!(on_cpu.ids, on_gpu.ids);
+}
+
+/// demo-opt's six outlier features are chosen at load in every layer that sees them: its logits come as near to those in floating
+/// point as on the CPU, and several times nearer than with dequantised outlier weights; also where a decode step is replayed.
+#[test]
+fn exact_outlier_weights_are_nearer_to_float() {
+    let Some(folder) = shared("models/demo-opt") else { return };
+    let Some(backend) = backend(FloatType::F16) else { return };
+    let texts = GoldenFile::open(&folder).rows("greedy_ids");
+    let expected = logits(&cpu(&folder, Precision::Float).expect("a model"), &texts).expect("logits");
+    let mut wrong = Vec::new();
+    for granularity in [OutlierGranularity::Column, OutlierGranularity::Value] {
+        let on_cpu = cpu(&folder, int8_with(granularity, OutlierWeights::Exact)).expect("a model");
+        let reference = relative_l2(&logits(&on_cpu, &texts).expect("logits"), &expected);
+        let [exact, dequantized] = [OutlierWeights::Exact, OutlierWeights::Dequantized].map(|weights| {
+            let model = gpu(&backend, &folder, int8_with(granularity, weights)).expect("a model");
+            let together = relative_l2(&logits(&model, &texts).expect("logits"), &expected);
+            (together, relative_l2(&one_by_one(&model, &texts[0]), &expected))
+        });
+        println!("{granularity:?}: exact {exact:.2e?} (CPU {reference:.2e}), dequantized {dequantized:.2e?}");
+        for (name, exact, dequantized) in
+            [("together", exact.0, dequantized.0), ("one by one", exact.1, dequantized.1)]
+        {
+            if exact.is_nan() || exact > 1.3 * reference + 6e-3 || 2.0 * exact > dequantized {
+                wrong.push(format!("{granularity:?}, {name}: {exact:.2e}, not {reference:.2e}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The logits of each token, forward by forward: decode steps, replayed from the third on.
+fn one_by_one(model: &Model<CudaBackend>, ids: &[u32]) -> Vec<f32> {
+    let mut session = model.decoder().session(&room(1, ids.len())).expect("a session");
+    let mut all = Vec::new();
+    for id in ids {
+        session.forward(&[(0, std::slice::from_ref(id))]).expect("a forward");
+        all.extend(last(&mut session));
+    }
+    all
+}
+
+/// At most one column in 32 of a weight is kept, and counted as memory; none where outliers have dequantised weights.
+#[test]
+fn exact_columns_are_bounded_and_counted() {
+    let Some(folder) = shared("models/demo-opt") else { return };
+    let Some(backend) = backend(FloatType::F16) else { return };
+    let load = |weights| gpu(&backend, &folder, int8_with(OutlierGranularity::Column, weights));
+    let (exact, dequantized) =
+        (load(OutlierWeights::Exact).expect("a model"), load(OutlierWeights::Dequantized).expect("a model"));
+    let mut bytes = 0;
+    for (role, layer) in exact.decoder().statistics() {
+        let kept = layer.exact_columns;
+        println!("{}: {kept} of {}", layer.name, layer.inputs);
+        assert!(kept <= layer.inputs.div_ceil(32), "{}: {kept} columns", layer.name);
+        if matches!(role, LinearRole::Qkv | LinearRole::Up) {
+            assert_eq!(kept, 6, "{}: the outlier features of the model", layer.name);
+            let outputs = if role == LinearRole::Qkv { 3 * 192 } else { 768 };
+            bytes += kept * outputs * 2 + 4 * layer.inputs;
+        }
+    }
+    assert!(dequantized.decoder().statistics().iter().all(|(_, layer)| layer.exact_columns == 0));
+    let found = exact.footprint().linear - dequantized.footprint().linear;
+    assert!(
+        found >= bytes && found < 2 * bytes,
+        "{found} bytes, {bytes} of them in inputs of attention and MLP"
+    );
+}
+
+/// Every family, mixtures of experts, encoders and T5 too, loads with exact outlier weights and is no farther from floating point
+/// than the CPU is with either kind.
+#[test]
+fn every_family_runs_with_exact_outlier_weights() {
+    let on_cpu = Arc::new(CpuBackend::new().expect("a backend"));
+    let mut wrong = Vec::new();
+    let kinds = [OutlierWeights::Exact, OutlierWeights::Dequantized];
+    let [exact, dequantized] = kinds.map(|weights| int8_with(OutlierGranularity::Column, weights));
+    for folder in decoders().into_iter().chain(folders("encoders")) {
+        let (narrow, bound) = match compute(&folder) {
+            FloatType::Bf16 => (FloatType::Bf16, 6e-2),
+            _ => (FloatType::F16, 6e-3),
+        };
+        let Some(on_gpu) = backend(narrow) else { return };
+        let run = || -> Result<(f64, f64), Error> {
+            let expected = outputs(&on_cpu, &folder, Precision::Float)?;
+            let error = |found: Vec<f32>| relative_l2(&found, &expected);
+            let near = error(outputs(&on_cpu, &folder, exact)?);
+            let far = error(outputs(&on_cpu, &folder, dequantized)?);
+            Ok((error(outputs(&on_gpu, &folder, exact)?), near.max(far)))
+        };
+        match run() {
+            Ok((found, reference)) => {
+                println!("{}: {found:.1e} (CPU {reference:.1e})", folder.display());
+                if found.is_nan() || found > 1.3 * reference + bound {
+                    wrong.push(format!("{}: {found:.1e}, not {reference:.1e}", folder.display()));
+                }
+            }
+            Err(error) => wrong.push(format!("{}: {error}", folder.display())),
+        }
+    }
+    assert!(wrong.is_empty(), "{} failures:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// What a model makes of its golden texts: logits, or the hidden states of an encoder.
+fn outputs<B: Backend>(backend: &Arc<B>, folder: &Path, precision: Precision) -> Result<Vec<f32>, Error> {
+    let loader = Model::load(folder)?.precision(precision);
+    if folder.ends_with("t5") || folder.ends_with("t5_gated") {
+        let logits =
+            loader.build_on(backend.clone())?.target_logits(&[5, 17, 3, 42, 8, 29], &[0, 11, 7, 19, 2]);
+        return Ok(logits?.into_iter().collect());
+    }
+    let golden = GoldenFile::open(folder);
+    if folder.parent().is_some_and(|parent| parent.ends_with("encoders")) {
+        let texts = golden.texts();
+        let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let states = loader.embedder_on(backend.clone())?.encoder().hidden_states(&texts)?;
+        return Ok(states.into_iter().flatten().collect());
+    }
+    logits(&loader.build_on(backend.clone())?, &golden.rows("input_ids"))
 }
 
 /// 10,000 tokens of 25 texts at a time, sampled and greedy, twice the same; some minutes in a sanitizer, so not by default.

@@ -1,6 +1,6 @@
 //! Intermediate results of projections and attention: one workspace serves all layers of all models on a stream.
 
-use int8_core::{Config, FloatType, OutlierRule};
+use int8_core::{Config, FloatType};
 use int8_cuda_sys as sys;
 
 use super::linear::{FloatWeight, Int8Linear};
@@ -178,7 +178,7 @@ impl Workspace {
         if m == 0 || k == 0 {
             return Ok(());
         }
-        if in_one_call(m, targets) {
+        if targets.len() == 1 || m == 1 {
             // The function is computed inside, where possible in the same kernel.
             return targets
                 .iter_mut()
@@ -216,42 +216,6 @@ impl Workspace {
             check("gemm", unsafe { sys::int8_cuda_gemm(&raw const params) }, shape)?;
         }
         Ok(())
-    }
-
-    /// As [`project`](Self::project), and gives the outlier columns of `function(x)`, ascending; `None` where the kernel keeps no
-    /// list of them, as those of one row. Waits for the stream.
-    ///
-    /// # Errors
-    /// As [`project`](Self::project).
-    pub fn project_and_list_outliers(
-        &mut self,
-        stream: &Stream,
-        x: &Tensor,
-        function: &Function<'_>,
-        config: &Config,
-        targets: &mut [Target<'_>],
-    ) -> Result<Option<Vec<usize>>, Error> {
-        self.project(stream, x, function, config, targets)?;
-        let m = x.rows();
-        let Some(target) = targets.first() else { return Ok(None) };
-        if m == 0 || target.weight.dim().1 == 0 || config.rule == OutlierRule::None {
-            return Ok(None);
-        }
-        let columns = if in_one_call(m, targets) {
-            let params = self.linear_params(stream, x, function, config, target)?;
-            let layout = params::linear_layout(&params, "linear workspace", || format!("{m} rows"))?;
-            if Algorithm::from_raw(layout.algorithm).is_fused() {
-                return Ok(None);
-            }
-            let offset = convert::from_offset;
-            let count: Vec<u32> = self.linear.read_at(stream, offset(layout.outlier_count), 1)?;
-            let count = convert::from_u32(count[0]);
-            self.linear.read_at(stream, offset(layout.outlier_columns), count)?
-        } else {
-            let count = self.activations.outlier_count.read_range(stream, 0..1)?;
-            self.activations.outlier_columns.read_range(stream, 0..convert::from_u32(count[0]))?
-        };
-        Ok(Some(columns.into_iter().map(convert::from_count).collect()))
     }
 
     /// Enqueues `out (+)= function(x)·Wᵀ + b` in floating point, `function(x)` rounded to W's type.
@@ -332,21 +296,6 @@ impl Workspace {
         config: &Config,
         target: &mut Target<'_>,
     ) -> Result<(), Error> {
-        let params = self.linear_params(stream, x, function, config, target)?;
-        // SAFETY: input, weight, bias and output were checked to have these sizes.
-        let status = unsafe { sys::int8_cuda_linear(&raw const params) };
-        let ((n, k), m) = (target.weight.dim(), x.rows());
-        check("linear", status, || format!("x [{m}, {k}], W [{n}, {k}] {}", self.compute.name()))
-    }
-
-    fn linear_params(
-        &self,
-        stream: &Stream,
-        x: &Tensor,
-        function: &Function<'_>,
-        config: &Config,
-        target: &Target<'_>,
-    ) -> Result<sys::int8_cuda_linear_params, Error> {
         let ((n, k), m) = (target.weight.dim(), x.rows());
         // Of another type than f32 or the compute type there are no activations.
         if x.element() != self.compute && x.element() != FloatType::F32 {
@@ -367,7 +316,9 @@ impl Workspace {
             ..params::linear(element(self.compute), Shape { m, n, k }, config, Algorithm::Auto)
         };
         params::set_linear_weight(&mut params, &target.weight.raw(), target.bias);
-        Ok(params)
+        // SAFETY: input, weight, bias and output were checked to have these sizes.
+        let status = unsafe { sys::int8_cuda_linear(&raw const params) };
+        check("linear", status, || format!("x [{m}, {k}], W [{n}, {k}] {}", self.compute.name()))
     }
 
     fn activations(&self, m: usize, k: usize, settings: &Settings) -> sys::int8_cuda_activations {
@@ -403,11 +354,6 @@ impl Workspace {
         self.overflow.write(stream, 0, &[0])?;
         Err(Error::Overflow)
     }
-}
-
-/// Whether a projection is one call of the layer for each target, rather than a prologue for all of them.
-fn in_one_call(m: usize, targets: &[Target<'_>]) -> bool {
-    targets.len() == 1 || m == 1
 }
 
 /// Where the input of a projection lies.

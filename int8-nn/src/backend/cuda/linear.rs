@@ -8,12 +8,13 @@ use half::{bf16, f16};
 use int8_core::{Config, FloatSlice, FloatType, Granularity, OutlierRule};
 use int8_cuda::model::{FloatWeight, Int8Linear, Int8LinearBuilder, Tensor, Upload};
 use int8_cuda::{Buffer, Stream};
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use super::lock;
 use crate::Error;
 use crate::backend::LinearStatistics;
-use crate::kept_columns::{self, OutlierCounts};
+use crate::kept_columns::{self, OutlierSquares};
 use crate::precision::{OutlierWeights, Precision, Quantization, Site};
 use crate::weights::{FloatMatrix, LinearSource, StoredWeight, widened};
 
@@ -32,7 +33,7 @@ pub struct CudaLinear {
 #[derive(Debug)]
 struct Uncalibrated {
     source: LinearSource,
-    outliers: OutlierCounts,
+    outliers: OutlierSquares,
 }
 
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl CudaLinear {
                     match source.stored_outlier_columns()? {
                         Some(columns) => keep_exact(&weight, source, &columns, (stream, compute))?,
                         None => {
-                            let outliers = OutlierCounts::new(source.inputs());
+                            let outliers = OutlierSquares::new(source.inputs());
                             uncalibrated = Some(Uncalibrated { source: source.clone(), outliers });
                         }
                     }
@@ -86,17 +87,17 @@ impl CudaLinear {
         lock(&self.uncalibrated).is_some()
     }
 
-    /// Counts a call in which these input features held outliers.
-    pub(super) fn count_outliers(&self, columns: &[usize]) {
-        if let Some(uncalibrated) = &mut *lock(&self.uncalibrated) {
-            uncalibrated.outliers.add(columns);
+    /// Adds the outliers of its input `x f32 [rows, K]` to those that its exact columns are chosen by.
+    pub(super) fn see(&self, x: ArrayView2<'_, f32>) {
+        if let (Some(uncalibrated), Some(config)) = (&mut *lock(&self.uncalibrated), self.config()) {
+            uncalibrated.outliers.add(x, &config.rule);
         }
     }
 
-    /// Keeps the columns that held outliers most often so far, exactly.
+    /// Keeps the columns with the largest outliers so far exactly.
     pub(super) fn choose_exact(&self, stream: &Stream, compute: FloatType) -> Result<(), Error> {
         let Some(Uncalibrated { source, outliers }) = lock(&self.uncalibrated).take() else { return Ok(()) };
-        let columns = outliers.most_frequent(kept_columns::limit(source.inputs()));
+        let columns = outliers.largest(kept_columns::limit(source.inputs()));
         if let Weight::Int8 { weight, .. } = &self.weight {
             keep_exact(weight, &source, &columns, (stream, compute))?;
         }

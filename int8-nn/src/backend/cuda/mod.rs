@@ -54,7 +54,7 @@ pub struct CudaBackend {
     recording: Mutex<Recording>,
     observer: Mutex<Option<Arc<dyn Observer>>>,
     observed: AtomicBool,
-    /// The layers count their outliers, and nothing is recorded.
+    /// The layers see their inputs, and nothing is recorded.
     calibrating: AtomicBool,
 }
 
@@ -184,10 +184,12 @@ impl CudaBackend {
         function: &Function<'_>,
         targets: &mut [(&CudaLinear, &mut Tensor, Store)],
     ) -> Result<(), Error> {
+        if self.calibrating.load(Ordering::Acquire) {
+            self.show_input(x, function, targets.iter().map(|(linear, ..)| *linear))?;
+        }
         let workspace = self.workspace();
         let mut workspace = lock(&workspace);
-        let calibrating = self.calibrating.load(Ordering::Acquire);
-        let mut int8: Vec<(Config, Vec<Target<'_>>, Vec<&CudaLinear>)> = Vec::new();
+        let mut int8: Vec<(Config, Vec<Target<'_>>)> = Vec::new();
         for (linear, out, store) in targets.iter_mut() {
             match linear.weight() {
                 Weight::Float(weight) => {
@@ -196,25 +198,40 @@ impl CudaBackend {
                 }
                 Weight::Int8 { weight, config } => {
                     let target = Target { weight, bias: linear.bias(), out, store: *store };
-                    match int8.iter_mut().find(|(known, ..)| known == config) {
-                        Some((_, targets, linears)) => {
-                            targets.push(target);
-                            linears.push(linear);
-                        }
-                        None => int8.push((*config, vec![target], vec![linear])),
+                    match int8.iter_mut().find(|(known, _)| known == config) {
+                        Some((_, targets)) => targets.push(target),
+                        None => int8.push((*config, vec![target])),
                     }
                 }
             }
         }
-        for (config, mut targets, linears) in int8 {
-            if !calibrating {
-                workspace.project(&self.stream, x, function, &config, &mut targets)?;
-                continue;
-            }
-            let outliers =
-                workspace.project_and_list_outliers(&self.stream, x, function, &config, &mut targets)?;
-            let outliers = outliers.unwrap_or_default();
-            linears.iter().for_each(|linear| linear.count_outliers(&outliers));
+        for (config, mut targets) in int8 {
+            workspace.project(&self.stream, x, function, &config, &mut targets)?;
+        }
+        Ok(())
+    }
+
+    /// Shows the layers whose exact columns are still to be chosen their input, `function(x)`.
+    fn show_input<'a>(
+        &self,
+        x: &Tensor,
+        function: &Function<'_>,
+        linears: impl Iterator<Item = &'a CudaLinear>,
+    ) -> Result<(), Error> {
+        let mut input: Option<Array2<f32>> = None;
+        for linear in linears.filter(|linear| linear.is_uncalibrated()) {
+            let input = match &mut input {
+                Some(input) => input,
+                None => {
+                    let k = linear.dim().1;
+                    let host = self.materialize(x, function, k)?;
+                    let shaped = Array2::from_shape_vec((x.rows(), k), host);
+                    let shaped =
+                        shaped.map_err(|error| Error::Input(format!("{}: {error}", linear.name())))?;
+                    input.insert(shaped)
+                }
+            };
+            linear.see(input.view());
         }
         Ok(())
     }
@@ -310,7 +327,7 @@ impl Backend for CudaBackend {
         Ok(CudaLinear::from_weight(site, "tied head", embedding.clone()))
     }
 
-    /// Chooses the columns of the weights that are kept exactly: those that hold outliers most often in `forwards`.
+    /// Chooses the columns of the weights that are kept exactly: those with the largest outliers in `forwards`.
     fn calibrate(
         &self,
         linears: &[&CudaLinear],
