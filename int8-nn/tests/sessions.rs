@@ -207,6 +207,38 @@ fn an_encoder_and_a_decoder_that_attends_to_it() {
     assert_eq!((found.len(), &found), (8, &expected));
 }
 
+/// A backend that chooses by their inputs what it keeps of weights sees the input of every int8 layer, once a model is loaded.
+#[test]
+fn a_calibration_reaches_every_layer() {
+    let Precision::Int8(quantization) = values() else { unreachable!("int8") };
+    let with_head = Precision::Int8(Quantization { int8_head: true, ..quantization });
+    for (name, precision, heads) in
+        [("models/llama", values(), 0), ("models/opt", with_head, 1), ("encoders/t5", values(), 0)]
+    {
+        let mock = Arc::new(Mock::new(None));
+        let model = loader(name, precision).build_on(mock.clone()).expect("a model");
+        let mut expected: Vec<String> = {
+            let linears = model.decoder().linears();
+            linears.map(|(_, _, linear)| linear.name().to_owned()).collect()
+        };
+        let found = mock.calibrated();
+        let decoder = found.iter().filter(|name| !name.starts_with("encoder."));
+        assert_eq!(decoder.count(), expected.len() + heads, "{name}: {found:?}");
+        expected.retain(|name| !found.contains(name));
+        assert!(expected.is_empty(), "{name}: {expected:?} saw nothing");
+        // Nothing is left of it.
+        let statistics = model.decoder().statistics();
+        assert!(statistics.iter().all(|(_, layer)| layer.calls == 0), "{name}");
+        if name.ends_with("t5") {
+            assert!(found.iter().any(|name| name.starts_with("encoder.")), "{found:?}");
+        }
+    }
+    let mock = Arc::new(Mock::new(None));
+    let encoder = loader("encoders/bert", values()).embedder_on(mock.clone()).expect("an encoder");
+    let all = encoder.encoder().statistics();
+    assert_eq!(mock.calibrated().len(), all.len());
+}
+
 /// The two rules that an earlier trait broke: the mock would have told.
 #[test]
 fn broken_rules_are_noticed() {

@@ -39,6 +39,7 @@ pub(crate) struct Mock {
     recording: Mutex<Option<Record>>,
     broken: Option<Broken>,
     replays: Mutex<usize>,
+    calibrated: Mutex<Vec<String>>,
 }
 
 pub(crate) struct Shared<T>(Arc<Mutex<T>>);
@@ -80,12 +81,23 @@ impl std::fmt::Debug for Mock {
 impl Mock {
     pub(crate) fn new(broken: Option<Broken>) -> Self {
         let cpu = CpuBackend::new().expect("a kernel");
-        Self { cpu, recording: Mutex::default(), broken, replays: Mutex::default() }
+        Self {
+            cpu,
+            recording: Mutex::default(),
+            broken,
+            replays: Mutex::default(),
+            calibrated: Mutex::default(),
+        }
     }
 
     /// How often a record was replayed.
     pub(crate) fn replays(&self) -> usize {
         *self.replays.lock().expect("not poisoned")
+    }
+
+    /// The int8 layers that have seen an input of the calibration.
+    pub(crate) fn calibrated(&self) -> Vec<String> {
+        self.calibrated.lock().expect("not poisoned").clone()
     }
 
     fn record(
@@ -172,6 +184,17 @@ impl Backend for Mock {
     }
     fn tied(&self, site: Site, embedding: &Self::Embedding) -> Result<Self::Linear, Error> {
         self.cpu.tied(site, embedding).map(Arc::new)
+    }
+    fn calibrate(
+        &self,
+        linears: &[&Self::Linear],
+        forwards: &mut dyn FnMut() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        forwards()?;
+        let seen = linears.iter().filter(|linear| self.cpu.statistics(linear).calls > 0);
+        self.calibrated.lock().expect("not poisoned").extend(seen.map(|linear| linear.name().to_owned()));
+        linears.iter().for_each(|linear| self.cpu.reset_statistics(linear));
+        Ok(())
     }
     fn norm(&self, spec: &NormSpec) -> Result<Self::Norm, Error> {
         self.cpu.norm(spec).map(Arc::new)
