@@ -349,10 +349,12 @@ fn exact_outlier_weights_are_nearer_to_float() {
             let together = relative_l2(&logits(&model, &texts).expect("logits"), &expected);
             (together, relative_l2(&one_by_one(&model, &texts[0]), &expected))
         });
-        println!("{granularity:?}: exact {exact:.2e?} (CPU {reference:.2e}), dequantized {dequantized:.2e?}");
         for (name, exact, dequantized) in
             [("together", exact.0, dequantized.0), ("one by one", exact.1, dequantized.1)]
         {
+            println!(
+                "{granularity:?}, {name}: exact {exact:.2e} (CPU {reference:.2e}), dequantized {dequantized:.2e}"
+            );
             if exact.is_nan() || exact > 1.3 * reference + 6e-3 || 2.0 * exact > dequantized {
                 wrong.push(format!("{granularity:?}, {name}: {exact:.2e}, not {reference:.2e}"));
             }
