@@ -29,9 +29,9 @@ pub struct Quantization {
 /// Weights of the outlier product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OutlierWeights {
-    /// The column of the weight as the checkpoint stores it. A CPU reads it when it first holds an outlier, and keeps it; a GPU keeps
-    /// those with the largest outliers in a calibration at load, one in 32 at most, and dequantises the others. A checkpoint that
-    /// is int8 itself has none, or those stored beside the codes.
+    /// The column of the weight as the checkpoint stores it. A CPU reads it when it first holds an outlier, and keeps it; a
+    /// GPU keeps those with the largest outliers in a calibration at load, one in 32 at most, and dequantises the others. A
+    /// checkpoint that is int8 itself has none, or those stored beside the codes.
     #[default]
     Exact,
     /// The int8 codes of the column, dequantised with one scale an output channel, as bitsandbytes does. A scheme with one

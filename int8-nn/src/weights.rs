@@ -172,8 +172,8 @@ impl LinearSource {
         Ok(Some(all))
     }
 
-    /// The columns that the checkpoint holds exactly beside the codes of an int8 layer, ascending. `None` where a part of the layer
-    /// is in floating point: each of its columns is exact.
+    /// The columns that the checkpoint holds exactly beside the codes of an int8 layer, ascending. `None` where a part of the
+    /// layer is in floating point: each of its columns is exact.
     ///
     /// # Errors
     /// When a tensor is missing or what is stored does not fit the weight.

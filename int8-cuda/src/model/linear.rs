@@ -38,9 +38,9 @@ impl Int8Linear {
         self.codes.len() + 8 * self.n + zero_points + self.exact.bytes()
     }
 
-    /// Keeps columns of the weight beside its codes: `values [columns, n]`, of the type that activations are computed in. From now
-    /// on outliers in these columns are multiplied with them; those in other columns with dequantised codes, as all are before.
-    /// The columns of a weight are chosen once, before an operation with it is captured in a graph.
+    /// Keeps columns of the weight beside its codes: `values [columns, n]`, of the type that activations are computed in. From
+    /// now on outliers in these columns are multiplied with them; those in other columns with dequantised codes, as all are
+    /// before. The columns of a weight are chosen once, before an operation with it is captured in a graph.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a column that is absent or stands twice, or when columns were chosen before; [`Error::Shape`],

@@ -13,8 +13,8 @@
 //!
 //! What is counted:
 //! - **weights**: linear layers of the blocks at 4, 2 or 1 byte a weight, the latter with a 4-byte scale an output channel;
-//!   embeddings, output head, norms and biases at 4 or 2 bytes (16-bit under LLM.int8()).
-//!   The exact outlier columns of int8 layers are not counted: at most 1/16 of the int8 weights on a GPU, usually far less;
+//!   embeddings, output head, norms and biases at 4 or 2 bytes (16-bit under LLM.int8()). Exact outlier columns of
+//!   int8 layers are not counted: on a GPU at most 1/16 of the int8 weights, usually far less;
 //! - **cache**: keys and values of every token at 4 or 2 bytes: the type of the KV cache, by default that of embeddings;
 //! - **activations**: residual stream (f32) and widest intermediate of a whole prompt in one block, and the logits of the
 //!   last token. Attention scores are not counted: kernels that materialise them take `batch · heads · context²` more values.
