@@ -26,6 +26,12 @@ impl Failure {
         Self { code: 2, ..Self::new(message) }
     }
 
+    /// A result that is no number, so that no figure may pass for one.
+    pub(crate) fn not_finite(what: &str) -> Self {
+        Self::new(format!("{what} is not a finite number: the model's outputs hold NaN or infinity"))
+            .hint("a weight may be damaged, or the settings overflow; `int8 eval MODEL --fp` tells which")
+    }
+
     /// The message without the advice.
     #[cfg(feature = "cuda")]
     pub(crate) fn message(&self) -> &str {

@@ -105,7 +105,11 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         match File::open(folder).and_then(|folder| folder.sync_all()) {
             // Some file systems (FUSE, network) cannot.
-            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
+            {
+                Ok(())
+            }
             synced => synced,
         }
     } else {
@@ -141,7 +145,10 @@ mod tests {
         check_replaceable(&path).unwrap();
         check_replaceable(&folder.path().join("new")).unwrap();
         assert!(check_replaceable(&folder.path().join("no/new")).is_err());
-        assert_eq!((fs::read(&path).unwrap(), names(folder.path())), (b"three".to_vec(), vec!["f".to_owned()]));
+        assert_eq!(
+            (fs::read(&path).unwrap(), names(folder.path())),
+            (b"three".to_vec(), vec!["f".to_owned()])
+        );
         let long = folder.path().join("l".repeat(250));
         replace(&long, &mut &b"long"[..]).unwrap();
         assert_eq!(fs::read(&long).unwrap(), b"long");
@@ -161,7 +168,10 @@ mod tests {
         assert!(reopen(&path).unwrap().is_some());
         link();
         create_anew(&part).unwrap();
-        assert_eq!((fs::read(&victim).unwrap(), fs::read(&path).unwrap()), (b"kept".to_vec(), b"new".to_vec()));
+        assert_eq!(
+            (fs::read(&victim).unwrap(), fs::read(&path).unwrap()),
+            (b"kept".to_vec(), b"new".to_vec())
+        );
         assert!(fs::symlink_metadata(&path).unwrap().is_file() && fs::read(&part).unwrap().is_empty());
     }
 

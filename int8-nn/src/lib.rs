@@ -46,6 +46,7 @@ pub mod session;
 pub mod synthetic;
 mod template;
 pub mod tokenizer;
+mod tokenizer_checks;
 pub mod weights;
 
 pub use chat::{ChatTemplate, Message};

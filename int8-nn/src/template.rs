@@ -207,7 +207,6 @@ fn checked<'source>(original: &Instructions<'source>) -> Result<Instructions<'so
                 before(&mut group, Check::Operands, 2);
             }
             I::Mul => before(&mut group, Check::Repeat, 2),
-            I::Rem => before(&mut group, Check::Format, 2),
             I::SetAttr(_) => before(&mut group, Check::Assign, 2),
             I::PushLoop(_) => before(&mut group, Check::Loop, 1),
             I::Emit => before(&mut group, Check::Emit, 1),
@@ -237,7 +236,6 @@ fn checked<'source>(original: &Instructions<'source>) -> Result<Instructions<'so
             I::Add
                 | I::StringConcat
                 | I::Mul
-                | I::Rem
                 | I::Slice
                 | I::BuildList(_)
                 | I::BuildTuple(_)
@@ -316,8 +314,6 @@ enum Check {
     Operands,
     /// A text or list and a count.
     Repeat,
-    /// A number and a divisor, or a format and its values.
-    Format,
     /// A value and the namespace that is to hold it.
     Assign,
     /// A value to iterate over.
@@ -331,23 +327,14 @@ enum Check {
 }
 
 impl Check {
-    const ALL: [Self; 8] = [
-        Self::Operands,
-        Self::Repeat,
-        Self::Format,
-        Self::Assign,
-        Self::Loop,
-        Self::Emit,
-        Self::Raw,
-        Self::Made,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Operands, Self::Repeat, Self::Assign, Self::Loop, Self::Emit, Self::Raw, Self::Made];
 
     /// A name that no template can write.
     const fn name(self) -> &'static str {
         match self {
             Self::Operands => "check operands",
             Self::Repeat => "check repeat",
-            Self::Format => "check format",
             Self::Assign => "check assign",
             Self::Loop => "check loop",
             Self::Emit => "check emit",
@@ -366,9 +353,6 @@ impl Object for Check {
             }
             (Self::Raw, [length]) => make(length.as_usize().map_or(MOST_WEIGHT, crate::convert::bytes))?,
             (Self::Repeat, [left, right]) => repeated(left, right)?,
-            (Self::Format, [format, value]) if format.kind() == ValueKind::String => {
-                formatted(format, std::slice::from_ref(value), '%')?;
-            }
             (Self::Assign, [value, _]) => {
                 read(weight(value)?)?;
                 if holds_namespace(value) {

@@ -19,7 +19,7 @@ fn bombs() -> Vec<(&'static str, String)> {
         format!("{{% set ns = namespace(x='a') %}}{{% for i in range(60) %}}{set}{{% endfor %}}{print}")
     };
     let chain = |term: &str, count: usize| format!("{{{{ {} }}}}", vec![term; count].join("+"));
-    vec![
+    let mut bombs = vec![
         ("a text doubled", doubling("{% set ns.x = ns.x ~ ns.x %}", "{{ ns.x }}")),
         ("a text doubled by +", doubling("{% set ns.x = ns.x + ns.x %}", "{{ ns.x|length }}")),
         ("a text doubled by *", doubling("{% set ns.x = ns.x * 2 %}", "")),
@@ -106,7 +106,29 @@ fn bombs() -> Vec<(&'static str, String)> {
         ("a large shift", "{{ 10**4000000000 }}".to_owned()),
         ("a large number", format!("{{{{ {} }}}}", "9".repeat(200_000))),
         ("the state", "{{ debug() }}{% for i in range(3000) %}{{ debug() }}{% endfor %}".to_owned()),
-    ]
+    ];
+    // The longest tags that are read: the deepest trees of the parser.
+    for (name, repeated, end) in [
+        ("longest sum", "a+", "a"),
+        ("longest text", "a~", "a"),
+        ("longest names", "a.", "a"),
+        ("longest chain of filters", "|e", ""),
+        ("longest comparison", "1<", "2"),
+        ("longest power", "2**", "2"),
+        ("longest and", "1and ", "1"),
+        ("longest not", "not ", "a"),
+        ("longest sign", "-", "1"),
+        ("longest if", "1if 0else ", "1"),
+        ("longest call", "()", ""),
+        ("longest index", "[0]", ""),
+        ("longest list", "[", ""),
+        ("longest brackets", "(", ""),
+    ] {
+        let text = repeated.repeat(16_000 / repeated.len());
+        bombs.push((name, format!("{{{{ {text}{end} }}}}")));
+        bombs.push((name, format!("{{{{ a{text}{end} }}}}")));
+    }
+    bombs
 }
 
 /// Peak resident memory of this process, in bytes.

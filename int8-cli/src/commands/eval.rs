@@ -52,6 +52,12 @@ impl Task for Eval<'_> {
             let bar = output.bar("last words", "passages");
             let found = model.last_words(&passages, |done, all| bar.set(done, all))?;
             bar.clear();
+            if !found.perplexity.is_finite() {
+                return Err(Failure::not_finite(&format!(
+                    "the perplexity of the last words ({})",
+                    found.perplexity
+                )));
+            }
             let accuracy = real(found.correct) / real(found.passages);
             if output.json {
                 object["last_words"] = json!({
@@ -88,6 +94,9 @@ fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Outpu
     let result = model.perplexity(&ids, &options, |done, all| bar.set(done, all))?;
     bar.clear();
     let seconds = begin.elapsed().as_secs_f64();
+    if !result.perplexity().is_finite() {
+        return Err(Failure::not_finite(&format!("the perplexity ({})", result.perplexity())));
+    }
 
     let scheme = resolve::precision_name(&arguments.model.precision);
     let share = outlier_share(model);

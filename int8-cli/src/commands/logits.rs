@@ -5,11 +5,11 @@ use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
 
-use super::{input_ids, no_input, write_whole};
+use super::{input_ids, no_input};
 use crate::args::LogitsArgs;
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, OutputFile};
 use crate::resolve;
 
 /// Writes the logits.
@@ -17,12 +17,14 @@ pub(crate) fn run(arguments: &LogitsArgs, device: &Device, output: &Output) -> R
     if arguments.input.prompt.is_none() && arguments.input.ids.is_none() {
         return Err(no_input());
     }
+    let file = OutputFile::new("--out", &arguments.out)?;
     let checkpoint = resolve::checkpoint(&arguments.model, output)?;
-    device.run(checkpoint, Logits { arguments, output }, output)
+    device.run(checkpoint, Logits { arguments, file, output }, output)
 }
 
 struct Logits<'a> {
     arguments: &'a LogitsArgs,
+    file: OutputFile,
     output: &'a Output,
 }
 
@@ -34,7 +36,7 @@ impl Task for Logits<'_> {
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
-        let Self { arguments, output } = self;
+        let Self { arguments, file, output } = self;
         let model = resolve::load(&arguments.model.precision, place, output)?;
         let ids = input_ids(&model, &arguments.input)?;
         let logits = model.logits(&ids)?;
@@ -43,15 +45,14 @@ impl Task for Logits<'_> {
         let failed = |error: String| Failure::new(format!("--out {}: {error}", arguments.out.display()));
         let view = TensorView::new(Dtype::F32, vec![tokens, vocabulary], &bytes)
             .map_err(|e| failed(e.to_string()))?;
-        let file = serialize([("logits", view)], None).map_err(|error| failed(error.to_string()))?;
-        write_whole(&arguments.out, &file).map_err(|error| failed(error.to_string()))?;
+        let contents = serialize([("logits", view)], None).map_err(|error| failed(error.to_string()))?;
         if output.json {
             output.object(
                 &json!({"out": arguments.out, "tokens": tokens, "vocabulary": vocabulary, "ids": ids}),
-            )
-        } else {
-            output.remark(&format!("{}: logits f32 [{tokens}, {vocabulary}]", arguments.out.display()));
-            Ok(())
+            )?;
         }
+        file.write(&contents)?;
+        output.remark(&format!("{}: logits f32 [{tokens}, {vocabulary}]", arguments.out.display()));
+        Ok(())
     }
 }

@@ -19,7 +19,6 @@ pub(crate) mod run;
 pub(crate) mod verify;
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use int8_core::{Named, OutlierRule};
@@ -107,24 +106,6 @@ fn outlier_share<B: Backend>(model: &Model<B>) -> OutlierShare {
     let uncounted = if matches!(model.precision(), Precision::Int8(_)) { f64::NAN } else { 0.0 };
     let share = |part, whole| if whole == 0 { uncounted } else { real_u64(part) / real_u64(whole) };
     OutlierShare { columns: share(columns, all_columns), values: share(values, all_values) }
-}
-
-/// Writes a file under another name first, so that a partial file never has its name.
-fn write_whole(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = (|| {
-        let mut file = fs::File::create_new(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }
 
 /// Reads a text file that `option` names.

@@ -69,7 +69,12 @@ pub(super) struct Paced<R> {
 impl<R: Read> Paced<R> {
     pub(super) fn new(body: R, pace: Pace, deadline: Option<Duration>) -> Self {
         let now = Instant::now();
-        Self { body, pace, deadline: deadline.and_then(|deadline| now.checked_add(deadline)), window: (now, 0) }
+        Self {
+            body,
+            pace,
+            deadline: deadline.and_then(|deadline| now.checked_add(deadline)),
+            window: (now, 0),
+        }
     }
 }
 

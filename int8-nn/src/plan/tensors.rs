@@ -26,7 +26,7 @@ impl Shape {
         let tensors = checkpoint.tensors().filter(|tensor| checkpoint.tied_to(tensor.name()).is_none());
         let tensors =
             tensors.map(|tensor| (tensor.name(), tensor.shape().iter().map(|&dim| wide(dim)).collect()));
-        Ok(of_tensors(name.into(), tensors, decoder(config).as_ref()))
+        of_tensors(name.into(), tensors, decoder(config).as_ref())
     }
 
     /// The shape of a model from `config.json` and safetensors headers, each with its file name, as `hub::Hub::headers`
@@ -61,7 +61,7 @@ impl Shape {
             ))),
             (_, false) => {
                 let tensors = tensors.iter().map(|(tensor, shape)| (tensor.as_str(), shape.clone()));
-                Ok(of_tensors(name, tensors, decoder.as_ref()))
+                of_tensors(name, tensors, decoder.as_ref())
             }
         }
     }
@@ -79,7 +79,7 @@ fn of_tensors<'a>(
     name: String,
     tensors: impl Iterator<Item = (&'a str, Vec<u64>)>,
     config: Option<&DecoderConfig>,
-) -> Shape {
+) -> Result<Shape, Error> {
     let (mut linear, mut outputs, mut embeddings, mut head, mut other) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     let mut blocks = BTreeSet::new();
     for (tensor, shape) in tensors {
@@ -108,10 +108,18 @@ fn of_tensors<'a>(
             _ => add(&mut other),
         }
     }
+    if let Some(config) = config.filter(|config| config.layers > blocks.len()) {
+        return Err(Error::Input(format!(
+            "{name}: config.json says {} layers, and the files have tensors of {}; the download or conversion is not complete, or \
+             the configuration is another model's",
+            config.layers,
+            blocks.len()
+        )));
+    }
     let known = config.map(|config| Shape::of_decoder("", config, true)).unwrap_or_default();
     // Files may hold the tied embedding again as the head.
     let head = if config.is_some_and(|config| config.tied_embeddings) { 0 } else { head };
-    Shape {
+    Ok(Shape {
         name,
         blocks: wide(blocks.len()),
         linear,
@@ -120,7 +128,7 @@ fn of_tensors<'a>(
         head,
         other,
         ..known
-    }
+    })
 }
 
 /// The part of a name up to its first number, the block's: `model.layers.17`.
