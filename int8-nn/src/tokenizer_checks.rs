@@ -55,6 +55,10 @@ struct File<'a> {
 struct Model {
     #[serde(default)]
     max_input_chars_per_word: Option<Value>,
+    #[serde(default)]
+    continuing_subword_prefix: Option<Value>,
+    #[serde(default)]
+    end_of_word_suffix: Option<Value>,
 }
 
 /// Refuses a file that would exhaust memory or time.
@@ -82,7 +86,16 @@ pub(crate) fn check(file: &[u8]) -> Result<(), String> {
     let mut added = Added { places: 1, tokens: 0 };
     let processor = section("post_processor", file.post_processor)?;
     added.add(&processor, 0).map_err(|problem| format!("its post_processor {problem}"))?;
-    let word = file.model.and_then(|model| model.max_input_chars_per_word);
+    let Some(model) = file.model else { return Ok(()) };
+    // They are added to each character of a text.
+    for affix in [&model.continuing_subword_prefix, &model.end_of_word_suffix].into_iter().flatten() {
+        if affix.as_str().is_some_and(|affix| affix.len() > MOST_REPLACEMENT) {
+            return Err(format!(
+                "its model adds a text of more than {MOST_REPLACEMENT} bytes to a character"
+            ));
+        }
+    }
+    let word = model.max_input_chars_per_word;
     match word {
         Some(word) if word.as_u64().is_none_or(|word| word > MOST_WORD) => {
             Err(format!("its max_input_chars_per_word is {word}; at most {MOST_WORD} are supported"))

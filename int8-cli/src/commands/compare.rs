@@ -10,7 +10,7 @@ use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
 use super::passages::read_passages;
-use super::{OutlierShare, outlier_share, settings, text};
+use super::{OutlierShare, counted, outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Processor, Task};
@@ -158,9 +158,9 @@ impl Task for Compare<'_> {
         let summary = || -> Result<(), Failure> {
             output.text(&table.to_text())?;
             output.line(&format!(
-                "\n{} windows of {} tokens. Loss is over float, ± its standard error from the paired differences of the windows; KL in nats a \
+                "\n{} of {} tokens. Loss is over float, ± its standard error from the paired differences of the windows; KL in nats a \
                  token and agreement of the most probable token over {} positions. Paper: C4, 125M to 13B parameters.",
-                baseline.perplexity.windows.len(),
+                counted(baseline.perplexity.windows.len(), "window"),
                 baseline.perplexity.window,
                 found.first().map_or(0, |found| found.comparison.positions_compared)
             ))?;
@@ -366,8 +366,9 @@ fn plots<B: Backend>(context: &Context<'_, B>, found: &[Found], sweep: &Sweep) -
     let baseline = &context.baseline.perplexity;
     let model = short_name(&context.arguments.model.model);
     let text = context.arguments.text.text.as_deref().map_or(String::new(), short_name);
-    let windows =
-        |windows: usize| format!("{model}, {windows} windows of {} tokens of {text}", baseline.window);
+    let windows = |windows: usize| {
+        format!("{model}, {} of {} tokens of {text}", counted(windows, "window"), baseline.window)
+    };
     let plot = |name: &str, title: &str, source: String, chart| Plot {
         name: name.to_owned(),
         title: title.to_owned(),
@@ -446,8 +447,8 @@ fn page<B: Backend>(
     let mut page = Page::new(
         &format!("int8 quality of {}", context.arguments.model.model.display()),
         &format!(
-            "{} windows of {} tokens of {}",
-            baseline.windows.len(),
+            "{} of {} tokens of {}",
+            counted(baseline.windows.len(), "window"),
             baseline.window,
             context.arguments.text.text.as_deref().unwrap_or_else(|| "".as_ref()).display()
         ),

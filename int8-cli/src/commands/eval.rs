@@ -7,7 +7,7 @@ use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
 use super::passages::read_passages;
-use super::{outlier_share, settings, text};
+use super::{counted, outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Processor, Task};
@@ -126,8 +126,8 @@ fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Outpu
     }
     output.line(&format!("perplexity  {}", output.bold(&format!("{:.3}", result.perplexity()))))?;
     output.line(&format!(
-        "            {scheme}, {} windows of {} tokens, {} tokens scored, {:.1} s ({:.0} tokens/s)",
-        result.windows.len(),
+        "            {scheme}, {} of {} tokens, {} tokens scored, {:.1} s ({:.0} tokens/s)",
+        counted(result.windows.len(), "window"),
         result.window,
         result.tokens,
         seconds,

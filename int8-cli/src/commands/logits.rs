@@ -5,8 +5,8 @@ use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
 
-use super::{input_ids, no_input};
-use crate::args::LogitsArgs;
+use super::{input_ids, no_input, with_text};
+use crate::args::{InputArgs, LogitsArgs};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::{Output, OutputFile};
@@ -14,16 +14,18 @@ use crate::resolve;
 
 /// Writes the logits.
 pub(crate) fn run(arguments: &LogitsArgs, device: &Device, output: &Output) -> Result<(), Failure> {
-    if arguments.input.prompt.is_none() && arguments.input.ids.is_none() {
+    let input = with_text(&arguments.input, true)?;
+    if input.prompt.is_none() && input.ids.is_none() {
         return Err(no_input());
     }
     let file = OutputFile::new("--out", &arguments.out)?;
     let checkpoint = resolve::checkpoint(&arguments.model, output)?;
-    device.run(checkpoint, Logits { arguments, file, output }, output)
+    device.run(checkpoint, Logits { arguments, input, file, output }, output)
 }
 
 struct Logits<'a> {
     arguments: &'a LogitsArgs,
+    input: InputArgs,
     file: OutputFile,
     output: &'a Output,
 }
@@ -36,9 +38,9 @@ impl Task for Logits<'_> {
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
-        let Self { arguments, file, output } = self;
+        let Self { arguments, input, file, output } = self;
         let model = resolve::load(&arguments.model.precision, place, output)?;
-        let ids = input_ids(&model, &arguments.input)?;
+        let ids = input_ids(&model, &input)?;
         let logits = model.logits(&ids)?;
         let (tokens, vocabulary) = logits.dim();
         let bytes: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
