@@ -128,7 +128,7 @@ fn expression(random: &mut Random, depth: usize) -> String {
     if depth == 0 {
         return (*pick(random, &ATOMS)).to_owned();
     }
-    let mut inner = |random: &mut Random| expression(random, depth - 1);
+    let inner = |random: &mut Random| expression(random, depth - 1);
     match below(random, 10) {
         0..4 => format!("({} {} {})", inner(random), pick(random, &OPERATORS), inner(random)),
         4 => format!("({})|{}", inner(random), pick(random, &FILTERS)),
@@ -154,7 +154,7 @@ fn statements(random: &mut Random, depth: usize) -> String {
 fn statement(random: &mut Random, depth: usize) -> String {
     let levels = below(random, 4);
     let value = expression(random, levels);
-    let mut body =
+    let body =
         |random: &mut Random| if depth == 0 { "text".to_owned() } else { statements(random, depth - 1) };
     match below(random, 12) {
         0..3 => format!("{{{{ {value} }}}}"),
@@ -186,7 +186,7 @@ fn templates() {
             let place = (0..=place).rev().find(|place| text.is_char_boundary(*place)).unwrap_or(0);
             text.insert_str(
                 place,
-                pick(random, &["{{", "%}", "{%", "(", "'", "\\", "\u{0}", "{#", "recursive", "*"]),
+                pick::<&str>(random, &["{{", "%}", "{%", "(", "'", "\\", "\u{0}", "{#", "recursive", "*"]),
             );
         }
         let template = ChatTemplate::new("fuzz", &text, vec![("eos_token".to_owned(), "</s>".to_owned())]);

@@ -48,7 +48,7 @@ impl DecoderConfig {
         Ok(Self {
             vocab_size: raw.size("vocab_size")?,
             hidden_size,
-            layers: raw.layers(keys.layers)?,
+            layers: raw.size(keys.layers)?,
             heads,
             kv_heads: heads,
             head_size,
@@ -61,34 +61,6 @@ impl DecoderConfig {
     fn with_end(raw: &RawConfig, config: Self) -> Result<Self, Error> {
         let tied_embeddings = raw.flag_or("tie_word_embeddings", false)?;
         Ok(Self { tied_embeddings, eos_token_ids: raw.token_ids("eos_token_id")?, ..config })
-    }
-}
-
-/// Most layers of a model, far above the deepest: work before the weights are seen is in proportion to them.
-const MOST_LAYERS: usize = 16_384;
-
-impl RawConfig {
-    /// A number of layers.
-    ///
-    /// # Errors
-    /// When it is missing, no size, or larger than a model can be.
-    pub(crate) fn layers(&self, key: &str) -> Result<usize, Error> {
-        self.bounded(key, self.size(key)?)
-    }
-
-    /// A number of layers, or `default` without the key.
-    ///
-    /// # Errors
-    /// As [`layers`](Self::layers).
-    pub(crate) fn layers_or(&self, key: &str, default: usize) -> Result<usize, Error> {
-        self.bounded(key, self.size_or(key, default)?)
-    }
-
-    fn bounded(&self, key: &str, layers: usize) -> Result<usize, Error> {
-        if layers > MOST_LAYERS {
-            return Err(self.problem(key, format!("is {layers}; at most {MOST_LAYERS} layers are supported")));
-        }
-        Ok(layers)
     }
 }
 

@@ -24,7 +24,7 @@ fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
     let layers = sized.layers;
     let decoder = DecoderConfig {
         family: if multilingual { "mt5" } else { "t5" },
-        layers: raw.layers_or("num_decoder_layers", layers)?,
+        layers: raw.size_or("num_decoder_layers", layers)?,
         head_size: raw.size("d_kv")?,
         intermediate_size: raw.size("d_ff")?,
         max_positions: POSITIONS,

@@ -11,6 +11,9 @@ use crate::config::{DecoderConfig, RawConfig};
 use crate::convert::bytes as wide;
 use crate::families;
 
+/// Most layers that are counted from a configuration alone, far above the deepest model: the work is in proportion to them.
+const MOST_LAYERS: usize = 16_384;
+
 impl Shape {
     /// The shape of a checkpoint: weights from its tensors, tied ones once; KV cache and activations from `config.json`, if
     /// its family is supported.
@@ -53,6 +56,11 @@ impl Shape {
         }
         let decoder = decoder(config);
         match (&decoder, tensors.is_empty()) {
+            // No tensors bound the number.
+            (Some(config), true) if config.layers > MOST_LAYERS => Err(Error::Input(format!(
+                "{name}: config.json says {} layers; at most {MOST_LAYERS} are counted without the weights",
+                config.layers
+            ))),
             // No safetensors: biases are a ten-thousandth of the weights.
             (Some(config), true) => Ok(Self::of_decoder(name, config, true)),
             (None, true) => Err(Error::Input(format!(
