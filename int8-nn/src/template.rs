@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use minijinja::machinery::{self, Instruction, Instructions};
 use minijinja::syntax::SyntaxConfig;
@@ -27,7 +28,7 @@ const MOST_TAG_BYTES: usize = 16 << 10;
 const STACK: usize = 64 << 20;
 
 /// Most instructions, checks included; honest templates take some hundred a message.
-const FUEL: u64 = 10_000_000;
+const FUEL: u64 = 5_000_000;
 
 /// Largest weight of a value: sixteen times a conversation of 1 MB.
 const MOST_WEIGHT: u64 = 16 << 20;
@@ -39,7 +40,10 @@ const MOST_DEPTH: u32 = 64;
 const MOST_MADE: u64 = 448 << 20;
 
 /// Weights of all operands read, together: bounds the time of comparisons and searches.
-const MOST_READ: u64 = 4 << 30;
+const MOST_READ: u64 = 1 << 30;
+
+/// Longest time of a rendering: the bounds above are reached in a second or two, on a busy machine later.
+const MOST_TIME: Duration = Duration::from_secs(5);
 
 /// Weight of a value beside the bytes of its text: that of its place in a list.
 const NODE: u64 = 32;
@@ -50,6 +54,8 @@ const MOST_WIDTH: u64 = 9_999;
 thread_local! {
     /// Weights of the values made and read by the rendering, which has the thread for itself.
     static SPENT: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    /// When it began.
+    static BEGIN: Instant = Instant::now();
 }
 
 /// The environment of a template: the filters and functions of Jinja, those that multiply their operands checked.
@@ -427,6 +433,7 @@ fn make(weight: u64) -> Result<(), Error> {
     if weight > MOST_WEIGHT {
         return Err(refused("it makes a value that is too large"));
     }
+    read(weight)?;
     SPENT.with(|spent| {
         let (made, read) = spent.get();
         spent.set((made.saturating_add(weight), read));
@@ -435,6 +442,9 @@ fn make(weight: u64) -> Result<(), Error> {
 }
 
 fn read(weight: u64) -> Result<(), Error> {
+    if BEGIN.with(Instant::elapsed) > MOST_TIME {
+        return Err(refused("it takes too long"));
+    }
     SPENT.with(|spent| {
         let (made, read) = spent.get();
         spent.set((made, read.saturating_add(weight)));
