@@ -10,6 +10,7 @@ mod hub;
 mod output;
 mod report;
 mod resolve;
+mod signals;
 mod values;
 
 use std::io::{self, Write};
@@ -23,13 +24,14 @@ use failure::Failure;
 use output::Output;
 
 fn main() -> ExitCode {
+    signals::install();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of standard output has stopped early, as `head` does.
         Err(Failure { broken_pipe: true, .. }) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "error: {failure}");
+            let _ = writeln!(io::stderr(), "error: {}", output::message(&failure.to_string()));
             ExitCode::from(failure.code)
         }
     }

@@ -240,7 +240,7 @@ fn mistakes_are_explained() {
         (vec!["logits", &opt, "--out", "x"], 2, vec!["--prompt", "--ids"]),
         (vec!["run", &opt, "--ids", "5,160"], 1, vec!["160", "vocabulary"]),
         (vec!["run", &opt, "--ids", "5", "--greedy", "--seed", "3"], 2, vec!["--seed"]),
-        (vec!["run", &opt, "--ids", "5", "--temperature", "0"], 1, vec!["temperature"]),
+        (vec!["run", &opt, "--ids", "5", "--temperature=-1"], 1, vec!["temperature"]),
         (vec!["run", &opt, "--ids", "5", "--scheme", "int4"], 2, vec!["int4", "absmax-vector-wise"]),
         (
             vec!["run", &opt, "--ids", "5", "--scheme", "absmax", "--threshold", "6"],

@@ -25,6 +25,7 @@ pub mod encoder;
 mod error;
 mod exact_columns;
 pub mod families;
+pub mod files;
 pub mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -43,7 +44,9 @@ pub mod sampler;
 mod seq2seq;
 pub mod session;
 pub mod synthetic;
+mod template;
 pub mod tokenizer;
+mod tokenizer_checks;
 pub mod weights;
 
 pub use chat::{ChatTemplate, Message};

@@ -4,6 +4,7 @@ use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationParams};
 
 use crate::Error;
 use crate::checkpoint::{Checkpoint, Source};
+use crate::tokenizer_checks::{self, contained};
 
 /// A checkpoint's tokenizer.
 #[derive(Debug, Clone)]
@@ -23,7 +24,9 @@ impl Tokenizer {
         }
         let label = source.label(FILE);
         let failed = |problem: String| Error::Tokenizer(format!("{label}: {problem}"));
-        let mut inner = Inner::from_bytes(source.bytes(FILE)?).map_err(|error| failed(error.to_string()))?;
+        let bytes = source.bytes(FILE)?;
+        tokenizer_checks::check(&bytes).map_err(failed)?;
+        let mut inner = contained(|| Inner::from_bytes(&bytes)).map_err(failed)?;
         // Some files configure truncation and padding for training.
         inner.with_truncation(None).map_err(|error| failed(error.to_string()))?;
         inner.with_padding(None);
@@ -65,8 +68,7 @@ impl Tokenizer {
     /// Token ids of a text with its special tokens, truncated as set by [`truncate`](Self::truncate), and whether the text is
     /// whole.
     pub(crate) fn encode_truncated(&self, text: &str) -> Result<(Vec<u32>, bool), Error> {
-        let encoding =
-            self.inner.encode_fast(text, true).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let encoding = contained(|| self.inner.encode_fast(text, true)).map_err(Error::Tokenizer)?;
         Ok((encoding.get_ids().to_vec(), encoding.get_overflowing().is_empty()))
     }
 
@@ -75,8 +77,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-        let encoding =
-            self.inner.encode_fast(text, special).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let encoding = contained(|| self.inner.encode_fast(text, special)).map_err(Error::Tokenizer)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -85,7 +86,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        self.inner.decode(ids, true).map_err(|error| Error::Tokenizer(error.to_string()))
+        contained(|| self.inner.decode(ids, true)).map_err(Error::Tokenizer)
     }
 
     /// The id of a token, added ones included.

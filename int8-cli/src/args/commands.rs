@@ -34,10 +34,10 @@ pub(crate) struct RunArgs {
     /// Always the most probable token
     #[arg(help_heading = "Generation", long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
     pub(crate) greedy: bool,
-    /// Divides the logits: below 1 more predictable, above 1 more varied
+    /// Divides the logits: below 1 more predictable, above 1 more varied; 0 as --greedy
     #[arg(help_heading = "Generation", long, value_name = "T", default_value_t = 0.7)]
     pub(crate) temperature: f32,
-    /// Sample from the K most probable tokens
+    /// Sample from the K most probable tokens; 0 for all
     #[arg(help_heading = "Generation", long, value_name = "K", default_value_t = 50)]
     pub(crate) top_k: usize,
     /// Sample from the most probable tokens that together have probability P

@@ -7,7 +7,7 @@ use int8_nn::{ChatTemplate, Message};
 use serde_json::json;
 
 use super::generate::{Echo, Run};
-use crate::args::RunArgs;
+use crate::args::InputArgs;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -21,8 +21,8 @@ pub(super) enum Input {
 
 impl Input {
     /// Decides before a model is loaded.
-    pub(super) fn of(arguments: &RunArgs, output: &Output) -> Result<Self, Failure> {
-        if let Some(prompt) = &arguments.input.prompt {
+    pub(super) fn of(input: &InputArgs, output: &Output) -> Result<Self, Failure> {
+        if let Some(prompt) = &input.prompt {
             return Ok(Self::Question(prompt.clone()));
         }
         if io::stdin().is_terminal() {

@@ -45,12 +45,12 @@ impl<B: Backend> Run<'_, B> {
         let arguments = self.arguments;
         let options = GenerateOptions {
             max_new_tokens: arguments.max_tokens,
-            sampling: if arguments.greedy {
+            sampling: if arguments.greedy || arguments.temperature == 0.0 {
                 Sampling::Greedy
             } else {
                 Sampling::Random {
                     temperature: arguments.temperature,
-                    top_k: Some(arguments.top_k),
+                    top_k: Some(arguments.top_k).filter(|k| *k > 0),
                     top_p: Some(arguments.top_p),
                     seed: arguments.seed,
                 }
@@ -59,6 +59,14 @@ impl<B: Backend> Run<'_, B> {
             stop_ids,
             kv_cache: arguments.kv_cache.given(),
         };
+        // Before the prompt is printed.
+        let most = self.model.config().max_positions;
+        if prompt.len() > most {
+            return Err(Failure::new(format!(
+                "the prompt has {} tokens and this model {most} positions; shorten it",
+                prompt.len()
+            )));
+        }
         let output = self.output;
         let print = |text: &str| if output.json { Ok(()) } else { output.text(text) };
         let mut stream = tokenizer.map(|tokenizer| tokenizer.stream());

@@ -8,7 +8,10 @@ use crate::args::InspectArgs;
 use crate::convert::count;
 use crate::failure::Failure;
 use crate::hub;
-use crate::output::{Output, bytes};
+use crate::output::{Output, bytes, short};
+
+/// Longest name of a tensor in a table, in characters.
+const MOST_NAME: usize = 120;
 
 /// Prints the summary, and with `--tensors` every tensor.
 pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failure> {
@@ -52,11 +55,11 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         }));
     }
     if arguments.tensors {
-        let width = checkpoint.names().map(str::len).max().unwrap_or(0);
+        let width = checkpoint.names().map(str::len).max().unwrap_or(0).min(MOST_NAME);
         for tensor in checkpoint.tensors() {
             output.line(&format!(
                 "{:width$}  {:5} {:>9}  {:?}",
-                tensor.name(),
+                short(tensor.name(), MOST_NAME),
                 tensor.dtype().name(),
                 bytes(count(tensor.byte_len())),
                 tensor.shape()

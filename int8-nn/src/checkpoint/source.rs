@@ -256,8 +256,8 @@ impl Storage {
         if length == 0 {
             return Ok(Self::Empty);
         }
-        let mapping =
-            Mapping::new(&file).map_err(|error| path_error(path, "map this file into memory", error))?;
+        let mapping = Mapping::new(&file, path)
+            .map_err(|error| path_error(path, "map this file into memory", error))?;
         Ok(Self::Mapped(mapping))
     }
 

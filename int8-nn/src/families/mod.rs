@@ -163,7 +163,15 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     let mut parts = Vec::new();
     for layer in 0..config.layers {
         let layer = (names.layer)(layer);
+        let first = parts.len();
         parts.extend(layer.qkv.into_iter().chain([layer.attention_output]));
+        // A configuration may name any number of layers: the weights that exist bound the work.
+        if !parts[first..]
+            .iter()
+            .any(|part: &Part| checkpoint.contains(&format!("{root}{}", part.stored().0)))
+        {
+            break;
+        }
         // Experts are no linear layers in transformers: left to the caller.
         if let MlpNames::Dense { up, down } = layer.mlp {
             parts.extend(up.into_iter().chain([down]));
