@@ -19,7 +19,7 @@ use crate::output::{Bar, Output};
 /// The precision of the linear layers on such a processor.
 ///
 /// # Errors
-/// When two options contradict each other, or the processor lacks what one asks for.
+/// When two options contradict each other, or the processor lacks what one requires.
 pub(crate) fn precision(arguments: &PrecisionArgs, processor: Processor) -> Result<Precision, Failure> {
     if arguments.fp {
         return Ok(Precision::Float);
