@@ -228,10 +228,10 @@ fn checked<'source>(original: &Instructions<'source>) -> Result<Instructions<'so
                 before(&mut group, Check::Operands, *count);
             }
             I::CallFunction("super", _) => {}
-            I::CallFunction(_, Some(count)) | I::CallMethod(_, Some(count)) | I::CallObject(Some(count)) => {
-                if *count > 0 {
-                    before(&mut group, Check::Operands, *count);
-                }
+            I::CallFunction(_, Some(count)) | I::CallMethod(_, Some(count)) | I::CallObject(Some(count))
+                if *count > 0 =>
+            {
+                before(&mut group, Check::Operands, *count);
             }
             I::UnpackLists(_) => return Err(refused("`*` before an argument is not supported")),
             _ => {}

@@ -49,13 +49,9 @@ impl OutputFile {
     /// When it cannot be written.
     pub(crate) fn new(option: &'static str, path: &Path) -> Result<Self, Failure> {
         let place = Place::of(path).map_err(|error| failure(option, path, &error))?;
-        if place == Place::StandardOutput {
-            if OUTPUT_TAKEN.swap(true, Ordering::Relaxed) {
-                return Err(Failure::usage(format!(
-                    "{option} {}: standard output is in use already",
-                    path.display()
-                )));
-            }
+        if place == Place::StandardOutput && OUTPUT_TAKEN.swap(true, Ordering::Relaxed) {
+            let problem = format!("{option} {}: standard output is in use already", path.display());
+            return Err(Failure::usage(problem));
         }
         Ok(Self { path: path.to_owned(), option, place })
     }
