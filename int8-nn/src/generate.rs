@@ -71,6 +71,13 @@ pub struct Generation {
 /// activations stay small (for a hidden size of 4096, some 100 MB).
 pub const PREFILL_ROWS: usize = 1024;
 
+/// Appends a text to the only sequence of an empty session, in forwards of its size.
+fn prefill<B: Backend>(session: &mut Session<'_, B>, text: &[u32]) -> Result<(), Error> {
+    session.expect(0, text.len());
+    let rows = session.options().max_rows;
+    text.chunks(rows).try_for_each(|chunk| session.forward(&[(0, chunk)]))
+}
+
 impl<B: Backend> Model<B> {
     /// Continues `prompt`, or writes what a model says that has read it; `on_token` sees each new token as it is chosen and may end the generation.
     ///
@@ -109,9 +116,7 @@ impl<B: Backend> Model<B> {
             ..SessionOptions::text(positions)
         };
         let mut session = self.reading(prompt, &options_of_session)?;
-        for chunk in written.chunks(PREFILL_ROWS) {
-            session.forward(&[(0, chunk)])?;
-        }
+        prefill(&mut session, written)?;
         let mut generation = Generation {
             ids: Vec::new(),
             stop: StopReason::Length,
@@ -144,6 +149,12 @@ impl<B: Backend> Model<B> {
             if session.len(0) == positions {
                 generation.stop = StopReason::ContextFull;
                 break;
+            }
+            // Phi-3 at the length where its rotary frequencies change.
+            if self.config().recomputed_beyond == Some(session.len(0)) {
+                session.clear(0)?;
+                prefill(&mut session, &[written, &generation.ids].concat())?;
+                continue;
             }
             session.forward(&[(0, &[id])])?;
         }

@@ -94,7 +94,7 @@ impl<B: Backend> SourceEncoder<B> {
         let kv_width = 2 * config.kv_heads * config.head_size;
         let mut kv = backend.activations(rows, kv_width, ActivationRole::Intermediate)?;
         let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;
-        backend.set_batch(&mut batch, &[Segment { sequence: 0, position: 0, ids: source }])?;
+        backend.set_batch(&mut batch, &[Segment { sequence: 0, position: 0, ids: source, length: rows }])?;
         let at = Context { backend, config, batch: &batch, cross_kv: None };
         let key = GraphKey { phase: Phase::Encode, rows, segments: 1, selected: 0 };
         backend.run(key, &batch, &mut || {

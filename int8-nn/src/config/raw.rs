@@ -76,6 +76,30 @@ impl RawConfig {
         if self.get(key).is_none() { Ok(default) } else { self.size(key) }
     }
 
+    /// An index: an integer from 0 to 2³¹ − 1; `default` if the key is absent.
+    ///
+    /// # Errors
+    /// When the key is present and no such integer.
+    pub(crate) fn index_or(&self, key: &str, default: usize) -> Result<usize, Error> {
+        if self.get(key).and_then(Value::as_u64) == Some(0) { Ok(0) } else { self.size_or(key, default) }
+    }
+
+    /// Whether the key is there and null.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.json.get(key).is_some_and(Value::is_null)
+    }
+
+    /// With these values for keys that are absent: the defaults of transformers' configuration class, which files omit.
+    pub(crate) fn with_defaults(&self, defaults: &[(&str, Value)]) -> Self {
+        let mut json = self.json.clone();
+        if let Some(object) = json.as_object_mut() {
+            for (key, value) in defaults {
+                object.entry(*key).or_insert_with(|| value.clone());
+            }
+        }
+        Self { file: self.file.clone(), json }
+    }
+
     /// A finite positive number, or `default` if the key is absent.
     ///
     /// # Errors
@@ -182,7 +206,7 @@ impl RawConfig {
         Activation::from_name(name).ok_or_else(|| {
             self.problem(
                 key,
-                format!("is {name:?}; implemented: relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, silu"),
+                format!("is {name:?}; implemented: relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, gelu_10, quick_gelu, silu, mish, relu2, tanh, sigmoid"),
             )
         })
     }
