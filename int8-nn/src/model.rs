@@ -33,7 +33,8 @@ pub struct Model<B: Backend = CpuBackend> {
     decoder: Decoder<B>,
     /// Reads the text that the decoder writes about.
     source: Option<SourceEncoder<B>>,
-    tokenizer: Option<Tokenizer>,
+    /// The reason why there is none, if its files cannot be read: token ids need none.
+    tokenizer: Result<Option<Tokenizer>, String>,
     eos_token_ids: Vec<u32>,
     precision: Precision,
     checkpoint: Checkpoint,
@@ -171,7 +172,10 @@ impl Loader {
             _ => (Decoder::load(&checkpoint, backend, &precision, rotary, progress)?, None),
         };
         let files = checkpoint.source();
-        let tokenizer = Tokenizer::read(files)?;
+        let tokenizer = Tokenizer::read(files).map_err(|error| match error {
+            Error::Tokenizer(problem) => problem,
+            other => other.to_string(),
+        });
         let mut eos_token_ids = decoder.config().eos_token_ids.clone();
         const GENERATION: &str = "generation_config.json";
         if files.contains(GENERATION) {
@@ -219,7 +223,10 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::Tokenizer`] when the checkpoint has no `tokenizer.json`.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        Tokenizer::require(self.tokenizer.as_ref(), &self.checkpoint)
+        match &self.tokenizer {
+            Ok(tokenizer) => Tokenizer::require(tokenizer.as_ref(), &self.checkpoint),
+            Err(problem) => Err(Error::Tokenizer(problem.clone())),
+        }
     }
 
     /// The chat template.

@@ -14,8 +14,8 @@
 //!
 //! Invariants:
 //! - a checkpoint that opens is valid as a whole: every tensor's bytes lie inside its file and match its dtype and shape,
-//!   no two tensors share a name or (tied ones in PyTorch files apart) a byte, and every file of the index exists. Reading
-//!   then fails only for a tensor that is missing or of another dtype or shape than its user needs;
+//!   no two tensors of a file share a name or (tied ones in PyTorch files apart) a byte, and every file of the index exists.
+//!   Reading then fails only for a tensor that is missing or of another dtype or shape than its user needs;
 //! - no allocation has a length that was not checked against the file's size;
 //! - weights are mapped, not read: opening costs the headers only;
 //! - every error names the file, the tensor, what was expected, what was found, and the way out.
@@ -48,7 +48,6 @@ mod write_tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Slot;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -167,7 +166,7 @@ impl Checkpoint {
         match weights {
             Weights::Single(name) => {
                 let file = WeightFile::read(&source, name, "the weights")?;
-                Self::assemble(source.label(name), source, vec![file], &BTreeMap::new())
+                Self::assemble(source.label(name), source, vec![file])
             }
             Weights::Sharded(name) => {
                 let label = source.label(name);
@@ -182,44 +181,18 @@ impl Checkpoint {
                     .into_iter()
                     .map(|(file, tensor)| WeightFile::read(&source, file, &needed_for(tensor)))
                     .collect::<Result<_, _>>()?;
-                Self::assemble(label, source, files, &index)
+                Self::assemble(label, source, files)
             }
         }
     }
 
-    /// Joins the files: each name must occur once, and those of the index in the file it states.
-    fn assemble(
-        label: String,
-        source: Source,
-        files: Vec<WeightFile>,
-        index: &BTreeMap<String, String>,
-    ) -> Result<Self, CheckpointError> {
+    /// Joins the files. A tensor counts where it is, whatever the index says, and of one that two files hold, the later file's
+    /// counts: as transformers reads them. What the index names and no file holds is missed when it is needed.
+    fn assemble(label: String, source: Source, files: Vec<WeightFile>) -> Result<Self, CheckpointError> {
         let mut places = BTreeMap::new();
         for (number, file) in files.iter().enumerate() {
             for (entry, tensor) in file.contents.entries.iter().enumerate() {
-                match places.entry(tensor.name.clone()) {
-                    Slot::Vacant(slot) => {
-                        slot.insert((number, entry));
-                    }
-                    Slot::Occupied(slot) => {
-                        return Err(CheckpointError::DuplicateTensor {
-                            file: file.label.clone(),
-                            tensor: tensor.name.clone(),
-                            other: files[slot.get().0].label.clone(),
-                        });
-                    }
-                }
-            }
-        }
-        for (tensor, file) in index {
-            let stated = source.label(file);
-            let found = places.get(tensor).map(|&(number, _)| &files[number].label);
-            if found != Some(&stated) {
-                let hint = match found {
-                    Some(found) => format!(" there (it is in {found}, but {label} says otherwise)"),
-                    None => format!(" (but {label} says it is there)"),
-                };
-                return Err(CheckpointError::MissingTensor { file: stated, tensor: tensor.clone(), hint });
+                places.insert(tensor.name.clone(), (number, entry));
             }
         }
         let mut order: Vec<_> = places.keys().cloned().collect();
