@@ -10,11 +10,13 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, Capabilities, Feature};
 use crate::chat::ChatTemplate;
 use crate::checkpoint::Checkpoint;
+use crate::checks;
 use crate::config::{DecoderConfig, RawConfig, RotaryPrecision};
 use crate::decoder::{Decoder, Footprint};
 use crate::embedder::Embedder;
 use crate::encoder::Encoder;
 use crate::families::{self, Kind};
+use crate::generation::GenerationConfig;
 use crate::precision::{OutlierWeights, Precision, Quantization};
 use crate::seq2seq::SourceEncoder;
 use crate::tokenizer::Tokenizer;
@@ -36,6 +38,7 @@ pub struct Model<B: Backend = CpuBackend> {
     /// The reason why there is none, if its files cannot be read: token ids need none.
     tokenizer: Result<Option<Tokenizer>, String>,
     eos_token_ids: Vec<u32>,
+    generation: GenerationConfig,
     precision: Precision,
     checkpoint: Checkpoint,
 }
@@ -115,7 +118,9 @@ impl Loader {
         let accept = |config: &DecoderConfig, further: &[Feature]| {
             capabilities.accept(config, &self.precision, further)
         };
-        match families::kind(raw.text_or("model_type", "")?) {
+        let kind = families::kind(raw.text_or("model_type", "")?);
+        checks::refuse(&raw, &self.checkpoint, kind.unwrap_or(Kind::Decoder))?;
+        match kind {
             Some(Kind::Encoder) => {
                 let config = (families::encoder(&raw)?.config)(&raw)?;
                 accept(&config.network, &[Feature::FullAttention])
@@ -152,6 +157,7 @@ impl Loader {
     /// As [`build_on`](Self::build_on).
     pub fn embedder_on<B: Backend>(self, backend: Arc<B>) -> Result<Embedder<B>, Error> {
         let Self { checkpoint, precision, progress, .. } = self;
+        checks::refuse(&RawConfig::read(checkpoint.source())?, &checkpoint, Kind::Encoder)?;
         let encoder = Encoder::load(&checkpoint, backend, &precision, progress)?;
         Embedder::new(encoder, checkpoint, precision)
     }
@@ -163,7 +169,8 @@ impl Loader {
     pub fn build_on<B: Backend>(self, backend: Arc<B>) -> Result<Model<B>, Error> {
         let Self { checkpoint, precision, rotary, progress } = self;
         let raw = RawConfig::read(checkpoint.source())?;
-        let (decoder, source) = match families::kind(raw.text_or("model_type", "")?) {
+        checks::refuse(&raw, &checkpoint, Kind::Decoder)?;
+        let (decoder, mut source) = match families::kind(raw.text_or("model_type", "")?) {
             Some(Kind::Seq2Seq) => {
                 let (decoder, source) =
                     Decoder::load_with_source(&checkpoint, backend, &precision, progress)?;
@@ -176,17 +183,25 @@ impl Loader {
             Error::Tokenizer(problem) => problem,
             other => other.to_string(),
         });
-        let mut eos_token_ids = decoder.config().eos_token_ids.clone();
-        const GENERATION: &str = "generation_config.json";
-        if files.contains(GENERATION) {
-            let generation = RawConfig::from_json(files.label(GENERATION), files.read_json(GENERATION)?)?;
-            eos_token_ids.extend(generation.token_ids("eos_token_id")?);
+        let mut generation = GenerationConfig::read(files)?;
+        // Its end tokens alone count where it has some.
+        let of_model = || decoder.config().eos_token_ids.clone();
+        let eos_token_ids = generation.eos_token_ids.clone().unwrap_or_else(of_model);
+        generation.rules.eos_token_ids.clone_from(&eos_token_ids);
+        if let (Some(source), Some(start)) = (&mut source, generation.decoder_start_token_id) {
+            source.set_start_token(start);
+            decoder.check_ids(&[start])?;
         }
-        Ok(Model { decoder, source, tokenizer, eos_token_ids, precision, checkpoint })
+        Ok(Model { decoder, source, tokenizer, eos_token_ids, generation, precision, checkpoint })
     }
 }
 
 impl<B: Backend> Model<B> {
+    /// Names of the checkpoint's tensors that are no part of the model.
+    pub fn unread_tensors(&self) -> Vec<String> {
+        checks::unread(&self.checkpoint)
+    }
+
     /// The network.
     pub fn decoder(&self) -> &Decoder<B> {
         &self.decoder
@@ -244,6 +259,11 @@ impl<B: Backend> Model<B> {
     /// Tokens that end a text.
     pub fn eos_token_ids(&self) -> &[u32] {
         &self.eos_token_ids
+    }
+
+    /// The model's own settings of generation.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation
     }
 
     /// How the linear layers are held.

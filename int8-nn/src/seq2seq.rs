@@ -51,6 +51,11 @@ impl<B: Backend> SourceEncoder<B> {
         self.start_token
     }
 
+    /// Makes the decoder begin with another token.
+    pub(crate) fn set_start_token(&mut self, token: u32) {
+        self.start_token = token;
+    }
+
     /// The blocks, for what is counted over all of a model.
     pub(crate) fn blocks(&self) -> &[Block<B>] {
         &self.blocks

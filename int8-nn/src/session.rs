@@ -223,7 +223,8 @@ impl<'m, B: Backend> Session<'m, B> {
         Ok(&self.host)
     }
 
-    /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device.
+    /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device
+    /// unless a sampler has rules.
     ///
     /// # Errors
     /// When the number of samplers differs, or the logits are NaN.
@@ -231,6 +232,11 @@ impl<'m, B: Backend> Session<'m, B> {
         if samplers.len() != self.segments.len() {
             let (samplers, segments) = (samplers.len(), self.segments.len());
             return Err(Error::Input(format!("{samplers} samplers for a forward of {segments} sequences")));
+        }
+        if samplers.iter().any(Sampler::has_rules) {
+            let width = self.decoder.config().vocab_size;
+            let rows = self.logits(&RowSelection::LastOfSegments)?.chunks_exact(width);
+            return samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.next(logits)).collect();
         }
         self.compute_logits(&RowSelection::LastOfSegments)?;
         self.decoder.backend().sample(&self.logits, samplers)

@@ -47,9 +47,9 @@ mod write;
 mod write_tests;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use dtype::DType;
 pub use element::ReadAs;
@@ -91,6 +91,8 @@ struct Inner {
     order: Vec<String>,
     /// Exact columns beside int8 weights.
     outliers: Option<Checkpoint>,
+    /// Tensors that were asked for by name.
+    asked: Mutex<HashSet<(usize, usize)>>,
 }
 
 #[derive(Debug)]
@@ -197,7 +199,17 @@ impl Checkpoint {
         }
         let mut order: Vec<_> = places.keys().cloned().collect();
         order.sort_by(|left, right| natural(left).cmp(natural(right)).then_with(|| left.cmp(right)));
-        Ok(Self { inner: Arc::new(Inner { source, label, files, places, order, outliers: None }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                source,
+                label,
+                files,
+                places,
+                order,
+                outliers: None,
+                asked: Mutex::default(),
+            }),
+        })
     }
 
     /// The other files of the checkpoint: configuration, tokenizer.
@@ -215,17 +227,38 @@ impl Checkpoint {
 
     /// The tensor of this name, if it exists.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let &(file, entry) = self.inner.places.get(name)?;
+        let place = *self.inner.places.get(name)?;
+        self.inner.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
+        Some(self.view(place))
+    }
+
+    fn view(&self, (file, entry): (usize, usize)) -> TensorView<'_> {
         let file = &self.inner.files[file];
         let entry = &file.contents.entries[entry];
-        Some(TensorView {
+        TensorView {
             file: &file.label,
             name: &entry.name,
             dtype: entry.dtype,
             shape: &entry.shape,
             bytes: &file.storage.bytes()[entry.range.clone()],
             strides: entry.strides.as_deref(),
-        })
+        }
+    }
+
+    /// Names of tensors that nobody has asked for by name so far, but for those that are another one's under a second name.
+    pub fn unread(&self) -> Vec<&str> {
+        let asked = self.inner.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = |name: &&str| {
+            let place = &self.inner.places[*name];
+            !asked.contains(place) && self.tied_to(name).is_none() && !self.is_tied_by_one_of(place, &asked)
+        };
+        self.names().filter(unread).collect()
+    }
+
+    /// Whether one of `asked` is this tensor under a second name.
+    fn is_tied_by_one_of(&self, (file, entry): &(usize, usize), asked: &HashSet<(usize, usize)>) -> bool {
+        let tied = &self.inner.files[*file].contents.tied;
+        tied.iter().any(|(second, first)| first == entry && asked.contains(&(*file, *second)))
     }
 
     /// Whether there is a tensor of this name.
@@ -240,7 +273,7 @@ impl Checkpoint {
 
     /// All tensors, in the order of [`Self::names`].
     pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
-        self.names().filter_map(|name| self.get(name))
+        self.names().filter_map(|name| self.inner.places.get(name).map(|place| self.view(*place)))
     }
 
     /// The weight files, as in error messages.

@@ -153,7 +153,7 @@ impl RawConfig {
         }
     }
 
-    /// Token ids: one integer or a list of them; empty if the key is absent.
+    /// Token ids: one integer or a list of them; empty if the key is absent. A negative one is no token.
     ///
     /// # Errors
     /// When the key is present and neither.
@@ -164,11 +164,12 @@ impl RawConfig {
                 .and_then(|id| u32::try_from(id).ok())
                 .ok_or_else(|| self.problem(key, format!("holds {value}; expected a token id")))
         };
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-            Some(value) => Ok(vec![id(value)?]),
-        }
+        let values = match self.get(key) {
+            None => &[][..],
+            Some(Value::Array(ids)) => ids,
+            Some(value) => std::slice::from_ref(value),
+        };
+        values.iter().filter(|value| value.as_i64().is_none_or(|id| id >= 0)).map(id).collect()
     }
 
     /// Of `layers` blocks those with sliding-window attention: `layer_types`, or `default` without that key.
