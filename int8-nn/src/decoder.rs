@@ -130,6 +130,41 @@ impl<B: Backend> Decoder<B> {
         Ok((decoder, source))
     }
 
+    /// Whether the tensors of embedding, head and linear layers are there in the shapes that `raw` says.
+    pub(crate) fn check(checkpoint: &Checkpoint, raw: &RawConfig) -> Result<(), Error> {
+        let family = families::of(raw)?;
+        let config = (family.config)(raw)?;
+        let names = (family.names)(&config);
+        let known = families::known_modules(&names);
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let root = block::root(checkpoint, names.roots, &known);
+        let embedding = format!("{root}{}", names.token_embedding);
+        let (embedding, tied) =
+            embedding_and_head(checkpoint, &embedding, names.head, config.tied_embeddings)?;
+        let head = if tied { &embedding } else { names.head };
+        for module in [&embedding, head] {
+            let table = checkpoint.tensor(&format!("{module}.weight"))?;
+            table.expect_shape(&[config.vocab_size, config.embedding_size])?;
+        }
+        let hidden = config.hidden_size;
+        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
+        for layer in 0..config.layers {
+            let names = (names.layer)(layer);
+            let find = |parts, outputs: &[usize], inputs| {
+                LinearSource::find(checkpoint, root, parts, outputs, inputs).map(|_| ())
+            };
+            find(names.qkv, &[queries, keys, keys], hidden)?;
+            find(vec![names.attention_output], &[hidden], queries)?;
+            if let families::MlpNames::Dense { up, down } = names.mlp {
+                let wide = config.intermediate_size;
+                let outputs = vec![wide; if config.gated_mlp { 2 } else { 1 }];
+                find(up, &outputs, hidden)?;
+                find(vec![down], &[hidden], wide)?;
+            }
+        }
+        Ok(())
+    }
+
     /// `cross`: the name of the distance bias, and those of each block's cross-attention.
     fn assemble(
         checkpoint: &Checkpoint,

@@ -134,6 +134,20 @@ impl Loader {
         }
     }
 
+    /// Whether the model can be built on a CPU: its configuration is implemented, and the linear layers of a decoder are there in
+    /// the shapes that it says. Reads no weights.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn check(&self) -> Result<(), Error> {
+        self.accept(&Capabilities::all("a CPU".to_owned()))?;
+        let raw = RawConfig::read(self.checkpoint.source())?;
+        match families::kind(raw.text_or("model_type", "")?) {
+            Some(Kind::Decoder) => Decoder::<CpuBackend>::check(&self.checkpoint, &raw),
+            _ => Ok(()),
+        }
+    }
+
     /// Builds the model on the CPU.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::generate::{Echo, Run, continued};
 use super::{chat, input_ids, no_input};
-use crate::args::RunArgs;
+use crate::args::{PrecisionArgs, RunArgs};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -37,6 +37,10 @@ impl Task for Generate<'_> {
 
     fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
         resolve::precision(&self.arguments.model.precision, processor)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
