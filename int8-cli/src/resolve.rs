@@ -31,6 +31,34 @@ pub(crate) fn precision(arguments: &PrecisionArgs, processor: Processor) -> Resu
     Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
 }
 
+/// `precision` with the threshold that an int8 checkpoint was saved with, unless the options name one or another rule.
+pub(crate) fn with_stored_threshold(
+    precision: Precision,
+    arguments: &PrecisionArgs,
+    checkpoint: &Checkpoint,
+) -> Result<Precision, Failure> {
+    let Precision::Int8(quantization) = precision else { return Ok(precision) };
+    let default = quantization.config.rule == OutlierRule::Absolute(scheme::PAPER_THRESHOLD);
+    if arguments.threshold.is_some() || arguments.preset.is_some() || !default {
+        return Ok(precision);
+    }
+    if !checkpoint.source().contains("config.json") {
+        return Ok(precision);
+    }
+    let config = checkpoint.source().read_config()?;
+    let stored = config.get("quantization_config").and_then(|stored| stored.get("llm_int8_threshold"));
+    let Some(threshold) = stored.and_then(serde_json::Value::as_f64) else { return Ok(precision) };
+    let rule = match crate::convert::single(threshold) {
+        0.0 => OutlierRule::None,
+        threshold => OutlierRule::Absolute(threshold),
+    };
+    rule.validate().map_err(|error| {
+        Failure::new(format!("config.json: `quantization_config.llm_int8_threshold`: {error}"))
+    })?;
+    let config = Config { rule, ..quantization.config };
+    Ok(Precision::Int8(Quantization { config, ..quantization }))
+}
+
 /// From the single options.
 fn quantization(arguments: &PrecisionArgs, processor: Processor) -> Result<Quantization, Failure> {
     let scheme = arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax);
@@ -215,6 +243,26 @@ pub(crate) fn load_as<B: Backend>(
     let (loader, bar) = loader(precision, arguments, &place.checkpoint, output);
     let model = loader.build_on(place.backend.clone())?;
     bar.clear();
+    let unread = model.unread_tensors();
+    if let [first, ..] = &unread[..] {
+        /// Enough to see of what kind they are.
+        const SHOWN: usize = 3;
+        let shown: Vec<_> =
+            unread.iter().take(SHOWN).map(|name| name.chars().take(100).collect::<String>()).collect();
+        let layers = model.config().layers;
+        let more = if unread.len() > SHOWN { ", …" } else { "" };
+        let beyond = format!(".{layers}.");
+        let why = match unread.iter().any(|name| name.contains(&beyond)) {
+            true => format!(" (config.json has {layers} blocks, the files more)"),
+            false => String::new(),
+        };
+        debug_assert!(!first.is_empty(), "tensors have names");
+        output.remark(&format!(
+            "note: {} tensors of the checkpoint are no part of the model{why}: {}{more}",
+            unread.len(),
+            shown.join(", ").escape_debug()
+        ));
+    }
     Ok(model)
 }
 

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::Error;
 use crate::checkpoint::Source;
 use crate::template;
+use crate::tokenizer::Settings;
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +67,7 @@ impl ChatTemplate {
                 }
             }
         };
-        Self::new(&file, &text, special_tokens(&config)).map(Some)
+        Self::new(&file, &text, Settings::read(source)?.special_tokens()).map(Some)
     }
 
     /// Compiles a template. Error messages call it `file`; `special_tokens` are pairs such as `("bos_token", "<s>")`.
@@ -141,19 +142,6 @@ fn default_of(list: &[Value]) -> Result<&str, String> {
             names.join(", ")
         )
     })
-}
-
-/// The keys `*_token`, each a text or an object with `content`.
-fn special_tokens(config: &Value) -> Vec<(String, String)> {
-    let Some(entries) = config.as_object() else { return Vec::new() };
-    entries
-        .iter()
-        .filter(|(name, _)| name.ends_with("_token"))
-        .filter_map(|(name, value)| {
-            let token = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some((name.clone(), token.to_owned()))
-        })
-        .collect()
 }
 
 /// Replaces transformers' `{% generation %}` marks, which are for training and render nothing.

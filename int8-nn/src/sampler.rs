@@ -4,6 +4,7 @@ use int8_core::corpus::Random;
 
 use crate::Error;
 use crate::convert;
+use crate::generation::LogitRules;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +29,16 @@ pub enum Sampling {
 pub struct Sampler {
     sampling: Sampling,
     random: Random,
+    ruled: Option<Ruled>,
+}
+
+/// Rules about the logits, with the text they depend on.
+#[derive(Debug, Clone)]
+struct Ruled {
+    rules: LogitRules,
+    text: Vec<u32>,
+    prompt: usize,
+    most: usize,
 }
 
 impl Sampler {
@@ -53,7 +64,18 @@ impl Sampler {
                 return Err(Error::Input(format!("top-p {top_p}: expected a number above 0, at most 1")));
             }
         }
-        Ok(Self { sampling, random: Random::new(seed) })
+        Ok(Self { sampling, random: Random::new(seed), ruled: None })
+    }
+
+    /// Applies `rules` to the logits of every token behind `prompt`; prompt and continuation have `most` tokens at most.
+    pub fn with_rules(self, rules: &LogitRules, prompt: &[u32], most: usize) -> Self {
+        let ruled = Ruled { rules: rules.clone(), text: prompt.to_vec(), prompt: prompt.len(), most };
+        Self { ruled: (!rules.is_empty()).then_some(ruled), ..self }
+    }
+
+    /// Whether rules change the logits: then tokens are chosen by [`next`](Self::next) alone, from logits on the host.
+    pub fn has_rules(&self) -> bool {
+        self.ruled.is_some()
     }
 
     /// The settings, for a backend that samples on its device.
@@ -75,6 +97,17 @@ impl Sampler {
         // Not `any`: what never ends early is vectorised.
         if logits.is_empty() || logits.iter().fold(false, |nan, logit| nan | logit.is_nan()) {
             return Err(Self::not_a_number());
+        }
+        if let Some(mut ruled) = self.ruled.take() {
+            let mut changed = logits.to_vec();
+            ruled.rules.apply(&mut changed, &ruled.text, ruled.prompt, ruled.most);
+            let id = match changed.iter().all(|logit| *logit == f32::NEG_INFINITY) {
+                true => Err(Error::Input("the rules of generation exclude every token".to_owned())),
+                false => self.next(&changed),
+            };
+            ruled.text.extend(id.as_ref().ok());
+            self.ruled = Some(ruled);
+            return id;
         }
         match self.sampling {
             Sampling::Greedy => Ok(convert::token_id(argmax(logits))),

@@ -59,6 +59,8 @@ pub struct Session<'m, B: Backend> {
     logits: B::Activations,
     host: Vec<f32>,
     lengths: Vec<usize>,
+    /// Tokens that each sequence is known to reach.
+    expected: Vec<usize>,
     /// Number of rows of each segment of the last forward.
     segments: Vec<usize>,
 }
@@ -97,6 +99,7 @@ impl<'m, B: Backend> Session<'m, B> {
             logits: backend.activations(max_logits, config.vocab_size, role)?,
             host: Vec::new(),
             lengths: vec![0; sequences],
+            expected: vec![0; sequences],
             segments: Vec::new(),
             options: SessionOptions { max_rows, max_logits, ..*options },
             decoder,
@@ -137,7 +140,18 @@ impl<'m, B: Backend> Session<'m, B> {
     /// If there is no such sequence.
     pub fn clear(&mut self, sequence: usize) -> Result<(), Error> {
         self.lengths[sequence] = 0;
+        self.expected[sequence] = 0;
         self.decoder.backend().release(&mut self.cache, sequence)
+    }
+
+    /// Says that sequence `sequence` is to hold `tokens` tokens before any of its logits are of use: a prompt that several
+    /// forwards compute. Rotary frequencies that depend on the length of a text follow it; without, each forward follows the
+    /// length at its own end.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn expect(&mut self, sequence: usize, tokens: usize) {
+        self.expected[sequence] = tokens;
     }
 
     /// Makes sequence `to` begin with the first `tokens` tokens of `from`: they share its pages, each until it writes to one.
@@ -168,7 +182,11 @@ impl<'m, B: Backend> Session<'m, B> {
         let backend = decoder.backend();
         let segments: Vec<Segment<'_>> = batch
             .iter()
-            .map(|&(sequence, ids)| Segment { sequence, position: self.lengths[sequence], ids })
+            .map(|&(sequence, ids)| {
+                let position = self.lengths[sequence];
+                let length = self.expected[sequence].max(position + ids.len());
+                Segment { sequence, position, ids, length }
+            })
             .collect();
         let ranges: Vec<(usize, Range<usize>)> = segments
             .iter()
@@ -205,7 +223,8 @@ impl<'m, B: Backend> Session<'m, B> {
         Ok(&self.host)
     }
 
-    /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device.
+    /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device
+    /// unless a sampler has rules.
     ///
     /// # Errors
     /// When the number of samplers differs, or the logits are NaN.
@@ -213,6 +232,11 @@ impl<'m, B: Backend> Session<'m, B> {
         if samplers.len() != self.segments.len() {
             let (samplers, segments) = (samplers.len(), self.segments.len());
             return Err(Error::Input(format!("{samplers} samplers for a forward of {segments} sequences")));
+        }
+        if samplers.iter().any(Sampler::has_rules) {
+            let width = self.decoder.config().vocab_size;
+            let rows = self.logits(&RowSelection::LastOfSegments)?.chunks_exact(width);
+            return samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.next(logits)).collect();
         }
         self.compute_logits(&RowSelection::LastOfSegments)?;
         self.decoder.backend().sample(&self.logits, samplers)

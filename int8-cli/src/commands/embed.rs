@@ -15,7 +15,7 @@ use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Value, json};
 
 use super::{read_text, settings};
-use crate::args::EmbedArgs;
+use crate::args::{EmbedArgs, PrecisionArgs};
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
@@ -58,6 +58,10 @@ impl Task for Embed<'_> {
 
     fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
         resolve::precision(&self.arguments.model.precision, processor)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::passages::read_passages;
 use super::{counted, outlier_share, settings, text};
-use crate::args::EvalArgs;
+use crate::args::{EvalArgs, PrecisionArgs};
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
@@ -38,6 +38,10 @@ impl Task for Eval<'_> {
 
     fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
         resolve::precision(&self.arguments.model.precision, processor)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use int8_nn::backend::Backend;
-use int8_nn::{GenerateOptions, Generation, Model, Sampling, StopReason, Tokenizer};
+use int8_nn::{GenerateOptions, Generation, LogitRules, Model, Sampling, StopReason, Tokenizer};
 use serde_json::{Value, json};
 
 use super::settings;
@@ -45,16 +45,8 @@ impl<B: Backend> Run<'_, B> {
         let arguments = self.arguments;
         let options = GenerateOptions {
             max_new_tokens: arguments.max_tokens,
-            sampling: if arguments.greedy || arguments.temperature == 0.0 {
-                Sampling::Greedy
-            } else {
-                Sampling::Random {
-                    temperature: arguments.temperature,
-                    top_k: Some(arguments.top_k).filter(|k| *k > 0),
-                    top_p: Some(arguments.top_p),
-                    seed: arguments.seed,
-                }
-            },
+            sampling: self.sampling()?,
+            rules: Some(self.rules()?),
             stop_at_eos: !arguments.ignore_eos,
             stop_ids,
             kv_cache: arguments.kv_cache.given(),
@@ -98,6 +90,63 @@ impl<B: Backend> Run<'_, B> {
             print(&stream.finish()?)?;
         }
         Ok(generation)
+    }
+
+    /// How tokens are chosen: as the options say, or else as the model's own settings do, if they say whether to sample.
+    fn sampling(&self) -> Result<Sampling, Failure> {
+        let RunArgs { greedy, temperature, top_k, top_p, seed, no_generation_config, .. } = self.arguments;
+        let own = self.model.generation_config();
+        let asked = temperature.is_some() || top_k.is_some() || top_p.is_some() || seed.is_some();
+        let own = (!no_generation_config).then_some(own);
+        if *greedy
+            || *temperature == Some(0.0)
+            || (!asked && own.is_some_and(|own| own.do_sample == Some(false)))
+        {
+            return Ok(Sampling::Greedy);
+        }
+        let random = own.filter(|own| own.do_sample == Some(true));
+        if let Some(own) = random {
+            // What the options do not replace must be implemented.
+            own.require_supported(true)?;
+        }
+        let (of_temperature, of_top_k, of_top_p) = match random {
+            Some(own) => {
+                (own.temperature.unwrap_or(1.0), own.top_k.unwrap_or(50), Some(own.top_p.unwrap_or(1.0)))
+            }
+            None => (0.7, 50, Some(0.95)),
+        };
+        Ok(Sampling::Random {
+            temperature: temperature.unwrap_or(of_temperature),
+            // 0 stands for all tokens.
+            top_k: Some(top_k.unwrap_or(of_top_k)).filter(|k| *k > 0),
+            top_p: top_p.or(of_top_p),
+            seed: seed.unwrap_or(0),
+        })
+    }
+
+    /// The model's own changes of the logits, with those of the options in their place.
+    fn rules(&self) -> Result<LogitRules, Failure> {
+        let arguments = self.arguments;
+        let own = self.model.generation_config();
+        let mut rules = if arguments.no_generation_config {
+            LogitRules { eos_token_ids: own.rules.eos_token_ids.clone(), ..LogitRules::default() }
+        } else {
+            own.require_supported(false)?;
+            own.rules.clone()
+        };
+        if let Some(penalty) = arguments.repetition_penalty {
+            if !(penalty > 0.0 && penalty.is_finite()) {
+                return Err(Failure::usage(format!(
+                    "--repetition-penalty {penalty}: expected a number above 0"
+                )));
+            }
+            rules.repetition_penalty = penalty;
+        }
+        rules.no_repeat_ngram_size = arguments.no_repeat_ngram.unwrap_or(rules.no_repeat_ngram_size);
+        if let Some(least) = arguments.min_new_tokens {
+            (rules.min_new_tokens, rules.min_length) = (least, 0);
+        }
+        Ok(rules)
     }
 
     /// The object that `--json` prints, with the keys of `more` added.

@@ -6,7 +6,7 @@ use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
 
 use super::{input_ids, no_input, with_text};
-use crate::args::{InputArgs, LogitsArgs};
+use crate::args::{InputArgs, LogitsArgs, PrecisionArgs};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::{Output, OutputFile};
@@ -35,6 +35,10 @@ impl Task for Logits<'_> {
 
     fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
         resolve::precision(&self.arguments.model.precision, processor)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

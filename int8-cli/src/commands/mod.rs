@@ -155,6 +155,8 @@ fn read_text(option: &str, file: &Path) -> Result<String, Failure> {
             error.utf8_error().valid_up_to()
         ))
     })?;
+    // A byte-order mark is no part of the text.
+    let text = text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned);
     // Every end of line becomes `\n`, as in Python's text mode: training texts hold hardly a carriage return.
     Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::generate::{Echo, Run, continued};
 use super::{chat, input_ids, no_input, with_text};
-use crate::args::{InputArgs, RunArgs};
+use crate::args::{InputArgs, PrecisionArgs, RunArgs};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
 use crate::output::Output;
@@ -39,6 +39,10 @@ impl Task for Generate<'_> {
 
     fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
         resolve::precision(&self.arguments.model.precision, processor)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

@@ -38,6 +38,15 @@ pub enum Feature {
     SlidingWindow,
     /// Capped attention scores.
     AttentionSoftcap,
+    /// Activations besides ReLU, GELU (and its tanh form) and SiLU.
+    FurtherActivations,
+    /// Attention scores divided by the number of their block.
+    ScoresByLayer,
+    /// Queries, keys and values within limits.
+    ClampedProjections,
+    /// Rotary frequencies that depend on the length of the text. A model is not refused without it, but limited to the lengths
+    /// at which they do not.
+    FrequenciesByLength,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -54,7 +63,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -68,6 +77,10 @@ impl Feature {
         Self::DistanceBias,
         Self::SlidingWindow,
         Self::AttentionSoftcap,
+        Self::FurtherActivations,
+        Self::ScoresByLayer,
+        Self::ClampedProjections,
+        Self::FrequenciesByLength,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -92,6 +105,10 @@ impl Feature {
             Self::DistanceBias => "relative position biases",
             Self::SlidingWindow => "sliding-window attention",
             Self::AttentionSoftcap => "soft-capped attention scores",
+            Self::FurtherActivations => "activations other than ReLU, GELU and SiLU",
+            Self::ScoresByLayer => "attention scores divided by the block's number",
+            Self::ClampedProjections => "clamped queries, keys and values",
+            Self::FrequenciesByLength => "rotary frequencies that follow the length of the text",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -117,6 +134,9 @@ impl Feature {
         need(Self::ParallelBlocks, config.block == BlockKind::Parallel);
         need(Self::EmbeddingScale, config.embedding_scale.is_some());
         need(Self::AttentionSoftcap, config.attention_softcap.is_some());
+        need(Self::FurtherActivations, !config.activation.is_common());
+        need(Self::ScoresByLayer, config.scores_by_layer);
+        need(Self::ClampedProjections, config.qkv_limit.is_some());
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);
             need(Self::SlidingWindow, window.is_some());

@@ -153,6 +153,11 @@ pub trait Backend: Sized + Send + Sync {
     ) -> Result<(), Error>;
     /// `x = factor·x`, then, with a cap, `x = cap·tanh(x/cap)`, in place.
     fn scale(&self, x: &mut Self::Activations, factor: Option<f32>, cap: Option<f32>) -> Result<(), Error>;
+    /// `x = max(−limit, min(limit, x))` in place. Only backends with [`Feature::ClampedProjections`] are asked for it.
+    fn clamp(&self, x: &mut Self::Activations, limit: f32) -> Result<(), Error> {
+        let _ = (x, limit);
+        Err(Error::Unsupported("clamped activations on this backend".to_owned()))
+    }
     /// `out = experts(input)`; each expert computes only the rows it was chosen for.
     fn experts(
         &self,

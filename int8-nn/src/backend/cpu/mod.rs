@@ -66,6 +66,8 @@ struct Rows {
     first_row: usize,
     rows: usize,
     position: usize,
+    /// Tokens of the text.
+    length: usize,
 }
 
 impl Rows {
@@ -223,6 +225,7 @@ impl Backend for CpuBackend {
                 first_row: batch.ids.len(),
                 rows: segment.ids.len(),
                 position: segment.position,
+                length: segment.length,
             });
             batch.ids.extend_from_slice(segment.ids);
             batch.positions.extend(segment.position..segment.position + segment.ids.len());
@@ -304,6 +307,11 @@ impl Backend for CpuBackend {
         if let Some(cap) = cap {
             x.data.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
         }
+        Ok(())
+    }
+
+    fn clamp(&self, x: &mut CpuActivations, limit: f32) -> Result<(), Error> {
+        x.data.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
         Ok(())
     }
 

@@ -259,6 +259,7 @@ fn function(activation: Activation) -> int8_cuda::model::Activation {
         Activation::Gelu => int8_cuda::model::Activation::Gelu,
         Activation::GeluTanh => int8_cuda::model::Activation::GeluTanh,
         Activation::Silu => int8_cuda::model::Activation::Silu,
+        other => unreachable!("{other:?} is refused by `capabilities`"),
     }
 }
 
@@ -278,6 +279,10 @@ impl Backend for CudaBackend {
         let mut capabilities = Capabilities::all(format!("cuda:{}", self.ordinal));
         capabilities.features.remove(&Feature::GroupGranularity);
         capabilities.features.remove(&Feature::ExactOutlierWeights);
+        capabilities.features.remove(&Feature::FurtherActivations);
+        capabilities.features.remove(&Feature::ScoresByLayer);
+        capabilities.features.remove(&Feature::ClampedProjections);
+        capabilities.features.remove(&Feature::FrequenciesByLength);
         capabilities.max_head_size = Some(256);
         capabilities
     }
