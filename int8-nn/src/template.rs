@@ -20,11 +20,11 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, filters};
 /// Most bytes of a template: ten times the longest of models in use.
 const MOST_BYTES: usize = 256 << 10;
 
-/// Most bytes of a tag outside its texts: an operator takes two, and each is a level of the expression's tree, so that the
-/// deepest tree fits [`STACK`].
-const MOST_TAG_BYTES: usize = 16 << 10;
+/// Most bytes of a tag outside its texts: an operator takes two, and each is a level of the expression's tree, whose constants the
+/// parser looks for at each level. So the time stays short, which grows with the square, and the deepest tree fits [`STACK`].
+const MOST_TAG_BYTES: usize = 8 << 10;
 
-/// Bytes of the stack: 8 k levels of an expression at 4 kB (unoptimised code), twice. Reserved, not touched.
+/// Bytes of the stack: 4 k levels of an expression at 4 kB (unoptimised code), four times. Reserved, not touched.
 const STACK: usize = 64 << 20;
 
 /// Most instructions, checks included; honest templates take some hundred a message.

@@ -30,6 +30,7 @@ fn peak() -> u64 {
 }
 
 /// Runs cases until they or the time are over; a case returns what it was for the message.
+#[allow(clippy::print_stdout, reason = "how many cases ran is the point of a long run")]
 fn run(name: &str, case: impl Fn(&mut Random) -> String) {
     let variable = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seconds = variable("INT8_FUZZ_SECONDS");

@@ -124,7 +124,7 @@ fn bombs() -> Vec<(&'static str, String)> {
         ("longest list", "[", ""),
         ("longest brackets", "(", ""),
     ] {
-        let text = repeated.repeat(16_000 / repeated.len());
+        let text = repeated.repeat(8_000 / repeated.len());
         bombs.push((name, format!("{{{{ {text}{end} }}}}")));
         bombs.push((name, format!("{{{{ a{text}{end} }}}}")));
     }
