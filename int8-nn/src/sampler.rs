@@ -145,6 +145,15 @@ pub(crate) fn draw(logits: &[f32], cuts: Cuts, uniform: f64) -> usize {
     order.get(kept - 1)
 }
 
+/// Indices of the `count` largest values, falling, equal ones ascending. No value is NaN.
+pub(crate) fn largest(values: &[f32], count: usize) -> Vec<usize> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut order = Order::new(values, Some(count));
+    (0..count.min(values.len())).map(|at| order.get(at)).collect()
+}
+
 /// Token ids by falling logit, sorted as far as they were looked at: a draw rarely goes beyond the first hundred of a
 /// vocabulary of 10⁵.
 struct Order<'a> {
@@ -265,7 +274,9 @@ mod tests {
 
     #[test]
     fn a_vocabulary_is_sorted_as_far_as_needed() {
-        let logits: Vec<f32> = (0_u32..5000).map(|id| f32::from(u16::try_from(id * 7919 % 4001).expect("small")) / 400.0).collect();
+        let logits: Vec<f32> = (0_u32..5000)
+            .map(|id| f32::from(u16::try_from(id * 7919 % 4001).expect("small")) / 400.0)
+            .collect();
         let mut all: Vec<usize> = (0..logits.len()).collect();
         all.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
         for top_k in [None, Some(1), Some(300), Some(5000), Some(9000)] {

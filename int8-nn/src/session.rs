@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase, RowSelection,
-    Segment,
+    ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase,
+    RowSelection, Segment,
 };
 use crate::block::{Context, Scratch};
 use crate::decoder::Decoder;
@@ -303,7 +303,9 @@ impl<'m, B: Backend> Session<'m, B> {
             }
             RowSelection::Range(range) => range.clone().collect(),
             RowSelection::Rows(rows) => {
-                if rows.windows(2).any(|pair| pair[0] >= pair[1]) || rows.last().is_some_and(|last| *last >= all) {
+                if rows.windows(2).any(|pair| pair[0] >= pair[1])
+                    || rows.last().is_some_and(|last| *last >= all)
+                {
                     return Err(Error::Input(format!(
                         "logits of rows {rows:?} asked for: expected ascending ones below {all}, those of the last forward"
                     )));
