@@ -115,19 +115,52 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::ChatTemplate`] when the template refuses the conversation or fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
-        let fail = |error: minijinja::Error| template_failure(&self.file, &error);
-        let template = self.environment.get_template(NAME).map_err(fail)?;
         let messages: Vec<Jinja> = messages
             .iter()
             .map(|message| Jinja::from_pairs([("role", &*message.role), ("content", &*message.content)]))
             .collect();
+        self.render_values(messages.into(), Jinja::from(()), Jinja::from(()), add_generation_prompt)
+    }
+
+    /// As [`render`](Self::render), with messages of any keys (`tool_calls`, say), the `tools` that the model may call, and
+    /// `more` variables, an object; both may be null. Objects have their keys in the order of `serde_json`, which sorts them.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_json(
+        &self,
+        messages: &Value,
+        tools: &Value,
+        more: &Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let [messages, tools, more] = [messages, tools, more].map(|value| match value {
+            // Templates ask whether a variable is none, not whether it is undefined.
+            Value::Null => Jinja::from(()),
+            value => Jinja::from_serialize(value),
+        });
+        self.render_values(messages, tools, more, add_generation_prompt)
+    }
+
+    fn render_values(
+        &self,
+        messages: Jinja,
+        tools: Jinja,
+        more: Jinja,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let fail = |error: minijinja::Error| template_failure(&self.file, &error);
+        let template = self.environment.get_template(NAME).map_err(fail)?;
         let conversation = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
-            tools => (),
+            tools => tools,
             documents => (),
         };
-        template.render(conversation).map_err(fail)
+        if more.is_none() {
+            return template.render(conversation).map_err(fail);
+        }
+        template.render(context! { ..conversation, ..more }).map_err(fail)
     }
 }
 
