@@ -137,7 +137,7 @@ impl ChatTemplate {
         let [messages, tools, more] = [messages, tools, more].map(|value| match value {
             // Templates ask whether a variable is none, not whether it is undefined.
             Value::Null => Jinja::from(()),
-            value => Jinja::from_serialize(value),
+            value => Jinja::from(minijinja::value::Serde(value)),
         });
         self.render_values(messages, tools, more, add_generation_prompt)
     }

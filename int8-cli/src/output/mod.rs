@@ -64,6 +64,12 @@ impl Output {
         self.line(&format!("{value:#}"))
     }
 
+    /// Whether remarks are to be left out.
+    #[cfg(feature = "serve")]
+    pub(crate) fn quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Writes a remark to standard error, but with `--quiet` or `--json`.
     pub(crate) fn remark(&self, line: &str) {
         if !self.quiet && !self.json {

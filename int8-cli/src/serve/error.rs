@@ -51,7 +51,9 @@ impl From<Rejection> for ApiError {
     fn from(rejection: Rejection) -> Self {
         let message = rejection.to_string();
         match rejection {
-            Rejection::TooLong { .. } => Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message),
+            Rejection::TooLong { .. } => {
+                Self::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
+            }
             Rejection::Full { .. } => Self {
                 retry_after: Some(1),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message)

@@ -64,7 +64,8 @@ impl ToolParser {
 
     fn call(&self, text: &str) -> Option<Call> {
         let object: Value = serde_json::from_str(text.trim()).ok()?;
-        let name = object.get("name")?.as_str().filter(|name| self.names.iter().any(|known| known == name))?;
+        let name =
+            object.get("name")?.as_str().filter(|name| self.names.iter().any(|known| known == name))?;
         let arguments = match object.get("arguments").or_else(|| object.get("parameters")) {
             None => "{}".to_owned(),
             Some(Value::String(text)) => text.clone(),
@@ -99,8 +100,19 @@ mod tests {
         let two = r#"<tool_call>{"name": "add"}</tool_call>
             <tool_call>{"name": "add", "arguments": "{}"}</tool_call>"#;
         assert_eq!(parsed(&[two]), (String::new(), vec![call("{}"), call("{}")]));
-        assert_eq!(parsed(&[" {\"name\": \"add\", ", "\"parameters\": [2]}"]), (String::new(), vec![call("[2]")]));
-        for text in ["plain", "a < b <tool", "{\"name\": \"other\"}", "{no json", "<tool_call>{}</tool_call>", "", " "] {
+        assert_eq!(
+            parsed(&[" {\"name\": \"add\", ", "\"parameters\": [2]}"]),
+            (String::new(), vec![call("[2]")])
+        );
+        for text in [
+            "plain",
+            "a < b <tool",
+            "{\"name\": \"other\"}",
+            "{no json",
+            "<tool_call>{}</tool_call>",
+            "",
+            " ",
+        ] {
             assert_eq!(parsed(&[text]), (text.to_owned(), vec![]), "{text}");
         }
     }
