@@ -87,7 +87,8 @@ pub(crate) enum Command {
         int8 run ./opt-125m -p \"Once upon a time\" --greedy --fp      (16/32-bit, for comparison)\n  \
         int8 run ./opt-125m --ids 5,17,42 --greedy --json           (token ids in and out)\n  \
         int8 run ./smollm2 --chat -p \"Why is the sky blue?\"        (a question to a chat model)\n  \
-        int8 run ./smollm2 --chat                                   (a conversation; an empty line ends it)\n  \
+        int8 run ./smollm2                                          (a conversation on the terminal; /help lists commands)\n  \
+        int8 run ./smollm2 --batch prompts.jsonl --out answers.jsonl (many prompts at once; the same command resumes)\n  \
         int8 run ./opt-6.7b -p \"Once upon a time\" --device cuda:1  (the second GPU; --device cpu for none)\n  \
         int8 run ./flan-t5-small -p \"translate English to German: How old are you?\"")]
     Run(RunArgs),

@@ -6,6 +6,7 @@ use int8_nn::backend::Backend;
 use int8_nn::{GenerateOptions, Generation, Model, Sampling, StopReason, Tokenizer};
 use serde_json::{Value, json};
 
+use super::chat::StopFlag;
 use super::settings;
 use crate::args::RunArgs;
 use crate::convert::{count, real};
@@ -31,6 +32,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub(super) output: &'a Output,
     pub(super) model: &'a Model<B>,
     pub(super) load_seconds: f64,
+    /// Ends the text that is being generated when it is set.
+    pub(super) stop: StopFlag,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -75,6 +78,7 @@ impl<B: Backend> Run<'_, B> {
         }
         let mut failed = None;
         let on_token = |id| match piece(id).and_then(|text| print(&text)) {
+            Ok(()) if self.stop.is_set() => ControlFlow::Break(()),
             Ok(()) => ControlFlow::Continue(()),
             Err(failure) => {
                 failed = Some(failure);

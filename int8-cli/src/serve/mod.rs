@@ -17,7 +17,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use int8_core::{OutlierGranularity, OutlierRule};
 use int8_nn::backend::{Backend, Precision};
 use int8_nn::engine::{self, EmbedOptions, Engine, EngineOptions, is_batch_invariant};
 use int8_nn::{Embedder, Kind, Model, families};
@@ -68,16 +67,7 @@ impl Task for Serve<'_> {
     type Output = ();
 
     fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
-        let arguments = &self.arguments.model.precision;
-        let mut precision = resolve::precision(arguments, processor)?;
-        // One request must not change the answer of another.
-        if let Precision::Int8(quantization) = &mut precision
-            && arguments.granularity.is_none()
-            && quantization.config.rule != OutlierRule::None
-        {
-            quantization.config.outlier_granularity = OutlierGranularity::Value;
-        }
-        Ok(precision)
+        resolve::batch_invariant_precision(&self.arguments.model.precision, processor)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
@@ -135,7 +125,7 @@ impl Serve<'_> {
                 tokenizer,
                 template: template.map_err(|error| error.to_string()),
             },
-            ..self.app(info, place)
+            ..self.app(info)
         };
         let remark = format!(
             "weights {} ({} in 16-bit), KV cache for {kv_tokens} tokens, {} requests of {context} at once",
@@ -161,7 +151,7 @@ impl Serve<'_> {
         let tokenizing = Arc::clone(&embedder);
         let app = App {
             service: Service::Embed { handle, tokenize: Box::new(move |texts| tokenize(&tokenizing, texts)) },
-            ..self.app(info, place)
+            ..self.app(info)
         };
         let remark = format!("embeddings; weights {}", bytes(count(footprint.total())));
         self.serve(app, &remark, || {
@@ -171,21 +161,15 @@ impl Serve<'_> {
     }
 
     /// All but the service.
-    fn app<B>(&self, info: Value, place: &Place<B>) -> App {
+    fn app(&self, info: Value) -> App {
         let arguments = self.arguments;
-        let folder =
-            place.checkpoint.source().path().and_then(|path| path.file_name().map(|name| name.to_owned()));
-        let given = arguments.model.model.file_name().filter(|_| arguments.model.model.exists());
-        let name = given.map(|name| name.to_owned()).or(folder);
-        let typed = arguments.model.model.display().to_string();
-        let name = if arguments.model.model.exists() {
-            name.map(|name| name.to_string_lossy().into_owned())
-        } else {
-            None
-        };
+        let typed = &arguments.model.model;
+        // The last part of a folder; the name of a model of the hub as it is.
+        let folder = if typed.exists() { typed.canonicalize().ok() } else { None };
+        let folder = folder.as_deref().and_then(|folder| folder.file_name()).unwrap_or(typed.as_os_str());
         let (handle, _) = engine::embed_handle(EmbedOptions { max_waiting: 0 });
         App {
-            name: arguments.name.clone().unwrap_or(name.unwrap_or(typed)),
+            name: arguments.name.clone().unwrap_or_else(|| folder.to_string_lossy().into_owned()),
             service: Service::Embed { handle, tokenize: Box::new(|_| Ok(Vec::new())) },
             api_key: arguments.api_key.clone().filter(|key| !key.is_empty()),
             timeout: Duration::from_secs(arguments.timeout),
