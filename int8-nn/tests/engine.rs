@@ -89,8 +89,12 @@ fn run<B: Backend>(engine: &mut Engine<'_, B>) {
 }
 
 fn alone<B: Backend>(model: &Model<B>, request: &Request) -> Answer {
+    alone_in(model, request, None)
+}
+
+fn alone_in<B: Backend>(model: &Model<B>, request: &Request, context: Option<usize>) -> Answer {
     let options =
-        EngineOptions { max_batch: 1, kept_prefixes: 0, prefill_rows: 1024, ..EngineOptions::default() };
+        EngineOptions { max_batch: 1, context, kept_prefixes: 0, prefill_rows: 1024, ..EngineOptions::default() };
     let mut engine = Engine::new(model, options).expect("an engine");
     let answers = Answers::default();
     engine.submit(request.clone(), note(&answers, 0)).expect("room");
@@ -149,7 +153,7 @@ fn a_mix<B: Backend>(name: &str, model: &Model<B>, options: EngineOptions) -> en
     }
     run(&mut engine);
     for (number, request) in requests.iter().enumerate() {
-        let (found, expected) = (of(&answers, number), alone(model, request));
+        let (found, expected) = (of(&answers, number), alone_in(model, request, options.context));
         assert_eq!(found.reason(), FinishReason::Length, "{name}: {number}");
         assert_eq!(found.tokens, expected.tokens, "{name}: request {number}, {:?}", request.sampling);
         assert_eq!(found.finished.expect("an end").prompt_tokens, request.prompt.len());

@@ -18,6 +18,9 @@ use crate::sampler::{Sampler, Sampling};
 use crate::session::{Session, SessionOptions};
 use crate::{Error, convert};
 
+/// Tokens from which on a prefix is shared: copying the page that it ends in costs less than computing them.
+const LEAST_PREFIX: usize = 16;
+
 /// Many requests on one model; see the [module](super).
 pub struct Engine<'m, B: Backend> {
     model: &'m Model<B>,
@@ -351,7 +354,7 @@ impl<'m, B: Backend> Engine<'m, B> {
                 (source, longest) = (Some(slot), common);
             }
         }
-        if longest < self.session.page_positions() {
+        if longest < LEAST_PREFIX {
             (source, longest) = (None, 0);
         }
         if let Some(slot) = source
@@ -575,7 +578,7 @@ impl<'m, B: Backend> Engine<'m, B> {
         let well =
             matches!(reason, FinishReason::EndOfText | FinishReason::StopText(_) | FinishReason::Length);
         self.count(&reason);
-        if well && self.options.kept_prefixes > 0 && computed >= self.session.page_positions() {
+        if well && self.options.kept_prefixes > 0 && computed >= LEAST_PREFIX {
             let mut tokens = std::mem::take(&mut task.tokens);
             task.finish_with(reason, tokens.len());
             tokens.truncate(computed);
