@@ -93,8 +93,13 @@ fn alone<B: Backend>(model: &Model<B>, request: &Request) -> Answer {
 }
 
 fn alone_in<B: Backend>(model: &Model<B>, request: &Request, context: Option<usize>) -> Answer {
-    let options =
-        EngineOptions { max_batch: 1, context, kept_prefixes: 0, prefill_rows: 1024, ..EngineOptions::default() };
+    let options = EngineOptions {
+        max_batch: 1,
+        context,
+        kept_prefixes: 0,
+        prefill_rows: 1024,
+        ..EngineOptions::default()
+    };
     let mut engine = Engine::new(model, options).expect("an engine");
     let answers = Answers::default();
     engine.submit(request.clone(), note(&answers, 0)).expect("room");
@@ -181,7 +186,8 @@ fn answers_do_not_depend_on_what_else_runs() {
         // Pages for two full sequences: requests are computed anew.
         let tight = EngineOptions { total_positions: Some(2 * context), ..options };
         let stats = a_mix(name, &model, tight);
-        assert!(stats.preempted > 0, "{name}: {stats:?}");
+        // A sequence within its first page of 64 positions needs no other.
+        assert!(stats.preempted > 0 || context <= 64, "{name}: {stats:?}");
     }
 }
 
