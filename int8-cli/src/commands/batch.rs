@@ -141,7 +141,7 @@ impl Batch<'_> {
                 max_batch: at_once,
                 total_positions: Some(context.saturating_mul(at_once).min(KV_TOKENS.max(context))),
                 kv_cache: arguments.kv_cache.given(),
-                max_waiting: at_once,
+                max_waiting: 2 * at_once,
                 ..EngineOptions::default()
             },
         )?;
@@ -153,7 +153,8 @@ impl Batch<'_> {
         let mut answers: HashMap<usize, (Line, Option<Value>, String)> = HashMap::new();
         let mut left = std::mem::take(&mut self.left).into_iter().peekable();
         loop {
-            while left.peek().is_some() && engine.stats().waiting < at_once && answers.len() < 2 * at_once {
+            // As many wait as run, so that the batch stays full; the queue has room for all of them.
+            while left.peek().is_some() && answers.len() < 2 * at_once {
                 let Some(line) = left.next() else { break };
                 let read = read_prompt(&line.text, arguments, tokenizer, template.as_ref());
                 let submitted = read.and_then(|(id, request)| {
