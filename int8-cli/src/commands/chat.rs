@@ -26,7 +26,9 @@ impl Input {
     pub(super) fn of(arguments: &RunArgs, output: &Output) -> Result<Option<Self>, Failure> {
         let input = &arguments.input;
         let terminal = io::stdin().is_terminal();
-        if !arguments.chat && !(terminal && input.prompt.is_none() && input.ids.is_none() && !output.json) {
+        let nothing_given = input.prompt.is_none() && input.ids.is_none() && !output.json;
+        let converses = terminal && nothing_given;
+        if !arguments.chat && !converses {
             return Ok(None);
         }
         Self::of_chat(arguments, output, terminal).map(Some)

@@ -34,6 +34,22 @@ pub(super) struct Answers {
     pub(super) usage: Usage,
 }
 
+/// What a response begins with.
+#[derive(Debug)]
+pub(super) struct Start<'a> {
+    pub(super) form: Form,
+    pub(super) id: &'a str,
+    pub(super) model: &'a str,
+    pub(super) tokenizer: Option<Arc<Tokenizer>>,
+    pub(super) include_usage: bool,
+    /// Choices of one prompt.
+    pub(super) of_prompt: usize,
+    /// The text that each choice begins with.
+    pub(super) echoes: Vec<String>,
+    /// Names of the tools that may be called.
+    pub(super) tool_names: &'a [String],
+}
+
 /// Tokens of a response.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Usage {
@@ -61,17 +77,8 @@ pub(super) fn now() -> u64 {
 }
 
 impl Answers {
-    /// `echoes`: the text that each choice begins with.
-    pub(super) fn new(
-        form: Form,
-        id: &str,
-        model: &str,
-        tokenizer: Option<Arc<Tokenizer>>,
-        include_usage: bool,
-        of_prompt: usize,
-        echoes: Vec<String>,
-        tool_names: &[String],
-    ) -> Self {
+    pub(super) fn new(start: Start<'_>) -> Self {
+        let Start { form, id, model, tokenizer, include_usage, of_prompt, echoes, tool_names } = start;
         let prefix = if form == Form::Chat { "chatcmpl" } else { "cmpl" };
         let choices = echoes.into_iter().enumerate().map(|(index, text)| Choice {
             text,

@@ -14,7 +14,7 @@ use int8_nn::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-use super::answer::{Answers, Form, now};
+use super::answer::{Answers, Form, Start, now};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::metrics::Metrics;
@@ -72,7 +72,7 @@ impl std::fmt::Debug for App {
 enum Outcome {
     Json(Value),
     Text(&'static str, String),
-    Stream(Running),
+    Stream(Box<Running>),
 }
 
 impl App {
@@ -125,7 +125,7 @@ impl App {
             Ok(Outcome::Json(value)) => ("application/json", Reply::Whole(Some(value.to_string().into()))),
             Ok(Outcome::Text(kind, text)) => (kind, Reply::Whole(Some(text.into()))),
             Ok(Outcome::Stream(running)) => {
-                ("text/event-stream", Reply::Stream(Box::new(Stream::new(running))))
+                ("text/event-stream", Reply::Stream(Box::new(Stream::new(*running))))
             }
             Err(error) => ("application/json", Reply::Whole(Some(error.body().to_string().into()))),
         };
@@ -324,7 +324,11 @@ impl App {
             }
         }
         drop(sender);
-        if prepared.stream { Ok(Outcome::Stream(running)) } else { running.whole().await.map(Outcome::Json) }
+        if prepared.stream {
+            Ok(Outcome::Stream(Box::new(running)))
+        } else {
+            running.whole().await.map(Outcome::Json)
+        }
     }
 
     fn prepare(&self, form: Form, body: &[u8], id: &str) -> Result<Prepared, ApiError> {
@@ -389,16 +393,16 @@ impl App {
                 (generate, ignored, names) = (completion.generate, completion.ignored, Vec::new());
             }
         }
-        let answers = Answers::new(
+        let answers = Answers::new(Start {
             form,
             id,
-            &self.name,
-            tokenizer.clone(),
-            generate.include_usage,
-            generate.choices,
+            model: &self.name,
+            tokenizer: tokenizer.clone(),
+            include_usage: generate.include_usage,
+            of_prompt: generate.choices,
             echoes,
-            &names,
-        );
+            tool_names: &names,
+        });
         Ok(Prepared { answers, requests, stream: generate.stream, ignored })
     }
 
