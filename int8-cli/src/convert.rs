@@ -26,7 +26,7 @@ pub(crate) fn whole(value: f64) -> u64 {
     value as u64
 }
 
-/// A setting given in double precision, as it is computed with.
+/// A setting given in double precision, as the f32 that is computed with: infinite where it is out of range.
 pub(crate) fn single(value: f64) -> f32 {
     value as f32
 }

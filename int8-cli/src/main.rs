@@ -10,6 +10,8 @@ mod hub;
 mod output;
 mod report;
 mod resolve;
+#[cfg(feature = "serve")]
+mod serve;
 mod signals;
 mod values;
 
@@ -46,6 +48,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Demo => commands::demo::run(&device, &output),
         Command::Run(arguments) => commands::run::run(&arguments, &device, &output),
+        #[cfg(feature = "serve")]
+        Command::Serve(arguments) => serve::run(&arguments, &device, &output),
         Command::Eval(arguments) => commands::eval::run(&arguments, &device, &output),
         Command::Embed(arguments) => commands::embed::run(&arguments, &device, &output),
         Command::Outliers(arguments) => commands::outliers::run(&arguments, &device, &output),

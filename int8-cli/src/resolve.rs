@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use int8_core::{Config, OutlierRule, Scheme, scheme};
+use int8_core::{Config, OutlierGranularity, OutlierRule, Scheme, scheme};
 use int8_nn::backend::{Backend, OutlierWeights, Precision, Quantization};
 use int8_nn::checkpoint::{Checkpoint, DType, Existing};
 use int8_nn::config::RotaryPrecision;
@@ -57,6 +57,25 @@ pub(crate) fn with_stored_threshold(
     })?;
     let config = Config { rule, ..quantization.config };
     Ok(Precision::Int8(Quantization { config, ..quantization }))
+}
+
+/// As [`precision`], for work in which one text must not change what another gets: outliers are single values unless a
+/// granularity is given.
+///
+/// # Errors
+/// As [`precision`].
+pub(crate) fn batch_invariant_precision(
+    arguments: &PrecisionArgs,
+    processor: Processor,
+) -> Result<Precision, Failure> {
+    let mut precision = precision(arguments, processor)?;
+    if let Precision::Int8(quantization) = &mut precision
+        && arguments.granularity.is_none()
+        && quantization.config.rule != OutlierRule::None
+    {
+        quantization.config.outlier_granularity = OutlierGranularity::Value;
+    }
+    Ok(precision)
 }
 
 /// From the single options.

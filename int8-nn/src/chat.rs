@@ -105,16 +105,55 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::ChatTemplate`] when the template refuses the conversation or fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
-        let conversation = || {
-            let messages: Vec<Jinja> = messages
+        let messages = || {
+            messages
                 .iter()
                 .map(|message| Jinja::from_pairs([("role", &*message.role), ("content", &*message.content)]))
-                .collect();
-            context! {
-                messages => messages,
+                .collect()
+        };
+        self.render_values(messages, || Jinja::from(()), || Jinja::from(()), add_generation_prompt)
+    }
+
+    /// As [`render`](Self::render), with messages of any keys (`tool_calls`, say), the `tools` that the model may call, and
+    /// `more` variables, an object; both may be null. Objects have their keys in the order of `serde_json`, which sorts them.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_json(
+        &self,
+        messages: &Value,
+        tools: &Value,
+        more: &Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        // Templates ask whether a variable is none, not whether it is undefined.
+        let jinja = |value: &Value| match value {
+            Value::Null => Jinja::from(()),
+            value => Jinja::from(minijinja::value::Serde(value)),
+        };
+        self.render_values(|| jinja(messages), || jinja(tools), || jinja(more), add_generation_prompt)
+    }
+
+    /// The variables are made where the template is rendered, which bounds its memory and stack.
+    fn render_values(
+        &self,
+        messages: impl FnOnce() -> Jinja + Send,
+        tools: impl FnOnce() -> Jinja + Send,
+        more: impl FnOnce() -> Jinja + Send,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let conversation = || {
+            let conversation = context! {
+                messages => messages(),
                 add_generation_prompt => add_generation_prompt,
-                tools => (),
+                tools => tools(),
                 documents => (),
+            };
+            let more = more();
+            if more.is_none() {
+                conversation
+            } else {
+                context! { ..conversation, ..more }
             }
         };
         template::render(&self.environment, &self.text, conversation)

@@ -23,6 +23,7 @@ mod convert;
 pub mod decoder;
 pub mod embedder;
 pub mod encoder;
+pub mod engine;
 mod error;
 mod exact_columns;
 pub mod families;

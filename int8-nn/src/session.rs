@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, Phase, RowSelection, Segment,
+    ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase,
+    RowSelection, Segment,
 };
 use crate::block::{Context, Scratch};
 use crate::decoder::Decoder;
@@ -126,6 +127,37 @@ impl<'m, B: Backend> Session<'m, B> {
         backend.cache_bytes(&self.cache) + cross_kv
     }
 
+    /// Pages of the KV cache that no sequence holds.
+    pub fn free_pages(&self) -> usize {
+        self.page_tables(PageTables::free)
+    }
+
+    /// Pages of the KV cache.
+    pub fn pages(&self) -> usize {
+        self.page_tables(PageTables::pages)
+    }
+
+    /// Tokens of a page.
+    pub fn page_positions(&self) -> usize {
+        self.page_tables(PageTables::page_positions)
+    }
+
+    /// Free pages that a forward of `(sequence, tokens)` takes: new ones, and copies of those that a fork shares.
+    pub fn pages_needed(&self, batch: &[(usize, usize)]) -> usize {
+        let range = |&(sequence, tokens): &(usize, usize)| {
+            let length = self.lengths[sequence];
+            (sequence, length..length + tokens)
+        };
+        let ranges: Vec<_> = batch.iter().map(range).collect();
+        self.page_tables(|tables| tables.needed(&ranges))
+    }
+
+    fn page_tables(&self, read: impl Fn(&PageTables) -> usize) -> usize {
+        let mut found = 0;
+        self.decoder.backend().page_tables(&self.cache, &mut |tables| found = read(tables));
+        found
+    }
+
     /// The size it was made for.
     pub fn options(&self) -> &SessionOptions {
         &self.options
@@ -219,8 +251,25 @@ impl<'m, B: Backend> Session<'m, B> {
     /// When a row was not in the last forward, or there are more than the session was made for.
     pub fn logits(&mut self, rows: &RowSelection) -> Result<&[f32], Error> {
         self.compute_logits(rows)?;
+        self.read_logits()
+    }
+
+    /// The logits of the last [`compute_logits`](Self::compute_logits), `f32 [selected, vocabulary]`, row-major.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_logits(&mut self) -> Result<&[f32], Error> {
         self.decoder.backend().read(&self.logits, &mut self.host)?;
         Ok(&self.host)
+    }
+
+    /// Chooses a token from each row of the last [`compute_logits`](Self::compute_logits), with one sampler a row. The logits
+    /// stay on the device.
+    ///
+    /// # Errors
+    /// When the number of samplers differs, or a row is NaN.
+    pub fn choose(&mut self, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
+        self.decoder.backend().sample(&self.logits, samplers)
     }
 
     /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device
@@ -239,10 +288,15 @@ impl<'m, B: Backend> Session<'m, B> {
             return samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.next(logits)).collect();
         }
         self.compute_logits(&RowSelection::LastOfSegments)?;
-        self.decoder.backend().sample(&self.logits, samplers)
+        self.choose(samplers)
     }
 
-    fn compute_logits(&mut self, selection: &RowSelection) -> Result<(), Error> {
+    /// Computes the logits of tokens of the last forward, which stay on the device, for [`choose`](Self::choose) and
+    /// [`read_logits`](Self::read_logits).
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub fn compute_logits(&mut self, selection: &RowSelection) -> Result<(), Error> {
         let rows = self.rows(selection)?;
         let decoder = self.decoder;
         let backend = decoder.backend();
@@ -272,6 +326,16 @@ impl<'m, B: Backend> Session<'m, B> {
                 )));
             }
             RowSelection::Range(range) => range.clone().collect(),
+            RowSelection::Rows(rows) => {
+                if rows.windows(2).any(|pair| pair[0] >= pair[1])
+                    || rows.last().is_some_and(|last| *last >= all)
+                {
+                    return Err(Error::Input(format!(
+                        "logits of rows {rows:?} asked for: expected ascending ones below {all}, those of the last forward"
+                    )));
+                }
+                rows.clone()
+            }
         };
         if rows.is_empty() {
             return Err(Error::Input(

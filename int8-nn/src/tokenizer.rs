@@ -189,6 +189,10 @@ fn set_template(inner: &mut Inner, template: &Template) -> Result<(), Error> {
     Ok(())
 }
 
+/// Tokens after which a replacement character at the end stands for bytes that are no UTF-8: a character has at most 4 bytes, one
+/// token each.
+const LONGEST_CHARACTER: usize = 8;
+
 /// Decodes ids one by one into pieces of text that are whole characters.
 #[derive(Debug)]
 pub struct TextStream<'a> {
@@ -210,7 +214,8 @@ impl TextStream<'_> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
         // A trailing replacement character is an incomplete one.
-        if text.ends_with('\u{FFFD}') || !text.is_char_boundary(self.text) || text.len() < self.text {
+        let incomplete = text.ends_with('\u{FFFD}') && self.ids.len() - self.done < LONGEST_CHARACTER;
+        if incomplete || !text.is_char_boundary(self.text) || text.len() < self.text {
             return Ok(String::new());
         }
         let piece = text[self.text..].to_owned();

@@ -25,8 +25,20 @@ pub(crate) struct RunArgs {
     /// read from standard input, or a conversation is held on a terminal
     #[arg(help_heading = "Input", long, conflicts_with = "ids")]
     pub(crate) chat: bool,
+    /// JSONL file of prompts, an object with "prompt" or "messages" a line, and with "max_tokens", "temperature", "top_k",
+    /// "top_p", "seed" or "stop" where they differ from the options: they are answered many at once. An answer does not depend on
+    /// the others: without --granularity, outliers are single values
+    #[arg(help_heading = "Input", long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "ids"])]
+    pub(crate) batch: Option<PathBuf>,
+    /// JSONL file of the answers of --batch, one object a line in the order in which they end. If it exists, the prompts that it
+    /// has answers to are left out: an interrupted run goes on
+    #[arg(help_heading = "Input", long, value_name = "FILE", requires = "batch")]
+    pub(crate) out: Option<PathBuf>,
+    /// Prompts of --batch that are computed at once
+    #[arg(help_heading = "Input", long, value_name = "N", default_value_t = 16, requires = "batch", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub(crate) at_once: u16,
     /// System message: instructions before the conversation
-    #[arg(help_heading = "Input", long, value_name = "TEXT", requires = "chat")]
+    #[arg(help_heading = "Input", long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     /// Most tokens to add
     #[arg(help_heading = "Generation", long, short = 'n', value_name = "N", default_value_t = 128)]

@@ -3,9 +3,12 @@
 use std::ops::ControlFlow;
 
 use int8_nn::backend::Backend;
-use int8_nn::{GenerateOptions, Generation, LogitRules, Model, Sampling, StopReason, Tokenizer};
+use int8_nn::{
+    GenerateOptions, Generation, GenerationConfig, LogitRules, Model, Sampling, StopReason, Tokenizer,
+};
 use serde_json::{Value, json};
 
+use super::chat::StopFlag;
 use super::settings;
 use crate::args::RunArgs;
 use crate::convert::{count, real};
@@ -31,6 +34,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub(super) output: &'a Output,
     pub(super) model: &'a Model<B>,
     pub(super) load_seconds: f64,
+    /// Ends the text that is being generated when it is set.
+    pub(super) stop: StopFlag,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -45,8 +50,8 @@ impl<B: Backend> Run<'_, B> {
         let arguments = self.arguments;
         let options = GenerateOptions {
             max_new_tokens: arguments.max_tokens,
-            sampling: self.sampling()?,
-            rules: Some(self.rules()?),
+            sampling: sampling(self.arguments, self.model.generation_config())?,
+            rules: Some(rules(self.arguments, self.model.generation_config())?),
             stop_at_eos: !arguments.ignore_eos,
             stop_ids,
             kv_cache: arguments.kv_cache.given(),
@@ -75,6 +80,7 @@ impl<B: Backend> Run<'_, B> {
         }
         let mut failed = None;
         let on_token = |id| match piece(id).and_then(|text| print(&text)) {
+            Ok(()) if self.stop.is_set() => ControlFlow::Break(()),
             Ok(()) => ControlFlow::Continue(()),
             Err(failure) => {
                 failed = Some(failure);
@@ -90,63 +96,6 @@ impl<B: Backend> Run<'_, B> {
             print(&stream.finish()?)?;
         }
         Ok(generation)
-    }
-
-    /// How tokens are chosen: as the options say, or else as the model's own settings do, if they say whether to sample.
-    fn sampling(&self) -> Result<Sampling, Failure> {
-        let RunArgs { greedy, temperature, top_k, top_p, seed, no_generation_config, .. } = self.arguments;
-        let own = self.model.generation_config();
-        let asked = temperature.is_some() || top_k.is_some() || top_p.is_some() || seed.is_some();
-        let own = (!no_generation_config).then_some(own);
-        if *greedy
-            || *temperature == Some(0.0)
-            || (!asked && own.is_some_and(|own| own.do_sample == Some(false)))
-        {
-            return Ok(Sampling::Greedy);
-        }
-        let random = own.filter(|own| own.do_sample == Some(true));
-        if let Some(own) = random {
-            // What the options do not replace must be implemented.
-            own.require_supported(true)?;
-        }
-        let (of_temperature, of_top_k, of_top_p) = match random {
-            Some(own) => {
-                (own.temperature.unwrap_or(1.0), own.top_k.unwrap_or(50), Some(own.top_p.unwrap_or(1.0)))
-            }
-            None => (0.7, 50, Some(0.95)),
-        };
-        Ok(Sampling::Random {
-            temperature: temperature.unwrap_or(of_temperature),
-            // 0 stands for all tokens.
-            top_k: Some(top_k.unwrap_or(of_top_k)).filter(|k| *k > 0),
-            top_p: top_p.or(of_top_p),
-            seed: seed.unwrap_or(0),
-        })
-    }
-
-    /// The model's own changes of the logits, with those of the options in their place.
-    fn rules(&self) -> Result<LogitRules, Failure> {
-        let arguments = self.arguments;
-        let own = self.model.generation_config();
-        let mut rules = if arguments.no_generation_config {
-            LogitRules { eos_token_ids: own.rules.eos_token_ids.clone(), ..LogitRules::default() }
-        } else {
-            own.require_supported(false)?;
-            own.rules.clone()
-        };
-        if let Some(penalty) = arguments.repetition_penalty {
-            if !(penalty > 0.0 && penalty.is_finite()) {
-                return Err(Failure::usage(format!(
-                    "--repetition-penalty {penalty}: expected a number above 0"
-                )));
-            }
-            rules.repetition_penalty = penalty;
-        }
-        rules.no_repeat_ngram_size = arguments.no_repeat_ngram.unwrap_or(rules.no_repeat_ngram_size);
-        if let Some(least) = arguments.min_new_tokens {
-            (rules.min_new_tokens, rules.min_length) = (least, 0);
-        }
-        Ok(rules)
     }
 
     /// The object that `--json` prints, with the keys of `more` added.
@@ -198,6 +147,56 @@ impl<B: Backend> Run<'_, B> {
             self.output.remark(&format!("stopped: the model has only {positions} positions"));
         }
     }
+}
+
+/// How tokens are chosen: as the options say, or else as the model's own settings do, if they say whether to sample.
+pub(super) fn sampling(arguments: &RunArgs, own: &GenerationConfig) -> Result<Sampling, Failure> {
+    let RunArgs { greedy, temperature, top_k, top_p, seed, no_generation_config, .. } = arguments;
+    let asked = temperature.is_some() || top_k.is_some() || top_p.is_some() || seed.is_some();
+    let own = (!no_generation_config).then_some(own);
+    if *greedy || *temperature == Some(0.0) || (!asked && own.is_some_and(|own| own.do_sample == Some(false)))
+    {
+        return Ok(Sampling::Greedy);
+    }
+    let random = own.filter(|own| own.do_sample == Some(true));
+    if let Some(own) = random {
+        // What the options do not replace must be implemented.
+        own.require_supported(true)?;
+    }
+    let (of_temperature, of_top_k, of_top_p) = match random {
+        Some(own) => {
+            (own.temperature.unwrap_or(1.0), own.top_k.unwrap_or(50), Some(own.top_p.unwrap_or(1.0)))
+        }
+        None => (0.7, 50, Some(0.95)),
+    };
+    Ok(Sampling::Random {
+        temperature: temperature.unwrap_or(of_temperature),
+        // 0 stands for all tokens.
+        top_k: Some(top_k.unwrap_or(of_top_k)).filter(|k| *k > 0),
+        top_p: top_p.or(of_top_p),
+        seed: seed.unwrap_or(0),
+    })
+}
+
+/// The model's own changes of the logits, with those of the options in their place.
+pub(super) fn rules(arguments: &RunArgs, own: &GenerationConfig) -> Result<LogitRules, Failure> {
+    let mut rules = if arguments.no_generation_config {
+        LogitRules { eos_token_ids: own.rules.eos_token_ids.clone(), ..LogitRules::default() }
+    } else {
+        own.require_supported(false)?;
+        own.rules.clone()
+    };
+    if let Some(penalty) = arguments.repetition_penalty {
+        if !(penalty > 0.0 && penalty.is_finite()) {
+            return Err(Failure::usage(format!("--repetition-penalty {penalty}: expected a number above 0")));
+        }
+        rules.repetition_penalty = penalty;
+    }
+    rules.no_repeat_ngram_size = arguments.no_repeat_ngram.unwrap_or(rules.no_repeat_ngram_size);
+    if let Some(least) = arguments.min_new_tokens {
+        (rules.min_new_tokens, rules.min_length) = (least, 0);
+    }
+    Ok(rules)
 }
 
 fn prefill_rate(prompt: &[u32], generation: &Generation) -> f64 {

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod batch;
 pub(crate) mod bench;
 mod chat;
 pub(crate) mod compare;

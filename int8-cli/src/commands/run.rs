@@ -6,7 +6,7 @@ use int8_nn::backend::{Backend, Precision};
 use serde_json::json;
 
 use super::generate::{Echo, Run, continued};
-use super::{chat, input_ids, no_input, with_text};
+use super::{batch, chat, input_ids, no_input, with_text};
 use crate::args::{InputArgs, PrecisionArgs, RunArgs};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
@@ -15,8 +15,14 @@ use crate::resolve;
 
 /// Continues a prompt, or answers it.
 pub(crate) fn run(arguments: &RunArgs, device: &Device, output: &Output) -> Result<(), Failure> {
+    if let (Some(prompts), Some(out)) = (&arguments.batch, &arguments.out) {
+        return batch::run(arguments, prompts, out, device, output);
+    }
     let input = with_text(&arguments.input, !arguments.chat)?;
-    let chat = if arguments.chat { Some(chat::Input::of(&input, output)?) } else { None };
+    let chat = chat::Input::of(arguments, &input, output)?;
+    if arguments.system.is_some() && chat.is_none() {
+        return Err(Failure::usage("--system belongs to a chat: add --chat"));
+    }
     if chat.is_none() && input.prompt.is_none() && input.ids.is_none() {
         return Err(no_input());
     }
@@ -48,7 +54,8 @@ impl Task for Generate<'_> {
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
         let Self { arguments, input, chat, begin, output } = self;
         let model = resolve::load(&arguments.model.precision, place, output)?;
-        let run = Run { arguments, output, model: &model, load_seconds: begin.elapsed().as_secs_f64() };
+        let load_seconds = begin.elapsed().as_secs_f64();
+        let run = Run { arguments, output, model: &model, load_seconds, stop: chat::StopFlag::default() };
         if let Some(question) = chat {
             return chat::run(&run, question);
         }

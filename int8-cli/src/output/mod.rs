@@ -74,6 +74,12 @@ impl Output {
         self.text(&format!("{}\n", clean::json(&format!("{value:#}"))))
     }
 
+    /// Whether remarks are to be left out.
+    #[cfg(feature = "serve")]
+    pub(crate) fn quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Writes a remark to standard error, but with `--quiet` or `--json`.
     pub(crate) fn remark(&self, line: &str) {
         if !self.quiet && !self.json {

@@ -94,6 +94,8 @@ pub trait Backend: Sized + Send + Sync {
     fn cache(&self, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self::Cache, Error>;
     /// Bytes of the pages that hold keys and values now.
     fn cache_bytes(&self, cache: &Self::Cache) -> usize;
+    /// Calls `read` with the page tables of a cache: who holds which pages, and how many are free.
+    fn page_tables(&self, cache: &Self::Cache, read: &mut dyn FnMut(&PageTables));
     /// A batch of at most this size.
     fn batch(&self, capacity: BatchCapacity) -> Result<Self::Batch, Error>;
 

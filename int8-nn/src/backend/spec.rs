@@ -29,6 +29,8 @@ pub enum RowSelection {
     LastOfSegments,
     /// These rows, counted over all segments.
     Range(Range<usize>),
+    /// These rows, counted over all segments, ascending.
+    Rows(Vec<usize>),
 }
 
 /// The largest forward that a [`Backend::Batch`] can describe.

@@ -107,6 +107,10 @@ impl CpuCache {
         })
     }
 
+    pub(super) fn tables(&self) -> &PageTables {
+        &self.tables
+    }
+
     /// Bytes of the pages that a sequence holds.
     pub(super) fn bytes(&self) -> usize {
         self.tables.used() * self.pages.page_bytes()

@@ -14,11 +14,12 @@ use std::sync::{Arc, Mutex};
 use int8_cpu::{Prologue, Store};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use projection::Target;
+use rayon::prelude::*;
 
 use crate::Error;
 use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey,
-    Input, LinearStatistics, NormSpec, Observer, Output, Segment,
+    Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
 use crate::convert;
 use crate::precision::{Precision, Site};
@@ -191,6 +192,10 @@ impl Backend for CpuBackend {
 
     fn cache_bytes(&self, cache: &CpuCache) -> usize {
         cache.bytes()
+    }
+
+    fn page_tables(&self, cache: &CpuCache, read: &mut dyn FnMut(&PageTables)) {
+        read(cache.tables());
     }
 
     fn batch(&self, capacity: BatchCapacity) -> Result<CpuBatch, Error> {
@@ -412,7 +417,16 @@ impl Backend for CpuBackend {
             return Err(Error::Input(format!("{samplers} samplers for {rows} rows of logits")));
         }
         let rows = logits.data.chunks_exact(logits.width);
-        samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.next(logits)).collect()
+        // A draw from a whole vocabulary takes longer than handing it to another thread.
+        let drawn: Vec<_> = match samplers {
+            [sampler] => rows.map(|logits| sampler.next(logits)).collect(),
+            samplers => {
+                let rows: Vec<&[f32]> = rows.collect();
+                let both = samplers.par_iter_mut().zip(rows);
+                both.map(|(sampler, logits)| sampler.next(logits)).collect()
+            }
+        };
+        drawn.into_iter().collect()
     }
 
     fn read(&self, x: &CpuActivations, out: &mut Vec<f32>) -> Result<(), Error> {

@@ -29,7 +29,7 @@ use turn::Turn;
 use crate::Error;
 use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, Feature,
-    GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, Segment,
+    GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
 use crate::config::{Activation, NormKind};
 use crate::precision::{Precision, Site};
@@ -343,6 +343,10 @@ impl Backend for CudaBackend {
 
     fn cache_bytes(&self, cache: &CudaCache) -> usize {
         cache.bytes()
+    }
+
+    fn page_tables(&self, cache: &CudaCache, read: &mut dyn FnMut(&PageTables)) {
+        read(cache.tables());
     }
 
     fn batch(&self, capacity: BatchCapacity) -> Result<CudaBatch, Error> {
