@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn what_cannot_be_made_up_is_refused() {
         let experts = r#"{"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "vocab_size": 100, "num_local_experts": 4, "num_experts_per_tok": 2}"#;
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 100, "num_local_experts": 4, "num_experts_per_tok": 2}"#;
         for (config, word) in [(experts, "experts"), ("{}", "model_type"), ("[", "config.json")] {
             let error = checkpoint(config, FloatType::F32, false).expect_err("refused").to_string();
             assert!(error.contains(word), "{error}");

@@ -34,12 +34,7 @@ pub(super) fn tokenizer_json(
     let general = Template::of_flags(settings);
     Ok(Some(match class {
         "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" if held(&["vocab.txt"]) => {
-            let ends = if class == "MPNetTokenizer" {
-                ["cls_token", "sep_token"]
-            } else {
-                ["cls_token", "sep_token"]
-            };
-            (word_piece(source, settings)?, Template::around(settings, ends))
+            (word_piece(source, settings)?, Template::around(settings, ["cls_token", "sep_token"]))
         }
         "GPT2Tokenizer" | "GPTNeoXTokenizer" | "Qwen2Tokenizer" | "RobertaTokenizer"
             if held(&["vocab.json", "merges.txt"]) =>
@@ -204,13 +199,13 @@ fn spaces_and_bytes() -> Vec<Value> {
 fn llama(model: &Model, settings: &Settings) -> Value {
     let (pre, decoder) = llama_parts(settings);
     let vocab = ids(model);
-    let merges = merges_by_id(model, &vocab);
+    let merges = merges_by_id(&vocab);
     whole(bpe(json!(vocab), &merges, Value::Null, true, false), Value::Null, pre, decoder)
 }
 
 fn gemma(model: &Model, settings: &Settings) -> Value {
     let vocab = ids(model);
-    let merges = merges_by_id(model, &vocab);
+    let merges = merges_by_id(&vocab);
     let unk = settings.special("unk_token").unwrap_or("<unk>").into();
     let split = json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false});
     let normalizer = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
@@ -225,7 +220,7 @@ fn ids(model: &Model) -> BTreeMap<&str, usize> {
 
 /// All pairs of pieces that form a piece, in the order of that piece's id, then of the lengths of both in characters, then of
 /// their ids.
-fn merges_by_id(model: &Model, vocab: &BTreeMap<&str, usize>) -> Vec<[String; 2]> {
+fn merges_by_id(vocab: &BTreeMap<&str, usize>) -> Vec<[String; 2]> {
     let mut merges = Vec::new();
     for (piece, id) in vocab {
         for (left, right) in pairs(piece, |part| vocab.contains_key(part)) {
@@ -233,7 +228,6 @@ fn merges_by_id(model: &Model, vocab: &BTreeMap<&str, usize>) -> Vec<[String; 2]
             merges.push((key, left, right));
         }
     }
-    debug_assert!(vocab.len() <= model.pieces.len(), "pieces have ids");
     merges.sort_unstable_by_key(|(key, ..)| *key);
     merges.into_iter().map(|(_, left, right)| [left.to_owned(), right.to_owned()]).collect()
 }
