@@ -71,10 +71,6 @@ pub struct Generation {
     pub kv_cache_bytes: usize,
 }
 
-/// Tokens of a prompt in one forward. Long enough that products run at full speed, short enough that the
-/// activations stay small (for a hidden size of 4096, some 100 MB).
-pub const PREFILL_ROWS: usize = 1024;
-
 /// Appends a text to the only sequence of an empty session, in forwards of its size.
 fn prefill<B: Backend>(session: &mut Session<'_, B>, text: &[u32]) -> Result<(), Error> {
     session.expect(0, text.len());
@@ -126,7 +122,7 @@ impl<B: Backend> Model<B> {
         let kv_cache = options.kv_cache.unwrap_or(self.decoder().kv_cache_type());
         let options_of_session = SessionOptions {
             kv_cache,
-            max_rows: PREFILL_ROWS.min(written.len()),
+            max_rows: self.decoder().backend().capabilities().prefill_rows.min(written.len()),
             max_logits: 1,
             ..SessionOptions::text(positions)
         };

@@ -13,7 +13,7 @@ use int8_nn::{ChatTemplate, GenerationConfig, LogitRules, Model, Sampling, Token
 use serde_json::{Map, Value, json};
 
 use super::read_text;
-use crate::args::RunArgs;
+use crate::args::{PrecisionArgs, RunArgs};
 use crate::convert::single;
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
@@ -122,6 +122,10 @@ impl Task for Batch<'_> {
 
     fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
         resolve::batch_invariant_precision(&self.arguments.model.precision, processor)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

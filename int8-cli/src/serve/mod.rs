@@ -22,7 +22,7 @@ use int8_nn::engine::{self, EmbedOptions, Engine, EngineOptions, is_batch_invari
 use int8_nn::{Embedder, Kind, Model, families};
 use serde_json::{Value, json};
 
-use crate::args::ServeArgs;
+use crate::args::{PrecisionArgs, ServeArgs};
 use crate::convert::count;
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
@@ -68,6 +68,10 @@ impl Task for Serve<'_> {
 
     fn precision(&self, processor: Processor) -> Result<Precision, Failure> {
         resolve::batch_invariant_precision(&self.arguments.model.precision, processor)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

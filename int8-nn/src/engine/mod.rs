@@ -265,6 +265,7 @@ pub fn is_batch_invariant<B: Backend>(model: &Model<B>) -> bool {
     let config = &quantization.config;
     let single = config.rule == OutlierRule::None || config.outlier_granularity == OutlierGranularity::Value;
     single
+        && model.decoder().backend().capabilities().batch_invariant
         && config.input_granularity != Granularity::Tensor
         && model.config().experts.is_none()
         && !model.decoder().is_projected()

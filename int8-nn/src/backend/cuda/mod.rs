@@ -284,6 +284,9 @@ impl Backend for CudaBackend {
         capabilities.features.remove(&Feature::ClampedProjections);
         capabilities.features.remove(&Feature::FrequenciesByLength);
         capabilities.max_head_size = Some(256);
+        // One row has kernels of its own, whose sums have another order.
+        capabilities.batch_invariant = false;
+        capabilities.prefill_rows = 4096;
         capabilities
     }
 
