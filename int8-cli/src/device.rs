@@ -14,7 +14,7 @@ use int8_nn::checkpoint::Checkpoint;
 use crate::args::{Global, PrecisionArgs};
 use crate::failure::Failure;
 use crate::output::Output;
-use crate::resolve;
+use crate::stored_threshold::with_stored_threshold;
 
 /// The device that the options name.
 #[derive(Debug)]
@@ -222,7 +222,7 @@ impl Device {
 /// `precision` with the checkpoint's threshold, where it counts.
 fn stored(precision: Precision, task: &impl Task, checkpoint: &Checkpoint) -> Result<Precision, Failure> {
     match task.options() {
-        Some(options) => resolve::with_stored_threshold(precision, options, checkpoint),
+        Some(options) => with_stored_threshold(precision, options, checkpoint),
         None => Ok(precision),
     }
 }

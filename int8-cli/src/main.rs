@@ -13,6 +13,7 @@ mod resolve;
 #[cfg(feature = "serve")]
 mod serve;
 mod signals;
+mod stored_threshold;
 mod values;
 
 use std::io::{self, Write};

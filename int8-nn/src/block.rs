@@ -13,6 +13,9 @@ use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
 use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::weights::{LinearSource, Part, read_matrix};
 
+/// Norms of runs of columns.
+type ColumnNorms<B> = Vec<(Range<usize>, <B as Backend>::Norm)>;
+
 /// The weights of a block.
 #[derive(Debug)]
 pub(crate) struct Block<B: Backend> {
@@ -100,11 +103,7 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The norms `names` of queries and of keys, with the columns they apply to. `order`: the stored place of each dimension of a
     /// head, where it is not its own.
-    fn query_key_norms(
-        &self,
-        names: &[String; 2],
-        order: Option<&[usize]>,
-    ) -> Result<Vec<(Range<usize>, B::Norm)>, Error> {
+    fn query_key_norms(&self, names: &[String; 2], order: Option<&[usize]>) -> Result<ColumnNorms<B>, Error> {
         let config = self.config;
         let size = config.head_size;
         let (queries, keys) = (config.heads * size, config.kv_heads * size);

@@ -449,7 +449,9 @@ fn embeddings_of_many_requests() {
         (1..20).map(|length| (0..length).map(|at| (at * 5 + length) % 60).collect()).collect();
     let expected: Vec<Vec<f32>> = texts
         .iter()
-        .map(|ids| embedder.embed_ids(&[ids.clone()], |_, _| ()).expect("a vector").row(0).to_vec())
+        .map(|ids| {
+            embedder.embed_ids(std::slice::from_ref(ids), |_, _| ()).expect("a vector").row(0).to_vec()
+        })
         .collect();
     let (handle, queue) = engine::embed_handle(EmbedOptions { max_waiting: 30 });
     let (sender, vectors) = channel();

@@ -138,7 +138,7 @@ impl Task for Batch<'_> {
 impl Batch<'_> {
     fn answer<B: Backend>(mut self, model: &Model<B>) -> Result<(), Failure> {
         let arguments = self.arguments;
-        let (context, at_once) = (model.config().max_positions, usize::from(arguments.at_once));
+        let (context, at_once) = (model.config().fixed_positions(), usize::from(arguments.at_once));
         let mut engine = Engine::new(
             model,
             EngineOptions {

@@ -1,8 +1,6 @@
 //! `int8 run --chat`: questions and answers in the chat template of the model; without a prompt, a conversation on the terminal.
 
 use std::io::{self, IsTerminal, Read};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use int8_nn::backend::Backend;
 use int8_nn::{ChatTemplate, Message};
@@ -30,7 +28,7 @@ impl Input {
     ) -> Result<Option<Self>, Failure> {
         let terminal = io::stdin().is_terminal();
         let nothing_given = input.prompt.is_none() && input.ids.is_none() && !output.json;
-        if !arguments.chat && !(terminal && nothing_given) {
+        if !(arguments.chat || terminal && nothing_given) {
             return Ok(None);
         }
         Self::of_chat(input, output, terminal).map(Some)
@@ -52,39 +50,6 @@ impl Input {
             "" => Err(Failure::usage("--chat: no question: give --prompt TEXT, or one on standard input")),
             question => Ok(Self::Question(question.to_owned())),
         }
-    }
-}
-
-/// Set by Ctrl-C while an answer is written.
-#[derive(Debug, Default)]
-pub(super) struct StopFlag {
-    set: Arc<AtomicBool>,
-    /// Whether nothing is being written: Ctrl-C ends the program then.
-    idle: Arc<AtomicBool>,
-}
-
-impl StopFlag {
-    pub(super) fn is_set(&self) -> bool {
-        self.set.load(Ordering::Relaxed)
-    }
-
-    /// Takes Ctrl-C over.
-    fn install(&self) -> io::Result<()> {
-        use signal_hook::consts::SIGINT;
-        self.idle.store(true, Ordering::Relaxed);
-        // As a shell reports a program that SIGINT ended.
-        signal_hook::flag::register_conditional_shutdown(SIGINT, 130, Arc::clone(&self.idle))?;
-        signal_hook::flag::register(SIGINT, Arc::clone(&self.set))?;
-        Ok(())
-    }
-
-    fn begin_answer(&self) {
-        self.set.store(false, Ordering::Relaxed);
-        self.idle.store(false, Ordering::Relaxed);
-    }
-
-    fn end_answer(&self) {
-        self.idle.store(true, Ordering::Relaxed);
     }
 }
 

@@ -8,8 +8,8 @@ use int8_nn::{
 };
 use serde_json::{Value, json};
 
-use super::chat::StopFlag;
 use super::settings;
+use super::stop_flag::StopFlag;
 use crate::args::RunArgs;
 use crate::convert::{count, real};
 use crate::failure::Failure;

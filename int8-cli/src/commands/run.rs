@@ -6,6 +6,7 @@ use int8_nn::backend::{Backend, Precision};
 use serde_json::json;
 
 use super::generate::{Echo, Run, continued};
+use super::stop_flag::StopFlag;
 use super::{batch, chat, input_ids, no_input, with_text};
 use crate::args::{InputArgs, PrecisionArgs, RunArgs};
 use crate::device::{Device, Place, Processor, Task};
@@ -55,7 +56,7 @@ impl Task for Generate<'_> {
         let Self { arguments, input, chat, begin, output } = self;
         let model = resolve::load(&arguments.model.precision, place, output)?;
         let load_seconds = begin.elapsed().as_secs_f64();
-        let run = Run { arguments, output, model: &model, load_seconds, stop: chat::StopFlag::default() };
+        let run = Run { arguments, output, model: &model, load_seconds, stop: StopFlag::default() };
         if let Some(question) = chat {
             return chat::run(&run, question);
         }

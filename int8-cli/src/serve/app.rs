@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::answer::{Answers, Form, Start, now};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::metrics::Metrics;
+use super::journal::Journal;
 use super::reply::{Reply, Running, Stream};
 use super::request::{Chat, Completion, Prompt, prompts, random};
 
@@ -57,9 +57,8 @@ pub(super) struct App {
     pub(super) info: Value,
     /// Shares of outlier columns by layer.
     pub(super) outliers: Box<dyn Fn() -> Value + Send + Sync>,
-    pub(super) metrics: Metrics,
+    pub(super) journal: Arc<Journal>,
     pub(super) created: u64,
-    pub(super) quiet: bool,
 }
 
 impl std::fmt::Debug for App {
@@ -76,17 +75,6 @@ enum Outcome {
 }
 
 impl App {
-    /// Writes a line of JSON to standard error, but with `--quiet`.
-    pub(super) fn log(&self, line: &Value) {
-        if !self.quiet {
-            use std::io::Write;
-            let mut line = line.clone();
-            line["time"] = json!(jiff::Timestamp::now().to_string());
-            // Nothing is lost if standard error is gone.
-            let _ = writeln!(std::io::stderr(), "{line}");
-        }
-    }
-
     /// Ends the queue: of requests that run, or at once.
     pub(super) fn stop(&self, at_once: bool) {
         if let Service::Generate { handle, .. } = &self.service {
@@ -110,7 +98,7 @@ impl App {
         let mut ignored = Vec::new();
         let outcome = Arc::clone(&self).route(request, &id, &mut ignored).await;
         let status = outcome.as_ref().map_or_else(|error| error.status, |_| StatusCode::OK);
-        self.metrics.response(known(&path), status.as_u16());
+        self.journal.metrics.response(known(&path), status.as_u16());
         let mut line = json!({"event": "response", "request_id": id, "client": client.to_string(), "method": method.as_str(),
             "path": path, "status": status.as_u16(), "seconds": begin.elapsed().as_secs_f64()});
         if let Err(error) = &outcome {
@@ -119,7 +107,7 @@ impl App {
         if !ignored.is_empty() {
             line["ignored_fields"] = json!(ignored);
         }
-        self.log(&line);
+        self.journal.log(&line);
         let retry_after = outcome.as_ref().err().and_then(|error| error.retry_after);
         let (kind, reply) = match outcome {
             Ok(Outcome::Json(value)) => ("application/json", Reply::Whole(Some(value.to_string().into()))),
@@ -186,7 +174,7 @@ impl App {
             "/health" => Ok(Outcome::Json(json!({"status": "ok", "model": self.name}))),
             "/metrics" => {
                 let stats = self.stats();
-                Ok(Outcome::Text("text/plain; version=0.0.4", self.metrics.text(stats.as_ref())))
+                Ok(Outcome::Text("text/plain; version=0.0.4", self.journal.metrics.text(stats.as_ref())))
             }
             "/api/status" => Ok(Outcome::Json(self.status())),
             "/v1/models" => Ok(Outcome::Json(json!({"object": "list", "data": [self.model()]}))),
@@ -300,7 +288,7 @@ impl App {
         let (sender, events) = mpsc::unbounded_channel();
         let mut running = Running {
             handle: handle.clone(),
-            app: Arc::clone(&app),
+            journal: Arc::clone(&app.journal),
             request_id: id.to_owned(),
             begin,
             ids: Vec::new(),

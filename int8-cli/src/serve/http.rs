@@ -55,7 +55,7 @@ async fn run(listener: TcpListener, app: Arc<App>, grace: Duration) -> io::Resul
             Ok(accepted) => accepted,
             Err(error) => {
                 // Too many open files, say: others may be closed soon.
-                app.log(&json!({"event": "accept", "error": error.to_string()}));
+                app.journal.log(&json!({"event": "accept", "error": error.to_string()}));
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -87,12 +87,12 @@ async fn run(listener: TcpListener, app: Arc<App>, grace: Duration) -> io::Resul
         });
     }
     drop((listener, open));
-    app.log(&json!({"event": "drain", "seconds": grace.as_secs()}));
+    app.journal.log(&json!({"event": "drain", "seconds": grace.as_secs()}));
     app.stop(false);
     draining.send_replace(true);
     tokio::select! {
         _ = all_closed.recv() => {}
-        () = tokio::time::sleep(grace) => app.log(&json!({"event": "drain", "error": "requests were cut off"})),
+        () = tokio::time::sleep(grace) => app.journal.log(&json!({"event": "drain", "error": "requests were cut off"})),
         () = signals.next() => {}
     }
     Ok(())

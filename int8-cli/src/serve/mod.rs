@@ -8,6 +8,7 @@ mod app;
 mod error;
 mod fields;
 mod http;
+mod journal;
 mod metrics;
 mod reply;
 mod request;
@@ -85,7 +86,7 @@ impl Serve<'_> {
     fn generate<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
         let arguments = self.arguments;
         let model = Arc::new(resolve::load(&arguments.model.precision, place, self.output)?);
-        let context = arguments.context.unwrap_or(DEFAULT_CONTEXT.min(model.config().max_positions));
+        let context = arguments.context.unwrap_or(DEFAULT_CONTEXT.min(model.config().fixed_positions()));
         let all = arguments.max_batch.saturating_mul(context);
         let kv_tokens = arguments.kv_tokens.unwrap_or(all.min(DEFAULT_KV_TOKENS.max(context)));
         let options = EngineOptions {
@@ -180,9 +181,8 @@ impl Serve<'_> {
             max_body: usize::try_from(arguments.max_body).unwrap_or(usize::MAX),
             info,
             outliers: Box::new(|| json!([])),
-            metrics: metrics::Metrics::default(),
+            journal: Arc::new(journal::Journal { quiet: self.output.quiet(), ..journal::Journal::default() }),
             created: app::created(),
-            quiet: self.output.quiet(),
         }
     }
 

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::answer::Answers;
-use super::app::App;
 use super::error::ApiError;
+use super::journal::Journal;
 
 /// The body of a response.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(super) enum Reply {
 /// The requests of a response. When it is dropped, because they have ended or the client has gone, they are cancelled.
 #[derive(Debug)]
 pub(super) struct Running {
-    pub(super) app: Arc<App>,
+    pub(super) journal: Arc<Journal>,
     pub(super) handle: Handle,
     pub(super) request_id: String,
     pub(super) begin: Instant,
@@ -45,7 +45,7 @@ impl Running {
             return Err(int8_nn::engine::Rejection::Stopped.into());
         };
         if let Event::Finished(finished) = &event {
-            self.app.metrics.finished(finished);
+            self.journal.metrics.finished(finished);
         }
         let chunks = self.answers.event(index, event);
         self.outcome = match &chunks {
@@ -70,7 +70,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.ids.iter().for_each(|id| self.handle.cancel(*id));
         let usage = self.answers.usage;
-        self.app.log(&json!({
+        self.journal.log(&json!({
             "event": "answer", "request_id": self.request_id, "outcome": self.outcome, "prompt_tokens": usage.prompt,
             "cached_tokens": usage.cached, "new_tokens": usage.new, "seconds": self.begin.elapsed().as_secs_f64(),
         }));

@@ -369,8 +369,13 @@ impl DecoderConfig {
     /// Limits the positions to those up to which no rotary frequency depends on the length of the text: for a backend that has
     /// one table of frequencies.
     pub(crate) fn limit_to_fixed_frequencies(&mut self) {
+        self.max_positions = self.fixed_positions();
+    }
+
+    /// The most positions up to which no rotary frequency depends on the length of the text.
+    pub fn fixed_positions(&self) -> usize {
         let least = self.rotary().filter_map(Rotary::fixed_positions).min();
-        self.max_positions = least.map_or(self.max_positions, |least| least.min(self.max_positions));
+        least.map_or(self.max_positions, |least| least.min(self.max_positions))
     }
 
     /// Rotated dimensions of a head, the most of any block.

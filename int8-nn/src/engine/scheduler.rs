@@ -83,11 +83,17 @@ impl<'m, B: Backend> Engine<'m, B> {
                 model.config().family
             )));
         }
-        let positions = model.config().max_positions;
+        // Requests share prefixes and are computed in pieces: no rotary frequency may depend on a text's length.
+        let positions = model.config().fixed_positions();
         let context = options.context.unwrap_or(positions);
         if context == 0 || context > positions {
+            let why = if positions < model.config().max_positions {
+                ", beyond which its rotary frequencies depend on the length of the text"
+            } else {
+                ""
+            };
             return Err(Error::Input(format!(
-                "a context of {context} tokens: this model has 1 to {positions} positions"
+                "a context of {context} tokens: this model has 1 to {positions} positions{why}"
             )));
         }
         if options.max_batch == 0 || options.prefill_rows == 0 || options.logits_rows == 0 {

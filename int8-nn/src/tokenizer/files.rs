@@ -233,7 +233,7 @@ fn merges_by_id(vocab: &BTreeMap<&str, usize>) -> Vec<[String; 2]> {
 }
 
 /// The ways to cut a piece in two parts that are `known`.
-fn pairs<'a>(piece: &'a str, known: impl Fn(&str) -> bool) -> impl Iterator<Item = (&'a str, &'a str)> {
+fn pairs(piece: &str, known: impl Fn(&str) -> bool) -> impl Iterator<Item = (&str, &str)> {
     let cuts = piece.char_indices().skip(1).map(|(at, _)| piece.split_at(at));
     cuts.filter(move |(left, right)| known(left) && known(right))
 }
