@@ -52,7 +52,7 @@ pub(super) fn line(line: &str, own: bool) -> Cow<'_, str> {
     }
 }
 
-/// An error's message: as [`line`], and short as a whole.
+/// An error's message: as [`line()`], and short as a whole.
 pub(crate) fn message(message: &str) -> String {
     let short = short(message, MOST_MESSAGE);
     line(&short, false).into_owned()
