@@ -149,12 +149,7 @@ __device__ __forceinline__ PackedRange<T> scan_row(const T *row, int chunks, boo
     const uint32_t skip = decompose ? hits_of<T, true>(v, threshold, floor) : 0u;
     bits[chunk] = static_cast<uint8_t>(skip);
     *found |= skip;
-#pragma unroll
-    for (int i = 0; i < kChunk / 2; ++i) {
-      uint32_t word = words_of(v)[i];
-      if (skip != 0) word &= (skip >> (2 * i) & 1u ? 0u : 0xffffu) | (skip >> (2 * i) & 2u ? 0u : 0xffff0000u);
-      packed.add(word, both_ends);
-    }
+    packed.add_chunk(v, skip, both_ends);
   }
   return packed;
 }
