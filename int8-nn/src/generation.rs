@@ -240,8 +240,7 @@ impl LogitRules {
             let held: std::collections::BTreeSet<u32> = text.iter().copied().collect();
             for id in held {
                 if let Some(logit) = logits.get_mut(convert::index(id)) {
-                    let penalty = self.repetition_penalty;
-                    *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+                    *logit = penalised(*logit, self.repetition_penalty);
                 }
             }
         }
@@ -259,6 +258,11 @@ impl LogitRules {
             }
         }
     }
+}
+
+/// The logit of a token that the text holds: `l/r`, or `l·r` where l is negative.
+pub(crate) fn penalised(logit: f32, repetition_penalty: f32) -> f32 {
+    if logit < 0.0 { logit * repetition_penalty } else { logit / repetition_penalty }
 }
 
 /// The tokens that would complete a sequence of `size` tokens that the text holds already.

@@ -158,22 +158,19 @@ pub(super) fn sampling(arguments: &RunArgs, own: &GenerationConfig) -> Result<Sa
     {
         return Ok(Sampling::Greedy);
     }
-    let random = own.filter(|own| own.do_sample == Some(true));
-    if let Some(own) = random {
-        // What the options do not replace must be implemented.
-        own.require_supported(true)?;
-    }
-    let (of_temperature, of_top_k, of_top_p) = match random {
-        Some(own) => {
-            (own.temperature.unwrap_or(1.0), own.top_k.unwrap_or(50), Some(own.top_p.unwrap_or(1.0)))
-        }
-        None => (0.7, 50, Some(0.95)),
+    let default = match own.filter(|own| own.do_sample == Some(true)) {
+        Some(own) => own.sampling(0)?,
+        None => Sampling::Random { temperature: 0.7, top_k: Some(50), top_p: Some(0.95), seed: 0 },
+    };
+    let Sampling::Random { temperature: of_temperature, top_k: of_top_k, top_p: of_top_p, .. } = default
+    else {
+        return Ok(default);
     };
     Ok(Sampling::Random {
         temperature: temperature.unwrap_or(of_temperature),
         // 0 stands for all tokens.
-        top_k: Some(top_k.unwrap_or(of_top_k)).filter(|k| *k > 0),
-        top_p: top_p.or(of_top_p),
+        top_k: top_k.or(of_top_k).filter(|k| *k > 0),
+        top_p: top_p.or(of_top_p).or(Some(1.0)),
         seed: seed.unwrap_or(0),
     })
 }

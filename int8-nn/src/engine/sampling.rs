@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::generation::penalised;
 use crate::sampler::{Cuts, Sampler, Sampling, argmax, draw, largest};
 use crate::{Error, convert};
 
@@ -165,11 +166,7 @@ impl TokenSampler {
             let answered = self.counts.keys().filter(|id| !self.prompt.contains(id));
             for id in self.prompt.iter().chain(answered) {
                 let logit = &mut adjusted[convert::index(*id)];
-                *logit = if *logit > 0.0 {
-                    *logit / params.repetition_penalty
-                } else {
-                    *logit * params.repetition_penalty
-                };
+                *logit = penalised(*logit, params.repetition_penalty);
             }
         }
         for (id, count) in &self.counts {
