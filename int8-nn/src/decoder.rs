@@ -135,12 +135,7 @@ impl<B: Backend> Decoder<B> {
         let family = families::of(raw)?;
         let config = (family.config)(raw)?;
         let names = (family.names)(&config);
-        let known = families::known_modules(&names);
-        let known: Vec<&str> = known.iter().map(String::as_str).collect();
-        let root = block::root(checkpoint, names.roots, &known);
-        let embedding = format!("{root}{}", names.token_embedding);
-        let (embedding, tied) =
-            embedding_and_head(checkpoint, &embedding, names.head, config.tied_embeddings)?;
+        let (root, embedding, tied) = tables(checkpoint, &config, &names)?;
         let head = if tied { &embedding } else { names.head };
         for module in [&embedding, head] {
             let table = checkpoint.tensor(&format!("{module}.weight"))?;
@@ -177,12 +172,7 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Self, Error> {
         let further = cross.as_ref().map(|_| Feature::CrossAttention);
         backend.capabilities().accept(&config, precision, further.as_slice())?;
-        let known = families::known_modules(&names);
-        let known: Vec<&str> = known.iter().map(String::as_str).collect();
-        let root = block::root(checkpoint, names.roots, &known);
-        let embedding = format!("{root}{}", names.token_embedding);
-        let (token_embedding, tied) =
-            embedding_and_head(checkpoint, &embedding, names.head, config.tied_embeddings)?;
+        let (root, token_embedding, tied) = tables(checkpoint, &config, &names)?;
         config.tied_embeddings = tied;
         let loader = Loader { stack: Stack::Decoder, checkpoint, backend: &*backend, config: &config, root };
 
@@ -378,6 +368,20 @@ impl<B: Backend> Decoder<B> {
         let blocks = self.blocks.iter().enumerate();
         blocks.flat_map(|(number, block)| block.linears().map(move |(role, linear)| (number, role, linear)))
     }
+}
+
+/// What the names of the decoder's tensors begin with in this checkpoint; the embedding's module; whether it is the head, too.
+fn tables(
+    checkpoint: &Checkpoint,
+    config: &DecoderConfig,
+    names: &TensorNames,
+) -> Result<(&'static str, String, bool), Error> {
+    let known = families::known_modules(names);
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let root = block::root(checkpoint, names.roots, &known);
+    let embedding = format!("{root}{}", names.token_embedding);
+    let (embedding, tied) = embedding_and_head(checkpoint, &embedding, names.head, config.tied_embeddings)?;
+    Ok((root, embedding, tied))
 }
 
 /// The module that holds the token embedding, and whether it is the head's weight as well.
