@@ -26,6 +26,11 @@ pub(crate) fn whole(value: f64) -> u64 {
     value as u64
 }
 
+/// A setting given in double precision, as the f32 that is computed with: infinite where it is out of range.
+pub(crate) fn single(value: f64) -> f32 {
+    value as f32
+}
+
 /// A place in a plot, in pixels: saturates, 0 for NaN.
 pub(crate) fn pixels(length: f64) -> i32 {
     length as i32

@@ -11,9 +11,10 @@ use int8_nn::backend::cuda::CudaBackend;
 use int8_nn::backend::{Backend, FloatType, Precision};
 use int8_nn::checkpoint::Checkpoint;
 
-use crate::args::Global;
+use crate::args::{Global, PrecisionArgs};
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::stored_threshold::with_stored_threshold;
 
 /// The device that the options name.
 #[derive(Debug)]
@@ -52,6 +53,11 @@ pub(crate) trait Task {
     /// # Errors
     /// When the options contradict each other.
     fn precision(&self) -> Result<Precision, Failure>;
+
+    /// The options of the precision, where a stored threshold counts if they name none; `None` where it does not.
+    fn options(&self) -> Option<&PrecisionArgs> {
+        None
+    }
 
     /// Does the work.
     ///
@@ -146,7 +152,7 @@ impl Device {
                 compute.name()
             ));
         }
-        let precision = task.precision()?;
+        let precision = stored(task.precision()?, &task, &checkpoint)?;
         let backend = Arc::new(CpuBackend::with_kernel(self.kernel()?));
         task.run(&Place { backend, processor: Processor::Cpu, checkpoint, precision })
     }
@@ -166,7 +172,7 @@ impl Device {
         };
         let compute = self.compute.or(checkpoint.float_type()).unwrap_or(FloatType::F16);
         let open = || -> Result<_, Failure> {
-            let precision = task.precision()?;
+            let precision = stored(task.precision()?, task, checkpoint)?;
             let backend = CudaBackend::new(ordinal, compute).map_err(|error| {
                 Failure::new(format!("--device cuda:{ordinal}: {error}"))
                     .hint("nvidia-smi lists the GPUs; --device cpu runs models on the processor")
@@ -202,6 +208,14 @@ impl Device {
             }
             _ => Ok(Kernel::best()),
         }
+    }
+}
+
+/// `precision` with the checkpoint's threshold, where it counts.
+fn stored(precision: Precision, task: &impl Task, checkpoint: &Checkpoint) -> Result<Precision, Failure> {
+    match task.options() {
+        Some(options) => with_stored_threshold(precision, options, checkpoint),
+        None => Ok(precision),
     }
 }
 

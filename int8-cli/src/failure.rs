@@ -26,6 +26,12 @@ impl Failure {
         Self { code: 2, ..Self::new(message) }
     }
 
+    /// A result that is no number, so that no figure may pass for one.
+    pub(crate) fn not_finite(what: &str) -> Self {
+        Self::new(format!("{what} is not a finite number: the model's outputs hold NaN or infinity"))
+            .hint("a weight may be damaged, or the settings overflow; `int8 eval MODEL --fp` tells which")
+    }
+
     /// The message without the advice.
     #[cfg(feature = "cuda")]
     pub(crate) fn message(&self) -> &str {
@@ -54,7 +60,10 @@ impl From<int8_nn::Error> for Failure {
             int8_nn::Error::Checkpoint(error) => error.into(),
             int8_nn::Error::WrongKind { kind, .. } => {
                 let command = if kind == int8_nn::Kind::Encoder { "int8 embed" } else { "int8 run" };
-                Self::new(error.to_string()).hint(format!("`{command}` runs such a model"))
+                // The library ends with the name of its type, which is of no use here.
+                let message = error.to_string();
+                let message = message.rsplit_once("; `").map_or(&*message, |(message, _)| message);
+                Self::new(message).hint(format!("`{command}` runs such a model"))
             }
             int8_nn::Error::NeedsSource { .. } => {
                 Self::new(error.to_string()).hint("`int8 run` gives it a text to read")

@@ -10,6 +10,10 @@ mod hub;
 mod output;
 mod report;
 mod resolve;
+#[cfg(feature = "serve")]
+mod serve;
+mod signals;
+mod stored_threshold;
 mod values;
 
 use std::io::{self, Write};
@@ -23,13 +27,14 @@ use failure::Failure;
 use output::Output;
 
 fn main() -> ExitCode {
+    signals::install();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of standard output has stopped early, as `head` does.
         Err(Failure { broken_pipe: true, .. }) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "error: {failure}");
+            let _ = writeln!(io::stderr(), "error: {}", output::message(&failure.to_string()));
             ExitCode::from(failure.code)
         }
     }
@@ -44,6 +49,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Demo => commands::demo::run(&device, &output),
         Command::Run(arguments) => commands::run::run(&arguments, &device, &output),
+        #[cfg(feature = "serve")]
+        Command::Serve(arguments) => serve::run(&arguments, &device, &output),
         Command::Eval(arguments) => commands::eval::run(&arguments, &device, &output),
         Command::Embed(arguments) => commands::embed::run(&arguments, &device, &output),
         Command::Outliers(arguments) => commands::outliers::run(&arguments, &device, &output),

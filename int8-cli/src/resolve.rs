@@ -1,7 +1,7 @@
 //! From arguments to settings of the libraries: options that depend on each other are resolved and checked here, before any
 //! work is done.
 
-use int8_core::{Config, OutlierRule, Scheme, scheme};
+use int8_core::{Config, OutlierGranularity, OutlierRule, Scheme, scheme};
 use int8_nn::backend::{Backend, Precision, Quantization};
 use int8_nn::checkpoint::{Checkpoint, DType, Existing};
 use int8_nn::config::RotaryPrecision;
@@ -27,6 +27,22 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
         Some(args::Preset::Paper) | None => quantization(arguments)?,
     };
     Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
+}
+
+/// As [`precision`], for work in which one text must not change what another gets: outliers are single values unless a
+/// granularity is given.
+///
+/// # Errors
+/// As [`precision`].
+pub(crate) fn batch_invariant_precision(arguments: &PrecisionArgs) -> Result<Precision, Failure> {
+    let mut precision = precision(arguments)?;
+    if let Precision::Int8(quantization) = &mut precision
+        && arguments.granularity.is_none()
+        && quantization.config.rule != OutlierRule::None
+    {
+        quantization.config.outlier_granularity = OutlierGranularity::Value;
+    }
+    Ok(precision)
 }
 
 /// From the single options.
@@ -180,6 +196,25 @@ pub(crate) fn load_as<B: Backend>(
     let (loader, bar) = loader(precision, arguments, &place.checkpoint, output);
     let model = loader.build_on(place.backend.clone())?;
     bar.clear();
+    let unread = model.unread_tensors();
+    if !unread.is_empty() {
+        /// Enough to see of what kind they are.
+        const SHOWN: usize = 3;
+        let shown: Vec<_> =
+            unread.iter().take(SHOWN).map(|name| name.chars().take(100).collect::<String>()).collect();
+        let layers = model.config().layers;
+        let more = if unread.len() > SHOWN { ", …" } else { "" };
+        let beyond = format!(".{layers}.");
+        let why = match unread.iter().any(|name| name.contains(&beyond)) {
+            true => format!(" (config.json has {layers} blocks, the files more)"),
+            false => String::new(),
+        };
+        output.remark(&format!(
+            "note: {} tensors of the checkpoint are no part of the model{why}: {}{more}",
+            unread.len(),
+            shown.join(", ").escape_debug()
+        ));
+    }
     Ok(model)
 }
 

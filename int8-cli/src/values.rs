@@ -55,10 +55,31 @@ fn find<T: Named>(key: &str) -> Result<T, String> {
         .ok_or_else(|| format!("no value is called {key}"))
 }
 
+/// Token ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ids(pub(crate) Vec<u32>);
+
+/// Parses token ids between commas or spaces: `5,17`, `"5, 17"`, `"5 17"`.
+///
+/// # Errors
+/// When one is no id, or there is none.
+pub(crate) fn ids(text: &str) -> Result<Ids, String> {
+    let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
+    let ids =
+        words.map(|word| word.parse().map_err(|_| format!("{word:?} is no token id: a number below 2³²")));
+    match ids.collect::<Result<Vec<u32>, _>>()? {
+        ids if ids.is_empty() => Err("expected token ids such as 5,17,42".to_owned()),
+        ids => Ok(Ids(ids)),
+    }
+}
+
+/// Fewest bytes of a size without a unit: fewer were meant in another unit.
+const LEAST_WITHOUT_UNIT: u64 = 100_000;
+
 /// Parses a size: `5GB`, `500 MB`, `2GiB`, or a number of bytes.
 ///
 /// # Errors
-/// When it is none, or 0.
+/// When it is none, 0, or so small a number without a unit that one was forgotten.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 11] = [
         ("", 1),
@@ -77,6 +98,11 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     let (digits, unit) = text.split_at(end);
     let unit = unit.trim().to_ascii_uppercase();
     let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    if unit.is_empty()
+        && let Ok(count @ 1..LEAST_WITHOUT_UNIT) = digits.parse::<u64>()
+    {
+        return Err(format!("{count} bytes? Give a unit: {count}GB, {count}MB or {count}GiB"));
+    }
     let bytes = digits.parse::<u64>().ok().zip(factor).and_then(|(count, factor)| count.checked_mul(factor));
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| "expected a size such as 5GB, 500MB or 2GiB".to_owned())
 }
@@ -88,6 +114,25 @@ mod tests {
     use int8_core::{FloatType, Scheme};
 
     use super::*;
+
+    #[test]
+    fn ids_are_separated_by_commas_or_spaces() {
+        for text in ["1,2", "1, 2", "1 2", " 1 ,\t2,", "1\n2\n"] {
+            assert_eq!(ids(text), Ok(Ids(vec![1, 2])), "{text:?}");
+        }
+        for text in ["", ",", "a", "-1", "1,4294967296", "1.5"] {
+            assert!(ids(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_size_has_a_unit_or_is_large() {
+        assert_eq!(size("24GB"), Ok(24_000_000_000));
+        assert_eq!(size("24000000000"), Ok(24_000_000_000));
+        assert_eq!(size("24 B"), Ok(24));
+        assert!(size("24").expect_err("no unit").contains("24GB"));
+        assert!(size("0").is_err() && size("GB").is_err());
+    }
 
     #[test]
     fn every_key_is_parsed_to_its_value() {

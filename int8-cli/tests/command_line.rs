@@ -240,7 +240,7 @@ fn mistakes_are_explained() {
         (vec!["logits", &opt, "--out", "x"], 2, vec!["--prompt", "--ids"]),
         (vec!["run", &opt, "--ids", "5,160"], 1, vec!["160", "vocabulary"]),
         (vec!["run", &opt, "--ids", "5", "--greedy", "--seed", "3"], 2, vec!["--seed"]),
-        (vec!["run", &opt, "--ids", "5", "--temperature", "0"], 1, vec!["temperature"]),
+        (vec!["run", &opt, "--ids", "5", "--temperature=-1"], 1, vec!["temperature"]),
         (vec!["run", &opt, "--ids", "5", "--scheme", "int4"], 2, vec!["int4", "absmax-vector-wise"]),
         (
             vec!["run", &opt, "--ids", "5", "--scheme", "absmax", "--threshold", "6"],
@@ -397,4 +397,48 @@ fn the_type_of_the_cache_is_chosen_and_reported() {
     assert!(plain.1 != f16.1 && (plain.1 - f16.1).abs() < 0.01 * plain.1, "{plain:?}, {f16:?}");
     let (code, message) = failure(&["run", demo, "--ids", "5", "--kv-cache", "f8"]);
     assert!(code == 2 && message.contains("bf16"), "{code}: {message}");
+}
+
+#[test]
+fn batches_of_prompts_answer_each_as_alone_and_go_on_after_an_interruption() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let mut prompts = String::new();
+    for seed in 0..40 {
+        let line =
+            serde_json::json!({"id": seed, "prompt": "Once upon a time", "seed": seed, "max_tokens": 8});
+        prompts.push_str(&format!("{line}\n"));
+    }
+    fs::write(path("prompts"), &prompts).expect("written");
+    let model = demo_folder();
+    let run = |out: &str, at_once: &str| {
+        let (prompts, out) = (path("prompts"), path(out));
+        let model = model.to_str().expect("UTF-8");
+        int8(&["run", model, "--batch", &prompts, "--out", &out, "--at-once", at_once, "--device", "cpu"])
+    };
+    let lines = |name: &str| -> Vec<String> {
+        let mut lines: Vec<_> =
+            fs::read_to_string(path(name)).expect("answers").lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    for (out, at_once) in [("together", "7"), ("alone", "1")] {
+        let output = run(out, at_once);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let all = lines("together");
+    assert_eq!((all.len(), &all), (40, &lines("alone")));
+    assert!(all.iter().all(|line| line.contains("\"text\"")), "{all:?}");
+    // Cut in the middle of a line.
+    let whole = fs::read(path("together")).expect("answers");
+    fs::write(path("cut"), &whole[..whole.len() / 2]).expect("written");
+    assert!(run("cut", "7").status.success());
+    assert_eq!(lines("cut"), all);
+    // Another file is not touched, nor are answers to other prompts.
+    fs::write(path("note"), "my text\n").expect("written");
+    assert_eq!(run("note", "7").status.code(), Some(1));
+    assert_eq!(lines("note"), ["my text"]);
+    fs::write(path("prompts"), prompts.replace("Once", "Twice")).expect("written");
+    assert_eq!(run("cut", "7").status.code(), Some(1));
+    assert_eq!(lines("cut"), all);
 }

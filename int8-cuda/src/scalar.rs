@@ -43,7 +43,7 @@ pub(crate) fn as_bytes_mut<T: Scalar>(values: &mut [T]) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }
 
-/// Numbers that lie in bytes, in order; a rest of fewer bytes than a number has is left out.
+/// Numbers that lie in bytes, in order; a rest of fewer bytes than a number has is ignored.
 pub(crate) fn from_bytes<T: Scalar>(bytes: &[u8]) -> impl Iterator<Item = T> + '_ {
     bytes.chunks_exact(size_of::<T>()).map(|bytes| {
         let mut value = [T::default()];

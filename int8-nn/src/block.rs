@@ -1,5 +1,7 @@
 //! One transformer block: attention and MLP with their normalisations, for decoders and encoders alike.
 
+use std::ops::Range;
+
 use crate::Error;
 use crate::backend::{
     ActivationRole, AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask,
@@ -11,6 +13,9 @@ use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
 use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::weights::{LinearSource, Part, read_matrix};
 
+/// Norms of runs of columns.
+type ColumnNorms<B> = Vec<(Range<usize>, <B as Backend>::Norm)>;
+
 /// The weights of a block.
 #[derive(Debug)]
 pub(crate) struct Block<B: Backend> {
@@ -21,8 +26,8 @@ pub(crate) struct Block<B: Backend> {
     /// At the end of the branches of attention and MLP, before the residual addition.
     branch_norms: Option<[B::Norm; 2]>,
     qkv: B::Linear,
-    /// Of queries and of keys.
-    query_key_norms: Option<[B::Norm; 2]>,
+    /// Of queries and of keys: columns of the projection, and the norm of each run of its width among them.
+    query_key_norms: Vec<(Range<usize>, B::Norm)>,
     attention_output: B::Linear,
     mlp: Mlp<B>,
     /// Cross-attention, after self-attention.
@@ -68,6 +73,9 @@ impl<B: Backend> Loader<'_, B> {
 
     fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
         let name = self.name(name);
+        if !self.config.norm_gains {
+            return self.norm_with(vec![1.0; width], None);
+        }
         let width = [width];
         // Before 2020 gain and bias were called gamma and beta, and some checkpoints still have them so.
         let vector = |suffix: &str, old: &str| {
@@ -80,12 +88,69 @@ impl<B: Backend> Loader<'_, B> {
         }
         let bias = match self.config.norm {
             NormKind::RmsNorm => None,
+            NormKind::LayerNorm if !self.config.norm_bias => None,
             NormKind::LayerNorm => {
                 let bias = self.checkpoint.get(&vector("bias", "beta"));
                 bias.map(|bias| bias.expect_shape(&width)?.to_f32()).transpose()?
             }
         };
+        self.norm_with(gain, bias)
+    }
+
+    fn norm_with(&self, gain: Vec<f32>, bias: Option<Vec<f32>>) -> Result<B::Norm, Error> {
         self.backend.norm(&NormSpec { kind: self.config.norm, eps: self.config.norm_eps, gain, bias })
+    }
+
+    /// The norms `names` of queries and of keys, with the columns they apply to. `order`: the stored place of each dimension of a
+    /// head, where it is not its own.
+    fn query_key_norms(&self, names: &[String; 2], order: Option<&[usize]>) -> Result<ColumnNorms<B>, Error> {
+        let config = self.config;
+        let size = config.head_size;
+        let (queries, keys) = (config.heads * size, config.kv_heads * size);
+        let mut norms = Vec::new();
+        for (name, columns) in names.iter().zip([0..queries, queries..queries + keys]) {
+            match config.query_key_norms {
+                None => {}
+                Some(QueryKeyNorms::PerHead) => norms.push((columns, self.norm_of(name, size)?)),
+                Some(QueryKeyNorms::Whole) => {
+                    let width = columns.len();
+                    norms.push((columns, self.norm_of(name, width)?));
+                }
+                Some(QueryKeyNorms::EachHead) => {
+                    for (head, first) in columns.step_by(size).enumerate() {
+                        let gain = self.head_gain(name, head, order)?;
+                        norms.push((first..first + size, self.norm_with(gain, None)?));
+                    }
+                }
+            }
+        }
+        Ok(norms)
+    }
+
+    /// The gain of one head: a row of `{name}.weight [heads, head_size]`, or `{name}.norms.{head}.weight`.
+    fn head_gain(&self, name: &str, head: usize, order: Option<&[usize]>) -> Result<Vec<f32>, Error> {
+        let size = self.config.head_size;
+        let of_all = self.name(&format!("{name}.weight"));
+        let stored = match self.checkpoint.get(&of_all) {
+            Some(tensor) => {
+                let mut row = vec![0.0; size];
+                let (heads, width) = tensor.matrix_shape()?;
+                if head >= heads || width != size {
+                    let expected = format!("a row of {size} for each head");
+                    return Err(tensor.shape_error(expected).into());
+                }
+                tensor.read_rows_f32(head..head + 1, &mut row)?;
+                row
+            }
+            None => {
+                let name = self.name(&format!("{name}.norms.{head}.weight"));
+                self.checkpoint.tensor(&name)?.expect_shape(&[size])?.to_f32()?
+            }
+        };
+        Ok(match order {
+            None => stored,
+            Some(order) => order.iter().map(|place| stored[*place]).collect(),
+        })
     }
 
     /// The linear layer stacked from `parts`, which have `outputs`.
@@ -117,11 +182,12 @@ impl<B: Backend> Loader<'_, B> {
             Ok([self.norm_of(first, widths[0])?, self.norm_of(second, widths[1])?])
         };
         let branch_norms = names.branch_norms.map(|names| pair(&names, [hidden; 2])).transpose()?;
-        let widths = match config.query_key_norms {
-            Some(QueryKeyNorms::Whole) => [queries, keys],
-            Some(QueryKeyNorms::PerHead) | None => [config.head_size; 2],
+        let query_key_norms = match &names.query_key_norms {
+            Some(norms) => self.query_key_norms(norms, names.query_key_order.as_deref())?,
+            None => Vec::new(),
         };
-        let query_key_norms = names.query_key_norms.map(|names| pair(&names, widths)).transpose()?;
+        let biases = config.biases;
+        let qkv = names.qkv.into_iter().map(|part| part.biased(biases.qkv)).collect();
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
         Ok(Block {
             attention_norm: norm(&names.attention_norm)?,
@@ -129,7 +195,7 @@ impl<B: Backend> Loader<'_, B> {
             branch_norms,
             qkv: self.linear(
                 site(LinearRole::Qkv),
-                names.qkv,
+                qkv,
                 &[queries, keys, keys],
                 hidden,
                 &precision.of(LinearRole::Qkv),
@@ -137,7 +203,7 @@ impl<B: Backend> Loader<'_, B> {
             query_key_norms,
             attention_output: self.linear(
                 site(LinearRole::AttentionOutput),
-                vec![names.attention_output],
+                vec![names.attention_output.biased(biases.attention_output)],
                 &[hidden],
                 queries,
                 &precision.of(LinearRole::AttentionOutput),
@@ -192,7 +258,9 @@ impl<B: Backend> Loader<'_, B> {
             let find = |parts, outputs, inputs| {
                 LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)
             };
-            let (up, down) = (find(up, outputs, hidden)?, find(vec![down], &[hidden], wide)?);
+            let up = up.into_iter().map(|part| part.biased(config.biases.up)).collect();
+            let down = vec![down.biased(config.biases.down)];
+            let (up, down) = (find(up, outputs, hidden)?, find(down, &[hidden], wide)?);
             // A checkpoint whose expansion is int8 left the contraction in floating point on purpose: transformers does so
             // with T5's (`_keep_in_fp32_modules`).
             let kept = up.is_int8()? && !down.is_int8()?;
@@ -254,14 +322,15 @@ impl<B: Backend> Loader<'_, B> {
     }
 }
 
-/// The root under which this checkpoint keeps a model's tensors, by the name of one of them below it; the first one if it
-/// keeps them nowhere, so that the error names what was expected.
+/// The root under which this checkpoint keeps a model's tensors, by the names of some of its modules below it, of which a
+/// checkpoint may lack one; the first root if it keeps them nowhere, so that the error names what was expected.
 pub(crate) fn root(
     checkpoint: &Checkpoint,
     roots: &'static [&'static str],
-    token_embedding: &str,
+    modules: &[&str],
 ) -> &'static str {
-    let held = |root: &&&str| checkpoint.contains(&format!("{root}{token_embedding}.weight"));
+    let held =
+        |root: &&&str| modules.iter().any(|module| checkpoint.contains(&format!("{root}{module}.weight")));
     roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
 }
 
@@ -314,7 +383,12 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
     let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));
     let layer = |index| {
         let (positions, sliding_window) = config.attention(index);
-        LayerAttention { positions: positions.clone(), sliding_window }
+        let factor = if config.scores_by_layer {
+            crate::convert::f32_from(1.0 / crate::convert::f64_from(index + 1))
+        } else {
+            1.0
+        };
+        LayerAttention { positions: positions.clone(), sliding_window, factor }
     };
     AttentionSpec {
         layers: (0..layers).map(layer).collect(),
@@ -395,6 +469,7 @@ impl<B: Backend> Block<B> {
             BlockKind::PreNorm => self.pre_norm(at, (layer, cache), x, scratch),
             BlockKind::Parallel => self.parallel(at, (layer, cache), x, scratch),
             BlockKind::PostNorm => self.post_norm(at, (layer, cache), x, scratch),
+            BlockKind::NormedResidual => self.normed_residual(at, (layer, cache), x, scratch),
         }
     }
 
@@ -478,6 +553,27 @@ impl<B: Backend> Block<B> {
         normalize(x, &self.mlp_norm)
     }
 
+    fn normed_residual(
+        &self,
+        at: &Context<'_, B>,
+        (layer, cache): (usize, &mut B::Cache),
+        x: &mut B::Activations,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
+        let backend = at.backend;
+        if let Some(norm) = &self.attention_norm {
+            backend.normalize(x, norm)?;
+        }
+        backend.project(Input::Plain(x), &mut [(&self.qkv, Output::Store(&mut scratch.qkv))])?;
+        self.attention(at, (layer, cache), scratch)?;
+        let target = (&self.attention_output, Output::Add(&mut *x));
+        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        if let Some(norm) = &self.mlp_norm {
+            backend.normalize(x, norm)?;
+        }
+        self.mlp(at, None, x, scratch)
+    }
+
     /// `scratch.context = attention(scratch.qkv)`, without the output projection.
     fn attention(
         &self,
@@ -486,11 +582,11 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
         let Scratch { qkv, context, .. } = scratch;
-        if let Some([queries, keys]) = &self.query_key_norms {
-            let first_key = at.config.heads * at.config.head_size;
-            let end = first_key + at.config.kv_heads * at.config.head_size;
-            at.backend.normalize_columns(qkv, 0..first_key, queries)?;
-            at.backend.normalize_columns(qkv, first_key..end, keys)?;
+        for (columns, norm) in &self.query_key_norms {
+            at.backend.normalize_columns(qkv, columns.clone(), norm)?;
+        }
+        if let Some(limit) = at.config.qkv_limit {
+            at.backend.clamp(qkv, limit)?;
         }
         at.backend.attention(at.batch, layer, qkv, cache, context)
     }

@@ -5,14 +5,14 @@
 
 use std::fmt;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value as Jinja};
+use minijinja::value::Value as Jinja;
 use minijinja::{Environment, ErrorKind, context};
-use serde::Serialize as _;
 use serde_json::Value;
 
 use crate::Error;
 use crate::checkpoint::Source;
+use crate::template;
+use crate::tokenizer::Settings;
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,16 +33,12 @@ impl Message {
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// The template.
+    text: String,
     /// Its file, for error messages.
     file: String,
     eos_token: Option<String>,
 }
-
-/// The template's name in the environment.
-const NAME: &str = "chat_template";
-
-/// Most instructions of a rendering; honest templates take some hundred a message.
-const FUEL: u64 = 5_000_000;
 
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
@@ -71,7 +67,7 @@ impl ChatTemplate {
                 }
             }
         };
-        Self::new(&file, &text, special_tokens(&config)).map(Some)
+        Self::new(&file, &text, Settings::read(source)?.special_tokens()).map(Some)
     }
 
     /// Compiles a template. Error messages call it `file`; `special_tokens` are pairs such as `("bos_token", "<s>")`.
@@ -79,24 +75,18 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::ChatTemplate`] with the line at fault.
     pub fn new(file: &str, text: &str, special_tokens: Vec<(String, String)>) -> Result<Self, Error> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| failure(file, error))?);
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
+        let mut environment = template::environment().map_err(|error| failure(file, error))?;
         environment.add_function("raise_exception", |message: String| -> Result<Jinja, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment
-            .add_template_owned(NAME, without_generation_tags(text))
-            .map_err(|error| template_failure(file, &error))?;
+        let text = without_generation_tags(text);
+        template::check(&environment, &text).map_err(|error| template_failure(file, &error))?;
         let eos_token = special_tokens.iter().find(|(name, _)| name == "eos_token");
         let eos_token = eos_token.map(|(_, token)| token.clone());
         for (name, token) in special_tokens {
             environment.add_global(name, token);
         }
-        Ok(Self { environment, file: file.to_owned(), eos_token })
+        Ok(Self { environment, text, file: file.to_owned(), eos_token })
     }
 
     /// Provides `strftime_now(format)`. Most templates check for it and otherwise omit the date or use a fixed one.
@@ -115,19 +105,59 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::ChatTemplate`] when the template refuses the conversation or fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, Error> {
-        let fail = |error: minijinja::Error| template_failure(&self.file, &error);
-        let template = self.environment.get_template(NAME).map_err(fail)?;
-        let messages: Vec<Jinja> = messages
-            .iter()
-            .map(|message| Jinja::from_pairs([("role", &*message.role), ("content", &*message.content)]))
-            .collect();
-        let conversation = context! {
-            messages => messages,
-            add_generation_prompt => add_generation_prompt,
-            tools => (),
-            documents => (),
+        let messages = || {
+            messages
+                .iter()
+                .map(|message| Jinja::from_pairs([("role", &*message.role), ("content", &*message.content)]))
+                .collect()
         };
-        template.render(conversation).map_err(fail)
+        self.render_values(messages, || Jinja::from(()), || Jinja::from(()), add_generation_prompt)
+    }
+
+    /// As [`render`](Self::render), with messages of any keys (`tool_calls`, say), the `tools` that the model may call, and
+    /// `more` variables, an object; both may be null. Objects have their keys in the order of `serde_json`, which sorts them.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_json(
+        &self,
+        messages: &Value,
+        tools: &Value,
+        more: &Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        // Templates ask whether a variable is none, not whether it is undefined.
+        let jinja = |value: &Value| match value {
+            Value::Null => Jinja::from(()),
+            value => Jinja::from(minijinja::value::Serde(value)),
+        };
+        self.render_values(|| jinja(messages), || jinja(tools), || jinja(more), add_generation_prompt)
+    }
+
+    /// The variables are made where the template is rendered, which bounds its memory and stack.
+    fn render_values(
+        &self,
+        messages: impl FnOnce() -> Jinja + Send,
+        tools: impl FnOnce() -> Jinja + Send,
+        more: impl FnOnce() -> Jinja + Send,
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
+        let conversation = || {
+            let conversation = context! {
+                messages => messages(),
+                add_generation_prompt => add_generation_prompt,
+                tools => tools(),
+                documents => (),
+            };
+            let more = more();
+            if more.is_none() {
+                conversation
+            } else {
+                context! { ..conversation, ..more }
+            }
+        };
+        template::render(&self.environment, &self.text, conversation)
+            .map_err(|error| template_failure(&self.file, &error))
     }
 }
 
@@ -153,19 +183,6 @@ fn default_of(list: &[Value]) -> Result<&str, String> {
     })
 }
 
-/// The keys `*_token`, each a text or an object with `content`.
-fn special_tokens(config: &Value) -> Vec<(String, String)> {
-    let Some(entries) = config.as_object() else { return Vec::new() };
-    entries
-        .iter()
-        .filter(|(name, _)| name.ends_with("_token"))
-        .filter_map(|(name, value)| {
-            let token = value.as_str().or_else(|| value.get("content")?.as_str())?;
-            Some((name.clone(), token.to_owned()))
-        })
-        .collect()
-}
-
 /// Replaces transformers' `{% generation %}` marks, which are for training and render nothing.
 fn without_generation_tags(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -186,62 +203,23 @@ fn without_generation_tags(text: &str) -> String {
     out
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False)`: separators `, ` and `: `, or a line an element with `indent`.
-fn to_json(value: &Jinja, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Accepted; both are the behaviour anyway.
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    let _: Option<bool> = options.get("sort_keys")?;
-    options.assert_all_used()?;
-    let mut out = Vec::new();
-    let done = match indent {
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
-        Some(width) => {
-            let indent = " ".repeat(width.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
-        }
-    };
-    let failed = |error: String| minijinja::Error::new(ErrorKind::InvalidOperation, error);
-    done.map_err(|error| failed(error.to_string()))?;
-    String::from_utf8(out).map_err(|error| failed(error.to_string()))
-}
-
-/// JSON on one line, with a space after each comma and colon.
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
 fn failure(file: &str, problem: impl fmt::Display) -> Error {
     Error::ChatTemplate { file: file.to_owned(), problem: problem.to_string() }
 }
 
-/// Escaped, since messages may hold text of the template.
+/// Most characters of an engine's message: it may quote a value of any length.
+const MOST_DETAIL: usize = 300;
+
+/// Escaped and shortened, since messages may hold text of the template.
 fn template_failure(file: &str, error: &minijinja::Error) -> Error {
     let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     let line = error.line().map_or_else(String::new, |line| format!(" (line {line} of the template)"));
+    let mut short: String = detail.chars().take(MOST_DETAIL).collect();
+    if short.len() < detail.len() {
+        short.push('…');
+    }
     failure(
         file,
-        format!("{}{line}", detail.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")),
+        format!("{}{line}", short.escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\"")),
     )
 }

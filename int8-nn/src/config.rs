@@ -9,8 +9,8 @@ mod seq2seq;
 mod sizes;
 
 pub use decoder::{
-    Activation, AlternateAttention, BlockKind, BlockSet, DecoderConfig, ExpertsConfig, NormKind, Positions,
-    QueryKeyNorms,
+    Activation, AlternateAttention, Biases, BlockKind, BlockSet, DecoderConfig, ExpertsConfig, NormKind,
+    Positions, QueryKeyNorms,
 };
 pub use encoder::EncoderConfig;
 pub use raw::RawConfig;

@@ -22,6 +22,11 @@ pub(crate) fn fraction_of(size: usize, fraction: f64) -> usize {
     (size as f64 * fraction) as usize
 }
 
+/// A positive number as a size, if it is whole and below 2³¹.
+pub(crate) fn whole(value: f64) -> Option<usize> {
+    (value.fract() == 0.0 && (0.0..2_147_483_648.0).contains(&value)).then_some(value as usize)
+}
+
 /// `1/√size`.
 pub(crate) fn inverse_root(size: usize) -> f32 {
     (1.0 / (size as f64).sqrt()) as f32

@@ -11,7 +11,7 @@ use crate::block::{self, Block, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
-use crate::families::{self, CrossNamesOf, TensorNames};
+use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
 pub use crate::precision::LinearRole;
 use crate::precision::{Precision, Quantization, Site, Stack};
 use crate::seq2seq::SourceEncoder;
@@ -84,6 +84,9 @@ impl<B: Backend> Decoder<B> {
         let family = families::of(&raw)?;
         let mut config = (family.config)(&raw)?;
         config.set_rotary_precision(rotary);
+        if !backend.capabilities().features.contains(&Feature::FrequenciesByLength) {
+            config.limit_to_fixed_frequencies();
+        }
         let names = (family.names)(&config);
         let layers = config.layers;
         let mut loaded = 0;
@@ -104,11 +107,9 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<(Self, SourceEncoder<B>), Error> {
         let raw = RawConfig::read(checkpoint.source())?;
         let family = families::seq2seq(&raw)?;
-        let Seq2SeqConfig { encoder, mut decoder, start_token } = (family.config)(&raw)?;
-        let names = (family.names)(&decoder);
-        if checkpoint.contains(&format!("{}.weight", names.decoder.head)) {
-            decoder.tied_embeddings = false;
-        }
+        let Seq2SeqConfig { encoder, decoder, start_token } = (family.config)(&raw)?;
+        let mut names = (family.names)(&decoder);
+        names.decoder.token_embedding = shared_embedding(checkpoint, &names)?;
         let all = encoder.layers + decoder.layers;
         let mut loaded = 0;
         let mut loaded = || {
@@ -133,11 +134,41 @@ impl<B: Backend> Decoder<B> {
         Ok((decoder, source))
     }
 
+    /// Whether the tensors of embedding, head and linear layers are there in the shapes that `raw` says.
+    pub(crate) fn check(checkpoint: &Checkpoint, raw: &RawConfig) -> Result<(), Error> {
+        let family = families::of(raw)?;
+        let config = (family.config)(raw)?;
+        let names = (family.names)(&config);
+        let (root, embedding, tied) = tables(checkpoint, &config, &names)?;
+        let head = if tied { &embedding } else { names.head };
+        for module in [&embedding, head] {
+            let table = checkpoint.tensor(&format!("{module}.weight"))?;
+            table.expect_shape(&[config.vocab_size, config.embedding_size])?;
+        }
+        let hidden = config.hidden_size;
+        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
+        for layer in 0..config.layers {
+            let names = (names.layer)(layer);
+            let find = |parts, outputs: &[usize], inputs| {
+                LinearSource::find(checkpoint, root, parts, outputs, inputs).map(|_| ())
+            };
+            find(names.qkv, &[queries, keys, keys], hidden)?;
+            find(vec![names.attention_output], &[hidden], queries)?;
+            if let families::MlpNames::Dense { up, down } = names.mlp {
+                let wide = config.intermediate_size;
+                let outputs = vec![wide; if config.gated_mlp { 2 } else { 1 }];
+                find(up, &outputs, hidden)?;
+                find(vec![down], &[hidden], wide)?;
+            }
+        }
+        Ok(())
+    }
+
     /// `cross`: the name of the distance bias, and those of each block's cross-attention.
     fn assemble(
         checkpoint: &Checkpoint,
         backend: Arc<B>,
-        config: DecoderConfig,
+        mut config: DecoderConfig,
         names: TensorNames,
         cross: Option<(&str, CrossNamesOf)>,
         precision: &Precision,
@@ -145,15 +176,10 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Self, Error> {
         let further = cross.as_ref().map(|_| Feature::CrossAttention);
         backend.capabilities().accept(&config, precision, further.as_slice())?;
-        let loader = Loader {
-            stack: Stack::Decoder,
-            checkpoint,
-            backend: &*backend,
-            config: &config,
-            root: block::root(checkpoint, names.roots, names.token_embedding),
-        };
+        let (root, token_embedding, tied) = tables(checkpoint, &config, &names)?;
+        config.tied_embeddings = tied;
+        let loader = Loader { stack: Stack::Decoder, checkpoint, backend: &*backend, config: &config, root };
 
-        let token_embedding = loader.name(names.token_embedding);
         let tokens = checkpoint.tensor(&format!("{token_embedding}.weight"))?;
         let tokens = tokens.expect_shape(&[config.vocab_size, config.embedding_size])?;
         let table = read_matrix(&tokens)?;
@@ -174,13 +200,14 @@ impl<B: Backend> Decoder<B> {
             Precision::Int8(Quantization { int8_head: true, .. }) => precision.of(LinearRole::Up),
             _ => float,
         };
-        let head_is_shared = config.tied_embeddings && head_precision == float;
+        let has_bias = config.biases.head && checkpoint.contains(&format!("{}.bias", names.head));
+        let head_is_shared = config.tied_embeddings && head_precision == float && !has_bias;
         let head_site = Site::outside(LinearRole::Head);
         let head = if head_is_shared {
             backend.tied(head_site, &embedding)?
         } else {
             let name = if config.tied_embeddings { &token_embedding } else { names.head };
-            let parts = vec![Part::new(name)];
+            let parts = vec![Part::new(name).bias_of(names.head).biased(has_bias)];
             let source =
                 LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
             backend.linear(head_site, &source, &head_precision)?
@@ -350,6 +377,63 @@ impl<B: Backend> Decoder<B> {
     pub(crate) fn all_linears(&self) -> impl Iterator<Item = &B::Linear> {
         let outside = self.project_in.iter().chain(&self.project_out).chain([&self.head]);
         self.linears().map(|(_, _, linear)| linear).chain(outside)
+    }
+}
+
+/// What the names of the decoder's tensors begin with in this checkpoint; the embedding's module; whether it is the head, too.
+fn tables(
+    checkpoint: &Checkpoint,
+    config: &DecoderConfig,
+    names: &TensorNames,
+) -> Result<(&'static str, String, bool), Error> {
+    let known = families::known_modules(names);
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let root = block::root(checkpoint, names.roots, &known);
+    let embedding = format!("{root}{}", names.token_embedding);
+    let (embedding, tied) = embedding_and_head(checkpoint, &embedding, names.head, config.tied_embeddings)?;
+    Ok((root, embedding, tied))
+}
+
+/// The module that holds the token embedding, and whether it is the head's weight as well.
+///
+/// A checkpoint of tied weights holds both, or either one for both. Both may differ even so: then each is used, as transformers
+/// does it.
+fn embedding_and_head(
+    checkpoint: &Checkpoint,
+    embedding: &str,
+    head: &str,
+    tied: bool,
+) -> Result<(String, bool), Error> {
+    let weight = |module: &str| checkpoint.get(&format!("{module}.weight"));
+    Ok(match (weight(embedding), weight(head)) {
+        (None, Some(_)) if tied => (head.to_owned(), true),
+        (Some(table), Some(own)) if tied => {
+            let same = table.dtype() == own.dtype() && table.shape() == own.shape();
+            let same = same && table.bytes() == own.bytes();
+            if same {
+                // Read for the comparison alone.
+                checkpoint.release(own.name());
+            }
+            (embedding.to_owned(), same)
+        }
+        _ => (embedding.to_owned(), tied),
+    })
+}
+
+/// The module of an encoder-decoder that holds the token embedding of both: `shared`, or one stack's own.
+///
+/// # Errors
+/// When the checkpoint has several that differ: the stacks then have different embeddings, which is not implemented.
+fn shared_embedding(checkpoint: &Checkpoint, names: &Seq2SeqNames) -> Result<&'static str, Error> {
+    let modules = || std::iter::once(names.decoder.token_embedding).chain(names.stack_embeddings);
+    let tensor = |module: &str| checkpoint.get(&format!("{module}.weight"));
+    let mut held = modules().filter_map(|module| Some((module, tensor(module)?)));
+    let Some((first, table)) = held.next() else { return Ok(names.decoder.token_embedding) };
+    match held.find(|(_, other)| other.shape() != table.shape() || other.bytes() != table.bytes()) {
+        None => Ok(first),
+        Some((other, _)) => Err(Error::Unsupported(format!(
+            "{first}.weight and {other}.weight differ; an encoder and a decoder with different embeddings are not implemented"
+        ))),
     }
 }
 

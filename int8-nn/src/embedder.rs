@@ -33,8 +33,48 @@ pub struct Embedder<B: Backend = CpuBackend> {
     encoder: Encoder<B>,
     tokenizer: Option<Tokenizer>,
     settings: EmbedSettings,
+    text: TextSettings,
     precision: Precision,
     checkpoint: Checkpoint,
+}
+
+/// What sentence-transformers does to a text before it is tokenised.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct TextSettings {
+    /// Put before each text: the prompt that `default_prompt_name` names.
+    prompt: String,
+    /// `do_lower_case` of `sentence_bert_config.json`.
+    lower_case: bool,
+}
+
+impl TextSettings {
+    fn read(source: &Source) -> Result<Self, Error> {
+        const PROMPTS: &str = "config_sentence_transformers.json";
+        const MODEL: &str = "sentence_bert_config.json";
+        let mut settings = Self::default();
+        if source.contains(PROMPTS) {
+            let raw = config(source, PROMPTS)?;
+            let name = raw.text_or("default_prompt_name", "")?;
+            if !name.is_empty() {
+                let prompt = raw.get("prompts").and_then(|prompts| prompts.get(name)).and_then(Value::as_str);
+                let missing =
+                    || raw.problem("default_prompt_name", format!("is {name:?}, which is none of `prompts`"));
+                settings.prompt = prompt.ok_or_else(missing)?.to_owned();
+            }
+        }
+        if source.contains(MODEL) {
+            settings.lower_case = config(source, MODEL)?.flag_or("do_lower_case", false)?;
+        }
+        Ok(settings)
+    }
+
+    fn apply<'a>(&self, text: &'a str) -> std::borrow::Cow<'a, str> {
+        if self.prompt.is_empty() && !self.lower_case {
+            return text.into();
+        }
+        let text = format!("{}{}", self.prompt, text.trim());
+        if self.lower_case { text.to_lowercase().into() } else { text.into() }
+    }
 }
 
 /// How a text becomes one vector, as sentence-transformers has it in `modules.json`, `1_Pooling/config.json` and
@@ -120,6 +160,23 @@ fn config(source: &Source, file: &str) -> Result<RawConfig, Error> {
 }
 
 fn read_pooling(raw: &RawConfig) -> Result<Pooling, Error> {
+    // Since sentence-transformers 5.4.
+    const MODE: &str = "pooling_mode";
+    match raw.get(MODE) {
+        None => {}
+        Some(Value::Array(modes)) if modes.len() != 1 => {
+            return Err(raw.problem(MODE, format!("selects {} poolings; expected one", modes.len())));
+        }
+        Some(value) => {
+            let name = value.get(0).unwrap_or(value).as_str();
+            return match name {
+                Some("mean") => Ok(Pooling::Mean),
+                Some("cls") => Ok(Pooling::Cls),
+                Some("max") => Ok(Pooling::Max),
+                _ => Err(raw.problem(MODE, format!("is {value}; implemented: mean, cls, max"))),
+            };
+        }
+    }
     const PREFIX: &str = "pooling_mode_";
     let modes = [
         ("mean_tokens", Some(Pooling::Mean)),
@@ -154,8 +211,8 @@ impl<B: Backend> Embedder<B> {
     ) -> Result<Self, Error> {
         let source = checkpoint.source();
         let settings = EmbedSettings::read(source, encoder.config().network.max_positions)?;
-        let mut embedder =
-            Self { encoder, tokenizer: Tokenizer::read(source)?, settings, precision, checkpoint };
+        let (tokenizer, text) = (Tokenizer::read(source)?, TextSettings::read(source)?);
+        let mut embedder = Self { encoder, tokenizer, settings, text, precision, checkpoint };
         embedder.set_settings(settings)?;
         Ok(embedder)
     }
@@ -209,7 +266,7 @@ impl<B: Backend> Embedder<B> {
         let ids = texts
             .iter()
             .map(|text| {
-                let (ids, whole) = tokenizer.encode_truncated(text.as_ref())?;
+                let (ids, whole) = tokenizer.encode_truncated(&self.text.apply(text.as_ref()))?;
                 cut += usize::from(!whole);
                 Ok(ids)
             })

@@ -50,7 +50,7 @@ impl<B: Backend> Encoder<B> {
         let names = (family.names)(&config);
         let network = &config.network;
         backend.capabilities().accept(network, precision, &[Feature::FullAttention])?;
-        let root = block::root(checkpoint, names.roots, names.token_embedding);
+        let root = block::root(checkpoint, names.roots, &[names.token_embedding]);
         let loader = Loader { checkpoint, backend: &*backend, config: network, root, stack: Stack::Encoder };
 
         let table = |name: &str, rows: usize| -> Result<FloatMatrix, Error> {
@@ -121,7 +121,7 @@ impl<B: Backend> Encoder<B> {
         let all: Vec<Segment<'_>> = sequences
             .iter()
             .enumerate()
-            .map(|(sequence, ids)| Segment { sequence, position: 0, ids })
+            .map(|(sequence, ids)| Segment { sequence, position: 0, ids, length: ids.len() })
             .collect();
         backend.set_batch(&mut batch, &all)?;
         let at = Context { backend, config, batch: &batch, cross_kv: None };

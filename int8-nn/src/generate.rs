@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::backend::{Backend, FloatType, RowSelection};
+use crate::generation::LogitRules;
 use crate::model::Model;
 use crate::sampler::{Sampler, Sampling};
 use crate::session::{Session, SessionOptions};
@@ -20,6 +21,8 @@ pub struct GenerateOptions {
     pub stop_at_eos: bool,
     /// Further tokens that end the text: what ends a message of a chat, say.
     pub stop_ids: Vec<u32>,
+    /// Changes of the logits; `None` for the [model's own](Model::generation_config).
+    pub rules: Option<LogitRules>,
     /// KV cache type; `None` for [the type of the checkpoint](crate::decoder::Decoder::kv_cache_type).
     pub kv_cache: Option<FloatType>,
 }
@@ -32,6 +35,7 @@ impl Default for GenerateOptions {
             sampling: Sampling::Greedy,
             stop_at_eos: true,
             stop_ids: Vec::new(),
+            rules: None,
             kv_cache: None,
         }
     }
@@ -67,9 +71,12 @@ pub struct Generation {
     pub kv_cache_bytes: usize,
 }
 
-/// Tokens of a prompt in one forward. Long enough that products run at full speed, short enough that the
-/// activations stay small (for a hidden size of 4096, some 100 MB).
-pub const PREFILL_ROWS: usize = 1024;
+/// Appends a text to the only sequence of an empty session, in forwards of its size.
+fn prefill<B: Backend>(session: &mut Session<'_, B>, text: &[u32]) -> Result<(), Error> {
+    session.expect(0, text.len());
+    let rows = session.options().max_rows;
+    text.chunks(rows).try_for_each(|chunk| session.forward(&[(0, chunk)]))
+}
 
 impl<B: Backend> Model<B> {
     /// Continues `prompt`, or writes what a model says that has read it; `on_token` sees each new token as it is chosen and may end the generation.
@@ -78,7 +85,7 @@ impl<B: Backend> Model<B> {
     /// call saves it.
     ///
     /// # Errors
-    /// [`Error::Input`] for an empty prompt, ids outside the vocabulary, a prompt longer than the model's positions, or
+    /// [`Error::Config`] for the model's own settings of generation that are not implemented; [`Error::Input`] for an empty prompt, ids outside the vocabulary, a prompt longer than the model's positions, or
     /// bad sampling settings.
     pub fn generate_ids(
         &self,
@@ -96,22 +103,31 @@ impl<B: Backend> Model<B> {
                 prompt.len()
             )));
         }
-        let mut sampler = Sampler::new(options.sampling)?;
+        let rules = match &options.rules {
+            Some(rules) => rules,
+            None => {
+                self.generation_config().require_supported(false)?;
+                &self.generation_config().rules
+            }
+        };
         let begin = Instant::now();
         let start = self.source().map(|source| [source.start_token()]);
         let written = start.as_ref().map_or(prompt, |start| &start[..]);
+        let mut sampler = Sampler::new(options.sampling)?.with_rules(
+            rules,
+            written,
+            written.len() + options.max_new_tokens,
+        );
         let positions = most.min(written.len() + options.max_new_tokens);
         let kv_cache = options.kv_cache.unwrap_or(self.decoder().kv_cache_type());
         let options_of_session = SessionOptions {
             kv_cache,
-            max_rows: PREFILL_ROWS.min(written.len()),
+            max_rows: self.decoder().backend().capabilities().prefill_rows.min(written.len()),
             max_logits: 1,
             ..SessionOptions::text(positions)
         };
         let mut session = self.reading(prompt, &options_of_session)?;
-        for chunk in written.chunks(PREFILL_ROWS) {
-            session.forward(&[(0, chunk)])?;
-        }
+        prefill(&mut session, written)?;
         let mut generation = Generation {
             ids: Vec::new(),
             stop: StopReason::Length,
@@ -144,6 +160,12 @@ impl<B: Backend> Model<B> {
             if session.len(0) == positions {
                 generation.stop = StopReason::ContextFull;
                 break;
+            }
+            // Phi-3 at the length where its rotary frequencies change.
+            if self.config().recomputed_beyond == Some(session.len(0)) {
+                session.clear(0)?;
+                prefill(&mut session, &[written, &generation.ids].concat())?;
+                continue;
             }
             session.forward(&[(0, &[id])])?;
         }

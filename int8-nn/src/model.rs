@@ -10,11 +10,13 @@ use crate::backend::cpu::CpuBackend;
 use crate::backend::{Backend, Capabilities, Feature};
 use crate::chat::ChatTemplate;
 use crate::checkpoint::Checkpoint;
+use crate::checks;
 use crate::config::{DecoderConfig, RawConfig, RotaryPrecision};
 use crate::decoder::{Decoder, Footprint};
 use crate::embedder::Embedder;
 use crate::encoder::Encoder;
 use crate::families::{self, Kind};
+use crate::generation::GenerationConfig;
 use crate::precision::{OutlierWeights, Precision, Quantization};
 use crate::seq2seq::SourceEncoder;
 use crate::tokenizer::Tokenizer;
@@ -33,8 +35,10 @@ pub struct Model<B: Backend = CpuBackend> {
     decoder: Decoder<B>,
     /// Reads the text that the decoder writes about.
     source: Option<SourceEncoder<B>>,
-    tokenizer: Option<Tokenizer>,
+    /// The reason why there is none, if its files cannot be read: token ids need none.
+    tokenizer: Result<Option<Tokenizer>, String>,
     eos_token_ids: Vec<u32>,
+    generation: GenerationConfig,
     precision: Precision,
     checkpoint: Checkpoint,
 }
@@ -114,7 +118,9 @@ impl Loader {
         let accept = |config: &DecoderConfig, further: &[Feature]| {
             capabilities.accept(config, &self.precision, further)
         };
-        match families::kind(raw.text_or("model_type", "")?) {
+        let kind = families::kind(raw.text_or("model_type", "")?);
+        checks::refuse(&raw, &self.checkpoint, kind.unwrap_or(Kind::Decoder))?;
+        match kind {
             Some(Kind::Encoder) => {
                 let config = (families::encoder(&raw)?.config)(&raw)?;
                 accept(&config.network, &[Feature::FullAttention])
@@ -125,6 +131,20 @@ impl Loader {
                 accept(&config.decoder, &[Feature::CrossAttention, Feature::FullAttention])
             }
             _ => accept(&(families::of(&raw)?.config)(&raw)?, &[]),
+        }
+    }
+
+    /// Whether the model can be built on a CPU: its configuration is implemented, and the linear layers of a decoder are there in
+    /// the shapes that it says. Reads no weights.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn check(&self) -> Result<(), Error> {
+        self.accept(&Capabilities::all("a CPU".to_owned()))?;
+        let raw = RawConfig::read(self.checkpoint.source())?;
+        match families::kind(raw.text_or("model_type", "")?) {
+            Some(Kind::Decoder) => Decoder::<CpuBackend>::check(&self.checkpoint, &raw),
+            _ => Ok(()),
         }
     }
 
@@ -151,6 +171,7 @@ impl Loader {
     /// As [`build_on`](Self::build_on).
     pub fn embedder_on<B: Backend>(self, backend: Arc<B>) -> Result<Embedder<B>, Error> {
         let Self { checkpoint, precision, progress, .. } = self;
+        checks::refuse(&RawConfig::read(checkpoint.source())?, &checkpoint, Kind::Encoder)?;
         let encoder = Encoder::load(&checkpoint, backend, &precision, progress)?;
         Embedder::new(encoder, checkpoint, precision)
     }
@@ -162,7 +183,8 @@ impl Loader {
     pub fn build_on<B: Backend>(self, backend: Arc<B>) -> Result<Model<B>, Error> {
         let Self { checkpoint, precision, rotary, progress } = self;
         let raw = RawConfig::read(checkpoint.source())?;
-        let (decoder, source) = match families::kind(raw.text_or("model_type", "")?) {
+        checks::refuse(&raw, &checkpoint, Kind::Decoder)?;
+        let (decoder, mut source) = match families::kind(raw.text_or("model_type", "")?) {
             Some(Kind::Seq2Seq) => {
                 let (decoder, source) =
                     Decoder::load_with_source(&checkpoint, backend, &precision, progress)?;
@@ -171,18 +193,29 @@ impl Loader {
             _ => (Decoder::load(&checkpoint, backend, &precision, rotary, progress)?, None),
         };
         let files = checkpoint.source();
-        let tokenizer = Tokenizer::read(files)?;
-        let mut eos_token_ids = decoder.config().eos_token_ids.clone();
-        const GENERATION: &str = "generation_config.json";
-        if files.contains(GENERATION) {
-            let generation = RawConfig::from_json(files.label(GENERATION), files.read_json(GENERATION)?)?;
-            eos_token_ids.extend(generation.token_ids("eos_token_id")?);
+        let tokenizer = Tokenizer::read(files).map_err(|error| match error {
+            Error::Tokenizer(problem) => problem,
+            other => other.to_string(),
+        });
+        let mut generation = GenerationConfig::read(files)?;
+        // Its end tokens alone count where it has some.
+        let of_model = || decoder.config().eos_token_ids.clone();
+        let eos_token_ids = generation.eos_token_ids.clone().unwrap_or_else(of_model);
+        generation.rules.eos_token_ids.clone_from(&eos_token_ids);
+        if let (Some(source), Some(start)) = (&mut source, generation.decoder_start_token_id) {
+            source.set_start_token(start);
+            decoder.check_ids(&[start])?;
         }
-        Ok(Model { decoder, source, tokenizer, eos_token_ids, precision, checkpoint })
+        Ok(Model { decoder, source, tokenizer, eos_token_ids, generation, precision, checkpoint })
     }
 }
 
 impl<B: Backend> Model<B> {
+    /// Names of the checkpoint's tensors that are no part of the model.
+    pub fn unread_tensors(&self) -> Vec<String> {
+        checks::unread(&self.checkpoint)
+    }
+
     /// The network.
     pub fn decoder(&self) -> &Decoder<B> {
         &self.decoder
@@ -219,7 +252,10 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::Tokenizer`] when the checkpoint has no `tokenizer.json`.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        Tokenizer::require(self.tokenizer.as_ref(), &self.checkpoint)
+        match &self.tokenizer {
+            Ok(tokenizer) => Tokenizer::require(tokenizer.as_ref(), &self.checkpoint),
+            Err(problem) => Err(Error::Tokenizer(problem.clone())),
+        }
     }
 
     /// The chat template.
@@ -237,6 +273,11 @@ impl<B: Backend> Model<B> {
     /// Tokens that end a text.
     pub fn eos_token_ids(&self) -> &[u32] {
         &self.eos_token_ids
+    }
+
+    /// The model's own settings of generation.
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation
     }
 
     /// How the linear layers are held.

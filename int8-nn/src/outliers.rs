@@ -292,6 +292,11 @@ impl Observer for Collector {
     }
 }
 
+/// The larger one; NaN, which `f32::max` drops, stays.
+fn larger(left: f32, right: f32) -> f32 {
+    if left.is_nan() || left >= right { left } else { right }
+}
+
 impl Statistics {
     fn add(&mut self, x: ArrayView2<'_, f32>, magnitudes: &[f32], counted: bool) {
         let (rows, width) = x.dim();
@@ -305,7 +310,7 @@ impl Statistics {
             for (dimension, value) in row.iter().enumerate() {
                 let magnitude = value.abs();
                 self.histogram.add(magnitude);
-                window[dimension] = window[dimension].max(magnitude);
+                window[dimension] = larger(window[dimension], magnitude);
                 if magnitude < magnitudes[0] {
                     continue;
                 }
@@ -319,7 +324,7 @@ impl Statistics {
             }
         }
         for (largest, window) in self.largest.iter_mut().zip(&window) {
-            *largest = largest.max(*window);
+            *largest = larger(*largest, *window);
         }
         for (columns, magnitude) in self.columns.iter_mut().zip(magnitudes) {
             *columns += convert::bytes(window.iter().filter(|largest| *largest >= magnitude).count());
@@ -535,7 +540,7 @@ fn site_report(
         role: site.role,
         counted: counted(site.role),
         inputs: width,
-        largest: statistics.largest.iter().copied().fold(0.0, f32::max),
+        largest: statistics.largest.iter().copied().fold(0.0, larger),
         quantiles: QUANTILES
             .map(|share| quantile(statistics.histogram.ascending(), statistics.histogram.count, share)),
         dimensions,

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::backend::{Backend, FloatType, RowSelection};
 use crate::model::Model;
+use crate::sampler::Sampler;
 use crate::session::SessionOptions;
 use crate::{Error, convert};
 
@@ -115,7 +116,8 @@ impl<B: Backend> Model<B> {
     /// `progress(done, windows)` is called after each.
     ///
     /// # Errors
-    /// [`Error::Input`] when there are fewer than two tokens, or the window is longer than the model's positions.
+    /// [`Error::Input`] when there are fewer than two tokens, or the window is longer than the model's positions, or logits are
+    /// no numbers.
     pub fn perplexity(
         &self,
         ids: &[u32],
@@ -133,6 +135,9 @@ impl<B: Backend> Model<B> {
                 .zip(rows.targets)
                 .map(|(logits, target)| negative_log_likelihood(kernel, logits, convert::index(*target)))
                 .collect();
+            if losses.iter().any(|loss| loss.is_nan()) {
+                return Err(Sampler::not_a_number());
+            }
             windows[rows.window] += losses.iter().sum::<f64>() / convert::f64_from(window - 1);
             if rows.last {
                 progress(rows.window + 1, count);

@@ -4,6 +4,7 @@ use int8_core::corpus::Random;
 
 use crate::Error;
 use crate::convert;
+use crate::generation::LogitRules;
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +29,16 @@ pub enum Sampling {
 pub struct Sampler {
     sampling: Sampling,
     random: Random,
+    ruled: Option<Ruled>,
+}
+
+/// Rules about the logits, with the text they depend on.
+#[derive(Debug, Clone)]
+struct Ruled {
+    rules: LogitRules,
+    text: Vec<u32>,
+    prompt: usize,
+    most: usize,
 }
 
 impl Sampler {
@@ -53,7 +64,18 @@ impl Sampler {
                 return Err(Error::Input(format!("top-p {top_p}: expected a number above 0, at most 1")));
             }
         }
-        Ok(Self { sampling, random: Random::new(seed) })
+        Ok(Self { sampling, random: Random::new(seed), ruled: None })
+    }
+
+    /// Applies `rules` to the logits of every token behind `prompt`; prompt and continuation have `most` tokens at most.
+    pub fn with_rules(self, rules: &LogitRules, prompt: &[u32], most: usize) -> Self {
+        let ruled = Ruled { rules: rules.clone(), text: prompt.to_vec(), prompt: prompt.len(), most };
+        Self { ruled: (!rules.is_empty()).then_some(ruled), ..self }
+    }
+
+    /// Whether rules change the logits: then tokens are chosen by [`next`](Self::next) alone, from logits on the host.
+    pub fn has_rules(&self) -> bool {
+        self.ruled.is_some()
     }
 
     /// The settings, for a backend that samples on its device.
@@ -76,10 +98,22 @@ impl Sampler {
         if logits.is_empty() || logits.iter().fold(false, |nan, logit| nan | logit.is_nan()) {
             return Err(Self::not_a_number());
         }
+        if let Some(mut ruled) = self.ruled.take() {
+            let mut changed = logits.to_vec();
+            ruled.rules.apply(&mut changed, &ruled.text, ruled.prompt, ruled.most);
+            let id = match changed.iter().all(|logit| *logit == f32::NEG_INFINITY) {
+                true => Err(Error::Input("the rules of generation exclude every token".to_owned())),
+                false => self.next(&changed),
+            };
+            ruled.text.extend(id.as_ref().ok());
+            self.ruled = Some(ruled);
+            return id;
+        }
         match self.sampling {
             Sampling::Greedy => Ok(convert::token_id(argmax(logits))),
             Sampling::Random { temperature, top_k, top_p, .. } => {
-                Ok(convert::token_id(self.draw(logits, temperature, top_k, top_p)))
+                let cuts = Cuts { temperature, top_k, top_p, min_p: None };
+                Ok(convert::token_id(draw(logits, cuts, self.uniform())))
             }
         }
     }
@@ -90,37 +124,106 @@ impl Sampler {
             "the model's logits are not numbers (NaN); its weights or activations overflow".to_owned(),
         )
     }
+}
 
-    fn draw(&mut self, logits: &[f32], temperature: f32, top_k: Option<usize>, top_p: Option<f32>) -> usize {
-        let mut order: Vec<usize> = (0..logits.len()).collect();
+/// What is left of a distribution before a token is drawn from it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cuts {
+    /// Divides the logits.
+    pub(crate) temperature: f32,
+    /// Only the `k` most probable tokens.
+    pub(crate) top_k: Option<usize>,
+    /// Then only the most probable whose probabilities first add up to `p`.
+    pub(crate) top_p: Option<f32>,
+    /// Then only those with at least this multiple of the largest probability.
+    pub(crate) min_p: Option<f32>,
+}
+
+/// Draws an index by `uniform` in [0, 1): the tokens are laid out by falling probability, equal ones by their ids. No logit is
+/// NaN, and one is finite.
+pub(crate) fn draw(logits: &[f32], cuts: Cuts, uniform: f64) -> usize {
+    let mut order = Order::new(logits, cuts.top_k);
+    let largest = f64::from(logits[argmax(logits)]);
+    let weight = |id: usize| ((f64::from(logits[id]) - largest) / f64::from(cuts.temperature)).exp();
+    let mut total: f64 = order.ids.iter().map(|id| weight(*id)).sum();
+    let mut kept = order.ids.len();
+    if cuts.top_p.is_some() || cuts.min_p.is_some() {
+        let enough = cuts.top_p.map_or(f64::INFINITY, |top_p| f64::from(top_p) * total);
+        let least = cuts.min_p.map_or(0.0, f64::from);
+        let mut sum = 0.0;
+        for at in 0..kept {
+            let weight = weight(order.get(at));
+            // The most probable one has weight 1 and stays.
+            if weight < least {
+                kept = at;
+                break;
+            }
+            sum += weight;
+            if sum >= enough {
+                kept = at + 1;
+                break;
+            }
+        }
+        total = sum;
+    }
+    let mut target = uniform * total;
+    for at in 0..kept {
+        let id = order.get(at);
+        target -= weight(id);
+        if target < 0.0 {
+            return id;
+        }
+    }
+    // Rounding can leave a target of almost 0 at the end.
+    order.get(kept - 1)
+}
+
+/// Indices of the `count` largest values, falling, equal ones ascending. No value is NaN.
+pub(crate) fn largest(values: &[f32], count: usize) -> Vec<usize> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut order = Order::new(values, Some(count));
+    (0..count.min(values.len())).map(|at| order.get(at)).collect()
+}
+
+/// Token ids by falling logit, sorted as far as they were looked at: a draw rarely goes beyond the first hundred of a
+/// vocabulary of 10⁵.
+struct Order<'a> {
+    logits: &'a [f32],
+    ids: Vec<usize>,
+    /// Ids at the front that are in order.
+    sorted: usize,
+}
+
+impl<'a> Order<'a> {
+    fn new(logits: &'a [f32], top_k: Option<usize>) -> Self {
+        let mut order = Self { logits, ids: (0..logits.len()).collect(), sorted: 0 };
+        if let Some(k) = top_k.filter(|k| *k < logits.len()) {
+            order.sort_to(k);
+            order.ids.truncate(k);
+        }
+        order
+    }
+
+    fn get(&mut self, at: usize) -> usize {
+        if at >= self.sorted {
+            self.sort_to((4 * self.sorted).max(256).min(self.ids.len()));
+        }
+        self.ids[at]
+    }
+
+    fn sort_to(&mut self, end: usize) {
+        let logits = self.logits;
         // Equal logits in the order of their ids, so that the choice depends on the seed alone.
         let by_logit = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-        if let Some(k) = top_k.filter(|k| *k < order.len()) {
-            order.select_nth_unstable_by(k - 1, by_logit);
-            order.truncate(k);
+        let rest = &mut self.ids[self.sorted..];
+        let more = end - self.sorted;
+        if more < rest.len() {
+            rest.select_nth_unstable_by(more - 1, by_logit);
         }
-        order.sort_unstable_by(by_logit);
-        let largest = f64::from(logits[order[0]]);
-        let weight = |id: &usize| ((f64::from(logits[*id]) - largest) / f64::from(temperature)).exp();
-        let mut weights: Vec<f64> = order.iter().map(weight).collect();
-        let mut total: f64 = weights.iter().sum();
-        if let Some(top_p) = top_p {
-            let enough = f64::from(top_p) * total;
-            let sums = weights.iter().scan(0.0, |sum, weight| {
-                *sum += weight;
-                Some(*sum)
-            });
-            let kept = sums.take_while(|sum| *sum < enough).count() + 1;
-            weights.truncate(kept);
-            total = weights.iter().sum();
-        }
-        let mut target = self.uniform() * total;
-        let chosen = weights.iter().position(|weight| {
-            target -= weight;
-            target < 0.0
-        });
-        // Rounding can leave a target of almost 0 at the end.
-        order[chosen.unwrap_or(weights.len() - 1)]
+        rest[..more].sort_unstable_by(by_logit);
+        self.sorted = end;
     }
 }
 
@@ -183,6 +286,38 @@ mod tests {
         assert!(draws(random(1.0, None, Some(0.01), 3), &logits, 50).iter().all(|id| *id == 1));
         assert!(draws(random(1.0, None, Some(0.8), 3), &logits, 200).iter().all(|id| [1, 4].contains(id)));
         assert_eq!(draws(random(1.0, Some(1), None, 9), &logits, 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn min_p_cuts_by_the_largest_probability() {
+        // Probabilities relative to the largest: 1, 1/2, 1/4, 1/8.
+        let logits: Vec<f32> = [1.0, 2.0, 4.0, 8.0].map(|share: f32| -share.ln()).to_vec();
+        let drawn = |top_p, min_p| -> Vec<usize> {
+            let cuts = Cuts { temperature: 1.0, top_k: None, top_p, min_p };
+            let mut ids: Vec<usize> =
+                (0_u8..100).map(|at| draw(&logits, cuts, f64::from(at) / 100.0)).collect();
+            ids.dedup();
+            ids
+        };
+        assert_eq!(drawn(None, None), [0, 1, 2, 3]);
+        assert_eq!(drawn(None, Some(0.2)), [0, 1, 2]);
+        assert_eq!(drawn(None, Some(1.0)), [0]);
+        assert_eq!(drawn(Some(0.6), Some(0.2)), [0, 1]);
+    }
+
+    #[test]
+    fn a_vocabulary_is_sorted_as_far_as_needed() {
+        let logits: Vec<f32> = (0_u32..5000)
+            .map(|id| f32::from(u16::try_from(id * 7919 % 4001).expect("small")) / 400.0)
+            .collect();
+        let mut all: Vec<usize> = (0..logits.len()).collect();
+        all.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        for top_k in [None, Some(1), Some(300), Some(5000), Some(9000)] {
+            let mut order = Order::new(&logits, top_k);
+            let kept = top_k.unwrap_or(5000).min(5000);
+            let found: Vec<usize> = (0..kept).map(|at| order.get(at)).collect();
+            assert_eq!(found, all[..kept], "{top_k:?}");
+        }
     }
 
     #[test]

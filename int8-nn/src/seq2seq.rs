@@ -51,6 +51,11 @@ impl<B: Backend> SourceEncoder<B> {
         self.start_token
     }
 
+    /// Makes the decoder begin with another token.
+    pub(crate) fn set_start_token(&mut self, token: u32) {
+        self.start_token = token;
+    }
+
     /// The blocks, for what is counted over all of a model.
     pub(crate) fn blocks(&self) -> &[Block<B>] {
         &self.blocks
@@ -94,7 +99,7 @@ impl<B: Backend> SourceEncoder<B> {
         let kv_width = 2 * config.kv_heads * config.head_size;
         let mut kv = backend.activations(rows, kv_width, ActivationRole::Intermediate)?;
         let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;
-        backend.set_batch(&mut batch, &[Segment { sequence: 0, position: 0, ids: source }])?;
+        backend.set_batch(&mut batch, &[Segment { sequence: 0, position: 0, ids: source, length: rows }])?;
         let at = Context { backend, config, batch: &batch, cross_kv: None };
         let key = GraphKey { phase: Phase::Encode, rows, segments: 1, selected: 0 };
         backend.run(key, &batch, &mut || {

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, Phase, RowSelection, Segment,
+    ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase,
+    RowSelection, Segment,
 };
 use crate::block::{Context, Scratch};
 use crate::decoder::Decoder;
@@ -59,6 +60,8 @@ pub struct Session<'m, B: Backend> {
     logits: B::Activations,
     host: Vec<f32>,
     lengths: Vec<usize>,
+    /// Tokens that each sequence is known to reach.
+    expected: Vec<usize>,
     /// Number of rows of each segment of the last forward.
     segments: Vec<usize>,
 }
@@ -97,6 +100,7 @@ impl<'m, B: Backend> Session<'m, B> {
             logits: backend.activations(max_logits, config.vocab_size, role)?,
             host: Vec::new(),
             lengths: vec![0; sequences],
+            expected: vec![0; sequences],
             segments: Vec::new(),
             options: SessionOptions { max_rows, max_logits, ..*options },
             decoder,
@@ -123,6 +127,37 @@ impl<'m, B: Backend> Session<'m, B> {
         backend.cache_bytes(&self.cache) + cross_kv
     }
 
+    /// Pages of the KV cache that no sequence holds.
+    pub fn free_pages(&self) -> usize {
+        self.page_tables(PageTables::free)
+    }
+
+    /// Pages of the KV cache.
+    pub fn pages(&self) -> usize {
+        self.page_tables(PageTables::pages)
+    }
+
+    /// Tokens of a page.
+    pub fn page_positions(&self) -> usize {
+        self.page_tables(PageTables::page_positions)
+    }
+
+    /// Free pages that a forward of `(sequence, tokens)` takes: new ones, and copies of those that a fork shares.
+    pub fn pages_needed(&self, batch: &[(usize, usize)]) -> usize {
+        let range = |&(sequence, tokens): &(usize, usize)| {
+            let length = self.lengths[sequence];
+            (sequence, length..length + tokens)
+        };
+        let ranges: Vec<_> = batch.iter().map(range).collect();
+        self.page_tables(|tables| tables.needed(&ranges))
+    }
+
+    fn page_tables(&self, read: impl Fn(&PageTables) -> usize) -> usize {
+        let mut found = 0;
+        self.decoder.backend().page_tables(&self.cache, &mut |tables| found = read(tables));
+        found
+    }
+
     /// The size it was made for.
     pub fn options(&self) -> &SessionOptions {
         &self.options
@@ -137,7 +172,18 @@ impl<'m, B: Backend> Session<'m, B> {
     /// If there is no such sequence.
     pub fn clear(&mut self, sequence: usize) -> Result<(), Error> {
         self.lengths[sequence] = 0;
+        self.expected[sequence] = 0;
         self.decoder.backend().release(&mut self.cache, sequence)
+    }
+
+    /// Says that sequence `sequence` is to hold `tokens` tokens before any of its logits are of use: a prompt that several
+    /// forwards compute. Rotary frequencies that depend on the length of a text follow it; without, each forward follows the
+    /// length at its own end.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
+    pub fn expect(&mut self, sequence: usize, tokens: usize) {
+        self.expected[sequence] = tokens;
     }
 
     /// Makes sequence `to` begin with the first `tokens` tokens of `from`: they share its pages, each until it writes to one.
@@ -168,7 +214,11 @@ impl<'m, B: Backend> Session<'m, B> {
         let backend = decoder.backend();
         let segments: Vec<Segment<'_>> = batch
             .iter()
-            .map(|&(sequence, ids)| Segment { sequence, position: self.lengths[sequence], ids })
+            .map(|&(sequence, ids)| {
+                let position = self.lengths[sequence];
+                let length = self.expected[sequence].max(position + ids.len());
+                Segment { sequence, position, ids, length }
+            })
             .collect();
         let ranges: Vec<(usize, Range<usize>)> = segments
             .iter()
@@ -201,11 +251,29 @@ impl<'m, B: Backend> Session<'m, B> {
     /// When a row was not in the last forward, or there are more than the session was made for.
     pub fn logits(&mut self, rows: &RowSelection) -> Result<&[f32], Error> {
         self.compute_logits(rows)?;
+        self.read_logits()
+    }
+
+    /// The logits of the last [`compute_logits`](Self::compute_logits), `f32 [selected, vocabulary]`, row-major.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read_logits(&mut self) -> Result<&[f32], Error> {
         self.decoder.backend().read(&self.logits, &mut self.host)?;
         Ok(&self.host)
     }
 
-    /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device.
+    /// Chooses a token from each row of the last [`compute_logits`](Self::compute_logits), with one sampler a row. The logits
+    /// stay on the device.
+    ///
+    /// # Errors
+    /// When the number of samplers differs, or a row is NaN.
+    pub fn choose(&mut self, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
+        self.decoder.backend().sample(&self.logits, samplers)
+    }
+
+    /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device
+    /// unless a sampler has rules.
     ///
     /// # Errors
     /// When the number of samplers differs, or the logits are NaN.
@@ -214,11 +282,21 @@ impl<'m, B: Backend> Session<'m, B> {
             let (samplers, segments) = (samplers.len(), self.segments.len());
             return Err(Error::Input(format!("{samplers} samplers for a forward of {segments} sequences")));
         }
+        if samplers.iter().any(Sampler::has_rules) {
+            let width = self.decoder.config().vocab_size;
+            let rows = self.logits(&RowSelection::LastOfSegments)?.chunks_exact(width);
+            return samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.next(logits)).collect();
+        }
         self.compute_logits(&RowSelection::LastOfSegments)?;
-        self.decoder.backend().sample(&self.logits, samplers)
+        self.choose(samplers)
     }
 
-    fn compute_logits(&mut self, selection: &RowSelection) -> Result<(), Error> {
+    /// Computes the logits of tokens of the last forward, which stay on the device, for [`choose`](Self::choose) and
+    /// [`read_logits`](Self::read_logits).
+    ///
+    /// # Errors
+    /// As [`logits`](Self::logits).
+    pub fn compute_logits(&mut self, selection: &RowSelection) -> Result<(), Error> {
         let rows = self.rows(selection)?;
         let decoder = self.decoder;
         let backend = decoder.backend();
@@ -248,6 +326,16 @@ impl<'m, B: Backend> Session<'m, B> {
                 )));
             }
             RowSelection::Range(range) => range.clone().collect(),
+            RowSelection::Rows(rows) => {
+                if rows.windows(2).any(|pair| pair[0] >= pair[1])
+                    || rows.last().is_some_and(|last| *last >= all)
+                {
+                    return Err(Error::Input(format!(
+                        "logits of rows {rows:?} asked for: expected ascending ones below {all}, those of the last forward"
+                    )));
+                }
+                rows.clone()
+            }
         };
         if rows.is_empty() {
             return Err(Error::Input(

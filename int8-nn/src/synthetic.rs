@@ -88,12 +88,19 @@ impl<'a> Tensors<'a> {
             self.norm(name, hidden);
         }
         if let Some([of_queries, of_keys]) = &names.query_key_norms {
-            let widths = match config.query_key_norms {
-                Some(QueryKeyNorms::Whole) => [queries, keys],
-                Some(QueryKeyNorms::PerHead) | None => [config.head_size; 2],
-            };
-            self.norm(of_queries, widths[0]);
-            self.norm(of_keys, widths[1]);
+            let size = config.head_size;
+            match config.query_key_norms {
+                Some(QueryKeyNorms::EachHead) => {
+                    for (name, heads) in [(of_queries, config.heads), (of_keys, config.kv_heads)] {
+                        self.push(format!("{}{name}.weight", self.root), &[heads, size], Values::Ones);
+                    }
+                }
+                whole => {
+                    let whole = whole == Some(QueryKeyNorms::Whole);
+                    self.norm(of_queries, if whole { queries } else { size });
+                    self.norm(of_keys, if whole { keys } else { size });
+                }
+            }
         }
         self.linear(&names.qkv, &[queries, keys, keys], hidden);
         self.linear(&[names.attention_output], &[hidden], queries);
@@ -127,7 +134,7 @@ impl<'a> Tensors<'a> {
         // After a residual addition, the gains of all norms multiply: the outliers would take over.
         let values = match self.config.block {
             BlockKind::PostNorm => Values::Ones,
-            BlockKind::PreNorm | BlockKind::Parallel => Values::Outliers,
+            BlockKind::PreNorm | BlockKind::Parallel | BlockKind::NormedResidual => Values::Outliers,
         };
         self.push(format!("{}{name}.weight", self.root), &[width], values);
         if self.config.norm == NormKind::LayerNorm {
@@ -178,7 +185,7 @@ mod tests {
     #[test]
     fn what_cannot_be_made_up_is_refused() {
         let experts = r#"{"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "vocab_size": 100, "num_local_experts": 4, "num_experts_per_tok": 2}"#;
+            "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 100, "num_local_experts": 4, "num_experts_per_tok": 2}"#;
         for (config, word) in [(experts, "experts"), ("{}", "model_type"), ("[", "config.json")] {
             let error = checkpoint(config, FloatType::F32, false).expect_err("refused").to_string();
             assert!(error.contains(word), "{error}");

@@ -1,9 +1,19 @@
-//! Text to token ids and back, by a checkpoint's `tokenizer.json`.
+//! Text to token ids and back, by a checkpoint's `tokenizer.json`, or by the files it is made from.
 
-use tokenizers::{PostProcessor, Tokenizer as Inner, TruncationParams};
+mod files;
+mod sentencepiece;
+mod settings;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokenizers::{AddedToken, PostProcessor, PostProcessorWrapper, Tokenizer as Inner, TruncationParams};
+
+use files::Template;
+pub(crate) use settings::Settings;
 
 use crate::Error;
 use crate::checkpoint::{Checkpoint, Source};
+use crate::tokenizer_checks::{self, contained};
 
 /// A checkpoint's tokenizer.
 #[derive(Debug, Clone)]
@@ -12,18 +22,33 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`; `None` when the checkpoint has none.
+    /// Reads `tokenizer.json`, or else makes one from `vocab.json` and `merges.txt`, `vocab.txt`, or a SentencePiece model;
+    /// `None` when the checkpoint has none of them. Special and added tokens of `tokenizer_config.json`,
+    /// `special_tokens_map.json` and `added_tokens.json` are added as transformers adds them.
     ///
     /// # Errors
-    /// When the file exists but cannot be read or parsed.
+    /// When a file exists but cannot be read or parsed, or belongs to a tokenizer that is not implemented.
     pub fn read(source: &Source) -> Result<Option<Self>, Error> {
         const FILE: &str = "tokenizer.json";
-        if !source.contains(FILE) {
-            return Ok(None);
-        }
         let label = source.label(FILE);
         let failed = |problem: String| Error::Tokenizer(format!("{label}: {problem}"));
-        let mut inner = Inner::from_bytes(source.bytes(FILE)?).map_err(|error| failed(error.to_string()))?;
+        let parsed = |bytes: &[u8]| {
+            tokenizer_checks::check(bytes)?;
+            contained(|| Inner::from_bytes(bytes))
+        };
+        let settings = Settings::read(source)?;
+        let (mut inner, template) = if source.contains(FILE) {
+            let mut inner = parsed(&source.bytes(FILE)?).map_err(failed)?;
+            by_class(&mut inner, &settings)?;
+            (inner, None)
+        } else {
+            let Some((json, template)) = files::tokenizer_json(source, &settings)? else { return Ok(None) };
+            (parsed(json.to_string().as_bytes()).map_err(failed)?, Some(template))
+        };
+        add_tokens(&mut inner, &settings).map_err(failed)?;
+        if let Some(template) = template {
+            set_template(&mut inner, &template)?;
+        }
         // Some files configure truncation and padding for training.
         inner.with_truncation(None).map_err(|error| failed(error.to_string()))?;
         inner.with_padding(None);
@@ -65,8 +90,7 @@ impl Tokenizer {
     /// Token ids of a text with its special tokens, truncated as set by [`truncate`](Self::truncate), and whether the text is
     /// whole.
     pub(crate) fn encode_truncated(&self, text: &str) -> Result<(Vec<u32>, bool), Error> {
-        let encoding =
-            self.inner.encode_fast(text, true).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let encoding = contained(|| self.inner.encode_fast(text, true)).map_err(Error::Tokenizer)?;
         Ok((encoding.get_ids().to_vec(), encoding.get_overflowing().is_empty()))
     }
 
@@ -75,8 +99,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-        let encoding =
-            self.inner.encode_fast(text, special).map_err(|error| Error::Tokenizer(error.to_string()))?;
+        let encoding = contained(|| self.inner.encode_fast(text, special)).map_err(Error::Tokenizer)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -85,7 +108,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, Error> {
-        self.inner.decode(ids, true).map_err(|error| Error::Tokenizer(error.to_string()))
+        contained(|| self.inner.decode(ids, true)).map_err(Error::Tokenizer)
     }
 
     /// The id of a token, added ones included.
@@ -103,6 +126,72 @@ impl Tokenizer {
         TextStream { tokenizer: self, ids: Vec::new(), done: 0, text: 0 }
     }
 }
+
+/// The parts that transformers' class replaces in a `tokenizer.json`.
+fn by_class(inner: &mut Inner, settings: &Settings) -> Result<(), Error> {
+    match &*settings.class {
+        "LlamaTokenizer" if !is_byte_level(inner) => {
+            let (pre_tokenizer, decoder) = files::llama_parts(settings);
+            inner.with_pre_tokenizer(Some(part::<tokenizers::PreTokenizerWrapper>(pre_tokenizer)?));
+            inner.with_decoder(Some(part::<tokenizers::DecoderWrapper>(decoder)?));
+            without_normalizer(inner)
+        }
+        "BertTokenizer" | "DistilBertTokenizer" => {
+            let normalizer = part::<tokenizers::NormalizerWrapper>(files::bert_normalizer(settings))?;
+            let changed = inner.with_normalizer(Some(normalizer));
+            changed.map(|_| ()).map_err(|error| Error::Tokenizer(error.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn without_normalizer(inner: &mut Inner) -> Result<(), Error> {
+    let changed = inner.with_normalizer(None::<tokenizers::NormalizerWrapper>);
+    changed.map(|_| ()).map_err(|error| Error::Tokenizer(error.to_string()))
+}
+
+/// Whether the text is cut into bytes: LLaMA 3's tokenizer, whatever class its files name.
+fn is_byte_level(inner: &Inner) -> bool {
+    let has =
+        |part: serde_json::Result<Value>| part.is_ok_and(|part| part.to_string().contains("\"ByteLevel\""));
+    has(serde_json::to_value(inner.get_pre_tokenizer())) || has(serde_json::to_value(inner.get_decoder()))
+}
+
+/// A part of a tokenizer from its form in `tokenizer.json`.
+fn part<T: DeserializeOwned>(json: Value) -> Result<T, Error> {
+    serde_json::from_value(json).map_err(|error| Error::Tokenizer(error.to_string()))
+}
+
+/// Adds the tokens that the settings name and the tokenizer does not have among its added ones.
+fn add_tokens(inner: &mut Inner, settings: &Settings) -> Result<(), String> {
+    let known: std::collections::HashSet<String> =
+        inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+    let tokens: Vec<AddedToken> = settings.tokens().filter(|token| !known.contains(&token.content)).collect();
+    inner.add_tokens(tokens).map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// Puts the template's tokens around every text.
+fn set_template(inner: &mut Inner, template: &Template) -> Result<(), Error> {
+    let mut special = serde_json::Map::new();
+    let mut piece = |token: &Option<String>| -> Option<Value> {
+        let token = token.as_ref()?;
+        let id = inner.token_to_id(token)?;
+        special.insert(token.clone(), json!({"id": token, "ids": [id], "tokens": [token]}));
+        Some(json!({"SpecialToken": {"id": token, "type_id": 0}}))
+    };
+    let (before, after) = (piece(&template.before), piece(&template.after));
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let single: Vec<Value> = before.into_iter().chain([text.clone()]).chain(after).collect();
+    let pair = json!([text, {"Sequence": {"id": "B", "type_id": 1}}]);
+    let json =
+        json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special});
+    inner.with_post_processor(Some(part::<PostProcessorWrapper>(json)?));
+    Ok(())
+}
+
+/// Tokens after which a replacement character at the end stands for bytes that are no UTF-8: a character has at most 4 bytes, one
+/// token each.
+const LONGEST_CHARACTER: usize = 8;
 
 /// Decodes ids one by one into pieces of text that are whole characters.
 #[derive(Debug)]
@@ -125,10 +214,15 @@ impl TextStream<'_> {
         self.ids.push(id);
         let text = self.tokenizer.decode(&self.ids)?;
         // A trailing replacement character is an incomplete one.
-        if text.ends_with('\u{FFFD}') || !text.is_char_boundary(self.text) || text.len() < self.text {
+        let incomplete = text.ends_with('\u{FFFD}') && self.ids.len() - self.done < LONGEST_CHARACTER;
+        if incomplete || !text.is_char_boundary(self.text) || text.len() < self.text {
             return Ok(String::new());
         }
         let piece = text[self.text..].to_owned();
+        // Of a special token there is no text, and after it alone the next one would lose its leading space.
+        if piece.is_empty() {
+            return Ok(piece);
+        }
         // Decoders treat a first token differently, so the last piece is the context of the next.
         self.ids.drain(..self.done);
         self.done = self.ids.len();

@@ -37,8 +37,7 @@ impl LinearSource {
         outputs: &[usize],
         inputs: usize,
     ) -> Result<Self, Error> {
-        let parts: Vec<Part> =
-            parts.into_iter().map(|part| Part { name: format!("{root}{}", part.name), ..part }).collect();
+        let parts: Vec<Part> = parts.into_iter().map(|part| part.below(root)).collect();
         // A fused projection is one part that holds all outputs.
         let part_outputs =
             if parts.len() == outputs.len() { outputs.to_vec() } else { vec![outputs.iter().sum()] };
@@ -49,7 +48,7 @@ impl LinearSource {
             let weight = part.tensor(checkpoint)?;
             let transposed = part.transposed && weight.dtype() != DType::I8;
             weight.expect_shape(&if transposed { [inputs, stored] } else { [stored, inputs] })?;
-            if let Some(tensor) = checkpoint.get(&format!("{}.bias", part.name)) {
+            if let Some(tensor) = part.bias.as_ref().and_then(|bias| checkpoint.get(bias)) {
                 let values = part.select(tensor.expect_shape(&[stored])?.to_f32()?);
                 bias.get_or_insert_default().extend(values);
                 biases += 1;

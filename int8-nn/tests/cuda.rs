@@ -453,10 +453,21 @@ fn outputs<B: Backend>(backend: &Arc<B>, folder: &Path, precision: Precision) ->
     logits(&loader.build_on(backend.clone())?, &golden.rows("input_ids"))
 }
 
+/// Whether the long tests are wanted, which want a device for themselves.
+fn long() -> bool {
+    let wanted = std::env::var_os("INT8_LONG").is_some_and(|value| value == "1");
+    if !wanted {
+        eprintln!("skipped: set INT8_LONG=1, with --test-threads=1 and nothing else on the device");
+    }
+    wanted
+}
+
 /// 10,000 tokens of 25 texts at a time, sampled and greedy, twice the same; some minutes in a sanitizer, so not by default.
 #[test]
-#[ignore = "long"]
 fn ten_thousand_tokens_repeat() {
+    if !long() {
+        return;
+    }
     let Some(folder) = shared("models/demo-opt") else { return };
     let Some(backend) = backend(FloatType::F16) else { return };
     for granularity in [OutlierGranularity::Column, OutlierGranularity::Value] {
@@ -497,8 +508,10 @@ fn ten_thousand_tokens_repeat() {
 
 /// Models and sessions give back all memory of the device.
 #[test]
-#[ignore = "a hundred loads, with nothing else on the device"]
 fn a_hundred_loads_leak_nothing() {
+    if !long() {
+        return;
+    }
     let Some(folder) = shared("models/demo-opt") else { return };
     let Some(backend) = backend(FloatType::F16) else { return };
     let mut free = Vec::new();

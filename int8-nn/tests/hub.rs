@@ -370,6 +370,73 @@ fn hostile_answers_change_nothing_outside_the_cache() {
     assert!(matches!(setup.fetch("org/small").unwrap_err(), HubError::NoWeights { .. }));
 }
 
+/// A list that comes a byte every 20 ms.
+#[test]
+fn a_trickle_is_broken_off() {
+    let setup = Setup::new(Repository { trickle: Some((Duration::from_millis(20), false)), ..small() });
+    let begin = std::time::Instant::now();
+    let error = setup
+        .fetch_with("org/small", |settings| {
+            settings.window = Duration::from_millis(300);
+            settings.least_rate = 1_000;
+            settings.attempts = 3;
+        })
+        .unwrap_err();
+    assert!(
+        matches!(error, HubError::Network { .. }) && error.to_string().contains("1000 bytes a second"),
+        "{error}"
+    );
+    // A pace that is high enough, but not for as long as it would take.
+    let error = setup
+        .fetch_with("org/small", |settings| {
+            settings.window = Duration::from_millis(300);
+            settings.least_rate = 1;
+            settings.deadline = Duration::from_millis(500);
+        })
+        .unwrap_err();
+    assert!(matches!(error, HubError::Network { .. }) && error.to_string().contains("too long"), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_file_that_trickles_is_broken_off_whatever_its_progress() {
+    let slow = Setup::new(Repository { trickle: Some((Duration::from_millis(5), true)), ..small() });
+    let begin = std::time::Instant::now();
+    let error = slow
+        .fetch_with("org/small", |settings| {
+            settings.window = Duration::from_millis(400);
+            settings.least_rate = 100_000;
+            settings.deadline = Duration::from_secs(60);
+            settings.attempts = 3;
+        })
+        .unwrap_err();
+    assert!(matches!(error, HubError::Network { .. }), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", begin.elapsed());
+}
+
+/// The contents' host redirects to the hub, to a path that it chose: the token does not go there.
+#[test]
+fn a_token_does_not_come_back() {
+    let hub = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let address = std::sync::Arc::clone(&hub);
+    let give = move |path: &str| {
+        let hub = address.lock().unwrap().clone();
+        path.contains("/contents/")
+            .then(|| Answer::status(302).header("Location", &format!("{hub}/chosen/by/another")))
+    };
+    let setup = Setup::new(Repository { answer: Some(Box::new(give)), ..small() });
+    hub.lock().unwrap().clone_from(&setup.server.address);
+    setup.fetch_with("org/small", |settings| settings.token = Some("secret".to_owned())).unwrap_err();
+    let requests = setup.server.requests();
+    let came: Vec<_> = requests.iter().filter(|request| request.path.contains("/chosen/")).collect();
+    assert!(!came.is_empty() && came.iter().all(|request| request.authorization.is_none()), "{came:?}");
+    // Where the hub itself is asked, the token is.
+    assert!(requests.iter().any(|request| request.path.contains("/api/") && request.authorization.is_some()));
+    assert!(
+        requests.iter().filter(|request| request.to_contents).all(|request| request.authorization.is_none())
+    );
+}
+
 #[test]
 fn headers_come_without_the_weights() {
     let setup = Setup::new(repository("models/llama"));

@@ -74,12 +74,7 @@ __global__ void __launch_bounds__(kThreads, 3) gemv(const __grid_constant__ Gemm
     const uint32_t skip = decompose ? hits_of<T, true>(v, threshold, floor) : 0u;
     found |= skip;
     if (decompose && chunk < words * 4) reinterpret_cast<uint8_t *>(mask)[chunk] = static_cast<uint8_t>(skip);
-#pragma unroll
-    for (int i = 0; i < kChunk / 2; ++i) {
-      uint32_t word = words_of(v)[i];
-      if (skip != 0) word &= (skip >> (2 * i) & 1u ? 0u : 0xffffu) | (skip >> (2 * i) & 2u ? 0u : 0xffff0000u);
-      packed.add(word, zero_point != 0);
-    }
+    packed.add_chunk(v, skip, zero_point != 0);
   }
   Range range;
   const uint32_t most = block_reduce<kThreads>(larger_of_pair(packed.most), [](uint32_t a, uint32_t b) { return max(a, b); }, scratch);

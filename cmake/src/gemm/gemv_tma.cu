@@ -16,7 +16,7 @@
 namespace int8_cuda {
 namespace {
 
-constexpr int kWarps = kTeamWarps, kThreads = kTeam + 32;
+constexpr int kWarps = kRowWarps, kThreads = kRowThreads + 32;
 constexpr int kN = 16;
 // A warp takes 128 bytes of K, the widest row of the swizzle; a stage is one TMA load of 16 rows for all eight.
 constexpr int kWindow = 128, kStep = kWarps * kWindow;
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   bool any = false;
   const QuantizationParameters parameters(reduce_range(packed, zero_point != 0, found, tail.scratch, &any), zero_point ? INT8_CUDA_ZEROPOINT : INT8_CUDA_ABSMAX);
   int32_t row_sum = encode_row(kept, p.k, steps * kStep, mask_bytes, parameters, zero_point != 0, reinterpret_cast<int8_t *>(codes));
-  if (p.column_zeros != nullptr) row_sum = team_reduce(row_sum, [](int32_t a, int32_t b) { return a + b; }, tail.scratch);
-  team_sync();
+  if (p.column_zeros != nullptr) row_sum = row_reduce(row_sum, [](int32_t a, int32_t b) { return a + b; }, tail.scratch);
+  row_sync();
   const uint8_t *x_codes = codes + warp * kWindow + part * 32;
   int stage = 0;
   uint32_t phase = 0;
@@ -155,13 +155,13 @@ __global__ void __launch_bounds__(kThreads, 2)
 
     outlier_sum += __shfl_xor_sync(0xffffffffu, outlier_sum, 16);
 
-    team_sync();  // the last group's sums have been read
+    row_sync();  // the last group's sums have been read
     if (part == 0) {
       tail.partial[warp][group] = acc[0];
       tail.partial[warp][group + 8] = acc[2];
     }
     if (lane < kN) tail.outlier_partial[warp][lane] = outlier_sum;
-    team_sync();
+    row_sync();
     if (writes) {
       int32_t sum = 0;
       float outlying = 0.0f;

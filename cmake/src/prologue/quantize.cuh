@@ -152,6 +152,16 @@ struct PackedRange {
       high = *reinterpret_cast<const uint32_t *>(&b);
     }
   }
+
+  // The chunk's values, but those with a bit in `skip`.
+  __device__ __forceinline__ void add_chunk(const T (&v)[kChunk], uint32_t skip, bool both_ends) {
+#pragma unroll
+    for (int i = 0; i < kChunk / 2; ++i) {
+      uint32_t word = words_of(v)[i];
+      if (skip != 0) word &= (skip >> (2 * i) & 1u ? 0u : 0xffffu) | (skip >> (2 * i) & 2u ? 0u : 0xffff0000u);
+      add(word, both_ends);
+    }
+  }
 };
 
 // The codes of a chunk, four in a word. out: bits of the outliers, whose code stands for 0. after: how many values of the

@@ -182,12 +182,7 @@ __global__ void __launch_bounds__(kBlock, kBlock == kThreads && kCached == 2 ? 7
       PackedRange<T> packed;
       for_each_chunk([&](int chunk, const T(&v)[kChunk]) {
         const uint32_t skip = skipped(chunk, v);
-#pragma unroll
-        for (int i = 0; i < kChunk / 2; ++i) {
-          uint32_t word = words_of(v)[i];
-          if (skip != 0) word &= (skip >> (2 * i) & 1u ? 0u : 0xffffu) | (skip >> (2 * i) & 2u ? 0u : 0xffff0000u);
-          packed.add(word, both_ends);
-        }
+        packed.add_chunk(v, skip, both_ends);
       });
       const uint32_t most = block_reduce<kBlock>(larger_of_pair(packed.most), [](uint32_t a, uint32_t b) { return max(a, b); }, scratch);
       range.infinite = most >= Packed<T>::kInfinity;

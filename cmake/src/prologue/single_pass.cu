@@ -269,12 +269,7 @@ __global__ void __launch_bounds__(kThreads, 1) single_pass(const __grid_constant
     };
     PackedRange<T> packed;
     for_each(own_range, [&](int, const T(&v)[kChunk], uint32_t skip) {
-#pragma unroll
-      for (int i = 0; i < kChunk / 2; ++i) {
-        uint32_t word = words_of(v)[i];
-        if (skip != 0) word &= (skip >> (2 * i) & 1u ? 0u : 0xffffu) | (skip >> (2 * i) & 2u ? 0u : 0xffff0000u);
-        packed.add(word, both_ends);
-      }
+      packed.add_chunk(v, skip, both_ends);
     });
     Range range;
     const uint32_t most = group_reduce(larger_of_pair(packed.most), [](uint32_t a, uint32_t b) { return max(a, b); }, tail.scratch,

@@ -25,8 +25,20 @@ pub(crate) struct RunArgs {
     /// read from standard input, or a conversation is held on a terminal
     #[arg(help_heading = "Input", long, conflicts_with = "ids")]
     pub(crate) chat: bool,
+    /// JSONL file of prompts, an object with "prompt" or "messages" a line, and with "max_tokens", "temperature", "top_k",
+    /// "top_p", "seed" or "stop" where they differ from the options: they are answered many at once. An answer does not depend on
+    /// the others: without --granularity, outliers are single values
+    #[arg(help_heading = "Input", long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "ids"])]
+    pub(crate) batch: Option<PathBuf>,
+    /// JSONL file of the answers of --batch, one object a line in the order in which they end. If it exists, the prompts that it
+    /// has answers to are left out: an interrupted run goes on
+    #[arg(help_heading = "Input", long, value_name = "FILE", requires = "batch")]
+    pub(crate) out: Option<PathBuf>,
+    /// Prompts of --batch that are computed at once
+    #[arg(help_heading = "Input", long, value_name = "N", default_value_t = 16, requires = "batch", value_parser = clap::value_parser!(u16).range(1..=512))]
+    pub(crate) at_once: u16,
     /// System message: instructions before the conversation
-    #[arg(help_heading = "Input", long, value_name = "TEXT", requires = "chat")]
+    #[arg(help_heading = "Input", long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     /// Most tokens to add
     #[arg(help_heading = "Generation", long, short = 'n', value_name = "N", default_value_t = 128)]
@@ -34,18 +46,30 @@ pub(crate) struct RunArgs {
     /// Always the most probable token
     #[arg(help_heading = "Generation", long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"])]
     pub(crate) greedy: bool,
-    /// Divides the logits: below 1 more predictable, above 1 more varied
-    #[arg(help_heading = "Generation", long, value_name = "T", default_value_t = 0.7)]
-    pub(crate) temperature: f32,
-    /// Sample from the K most probable tokens
-    #[arg(help_heading = "Generation", long, value_name = "K", default_value_t = 50)]
-    pub(crate) top_k: usize,
-    /// Sample from the most probable tokens that together have probability P
-    #[arg(help_heading = "Generation", long, value_name = "P", default_value_t = 0.95)]
-    pub(crate) top_p: f32,
-    /// The same seed gives the same text
-    #[arg(help_heading = "Generation", long, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
+    /// Divides the logits: below 1 more predictable, above 1 more varied; 0 as --greedy [default: the model's own, or 0.7]
+    #[arg(help_heading = "Generation", long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+    /// Sample from the K most probable tokens; 0 for all [default: the model's own, or 50]
+    #[arg(help_heading = "Generation", long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Sample from the most probable tokens that together have probability P [default: the model's own, or 0.95]
+    #[arg(help_heading = "Generation", long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// The same seed gives the same text [default: 0]
+    #[arg(help_heading = "Generation", long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Divide the logits of tokens that the text holds by P; 1 changes nothing [default: the model's own, or 1]
+    #[arg(help_heading = "Generation", long, value_name = "P")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Never the same N tokens twice; 0 switches the rule off [default: the model's own, or 0]
+    #[arg(help_heading = "Generation", long, value_name = "N")]
+    pub(crate) no_repeat_ngram: Option<usize>,
+    /// No end of the text before N new tokens [default: the model's own, or 0]
+    #[arg(help_heading = "Generation", long, value_name = "N")]
+    pub(crate) min_new_tokens: Option<usize>,
+    /// Ignore the model's generation_config.json, but for the tokens that begin and end a text
+    #[arg(help_heading = "Generation", long)]
+    pub(crate) no_generation_config: bool,
     /// Go on after the model's end-of-text token
     #[arg(help_heading = "Generation", long)]
     pub(crate) ignore_eos: bool,

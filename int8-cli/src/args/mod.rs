@@ -1,6 +1,8 @@
 //! The command line as typed; [`crate::resolve`] turns it into settings.
 
 mod commands;
+#[cfg(feature = "serve")]
+mod serve;
 mod shared;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -10,6 +12,8 @@ pub(crate) use commands::{
     BenchArgs, DequantizeArgs, EmbedArgs, EvalArgs, InspectArgs, LogitsArgs, OutliersArgs, PlanArgs,
     QuantizeArgs, Required, RunArgs, Runs, VerifyArgs,
 };
+#[cfg(feature = "serve")]
+pub(crate) use serve::ServeArgs;
 pub(crate) use shared::{InputArgs, ModelArgs, PrecisionArgs, Preset, RotaryPrecision, TextArgs, WriteArgs};
 
 use crate::values::named;
@@ -83,10 +87,21 @@ pub(crate) enum Command {
         int8 run ./opt-125m -p \"Once upon a time\" --greedy --fp      (16/32-bit, for comparison)\n  \
         int8 run ./opt-125m --ids 5,17,42 --greedy --json           (token ids in and out)\n  \
         int8 run ./smollm2 --chat -p \"Why is the sky blue?\"        (a question to a chat model)\n  \
-        int8 run ./smollm2 --chat                                   (a conversation; an empty line ends it)\n  \
+        int8 run ./smollm2                                          (a conversation on the terminal; /help lists commands)\n  \
+        int8 run ./smollm2 --batch prompts.jsonl --out answers.jsonl (many prompts at once; the same command resumes)\n  \
         int8 run ./opt-6.7b -p \"Once upon a time\" --device cuda:1  (the second GPU; --device cpu for none)\n  \
         int8 run ./flan-t5-small -p \"translate English to German: How old are you?\"")]
     Run(RunArgs),
+    /// Answer many users at once, with OpenAI's API: chat, completions, embeddings, and a page to chat at /
+    #[cfg(feature = "serve")]
+    #[command(
+        after_help = "A request's answer does not depend on the others that run with it: without --granularity, outliers are single \
+        values. docs/serve.md has the fields of the API.\n\n\
+        Examples:\n  int8 serve ./smollm2                                (http://127.0.0.1:8080)\n  \
+        int8 serve ./smollm2 --host 0.0.0.0 --api-key SECRET\n  \
+        int8 serve ./all-MiniLM-L6-v2                       (embeddings)"
+    )]
+    Serve(ServeArgs),
     /// Perplexity of a text
     #[command(
         after_help = "The text is cut into windows that do not overlap; the first token of each is not scored.\n\n\

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use int8_core::{OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme};
 use int8_nn::backend::OutlierWeights;
 
-use crate::values::{named, size};
+use crate::values::{Ids, ids, named, size};
 
 /// The model and its precision.
 #[derive(Debug, Args)]
@@ -110,19 +110,22 @@ pub(crate) enum RotaryPrecision {
 #[command(next_help_heading = "Input")]
 #[group(multiple = false)]
 pub(crate) struct InputArgs {
-    /// Text to continue
+    /// Text to continue; `-` reads it from standard input, as does a pipe without this option (without its last end of line)
     #[arg(long, short, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
-    /// Token ids, separated by commas; no tokenizer is needed
-    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
-    pub(crate) ids: Option<Vec<u32>>,
+    /// UTF-8 file with the text to continue (without its last end of line)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// Token ids, separated by commas or spaces in one argument; no tokenizer is needed
+    #[arg(long, value_name = "IDS", value_parser = ids)]
+    pub(crate) ids: Option<Ids>,
 }
 
 /// A text and its windows.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Input")]
 pub(crate) struct TextArgs {
-    /// UTF-8 text; ends of line count as \n, whatever the file has
+    /// UTF-8 text, `-` for standard input; ends of line count as \n, whatever the file has
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
     /// Tokens a window [default: 1024, or all positions the model has]

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use int8_nn::backend::{Backend, FloatType};
-use int8_nn::generate::PREFILL_ROWS;
 use int8_nn::{Error, Model, Sampler, Sampling, Session, SessionOptions};
 
 use crate::convert::real;
@@ -51,7 +50,7 @@ impl Measurement {
         in_pool(|| {
             let options = SessionOptions {
                 kv_cache: self.kv_cache,
-                max_rows: PREFILL_ROWS.min(tokens),
+                max_rows: model.decoder().backend().capabilities().prefill_rows.min(tokens),
                 max_logits: 1,
                 ..SessionOptions::text(tokens)
             };
@@ -87,7 +86,7 @@ impl Measurement {
                 kv_cache: self.kv_cache,
                 sequences: batch,
                 max_positions: self.positions(context),
-                max_rows: PREFILL_ROWS.min(context).max(batch),
+                max_rows: model.decoder().backend().capabilities().prefill_rows.min(context).max(batch),
                 max_logits: batch,
                 total_positions: None,
             };

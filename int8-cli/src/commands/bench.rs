@@ -14,7 +14,7 @@ use crate::bench::{Effort, Machine, Problem, Shape, Times, outlier_costs};
 use crate::convert::real;
 use crate::device::Device;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, OutputFile};
 use crate::report::charts::{Axis, Caption, Chart, Series};
 use crate::report::plots::write_chart;
 
@@ -89,6 +89,7 @@ pub(crate) fn run(arguments: &BenchArgs, device: &Device, output: &Output) -> Re
         return cuda::run(ordinal, arguments, output);
     }
     let kernel = device.kernel()?;
+    let plot = OutputFile::given("--plot", arguments.plot.as_deref())?;
     output.remark(&output.dim("probing the machine"));
     let machine = Machine::probe(kernel);
     let peak = machine.peak.map_or(String::new(), |peak| format!(", peak {:.2} TOPS", 2.0 * peak / 1e12));
@@ -129,12 +130,6 @@ pub(crate) fn run(arguments: &BenchArgs, device: &Device, output: &Output) -> Re
         }
     }
     let outliers = outlier_table(arguments, kernel, &effort, output)?;
-    if let Some(file) = &arguments.plot {
-        let source = format!("against bf16 weights; {kernel}, {} threads", machine.threads);
-        let caption = Caption { title: "Speed-up of an LLM.int8() layer", source: &source };
-        write_chart(file, &speed_ups(&lines), caption)?;
-        output.remark(&format!("drawn in {}", file.display()));
-    }
     if output.json {
         output.object(&json!({
             "kernel": machine.kernel.name(),
@@ -146,6 +141,12 @@ pub(crate) fn run(arguments: &BenchArgs, device: &Device, output: &Output) -> Re
             "shapes": lines.iter().map(|line| line.json(&machine)).collect::<Vec<_>>(),
             "outliers": outliers,
         }))?;
+    }
+    if let Some(file) = &plot {
+        let source = format!("against bf16 weights; {kernel}, {} threads", machine.threads);
+        let caption = Caption { title: "Speed-up of an LLM.int8() layer", source: &source };
+        write_chart(file, &speed_ups(&lines), caption)?;
+        output.remark(&format!("drawn in {}", file.path().display()));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `int8 run --chat`: questions and answers in the chat template of the model.
+//! `int8 run --chat`: questions and answers in the chat template of the model; without a prompt, a conversation on the terminal.
 
 use std::io::{self, IsTerminal, Read};
 
@@ -7,7 +7,7 @@ use int8_nn::{ChatTemplate, Message};
 use serde_json::json;
 
 use super::generate::{Echo, Run};
-use crate::args::RunArgs;
+use crate::args::{InputArgs, RunArgs};
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -20,12 +20,25 @@ pub(super) enum Input {
 }
 
 impl Input {
-    /// Decides before a model is loaded.
-    pub(super) fn of(arguments: &RunArgs, output: &Output) -> Result<Self, Failure> {
-        if let Some(prompt) = &arguments.input.prompt {
+    /// Decides before a model is loaded. `None`: this is no chat. `input`: with its text read.
+    pub(super) fn of(
+        arguments: &RunArgs,
+        input: &InputArgs,
+        output: &Output,
+    ) -> Result<Option<Self>, Failure> {
+        let terminal = io::stdin().is_terminal();
+        let nothing_given = input.prompt.is_none() && input.ids.is_none() && !output.json;
+        if !(arguments.chat || terminal && nothing_given) {
+            return Ok(None);
+        }
+        Self::of_chat(input, output, terminal).map(Some)
+    }
+
+    fn of_chat(input: &InputArgs, output: &Output, terminal: bool) -> Result<Self, Failure> {
+        if let Some(prompt) = &input.prompt {
             return Ok(Self::Question(prompt.clone()));
         }
-        if io::stdin().is_terminal() {
+        if terminal {
             return match output.json {
                 false => Ok(Self::Terminal),
                 true => Err(Failure::usage("--json has no conversation: give the question with --prompt")),
@@ -94,20 +107,53 @@ impl<B: Backend> Chat<'_, B> {
         Ok(Answer { prompt, ids, generation, text })
     }
 
-    /// Questions from the terminal, until an empty one or the end.
+    /// Questions and commands from the terminal, until `/bye` or the end of input.
     fn converse(&mut self) -> Result<(), Failure> {
         let output = self.run.output;
-        output.remark(&output.dim("An empty line ends the conversation."));
+        self.run.stop.install()?;
+        output.remark(&output.dim("/help lists the commands, /bye ends the conversation."));
+        let system = self.messages.clone();
         let mut last = None;
-        loop {
-            output.text(&output.bold("> "))?;
-            let mut question = String::new();
-            io::stdin().read_line(&mut question)?;
-            if question.trim().is_empty() {
-                break;
+        while let Some(line) = self.read()? {
+            let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((&line, ""));
+            match command {
+                "" => {}
+                "/bye" | "/exit" | "/quit" => break,
+                "/help" | "/?" => output.remark(HELP),
+                "/clear" => self.messages.clone_from(&system),
+                "/system" => {
+                    self.messages.clear();
+                    self.messages.extend((!rest.is_empty()).then(|| Message::new("system", rest)));
+                }
+                "/history" => {
+                    for message in &self.messages {
+                        output.line(&format!(
+                            "{} {}",
+                            output.bold(&format!("{}:", message.role)),
+                            message.content
+                        ))?;
+                    }
+                }
+                _ if command.starts_with('/') => {
+                    output.remark(&format!("{command} is no command; /help lists them"));
+                }
+                _ => {
+                    let before = self.messages.clone();
+                    self.run.stop.begin_answer();
+                    let answer = self.answer(line);
+                    self.run.stop.end_answer();
+                    match answer {
+                        Ok(answer) => last = Some(answer),
+                        Err(failure) if failure.broken_pipe => return Err(failure),
+                        // Too long a question, say: the conversation goes on without it.
+                        Err(failure) => {
+                            output.remark(&format!("error: {failure}"));
+                            self.messages = before;
+                        }
+                    }
+                    output.line("")?;
+                }
             }
-            last = Some(self.answer(question.trim().to_owned())?);
-            output.line("")?;
         }
         output.line("")?;
         if let Some(answer) = last {
@@ -115,4 +161,37 @@ impl<B: Backend> Chat<'_, B> {
         }
         Ok(())
     }
+
+    /// A question or command: a line, with the next one if it ends in `\\`; `None` at the end of input.
+    fn read(&self) -> Result<Option<String>, Failure> {
+        let output = self.run.output;
+        let mut text = String::new();
+        output.text(&output.bold("> "))?;
+        loop {
+            let mut line = String::new();
+            if io::stdin().read_line(&mut line)? == 0 {
+                let text = text.trim().to_owned();
+                return Ok(if text.is_empty() { None } else { Some(text) });
+            }
+            let line = line.trim_end_matches(['\n', '\r']);
+            match line.strip_suffix('\\') {
+                Some(begin) => {
+                    text.push_str(begin);
+                    text.push('\n');
+                    output.text(&output.bold(". "))?;
+                }
+                None => {
+                    text.push_str(line);
+                    return Ok(Some(text.trim().to_owned()));
+                }
+            }
+        }
+    }
 }
+
+const HELP: &str = "A line is a question; one that ends in \\ goes on in the next.
+  /clear         forget the conversation
+  /system TEXT   begin anew with these instructions, or with none
+  /history       show the conversation
+  /bye           end (or Ctrl-D)
+  Ctrl-C         stop the answer; between answers, end";

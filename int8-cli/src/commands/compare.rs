@@ -10,12 +10,12 @@ use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
 use super::passages::read_passages;
-use super::{OutlierShare, outlier_share, settings, text};
+use super::{OutlierShare, counted, outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
-use crate::output::{Output, bytes};
+use crate::output::{Output, OutputFile, bytes};
 use crate::report::charts::{Axis, Chart, Series};
 use crate::report::plots::{Plot, PlotFolder, short_name};
 use crate::report::{Page, Table};
@@ -95,14 +95,18 @@ fn entries() -> Vec<Entry> {
 pub(crate) fn run(arguments: &EvalArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let passages = arguments.last_words.as_deref().map(read_passages).transpose()?;
     let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
+    let csv = OutputFile::given("--csv", arguments.csv.as_deref())?;
+    let page = OutputFile::given("--report", arguments.report.as_deref())?;
     let checkpoint = resolve::checkpoint(&arguments.model, output)?;
-    device.run(checkpoint, Compare { arguments, passages, folder, output }, output)
+    device.run(checkpoint, Compare { arguments, passages, folder, csv, page, output }, output)
 }
 
 struct Compare<'a> {
     arguments: &'a EvalArgs,
     passages: Option<Vec<String>>,
     folder: Option<PlotFolder>,
+    csv: Option<OutputFile>,
+    page: Option<OutputFile>,
     output: &'a Output,
 }
 
@@ -114,13 +118,16 @@ impl Task for Compare<'_> {
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
-        let Self { arguments, passages, folder, output } = self;
+        let Self { arguments, passages, folder, csv, page: file, output } = self;
         let precision = &arguments.model.precision;
         let float = Arc::new(resolve::load(precision, place, output)?);
         let (ids, options) = text(&float, &arguments.text)?;
         let bar = output.bar("scoring float", "windows");
         let baseline = float.baseline(&ids, &options, BASELINE_BYTES, |done, all| bar.set(done, all))?;
         bar.clear();
+        if !baseline.perplexity.perplexity().is_finite() {
+            return Err(Failure::not_finite("the perplexity of the model in floating point"));
+        }
         let last_words = |model: &Model<B>| -> Result<Option<LastWords>, Failure> {
             Ok(passages.as_ref().map(|passages| model.last_words(passages, |_, _| {})).transpose()?)
         };
@@ -147,41 +154,45 @@ impl Task for Compare<'_> {
         }
 
         let table = table(&baseline, float.decoder().footprint().total(), float_words.as_ref(), &found);
-        if let Some(path) = &arguments.csv {
-            table.write_csv(path)?;
+        // The table first: a plot or page that fails must not lose it.
+        let summary = || -> Result<(), Failure> {
+            output.text(&table.to_text())?;
+            output.line(&format!(
+                "\n{} of {} tokens. Loss is over float, ± its standard error from the paired differences of the windows; KL in nats a \
+                 token and agreement of the most probable token over {} positions. Paper: C4, 125M to 13B parameters.",
+                counted(baseline.perplexity.windows.len(), "window"),
+                baseline.perplexity.window,
+                found.first().map_or(0, |found| found.comparison.positions_compared)
+            ))?;
+            output.text(&worst_layers(&found))
+        };
+        if !output.json {
+            summary()?;
         }
-        let sweep =
-            if arguments.report.is_some() || folder.is_some() { Some(context.sweep()?) } else { None };
+        let sweep = if file.is_some() || folder.is_some() { Some(context.sweep()?) } else { None };
+        if output.json {
+            let float_bytes = float.decoder().footprint().total();
+            output.object(&to_json(&context, float_bytes, float_words.as_ref(), &found, sweep.as_ref()))?;
+        }
+        if let Some(csv) = &csv {
+            table.write_csv(csv)?;
+        }
         if let Some(sweep) = &sweep {
             let plots = plots(&context, &found, sweep);
             if let Some(folder) = folder {
                 folder.write(&plots)?;
             }
-            if let Some(path) = &arguments.report {
-                page(&context, &table, sweep, &plots)?.write(path)?;
+            if let Some(file) = &file {
+                page(&context, &table, sweep, &plots)?.write(file)?;
             }
         }
-        if output.json {
-            let float_bytes = float.decoder().footprint().total();
-            return output.object(&to_json(
-                &context,
-                float_bytes,
-                float_words.as_ref(),
-                &found,
-                sweep.as_ref(),
-            ));
-        }
-        output.text(&table.to_text())?;
-        output.line(&format!(
-            "\n{} windows of {} tokens. Loss is over float, ± its standard error from the paired differences of the windows; KL in nats a \
-             token and agreement of the most probable token over {} positions. Paper: C4, 125M to 13B parameters.",
-            baseline.perplexity.windows.len(),
-            baseline.perplexity.window,
-            found.first().map_or(0, |found| found.comparison.positions_compared)
-        ))?;
-        output.text(&worst_layers(&found))?;
         for path in arguments.csv.iter().chain(&arguments.report).chain(&arguments.plots) {
             output.remark(&format!("written: {}", path.display()));
+        }
+        let broken = found.iter().filter(|found| !found.comparison.perplexity.is_finite());
+        let broken: Vec<&str> = broken.map(|found| found.entry.name.as_str()).collect();
+        if !broken.is_empty() {
+            return Err(Failure::not_finite(&format!("the perplexity with {}", broken.join("; "))));
         }
         Ok(())
     }
@@ -354,8 +365,9 @@ fn plots<B: Backend>(context: &Context<'_, B>, found: &[Found], sweep: &Sweep) -
     let baseline = &context.baseline.perplexity;
     let model = short_name(&context.arguments.model.model);
     let text = context.arguments.text.text.as_deref().map_or(String::new(), short_name);
-    let windows =
-        |windows: usize| format!("{model}, {windows} windows of {} tokens of {text}", baseline.window);
+    let windows = |windows: usize| {
+        format!("{model}, {} of {} tokens of {text}", counted(windows, "window"), baseline.window)
+    };
     let plot = |name: &str, title: &str, source: String, chart| Plot {
         name: name.to_owned(),
         title: title.to_owned(),
@@ -434,8 +446,8 @@ fn page<B: Backend>(
     let mut page = Page::new(
         &format!("int8 quality of {}", context.arguments.model.model.display()),
         &format!(
-            "{} windows of {} tokens of {}",
-            baseline.windows.len(),
+            "{} of {} tokens of {}",
+            counted(baseline.windows.len(), "window"),
             baseline.window,
             context.arguments.text.text.as_deref().unwrap_or_else(|| "".as_ref()).display()
         ),

@@ -14,12 +14,12 @@ use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Value, json};
 
-use super::{read_text, settings, write_whole};
-use crate::args::EmbedArgs;
+use super::{read_text, settings};
+use crate::args::{EmbedArgs, PrecisionArgs};
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
-use crate::output::{Output, bytes};
+use crate::output::{Output, OutputFile, bytes};
 use crate::resolve::{self, Compared};
 
 /// Texts up to which the matrix of their cosines is printed: more columns do not fit a screen.
@@ -40,13 +40,15 @@ fn embed(arguments: &EmbedArgs, device: &Device, output: &Output) -> Result<(), 
         ))
         .hint("write the vectors with --out vectors.safetensors (or .npy), or print them with --json"));
     }
+    let file = OutputFile::given("--out", arguments.out.as_deref())?;
     let checkpoint = checkpoint(arguments, output)?;
-    device.run(checkpoint, Embed { arguments, format, texts, output }, output)
+    device.run(checkpoint, Embed { arguments, format, file, texts, output }, output)
 }
 
 struct Embed<'a> {
     arguments: &'a EmbedArgs,
     format: Option<Format>,
+    file: Option<OutputFile>,
     texts: Vec<String>,
     output: &'a Output,
 }
@@ -58,8 +60,12 @@ impl Task for Embed<'_> {
         resolve::precision(&self.arguments.model.precision)
     }
 
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
+    }
+
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
-        let Self { arguments, format, texts, output } = self;
+        let Self { arguments, format, file, texts, output } = self;
         let embedder = load(arguments, place.precision, place, output)?;
         let (ids, cut) = embedder.tokenize(&texts)?;
         warn_of_cut_texts(&embedder, cut, texts.len(), output);
@@ -67,10 +73,10 @@ impl Task for Embed<'_> {
         let begin = Instant::now();
         let vectors = vectors(&embedder, &ids, output)?;
         let seconds = begin.elapsed().as_secs_f64();
-        if let (Some(path), Some(format)) = (&arguments.out, format) {
-            format.write(path, &vectors)?;
-        }
-
+        let write = || match (&file, format) {
+            (Some(file), Some(format)) => format.write(file, &vectors),
+            _ => Ok(()),
+        };
         let cosines = (texts.len() <= MATRIX_TEXTS).then(|| cosines(&vectors));
         let tokens: usize = ids.iter().map(Vec::len).sum();
         let footprint = embedder.encoder().footprint();
@@ -80,7 +86,7 @@ impl Task for Embed<'_> {
             };
             let embeddings: Option<Vec<Vec<f32>>> =
                 arguments.out.is_none().then(|| vectors.rows().into_iter().map(|row| row.to_vec()).collect());
-            return output.object(&json!({
+            output.object(&json!({
                 "model": arguments.model.model,
                 "device": place.backend.describe(),
                 "scheme": resolve::precision_name(&arguments.model.precision),
@@ -98,11 +104,13 @@ impl Task for Embed<'_> {
                 "seconds": seconds,
                 "weight_bytes": footprint.total(),
                 "weight_bytes_16_bit": footprint.at(2),
-            }));
+            }))?;
+            return write();
         }
         if let Some(cosines) = &cosines {
             print_cosines(&texts, cosines, output)?;
         }
+        write()?;
         if let Some(path) = &arguments.out {
             let (rows, columns) = vectors.dim();
             output.remark(&format!("{}: embeddings f32 [{rows}, {columns}]", path.display()));
@@ -217,6 +225,12 @@ impl Format {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Self::Safetensors),
             Some("npy") => Ok(Self::Npy),
+            // A pipe or device has no name to go by.
+            _ if path.as_os_str() == "-"
+                || path.metadata().is_ok_and(|found| !found.is_file() && !found.is_dir()) =>
+            {
+                Ok(Self::Safetensors)
+            }
             _ => Err(Failure::usage(format!(
                 "--out {}: the name must end with .safetensors or .npy, which decides the format",
                 path.display()
@@ -224,11 +238,11 @@ impl Format {
         }
     }
 
-    fn write(self, path: &Path, vectors: &Array2<f32>) -> Result<(), Failure> {
-        let failed = |error: String| Failure::new(format!("--out {}: {error}", path.display()));
+    fn write(self, file: &OutputFile, vectors: &Array2<f32>) -> Result<(), Failure> {
+        let failed = |error: String| Failure::new(format!("--out {}: {error}", file.path().display()));
         let (rows, columns) = vectors.dim();
         let values: Vec<u8> = vectors.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let file = match self {
+        let contents = match self {
             Self::Safetensors => {
                 let view = TensorView::new(Dtype::F32, vec![rows, columns], &values)
                     .map_err(|error| failed(error.to_string()))?;
@@ -236,7 +250,7 @@ impl Format {
             }
             Self::Npy => [npy_header(rows, columns), values].concat(),
         };
-        write_whole(path, &file).map_err(|error| failed(error.to_string()))
+        file.write(&contents)
     }
 }
 

@@ -7,8 +7,8 @@ use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
 use super::passages::read_passages;
-use super::{outlier_share, settings, text};
-use crate::args::EvalArgs;
+use super::{counted, outlier_share, settings, text};
+use crate::args::{EvalArgs, PrecisionArgs};
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
@@ -40,6 +40,10 @@ impl Task for Eval<'_> {
         resolve::precision(&self.arguments.model.precision)
     }
 
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.arguments.model.precision)
+    }
+
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
         let Self { arguments, output } = self;
         let model = resolve::load(&arguments.model.precision, place, output)?;
@@ -52,6 +56,12 @@ impl Task for Eval<'_> {
             let bar = output.bar("last words", "passages");
             let found = model.last_words(&passages, |done, all| bar.set(done, all))?;
             bar.clear();
+            if !found.perplexity.is_finite() {
+                return Err(Failure::not_finite(&format!(
+                    "the perplexity of the last words ({})",
+                    found.perplexity
+                )));
+            }
             let accuracy = real(found.correct) / real(found.passages);
             if output.json {
                 object["last_words"] = json!({
@@ -88,6 +98,9 @@ fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Outpu
     let result = model.perplexity(&ids, &options, |done, all| bar.set(done, all))?;
     bar.clear();
     let seconds = begin.elapsed().as_secs_f64();
+    if !result.perplexity().is_finite() {
+        return Err(Failure::not_finite(&format!("the perplexity ({})", result.perplexity())));
+    }
 
     let scheme = resolve::precision_name(&arguments.model.precision);
     let share = outlier_share(model);
@@ -117,8 +130,8 @@ fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Outpu
     }
     output.line(&format!("perplexity  {}", output.bold(&format!("{:.3}", result.perplexity()))))?;
     output.line(&format!(
-        "            {scheme}, {} windows of {} tokens, {} tokens scored, {:.1} s ({:.0} tokens/s)",
-        result.windows.len(),
+        "            {scheme}, {} of {} tokens, {} tokens scored, {:.1} s ({:.0} tokens/s)",
+        counted(result.windows.len(), "window"),
         result.window,
         result.tokens,
         seconds,

@@ -3,10 +3,13 @@
 use std::ops::ControlFlow;
 
 use int8_nn::backend::Backend;
-use int8_nn::{GenerateOptions, Generation, Model, Sampling, StopReason, Tokenizer};
+use int8_nn::{
+    GenerateOptions, Generation, GenerationConfig, LogitRules, Model, Sampling, StopReason, Tokenizer,
+};
 use serde_json::{Value, json};
 
 use super::settings;
+use super::stop_flag::StopFlag;
 use crate::args::RunArgs;
 use crate::convert::{count, real};
 use crate::failure::Failure;
@@ -31,6 +34,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub(super) output: &'a Output,
     pub(super) model: &'a Model<B>,
     pub(super) load_seconds: f64,
+    /// Ends the text that is being generated when it is set.
+    pub(super) stop: StopFlag,
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -45,20 +50,20 @@ impl<B: Backend> Run<'_, B> {
         let arguments = self.arguments;
         let options = GenerateOptions {
             max_new_tokens: arguments.max_tokens,
-            sampling: if arguments.greedy {
-                Sampling::Greedy
-            } else {
-                Sampling::Random {
-                    temperature: arguments.temperature,
-                    top_k: Some(arguments.top_k),
-                    top_p: Some(arguments.top_p),
-                    seed: arguments.seed,
-                }
-            },
+            sampling: sampling(self.arguments, self.model.generation_config())?,
+            rules: Some(rules(self.arguments, self.model.generation_config())?),
             stop_at_eos: !arguments.ignore_eos,
             stop_ids,
             kv_cache: arguments.kv_cache.given(),
         };
+        // Before the prompt is printed.
+        let most = self.model.config().max_positions;
+        if prompt.len() > most {
+            return Err(Failure::new(format!(
+                "the prompt has {} tokens and this model {most} positions; shorten it",
+                prompt.len()
+            )));
+        }
         let output = self.output;
         let print = |text: &str| if output.json { Ok(()) } else { output.text(text) };
         let mut stream = tokenizer.map(|tokenizer| tokenizer.stream());
@@ -75,6 +80,7 @@ impl<B: Backend> Run<'_, B> {
         }
         let mut failed = None;
         let on_token = |id| match piece(id).and_then(|text| print(&text)) {
+            Ok(()) if self.stop.is_set() => ControlFlow::Break(()),
             Ok(()) => ControlFlow::Continue(()),
             Err(failure) => {
                 failed = Some(failure);
@@ -141,6 +147,53 @@ impl<B: Backend> Run<'_, B> {
             self.output.remark(&format!("stopped: the model has only {positions} positions"));
         }
     }
+}
+
+/// How tokens are chosen: as the options say, or else as the model's own settings do, if they say whether to sample.
+pub(super) fn sampling(arguments: &RunArgs, own: &GenerationConfig) -> Result<Sampling, Failure> {
+    let RunArgs { greedy, temperature, top_k, top_p, seed, no_generation_config, .. } = arguments;
+    let asked = temperature.is_some() || top_k.is_some() || top_p.is_some() || seed.is_some();
+    let own = (!no_generation_config).then_some(own);
+    if *greedy || *temperature == Some(0.0) || (!asked && own.is_some_and(|own| own.do_sample == Some(false)))
+    {
+        return Ok(Sampling::Greedy);
+    }
+    let default = match own.filter(|own| own.do_sample == Some(true)) {
+        Some(own) => own.sampling(0)?,
+        None => Sampling::Random { temperature: 0.7, top_k: Some(50), top_p: Some(0.95), seed: 0 },
+    };
+    let Sampling::Random { temperature: of_temperature, top_k: of_top_k, top_p: of_top_p, .. } = default
+    else {
+        return Ok(default);
+    };
+    Ok(Sampling::Random {
+        temperature: temperature.unwrap_or(of_temperature),
+        // 0 stands for all tokens.
+        top_k: top_k.or(of_top_k).filter(|k| *k > 0),
+        top_p: top_p.or(of_top_p).or(Some(1.0)),
+        seed: seed.unwrap_or(0),
+    })
+}
+
+/// The model's own changes of the logits, with those of the options in their place.
+pub(super) fn rules(arguments: &RunArgs, own: &GenerationConfig) -> Result<LogitRules, Failure> {
+    let mut rules = if arguments.no_generation_config {
+        LogitRules { eos_token_ids: own.rules.eos_token_ids.clone(), ..LogitRules::default() }
+    } else {
+        own.require_supported(false)?;
+        own.rules.clone()
+    };
+    if let Some(penalty) = arguments.repetition_penalty {
+        if !(penalty > 0.0 && penalty.is_finite()) {
+            return Err(Failure::usage(format!("--repetition-penalty {penalty}: expected a number above 0")));
+        }
+        rules.repetition_penalty = penalty;
+    }
+    rules.no_repeat_ngram_size = arguments.no_repeat_ngram.unwrap_or(rules.no_repeat_ngram_size);
+    if let Some(least) = arguments.min_new_tokens {
+        (rules.min_new_tokens, rules.min_length) = (least, 0);
+    }
+    Ok(rules)
 }
 
 fn prefill_rate(prompt: &[u32], generation: &Generation) -> f64 {

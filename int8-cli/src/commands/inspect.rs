@@ -1,5 +1,6 @@
 //! `int8 inspect`: the contents of a checkpoint.
 
+use int8_nn::Loader;
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::families::Kind;
 use serde_json::{Value, json};
@@ -8,7 +9,10 @@ use crate::args::InspectArgs;
 use crate::convert::count;
 use crate::failure::Failure;
 use crate::hub;
-use crate::output::{Output, bytes};
+use crate::output::{Output, bytes, short};
+
+/// Longest name of a tensor in a table, in characters.
+const MOST_NAME: usize = 120;
 
 /// Prints the summary, and with `--tensors` every tensor.
 pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failure> {
@@ -52,11 +56,11 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         }));
     }
     if arguments.tensors {
-        let width = checkpoint.names().map(str::len).max().unwrap_or(0);
+        let width = checkpoint.names().map(str::len).max().unwrap_or(0).min(MOST_NAME);
         for tensor in checkpoint.tensors() {
             output.line(&format!(
                 "{:width$}  {:5} {:>9}  {:?}",
-                tensor.name(),
+                short(tensor.name(), MOST_NAME),
                 tensor.dtype().name(),
                 bytes(count(tensor.byte_len())),
                 tensor.shape()
@@ -71,11 +75,16 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
     ))?;
     if let Some(name) = model_type.as_str() {
         let runs = match int8_nn::families::kind(name) {
-            Some(Kind::Decoder) => "yes",
-            Some(Kind::Seq2Seq) => "yes, reads one text and writes another: int8 run",
-            Some(Kind::Encoder) => "yes, an encoder: int8 embed",
-            None => "not yet: this family is not implemented",
+            Some(Kind::Decoder) => "yes".to_owned(),
+            Some(Kind::Seq2Seq) => "yes, reads one text and writes another: int8 run".to_owned(),
+            Some(Kind::Encoder) => "yes, an encoder: int8 embed".to_owned(),
+            None => "not yet: this family is not implemented".to_owned(),
         };
+        let refused = match int8_nn::families::kind(name) {
+            Some(_) => Loader::new(checkpoint.clone()).check().err(),
+            None => None,
+        };
+        let runs = refused.map_or(runs, |error| format!("no: {error}"));
         output.line(&format!("runs          {runs}"))?;
     }
     for (label, names) in [

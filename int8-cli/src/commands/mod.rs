@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod batch;
 pub(crate) mod bench;
 mod chat;
 pub(crate) mod compare;
@@ -16,10 +17,11 @@ mod passages;
 pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod run;
+mod stop_flag;
 pub(crate) mod verify;
 
 use std::fs;
-use std::io::Write;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use int8_core::{Named, OutlierRule};
@@ -35,14 +37,16 @@ use crate::failure::Failure;
 fn input_ids<B: Backend>(model: &Model<B>, input: &InputArgs) -> Result<Vec<u32>, Failure> {
     match (&input.prompt, &input.ids) {
         (Some(prompt), _) => Ok(model.tokenizer()?.encode(prompt, true)?),
-        (None, Some(ids)) => Ok(ids.clone()),
+        (None, Some(ids)) => Ok(ids.0.clone()),
         (None, None) => Err(no_input()),
     }
 }
 
 /// The error of a command without a prompt, checked before a model is loaded.
 fn no_input() -> Failure {
-    Failure::usage("no prompt: give --prompt TEXT or --ids IDS")
+    Failure::usage(
+        "no prompt: give --prompt TEXT, --prompt-file FILE or --ids IDS, or a text on standard input",
+    )
 }
 
 /// Window when none is given and the model has room for it.
@@ -109,34 +113,52 @@ fn outlier_share<B: Backend>(model: &Model<B>) -> OutlierShare {
     OutlierShare { columns: share(columns, all_columns), values: share(values, all_values) }
 }
 
-/// Writes a file under another name first, so that a partial file never has its name.
-fn write_whole(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let written = (|| {
-        let mut file = fs::File::create_new(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
+/// Standard input, to its end.
+fn read_input() -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-/// Reads a text file that `option` names.
+/// `1 window`, `2 windows`.
+fn counted(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// The input with its text, where that is a file or standard input: `-p -`, or a pipe without other input if `piped`.
+///
+/// # Errors
+/// When it cannot be read or is no UTF-8.
+fn with_text(input: &InputArgs, piped: bool) -> Result<InputArgs, Failure> {
+    let prompt = match (&input.prompt, &input.prompt_file) {
+        (Some(prompt), _) if prompt == "-" => Some(read_text("--prompt", Path::new("-"))?),
+        (Some(prompt), _) => {
+            return Ok(InputArgs { prompt: Some(prompt.clone()), prompt_file: None, ids: None });
+        }
+        (None, Some(file)) => Some(read_text("--prompt-file", file)?),
+        (None, None) if piped && input.ids.is_none() && !std::io::stdin().is_terminal() => {
+            Some(read_text("--prompt", Path::new("-"))?).filter(|text| !text.is_empty())
+        }
+        (None, None) => None,
+    };
+    // `echo` and editors end a text with an end of line that is no part of it.
+    let prompt = prompt.map(|text| text.strip_suffix('\n').map(str::to_owned).unwrap_or(text));
+    Ok(InputArgs { prompt, prompt_file: None, ids: input.ids.clone() })
+}
+
+/// Reads a text file that `option` names, `-` for standard input.
 fn read_text(option: &str, file: &Path) -> Result<String, Failure> {
     let name = file.display();
-    let bytes = fs::read(file).map_err(|error| Failure::new(format!("{option} {name}: {error}")))?;
+    let bytes = if file.as_os_str() == "-" { read_input() } else { fs::read(file) };
+    let bytes = bytes.map_err(|error| Failure::new(format!("{option} {name}: {error}")))?;
     let text = String::from_utf8(bytes).map_err(|error| {
         Failure::new(format!(
             "{option} {name}: not UTF-8 from byte {} on; convert it (iconv -t UTF-8) first",
             error.utf8_error().valid_up_to()
         ))
     })?;
+    // A byte-order mark is no part of the text.
+    let text = text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned);
     // Every end of line becomes `\n`, as in Python's text mode: training texts hold hardly a carriage return.
     Ok(if text.contains('\r') { text.replace("\r\n", "\n").replace('\r', "\n") } else { text })
 }

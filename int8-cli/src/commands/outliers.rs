@@ -15,7 +15,7 @@ use super::text;
 use crate::args::{OutliersArgs, PrecisionArgs};
 use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, OutputFile};
 use crate::report::charts::{Axis, Chart, Series};
 use crate::report::plots::{Plot, PlotFolder, short_name};
 use crate::report::{Page, Table};
@@ -51,14 +51,16 @@ pub(crate) fn run(arguments: &OutliersArgs, device: &Device, output: &Output) ->
         return Err(Failure::usage(format!("{option} {value}: expected a share from 0 to 1")));
     }
     let folder = arguments.plots.as_deref().map(PlotFolder::open).transpose()?;
+    let page = OutputFile::given("--report", arguments.report.as_deref())?;
     let checkpoint = Checkpoint::open(hub::folder(&arguments.model, arguments.revision.as_deref(), output)?)?;
-    device.run(checkpoint, Outliers { arguments, criterion, folder, output }, output)
+    device.run(checkpoint, Outliers { arguments, criterion, folder, page, output }, output)
 }
 
 struct Outliers<'a> {
     arguments: &'a OutliersArgs,
     criterion: Criterion,
     folder: Option<PlotFolder>,
+    page: Option<OutputFile>,
     output: &'a Output,
 }
 
@@ -70,12 +72,15 @@ impl Task for Outliers<'_> {
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
-        let Self { arguments, criterion, folder, output } = self;
+        let Self { arguments, criterion, folder, page: file, output } = self;
         let model = resolve::load(&PrecisionArgs::default(), place, output)?;
         let (ids, options) = text(&model, &arguments.text)?;
         let bar = output.bar("finding outliers", "windows");
         let report = analyse(&model, &ids, &options, criterion, |done, all| bar.set(done, all))?;
         bar.clear();
+        if let Some(site) = report.sites.iter().find(|site| !site.largest.is_finite()) {
+            return Err(Failure::not_finite(&format!("an input of {}", site.name)));
+        }
 
         let effect = if arguments.no_ablation {
             None
@@ -97,18 +102,16 @@ impl Task for Outliers<'_> {
 
         let text = arguments.text.text.as_deref().map_or(String::new(), short_name);
         let source = format!("{}, {} tokens of {text}", short_name(&arguments.model), report.tokens);
-        let plots = plots(&report, &source);
-        if let Some(folder) = folder {
-            folder.write(&plots)?;
-        }
-        if let Some(path) = &arguments.report {
-            page(arguments, &report, effect.as_ref(), &plots)?.write(path)?;
+        if let Some(effect) = &effect
+            && !effect.float.perplexity.is_finite()
+        {
+            return Err(Failure::not_finite("the perplexity"));
         }
         if output.json {
-            let effect = effect.map(|effect| {
+            let effect = effect.as_ref().map(|effect| {
                 json!({"float": effect.float, "without_features": effect.features, "without_random_dimensions": effect.random})
             });
-            return output.object(&json!({
+            output.object(&json!({
                 "model": arguments.model,
                 "text": arguments.text.text,
                 "window": options.window,
@@ -116,9 +119,17 @@ impl Task for Outliers<'_> {
                 "sweep_magnitudes": SWEEP,
                 "quantiles": QUANTILES,
                 "effect": effect,
-            }));
+            }))?;
+        } else {
+            print(&report, effect.as_ref(), output)?;
         }
-        print(&report, effect.as_ref(), output)?;
+        let plots = plots(&report, &source);
+        if let Some(folder) = folder {
+            folder.write(&plots)?;
+        }
+        if let Some(file) = &file {
+            page(arguments, &report, effect.as_ref(), &plots)?.write(file)?;
+        }
         for path in arguments.report.iter().chain(&arguments.plots) {
             output.remark(&format!("written: {}", path.display()));
         }

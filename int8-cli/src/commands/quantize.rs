@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use int8_nn::Loader;
 use int8_nn::backend::{Backend, Precision};
-use int8_nn::checkpoint::{Checkpoint, CheckpointError};
+use int8_nn::checkpoint::{Checkpoint, CheckpointError, Source};
+use int8_nn::families::Kind;
 use int8_nn::quantize::{Kept, Options, Progress, Report, Stage, outlier_columns, quantize_checkpoint};
 use serde_json::{Value, json};
 
@@ -196,10 +197,23 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
             .dim(&format!("{seconds:.1} s, {}/s{peak}{resumed}", bytes(rate(report.source_bytes, seconds)))),
     );
     let out = arguments.write.out.display();
+    let (command, class) = match kind_of(&arguments.write.out) {
+        Some(Kind::Decoder) => (Some(format!("int8 run {out} -p \"…\"")), "AutoModelForCausalLM"),
+        Some(Kind::Seq2Seq) => (Some(format!("int8 run {out} -p \"…\"")), "AutoModelForSeq2SeqLM"),
+        Some(Kind::Encoder) => (Some(format!("int8 embed {out} --text \"…\"")), "AutoModel"),
+        None => (None, "AutoModel"),
+    };
     output.remark(&output.dim(&format!(
-        "try it: int8 run {out} -p \"…\", or in Python: AutoModelForCausalLM.from_pretrained(\"{out}\")"
+        "{}in Python: {class}.from_pretrained(\"{out}\")",
+        command.map_or(String::new(), |command| format!("try it: {command}, or "))
     )));
     Ok(())
+}
+
+/// The kind of the model in a folder, if it is one that runs.
+fn kind_of(folder: &Path) -> Option<Kind> {
+    let config = Source::folder(folder).ok()?.read_config().ok()?;
+    int8_nn::families::kind(config.get("model_type")?.as_str()?)
 }
 
 /// Bytes a second, whole.

@@ -1,5 +1,7 @@
 //! Text and JSON on standard output, remarks on standard error.
 
+mod clean;
+mod file;
 mod memory;
 mod progress;
 mod size;
@@ -11,6 +13,8 @@ use serde_json::Value;
 use crate::args::{Color, Global};
 use crate::failure::Failure;
 
+pub(crate) use clean::{message, short};
+pub(crate) use file::OutputFile;
 pub(crate) use memory::peak_memory;
 pub(crate) use progress::Bar;
 pub(crate) use size::bytes;
@@ -38,11 +42,17 @@ impl Output {
         }
     }
 
-    /// Writes text to standard output at once.
+    /// Writes text to standard output at once, its control characters escaped (`--json` has the exact text), or to standard error where a file's contents have standard output.
     ///
     /// # Errors
     /// When standard output is gone.
     pub(crate) fn text(&self, text: &str) -> Result<(), Failure> {
+        let text = clean::text(text, self.color);
+        if file::output_is_taken() {
+            // Nothing is lost if standard error is gone.
+            let _ = io::stderr().write_all(text.as_bytes());
+            return Ok(());
+        }
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes())?;
         Ok(out.flush()?)
@@ -53,7 +63,7 @@ impl Output {
     /// # Errors
     /// When standard output is gone.
     pub(crate) fn line(&self, line: &str) -> Result<(), Failure> {
-        self.text(&format!("{line}\n"))
+        self.text(&format!("{}\n", clean::line(line, self.color)))
     }
 
     /// Writes one JSON object to standard output.
@@ -61,24 +71,30 @@ impl Output {
     /// # Errors
     /// When standard output is gone.
     pub(crate) fn object(&self, value: &Value) -> Result<(), Failure> {
-        self.line(&format!("{value:#}"))
+        self.text(&format!("{}\n", clean::json(&format!("{value:#}"))))
+    }
+
+    /// Whether remarks are to be left out.
+    #[cfg(feature = "serve")]
+    pub(crate) fn quiet(&self) -> bool {
+        self.quiet
     }
 
     /// Writes a remark to standard error, but with `--quiet` or `--json`.
     pub(crate) fn remark(&self, line: &str) {
         if !self.quiet && !self.json {
             // Nothing is lost if standard error is gone.
-            let _ = writeln!(io::stderr(), "{line}");
+            let _ = writeln!(io::stderr(), "{}", clean::line(line, self.color));
         }
     }
 
     /// Text set in bold on a terminal.
     pub(crate) fn bold(&self, text: &str) -> String {
-        if self.color { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+        if self.color { format!("{}{text}{}", clean::BOLD, clean::PLAIN) } else { text.to_owned() }
     }
 
     /// Text set dim on a terminal.
     pub(crate) fn dim(&self, text: &str) -> String {
-        if self.color { format!("\x1b[2m{text}\x1b[0m") } else { text.to_owned() }
+        if self.color { format!("{}{text}{}", clean::DIM, clean::PLAIN) } else { text.to_owned() }
     }
 }

@@ -4,32 +4,38 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::Output;
+use super::{Output, message, short};
 use crate::convert::count;
 
 impl Output {
     /// A progress bar on standard error; drawn only on a terminal.
     pub(crate) fn bar(&self, verb: &str, unit: &str) -> Bar {
-        let template =
-            format!("{{msg}} [{{bar:32}}] {{pos}}/{{len}} {unit}, {{elapsed}} (about {{eta}} left)");
+        let template = format!("{{msg}} [{{wide_bar}}] {{pos}}/{{len}} {unit}, {{eta}} left");
         self.bar_with(verb, &template)
     }
 
     /// A progress bar of bytes, with their rate.
     pub(crate) fn byte_bar(&self, verb: &str) -> Bar {
         let numbers = "{decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}";
-        self.bar_with(verb, &format!("{{msg}} [{{bar:32}}] {numbers}, {{elapsed}} (about {{eta}} left)"))
+        self.bar_with(verb, &format!("{{msg}} [{{wide_bar}}] {numbers}, {{eta}} left"))
     }
 
     fn bar_with(&self, verb: &str, template: &str) -> Bar {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        let bar = ProgressBar::with_draw_target(None, target).with_message(verb.to_owned());
+        let bar = ProgressBar::with_draw_target(None, target).with_message(shown(verb));
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.enable_steady_tick(Duration::from_millis(200));
         Bar(bar)
     }
+}
+
+/// Most characters before a bar: half of a narrow terminal.
+const MOST_MESSAGE: usize = 40;
+
+/// A name, which may be a stranger's, as it may stand before a bar.
+fn shown(verb: &str) -> String {
+    short(&message(verb), MOST_MESSAGE).into_owned()
 }
 
 /// A progress bar.
@@ -39,19 +45,28 @@ pub(crate) struct Bar(ProgressBar);
 impl Bar {
     /// Sets progress and length.
     pub(crate) fn set(&self, done: usize, all: usize) {
+        self.begin();
         self.0.set_length(count(all));
         self.0.set_position(count(done));
     }
 
     /// Sets progress and length in bytes, in the stage `verb`.
     pub(crate) fn set_bytes(&self, verb: &str, done: u64, all: u64) {
-        if self.0.message() != verb {
+        if self.0.message() != shown(verb) {
             // Rate and time left are those of the new stage.
             self.0.reset();
-            self.0.set_message(verb.to_owned());
+            self.0.set_message(shown(verb));
         }
+        self.begin();
         self.0.set_length(all);
         self.0.set_position(done);
+    }
+
+    /// Draws it from now on: before, there is nothing to count.
+    fn begin(&self) {
+        if self.0.length().is_none() {
+            self.0.enable_steady_tick(Duration::from_millis(200));
+        }
     }
 
     /// Removes the bar.

@@ -2,15 +2,13 @@
 
 mod bitmap;
 pub(crate) mod charts;
-mod file;
 pub(crate) mod plots;
 
 use std::fmt::Write as _;
-use std::path::Path;
 
-use self::file::write_file;
 use self::plots::Plot;
 use crate::failure::Failure;
+use crate::output::OutputFile;
 
 /// A page under construction.
 pub(crate) struct Page {
@@ -85,7 +83,7 @@ impl Page {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(crate) fn write(&self, path: &Path) -> Result<(), Failure> {
+    pub(crate) fn write(&self, file: &OutputFile) -> Result<(), Failure> {
         let page = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
@@ -95,7 +93,7 @@ impl Page {
             self.body,
             env!("CARGO_PKG_VERSION")
         );
-        write_file(path, page.as_bytes())
+        file.write(page.as_bytes())
     }
 }
 
@@ -104,7 +102,7 @@ impl Table {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(crate) fn write_csv(&self, path: &Path) -> Result<(), Failure> {
+    pub(crate) fn write_csv(&self, file: &OutputFile) -> Result<(), Failure> {
         let field = |text: &str| {
             if text.contains([',', '"', '\n']) {
                 format!("\"{}\"", text.replace('"', "\"\""))
@@ -118,7 +116,7 @@ impl Table {
         for row in &self.rows {
             csv += &line(&mut row.iter().map(String::as_str));
         }
-        write_file(path, csv.as_bytes())
+        file.write(csv.as_bytes())
     }
 
     /// The table as text, columns aligned.
@@ -172,7 +170,7 @@ mod tests {
         assert_eq!(table.to_text(), "name   n\na, b   1\nc     10\n");
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("t.csv");
-        table.write_csv(&path).expect("written");
+        table.write_csv(&OutputFile::new("--csv", &path).expect("writable")).expect("written");
         assert_eq!(std::fs::read_to_string(path).expect("read"), "name,n\r\n\"a, b\",1\r\nc,10\r\n");
     }
 }

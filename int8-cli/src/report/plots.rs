@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::charts::{Caption, Chart};
-use super::file::write_file;
 use crate::failure::Failure;
+use crate::output::OutputFile;
 
 /// A plot with the name of its files, title and description.
 pub(crate) struct Plot {
@@ -32,8 +32,7 @@ impl PlotFolder {
                 .hint("give a folder that can be made and written to")
         };
         fs::create_dir_all(path).map_err(named)?;
-        let probe = path.join("plots.part");
-        fs::write(&probe, []).and_then(|()| fs::remove_file(&probe)).map_err(named)?;
+        int8_nn::files::check_replaceable(&path.join("plots")).map_err(named)?;
         Ok(Self(path.to_owned()))
     }
 
@@ -45,7 +44,8 @@ impl PlotFolder {
         for plot in plots {
             let caption = Caption { title: &plot.title, source: &plot.source };
             for format in ["svg", "png"] {
-                write_chart(&self.0.join(format!("{}.{format}", plot.name)), &plot.chart, caption)?;
+                let file = OutputFile::new("--plots", &self.0.join(format!("{}.{format}", plot.name)))?;
+                write_chart(&file, &plot.chart, caption)?;
             }
         }
         Ok(())
@@ -56,12 +56,13 @@ impl PlotFolder {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub(crate) fn write_chart(path: &Path, chart: &Chart, caption: Caption<'_>) -> Result<(), Failure> {
-    let picture = path.extension().and_then(OsStr::to_str).is_some_and(|end| end.eq_ignore_ascii_case("png"));
+pub(crate) fn write_chart(file: &OutputFile, chart: &Chart, caption: Caption<'_>) -> Result<(), Failure> {
+    let picture =
+        file.path().extension().and_then(OsStr::to_str).is_some_and(|end| end.eq_ignore_ascii_case("png"));
     if picture {
-        write_file(path, &chart.png(Some(caption))?)
+        file.write(&chart.png(Some(caption))?)
     } else {
-        write_file(path, chart.svg(Some(caption))?.as_bytes())
+        file.write(chart.svg(Some(caption))?.as_bytes())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Activations, and gates: an activation times another factor.
 
 use crate::kernel::Kernel;
-use crate::simd::functions::{exp, padded, polynomial};
+use crate::simd::functions::{exp, padded, polynomial, tanh};
 use crate::simd::{Instructions, LANES, Vectorized, run};
 
 /// A nonlinear function between two linear layers.
@@ -16,6 +16,18 @@ pub enum Function {
     GeluTanh,
     /// `x·σ(x)`
     Silu,
+    /// `max(x, 0)²`
+    ReluSquared,
+    /// `min(x·Φ(x), 10)`
+    GeluClipped,
+    /// `x·σ(1.702x)`
+    QuickGelu,
+    /// `tanh x`
+    Tanh,
+    /// `σ(x) = 1/(1 + e⁻ˣ)`
+    Sigmoid,
+    /// `x·tanh(ln(1 + eˣ))`
+    Mish,
 }
 
 /// `out = f(x)`, as many as both have.
@@ -46,6 +58,12 @@ impl Vectorized for Activate<'_> {
             Function::Gelu => self.each(simd, Gelu),
             Function::GeluTanh => self.each(simd, GeluTanh),
             Function::Silu => self.each(simd, Silu),
+            Function::ReluSquared => self.each(simd, ReluSquared),
+            Function::GeluClipped => self.each(simd, GeluClipped),
+            Function::QuickGelu => self.each(simd, QuickGelu),
+            Function::Tanh => self.each(simd, Tanh),
+            Function::Sigmoid => self.each(simd, Sigmoid),
+            Function::Mish => self.each(simd, Mish),
         }
     }
 }
@@ -154,6 +172,77 @@ impl Unary for Gelu {
     }
 }
 
+/// `max(x, 0)²`
+#[derive(Clone, Copy)]
+struct ReluSquared;
+
+impl Unary for ReluSquared {
+    #[inline(always)]
+    fn at<I: Instructions>(self, simd: I, x: I::Floats) -> I::Floats {
+        let positive = simd.maximum(simd.splat(0.0), x);
+        simd.multiply(positive, positive)
+    }
+}
+
+/// `min(x·Φ(x), 10)`
+#[derive(Clone, Copy)]
+struct GeluClipped;
+
+impl Unary for GeluClipped {
+    #[inline(always)]
+    fn at<I: Instructions>(self, simd: I, x: I::Floats) -> I::Floats {
+        simd.minimum(simd.splat(10.0), Gelu.at(simd, x))
+    }
+}
+
+/// `x·σ(1.702x) = x/(1 + e^(−1.702x))`
+#[derive(Clone, Copy)]
+struct QuickGelu;
+
+impl Unary for QuickGelu {
+    #[inline(always)]
+    fn at<I: Instructions>(self, simd: I, x: I::Floats) -> I::Floats {
+        let power = exp(simd, simd.multiply(x, simd.splat(-1.702)));
+        simd.divide(x, simd.add(simd.splat(1.0), power))
+    }
+}
+
+/// `tanh x`
+#[derive(Clone, Copy)]
+struct Tanh;
+
+impl Unary for Tanh {
+    #[inline(always)]
+    fn at<I: Instructions>(self, simd: I, x: I::Floats) -> I::Floats {
+        tanh(simd, x)
+    }
+}
+
+/// `1/(1 + e⁻ˣ)`
+#[derive(Clone, Copy)]
+struct Sigmoid;
+
+impl Unary for Sigmoid {
+    #[inline(always)]
+    fn at<I: Instructions>(self, simd: I, x: I::Floats) -> I::Floats {
+        let (one, power) = (simd.splat(1.0), exp(simd, simd.multiply(x, simd.splat(-1.0))));
+        simd.divide(one, simd.add(one, power))
+    }
+}
+
+/// `x·tanh(ln(1 + eˣ)) = x·n/(n + 2)` with `n = eˣ(eˣ + 2)`; from x = 20 on the quotient is 1 in f32.
+#[derive(Clone, Copy)]
+struct Mish;
+
+impl Unary for Mish {
+    #[inline(always)]
+    fn at<I: Instructions>(self, simd: I, x: I::Floats) -> I::Floats {
+        let (two, power) = (simd.splat(2.0), exp(simd, simd.minimum(simd.splat(20.0), x)));
+        let n = simd.multiply(power, simd.add(power, two));
+        simd.multiply(x, simd.divide(n, simd.add(n, two)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,7 +266,7 @@ mod tests {
                     let (x, y) = (f64::from(*x), f64::from(found));
                     let error = (y - expected(x)).abs();
                     assert!(
-                        error <= bound * x.abs().max(1e-30),
+                        error <= if bound < 0.0 { -bound } else { bound * x.abs().max(1e-30) },
                         "{kernel} {name}({x}) = {y}, {}",
                         expected(x)
                     );
@@ -190,7 +279,25 @@ mod tests {
                 |x: f64| 0.5 * x * (1.0 + (0.797_884_560_802_865_4 * (x + 0.044715 * x * x * x)).tanh());
             check("gelu_tanh", Function::GeluTanh, &tanh, 4e-7);
             check("gelu", Function::Gelu, &|x| x * normal_distribution(x), 3e-7);
-            for function in [Function::Relu, Function::Gelu, Function::GeluTanh, Function::Silu] {
+            check("relu_squared", Function::ReluSquared, &|x| x.max(0.0) * x.max(0.0), 1e-6);
+            check("gelu_clipped", Function::GeluClipped, &|x| (x * normal_distribution(x)).min(10.0), 3e-7);
+            check("quick_gelu", Function::QuickGelu, &|x| x / (1.0 + (-1.702 * x).exp()), 5e-7);
+            check("mish", Function::Mish, &|x| x * x.exp().ln_1p().tanh(), 5e-7);
+            // A negative bound is absolute: these two are not proportional to x.
+            check("tanh", Function::Tanh, &f64::tanh, -2e-7);
+            check("sigmoid", Function::Sigmoid, &|x| 1.0 / (1.0 + (-x).exp()), -2e-7);
+            for function in [
+                Function::Relu,
+                Function::Gelu,
+                Function::GeluTanh,
+                Function::Silu,
+                Function::ReluSquared,
+                Function::GeluClipped,
+                Function::QuickGelu,
+                Function::Tanh,
+                Function::Sigmoid,
+                Function::Mish,
+            ] {
                 let mut found = [0.0];
                 activate(kernel, function, &[f32::NAN], &mut found);
                 assert!(found[0].is_nan(), "{kernel} {function:?}");

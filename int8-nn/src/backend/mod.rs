@@ -105,6 +105,8 @@ pub trait Backend: Sized + Send + Sync {
     fn cache(&self, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self::Cache, Error>;
     /// Bytes of the pages that hold keys and values now.
     fn cache_bytes(&self, cache: &Self::Cache) -> usize;
+    /// Calls `read` with the page tables of a cache: who holds which pages, and how many are free.
+    fn page_tables(&self, cache: &Self::Cache, read: &mut dyn FnMut(&PageTables));
     /// A batch of at most this size.
     fn batch(&self, capacity: BatchCapacity) -> Result<Self::Batch, Error>;
 
@@ -164,6 +166,11 @@ pub trait Backend: Sized + Send + Sync {
     ) -> Result<(), Error>;
     /// `x = factor·x`, then, with a cap, `x = cap·tanh(x/cap)`, in place.
     fn scale(&self, x: &mut Self::Activations, factor: Option<f32>, cap: Option<f32>) -> Result<(), Error>;
+    /// `x = max(−limit, min(limit, x))` in place. Only backends with [`Feature::ClampedProjections`] are asked for it.
+    fn clamp(&self, x: &mut Self::Activations, limit: f32) -> Result<(), Error> {
+        let _ = (x, limit);
+        Err(Error::Unsupported("clamped activations on this backend".to_owned()))
+    }
     /// `out = experts(input)`; each expert computes only the rows it was chosen for.
     fn experts(
         &self,

@@ -83,6 +83,19 @@ impl PageTables {
         &self.free
     }
 
+    /// Pages in all.
+    pub fn pages(&self) -> usize {
+        self.owners.len()
+    }
+
+    /// Free pages that [`reserve`](Self::reserve) takes for these positions of different sequences.
+    pub fn needed(&self, ranges: &[(usize, Range<usize>)]) -> usize {
+        let pages = |(sequence, positions): &(usize, Range<usize>)| {
+            self.shared(*sequence, positions).count() + self.added(*sequence, positions)
+        };
+        ranges.iter().map(pages).sum()
+    }
+
     /// Makes positions of different sequences writable: adds pages up to their end, and replaces pages among them that another
     /// sequence shares. Returns the copies that the storage must make before it writes.
     ///
@@ -90,7 +103,6 @@ impl PageTables {
     /// [`Error::Input`] when a sequence would exceed its largest length, or too few pages are free for all. Nothing has changed
     /// then.
     pub fn reserve(&mut self, ranges: &[(usize, Range<usize>)]) -> Result<Vec<PageCopy>, Error> {
-        let mut needed = 0;
         for (sequence, positions) in ranges {
             if positions.end > self.max_positions {
                 return Err(Error::Input(format!(
@@ -98,8 +110,8 @@ impl PageTables {
                     positions.end, self.max_positions
                 )));
             }
-            needed += self.shared(*sequence, positions).count() + self.added(*sequence, positions);
         }
+        let needed = self.needed(ranges);
         if needed > self.free.len() {
             return Err(Error::Input(format!(
                 "the KV cache is full: {needed} more pages of {} positions are needed, and {} of {} are free",

@@ -1,9 +1,11 @@
 //! Tables that positions enter attention by: cosines and sines of rotations, slopes of ALiBi.
 
+use std::ops::Range;
+
 use crate::config::{Positions, Rotary};
 use crate::convert;
 
-/// Cosines and sines `[max_positions, half]` of the angles by which pairs of a head's dimensions are rotated.
+/// Cosines and sines `[positions, half]` of the angles by which pairs of a head's dimensions are rotated.
 #[derive(Debug)]
 pub(super) struct Rotation {
     pub(super) half: usize,
@@ -12,10 +14,12 @@ pub(super) struct Rotation {
 }
 
 impl Rotation {
-    pub(super) fn new(rotary: &Rotary, max_positions: usize) -> Self {
-        let (frequencies, magnitude) = (&rotary.frequencies(max_positions), rotary.magnitude());
+    /// Of these positions in a text of `length` tokens.
+    pub(super) fn new(rotary: &Rotary, positions: Range<usize>, length: usize) -> Self {
+        let (frequencies, magnitude) = (&rotary.frequencies(length), rotary.magnitude());
         let angles = || {
-            (0..max_positions)
+            positions
+                .clone()
                 .flat_map(|position| frequencies.iter().map(move |f| convert::f64_from(position) * f))
         };
         Self {
@@ -46,9 +50,15 @@ impl<'a> Rotations<'a> {
         }
     }
 
-    /// The tables.
+    /// The tables of all positions, for frequencies that depend on no length.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU has further tables"))]
     pub(super) fn tables(self, max_positions: usize) -> impl Iterator<Item = Rotation> {
-        self.known.into_iter().map(move |rotary| Rotation::new(rotary, max_positions))
+        self.known.into_iter().map(move |rotary| Rotation::new(rotary, 0..max_positions, max_positions))
+    }
+
+    /// The settings, in the order of the places.
+    pub(super) fn settings(self) -> impl Iterator<Item = &'a Rotary> {
+        self.known.into_iter()
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Segment<'a> {
     pub position: usize,
     /// The tokens.
     pub ids: &'a [u32],
+    /// Tokens of the text that these belong to, as far as it is known: its frequencies of rotary positions may depend on it. At
+    /// least `position + ids.len()`.
+    pub length: usize,
 }
 
 /// Rows of a forward's activations.
@@ -26,6 +29,8 @@ pub enum RowSelection {
     LastOfSegments,
     /// These rows, counted over all segments.
     Range(Range<usize>),
+    /// These rows, counted over all segments, ascending.
+    Rows(Vec<usize>),
 }
 
 /// The largest forward that a [`Backend::Batch`] can describe.
@@ -146,6 +151,8 @@ pub struct LayerAttention {
     pub positions: Positions,
     /// Number of latest positions seen, itself included.
     pub sliding_window: Option<usize>,
+    /// Factor of this block's scores, besides [`AttentionSpec::scale`].
+    pub factor: f32,
 }
 
 /// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token.

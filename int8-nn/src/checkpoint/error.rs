@@ -73,7 +73,7 @@ pub enum CheckpointError {
         file: String,
     },
     /// The operating system refused.
-    #[error("{file}: cannot {operation}: {source}. Check that the file exists and may be read")]
+    #[error("{file}: cannot {operation}: {source}{}", advice(source))]
     Io {
         /// The path.
         file: String,
@@ -536,5 +536,21 @@ impl fmt::Display for Dims<'_> {
             write!(f, ", … {} dimensions", self.0.len())?;
         }
         f.write_str("]")
+    }
+}
+
+/// What to do about a refusal of the operating system.
+fn advice(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::StorageFull | Kind::QuotaExceeded | Kind::FileTooLarge => {
+            ". Make room, or name a folder on another disk"
+        }
+        Kind::PermissionDenied | Kind::ReadOnlyFilesystem => {
+            ". Check the permissions of the file and its folder"
+        }
+        Kind::IsADirectory | Kind::NotADirectory => ". Check the path",
+        Kind::NotFound => ". Check that it exists",
+        _ => "",
     }
 }

@@ -44,7 +44,9 @@ const TILED_LAYOUTS: [&str; 3] = [
 ];
 
 /// Tensors that show another quantisation of layer `P`: suffix to `P`, name.
-const FOREIGN: [(&str, &str); 9] = [
+const FOREIGN: [(&str, &str); 11] = [
+    (".W_q", "HQQ"),
+    (".weight._data", "Quanto"),
     (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes 4-bit (NF4)"),
     (".weight.quant_state.bitsandbytes__fp4", "bitsandbytes 4-bit (FP4)"),
     (".weight.quant_map", "bitsandbytes 4-bit"),
@@ -57,6 +59,21 @@ const FOREIGN: [(&str, &str); 9] = [
 ];
 
 impl Checkpoint {
+    /// Refuses weights that are quantised in a way that is not read, by the names of their tensors.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Quantization`] naming the format.
+    pub fn refuse_foreign(&self) -> Result<(), CheckpointError> {
+        let is_foreign = |name: &str| {
+            FOREIGN.iter().find_map(|(suffix, format)| {
+                let prefix = name.strip_suffix(suffix)?;
+                (!self.contains(&format!("{prefix}.SCB"))).then_some(*format)
+            })
+        };
+        let found = self.tensors().find_map(|tensor| Some((is_foreign(tensor.name())?, tensor)));
+        found.map_or(Ok(()), |(format, tensor)| Err(foreign(&tensor, format)))
+    }
+
     /// The bitsandbytes int8 layer `prefix`, or `None` if `prefix.weight` is absent or not quantised.
     ///
     /// Reads all codes once, to check them.

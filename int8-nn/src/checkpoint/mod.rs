@@ -14,8 +14,8 @@
 //!
 //! Invariants:
 //! - a checkpoint that opens is valid as a whole: every tensor's bytes lie inside its file and match its dtype and shape,
-//!   no two tensors share a name or (tied ones in PyTorch files apart) a byte, and every file of the index exists. Reading
-//!   then fails only for a tensor that is missing or of another dtype or shape than its user needs;
+//!   no two tensors of a file share a name or (tied ones in PyTorch files apart) a byte, and every file of the index exists.
+//!   Reading then fails only for a tensor that is missing or of another dtype or shape than its user needs;
 //! - no allocation has a length that was not checked against the file's size;
 //! - weights are mapped, not read: opening costs the headers only;
 //! - every error names the file, the tensor, what was expected, what was found, and the way out.
@@ -47,10 +47,9 @@ mod write;
 mod write_tests;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use dtype::DType;
 pub use element::ReadAs;
@@ -58,6 +57,7 @@ pub use error::CheckpointError;
 pub use format::FileFormat;
 pub use int8::Int8Tensor;
 pub(crate) use int8::dequantize_row;
+pub use mmap::mapped_file_at;
 pub(crate) use outliers::OUTLIERS;
 pub use outliers::OutlierColumns;
 pub use rows::FloatRows;
@@ -92,6 +92,8 @@ struct Inner {
     order: Vec<String>,
     /// Exact columns beside int8 weights.
     outliers: Option<Checkpoint>,
+    /// Tensors that were asked for by name.
+    asked: Mutex<HashSet<(usize, usize)>>,
 }
 
 #[derive(Debug)]
@@ -167,7 +169,7 @@ impl Checkpoint {
         match weights {
             Weights::Single(name) => {
                 let file = WeightFile::read(&source, name, "the weights")?;
-                Self::assemble(source.label(name), source, vec![file], &BTreeMap::new())
+                Self::assemble(source.label(name), source, vec![file])
             }
             Weights::Sharded(name) => {
                 let label = source.label(name);
@@ -182,49 +184,33 @@ impl Checkpoint {
                     .into_iter()
                     .map(|(file, tensor)| WeightFile::read(&source, file, &needed_for(tensor)))
                     .collect::<Result<_, _>>()?;
-                Self::assemble(label, source, files, &index)
+                Self::assemble(label, source, files)
             }
         }
     }
 
-    /// Joins the files: each name must occur once, and those of the index in the file it states.
-    fn assemble(
-        label: String,
-        source: Source,
-        files: Vec<WeightFile>,
-        index: &BTreeMap<String, String>,
-    ) -> Result<Self, CheckpointError> {
+    /// Joins the files. A tensor counts where it is, whatever the index says, and of one that two files hold, the later file's
+    /// counts: as transformers reads them. What the index names and no file holds is missed when it is needed.
+    fn assemble(label: String, source: Source, files: Vec<WeightFile>) -> Result<Self, CheckpointError> {
         let mut places = BTreeMap::new();
         for (number, file) in files.iter().enumerate() {
             for (entry, tensor) in file.contents.entries.iter().enumerate() {
-                match places.entry(tensor.name.clone()) {
-                    Slot::Vacant(slot) => {
-                        slot.insert((number, entry));
-                    }
-                    Slot::Occupied(slot) => {
-                        return Err(CheckpointError::DuplicateTensor {
-                            file: file.label.clone(),
-                            tensor: tensor.name.clone(),
-                            other: files[slot.get().0].label.clone(),
-                        });
-                    }
-                }
-            }
-        }
-        for (tensor, file) in index {
-            let stated = source.label(file);
-            let found = places.get(tensor).map(|&(number, _)| &files[number].label);
-            if found != Some(&stated) {
-                let hint = match found {
-                    Some(found) => format!(" there (it is in {found}, but {label} says otherwise)"),
-                    None => format!(" (but {label} says it is there)"),
-                };
-                return Err(CheckpointError::MissingTensor { file: stated, tensor: tensor.clone(), hint });
+                places.insert(tensor.name.clone(), (number, entry));
             }
         }
         let mut order: Vec<_> = places.keys().cloned().collect();
         order.sort_by(|left, right| natural(left).cmp(natural(right)).then_with(|| left.cmp(right)));
-        Ok(Self { inner: Arc::new(Inner { source, label, files, places, order, outliers: None }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                source,
+                label,
+                files,
+                places,
+                order,
+                outliers: None,
+                asked: Mutex::default(),
+            }),
+        })
     }
 
     /// The other files of the checkpoint: configuration, tokenizer.
@@ -242,17 +228,38 @@ impl Checkpoint {
 
     /// The tensor of this name, if it exists.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let &(file, entry) = self.inner.places.get(name)?;
+        let place = *self.inner.places.get(name)?;
+        self.inner.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
+        Some(self.view(place))
+    }
+
+    fn view(&self, (file, entry): (usize, usize)) -> TensorView<'_> {
         let file = &self.inner.files[file];
         let entry = &file.contents.entries[entry];
-        Some(TensorView {
+        TensorView {
             file: &file.label,
             name: &entry.name,
             dtype: entry.dtype,
             shape: &entry.shape,
             bytes: &file.storage.bytes()[entry.range.clone()],
             strides: entry.strides.as_deref(),
-        })
+        }
+    }
+
+    /// Names of tensors that nobody has asked for by name so far, but for those that are another one's under a second name.
+    pub fn unread(&self) -> Vec<&str> {
+        let asked = self.inner.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let unread = |name: &&str| {
+            let place = &self.inner.places[*name];
+            !asked.contains(place) && self.tied_to(name).is_none() && !self.is_tied_by_one_of(place, &asked)
+        };
+        self.names().filter(unread).collect()
+    }
+
+    /// Whether one of `asked` is this tensor under a second name.
+    fn is_tied_by_one_of(&self, (file, entry): &(usize, usize), asked: &HashSet<(usize, usize)>) -> bool {
+        let tied = &self.inner.files[*file].contents.tied;
+        tied.iter().any(|(second, first)| first == entry && asked.contains(&(*file, *second)))
     }
 
     /// Whether there is a tensor of this name.
@@ -267,7 +274,7 @@ impl Checkpoint {
 
     /// All tensors, in the order of [`Self::names`].
     pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
-        self.names().filter_map(|name| self.get(name))
+        self.names().filter_map(|name| self.inner.places.get(name).map(|place| self.view(*place)))
     }
 
     /// The weight files, as in error messages.

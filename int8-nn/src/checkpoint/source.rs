@@ -203,8 +203,14 @@ impl Source {
     /// As [`Source::read_text`], and [`CheckpointError::Json`].
     pub fn read_json(&self, name: &str) -> Result<serde_json::Value, CheckpointError> {
         let text = self.text_up_to(JSON_LIMIT, name)?;
-        serde_json::from_str(&text)
-            .map_err(|error| CheckpointError::Json { file: self.label(name), reason: error.to_string() })
+        let failed = |error: serde_json::Error| CheckpointError::Json {
+            file: self.label(name),
+            reason: error.to_string(),
+        };
+        serde_json::from_str(&text).or_else(|error| match with_quoted_literals(&text) {
+            Some(text) => serde_json::from_str(&text).map_err(failed),
+            None => Err(failed(error)),
+        })
     }
 
     /// The model's `config.json`.
@@ -241,6 +247,48 @@ impl Source {
     }
 }
 
+/// JSON in which `NaN`, `Infinity` and `-Infinity`, which Python writes and reads and JSON does not have, are texts of that name:
+/// a key that is not read does not matter, and one that needs a number is refused with it. `None` without any.
+fn with_quoted_literals(text: &str) -> Option<String> {
+    const LITERALS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let mut out = String::with_capacity(text.len());
+    let (mut rest, mut found) = (text, false);
+    while let Some(at) = rest.find(['"', '-', 'I', 'N']) {
+        let (before, tail) = rest.split_at(at);
+        out.push_str(before);
+        let length = if tail.starts_with('"') {
+            string_length(tail)
+        } else if let Some(literal) = LITERALS.iter().find(|literal| tail.starts_with(**literal)) {
+            found = true;
+            out.push('"');
+            out.push_str(literal);
+            out.push('"');
+            rest = &tail[literal.len()..];
+            continue;
+        } else {
+            1
+        };
+        out.push_str(&tail[..length]);
+        rest = &tail[length..];
+    }
+    out.push_str(rest);
+    found.then_some(out)
+}
+
+/// Bytes of the JSON string at the beginning of `text`, up to the end if it has none.
+fn string_length(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let mut at = 1;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
 /// The bytes of one weight file.
 #[derive(Debug)]
 pub(super) enum Storage {
@@ -256,8 +304,8 @@ impl Storage {
         if length == 0 {
             return Ok(Self::Empty);
         }
-        let mapping =
-            Mapping::new(&file).map_err(|error| path_error(path, "map this file into memory", error))?;
+        let mapping = Mapping::new(&file, path)
+            .map_err(|error| path_error(path, "map this file into memory", error))?;
         Ok(Self::Mapped(mapping))
     }
 
@@ -300,5 +348,18 @@ pub(super) fn path_error(path: &Path, operation: &'static str, source: std::io::
     match source.kind() {
         std::io::ErrorKind::NotFound => CheckpointError::NotFound { path: path.to_path_buf() },
         _ => CheckpointError::Io { file: path.display().to_string(), operation, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_quoted_literals;
+
+    #[test]
+    fn literals_of_python_become_texts() {
+        assert_eq!(with_quoted_literals(r#"{"a": -1, "N": "NaN"}"#), None);
+        let text = r#"{"a": [NaN, -Infinity, -2], "In\"finity": Infinity, "b": "NaN"#;
+        let expected = r#"{"a": ["NaN", "-Infinity", -2], "In\"finity": "Infinity", "b": "NaN"#;
+        assert_eq!(with_quoted_literals(text).as_deref(), Some(expected));
     }
 }

@@ -109,7 +109,7 @@ impl Checkpoint {
             format: FileFormat::Safetensors,
             contents: Contents { entries, tied: BTreeMap::new(), metadata: BTreeMap::new() },
         };
-        Self::assemble(label, source, vec![file], &BTreeMap::new())
+        Self::assemble(label, source, vec![file])
     }
 }
 

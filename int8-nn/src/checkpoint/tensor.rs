@@ -325,7 +325,7 @@ impl<'a> TensorView<'a> {
         T::decoder(self.dtype).ok_or_else(|| self.dtype_error(T::FROM))
     }
 
-    pub(super) fn shape_error(&self, expected: String) -> CheckpointError {
+    pub(crate) fn shape_error(&self, expected: String) -> CheckpointError {
         CheckpointError::Shape {
             file: self.file.to_owned(),
             tensor: self.name.to_owned(),

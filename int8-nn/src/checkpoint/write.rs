@@ -21,6 +21,7 @@ use super::outliers::OUTLIERS;
 use super::safetensors::METADATA_KEY;
 use super::source::path_error;
 use super::{CheckpointError, DType};
+use crate::files;
 
 /// A tensor to be written: its header entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -468,8 +469,14 @@ fn header(tensors: &[(&TensorSpec, usize)]) -> Vec<u8> {
 /// Opens `NAME.partial`, writing its header the first time.
 fn open_shard(path: &Path, shard: &mut Shard) -> Result<File, CheckpointError> {
     let begun = shard.state == State::Partial;
-    let mut options = File::options();
-    let opened = options.write(true).create(true).truncate(!begun).open(path);
+    let opened = if begun { files::reopen(path) } else { Ok(None) };
+    let opened = match opened {
+        // It is this run's, or it has gone since.
+        Ok(None) if begun => Err(std::io::ErrorKind::NotFound.into()),
+        Ok(None) => files::create_anew(path),
+        Ok(Some(file)) => Ok(file),
+        Err(error) => Err(error),
+    };
     let mut file = opened.map_err(|error| path_error(path, "create this file", error))?;
     if !begun {
         let length = to_u64(shard.header.len());
@@ -513,10 +520,8 @@ fn write_from(folder: &Path, name: &str, contents: &mut dyn Read) -> Result<(), 
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| path_error(parent, "create this folder", error))?;
     }
-    let mut file = File::create(&path).map_err(|error| path_error(&path, "create this file", error))?;
-    let written = std::io::copy(contents, &mut file).and_then(|_| file.sync_all());
-    written.map_err(|error| path_error(&path, "write to this file", error))?;
-    rename(folder, &path, name)
+    let target = folder.join(name);
+    files::replace_by(&target, &path, contents).map_err(|error| path_error(&target, "write this file", error))
 }
 
 /// Gives a synced file its final name, and syncs the name.
@@ -534,13 +539,8 @@ fn remove(path: &Path) -> Result<(), CheckpointError> {
     }
 }
 
-/// Syncs a folder, where the system can, so that names are durable.
 fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
-    if cfg!(unix) {
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(|error| path_error(folder, "sync this folder to disk", error))?;
-    }
-    Ok(())
+    files::sync_folder(folder).map_err(|error| path_error(folder, "sync this folder to disk", error))
 }
 
 /// Lossless.

@@ -68,6 +68,50 @@ pub struct DecoderConfig {
     pub embedding_size: usize,
     /// Tokens that end a text, from `config.json`.
     pub eos_token_ids: Vec<u32>,
+    /// Which linear layers add a bias where the checkpoint has one; other biases are not part of the model.
+    pub biases: Biases,
+    /// Normalisations have gains (and biases); without them they only normalise.
+    pub norm_gains: bool,
+    /// The last block is followed by a normalisation.
+    pub final_norm: bool,
+    /// LayerNorms add a bias where the checkpoint has one.
+    pub norm_bias: bool,
+    /// The attention scores of block `i` are divided by `i + 1`.
+    pub scores_by_layer: bool,
+    /// Queries, keys and values are clamped to `[−c, c]`, after the norms and before the rotation.
+    pub qkv_limit: Option<f32>,
+    /// Blocks whose window differs from that of `sliding_window` and `alternate`: these have this one, and all others none.
+    pub windows: Option<(BlockSet, usize)>,
+    /// Generation computes a text anew, keys and values included, when it grows beyond this length: where the rotary
+    /// frequencies change, and the family does not keep the former ones.
+    pub recomputed_beyond: Option<usize>,
+}
+
+/// Linear layers that may have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub qkv: bool,
+    /// The output projection of attention.
+    pub attention_output: bool,
+    /// The MLP's expansion and gate.
+    pub up: bool,
+    /// The MLP's contraction.
+    pub down: bool,
+    /// The output head.
+    pub head: bool,
+}
+
+impl Biases {
+    /// All layers of the blocks or none; the head has none.
+    pub const fn blocks(all: bool) -> Self {
+        Self::of(all, all)
+    }
+
+    /// Those of attention, and those of the MLP; the head has none.
+    pub const fn of(attention: bool, mlp: bool) -> Self {
+        Self { qkv: attention, attention_output: attention, up: mlp, down: mlp, head: false }
+    }
 }
 
 /// Kind of normalisation.
@@ -88,6 +132,8 @@ pub enum BlockKind {
     PostNorm,
     /// `x += attn(norm₁(x)) + mlp(norm₂(x))`
     Parallel,
+    /// `x = norm₁(x); x += attn(x); x = norm₂(x); x += mlp(x)`
+    NormedResidual,
 }
 
 /// Which dimensions a normalisation of queries or keys spans.
@@ -95,6 +141,8 @@ pub enum BlockKind {
 pub enum QueryKeyNorms {
     /// Each head alone, all with the same gains.
     PerHead,
+    /// Each head alone, with gains of its own.
+    EachHead,
     /// All heads together.
     Whole,
 }
@@ -193,16 +241,41 @@ pub enum Activation {
     GeluTanh,
     /// `x·σ(x)`
     Silu,
+    /// `max(x, 0)²`
+    ReluSquared,
+    /// `min(x·Φ(x), 10)`
+    GeluClipped,
+    /// `x·σ(1.702x)`
+    QuickGelu,
+    /// `tanh x`
+    Tanh,
+    /// `σ(x) = 1/(1 + e⁻ˣ)`
+    Sigmoid,
+    /// `x·tanh(ln(1 + eˣ))`
+    Mish,
 }
 
 impl Activation {
+    /// Whether this is one of the four that nearly all models have.
+    pub const fn is_common(self) -> bool {
+        matches!(self, Self::Relu | Self::Gelu | Self::GeluTanh | Self::Silu)
+    }
+
     /// By its name in `config.json`.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "relu" => Some(Self::Relu),
-            "gelu" => Some(Self::Gelu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Self::GeluTanh),
+            "gelu" | "gelu_python" => Some(Self::Gelu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_python_tanh" | "gelu_fast" | "gelu_accurate" => {
+                Some(Self::GeluTanh)
+            }
             "silu" | "swish" => Some(Self::Silu),
+            "relu2" => Some(Self::ReluSquared),
+            "gelu_10" => Some(Self::GeluClipped),
+            "quick_gelu" => Some(Self::QuickGelu),
+            "tanh" => Some(Self::Tanh),
+            "sigmoid" => Some(Self::Sigmoid),
+            "mish" => Some(Self::Mish),
             _ => None,
         }
     }
@@ -257,6 +330,14 @@ impl Default for DecoderConfig {
             tied_embeddings: false,
             embedding_size: 0,
             eos_token_ids: Vec::new(),
+            biases: Biases::blocks(true),
+            norm_gains: true,
+            final_norm: true,
+            norm_bias: true,
+            scores_by_layer: false,
+            qkv_limit: None,
+            windows: None,
+            recomputed_beyond: None,
         }
     }
 }
@@ -264,22 +345,42 @@ impl Default for DecoderConfig {
 impl DecoderConfig {
     /// Positions and sliding window of block `index`.
     pub fn attention(&self, index: usize) -> (&Positions, Option<usize>) {
-        match &self.alternate {
+        let (positions, window) = match &self.alternate {
             Some(alternate) if alternate.blocks.contains(index) => {
                 (&alternate.positions, alternate.sliding_window)
             }
             _ => (&self.positions, self.sliding_window),
+        };
+        match &self.windows {
+            Some((blocks, size)) => (positions, blocks.contains(index).then_some(*size)),
+            None => (positions, window),
         }
+    }
+
+    /// The rotary settings of all blocks, each kind once.
+    pub(crate) fn rotary(&self) -> impl Iterator<Item = &Rotary> {
+        let alternate = self.alternate.as_ref().map(|alternate| &alternate.positions);
+        std::iter::once(&self.positions).chain(alternate).filter_map(|positions| match positions {
+            Positions::Rotary(rotary) => Some(rotary),
+            _ => None,
+        })
+    }
+
+    /// Limits the positions to those up to which no rotary frequency depends on the length of the text: for a backend that has
+    /// one table of frequencies.
+    pub(crate) fn limit_to_fixed_frequencies(&mut self) {
+        self.max_positions = self.fixed_positions();
+    }
+
+    /// The most positions up to which no rotary frequency depends on the length of the text.
+    pub fn fixed_positions(&self) -> usize {
+        let least = self.rotary().filter_map(Rotary::fixed_positions).min();
+        least.map_or(self.max_positions, |least| least.min(self.max_positions))
     }
 
     /// Rotated dimensions of a head, the most of any block.
     pub(crate) fn rotated_dims(&self) -> usize {
-        let alternate = self.alternate.as_ref().map(|alternate| &alternate.positions);
-        let dims = |positions: &Positions| match positions {
-            Positions::Rotary(rotary) => rotary.dims,
-            _ => 0,
-        };
-        std::iter::once(&self.positions).chain(alternate).map(dims).max().unwrap_or_default()
+        self.rotary().map(|rotary| rotary.dims).max().unwrap_or_default()
     }
 
     /// Sets the precision of all rotary frequencies.
@@ -303,12 +404,7 @@ impl DecoderConfig {
                 format!("is {}; it must divide the {} attention heads", self.kv_heads, self.heads),
             ));
         }
-        let alternate = self.alternate.as_ref().map(|alternate| &alternate.positions);
-        for positions in std::iter::once(&self.positions).chain(alternate) {
-            if let Positions::Rotary(rotary) = positions {
-                rotary.validate(raw, self.head_size)?;
-            }
-        }
+        self.rotary().try_for_each(|rotary| rotary.validate(raw, self.head_size))?;
         if let Some(experts) = &self.experts
             && experts.chosen > experts.count
         {

@@ -76,6 +76,30 @@ impl RawConfig {
         if self.get(key).is_none() { Ok(default) } else { self.size(key) }
     }
 
+    /// An index: an integer from 0 to 2³¹ − 1; `default` if the key is absent.
+    ///
+    /// # Errors
+    /// When the key is present and no such integer.
+    pub(crate) fn index_or(&self, key: &str, default: usize) -> Result<usize, Error> {
+        if self.get(key).and_then(Value::as_u64) == Some(0) { Ok(0) } else { self.size_or(key, default) }
+    }
+
+    /// Whether the key is there and null.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.json.get(key).is_some_and(Value::is_null)
+    }
+
+    /// With these values for keys that are absent: the defaults of transformers' configuration class, which files omit.
+    pub(crate) fn with_defaults(&self, defaults: &[(&str, Value)]) -> Self {
+        let mut json = self.json.clone();
+        if let Some(object) = json.as_object_mut() {
+            for (key, value) in defaults {
+                object.entry(*key).or_insert_with(|| value.clone());
+            }
+        }
+        Self { file: self.file.clone(), json }
+    }
+
     /// A finite positive number, or `default` if the key is absent.
     ///
     /// # Errors
@@ -129,7 +153,7 @@ impl RawConfig {
         }
     }
 
-    /// Token ids: one integer or a list of them; empty if the key is absent.
+    /// Token ids: one integer or a list of them; empty if the key is absent. A negative one is no token.
     ///
     /// # Errors
     /// When the key is present and neither.
@@ -140,11 +164,12 @@ impl RawConfig {
                 .and_then(|id| u32::try_from(id).ok())
                 .ok_or_else(|| self.problem(key, format!("holds {value}; expected a token id")))
         };
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-            Some(value) => Ok(vec![id(value)?]),
-        }
+        let values = match self.get(key) {
+            None => &[][..],
+            Some(Value::Array(ids)) => ids,
+            Some(value) => std::slice::from_ref(value),
+        };
+        values.iter().filter(|value| value.as_i64().is_none_or(|id| id >= 0)).map(id).collect()
     }
 
     /// Of `layers` blocks those with sliding-window attention: `layer_types`, or `default` without that key.
@@ -182,7 +207,7 @@ impl RawConfig {
         Activation::from_name(name).ok_or_else(|| {
             self.problem(
                 key,
-                format!("is {name:?}; implemented: relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, silu"),
+                format!("is {name:?}; implemented: relu, gelu, gelu_new, gelu_pytorch_tanh, gelu_fast, gelu_10, quick_gelu, silu, mish, relu2, tanh, sigmoid"),
             )
         })
     }

@@ -53,6 +53,14 @@ pub enum RotaryScaling {
         /// Cosines and sines are multiplied by this.
         magnitude: f64,
     },
+    /// NTK-aware scaling by the length of the text: up to `positions` tokens as without scaling, beyond with the base
+    /// `θ·(factor·length/positions − (factor − 1))^(dims/(dims − 2))`.
+    Dynamic {
+        /// The factor.
+        factor: f64,
+        /// Context length the model was trained with.
+        positions: usize,
+    },
     /// LongRoPE (Ding et al., 2024): one divisor a pair, other ones for long contexts.
     LongRope {
         /// Divisors for at most `original_positions` positions.
@@ -73,12 +81,14 @@ pub(crate) struct RotaryDefaults {
     pub(crate) theta: f64,
     /// Share of a head's dimensions that is rotated.
     pub(crate) share: f64,
+    /// Whether the family obeys `partial_rotary_factor`; others ignore it.
+    pub(crate) partial: bool,
 }
 
 impl Default for RotaryDefaults {
     /// Base 10000, all dimensions.
     fn default() -> Self {
-        Self { theta: 10_000.0, share: 1.0 }
+        Self { theta: 10_000.0, share: 1.0, partial: false }
     }
 }
 
@@ -115,11 +125,18 @@ impl Rotary {
         };
         let theta = number("rope_theta", "rotary_emb_base", defaults.theta)?;
         let share = number("partial_rotary_factor", "rotary_pct", defaults.share)?;
-        let dims = convert::fraction_of(head_size, share);
+        let dims = convert::fraction_of(head_size, if defaults.partial { share } else { defaults.share });
         let scaling = match parameters {
             Some(parameters) => Reader { raw, key, parameters }.scaling(theta, dims)?,
             None => RotaryScaling::None,
         };
+        // Frequencies of a scaled kind follow the key in every family, and a family that rotates whole heads cannot use fewer.
+        if !defaults.partial && share != defaults.share && scaling != RotaryScaling::None {
+            return Err(raw.problem(
+                "partial_rotary_factor",
+                format!("is {share}; with scaled rotary positions this family rotates whole heads"),
+            ));
+        }
         Ok(Self { dims, theta, scaling, precision: FloatType::F32 })
     }
 
@@ -149,12 +166,19 @@ impl Rotary {
         Ok(())
     }
 
-    /// Frequencies of the `dims/2` pairs, in radians a position, for sequences of at most `positions`.
-    pub fn frequencies(&self, positions: usize) -> Vec<f64> {
+    /// Frequencies of the `dims/2` pairs, in radians a position, for a text of `length` tokens.
+    pub fn frequencies(&self, length: usize) -> Vec<f64> {
         let dims = convert::f64_from(self.dims);
-        let base = (0..self.dims / 2).map(|pair| self.theta.powf(-2.0 * convert::f64_from(pair) / dims));
+        let theta = match self.scaling {
+            RotaryScaling::Dynamic { factor, positions } if length > positions => {
+                let ratio = convert::f64_from(length) / convert::f64_from(positions);
+                self.theta * (factor * ratio - (factor - 1.0)).powf(dims / (dims - 2.0))
+            }
+            _ => self.theta,
+        };
+        let base = (0..self.dims / 2).map(|pair| theta.powf(-2.0 * convert::f64_from(pair) / dims));
         let frequencies: Vec<f64> = match &self.scaling {
-            RotaryScaling::None => base.collect(),
+            RotaryScaling::None | RotaryScaling::Dynamic { .. } => base.collect(),
             RotaryScaling::Linear { factor } => base.map(|frequency| frequency / factor).collect(),
             RotaryScaling::Llama3 { factor, low_factor, high_factor, original_positions } => base
                 .map(|frequency| {
@@ -172,7 +196,7 @@ impl Rotary {
                 })
                 .collect(),
             RotaryScaling::LongRope { short, long, original_positions, .. } => {
-                let divisors = if positions > *original_positions { long } else { short };
+                let divisors = if length > *original_positions { long } else { short };
                 base.zip(divisors).map(|(frequency, divisor)| frequency / divisor).collect()
             }
         };
@@ -184,14 +208,42 @@ impl Rotary {
         frequencies.into_iter().map(round).collect()
     }
 
+    /// The longest text whose frequencies are those of every shorter one; `None` where they depend on no length.
+    pub fn fixed_positions(&self) -> Option<usize> {
+        match &self.scaling {
+            RotaryScaling::LongRope { short, long, original_positions, .. } => {
+                (short != long).then_some(*original_positions)
+            }
+            RotaryScaling::Dynamic { positions, .. } => Some(*positions),
+            RotaryScaling::None
+            | RotaryScaling::Linear { .. }
+            | RotaryScaling::Llama3 { .. }
+            | RotaryScaling::Yarn { .. } => None,
+        }
+    }
+
+    /// The most positions of a model whose own number is `trained`: dynamic scaling goes beyond by its factor.
+    pub(crate) fn max_positions(&self, trained: usize) -> usize {
+        match self.scaling {
+            RotaryScaling::Dynamic { factor, .. } => convert::fraction_of(trained, factor),
+            _ => trained,
+        }
+    }
+
     /// Factor of cosines and sines: 1 except for YaRN and LongRoPE.
     pub fn magnitude(&self) -> f64 {
         match self.scaling {
             RotaryScaling::Yarn { magnitude, .. } | RotaryScaling::LongRope { magnitude, .. } => magnitude,
-            RotaryScaling::None | RotaryScaling::Linear { .. } | RotaryScaling::Llama3 { .. } => 1.0,
+            RotaryScaling::None
+            | RotaryScaling::Linear { .. }
+            | RotaryScaling::Llama3 { .. }
+            | RotaryScaling::Dynamic { .. } => 1.0,
         }
     }
 }
+
+/// The key of the most positions.
+const POSITIONS: &str = "max_position_embeddings";
 
 /// Reads the settings of one kind of scaling.
 struct Reader<'a> {
@@ -210,21 +262,58 @@ impl Reader<'_> {
                 factor: self.number("factor")?,
                 low_factor: self.number("low_freq_factor")?,
                 high_factor: self.number("high_freq_factor")?,
-                original_positions: self.number("original_max_position_embeddings")?,
+                original_positions: convert::f64_from(self.original_positions()?),
             }),
+            "dynamic" => {
+                if dims < 4 {
+                    return Err(self.raw.problem(
+                        self.key,
+                        format!(
+                            "has rope type \"dynamic\", which needs 4 rotated dimensions; there are {dims}"
+                        ),
+                    ));
+                }
+                let factor = self.number("factor")?;
+                if factor < 1.0 {
+                    return Err(self.problem("factor", format!("is {factor}; expected at least 1")));
+                }
+                Ok(RotaryScaling::Dynamic { factor, positions: self.raw.size_or(POSITIONS, 2048)? })
+            }
             "yarn" => self.yarn(theta, dims),
             "longrope" | "su" => self.longrope(),
             other => Err(self.raw.problem(
                 self.key,
-                format!("has rope type {other:?}; implemented: default, linear, llama3, yarn, longrope"),
+                format!(
+                    "has rope type {other:?}; implemented: default, linear, dynamic, llama3, yarn, longrope"
+                ),
             )),
+        }
+    }
+
+    /// The trained context: on the top level (Phi-3 has it there), else among the parameters, else the model's own.
+    fn original_positions(&self) -> Result<usize, Error> {
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        // Parameters of one kind of layers have their own.
+        let nested = self.key.contains('.');
+        if !nested && self.raw.get(ORIGINAL).is_some() {
+            return self.raw.size(ORIGINAL);
+        }
+        match self.get(ORIGINAL) {
+            // Some files have 8192.0.
+            Some(value) => convert::whole(self.raw.positive(&format!("{}.{ORIGINAL}", self.key), value)?)
+                .filter(|value| *value > 1)
+                .ok_or_else(|| self.problem(ORIGINAL, format!("is {value}; expected an integer above 1"))),
+            None => self.raw.size_or(POSITIONS, 2048),
         }
     }
 
     /// The ramp is between the pairs that turn `beta_fast` and `beta_slow` times within the trained context.
     fn yarn(&self, theta: f64, dims: usize) -> Result<RotaryScaling, Error> {
-        let original = self.number("original_max_position_embeddings")?;
-        let factor = self.number("factor")?;
+        let original = convert::f64_from(self.original_positions()?);
+        let factor = match self.get("factor") {
+            Some(_) => self.number("factor")?,
+            None => convert::f64_from(self.raw.size(POSITIONS)?) / original,
+        };
         let dims = convert::f64_from(dims);
         let pair_of =
             |turns: f64| dims * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
@@ -250,19 +339,11 @@ impl Reader<'_> {
 
     /// Phi-3 has the two context lengths on the top level, and no factor.
     fn longrope(&self) -> Result<RotaryScaling, Error> {
-        const ORIGINAL: &str = "original_max_position_embeddings";
-        let original_positions = match self.get(ORIGINAL) {
-            Some(value) => value
-                .as_u64()
-                .and_then(|value| usize::try_from(value).ok())
-                .filter(|value| *value > 1)
-                .ok_or_else(|| self.problem(ORIGINAL, format!("is {value}; expected an integer above 1")))?,
-            None => self.raw.size(ORIGINAL)?,
-        };
+        let original_positions = self.original_positions()?;
         let original = convert::f64_from(original_positions);
         let factor = match self.get("factor") {
             Some(_) => self.number("factor")?,
-            None => convert::f64_from(self.raw.size("max_position_embeddings")?) / original,
+            None => convert::f64_from(self.raw.size(POSITIONS)?) / original,
         };
         let magnitude = match self.get("attention_factor") {
             Some(_) => self.number("attention_factor")?,

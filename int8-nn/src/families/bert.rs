@@ -33,8 +33,9 @@ pub(super) fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
     let offset = if family == "bert" {
         0
     } else {
-        let padding = raw.token_ids("pad_token_id")?.first().copied().unwrap_or(1);
-        crate::convert::index(padding) + 1
+        // Positions count from behind it.
+        let padding = raw.index_or("pad_token_id", 1)?;
+        padding + 1
     };
     let max_positions = table.checked_sub(offset).filter(|positions| *positions > 0).ok_or_else(|| {
         raw.problem("max_position_embeddings", format!("is {table}; the first {offset} are not used"))

@@ -3,21 +3,20 @@
 //! positions.
 
 use super::llama::{self, layer};
-use super::{Family, LayerNames, TensorNames, deinterleaved};
+use super::{Family, LayerNames, TensorNames, deinterleaved, deinterleaved_order};
 use crate::Error;
 use crate::config::{
-    AlternateAttention, BlockKind, BlockSet, DecoderConfig, NormKind, Positions, RawConfig, RotaryDefaults,
+    AlternateAttention, BlockKind, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig,
+    RotaryDefaults,
 };
 
 pub(crate) const FAMILY: Family = Family { model_types: &["cohere", "cohere2"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    if raw.flag_or("use_qk_norm", false)? {
-        return Err(raw.problem("use_qk_norm", "is true; a norm of its own for each head is not supported"));
-    }
     let second = raw.text_or("model_type", "")? == "cohere2";
+    let own_norms = !second && raw.flag_or("use_qk_norm", false)?;
     let theta = if second { 10_000.0 } else { 500_000.0 };
-    let base = llama::base(raw, RotaryDefaults { theta, share: 1.0 })?;
+    let base = llama::base(raw, RotaryDefaults { theta, ..RotaryDefaults::default() })?;
     let alternate = if second {
         let period = raw.size_or("sliding_window_pattern", 4)?;
         Some(AlternateAttention {
@@ -36,6 +35,8 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         shared_norm: true,
         positions: if second { Positions::None } else { base.positions },
         alternate,
+        query_key_norms: own_norms.then_some(QueryKeyNorms::EachHead),
+        norm_bias: false,
         logit_scale: Some(raw.float_or("logit_scale", 0.0625)?),
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         ..base
@@ -50,6 +51,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
         let rotated = |name: &str, heads| deinterleaved(&block.name(name), heads, &config);
         LayerNames {
             mlp_norm: None,
+            query_key_order: Some(deinterleaved_order(&config)),
             qkv: vec![
                 rotated("self_attn.q_proj", config.heads),
                 rotated("self_attn.k_proj", config.kv_heads),

@@ -3,7 +3,9 @@
 
 use super::{Family, LayerNames, Module, TensorNames, interleaved_qkv};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, Positions, RawConfig, Rotary, RotaryDefaults, SizeKeys};
+use crate::config::{
+    Biases, BlockKind, DecoderConfig, Positions, RawConfig, Rotary, RotaryDefaults, SizeKeys,
+};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["falcon"], config, names };
 
@@ -14,6 +16,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         );
     }
     let base = DecoderConfig::sized(raw, SizeKeys::default())?;
+    let rotary = Rotary::read(raw, base.head_size, RotaryDefaults::default())?;
     let grouped = raw.flag_or("new_decoder_architecture", false)?;
     let parallel = raw.flag_or("parallel_attn", true)?;
     let norms = raw.size_or("num_ln_in_parallel_attn", if grouped { 2 } else { 1 })?;
@@ -25,11 +28,12 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             (false, false) => base.heads,
         },
         intermediate_size: raw.size_or("ffn_hidden_size", base.intermediate_size)?,
-        max_positions: raw.size_or("max_position_embeddings", 2048)?,
+        max_positions: rotary.max_positions(raw.size_or("max_position_embeddings", 2048)?),
         norm_eps: raw.float_or("layer_norm_epsilon", 1e-5)?,
         block: if parallel { BlockKind::Parallel } else { BlockKind::PreNorm },
         shared_norm: parallel && norms != 2,
-        positions: Positions::Rotary(Rotary::read(raw, base.head_size, RotaryDefaults::default())?),
+        positions: Positions::Rotary(rotary),
+        biases: Biases::blocks(raw.flag_or("bias", false)?),
         activation: raw.activation("activation", "gelu")?,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         ..base

@@ -6,8 +6,8 @@ use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames};
 use crate::Error;
 use crate::config::{
-    Activation, AlternateAttention, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig,
-    Rotary, RotaryDefaults,
+    Activation, AlternateAttention, Biases, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms,
+    RawConfig, Rotary, RotaryDefaults,
 };
 use crate::convert;
 
@@ -15,7 +15,7 @@ pub(crate) const FAMILY: Family =
     Family { model_types: &["gemma", "gemma2", "gemma3_text", "gemma3"], config, names };
 
 /// Gemma 3's blocks without window.
-const GLOBAL: RotaryDefaults = RotaryDefaults { theta: 1_000_000.0, share: 1.0 };
+const GLOBAL: RotaryDefaults = RotaryDefaults { theta: 1_000_000.0, share: 1.0, partial: false };
 
 fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
     // The text part of a multimodal model.
@@ -60,11 +60,9 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
         Ok(value.map(convert::f32_from))
     };
     // A null key means no cap; an absent one means the version's default.
-    let (attention_cap, logit_cap) = if family == "gemma2" && !raw.mentions("attn_logit_softcapping") {
-        (Some(50.0), Some(30.0))
-    } else {
-        (None, None)
-    };
+    let absent = |key: &str, default: f64| (family == "gemma2" && !raw.mentions(key)).then_some(default);
+    let attention_cap = absent("attn_logit_softcapping", 50.0);
+    let logit_cap = absent("final_logit_softcapping", 30.0);
     let activation = llama::activation_of(raw, &["hidden_activation", "hidden_act"], Activation::GeluTanh)?;
     DecoderConfig {
         family,
@@ -88,8 +86,16 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
             "gemma" => None,
             _ => Some(raw.positive_or("query_pre_attn_scalar", 256.0)?),
         },
-        attention_softcap: cap("attn_logit_softcapping", attention_cap)?,
-        logit_softcap: cap("final_logit_softcapping", logit_cap)?,
+        // Gemma 3 has the key and does not obey it.
+        attention_softcap: match family {
+            "gemma2" => cap("attn_logit_softcapping", attention_cap)?,
+            _ => None,
+        },
+        logit_softcap: match family {
+            "gemma" => None,
+            _ => cap("final_logit_softcapping", logit_cap)?,
+        },
+        biases: Biases::of(raw.flag_or("attention_bias", false)?, false),
         // The first files write `gelu` for the tanh approximation.
         activation: if activation == Activation::Gelu { Activation::GeluTanh } else { activation },
         gated_mlp: true,

@@ -8,11 +8,12 @@ use crate::config::{DecoderConfig, Positions, RawConfig, SizeKeys};
 pub(crate) const FAMILY: Family = Family { model_types: &["gpt2"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    const BY_LAYER: &str = "scale_attn_by_inverse_layer_idx";
-    if raw.flag_or(BY_LAYER, false)? {
-        return Err(raw.problem(BY_LAYER, "is true, which is not supported"));
+    DecoderConfig {
+        attention_divisor: if raw.flag_or("scale_attn_weights", true)? { None } else { Some(1.0) },
+        scores_by_layer: raw.flag_or("scale_attn_by_inverse_layer_idx", false)?,
+        ..base(raw)?
     }
-    base(raw)?.validate(raw)
+    .validate(raw)
 }
 
 /// The keys that GPT-BigCode and GPT-J share.

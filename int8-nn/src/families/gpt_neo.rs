@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{Family, LayerNames, TensorNames, gpt2};
 use crate::Error;
-use crate::config::{AlternateAttention, BlockSet, DecoderConfig, Positions, RawConfig, SizeKeys};
+use crate::config::{AlternateAttention, Biases, BlockSet, DecoderConfig, Positions, RawConfig, SizeKeys};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["gpt_neo"], config, names };
 
@@ -26,6 +26,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         }),
         positions,
         attention_divisor: Some(1.0),
+        biases: Biases { qkv: false, ..Biases::blocks(true) },
         activation: raw.activation("activation_function", "gelu_new")?,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         ..base

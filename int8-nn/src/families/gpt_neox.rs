@@ -3,22 +3,27 @@
 
 use super::{Family, LayerNames, Module, TensorNames, interleaved_qkv};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, Positions, RawConfig, Rotary, RotaryDefaults, SizeKeys};
+use crate::config::{
+    Biases, BlockKind, DecoderConfig, Positions, RawConfig, Rotary, RotaryDefaults, SizeKeys,
+};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["gpt_neox"], config, names };
 
-const ROTARY: RotaryDefaults = RotaryDefaults { theta: 10_000.0, share: 0.25 };
+const ROTARY: RotaryDefaults = RotaryDefaults { theta: 10_000.0, share: 0.25, partial: true };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let base = DecoderConfig::sized(raw, SizeKeys::default())?;
     let parallel = raw.flag_or("use_parallel_residual", true)?;
+    let rotary = Rotary::read(raw, base.head_size, ROTARY)?;
+    let attention_bias = raw.flag_or("attention_bias", true)?;
     DecoderConfig {
         family: "gpt_neox",
         intermediate_size: raw.size("intermediate_size")?,
-        max_positions: raw.size_or("max_position_embeddings", 2048)?,
+        max_positions: rotary.max_positions(raw.size_or("max_position_embeddings", 2048)?),
         norm_eps: raw.float_or("layer_norm_eps", 1e-5)?,
         block: if parallel { BlockKind::Parallel } else { BlockKind::PreNorm },
-        positions: Positions::Rotary(Rotary::read(raw, base.head_size, ROTARY)?),
+        positions: Positions::Rotary(rotary),
+        biases: Biases::of(attention_bias, true),
         activation: raw.activation("hidden_act", "gelu")?,
         ..base
     }

@@ -5,7 +5,7 @@ use int8_core::FloatType;
 
 use super::{Family, LayerNames, TensorNames, deinterleaved, gpt2};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, Positions, RawConfig, Rotary, RotaryScaling};
+use crate::config::{Biases, BlockKind, DecoderConfig, Positions, RawConfig, Rotary, RotaryScaling};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["gptj"], config, names };
 
@@ -21,6 +21,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             scaling: RotaryScaling::None,
             precision: FloatType::F32,
         }),
+        biases: Biases { head: true, ..Biases::of(false, true) },
         tied_embeddings: raw.flag_or("tie_word_embeddings", false)?,
         ..gpt2::base(raw)?
     }

@@ -4,8 +4,8 @@
 use super::{Family, LayerNames, Module, TensorNames};
 use crate::Error;
 use crate::config::{
-    Activation, AlternateAttention, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig,
-    Rotary, RotaryDefaults, SizeKeys,
+    Activation, AlternateAttention, Biases, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms,
+    RawConfig, Rotary, RotaryDefaults, SizeKeys,
 };
 
 pub(crate) const FAMILY: Family =
@@ -15,14 +15,21 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let config = base(raw, RotaryDefaults::default())?;
     match raw.text_or("model_type", "llama")? {
         "mistral" => {
-            windowed(raw, DecoderConfig { family: "mistral", ..config }, BlockSet::From { first: 0 })
+            let biases = Biases::blocks(false);
+            windowed(raw, DecoderConfig { family: "mistral", biases, ..config }, BlockSet::From { first: 0 })
         }
-        "qwen2" => qwen_windows(raw, DecoderConfig { family: "qwen2", ..config }),
+        "qwen2" => {
+            let biases = Biases { qkv: true, ..Biases::blocks(false) };
+            qwen_windows(raw, DecoderConfig { family: "qwen2", biases, ..config })
+        }
         "qwen3" => {
             let query_key_norms = Some(QueryKeyNorms::PerHead);
             qwen_windows(raw, DecoderConfig { family: "qwen3", query_key_norms, ..config })
         }
-        _ => Ok(config),
+        _ => {
+            let biases = Biases::of(raw.flag_or("attention_bias", false)?, raw.flag_or("mlp_bias", false)?);
+            Ok(DecoderConfig { biases, ..config })
+        }
     }?
     .validate(raw)
 }
@@ -30,16 +37,18 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 /// The keys that most families since LLaMA share.
 pub(super) fn base(raw: &RawConfig, rotary: RotaryDefaults) -> Result<DecoderConfig, Error> {
     let sized = DecoderConfig::sized_by_head(raw, SizeKeys::default(), "head_dim")?;
+    let rotary = Rotary::read(raw, sized.head_size, rotary)?;
     Ok(DecoderConfig {
         family: "llama",
         kv_heads: raw.size_or("num_key_value_heads", sized.heads)?,
         intermediate_size: raw.size("intermediate_size")?,
-        max_positions: raw.size_or("max_position_embeddings", 2048)?,
+        max_positions: rotary.max_positions(raw.size_or("max_position_embeddings", 2048)?),
         norm: NormKind::RmsNorm,
         norm_eps: raw.float_or("rms_norm_eps", 1e-6)?,
-        positions: Positions::Rotary(Rotary::read(raw, sized.head_size, rotary)?),
+        positions: Positions::Rotary(rotary),
         activation: raw.activation("hidden_act", "silu")?,
         gated_mlp: true,
+        biases: Biases::of(raw.flag_or("attention_bias", false)?, false),
         ..sized
     })
 }

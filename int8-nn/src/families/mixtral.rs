@@ -3,13 +3,23 @@
 use super::llama::{self, layer};
 use super::{ExpertNames, Family, LayerNames, MlpNames, Module, TensorNames};
 use crate::Error;
-use crate::config::{BlockSet, DecoderConfig, ExpertsConfig, RawConfig, RotaryDefaults};
+use crate::config::{Biases, BlockSet, DecoderConfig, ExpertsConfig, RawConfig, RotaryDefaults};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["mixtral"], config, names };
 
-const ROTARY: RotaryDefaults = RotaryDefaults { theta: 1_000_000.0, share: 1.0 };
+const ROTARY: RotaryDefaults = RotaryDefaults { theta: 1_000_000.0, share: 1.0, partial: false };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    let raw = &raw.with_defaults(&[
+        ("vocab_size", 32000.into()),
+        ("hidden_size", 4096.into()),
+        ("intermediate_size", 14336.into()),
+        ("num_hidden_layers", 32.into()),
+        ("num_attention_heads", 32.into()),
+        ("num_key_value_heads", 8.into()),
+        ("max_position_embeddings", 131_072.into()),
+        ("num_local_experts", 8.into()),
+    ]);
     let base = llama::base(raw, ROTARY)?;
     let experts = ExpertsConfig {
         count: raw.size("num_local_experts")?,
@@ -19,7 +29,13 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         ..ExpertsConfig::default()
     };
     let norm_eps = raw.float_or("rms_norm_eps", 1e-5)?;
-    let config = DecoderConfig { family: "mixtral", norm_eps, experts: Some(experts), ..base };
+    let config = DecoderConfig {
+        family: "mixtral",
+        norm_eps,
+        experts: Some(experts),
+        biases: Biases::blocks(false),
+        ..base
+    };
     llama::windowed(raw, config, BlockSet::From { first: 0 })?.validate(raw)
 }
 

@@ -156,14 +156,21 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     let family = of(raw).ok()?;
     let config = (family.config)(raw).ok()?;
     let names = (family.names)(&config);
-    let root = names
-        .roots
-        .iter()
-        .find(|root| checkpoint.contains(&format!("{root}{}.weight", names.token_embedding)))?;
+    let known = known_modules(&names);
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let root = crate::block::root(checkpoint, names.roots, &known);
     let mut parts = Vec::new();
     for layer in 0..config.layers {
         let layer = (names.layer)(layer);
+        let first = parts.len();
         parts.extend(layer.qkv.into_iter().chain([layer.attention_output]));
+        // A configuration may name any number of layers: the weights that exist bound the work.
+        if !parts[first..]
+            .iter()
+            .any(|part: &Part| checkpoint.contains(&format!("{root}{}", part.stored().0)))
+        {
+            break;
+        }
         // Experts are no linear layers in transformers: left to the caller.
         if let MlpNames::Dense { up, down } = layer.mlp {
             parts.extend(up.into_iter().chain([down]));
@@ -172,6 +179,14 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     parts.extend([names.project_in, names.project_out].into_iter().flatten().map(Part::new));
     let stored = parts.iter().map(Part::stored);
     Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).collect())
+}
+
+/// Modules by which the root of the names is found: the embedding, and the first norm or projection of the first block, because
+/// a checkpoint with tied weights may hold only the head.
+pub(crate) fn known_modules(names: &TensorNames) -> Vec<String> {
+    let first = (names.layer)(0);
+    let block = first.attention_norm.or_else(|| first.qkv.first().map(|part| part.name().to_owned()));
+    std::iter::once(names.token_embedding.to_owned()).chain(block).collect()
 }
 
 /// The kind of models of this `model_type`; `None` for one that is not supported.
@@ -217,8 +232,13 @@ fn interleaved_qkv(name: &str, config: &DecoderConfig) -> Vec<Part> {
 /// The output channels of the layer `name` of `heads` heads, reordered so that interleaved rotary pairs `(2i, 2i + 1)` become
 /// the pairs `(i, i + dims/2)` of [`crate::config::Rotary`]. Done to queries and keys alike it changes no score.
 fn deinterleaved(name: &str, heads: usize, config: &DecoderConfig) -> Part {
-    let (size, dims) = (config.head_size, config.rotated_dims());
-    let order = |d: usize| if d < dims { 2 * (d % (dims / 2)) + d / (dims / 2) } else { d };
-    let rows = (0..heads).flat_map(|head| (0..size).map(move |d| head * size + order(d))).collect();
+    let (size, order) = (config.head_size, &deinterleaved_order(config));
+    let rows = (0..heads).flat_map(|head| order.iter().map(move |place| head * size + place)).collect();
     Part::new(name).rows(Rows::Gather { rows, of: heads * size })
+}
+
+/// The stored place of each dimension of a head that [`deinterleaved`] reorders.
+fn deinterleaved_order(config: &DecoderConfig) -> Vec<usize> {
+    let dims = config.rotated_dims();
+    (0..config.head_size).map(|d| if d < dims { 2 * (d % (dims / 2)) + d / (dims / 2) } else { d }).collect()
 }

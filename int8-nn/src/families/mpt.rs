@@ -2,20 +2,24 @@
 
 use super::{Family, LayerNames, Module, TensorNames};
 use crate::Error;
-use crate::config::{DecoderConfig, Positions, RawConfig, SizeKeys};
+use crate::config::{Biases, DecoderConfig, Positions, RawConfig, SizeKeys};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["mpt"], config, names };
 
 const KEYS: SizeKeys = SizeKeys { hidden: "d_model", layers: "n_layers", heads: "n_heads" };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    // Of its keys, transformers' model reads these two; `alibi` is not among them, and the positions are always ALiBi's.
     let attention = raw.section("attn_config")?;
-    if !attention.flag_or("alibi", true)? {
-        return Err(attention.problem("alibi", "is false, which is not supported"));
-    }
-    if let Some(clip) = attention.get("clip_qkv") {
-        return Err(attention.problem("clip_qkv", format!("is {clip}; clipping is not supported")));
-    }
+    // 0 is no limit.
+    let qkv_limit = match attention.get("clip_qkv") {
+        Some(clip) if clip.as_f64() != Some(0.0) => Some(attention.float_or("clip_qkv", 0.0)?),
+        _ => None,
+    };
+    let attention_divisor = match attention.get("softmax_scale") {
+        Some(_) => Some(attention.positive_or("softmax_scale", 1.0)?.powi(-2)),
+        None => None,
+    };
     let base = DecoderConfig::sized(raw, KEYS)?;
     if !base.heads.is_power_of_two() {
         return Err(raw.problem(
@@ -28,6 +32,10 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         max_positions: raw.size_or("max_seq_len", 2048)?,
         norm_eps: raw.float_or("layer_norm_epsilon", 1e-5)?,
         positions: Positions::Alibi,
+        qkv_limit,
+        attention_divisor,
+        biases: Biases::blocks(false),
+        norm_bias: false,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         ..base
     }

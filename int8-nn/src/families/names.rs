@@ -34,6 +34,8 @@ impl Module {
 /// The names of a model with an encoder and a decoder.
 pub(crate) struct Seq2SeqNames {
     pub(crate) decoder: TensorNames,
+    /// Modules that hold the embedding of one stack, where a checkpoint has them.
+    pub(crate) stack_embeddings: [&'static str; 2],
     /// The relative position biases of encoder and decoder.
     pub(crate) encoder_bias: &'static str,
     pub(crate) decoder_bias: &'static str,
@@ -130,6 +132,8 @@ pub(crate) struct LayerNames {
     pub(crate) qkv: Vec<Part>,
     /// Of queries and of keys.
     pub(crate) query_key_norms: Option<[String; 2]>,
+    /// The stored place of each dimension of a head in these norms, where it is not its own.
+    pub(crate) query_key_order: Option<Vec<usize>>,
     pub(crate) attention_output: Part,
     pub(crate) mlp: MlpNames,
 }
@@ -143,6 +147,7 @@ impl LayerNames {
             branch_norms: None,
             qkv,
             query_key_norms: None,
+            query_key_order: None,
             attention_output,
             mlp,
         }

@@ -9,9 +9,6 @@ use crate::config::{DecoderConfig, ExpertsConfig, QueryKeyNorms, RawConfig, Rota
 pub(crate) const FAMILY: Family = Family { model_types: &["olmo2", "olmoe"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    if let Some(clip) = raw.get("clip_qkv") {
-        return Err(raw.problem("clip_qkv", format!("is {clip}; clipping is not supported")));
-    }
     let base = DecoderConfig {
         norm_eps: raw.float_or("rms_norm_eps", 1e-5)?,
         query_key_norms: Some(QueryKeyNorms::Whole),
@@ -25,7 +22,12 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             intermediate_size: base.intermediate_size,
             ..ExpertsConfig::default()
         };
-        DecoderConfig { family: "olmoe", experts: Some(experts), ..base }
+        // After the norms.
+        let qkv_limit = match raw.get("clip_qkv") {
+            Some(_) => Some(raw.float_or("clip_qkv", 0.0)?),
+            None => None,
+        };
+        DecoderConfig { family: "olmoe", experts: Some(experts), qkv_limit, ..base }
     } else {
         DecoderConfig { family: "olmo2", branch_norms: true, ..base }
     };

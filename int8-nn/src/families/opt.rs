@@ -3,7 +3,7 @@
 
 use super::{Family, LayerNames, Module, TensorNames};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, Positions, RawConfig, SizeKeys};
+use crate::config::{Biases, BlockKind, DecoderConfig, Positions, RawConfig, SizeKeys};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["opt"], config, names };
 
@@ -17,6 +17,9 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         block: if pre_norm { BlockKind::PreNorm } else { BlockKind::PostNorm },
         positions: Positions::Learned { offset: 2 },
         activation: raw.activation("activation_function", "relu")?,
+        biases: Biases::blocks(raw.flag_or("enable_bias", true)?),
+        norm_gains: raw.flag_or("layer_norm_elementwise_affine", true)?,
+        final_norm: pre_norm && !raw.flag_or("_remove_final_layer_norm", false)?,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         embedding_size: raw.size_or("word_embed_proj_dim", base.hidden_size)?,
         ..base
@@ -40,7 +43,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
         position_embedding: Some("embed_positions"),
         project_in: projected.then_some("project_in"),
         project_out: projected.then_some("project_out"),
-        final_norm: names.final_norm.filter(|_| config.block != BlockKind::PostNorm),
+        final_norm: names.final_norm.filter(|_| config.final_norm),
         ..names
     }
 }

@@ -4,11 +4,11 @@
 use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, NormKind, QueryKeyNorms, RawConfig, RotaryDefaults};
+use crate::config::{Biases, BlockKind, DecoderConfig, NormKind, QueryKeyNorms, RawConfig, RotaryDefaults};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["phi"], config, names };
 
-const ROTARY: RotaryDefaults = RotaryDefaults { theta: 10_000.0, share: 0.5 };
+const ROTARY: RotaryDefaults = RotaryDefaults { theta: 10_000.0, share: 0.5, partial: true };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     DecoderConfig {
@@ -20,6 +20,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         query_key_norms: raw.flag_or("qk_layernorm", false)?.then_some(QueryKeyNorms::PerHead),
         activation: raw.activation("hidden_act", "gelu_new")?,
         gated_mlp: false,
+        biases: Biases { head: true, ..Biases::blocks(true) },
         ..llama::base(raw, ROTARY)?
     }
     .validate(raw)

@@ -3,12 +3,15 @@
 use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames};
 use crate::Error;
-use crate::config::{BlockSet, DecoderConfig, RawConfig, RotaryDefaults};
+use crate::config::{Biases, BlockSet, DecoderConfig, RawConfig, Rotary, RotaryDefaults};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["phi3"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    let config = DecoderConfig { family: "phi3", ..llama::base(raw, RotaryDefaults::default())? };
+    let raw = &raw.with_defaults(&[("original_max_position_embeddings", 4096.into())]);
+    let base = llama::base(raw, RotaryDefaults { partial: true, ..RotaryDefaults::default() })?;
+    let recomputed_beyond = base.rotary().find_map(Rotary::fixed_positions);
+    let config = DecoderConfig { family: "phi3", biases: Biases::blocks(false), recomputed_beyond, ..base };
     llama::windowed(raw, config, BlockSet::From { first: 0 })?.validate(raw)
 }
 

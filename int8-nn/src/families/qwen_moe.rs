@@ -6,15 +6,14 @@ use serde_json::Value;
 use super::llama::{self, layer};
 use super::{ExpertNames, Family, LayerNames, MlpNames, Module, TensorNames};
 use crate::Error;
-use crate::config::{DecoderConfig, ExpertsConfig, QueryKeyNorms, RawConfig, RotaryDefaults};
+use crate::config::{
+    Biases, BlockSet, DecoderConfig, ExpertsConfig, QueryKeyNorms, RawConfig, RotaryDefaults,
+};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["qwen2_moe", "qwen3_moe"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let third = raw.text_or("model_type", "")? == "qwen3_moe";
-    if raw.flag_or("use_sliding_window", false)? {
-        return Err(raw.problem("use_sliding_window", "is true, which is not supported for this family"));
-    }
     let base = llama::base(raw, RotaryDefaults::default())?;
     let count = if raw.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
     let experts = ExpertsConfig {
@@ -29,13 +28,36 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         period: raw.size_or("decoder_sparse_step", 1)?,
         dense_blocks: dense_blocks(raw)?,
     };
+    let qkv = if third {
+        base.biases
+    } else {
+        Biases { qkv: raw.flag_or("qkv_bias", true)?, ..Biases::blocks(false) }
+    };
+    let windows = windows(raw, base.layers, third)?;
     DecoderConfig {
+        windows,
+        biases: qkv,
         family: if third { "qwen3_moe" } else { "qwen2_moe" },
         query_key_norms: third.then_some(QueryKeyNorms::PerHead),
         experts: Some(experts),
         ..base
     }
     .validate(raw)
+}
+
+/// Qwen3-MoE: all blocks. Before: those that `layer_types` names, or else each second one before `max_window_layers`.
+fn windows(raw: &RawConfig, layers: usize, third: bool) -> Result<Option<(BlockSet, usize)>, Error> {
+    if !raw.flag_or("use_sliding_window", false)? || raw.is_null("sliding_window") {
+        return Ok(None);
+    }
+    let blocks = if third {
+        BlockSet::From { first: 0 }
+    } else {
+        let end = raw.index_or("max_window_layers", 28)?;
+        let marks = (0..layers).map(|layer| layer.is_multiple_of(2) && layer < end).collect();
+        raw.sliding_blocks(layers, BlockSet::Marked(marks))?
+    };
+    Ok(Some((blocks, raw.size_or("sliding_window", 4096)?)))
 }
 
 fn dense_blocks(raw: &RawConfig) -> Result<Vec<usize>, Error> {

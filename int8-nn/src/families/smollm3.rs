@@ -5,26 +5,34 @@ use serde_json::Value;
 use super::llama::{self, layer};
 use super::{Family, TensorNames};
 use crate::Error;
-use crate::config::{AlternateAttention, BlockSet, DecoderConfig, Positions, RawConfig, RotaryDefaults};
+use crate::config::{
+    AlternateAttention, Biases, BlockSet, DecoderConfig, Positions, RawConfig, RotaryDefaults,
+};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["smollm3"], config, names };
 
-const ROTARY: RotaryDefaults = RotaryDefaults { theta: 2_000_000.0, share: 1.0 };
+const ROTARY: RotaryDefaults = RotaryDefaults { theta: 2_000_000.0, share: 1.0, partial: false };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    if raw.flag_or("use_sliding_window", false)? {
-        return Err(raw.problem("use_sliding_window", "is true, which is not supported for this family"));
-    }
     let base = llama::base(raw, ROTARY)?;
-    let alternate = AlternateAttention {
-        blocks: rotated_blocks(raw, base.layers)?,
-        positions: base.positions.clone(),
-        sliding_window: None,
+    let rotated = rotated_blocks(raw, base.layers)?;
+    // Without `layer_types`, the blocks without positions have the window.
+    let windows = match raw.get("sliding_window") {
+        Some(_) if raw.flag_or("use_sliding_window", false)? => {
+            let others = (0..base.layers).map(|layer| !rotated.contains(layer)).collect();
+            let blocks = raw.sliding_blocks(base.layers, BlockSet::Marked(others))?;
+            Some((blocks, raw.size("sliding_window")?))
+        }
+        _ => None,
     };
+    let alternate =
+        AlternateAttention { blocks: rotated, positions: base.positions.clone(), sliding_window: None };
     DecoderConfig {
         family: "smollm3",
         positions: Positions::None,
         alternate: Some(alternate),
+        windows,
+        biases: Biases::of(raw.flag_or("attention_bias", false)?, raw.flag_or("mlp_bias", false)?),
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         ..base
     }

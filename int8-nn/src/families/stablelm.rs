@@ -4,16 +4,13 @@
 use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames};
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, NormKind, RawConfig, RotaryDefaults};
+use crate::config::{Biases, BlockKind, DecoderConfig, NormKind, QueryKeyNorms, RawConfig, RotaryDefaults};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["stablelm"], config, names };
 
-const ROTARY: RotaryDefaults = RotaryDefaults { theta: 10_000.0, share: 0.25 };
+const ROTARY: RotaryDefaults = RotaryDefaults { theta: 10_000.0, share: 0.25, partial: true };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    if raw.flag_or("qk_layernorm", false)? {
-        return Err(raw.problem("qk_layernorm", "is true; a norm of its own for each head is not supported"));
-    }
     let parallel = raw.flag_or("use_parallel_residual", false)?;
     DecoderConfig {
         family: "stablelm",
@@ -21,6 +18,8 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         norm_eps: raw.float_or("layer_norm_eps", 1e-5)?,
         block: if parallel { BlockKind::Parallel } else { BlockKind::PreNorm },
         shared_norm: parallel,
+        query_key_norms: raw.flag_or("qk_layernorm", false)?.then_some(QueryKeyNorms::EachHead),
+        biases: Biases { qkv: raw.flag_or("use_qkv_bias", false)?, ..Biases::blocks(false) },
         ..llama::base(raw, ROTARY)?
     }
     .validate(raw)
@@ -30,6 +29,12 @@ fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
     llama::tensors(move |index| {
         let layer = layer(index, &config);
-        LayerNames { mlp_norm: layer.mlp_norm.filter(|_| !config.shared_norm), ..layer }
+        let block = llama::module(index);
+        let norms = || ["self_attn.q_layernorm", "self_attn.k_layernorm"].map(|norm| block.name(norm));
+        LayerNames {
+            mlp_norm: layer.mlp_norm.filter(|_| !config.shared_norm),
+            query_key_norms: config.query_key_norms.map(|_| norms()),
+            ..layer
+        }
     })
 }

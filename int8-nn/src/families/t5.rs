@@ -4,7 +4,7 @@
 use super::{CrossNames, LayerNames, Module, Seq2SeqFamily, Seq2SeqNames, TensorNames};
 use crate::Error;
 use crate::config::{
-    Activation, Buckets, DecoderConfig, NormKind, Positions, RawConfig, Seq2SeqConfig, SizeKeys,
+    Activation, Biases, Buckets, DecoderConfig, NormKind, Positions, RawConfig, Seq2SeqConfig, SizeKeys,
 };
 
 pub(crate) const FAMILY: Seq2SeqFamily = Seq2SeqFamily { model_types: &["t5", "mt5"], config, names };
@@ -34,6 +34,7 @@ fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
         attention_divisor: Some(1.0),
         activation,
         gated_mlp,
+        biases: Biases::blocks(false),
         logit_scale: scaled.then(|| crate::convert::inverse_root(sized.hidden_size)),
         tied_embeddings: true,
         ..sized
@@ -72,6 +73,7 @@ fn names(config: &DecoderConfig) -> Seq2SeqNames {
     let decoder = move |layer| block(&format!("decoder.block.{layer}.layer"), 2, gated);
     Seq2SeqNames {
         decoder: TensorNames::new(&[""], "shared", "decoder.final_layer_norm", decoder),
+        stack_embeddings: ["decoder.embed_tokens", "encoder.embed_tokens"],
         decoder_bias: "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
         cross: Box::new(|layer| {
             let cross = Module::new(format!("decoder.block.{layer}.layer.1"));

@@ -75,9 +75,7 @@ impl Cache {
         }
         let path = self.reference(id);
         create_parent(&path)?;
-        let part = incomplete(&path);
-        fs::write(&part, commit)
-            .and_then(|()| fs::rename(&part, &path))
+        crate::files::replace(&path, &mut commit.as_bytes())
             .map_err(|error| io(&path, "write this file", error))
     }
 

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
@@ -39,6 +39,62 @@ pub(super) struct Client {
     token: Option<String>,
     pub(super) attempts: u32,
     pub(super) pause: Duration,
+    pub(super) pace: Pace,
+    deadline: Duration,
+}
+
+/// The fewest bytes of an answer over a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    window: Duration,
+    rate: u64,
+}
+
+impl Pace {
+    /// Bytes over the window.
+    pub(super) fn least(self) -> u64 {
+        u64::try_from(self.window.as_millis()).unwrap_or(u64::MAX).saturating_mul(self.rate) / 1000
+    }
+}
+
+/// An answer's body that must arrive at a pace, and before a deadline if there is one.
+pub(super) struct Paced<R> {
+    body: R,
+    pace: Pace,
+    deadline: Option<Instant>,
+    /// Begin of the window, and the bytes in it.
+    window: (Instant, u64),
+}
+
+impl<R: Read> Paced<R> {
+    pub(super) fn new(body: R, pace: Pace, deadline: Option<Duration>) -> Self {
+        let now = Instant::now();
+        Self {
+            body,
+            pace,
+            deadline: deadline.and_then(|deadline| now.checked_add(deadline)),
+            window: (now, 0),
+        }
+    }
+}
+
+impl<R: Read> Read for Paced<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let length = self.body.read(buffer)?;
+        let now = Instant::now();
+        let slow = |problem: String| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, problem));
+        if self.deadline.is_some_and(|deadline| now > deadline) && length > 0 {
+            return slow("the answer takes too long".to_owned());
+        }
+        self.window.1 = self.window.1.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
+        if now.duration_since(self.window.0) >= self.pace.window {
+            if self.window.1 < self.pace.least() && length > 0 {
+                return slow(format!("the answer comes at less than {} bytes a second", self.pace.rate));
+            }
+            self.window = (now, 0);
+        }
+        Ok(length)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +148,8 @@ impl Client {
             token: settings.token,
             attempts: settings.attempts.max(1),
             pause: settings.pause,
+            pace: Pace { window: settings.window, rate: settings.least_rate },
+            deadline: settings.deadline,
         })
     }
 
@@ -115,7 +173,8 @@ impl Client {
     ) -> Result<Vec<u8>, HubError> {
         let answer = self.get(id, url, range)?;
         let mut bytes = Vec::new();
-        let read = answer.into_body().into_reader().take(limit + 1).read_to_end(&mut bytes);
+        let body = Paced::new(answer.into_body().into_reader(), self.pace, Some(self.deadline));
+        let read = body.take(limit + 1).read_to_end(&mut bytes);
         read.map_err(|error| network(url, &error))?;
         match u64::try_from(bytes.len()) {
             Ok(length) if length <= limit => Ok(bytes),
@@ -168,8 +227,12 @@ impl Client {
     /// Makes a request and follows redirections: all of them to get something, those inside the host to describe it.
     fn follow(&self, method: Method, url: &str, range: Option<Range>) -> Result<Response<Body>, HubError> {
         let mut url = url.to_owned();
+        // As Python's `requests`: once a redirection has left the host, the token is not sent again, not even to the host itself,
+        // since its address is then another's choice.
+        let mut with_token = true;
         for _ in 0..=MOST_REDIRECTS {
-            let answer = self.request(method, &url, range)?;
+            with_token &= same_host(&url, &self.endpoint);
+            let answer = self.request(method, &url, range, with_token)?;
             let target = match text(answer.headers(), "location") {
                 Some(target) if answer.status().is_redirection() => target,
                 _ => return Ok(answer),
@@ -190,13 +253,19 @@ impl Client {
         Err(HubError::Answer { url, reason: "too many redirections".to_owned() })
     }
 
-    fn request(&self, method: Method, url: &str, range: Option<Range>) -> Result<Response<Body>, HubError> {
+    fn request(
+        &self,
+        method: Method,
+        url: &str,
+        range: Option<Range>,
+        with_token: bool,
+    ) -> Result<Response<Body>, HubError> {
         let mut request = match method {
             Method::Get => self.agent.get(url),
             Method::Head => self.agent.head(url),
         };
         if let Some(token) = &self.token
-            && same_host(url, &self.endpoint)
+            && with_token
         {
             request = request.header("Authorization", format!("Bearer {token}"));
         }

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::cache::{self, Cache};
 use super::client::{self, Client, Range, Stated};
 use super::{HubError, ModelId};
+use crate::files;
 
 /// Bytes read at a time: many packets, a small part of L2.
 const BLOCK: usize = 256 << 10;
@@ -42,13 +43,15 @@ pub(super) fn file(
     let part = cache::incomplete(&blob);
     let mut download = Download::resume(client, id, name, url, stated, part, report)?;
     let mut failures = 0;
+    let least = client.pace.least();
     while download.done < stated.size {
         let before = download.done;
         match download.stream() {
             Ok(()) => {}
             Err(Stop::Final(error)) => return Err(error),
             Err(Stop::Broken(error)) => {
-                failures = if download.done > before { 1 } else { failures + 1 };
+                // A few bytes for each attempt are no progress.
+                failures = if download.done - before.min(download.done) > least { 1 } else { failures + 1 };
                 if failures >= client.attempts {
                     return Err(error);
                 }
@@ -85,7 +88,11 @@ impl<'a> Download<'a> {
         part: PathBuf,
         report: &'a mut dyn FnMut(u64),
     ) -> Result<Self, HubError> {
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(&part);
+        let file = match files::reopen(&part) {
+            Ok(None) => files::create_anew(&part),
+            Ok(Some(file)) => Ok(file),
+            Err(error) => Err(error),
+        };
         let file = file.map_err(|error| cache::io(&part, "write this file", error))?;
         let hash = Hash::new(stated);
         let mut download = Self { client, id, name, url, stated, part, file, hash, done: 0, report };
@@ -141,7 +148,7 @@ impl<'a> Download<'a> {
         {
             return Err(Stop::Final(self.wrong_size(self.done.saturating_add(length))));
         }
-        let mut body = answer.into_body().into_reader();
+        let mut body = client::Paced::new(answer.into_body().into_reader(), self.client.pace, None);
         let mut block = vec![0; BLOCK];
         loop {
             let length = match body.read(&mut block) {

@@ -23,10 +23,25 @@ pub struct Settings {
     pub attempts: u32,
     /// Pause after the first failed attempt; each further one is twice as long.
     pub pause: Duration,
+    /// Fewest bytes a second, over each [`window`](Self::window): a slower answer is broken off.
+    pub least_rate: u64,
+    /// The time over which the rate is measured.
+    pub window: Duration,
+    /// Longest time of an answer that is no file: a list, a header.
+    pub deadline: Duration,
 }
 
 /// With pauses of 1, 2, 4 and 8 s a router has time to restart.
 const ATTEMPTS: u32 = 5;
+
+/// Bytes a second: a twentieth of a GPRS modem's.
+const LEAST_RATE: u64 = 256;
+
+/// Routers and caches stall for seconds.
+const WINDOW: Duration = Duration::from_secs(30);
+
+/// A list of 10,000 files (1 MB) takes 2 minutes at 8 kB/s.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 impl Settings {
     /// The public hub and this cache, without a token.
@@ -40,6 +55,9 @@ impl Settings {
             proxy: true,
             attempts: ATTEMPTS,
             pause: Duration::from_secs(1),
+            least_rate: LEAST_RATE,
+            window: WINDOW,
+            deadline: DEADLINE,
         }
     }
 

@@ -11,6 +11,9 @@ use crate::config::{DecoderConfig, RawConfig};
 use crate::convert::bytes as wide;
 use crate::families;
 
+/// Most layers that are counted from a configuration alone, far above the deepest model: the work is in proportion to them.
+const MOST_LAYERS: usize = 16_384;
+
 impl Shape {
     /// The shape of a checkpoint: weights from its tensors, tied ones once; KV cache and activations from `config.json`, if
     /// its family is supported.
@@ -26,7 +29,7 @@ impl Shape {
         let tensors = checkpoint.tensors().filter(|tensor| checkpoint.tied_to(tensor.name()).is_none());
         let tensors =
             tensors.map(|tensor| (tensor.name(), tensor.shape().iter().map(|&dim| wide(dim)).collect()));
-        Ok(of_tensors(name.into(), tensors, decoder(config).as_ref()))
+        of_tensors(name.into(), tensors, decoder(config).as_ref())
     }
 
     /// The shape of a model from `config.json` and safetensors headers, each with its file name, as `hub::Hub::headers`
@@ -53,6 +56,11 @@ impl Shape {
         }
         let decoder = decoder(config);
         match (&decoder, tensors.is_empty()) {
+            // No tensors bound the number.
+            (Some(config), true) if config.layers > MOST_LAYERS => Err(Error::Input(format!(
+                "{name}: config.json says {} layers; at most {MOST_LAYERS} are counted without the weights",
+                config.layers
+            ))),
             // No safetensors: biases are a ten-thousandth of the weights.
             (Some(config), true) => Ok(Self::of_decoder(name, config, true)),
             (None, true) => Err(Error::Input(format!(
@@ -61,7 +69,7 @@ impl Shape {
             ))),
             (_, false) => {
                 let tensors = tensors.iter().map(|(tensor, shape)| (tensor.as_str(), shape.clone()));
-                Ok(of_tensors(name, tensors, decoder.as_ref()))
+                of_tensors(name, tensors, decoder.as_ref())
             }
         }
     }
@@ -79,7 +87,7 @@ fn of_tensors<'a>(
     name: String,
     tensors: impl Iterator<Item = (&'a str, Vec<u64>)>,
     config: Option<&DecoderConfig>,
-) -> Shape {
+) -> Result<Shape, Error> {
     let (mut linear, mut outputs, mut embeddings, mut head, mut other) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     let mut blocks = BTreeSet::new();
     for (tensor, shape) in tensors {
@@ -108,10 +116,18 @@ fn of_tensors<'a>(
             _ => add(&mut other),
         }
     }
+    if let Some(config) = config.filter(|config| config.layers > blocks.len()) {
+        return Err(Error::Input(format!(
+            "{name}: config.json says {} layers, and the files have tensors of {}; the download or conversion is not complete, or \
+             the configuration is another model's",
+            config.layers,
+            blocks.len()
+        )));
+    }
     let known = config.map(|config| Shape::of_decoder("", config, true)).unwrap_or_default();
     // Files may hold the tied embedding again as the head.
     let head = if config.is_some_and(|config| config.tied_embeddings) { 0 } else { head };
-    Shape {
+    Ok(Shape {
         name,
         blocks: wide(blocks.len()),
         linear,
@@ -120,7 +136,7 @@ fn of_tensors<'a>(
         head,
         other,
         ..known
-    }
+    })
 }
 
 /// The part of a name up to its first number, the block's: `model.layers.17`.

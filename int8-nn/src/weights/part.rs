@@ -15,6 +15,8 @@ pub(crate) struct Part {
     /// The weight is this one of those that are stored as one tensor `[experts, out, in]`, under the name itself.
     pub(super) slab: Option<usize>,
     pub(super) rows: Rows,
+    /// The tensor of the bias; `None` if the model has none, whatever the checkpoint holds.
+    pub(super) bias: Option<String>,
 }
 
 /// Which output rows of a stored weight are used, in which order.
@@ -29,7 +31,37 @@ pub(crate) enum Rows {
 impl Part {
     /// All rows of the layer `name`, whose weight is stored `[out, in]`.
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), transposed: false, slab: None, rows: Rows::All }
+        Self {
+            name: name.to_owned(),
+            transposed: false,
+            slab: None,
+            rows: Rows::All,
+            bias: Some(format!("{name}.bias")),
+        }
+    }
+
+    /// Its name in the checkpoint.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Without bias unless `biased`.
+    pub(crate) fn biased(self, biased: bool) -> Self {
+        Self { bias: self.bias.filter(|_| biased), ..self }
+    }
+
+    /// With `root` before the names.
+    pub(super) fn below(self, root: &str) -> Self {
+        Self {
+            name: format!("{root}{}", self.name),
+            bias: self.bias.map(|bias| format!("{root}{bias}")),
+            ..self
+        }
+    }
+
+    /// With the bias of the layer `name` instead of its own.
+    pub(crate) fn bias_of(self, name: &str) -> Self {
+        Self { bias: Some(format!("{name}.bias")), ..self }
     }
 
     /// The weight is stored `[in, out]` unless it is int8.

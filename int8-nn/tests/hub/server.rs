@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -30,6 +31,8 @@ pub(crate) struct Repository {
     pub(crate) no_ranges: bool,
     /// An answer to the path instead of the usual one.
     pub(crate) answer: Option<Give>,
+    /// Sends bodies byte by byte, with this pause after each; if so, those of large files alone.
+    pub(crate) trickle: Option<(Duration, bool)>,
 }
 
 /// An answer of the server.
@@ -153,7 +156,19 @@ fn serve(state: &State, mut stream: TcpStream, to_contents: bool) {
     let _ = stream.write_all(format!("{head}\r\n").as_bytes());
     if request.method != "HEAD" {
         *state.sent.lock().unwrap() += answer.body.len();
-        let _ = stream.write_all(&answer.body);
+        match state.repository.trickle {
+            Some((pause, large_alone)) if to_contents || !large_alone => {
+                for byte in &answer.body {
+                    if stream.write_all(&[*byte]).is_err() {
+                        break;
+                    }
+                    std::thread::sleep(pause);
+                }
+            }
+            _ => {
+                let _ = stream.write_all(&answer.body);
+            }
+        }
     }
 }
 

@@ -456,12 +456,6 @@ fn shards() -> Vec<Case> {
             &["pytorch_model-00001-of-00001.bin", "`w`"],
         ),
         case(
-            "torch: a shard without its tensor",
-            vec![index_file(r#"{"v":"a.bin"}"#), ("a.bin", archive(&valid()))],
-            variant!(MissingTensor),
-            &["a.bin", "`v`"],
-        ),
-        case(
             "torch: a shard outside the folder",
             vec![index_file(r#"{"w":"../a.bin"}"#)],
             variant!(UnsafeName),

@@ -29,7 +29,34 @@ fn single(
 fn cases() -> Vec<Case> {
     let reads_one: fn(&Checkpoint) -> Result<bool, CheckpointError> = |c| Ok(c.tensor("w")?.to_f32()? == ONE);
     let w = || entry("w", "F32", "[2,2]", "[0,16]");
+    let sharded = |name, map, a: Vec<u8>, b: Vec<u8>, check| Case {
+        name,
+        files: vec![("model.safetensors.index.json", index(map)), ("a.safetensors", a), ("b.safetensors", b)],
+        open: "",
+        check,
+    };
     vec![
+        sharded(
+            "an index entry that no shard holds",
+            r#"{"v":"a.safetensors","w":"a.safetensors","x":"b.safetensors"}"#,
+            one("w"),
+            one("x"),
+            |c| Ok(c.tensor("w")?.to_f32()? == ONE && c.get("v").is_none() && c.len() == 2),
+        ),
+        sharded(
+            "a tensor in another shard than stated",
+            r#"{"v":"a.safetensors","w":"b.safetensors"}"#,
+            one("w"),
+            one("v"),
+            reads_one,
+        ),
+        sharded(
+            "a tensor in two shards: the later one's",
+            r#"{"v":"b.safetensors","w":"a.safetensors"}"#,
+            one("w"),
+            tensors(&[("v", "U8", &[1], &[0]), ("w", "U8", &[1], &[7])]),
+            |c| Ok(c.tensor("w")?.to_vec::<u8>()? == [7] && c.unread() == ["v"]),
+        ),
         single("no tensors", file("{}", b""), |c| Ok(c.is_empty() && c.total_bytes() == 0)),
         single(
             "empty metadata",

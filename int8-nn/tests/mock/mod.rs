@@ -9,7 +9,7 @@ use int8_nn::Error;
 use int8_nn::backend::cpu::{CpuActivations, CpuBackend, CpuBatch, CpuCache, CpuLinear, SharedMatrix};
 use int8_nn::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey,
-    Input, LinearStatistics, NormSpec, Observer, Output, Phase, Precision, Segment, Site,
+    Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Phase, Precision, Segment, Site,
 };
 use int8_nn::sampler::Sampler;
 use int8_nn::weights::{FloatMatrix, LinearSource};
@@ -215,6 +215,9 @@ impl Backend for Mock {
     }
     fn cache_bytes(&self, cache: &Self::Cache) -> usize {
         self.cpu.cache_bytes(&cache.lock())
+    }
+    fn page_tables(&self, cache: &Self::Cache, read: &mut dyn FnMut(&PageTables)) {
+        self.cpu.page_tables(&cache.lock(), read);
     }
     fn batch(&self, capacity: BatchCapacity) -> Result<Self::Batch, Error> {
         let inner = Shared::new(self.cpu.batch(capacity)?);

@@ -4,12 +4,13 @@ use int8_cuda::{Device, bench};
 
 use crate::args::BenchArgs;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, OutputFile};
 use crate::report::charts::{Caption, Chart};
 use crate::report::plots::write_chart;
 
 /// Prints the table.
 pub(super) fn run(ordinal: u32, arguments: &BenchArgs, output: &Output) -> Result<(), Failure> {
+    let plot = OutputFile::given("--plot", arguments.plot.as_deref())?;
     let failed = |error: int8_cuda::Error| Failure::new(format!("--device cuda:{ordinal}: {error}"));
     let device = Device::new(ordinal).map_err(|error| {
         failed(error).hint("nvidia-smi lists the devices; `int8 bench` without --device measures the CPU")
@@ -29,7 +30,12 @@ pub(super) fn run(ordinal: u32, arguments: &BenchArgs, output: &Output) -> Resul
     })
     .map_err(failed)?;
     written?;
-    if let Some(file) = &arguments.plot {
+    if output.json {
+        output.object(&bench::document(info, &records))?;
+    } else {
+        bench::summary(&records).iter().try_for_each(|line| output.line(line))?;
+    }
+    if let Some(file) = &plot {
         // The baseline comes first.
         let mut bars = vec![("cuBLASLt fp16".to_owned(), 1.0)];
         bars.extend(records.iter().filter(|record| (record.outlier_share - 0.001).abs() < 1e-6).map(
@@ -41,10 +47,7 @@ pub(super) fn run(ordinal: u32, arguments: &BenchArgs, output: &Output) -> Resul
         let source = format!("against cuBLASLt fp16, 0.1 % outlier columns; {}", info.name);
         let caption = Caption { title: "Speed-up of an LLM.int8() layer", source: &source };
         write_chart(file, &Chart::Bars(bars), caption)?;
-        output.remark(&format!("drawn in {}", file.display()));
+        output.remark(&format!("drawn in {}", file.path().display()));
     }
-    if output.json {
-        return output.object(&bench::document(info, &records));
-    }
-    bench::summary(&records).iter().try_for_each(|line| output.line(line))
+    Ok(())
 }

@@ -12,7 +12,7 @@ use super::Rows;
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
 use crate::backend::{AttentionSpec, CacheCapacity, Mask, PageTables};
-use crate::config::Positions;
+use crate::config::{Positions, Rotary};
 
 /// Keys and values of all blocks and sequences, in pages.
 #[derive(Debug)]
@@ -23,9 +23,45 @@ pub struct CpuCache {
     pages: KvPages,
     /// Positions written, by sequence.
     lengths: Vec<usize>,
-    /// Each different rotary table once.
-    rotations: Vec<Rotation>,
+    /// Each different kind of rotary positions once.
+    rotations: Vec<Turns>,
     layers: Vec<Layer>,
+}
+
+/// The rotations of one kind of rotary positions.
+#[derive(Debug)]
+struct Turns {
+    rotary: Rotary,
+    /// Longest text that `table` is for.
+    fixed: usize,
+    /// All positions, with the frequencies of texts of at most `fixed` tokens.
+    table: Rotation,
+    /// Of the last segment of a longer text: first position, rows and length. Its layers share it.
+    last: Option<([usize; 3], Rotation)>,
+}
+
+impl Turns {
+    fn new(rotary: &Rotary, max_positions: usize) -> Self {
+        let fixed = rotary.fixed_positions().unwrap_or(usize::MAX);
+        let positions = max_positions.min(fixed);
+        let table = Rotation::new(rotary, 0..positions, positions);
+        Self { rotary: rotary.clone(), fixed, table, last: None }
+    }
+
+    /// The rotation of a segment, and the first of its rows in it.
+    fn of(&mut self, segment: &Rows) -> (&Rotation, usize) {
+        let Rows { position, rows, length, .. } = *segment;
+        if length <= self.fixed {
+            return (&self.table, position);
+        }
+        let key = [position, rows, length];
+        if self.last.as_ref().is_none_or(|(known, _)| *known != key) {
+            self.last = None;
+        }
+        let rotary = &self.rotary;
+        let compute = || (key, Rotation::new(rotary, position..position + rows, length));
+        (&self.last.get_or_insert_with(compute).1, 0)
+    }
 }
 
 /// Positions and window of a block.
@@ -33,6 +69,8 @@ pub struct CpuCache {
 struct Layer {
     /// Index into the rotary tables.
     rotation: Option<usize>,
+    /// Factor of the scores.
+    factor: f32,
     /// ALiBi: one slope for each head.
     slopes: Option<Vec<f32>>,
     window: usize,
@@ -45,7 +83,8 @@ impl CpuCache {
         for layer in &spec.layers {
             let rotation = rotations.place(&layer.positions);
             let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
-            layers.push(Layer { rotation, slopes, window: layer.sliding_window.unwrap_or(usize::MAX) });
+            let window = layer.sliding_window.unwrap_or(usize::MAX);
+            layers.push(Layer { rotation, slopes, window, factor: layer.factor });
         }
         let pages = KvPages::new(
             spec.kv_cache,
@@ -60,9 +99,16 @@ impl CpuCache {
             tables: PageTables::new(capacity, PAGE_POSITIONS),
             pages,
             lengths: vec![0; capacity.sequences],
-            rotations: rotations.tables(capacity.max_positions).collect(),
+            rotations: rotations
+                .settings()
+                .map(|rotary| Turns::new(rotary, capacity.max_positions))
+                .collect(),
             layers,
         })
+    }
+
+    pub(super) fn tables(&self) -> &PageTables {
+        &self.tables
     }
 
     /// Bytes of the pages that a sequence holds.
@@ -106,7 +152,7 @@ impl CpuCache {
         let queries = self.spec.heads * self.spec.head_size;
         for segment in segments {
             let mut qkv = qkv.slice_mut(s![segment.range(), ..]);
-            self.rotate(layer, segment.position, &mut qkv);
+            self.rotate(layer, segment, &mut qkv);
             self.write(segment, layer, qkv.slice(s![.., queries..]))?;
             let out = out.slice_mut(s![segment.range(), ..]);
             self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)?;
@@ -139,10 +185,12 @@ impl CpuCache {
     }
 
     /// Rotates queries and keys in place; pairs are `(i, i + dims/2)`.
-    fn rotate(&self, layer: usize, position: usize, qkv: &mut ArrayViewMut2<'_, f32>) {
-        let Some(rotation) = self.layers[layer].rotation.map(|table| &self.rotations[table]) else { return };
-        let (half, size) = (rotation.half, self.spec.head_size);
+    fn rotate(&mut self, layer: usize, segment: &Rows, qkv: &mut ArrayViewMut2<'_, f32>) {
+        let size = self.spec.head_size;
         let rotated = (self.spec.heads + self.spec.kv_heads) * size;
+        let Some(place) = self.layers[layer].rotation else { return };
+        let (rotation, position) = self.rotations[place].of(segment);
+        let half = rotation.half;
         qkv.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(row, mut values)| {
             let angles = (position + row) * half..(position + row + 1) * half;
             let (cos, sin) = (&rotation.cos[angles.clone()], &rotation.sin[angles]);
@@ -176,7 +224,7 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { slopes, window, .. } = &self.layers[layer];
+        let Layer { slopes, window, factor, .. } = &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
             Mask::Causal => (position + 1).saturating_sub(*window)..position + 1,
             Mask::Full => 0..length,
@@ -189,6 +237,7 @@ impl CpuCache {
             (None, None) => Bias::None,
         };
         let AttentionSpec { heads, scale, softcap, .. } = self.spec;
+        let scale = scale * factor;
         let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias };
         let sequence = self.pages.sequence(layer, self.tables.table(segment.sequence));
         Ok(attention.attend(queries, &sequence, &rows, out)?)

@@ -52,5 +52,11 @@ pub(super) fn function(activation: Activation) -> Function {
         Activation::Gelu => Function::Gelu,
         Activation::GeluTanh => Function::GeluTanh,
         Activation::Silu => Function::Silu,
+        Activation::ReluSquared => Function::ReluSquared,
+        Activation::GeluClipped => Function::GeluClipped,
+        Activation::QuickGelu => Function::QuickGelu,
+        Activation::Tanh => Function::Tanh,
+        Activation::Sigmoid => Function::Sigmoid,
+        Activation::Mish => Function::Mish,
     }
 }

@@ -14,11 +14,12 @@ use std::sync::{Arc, Mutex};
 use int8_cpu::{Prologue, Store};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use projection::Target;
+use rayon::prelude::*;
 
 use crate::Error;
 use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey,
-    Input, LinearStatistics, NormSpec, Observer, Output, Segment,
+    Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
 use crate::convert;
 use crate::precision::{Precision, Site};
@@ -66,6 +67,8 @@ struct Rows {
     first_row: usize,
     rows: usize,
     position: usize,
+    /// Tokens of the text.
+    length: usize,
 }
 
 impl Rows {
@@ -191,6 +194,10 @@ impl Backend for CpuBackend {
         cache.bytes()
     }
 
+    fn page_tables(&self, cache: &CpuCache, read: &mut dyn FnMut(&PageTables)) {
+        read(cache.tables());
+    }
+
     fn batch(&self, capacity: BatchCapacity) -> Result<CpuBatch, Error> {
         Ok(CpuBatch {
             ids: Vec::with_capacity(capacity.rows),
@@ -223,6 +230,7 @@ impl Backend for CpuBackend {
                 first_row: batch.ids.len(),
                 rows: segment.ids.len(),
                 position: segment.position,
+                length: segment.length,
             });
             batch.ids.extend_from_slice(segment.ids);
             batch.positions.extend(segment.position..segment.position + segment.ids.len());
@@ -304,6 +312,11 @@ impl Backend for CpuBackend {
         if let Some(cap) = cap {
             x.data.iter_mut().for_each(|value| *value = cap * (*value / cap).tanh());
         }
+        Ok(())
+    }
+
+    fn clamp(&self, x: &mut CpuActivations, limit: f32) -> Result<(), Error> {
+        x.data.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
         Ok(())
     }
 
@@ -404,7 +417,16 @@ impl Backend for CpuBackend {
             return Err(Error::Input(format!("{samplers} samplers for {rows} rows of logits")));
         }
         let rows = logits.data.chunks_exact(logits.width);
-        samplers.iter_mut().zip(rows).map(|(sampler, logits)| sampler.next(logits)).collect()
+        // A draw from a whole vocabulary takes longer than handing it to another thread.
+        let drawn: Vec<_> = match samplers {
+            [sampler] => rows.map(|logits| sampler.next(logits)).collect(),
+            samplers => {
+                let rows: Vec<&[f32]> = rows.collect();
+                let both = samplers.par_iter_mut().zip(rows);
+                both.map(|(sampler, logits)| sampler.next(logits)).collect()
+            }
+        };
+        drawn.into_iter().collect()
     }
 
     fn read(&self, x: &CpuActivations, out: &mut Vec<f32>) -> Result<(), Error> {

@@ -105,6 +105,10 @@ impl CudaCache {
         self.kind
     }
 
+    pub(super) fn tables(&self) -> &PageTables {
+        &self.tables
+    }
+
     /// Bytes of the pages that a sequence holds.
     pub(super) fn bytes(&self) -> usize {
         self.tables.used() * self.pages.page_bytes()

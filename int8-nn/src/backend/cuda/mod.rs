@@ -29,7 +29,7 @@ use turn::Turn;
 use crate::Error;
 use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, Feature,
-    GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, Segment,
+    GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
 use crate::config::{Activation, NormKind};
 use crate::precision::{Precision, Site};
@@ -290,6 +290,7 @@ fn function(activation: Activation) -> int8_cuda::model::Activation {
         Activation::Gelu => int8_cuda::model::Activation::Gelu,
         Activation::GeluTanh => int8_cuda::model::Activation::GeluTanh,
         Activation::Silu => int8_cuda::model::Activation::Silu,
+        other => unreachable!("{other:?} is refused by `capabilities`"),
     }
 }
 
@@ -308,7 +309,14 @@ impl Backend for CudaBackend {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::all(format!("cuda:{}", self.ordinal));
         capabilities.features.remove(&Feature::GroupGranularity);
+        capabilities.features.remove(&Feature::FurtherActivations);
+        capabilities.features.remove(&Feature::ScoresByLayer);
+        capabilities.features.remove(&Feature::ClampedProjections);
+        capabilities.features.remove(&Feature::FrequenciesByLength);
         capabilities.max_head_size = Some(256);
+        // One row has kernels of its own, whose sums have another order.
+        capabilities.batch_invariant = false;
+        capabilities.prefill_rows = 4096;
         capabilities
     }
 
@@ -386,6 +394,10 @@ impl Backend for CudaBackend {
 
     fn cache_bytes(&self, cache: &CudaCache) -> usize {
         cache.bytes()
+    }
+
+    fn page_tables(&self, cache: &CudaCache, read: &mut dyn FnMut(&PageTables)) {
+        read(cache.tables());
     }
 
     fn batch(&self, capacity: BatchCapacity) -> Result<CudaBatch, Error> {

@@ -113,6 +113,18 @@ fn state_dict<'n, 'a>(
     let mut tensors = Vec::new();
     let mut others = Vec::new();
     for &(key, value) in dict {
+        // bitsandbytes 0.37 to 0.42 wrote the layout as a text; others than row-major are not read.
+        if let (Value::Text(name), Value::Text(layout)) = (key, value)
+            && name.ends_with(".weight_format")
+            && layout != "row"
+        {
+            return Err(format!(
+                "{} says that the layer has bitsandbytes' int8 layout {}, which is not read; use the model's 16-bit version, \
+                 or save it again with a current bitsandbytes",
+                Quoted(name),
+                Quoted(layout)
+            ));
+        }
         let tensor = match value {
             Value::Node(index) => match &nodes[index] {
                 Node::Tensor(tensor) => Some(tensor),

@@ -1,0 +1,104 @@
+//! Keys of `config.json` that transformers' modelling code reads, and some that it does not: each is obeyed, refused by name when
+//! its value is none that is computed here, or ignored where transformers ignores it.
+//!
+//! A row changes one key of a small checkpoint. `Obeyed`: the logits change (that they are right is for the goldens and
+//! `tests/faults.rs`). `Ignored`: they stay bit for bit. `Refused`: loading fails and the error names the key.
+
+mod common;
+
+use int8_nn::Model;
+use serde_json::{Value, json};
+
+use common::{IDS, changed, data};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Obeyed,
+    Ignored,
+    Refused,
+}
+use Effect::{Ignored, Obeyed, Refused};
+
+/// A checkpoint of `tests/data`, a key, a value, and its effect.
+type Row = (&'static str, &'static str, Value, Effect);
+
+#[rustfmt::skip]
+fn rows() -> Vec<Row> {
+    vec![
+        // LLaMA and its relatives.
+        ("models/llama", "rms_norm_eps", json!(0.5), Obeyed),
+        ("models/llama", "hidden_act", json!("gelu"), Obeyed),
+        ("models/llama", "hidden_act", json!("relu2"), Obeyed),
+        ("models/llama", "hidden_act", json!("laplace"), Refused),
+        ("models/llama", "partial_rotary_factor", json!(0.5), Ignored),
+        ("models/llama", "attention_bias", json!(true), Ignored),
+        ("models/llama", "mlp_bias", json!(true), Ignored),
+        ("models/llama", "pretraining_tp", json!(2), Ignored),
+        ("models/llama", "attention_dropout", json!(0.1), Ignored),
+        ("models/llama", "sliding_window", json!(2), Ignored),
+        ("models/llama", "rope_parameters", json!({"rope_type": "default", "rope_theta": 50.0}), Obeyed),
+        ("models/llama", "rope_parameters", json!({"rope_type": "linear", "factor": 2.0}), Obeyed),
+        ("models/llama", "rope_parameters", json!({"rope_type": "dynamic", "factor": 2.0}), Ignored),
+        ("models/llama", "rope_parameters", json!({"rope_type": "axial"}), Refused),
+        ("models/llama", "quantization_config", json!({"quant_method": "gptq", "bits": 4}), Refused),
+        ("models/llama", "architectures", json!(["LlamaForSequenceClassification"]), Refused),
+        ("models/qwen2", "use_sliding_window", json!(false), Ignored),
+        // GPT-2: the first block's scores keep their scale.
+        ("models/gpt2", "scale_attn_weights", json!(false), Obeyed),
+        ("models/gpt2", "scale_attn_by_inverse_layer_idx", json!(true), Obeyed),
+        ("models/gpt2", "reorder_and_upcast_attn", json!(true), Ignored),
+        ("models/gpt2", "activation_function", json!("relu"), Obeyed),
+        ("models/bloom", "apply_residual_connection_post_layernorm", json!(true), Obeyed),
+        ("models/bloom", "pretraining_tp", json!(2), Ignored),
+        ("models/gpt_neox", "use_parallel_residual", json!(false), Obeyed),
+        ("models/gpt_neox", "attention_bias", json!(false), Obeyed),
+        ("models/opt", "enable_bias", json!(false), Obeyed),
+        ("models/opt", "layer_norm_elementwise_affine", json!(false), Obeyed),
+        ("models/opt", "_remove_final_layer_norm", json!(true), Obeyed),
+        ("models/opt", "layerdrop", json!(0.5), Ignored),
+        // Gemma 3 has the cap on scores and does not obey it; Gemma 2 does.
+        ("goldens/gemma3", "attn_logit_softcapping", json!(0.5), Ignored),
+        ("goldens/gemma3", "final_logit_softcapping", json!(0.5), Obeyed),
+        ("goldens/gemma2", "attn_logit_softcapping", json!(0.5), Obeyed),
+        ("goldens/gemma2", "query_pre_attn_scalar", json!(3), Obeyed),
+        ("goldens/gemma", "final_logit_softcapping", json!(0.5), Ignored),
+        // MPT reads two keys of `attn_config`; its positions are ALiBi's whatever `alibi` says.
+        ("goldens/mpt", "attn_config", json!({"softmax_scale": 0.9}), Obeyed),
+        ("goldens/mpt", "attn_config", json!({"clip_qkv": 0.1}), Obeyed),
+        ("goldens/mpt", "attn_config", json!({"alibi": false, "qk_ln": true, "prefix_lm": true}), Ignored),
+        ("goldens/olmoe", "clip_qkv", json!(0.1), Obeyed),
+        ("goldens/olmo2", "clip_qkv", json!(0.1), Ignored),
+        ("goldens/falcon", "alibi", json!(true), Refused),
+        ("goldens/cohere", "logit_scale", json!(0.5), Obeyed),
+        ("goldens/stablelm", "use_parallel_residual", json!(true), Obeyed),
+        ("goldens/phi", "partial_rotary_factor", json!(0.25), Ignored),
+        ("goldens/starcoder2", "use_bias", json!(false), Obeyed),
+        ("goldens/mixtral", "num_experts_per_tok", json!(1), Obeyed),
+        ("goldens/qwen2_moe", "norm_topk_prob", json!(true), Obeyed),
+        ("goldens/smollm3", "no_rope_layers", json!([0, 0]), Obeyed),
+    ]
+}
+
+fn logits(folder: &std::path::Path) -> Result<Vec<f32>, String> {
+    let model = Model::load(folder).and_then(int8_nn::Loader::build).map_err(|error| error.to_string())?;
+    Ok(model.logits(&IDS).map_err(|error| error.to_string())?.into_iter().collect())
+}
+
+#[test]
+fn every_key_is_obeyed_refused_or_ignored_as_transformers_does_it() {
+    let mut wrong = Vec::new();
+    for (name, key, value, effect) in rows() {
+        let source = data(name);
+        let plain = logits(&source).expect("the unchanged checkpoint");
+        let found = match logits(changed(&source, &[(key, value.clone())]).path()) {
+            Ok(found) if found == plain => Ok(Ignored),
+            Ok(_) => Ok(Obeyed),
+            Err(error) if error.contains(key) => Ok(Refused),
+            Err(error) => Err(error),
+        };
+        if found != Ok(effect) {
+            wrong.push(format!("{name} {key} = {value}: {found:?}, expected {effect:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
