@@ -10,6 +10,7 @@ use int8_nn::backend::cpu::{CpuBackend, Kernel};
 use int8_nn::backend::cuda::CudaBackend;
 use int8_nn::backend::{Backend, FloatType, Precision};
 use int8_nn::checkpoint::Checkpoint;
+use int8_nn::placement::Devices;
 
 use crate::args::{Global, PrecisionArgs};
 use crate::failure::Failure;
@@ -21,17 +22,19 @@ use crate::stored_threshold::with_stored_threshold;
 pub(crate) struct Device {
     kernel: Option<String>,
     choice: Choice,
+    /// Blocks on each of several GPUs.
+    blocks: Option<Vec<usize>>,
     compute: Option<FloatType>,
 }
 
 /// `--device`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Choice {
     /// A GPU that runs the model, or else the processor.
     Auto,
     Cpu,
-    /// This GPU.
-    Cuda(u32),
+    /// These GPUs, at least one.
+    Cuda(Vec<u32>),
 }
 
 /// Kinds of devices, as far as settings depend on them.
@@ -66,10 +69,10 @@ pub(crate) trait Task {
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<Self::Output, Failure>;
 }
 
-/// The backend that was chosen, with the checkpoint whose model it is to run and its precision there.
+/// The backend (or several of one kind) that was chosen, with the checkpoint whose model it is to run and its precision there.
 #[derive(Debug)]
 pub(crate) struct Place<B> {
-    pub(crate) backend: Arc<B>,
+    pub(crate) devices: Devices<B>,
     pub(crate) processor: Processor,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) precision: Precision,
@@ -82,9 +85,10 @@ impl Device {
     /// For a device that does not exist or that this build has no support for, or if the threads cannot be started.
     pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
         let choice = Choice::of(&global.device)?;
-        if let (Choice::Cuda(ordinal), false) = (choice, cfg!(feature = "cuda")) {
+        if let (Choice::Cuda(_), false) = (&choice, cfg!(feature = "cuda")) {
             return Err(Failure::new(format!(
-                "--device cuda:{ordinal}: this `int8` was built without GPU support; --device cpu runs models on the processor"
+                "--device {}: this `int8` was built without GPU support; --device cpu runs models on the processor",
+                global.device
             ))
             .hint(
                 "`cargo xtask cuda-toolkit` provides a CUDA toolkit and `cargo build --release -p int8-cli --features cuda` \
@@ -99,21 +103,40 @@ impl Device {
                 compute.name()
             )));
         }
+        if let Some(blocks) = &global.device_map {
+            let devices = match &choice {
+                Choice::Cuda(ordinals) => ordinals.len(),
+                Choice::Auto | Choice::Cpu => 1,
+            };
+            if blocks.len() != devices {
+                return Err(Failure::usage(format!(
+                    "--device-map gives blocks for {} devices, and --device names {devices}",
+                    blocks.len()
+                )));
+            }
+        }
         if let Some(threads) = global.threads {
             rayon::ThreadPoolBuilder::new()
                 .num_threads(usize::from(threads))
                 .build_global()
                 .map_err(|error| Failure::new(format!("--threads {threads}: {error}")))?;
         }
-        Ok(Self { kernel: global.kernel.clone(), choice, compute: global.compute })
+        let blocks = global.device_map.clone();
+        Ok(Self { kernel: global.kernel.clone(), choice, blocks, compute: global.compute })
     }
 
-    /// The number of the GPU that `--device cuda` or `cuda:N` names.
+    /// The number of the GPU that `--device cuda` or `cuda:N` names, for work that one GPU does.
+    ///
+    /// # Errors
+    /// When several are named.
     #[cfg(feature = "cuda")]
-    pub(crate) fn cuda(&self) -> Option<u32> {
-        match self.choice {
-            Choice::Cuda(ordinal) => Some(ordinal),
-            Choice::Auto | Choice::Cpu => None,
+    pub(crate) fn cuda(&self) -> Result<Option<u32>, Failure> {
+        match &self.choice {
+            Choice::Cuda(ordinals) => match ordinals[..] {
+                [ordinal] => Ok(Some(ordinal)),
+                _ => Err(Failure::usage("--device: this measures one GPU; name one")),
+            },
+            Choice::Auto | Choice::Cpu => Ok(None),
         }
     }
 
@@ -122,9 +145,10 @@ impl Device {
     /// # Errors
     /// With `--device cuda`.
     pub(crate) fn require_cpu(&self) -> Result<(), Failure> {
-        match self.choice {
-            Choice::Cuda(ordinal) => Err(Failure::usage(format!(
-                "--device cuda:{ordinal}: this command runs no model and computes on the processor alone; drop the option"
+        match &self.choice {
+            Choice::Cuda(ordinals) => Err(Failure::usage(format!(
+                "--device cuda:{}: this command runs no model and computes on the processor alone; drop the option",
+                ordinals[0]
             ))),
             Choice::Auto | Choice::Cpu => Ok(()),
         }
@@ -142,9 +166,8 @@ impl Device {
         output: &Output,
     ) -> Result<T::Output, Failure> {
         #[cfg(feature = "cuda")]
-        if let Some((backend, precision)) = self.gpu(&checkpoint, &task, output)? {
-            let (backend, processor) = (Arc::new(backend), Processor::Gpu);
-            return task.run(&Place { backend, processor, checkpoint, precision });
+        if let Some((devices, precision)) = self.gpu(&checkpoint, &task, output)? {
+            return task.run(&Place { devices, processor: Processor::Gpu, checkpoint, precision });
         }
         if let Some(compute) = self.compute {
             output.remark(&format!(
@@ -154,39 +177,48 @@ impl Device {
         }
         let precision = stored(task.precision()?, &task, &checkpoint)?;
         let backend = Arc::new(CpuBackend::with_kernel(self.kernel()?));
-        task.run(&Place { backend, processor: Processor::Cpu, checkpoint, precision })
+        task.run(&Place { devices: backend.into(), processor: Processor::Cpu, checkpoint, precision })
     }
 
-    /// The GPU that is to be used, with the precision of the task there; `None` for the processor.
+    /// The GPUs that are to be used, with the precision of the task there; `None` for the processor.
     #[cfg(feature = "cuda")]
     fn gpu(
         &self,
         checkpoint: &Checkpoint,
         task: &impl Task,
         output: &Output,
-    ) -> Result<Option<(CudaBackend, Precision)>, Failure> {
-        let ordinal = match self.choice {
+    ) -> Result<Option<(Devices<CudaBackend>, Precision)>, Failure> {
+        let ordinals = match &self.choice {
             Choice::Cpu => return Ok(None),
-            Choice::Auto => 0,
-            Choice::Cuda(ordinal) => ordinal,
+            Choice::Auto => &[0],
+            Choice::Cuda(ordinals) => &ordinals[..],
         };
         let compute = self.compute.or(checkpoint.float_type()).unwrap_or(FloatType::F16);
         let open = || -> Result<_, Failure> {
             let precision = stored(task.precision()?, task, checkpoint)?;
-            let backend = CudaBackend::new(ordinal, compute).map_err(|error| {
-                Failure::new(format!("--device cuda:{ordinal}: {error}"))
-                    .hint("nvidia-smi lists the GPUs; --device cpu runs models on the processor")
-            })?;
+            let (mut backends, mut memory) = (Vec::new(), Vec::new());
+            for &ordinal in ordinals {
+                let backend = CudaBackend::new(ordinal, compute).map_err(|error| {
+                    Failure::new(format!("--device cuda:{ordinal}: {error}"))
+                        .hint("nvidia-smi lists the GPUs; --device cpu runs models on the processor")
+                })?;
+                memory.push(backend.free_memory()?);
+                backends.push(Arc::new(backend));
+            }
+            let devices = match &self.blocks {
+                Some(blocks) => Devices::with_blocks(backends, blocks.clone())?,
+                None => Devices::with_memory(backends, memory)?,
+            };
             // A GPU that is named gets the model, and the loader's error names what it lacks.
             if self.choice == Choice::Auto {
                 let loader = Loader::new(checkpoint.clone()).precision(precision);
-                loader.accept(&backend.capabilities())?;
+                loader.accept(&devices.first().capabilities())?;
             }
-            Ok((backend, precision))
+            Ok((devices, precision))
         };
-        match (open(), self.choice) {
+        match (open(), &self.choice) {
             (Ok(found), Choice::Auto) => {
-                output.remark(&output.dim(&format!("on cuda:{ordinal}, {}", found.0.describe())));
+                output.remark(&output.dim(&format!("on {}", found.0.describe())));
                 Ok(Some(found))
             }
             (Err(failure), Choice::Auto) => {
@@ -220,18 +252,20 @@ fn stored(precision: Precision, task: &impl Task, checkpoint: &Checkpoint) -> Re
 }
 
 impl Choice {
-    /// `auto`, `cpu`, `cuda`, `cuda:N`
+    /// `auto`, `cpu`, `cuda`, `cuda:N`, `cuda:N,cuda:N`
     fn of(device: &str) -> Result<Self, Failure> {
-        let unknown = || Failure::usage(format!("--device {device}: expected auto, cpu or cuda:N"));
-        match (device, device.strip_prefix("cuda")) {
-            ("auto", _) => Ok(Self::Auto),
-            ("cpu", _) => Ok(Self::Cpu),
-            (_, Some("")) => Ok(Self::Cuda(0)),
-            (_, Some(rest)) => {
-                let number = rest.strip_prefix(':').and_then(|number| number.parse().ok());
-                number.map(Self::Cuda).ok_or_else(unknown)
-            }
-            _ => Err(unknown()),
+        let ordinal = |name: &str| match name.strip_prefix("cuda")? {
+            "" => Some(0),
+            rest => rest.strip_prefix(':').and_then(|number| number.parse().ok()),
+        };
+        match device {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            _ => device.split(',').map(ordinal).collect::<Option<_>>().map(Self::Cuda).ok_or_else(|| {
+                Failure::usage(format!(
+                    "--device {device}: expected auto, cpu, cuda:N, or several as cuda:0,cuda:1"
+                ))
+            }),
         }
     }
 }
@@ -245,8 +279,13 @@ mod tests {
         let of = |name| Choice::of(name).ok();
         assert_eq!(of("auto"), Some(Choice::Auto));
         assert_eq!(of("cpu"), Some(Choice::Cpu));
-        assert_eq!((of("cuda"), of("cuda:3")), (Some(Choice::Cuda(0)), Some(Choice::Cuda(3))));
-        for wrong in ["", "gpu", "cuda3", "cuda:", "cuda:-1", "cuda:x", "cpu:0", "CPU"] {
+        let cuda = |ordinals: &[u32]| Some(Choice::Cuda(ordinals.to_vec()));
+        assert_eq!((of("cuda"), of("cuda:3")), (cuda(&[0]), cuda(&[3])));
+        assert_eq!(of("cuda:1,cuda:0"), cuda(&[1, 0]));
+        for wrong in [
+            "cuda:0,", "cuda:0,1", "cpu,cpu", "", "gpu", "cuda3", "cuda:", "cuda:-1", "cuda:x", "cpu:0",
+            "CPU",
+        ] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
     }

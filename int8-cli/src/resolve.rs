@@ -93,7 +93,7 @@ pub(crate) fn comparison<T, B: Backend>(
     place: &Place<B>,
     output: &Output,
 ) -> Vec<Compared<T>> {
-    let capabilities = place.backend.capabilities();
+    let capabilities = place.devices.first().capabilities();
     let (mut kept, mut refused) = (Vec::new(), Vec::new());
     for row in rows {
         match Loader::new(place.checkpoint.clone()).precision(row.precision).accept(&capabilities) {
@@ -194,7 +194,7 @@ pub(crate) fn load_as<B: Backend>(
     output: &Output,
 ) -> Result<Model<B>, Failure> {
     let (loader, bar) = loader(precision, arguments, &place.checkpoint, output);
-    let model = loader.build_on(place.backend.clone())?;
+    let model = loader.build_on(place.devices.clone())?;
     bar.clear();
     let unread = model.unread_tensors();
     if !unread.is_empty() {

@@ -3,13 +3,14 @@
 use std::ffi::CStr;
 use std::sync::Arc;
 
-use cust::context::{Context, CurrentContext};
+use cust::context::{Context, ContextHandle, CurrentContext};
 use cust::event::{Event, EventFlags};
-use cust::stream::StreamFlags;
+use cust::stream::{StreamFlags, StreamWaitEventFlags};
+use cust::sys as cuda;
 use int8_cuda_sys as sys;
 
 use crate::convert;
-use crate::error::{Error, check, driver};
+use crate::error::{Error, check, done, driver};
 
 /// One GPU. Cheap to clone; the context lives as long as the last clone, buffer or stream.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct Device(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
+    // Dropped before the context: fields go in order.
+    copies: cust::stream::Stream,
     context: Context,
     info: DeviceInfo,
 }
@@ -73,7 +76,20 @@ impl Device {
             runtime: raw.runtime_version,
             has_cublaslt: raw.has_cublaslt != 0,
         };
-        Ok(Self(Arc::new(Shared { context, info })))
+        let copies = cust::stream::Stream::new(StreamFlags::DEFAULT, None).map_err(driver("stream"))?;
+        Ok(Self(Arc::new(Shared { copies, context, info })))
+    }
+
+    /// Enqueues work on a stream of the device's own, with the device made current, and waits for it. Copies and fills that a
+    /// caller waits for go there: the driver's default stream cannot be used while a graph is captured on another thread.
+    pub(crate) fn wait_for(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(cuda::CUstream) -> cuda::CUresult,
+    ) -> Result<(), Error> {
+        self.activate()?;
+        done(operation, work(self.0.copies.as_inner()))?;
+        self.0.copies.synchronize().map_err(driver(operation))
     }
 
     /// Makes the device current on this thread. Needed once on every thread that uses it; every call of this crate that
@@ -83,6 +99,14 @@ impl Device {
     /// [`Error::Device`].
     pub fn activate(&self) -> Result<(), Error> {
         CurrentContext::set_current(&self.0.context).map_err(driver("activate"))
+    }
+
+    /// Lets this device read the memory of another directly, where the hardware can; copies between them work without, too.
+    pub(crate) fn reach(&self, other: &Self) -> Result<(), Error> {
+        self.activate()?;
+        // SAFETY: a live context. A refusal (no link between the two, or reached before) changes nothing.
+        let _ = unsafe { cuda::cuCtxEnablePeerAccess(other.0.context.get_inner(), 0) };
+        Ok(())
     }
 
     /// The device's properties.
@@ -148,9 +172,40 @@ impl Stream {
         Ok(self.inner.as_inner().cast())
     }
 
+    /// The end of all work enqueued so far.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn mark(&self) -> Result<Mark, Error> {
+        self.device.activate()?;
+        let event = Event::new(EventFlags::DISABLE_TIMING).map_err(driver("event"))?;
+        event.record(&self.inner).map_err(driver("event"))?;
+        Ok(Mark { event, device: self.device.clone() })
+    }
+
+    /// Enqueues a wait: what is enqueued from now on begins after `mark`, which may be of another device.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn wait_for(&self, mark: Mark) -> Result<(), Error> {
+        self.device.activate()?;
+        let Mark { event, device } = mark;
+        // The driver keeps the event until the wait is over; it is destroyed where it was made.
+        let waited = self.inner.wait_event(event, StreamWaitEventFlags::DEFAULT);
+        drop(device);
+        waited.map_err(driver("wait for an event"))
+    }
+
     pub(crate) fn inner(&self) -> &cust::stream::Stream {
         &self.inner
     }
+}
+
+/// A point in the work of a [`Stream`].
+#[derive(Debug)]
+pub struct Mark {
+    event: Event,
+    device: Device,
 }
 
 /// Two events that measure the time between them on a stream.

@@ -20,7 +20,7 @@ mod weight;
 
 pub use activations::{Intermediates, QuantizedActivations};
 pub use algorithm::{Algorithm, Shape};
-pub use device::{Device, DeviceInfo, Stream, Timer};
+pub use device::{Device, DeviceInfo, Mark, Stream, Timer};
 pub use error::Error;
 pub use gemm::GemmPlan;
 pub use graph::Graph;

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use cust::error::CudaError;
-use cust::memory::{CopyDestination, DeviceBuffer};
+use cust::memory::DeviceBuffer;
 use cust::sys as cuda;
 
 use crate::convert;
@@ -36,13 +36,19 @@ impl<T: Scalar> Buffer<T> {
     pub fn zeros(device: &Device, len: usize) -> Result<Self, Error> {
         device.activate()?;
         let size = len * size_of::<T>();
-        let bytes = DeviceBuffer::zeroed(size).map_err(|error| match error {
+        // SAFETY: any bytes are valid numbers; they are zeroed before anyone reads them.
+        let bytes = unsafe { DeviceBuffer::uninitialized(size) }.map_err(|error| match error {
             CudaError::OutOfMemory => {
                 let (free, total) = cust::memory::mem_get_info().unwrap_or_default();
                 Error::OutOfMemory { what: "a buffer", bytes: size, free, total }
             }
             other => driver("allocate")(other),
         })?;
+        if size > 0 {
+            let start = bytes.as_device_ptr().as_raw();
+            // SAFETY: the buffer has these bytes, and lives until they are zero.
+            device.wait_for("allocate", |stream| unsafe { cuda::cuMemsetD8Async(start, 0, size, stream) })?;
+        }
         Ok(Self { bytes, len, device: device.clone(), element: PhantomData })
     }
 
@@ -56,7 +62,7 @@ impl<T: Scalar> Buffer<T> {
         Ok(buffer)
     }
 
-    /// Overwrites the buffer. Waits for the device first.
+    /// Overwrites the buffer, and waits until that is done. Work that uses it must have ended: streams are not waited for.
     ///
     /// # Errors
     /// [`Error::Shape`] when the lengths differ, [`Error::Device`].
@@ -64,11 +70,14 @@ impl<T: Scalar> Buffer<T> {
         if values.len() != self.len {
             return Err(self.length_error("copy to the device", values.len()));
         }
-        self.device.synchronize()?;
-        if self.len > 0 {
-            self.bytes.copy_from(as_bytes(values)).map_err(driver("copy to the device"))?;
+        if self.len == 0 {
+            return Ok(());
         }
-        Ok(())
+        let (to, bytes) = (self.bytes.as_device_ptr().as_raw(), as_bytes(values));
+        // SAFETY: both sides have these bytes, and live until the copy is made.
+        self.device.wait_for("copy to the device", |stream| unsafe {
+            cuda::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), stream)
+        })
     }
 
     /// The numbers. Waits for the stream first.
@@ -76,12 +85,7 @@ impl<T: Scalar> Buffer<T> {
     /// # Errors
     /// [`Error::Device`].
     pub fn to_host(&self, stream: &Stream) -> Result<Vec<T>, Error> {
-        stream.synchronize()?;
-        let mut values = vec![T::default(); self.len];
-        if self.len > 0 {
-            self.bytes.copy_to(as_bytes_mut(&mut values)).map_err(driver("copy to the host"))?;
-        }
-        Ok(values)
+        self.read_at(stream, 0, self.len)
     }
 
     /// Enqueues a copy of `values` to the numbers from `offset` on. `values` may change as soon as this returns.
@@ -132,6 +136,28 @@ impl<T: Scalar> Buffer<T> {
             return Err(self.length_error("copy on the device", offset + count));
         }
         self.device_copy(stream, from.bytes.as_device_ptr().as_raw(), (from_offset, offset), count)
+    }
+
+    /// Enqueues a copy of the first `count` numbers of `from`, which may be on another device.
+    pub(crate) fn enqueue_peer_copy(
+        &mut self,
+        stream: &Stream,
+        from: &Self,
+        count: usize,
+    ) -> Result<(), Error> {
+        if count > self.len.min(from.len) {
+            return Err(self.length_error("copy between devices", count));
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        self.device.reach(&from.device)?;
+        stream.device().activate()?;
+        let (to, source) = (self.bytes.as_device_ptr().as_raw(), from.bytes.as_device_ptr().as_raw());
+        // SAFETY: both have these bytes, in one address space; freeing either waits for its device, which has waited for the copy.
+        let status =
+            unsafe { cuda::cuMemcpyAsync(to, source, count * size_of::<T>(), stream.inner().as_inner()) };
+        done("copy between devices", status)
     }
 
     /// Enqueues a copy of `count` numbers from `from` to `to`, without overlap.
@@ -227,16 +253,27 @@ impl<T: Scalar> Buffer<T> {
         offset: usize,
         len: usize,
     ) -> Result<Vec<V>, Error> {
-        stream.synchronize()?;
         let mut values = vec![V::default(); len];
         let end = offset + len * size_of::<V>();
         if end > self.len * size_of::<T>() {
             return Err(self.length_error("read from a workspace", end));
         }
         if len > 0 {
-            let slice = self.bytes.index(offset..end);
-            slice.copy_to(as_bytes_mut(&mut values)).map_err(driver("copy to the host"))?;
+            stream.device().activate()?;
+            let source = self.bytes.as_device_ptr().as_raw() + convert::address(offset);
+            let target = as_bytes_mut(&mut values);
+            // SAFETY: both sides have these bytes; the copy has ended when the stream has been waited for.
+            let status = unsafe {
+                cuda::cuMemcpyDtoHAsync_v2(
+                    target.as_mut_ptr().cast(),
+                    source,
+                    target.len(),
+                    stream.inner().as_inner(),
+                )
+            };
+            done("copy to the host", status)?;
         }
+        stream.synchronize()?;
         Ok(values)
     }
 

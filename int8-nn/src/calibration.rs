@@ -24,8 +24,12 @@ pub(crate) fn decoder<B: Backend>(
 ) -> Result<(), Error> {
     let config = decoder.config();
     let of_source = source.iter().flat_map(|source| source.blocks()).flat_map(Block::linears);
-    let linears: Vec<&B::Linear> = of_source.map(|(_, linear)| linear).chain(decoder.all_linears()).collect();
-    decoder.backend().calibrate(&linears, &mut || {
+    let mut stages: Vec<(&B, Vec<&B::Linear>)> = Vec::new();
+    for (index, stage) in decoder.stages().iter().enumerate() {
+        stages.push((&*stage.backend, decoder.linears_of_stage(index).collect()));
+    }
+    stages[0].1.extend(of_source.map(|(_, linear)| linear));
+    together(&stages, false, &mut || {
         let texts = text(config.vocab_size, config.max_positions);
         let Some(tokens) = texts.first().map(Vec::len) else { return Ok(()) };
         let one = SessionOptions { max_logits: 1, ..SessionOptions::text(tokens) };
@@ -49,6 +53,24 @@ pub(crate) fn decoder<B: Backend>(
         }
         Ok(())
     })
+}
+
+/// Lets all backends see the same forwards, so that what they keep does not depend on how blocks are placed. The forwards run only
+/// if a backend asks for them: `asked`, if one did before these.
+fn together<B: Backend>(
+    stages: &[(&B, Vec<&B::Linear>)],
+    asked: bool,
+    forwards: &mut dyn FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let Some(((backend, linears), rest)) = stages.split_first() else {
+        return if asked { forwards() } else { Ok(()) };
+    };
+    let mut called = false;
+    backend.calibrate(linears, &mut || {
+        called = true;
+        together(rest, true, forwards)
+    })?;
+    if called { Ok(()) } else { together(rest, asked, forwards) }
 }
 
 /// Lets the backend of an encoder see the inputs of its layers.

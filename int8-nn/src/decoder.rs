@@ -3,31 +3,37 @@
 use std::sync::Arc;
 
 use crate::Error;
+use ndarray::{Array2, ArrayView2};
+
 use crate::backend::{
     AttentionSpec, Backend, CacheCapacity, DistanceBias, Feature, FloatType, Input, LinearStatistics, Mask,
-    Output,
+    Observer, Output,
 };
 use crate::block::{self, Block, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
 use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
+use crate::placement::{Devices, Sizes};
+use crate::plan;
 pub use crate::precision::LinearRole;
 use crate::precision::{Precision, Quantization, Site, Stack};
 use crate::seq2seq::SourceEncoder;
 pub use crate::session::{Session, SessionOptions};
 use crate::weights::{LinearSource, Part, read_matrix};
 
-/// A decoder-only transformer whose weights are on a backend.
+/// A decoder-only transformer whose weights are on a backend, or shared out among several.
 #[derive(Debug)]
 pub struct Decoder<B: Backend> {
-    backend: Arc<B>,
     config: DecoderConfig,
     embedding: B::Embedding,
     positions: Option<(B::Embedding, usize)>,
     embedding_norm: Option<B::Norm>,
     project_in: Option<B::Linear>,
-    blocks: Vec<Block<B>>,
+    /// In order; the first also has the embedding.
+    stages: Vec<Stage<B>>,
+    /// Index of the stage on whose backend the head is.
+    head_stage: usize,
     final_norm: Option<B::Norm>,
     project_out: Option<B::Linear>,
     head: B::Linear,
@@ -37,6 +43,15 @@ pub struct Decoder<B: Backend> {
     kv_cache_type: FloatType,
     /// Weights of the blocks' linear layers, without biases.
     linear_weights: usize,
+}
+
+/// Consecutive blocks on one backend.
+#[derive(Debug)]
+pub(crate) struct Stage<B: Backend> {
+    pub(crate) backend: Arc<B>,
+    /// Index of its first block in the model.
+    pub(crate) first: usize,
+    pub(crate) blocks: Vec<Block<B>>,
 }
 
 /// Where a model's bytes are.
@@ -75,22 +90,23 @@ impl<B: Backend> Decoder<B> {
     /// When `config.json` is of no supported family or contradicts the tensors.
     pub fn load(
         checkpoint: &Checkpoint,
-        backend: Arc<B>,
+        devices: impl Into<Devices<B>>,
         precision: &Precision,
         rotary: RotaryPrecision,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, Error> {
+        let devices = devices.into();
         let raw = RawConfig::read(checkpoint.source())?;
         let family = families::of(&raw)?;
         let mut config = (family.config)(&raw)?;
         config.set_rotary_precision(rotary);
-        if !backend.capabilities().features.contains(&Feature::FrequenciesByLength) {
+        if !devices.first().capabilities().features.contains(&Feature::FrequenciesByLength) {
             config.limit_to_fixed_frequencies();
         }
         let names = (family.names)(&config);
         let layers = config.layers;
         let mut loaded = 0;
-        let decoder = Self::assemble(checkpoint, backend, config, names, None, precision, || {
+        let decoder = Self::assemble(checkpoint, devices, config, names, None, precision, || {
             loaded += 1;
             progress(loaded, layers);
         })?;
@@ -128,8 +144,15 @@ impl<B: Backend> Decoder<B> {
             &mut loaded,
         )?;
         let cross = Some((names.decoder_bias, names.cross));
-        let decoder =
-            Self::assemble(checkpoint, backend, decoder, names.decoder, cross, precision, &mut loaded)?;
+        let decoder = Self::assemble(
+            checkpoint,
+            backend.into(),
+            decoder,
+            names.decoder,
+            cross,
+            precision,
+            &mut loaded,
+        )?;
         calibration::decoder(&decoder, Some(&source))?;
         Ok((decoder, source))
     }
@@ -167,7 +190,7 @@ impl<B: Backend> Decoder<B> {
     /// `cross`: the name of the distance bias, and those of each block's cross-attention.
     fn assemble(
         checkpoint: &Checkpoint,
-        backend: Arc<B>,
+        devices: Devices<B>,
         mut config: DecoderConfig,
         names: TensorNames,
         cross: Option<(&str, CrossNamesOf)>,
@@ -175,10 +198,25 @@ impl<B: Backend> Decoder<B> {
         mut loaded: impl FnMut(),
     ) -> Result<Self, Error> {
         let further = cross.as_ref().map(|_| Feature::CrossAttention);
-        backend.capabilities().accept(&config, precision, further.as_slice())?;
+        for backend in devices.backends() {
+            backend.capabilities().accept(&config, precision, further.as_slice())?;
+        }
         let (root, token_embedding, tied) = tables(checkpoint, &config, &names)?;
         config.tied_embeddings = tied;
-        let loader = Loader { stack: Stack::Decoder, checkpoint, backend: &*backend, config: &config, root };
+        let float = Precision::Float;
+        let head_precision = match precision {
+            // Its input comes out of a normalisation.
+            Precision::Int8(Quantization { int8_head: true, .. }) => precision.of(LinearRole::Up),
+            _ => float,
+        };
+        let has_bias = config.biases.head && checkpoint.contains(&format!("{}.bias", names.head));
+        let head_is_shared = config.tied_embeddings && head_precision == float && !has_bias;
+        let placed = devices.place(config.layers, sizes(&config, precision, head_is_shared))?;
+        let backends = devices.backends();
+        let head_stage = if head_is_shared { 0 } else { backends.len() - 1 };
+        let on = |backend| Loader { stack: Stack::Decoder, checkpoint, backend, config: &config, root };
+        let (backend, head_backend) = (&*backends[0], &*backends[head_stage]);
+        let (loader, at_head) = (on(backend), on(head_backend));
 
         let tokens = checkpoint.tensor(&format!("{token_embedding}.weight"))?;
         let tokens = tokens.expect_shape(&[config.vocab_size, config.embedding_size])?;
@@ -194,14 +232,6 @@ impl<B: Backend> Decoder<B> {
             }
             _ => None,
         };
-        let float = Precision::Float;
-        let head_precision = match precision {
-            // Its input comes out of a normalisation.
-            Precision::Int8(Quantization { int8_head: true, .. }) => precision.of(LinearRole::Up),
-            _ => float,
-        };
-        let has_bias = config.biases.head && checkpoint.contains(&format!("{}.bias", names.head));
-        let head_is_shared = config.tied_embeddings && head_precision == float && !has_bias;
         let head_site = Site::outside(LinearRole::Head);
         let head = if head_is_shared {
             backend.tied(head_site, &embedding)?
@@ -210,30 +240,34 @@ impl<B: Backend> Decoder<B> {
             let parts = vec![Part::new(name).bias_of(names.head).biased(has_bias)];
             let source =
                 LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
-            backend.linear(head_site, &source, &head_precision)?
+            head_backend.linear(head_site, &source, &head_precision)?
         };
-        let project = |name: Option<&str>, outputs: usize, inputs: usize| {
+        let project = |loader: &Loader<'_, B>, name: Option<&str>, outputs: usize, inputs: usize| {
             let site = Site::outside(LinearRole::Embedding);
             name.map(|name| loader.linear(site, vec![Part::new(name)], &[outputs], inputs, &float))
                 .transpose()
         };
-        let project_in = project(names.project_in, config.hidden_size, config.embedding_size)?;
-        let project_out = project(names.project_out, config.embedding_size, config.hidden_size)?;
-        let norm = |name: Option<&str>| name.map(|name| loader.norm(name)).transpose();
-        let embedding_norm = norm(names.embedding_norm)?;
-        let final_norm = norm(names.final_norm)?;
+        let project_in = project(&loader, names.project_in, config.hidden_size, config.embedding_size)?;
+        let project_out = project(&at_head, names.project_out, config.embedding_size, config.hidden_size)?;
+        let embedding_norm = names.embedding_norm.map(|name| loader.norm(name)).transpose()?;
+        let final_norm = names.final_norm.map(|name| at_head.norm(name)).transpose()?;
 
-        let mut blocks = Vec::new();
+        let mut stages = Vec::new();
         let mut linear_weights = 0;
-        for layer in 0..config.layers {
-            let names = (names.layer)(layer);
-            let block = match &cross {
-                None => loader.block(layer, names, precision)?,
-                Some((_, cross)) => loader.cross_block(layer, names, cross(layer), precision)?,
-            };
-            linear_weights += block.weights();
-            blocks.push(block);
-            loaded();
+        for (backend, layers) in backends.iter().zip(placed) {
+            let loader = on(&**backend);
+            let (first, mut blocks) = (layers.start, Vec::new());
+            for layer in layers {
+                let names = (names.layer)(layer);
+                let block = match &cross {
+                    None => loader.block(layer, names, precision)?,
+                    Some((_, cross)) => loader.cross_block(layer, names, cross(layer), precision)?,
+                };
+                linear_weights += block.weights();
+                blocks.push(block);
+                loaded();
+            }
+            stages.push(Stage { backend: backend.clone(), first, blocks });
         }
         let bias = match cross {
             None => None,
@@ -247,13 +281,13 @@ impl<B: Backend> Decoder<B> {
             positions,
             embedding_norm,
             project_in,
-            blocks,
+            stages,
+            head_stage,
             final_norm,
             project_out,
             head,
             head_is_shared,
             config,
-            backend,
         })
     }
 
@@ -262,9 +296,47 @@ impl<B: Backend> Decoder<B> {
         &self.config
     }
 
-    /// The backend the weights are on.
+    /// The backend the weights are on; of several, the first.
     pub fn backend(&self) -> &B {
-        &self.backend
+        &self.stages[0].backend
+    }
+
+    /// The backend of the head.
+    pub(crate) fn head_backend(&self) -> &B {
+        &self.stages[self.head_stage].backend
+    }
+
+    /// All devices, in words.
+    pub fn describe(&self) -> String {
+        let names: Vec<String> = self.stages.iter().map(|stage| stage.backend.describe()).collect();
+        names.join(" + ")
+    }
+
+    /// Blocks on each backend.
+    pub fn blocks_by_device(&self) -> Vec<usize> {
+        self.stages.iter().map(|stage| stage.blocks.len()).collect()
+    }
+
+    /// As [`Backend::observe`], on all of them.
+    pub fn observe(&self, observer: Option<&Arc<dyn Observer>>) {
+        self.stages.iter().for_each(|stage| stage.backend.observe(observer.cloned()));
+    }
+
+    /// As [`Backend::multiply`], with a linear layer of block `block`.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub(crate) fn multiply(
+        &self,
+        block: usize,
+        linear: &B::Linear,
+        x: ArrayView2<'_, f32>,
+    ) -> Result<Array2<f32>, Error> {
+        let stage = self.stages.iter().rfind(|stage| stage.first <= block);
+        stage.expect("the first stage begins with block 0").backend.multiply(linear, x)
     }
 
     /// The KV cache type of generated texts unless another is given: the type of the checkpoint's embedding, which no
@@ -278,24 +350,30 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// When `max_positions` is more than the model has, or memory is short.
     pub fn session(&self, options: &SessionOptions) -> Result<Session<'_, B>, Error> {
-        if self.blocks.iter().any(Block::has_cross_attention) {
+        if self.blocks().any(Block::has_cross_attention) {
             return Err(Error::NeedsSource { family: self.config.family });
         }
         Session::new(self, None, options)
     }
 
-    /// A KV cache for the blocks' self-attention.
-    pub(crate) fn cache(&self, kv_cache: FloatType, capacity: CacheCapacity) -> Result<B::Cache, Error> {
-        let spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
-        self.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
+    /// A KV cache for the self-attention of a stage's blocks.
+    pub(crate) fn cache(
+        &self,
+        stage: &Stage<B>,
+        kv_cache: FloatType,
+        capacity: CacheCapacity,
+    ) -> Result<B::Cache, Error> {
+        let mut spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
+        spec.layers = spec.layers.drain(stage.first..stage.first + stage.blocks.len()).collect();
+        stage.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
     }
 
     /// A KV cache for the blocks' cross-attention to one source text of `positions` tokens.
     pub(crate) fn cross_cache(&self, kv_cache: FloatType, positions: usize) -> Result<B::Cache, Error> {
         let spec = block::attention_spec(&self.config, self.config.layers, Mask::Full);
         let capacity = CacheCapacity { sequences: 1, max_positions: positions, total_positions: None };
-        let mut cache = self.backend.cache(&AttentionSpec { kv_cache, ..spec }, capacity)?;
-        self.backend.reserve(&mut cache, &[(0, 0..positions)])?;
+        let mut cache = self.backend().cache(&AttentionSpec { kv_cache, ..spec }, capacity)?;
+        self.backend().reserve(&mut cache, &[(0, 0..positions)])?;
         Ok(cache)
     }
 
@@ -307,8 +385,8 @@ impl<B: Backend> Decoder<B> {
         kv: &mut B::Activations,
         cross_kv: &mut B::Cache,
     ) -> Result<(), Error> {
-        for (layer, block) in self.blocks.iter().enumerate() {
-            block.write_cross_kv(&self.backend, batch, source, kv, (layer, cross_kv))?;
+        for (layer, block) in self.blocks().enumerate() {
+            block.write_cross_kv(self.backend(), batch, source, kv, (layer, cross_kv))?;
         }
         Ok(())
     }
@@ -319,8 +397,18 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The blocks.
-    pub(crate) fn blocks(&self) -> &[Block<B>] {
-        &self.blocks
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &Block<B>> {
+        self.stages.iter().flat_map(|stage| &stage.blocks)
+    }
+
+    /// The same by backend.
+    pub(crate) fn stages(&self) -> &[Stage<B>] {
+        &self.stages
+    }
+
+    /// Index of the stage on whose backend the head is.
+    pub(crate) fn head_stage(&self) -> usize {
+        self.head_stage
     }
 
     /// The token embedding.
@@ -339,7 +427,7 @@ impl<B: Backend> Decoder<B> {
 
     /// Where the weights' bytes are.
     pub fn footprint(&self) -> Footprint {
-        let (backend, config) = (&*self.backend, &self.config);
+        let (backend, config) = (self.backend(), &self.config);
         let mut footprint = Footprint { linear_weights: self.linear_weights, ..Footprint::default() };
         for (_, _, linear) in self.linears() {
             footprint.linear += backend.linear_bytes(linear);
@@ -359,25 +447,40 @@ impl<B: Backend> Decoder<B> {
     /// The counts of every linear layer of the blocks, in the order of the model: two a block, and two for each of its MLPs
     /// (one, or one an expert).
     pub fn statistics(&self) -> Vec<(LinearRole, LinearStatistics)> {
-        self.linears().map(|(_, role, linear)| (role, self.backend.statistics(linear))).collect()
+        self.linears().map(|(_, role, linear)| (role, self.backend().statistics(linear))).collect()
     }
 
     /// Sets the counts of the linear layers to zero.
     pub fn reset_statistics(&self) {
-        self.linears().for_each(|(_, _, linear)| self.backend.reset_statistics(linear));
+        self.linears().for_each(|(_, _, linear)| self.backend().reset_statistics(linear));
     }
 
     /// The linear layers of the blocks with the index of their block and their role, in the order of the model.
     pub fn linears(&self) -> impl Iterator<Item = (usize, LinearRole, &B::Linear)> {
-        let blocks = self.blocks.iter().enumerate();
+        let blocks = self.blocks().enumerate();
         blocks.flat_map(|(number, block)| block.linears().map(move |(role, linear)| (number, role, linear)))
     }
 
-    /// These, the projections around the embedding, and the head.
-    pub(crate) fn all_linears(&self) -> impl Iterator<Item = &B::Linear> {
-        let outside = self.project_in.iter().chain(&self.project_out).chain([&self.head]);
-        self.linears().map(|(_, _, linear)| linear).chain(outside)
+    /// The linear layers of a stage: those of its blocks, the projections around the embedding, and the head.
+    pub(crate) fn linears_of_stage(&self, stage: usize) -> impl Iterator<Item = &B::Linear> {
+        let of_blocks = self.stages[stage].blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear);
+        let first = self.project_in.iter().filter(move |_| stage == 0);
+        let last = self.project_out.iter().chain([&self.head]).filter(move |_| stage == self.head_stage);
+        of_blocks.chain(first).chain(last)
     }
+}
+
+/// Bytes of the weights, as placement counts them.
+fn sizes(config: &DecoderConfig, precision: &Precision, head_is_shared: bool) -> Sizes {
+    let shape = plan::Shape::of_decoder("", config, config.biases.qkv);
+    let precision = match precision {
+        Precision::Float => plan::Precision::F16,
+        Precision::Int8(_) => plan::Precision::Int8,
+    };
+    let estimate = shape.estimate(precision, plan::Load::NONE);
+    let blocks = estimate.linear.saturating_add(estimate.scales).saturating_add(estimate.other);
+    let head = if head_is_shared { 0 } else { estimate.head };
+    Sizes { block: blocks / shape.blocks.max(1), first: estimate.embeddings, last: head }
 }
 
 /// What the names of the decoder's tensors begin with in this checkpoint; the embedding's module; whether it is the head, too.
@@ -445,7 +548,7 @@ impl<B: Backend> Decoder<B> {
         narrow: &mut B::Activations,
         x: &mut B::Activations,
     ) -> Result<(), Error> {
-        let backend = &*self.backend;
+        let backend = self.backend();
         let positions = self.positions.as_ref().map(|(table, offset)| (table, *offset));
         match &self.project_in {
             None => backend.embed(batch, Some(&self.embedding), positions, Output::Store(x))?,
@@ -471,7 +574,7 @@ impl<B: Backend> Decoder<B> {
         narrow: &mut B::Activations,
         logits: &mut B::Activations,
     ) -> Result<(), Error> {
-        let backend = &*self.backend;
+        let backend = self.head_backend();
         let x = match &self.final_norm {
             Some(norm) => Input::Normed(x, norm),
             None => Input::Plain(x),

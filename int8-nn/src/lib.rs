@@ -42,6 +42,7 @@ pub mod model;
 mod named;
 pub mod outliers;
 pub mod perplexity;
+pub mod placement;
 pub mod plan;
 pub mod precision;
 pub mod quality;

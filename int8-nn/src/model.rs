@@ -17,6 +17,7 @@ use crate::embedder::Embedder;
 use crate::encoder::Encoder;
 use crate::families::{self, Kind};
 use crate::generation::GenerationConfig;
+use crate::placement::Devices;
 use crate::precision::{OutlierWeights, Precision, Quantization};
 use crate::seq2seq::SourceEncoder;
 use crate::tokenizer::Tokenizer;
@@ -169,28 +170,34 @@ impl Loader {
     ///
     /// # Errors
     /// As [`build_on`](Self::build_on).
-    pub fn embedder_on<B: Backend>(self, backend: Arc<B>) -> Result<Embedder<B>, Error> {
+    pub fn embedder_on<B: Backend>(self, device: impl Into<Devices<B>>) -> Result<Embedder<B>, Error> {
+        let backend = device.into().single("an encoder")?;
         let Self { checkpoint, precision, progress, .. } = self;
         checks::refuse(&RawConfig::read(checkpoint.source())?, &checkpoint, Kind::Encoder)?;
         let encoder = Encoder::load(&checkpoint, backend, &precision, progress)?;
         Embedder::new(encoder, checkpoint, precision)
     }
 
-    /// Builds the model on any backend.
+    /// Builds the model on any backend, or the blocks of a decoder on several ([`Devices`]).
     ///
     /// # Errors
     /// As [`build`](Self::build), and when the backend's memory is too small.
-    pub fn build_on<B: Backend>(self, backend: Arc<B>) -> Result<Model<B>, Error> {
+    pub fn build_on<B: Backend>(self, devices: impl Into<Devices<B>>) -> Result<Model<B>, Error> {
+        let devices = devices.into();
         let Self { checkpoint, precision, rotary, progress } = self;
         let raw = RawConfig::read(checkpoint.source())?;
         checks::refuse(&raw, &checkpoint, Kind::Decoder)?;
         let (decoder, mut source) = match families::kind(raw.text_or("model_type", "")?) {
             Some(Kind::Seq2Seq) => {
-                let (decoder, source) =
-                    Decoder::load_with_source(&checkpoint, backend, &precision, progress)?;
+                let (decoder, source) = Decoder::load_with_source(
+                    &checkpoint,
+                    devices.single("an encoder and its decoder")?,
+                    &precision,
+                    progress,
+                )?;
                 (decoder, Some(source))
             }
-            _ => (Decoder::load(&checkpoint, backend, &precision, rotary, progress)?, None),
+            _ => (Decoder::load(&checkpoint, devices, &precision, rotary, progress)?, None),
         };
         let files = checkpoint.source();
         let tokenizer = Tokenizer::read(files).map_err(|error| match error {

@@ -166,7 +166,8 @@ pub fn analyse<B: Backend>(
     let collector =
         Arc::new(Collector { sites: sites.collect(), magnitudes: thresholds(criterion.magnitude) });
     let mut session = decoder.session(&SessionOptions { max_logits: 0, ..SessionOptions::text(window) })?;
-    backend.observe(Some(collector.clone()));
+    let observer: Arc<dyn Observer> = collector.clone();
+    decoder.observe(Some(&observer));
     let mut done = Ok(());
     for (index, ids) in ids.chunks_exact(window).take(count).enumerate() {
         done = session.clear(0).and_then(|()| session.forward(&[(0, ids)]));
@@ -175,7 +176,7 @@ pub fn analyse<B: Backend>(
         }
         progress(index + 1, count);
     }
-    backend.observe(None);
+    decoder.observe(None);
     done?;
     let order: Vec<&str> = linears.iter().map(|(name, _, _)| name.as_str()).collect();
     Ok(collector.report(&order, criterion, (window * count, layers, hidden)))
@@ -195,9 +196,10 @@ pub fn ablate<B: Backend>(
     let backend = model.decoder().backend();
     let names = model.decoder().linears().filter(|(_, role, _)| counted(*role));
     let names = names.map(|(_, _, linear)| backend.linear_name(linear).to_owned()).collect();
-    backend.observe(Some(Arc::new(Zeroed { names, dimensions: dimensions.to_vec() })));
+    let observer: Arc<dyn Observer> = Arc::new(Zeroed { names, dimensions: dimensions.to_vec() });
+    model.decoder().observe(Some(&observer));
     let baseline = model.baseline(ids, options, 0, progress);
-    backend.observe(None);
+    model.decoder().observe(None);
     let baseline = baseline?;
     Ok(Ablation {
         dimensions: dimensions.to_vec(),

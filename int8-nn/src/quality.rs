@@ -328,9 +328,10 @@ pub fn layer_errors<B: Backend + 'static>(
     });
     let mut session =
         float.decoder().session(&SessionOptions { max_logits: 0, ..SessionOptions::text(ids.len()) })?;
-    backend.observe(Some(observer.clone()));
+    let shared: Arc<dyn Observer> = observer.clone();
+    float.decoder().observe(Some(&shared));
     let done = session.forward(&[(0, ids)]);
-    backend.observe(None);
+    float.decoder().observe(None);
     done?;
     let mut norms = observer.norms.lock().unwrap_or_else(PoisonError::into_inner);
     let norms = std::mem::replace(&mut *norms, Ok(Vec::new()))?;
@@ -364,10 +365,10 @@ impl<B: Backend> std::fmt::Debug for ErrorObserver<B> {
 impl<B: Backend> ErrorObserver<B> {
     fn errors(&self, index: usize, name: &str, x: ArrayView2<'_, f32>) -> Result<(f64, f64), Error> {
         let product = |model: &Model<B>| {
-            let Some((_, _, layer)) = model.decoder().linears().nth(index) else {
+            let Some((block, _, layer)) = model.decoder().linears().nth(index) else {
                 return Err(Error::Input(format!("{name}: the quantised model has no such layer")));
             };
-            model.decoder().backend().multiply(layer, x)
+            model.decoder().multiply(block, layer, x)
         };
         let (exact, found) = (product(&self.float)?, product(&self.quantized)?);
         let squares = |value: f32| f64::from(value) * f64::from(value);

@@ -47,16 +47,18 @@ impl SessionOptions {
 pub struct Session<'m, B: Backend> {
     decoder: &'m Decoder<B>,
     options: SessionOptions,
-    cache: B::Cache,
+    /// One for each stage of the decoder, all with the same sequences and pages.
+    stages: Vec<StageState<B>>,
     /// Keys and values of an encoder's output.
     cross_kv: Option<B::Cache>,
-    batch: B::Batch,
     /// Token embeddings where they are narrower than the residual stream.
     narrow: B::Activations,
-    /// The residual stream.
-    x: B::Activations,
-    scratch: Scratch<B>,
+    /// Input of the head where it is narrower, on the head's backend.
+    narrow_out: B::Activations,
+    /// Hidden states that logits are computed from, on the backend of the last stage.
     selected: B::Activations,
+    /// The same on the head's backend, where it is another.
+    handed_on: Option<B::Activations>,
     logits: B::Activations,
     host: Vec<f32>,
     lengths: Vec<usize>,
@@ -66,6 +68,16 @@ pub struct Session<'m, B: Backend> {
     segments: Vec<usize>,
 }
 
+/// What a backend holds for its blocks.
+#[derive(Debug)]
+struct StageState<B: Backend> {
+    cache: B::Cache,
+    batch: B::Batch,
+    /// The residual stream.
+    x: B::Activations,
+    scratch: Scratch<B>,
+}
+
 impl<'m, B: Backend> Session<'m, B> {
     pub(crate) fn new(
         decoder: &'m Decoder<B>,
@@ -73,7 +85,7 @@ impl<'m, B: Backend> Session<'m, B> {
         options: &SessionOptions,
     ) -> Result<Self, Error> {
         let SessionOptions { kv_cache, sequences, max_positions, total_positions, .. } = *options;
-        let (backend, config) = (decoder.backend(), decoder.config());
+        let config = decoder.config();
         if max_positions > config.max_positions {
             return Err(Error::Input(format!(
                 "{max_positions} positions asked for, but this model has only {}; shorten the text, the window or the number of new tokens",
@@ -83,21 +95,35 @@ impl<'m, B: Backend> Session<'m, B> {
         // No forward can be larger than all sequences together, nor have more logits than rows.
         let max_rows = options.max_rows.min(sequences.saturating_mul(max_positions));
         let max_logits = options.max_logits.min(max_rows);
-        let narrow = if decoder.is_projected() { max_rows } else { 0 };
         let role = ActivationRole::Residual;
+        let mut stages = Vec::new();
+        for stage in decoder.stages() {
+            let backend = &*stage.backend;
+            let capacity = CacheCapacity { sequences, max_positions, total_positions };
+            stages.push(StageState {
+                cache: decoder.cache(stage, kv_cache, capacity)?,
+                batch: backend.batch(BatchCapacity {
+                    rows: max_rows,
+                    segments: sequences,
+                    selected: max_logits,
+                })?,
+                x: backend.activations(max_rows, config.hidden_size, role)?,
+                scratch: Scratch::new(backend, config, &stage.blocks, max_rows)?,
+            });
+        }
+        let last = decoder.stages().len() - 1;
+        let (narrow, narrow_out) = if decoder.is_projected() { (max_rows, max_logits) } else { (0, 0) };
+        let (backend, head) = (decoder.backend(), decoder.head_backend());
+        let selected = |backend: &B| backend.activations(max_logits, config.hidden_size, role);
+        let handed_on = (decoder.head_stage() != last).then(|| selected(head)).transpose()?;
         Ok(Self {
-            cache: decoder.cache(kv_cache, CacheCapacity { sequences, max_positions, total_positions })?,
+            stages,
             cross_kv,
-            batch: backend.batch(BatchCapacity {
-                rows: max_rows,
-                segments: sequences,
-                selected: max_logits,
-            })?,
             narrow: backend.activations(narrow, config.embedding_size, role)?,
-            x: backend.activations(max_rows, config.hidden_size, role)?,
-            scratch: Scratch::new(backend, config, decoder.blocks(), max_rows)?,
-            selected: backend.activations(max_logits, config.hidden_size, role)?,
-            logits: backend.activations(max_logits, config.vocab_size, role)?,
+            narrow_out: head.activations(narrow_out, config.embedding_size, role)?,
+            selected: selected(&decoder.stages()[last].backend)?,
+            handed_on,
+            logits: head.activations(max_logits, config.vocab_size, role)?,
             host: Vec::new(),
             lengths: vec![0; sequences],
             expected: vec![0; sequences],
@@ -122,12 +148,12 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// Bytes of the pages that hold keys and values now.
     pub fn cache_bytes(&self) -> usize {
-        let backend = self.decoder.backend();
-        let cross_kv = self.cross_kv.as_ref().map_or(0, |cross_kv| backend.cache_bytes(cross_kv));
-        backend.cache_bytes(&self.cache) + cross_kv
+        let cross_kv = self.cross_kv.as_ref().map_or(0, |kv| self.decoder.backend().cache_bytes(kv));
+        let stages = self.decoder.stages().iter().zip(&self.stages);
+        stages.map(|(stage, state)| stage.backend.cache_bytes(&state.cache)).sum::<usize>() + cross_kv
     }
 
-    /// Pages of the KV cache that no sequence holds.
+    /// Pages of the KV cache that no sequence holds. On several devices each has as many.
     pub fn free_pages(&self) -> usize {
         self.page_tables(PageTables::free)
     }
@@ -154,8 +180,17 @@ impl<'m, B: Backend> Session<'m, B> {
 
     fn page_tables(&self, read: impl Fn(&PageTables) -> usize) -> usize {
         let mut found = 0;
-        self.decoder.backend().page_tables(&self.cache, &mut |tables| found = read(tables));
+        self.decoder.backend().page_tables(&self.stages[0].cache, &mut |tables| found = read(tables));
         found
+    }
+
+    /// The same operation on the cache of each backend.
+    fn on_caches(
+        &mut self,
+        mut operation: impl FnMut(&B, &mut B::Cache) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let stages = self.decoder.stages().iter().zip(&mut self.stages);
+        stages.into_iter().try_for_each(|(stage, state)| operation(&stage.backend, &mut state.cache))
     }
 
     /// The size it was made for.
@@ -173,7 +208,7 @@ impl<'m, B: Backend> Session<'m, B> {
     pub fn clear(&mut self, sequence: usize) -> Result<(), Error> {
         self.lengths[sequence] = 0;
         self.expected[sequence] = 0;
-        self.decoder.backend().release(&mut self.cache, sequence)
+        self.on_caches(|backend, cache| backend.release(cache, sequence))
     }
 
     /// Says that sequence `sequence` is to hold `tokens` tokens before any of its logits are of use: a prompt that several
@@ -198,7 +233,7 @@ impl<'m, B: Backend> Session<'m, B> {
                 self.lengths.len()
             )));
         }
-        self.decoder.backend().fork(&mut self.cache, from, to, tokens)?;
+        self.on_caches(|backend, cache| backend.fork(cache, from, to, tokens))?;
         self.lengths[to] = tokens;
         Ok(())
     }
@@ -211,7 +246,6 @@ impl<'m, B: Backend> Session<'m, B> {
     pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
         let rows = self.check(batch)?;
         let decoder = self.decoder;
-        let backend = decoder.backend();
         let segments: Vec<Segment<'_>> = batch
             .iter()
             .map(|&(sequence, ids)| {
@@ -224,20 +258,34 @@ impl<'m, B: Backend> Session<'m, B> {
             .iter()
             .map(|segment| (segment.sequence, segment.position..segment.position + segment.ids.len()))
             .collect();
-        backend.reserve(&mut self.cache, &ranges)?;
+        self.on_caches(|backend, cache| backend.reserve(cache, &ranges))?;
         // Until this forward has succeeded there is none whose logits could be taken.
         self.segments.clear();
-        backend.set_batch(&mut self.batch, &segments)?;
-        let Self { batch: device, cross_kv, narrow, x, scratch, cache, .. } = self;
         let key = GraphKey { phase: Phase::Forward, rows, segments: segments.len(), selected: 0 };
-        let at = Context { backend, config: decoder.config(), batch: &*device, cross_kv: cross_kv.as_ref() };
-        backend.run(key, device, &mut || {
-            decoder.embed(device, narrow, x)?;
-            for (layer, block) in decoder.blocks().iter().enumerate() {
-                block.forward(&at, (layer, cache), x, scratch)?;
+        let Self { stages, cross_kv, narrow, .. } = self;
+        for (stage, state) in decoder.stages().iter().zip(&mut *stages) {
+            stage.backend.set_batch(&mut state.batch, &segments)?;
+        }
+        let mut before: Option<(&B, &B::Activations)> = None;
+        for (stage, state) in decoder.stages().iter().zip(stages) {
+            let backend = &*stage.backend;
+            let StageState { cache, batch, x, scratch } = state;
+            if let Some((sender, residual)) = before {
+                backend.receive(sender, residual, x)?;
             }
-            Ok(())
-        })?;
+            let at =
+                Context { backend, config: decoder.config(), batch: &*batch, cross_kv: cross_kv.as_ref() };
+            backend.run(key, batch, &mut || {
+                if stage.first == 0 {
+                    decoder.embed(batch, narrow, x)?;
+                }
+                for (layer, block) in stage.blocks.iter().enumerate() {
+                    block.forward(&at, (layer, cache), x, scratch)?;
+                }
+                Ok(())
+            })?;
+            before = Some((backend, x));
+        }
         for segment in segments {
             self.lengths[segment.sequence] += segment.ids.len();
             self.segments.push(segment.ids.len());
@@ -259,7 +307,7 @@ impl<'m, B: Backend> Session<'m, B> {
     /// # Errors
     /// When the device fails.
     pub fn read_logits(&mut self) -> Result<&[f32], Error> {
-        self.decoder.backend().read(&self.logits, &mut self.host)?;
+        self.decoder.head_backend().read(&self.logits, &mut self.host)?;
         Ok(&self.host)
     }
 
@@ -269,7 +317,7 @@ impl<'m, B: Backend> Session<'m, B> {
     /// # Errors
     /// When the number of samplers differs, or a row is NaN.
     pub fn choose(&mut self, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
-        self.decoder.backend().sample(&self.logits, samplers)
+        self.decoder.head_backend().sample(&self.logits, samplers)
     }
 
     /// Chooses the next token of each segment of the last forward, with one sampler a segment. The logits stay on the device
@@ -299,14 +347,24 @@ impl<'m, B: Backend> Session<'m, B> {
     pub fn compute_logits(&mut self, selection: &RowSelection) -> Result<(), Error> {
         let rows = self.rows(selection)?;
         let decoder = self.decoder;
-        let backend = decoder.backend();
-        backend.set_selection(&mut self.batch, &rows)?;
-        let Self { batch, x, selected, narrow, logits, .. } = self;
+        let Self { stages, selected, handed_on, narrow_out, logits, .. } = self;
+        let (Some(stage), Some(last)) = (decoder.stages().last(), stages.last_mut()) else {
+            return Err(Error::Input("a decoder without blocks".to_owned()));
+        };
+        let backend = &*stage.backend;
+        backend.set_selection(&mut last.batch, &rows)?;
         let key = GraphKey { phase: Phase::Logits, rows: 0, segments: 0, selected: rows.len() };
-        backend.run(key, batch, &mut || {
-            backend.gather(batch, x, selected)?;
-            decoder.head(selected, narrow, logits)
-        })
+        let Some(handed_on) = handed_on else {
+            return backend.run(key, &last.batch, &mut || {
+                backend.gather(&last.batch, &last.x, selected)?;
+                decoder.head(selected, narrow_out, logits)
+            });
+        };
+        backend.run(key, &last.batch, &mut || backend.gather(&last.batch, &last.x, selected))?;
+        let head = decoder.head_backend();
+        head.receive(backend, selected, handed_on)?;
+        let batch = &stages[decoder.head_stage()].batch;
+        head.run(key, batch, &mut || decoder.head(handed_on, narrow_out, logits))
     }
 
     /// The selected rows, ascending.

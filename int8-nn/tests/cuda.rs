@@ -15,6 +15,7 @@ use int8_nn::backend::cpu::CpuBackend;
 use int8_nn::backend::cuda::CudaBackend;
 use int8_nn::backend::{Backend, RowSelection};
 use int8_nn::checkpoint::Checkpoint;
+use int8_nn::placement::Devices;
 use int8_nn::precision::{LinearRole, OutlierWeights, Precision, Quantization};
 use int8_nn::{Error, GenerateOptions, Model, Sampler, Sampling, Session, SessionOptions};
 
@@ -158,7 +159,7 @@ fn decoders() -> Vec<PathBuf> {
 #[test]
 fn every_family_computes_what_the_cpu_computes() {
     let Some(exact) = backend(FloatType::F32) else { return };
-    let mut wrong = Vec::new();
+    let (mut wrong, mut compared) = (Vec::new(), 0);
     for folder in decoders() {
         // What is stored in 32 bits is computed in 16 here, too.
         let narrow = match compute(&folder) {
@@ -170,11 +171,63 @@ fn every_family_computes_what_the_cpu_computes() {
             Ok((line, problems)) => {
                 println!("{line}");
                 wrong.extend(problems);
+                compared += 1;
+            }
+            Err(Error::Unsupported(why)) => println!("{}: refused: {why}", folder.display()),
+            // Frequencies that follow the length of a text: up to where they change.
+            Err(Error::Input(why)) if why.contains("but this model has only") => {
+                println!("{}: limited: {why}", folder.display());
             }
             Err(error) => wrong.push(format!("{}: {error}", folder.display())),
         }
     }
     assert!(wrong.is_empty(), "{} failures:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(compared >= 39, "{compared} models");
+}
+
+/// The first GPU and the second, or the first once more where there is no other.
+fn two(compute: FloatType) -> Option<[Arc<CudaBackend>; 2]> {
+    let one = backend(compute)?;
+    let other = CudaBackend::new(1, compute).or_else(|_| CudaBackend::new(0, compute)).ok()?;
+    Some([one, Arc::new(other)])
+}
+
+/// Blocks on two devices give the bits of one: prompts, and decode steps that are replayed.
+#[test]
+fn placement_on_two_devices_changes_no_bit() {
+    let (mut wrong, mut compared) = (Vec::new(), 0);
+    for folder in decoders() {
+        let narrow = match compute(&folder) {
+            FloatType::Bf16 => FloatType::Bf16,
+            _ => FloatType::F16,
+        };
+        let Some([one, other]) = two(narrow) else { return };
+        for precision in [Precision::Float, int8_with(OutlierGranularity::Column, OutlierWeights::Exact)] {
+            let Ok(alone) = gpu(&one, &folder, precision) else { continue };
+            let most = alone.config().max_positions.min(40);
+            let texts: Vec<Vec<u32>> = GoldenFile::open(&folder)
+                .rows("input_ids")
+                .into_iter()
+                .filter(|ids| ids.len() <= most)
+                .collect();
+            let Some(prompt) = texts.first().map(|ids| ids[..4.min(ids.len())].to_vec()) else { continue };
+            let layers = alone.config().layers;
+            let devices = Devices::with_blocks(vec![one.clone(), other.clone()], vec![layers - 1, 1]);
+            let placed = Model::load(&folder).expect("a checkpoint").precision(precision);
+            let placed = placed.build_on(devices.expect("devices")).expect("a model");
+            let count = most - prompt.len();
+            let found = [&alone, &placed].map(|model| {
+                let ids = greedy(model, &prompt, count.min(16)).expect("ids");
+                (logits(model, &texts).expect("logits"), ids)
+            });
+            if found[0] != found[1] {
+                wrong.push(format!("{}: {precision:?}", folder.display()));
+            }
+            compared += 1;
+        }
+    }
+    println!("{compared} models placed");
+    assert!(wrong.is_empty() && compared >= 70, "{compared} models, these differ:\n{}", wrong.join("\n"));
 }
 
 #[test]
@@ -428,6 +481,10 @@ fn every_family_runs_with_exact_outlier_weights() {
                 if found.is_nan() || found > 1.3 * reference + bound {
                     wrong.push(format!("{}: {found:.1e}, not {reference:.1e}", folder.display()));
                 }
+            }
+            Err(Error::Unsupported(why)) => println!("{}: refused: {why}", folder.display()),
+            Err(Error::Input(why)) if why.contains("but this model has only") => {
+                println!("{}: limited: {why}", folder.display());
             }
             Err(error) => wrong.push(format!("{}: {error}", folder.display())),
         }

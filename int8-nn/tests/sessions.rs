@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use int8_core::{OutlierGranularity, Scheme};
+use int8_nn::backend::cpu::CpuBackend;
 use int8_nn::backend::{Backend, OutlierWeights, Precision, Quantization, RowSelection};
+use int8_nn::placement::Devices;
 use int8_nn::{GenerateOptions, Loader, Model, Session, SessionOptions};
 use mock::{Broken, Mock};
 
@@ -260,4 +262,80 @@ fn a_model_that_needs_what_a_backend_lacks_is_refused_by_name() {
     let error = loader("goldens/qwen3_moe", values()).build_on(Arc::new(Mock::new(None)));
     let error = error.expect_err("no experts").to_string();
     assert!(error.contains("mixtures of experts"), "{error}");
+}
+
+/// Blocks on two and on three backends give the bits of one: prompts in several forwards, decode steps, a fork, logits of chosen
+/// rows, statistics and the inputs that an observer sees.
+#[test]
+fn placement_changes_no_bit() {
+    let folders = ["models", "goldens"].map(|kind| {
+        let all = std::fs::read_dir(folder(kind)).expect("a folder");
+        all.map(|entry| entry.expect("an entry").path()).collect::<Vec<_>>()
+    });
+    let mut placed = 0;
+    for folder in folders.concat() {
+        let load = |devices: Devices<CpuBackend>, precision| {
+            Model::load(&folder).and_then(|loader| loader.precision(precision).build_on(devices))
+        };
+        let backend = || Arc::new(CpuBackend::new().expect("a backend"));
+        for precision in [Precision::Float, values()] {
+            // Some folders hold encoders.
+            let Ok(one) = load(backend().into(), precision) else { continue };
+            if one.decoder().session(&room(1, 1)).is_err() {
+                let several = Devices::with_memory(vec![backend(), backend()], vec![1, 1]).expect("devices");
+                let error = load(several, precision).expect_err("an encoder").to_string();
+                assert!(error.contains("name one device"), "{error}");
+                continue;
+            }
+            let layers = one.config().layers;
+            let expected = placed_logits(&one);
+            for count in 2..=3.min(layers) {
+                let mut blocks = vec![1; count];
+                blocks[0] = layers + 1 - count;
+                let several = Devices::with_blocks((0..count).map(|_| backend()).collect(), blocks.clone());
+                let several = load(several.expect("devices"), precision).expect("a model");
+                assert_eq!(several.decoder().blocks_by_device(), blocks);
+                assert!(placed_logits(&several) == expected, "{}: {blocks:?}", folder.display());
+                assert_eq!(several.footprint(), one.footprint());
+                placed += 1;
+            }
+        }
+    }
+    assert!(placed > 60, "{placed}");
+}
+
+/// Logits of two sequences: a prompt in two forwards, and one forked from its beginning.
+fn placed_logits(model: &Model) -> Vec<f32> {
+    let most = model.config().max_positions.min(20);
+    let ids: Vec<u32> = text(most, 3).iter().map(|id| id % 50).collect();
+    let mut session = model.decoder().session(&room(4, most)).expect("a session");
+    let (first, rest) = ids[..most - 3].split_at((most - 3) / 2);
+    session.forward(&[(0, first)]).expect("a forward");
+    session.fork(0, 1, first.len() / 2).expect("a fork");
+    session.forward(&[(0, rest), (1, &ids[..2])]).expect("a forward");
+    let mut found = logits(&mut session, 0..rest.len() + 2);
+    for step in 0..3 {
+        session.forward(&[(0, &ids[most - 3 + step..][..1]), (1, &ids[step..=step])]).expect("a step");
+        found.extend_from_slice(session.logits(&RowSelection::LastOfSegments).expect("logits"));
+    }
+    session.clear(1).expect("cleared");
+    found
+}
+
+#[test]
+fn placements_that_do_not_fit_are_refused() {
+    let backend = || Arc::new(CpuBackend::new().expect("a backend"));
+    let error = |devices: Result<Devices<CpuBackend>, int8_nn::Error>| match devices {
+        Err(error) => error.to_string(),
+        Ok(devices) => {
+            let built = loader("models/llama", Precision::Float).build_on(devices);
+            built.expect_err("refused").to_string()
+        }
+    };
+    assert!(error(Devices::with_blocks(vec![], vec![])).contains('0'));
+    assert!(error(Devices::with_blocks(vec![backend()], vec![1, 1])).contains("2 devices given for 1"));
+    let found = error(Devices::with_blocks(vec![backend(), backend()], vec![7, 9]));
+    assert!(found.contains("7,9") && found.contains("as the model has"), "{found}");
+    let many = (0..99).map(|_| backend()).collect();
+    assert!(error(Devices::with_memory(many, vec![1; 99])).contains("99 devices"));
 }

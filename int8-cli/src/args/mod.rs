@@ -44,10 +44,14 @@ pub(crate) struct Global {
     /// Number of threads [default: one for each core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Where to compute: cpu; cuda or cuda:N, an NVIDIA GPU (in a build with the feature `cuda`); or auto, the first GPU if
-    /// there is one that runs the model, and else the processor
+    /// Where to compute: cpu; cuda or cuda:N, an NVIDIA GPU (in a build with the feature `cuda`); several, as cuda:0,cuda:1, whose
+    /// memory together holds the model, some of its blocks on each; or auto, the first GPU if there is one that runs the model, and
+    /// else the processor
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: String,
+    /// Blocks of the model on each of several GPUs, as 40,30 [default: by their free memory]
+    #[arg(long, global = true, value_name = "N,N", value_delimiter = ',')]
+    pub(crate) device_map: Option<Vec<usize>>,
     /// On a GPU, the type of activations and of weights that are not int8 (sums are 32-bit): 16-bit types are faster, f16 is
     /// finer and bf16 reaches further [default: the type of the checkpoint]
     #[arg(long, global = true, value_name = "TYPE", value_parser = named::<FloatType>())]

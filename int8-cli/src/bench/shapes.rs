@@ -35,16 +35,36 @@ const LLAMA_3_8B: (&str, &str) = (
     }"#,
 );
 
+const LLAMA_3_70B: (&str, &str) = (
+    "llama-3-70b",
+    r#"{
+        "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size": 28672,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
+        "rope_theta": 500000.0, "rms_norm_eps": 1e-05, "hidden_act": "silu", "tie_word_embeddings": false
+    }"#,
+);
+
+/// Le Scao et al., 2022.
+const BLOOM_176B: (&str, &str) = (
+    "bloom-176b",
+    r#"{
+        "model_type": "bloom", "n_layer": 70, "hidden_size": 14336, "n_head": 112, "vocab_size": 250880,
+        "seq_length": 2048, "layer_norm_epsilon": 1e-05
+    }"#,
+);
+
 impl ModelShape {
     /// The names of all.
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-        OPT.iter().map(|(name, ..)| *name).chain([LLAMA_3_8B.0])
+        OPT.iter().map(|(name, ..)| *name).chain([LLAMA_3_8B.0, LLAMA_3_70B.0, BLOOM_176B.0])
     }
 
     /// The shape of this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        if name == LLAMA_3_8B.0 {
-            return Some(Self { config: LLAMA_3_8B.1.to_owned(), float: FloatType::Bf16, biases: false });
+        for ((known, config), biases) in [(LLAMA_3_8B, false), (LLAMA_3_70B, false), (BLOOM_176B, true)] {
+            if name == known {
+                return Some(Self { config: config.to_owned(), float: FloatType::Bf16, biases });
+            }
         }
         let (name, blocks, hidden, heads) = OPT.iter().find(|(other, ..)| *other == name)?;
         // This one normalises after the residual addition, and its embedding is narrower.

@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: &BenchArgs, device: &Device, output: &Output) -> Re
         return shape::run(name, arguments, device, output);
     }
     #[cfg(feature = "cuda")]
-    if let Some(ordinal) = device.cuda() {
+    if let Some(ordinal) = device.cuda()? {
         return cuda::run(ordinal, arguments, output);
     }
     let kernel = device.kernel()?;

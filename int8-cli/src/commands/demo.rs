@@ -70,7 +70,7 @@ impl Task for Demo<'_> {
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
         let Self { begin, output } = self;
         let load = |precision: Precision| -> Result<Model<B>, Failure> {
-            Ok(Loader::new(place.checkpoint.clone()).precision(precision).build_on(place.backend.clone())?)
+            Ok(Loader::new(place.checkpoint.clone()).precision(precision).build_on(place.devices.clone())?)
         };
         let schemes = SCHEMES.map(|scheme| Compared {
             name: scheme.name().to_owned(),

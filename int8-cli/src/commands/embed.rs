@@ -88,7 +88,7 @@ impl Task for Embed<'_> {
                 arguments.out.is_none().then(|| vectors.rows().into_iter().map(|row| row.to_vec()).collect());
             output.object(&json!({
                 "model": arguments.model.model,
-                "device": place.backend.describe(),
+                "device": place.devices.describe(),
                 "scheme": resolve::precision_name(&arguments.model.precision),
                 "settings": settings(embedder.precision()),
                 "pooling": embedder.settings().pooling.key(),
@@ -142,7 +142,7 @@ fn load<B: Backend>(
     output: &Output,
 ) -> Result<Embedder<B>, Failure> {
     let (loader, bar) = resolve::loader(precision, &arguments.model.precision, &place.checkpoint, output);
-    let mut embedder = loader.embedder_on(place.backend.clone())?;
+    let mut embedder = loader.embedder_on(place.devices.clone())?;
     bar.clear();
     let mut settings = embedder.settings();
     settings.pooling = arguments.pooling.unwrap_or(settings.pooling);

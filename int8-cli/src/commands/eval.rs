@@ -110,7 +110,7 @@ fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Outpu
         return Ok(json!({
             "model": arguments.model.model,
             "text": arguments.text.text,
-            "device": model.decoder().backend().describe(),
+            "device": model.decoder().describe(),
             "scheme": scheme,
             "settings": settings(model.precision()),
             "kv_cache": kv_cache.name(),

@@ -103,7 +103,7 @@ impl<B: Backend> Run<'_, B> {
         let precision = &self.arguments.model.precision;
         let mut report = json!({
             "model": self.arguments.model.model,
-            "device": self.model.decoder().backend().describe(),
+            "device": self.model.decoder().describe(),
             "scheme": resolve::precision_name(precision),
             "settings": settings(self.model.precision()),
             "prompt_ids": prompt,

@@ -89,7 +89,7 @@ impl Task for Calibrate<'_> {
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<Self::Output, Failure> {
         let loader = Loader::new(place.checkpoint.clone()).precision(place.precision);
-        let model = loader.build_on(place.backend.clone())?;
+        let model = loader.build_on(place.devices.clone())?;
         let mut ids = model.tokenizer()?.encode(&self.text, false)?;
         ids.truncate(self.tokens);
         let bar = self.output.bar("calibrating", "windows");

@@ -117,7 +117,7 @@ impl Serve<'_> {
             );
         }
         let info = json!({
-            "device": place.backend.describe(), "scheme": resolve::precision_name(&arguments.model.precision),
+            "device": place.devices.describe(), "scheme": resolve::precision_name(&arguments.model.precision),
             "family": model.config().family, "layers": model.config().layers, "context": context,
             "weight_bytes": footprint.total(), "weight_bytes_16bit": footprint.at(2), "chat": template.is_ok(),
             "batch_invariant": invariant,
@@ -145,12 +145,12 @@ impl Serve<'_> {
     fn embed<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
         let arguments = &self.arguments.model.precision;
         let (loader, bar) = resolve::loader(place.precision, arguments, &place.checkpoint, self.output);
-        let embedder = Arc::new(loader.embedder_on(place.backend.clone())?);
+        let embedder = Arc::new(loader.embedder_on(place.devices.clone())?);
         bar.clear();
         let (handle, queue) = engine::embed_handle(EmbedOptions { max_waiting: WAITING_TEXTS });
         let footprint = embedder.encoder().footprint();
         let info = json!({
-            "device": place.backend.describe(), "scheme": resolve::precision_name(arguments), "chat": false,
+            "device": place.devices.describe(), "scheme": resolve::precision_name(arguments), "chat": false,
             "weight_bytes": footprint.total(), "weight_bytes_16bit": footprint.at(2),
         });
         let tokenizing = Arc::clone(&embedder);

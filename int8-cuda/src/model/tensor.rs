@@ -151,6 +151,22 @@ impl Tensor {
         self.bytes.fill_zero(stream, bytes)
     }
 
+    /// Enqueues a copy of the rows in use of `x`, which may be on another device; whoever writes to `x` there waits for it, and it
+    /// waits for them, by [`Stream::mark`].
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when width or type differ or there is no room, [`Error::Device`].
+    pub fn copy_from(&mut self, stream: &Stream, x: &Self) -> Result<(), Error> {
+        const OPERATION: &str = "copy between devices";
+        x.expect_width(OPERATION, self.width)?;
+        if x.element != self.element {
+            let shape = format!("{} to {}", x.element.name(), self.element.name());
+            return Err(Error::Unsupported { operation: OPERATION, shape });
+        }
+        self.set_rows(x.rows())?;
+        self.bytes.enqueue_peer_copy(stream, &x.bytes, x.rows() * x.width * x.element.bytes())
+    }
+
     /// Columns.
     pub fn width(&self) -> usize {
         self.width

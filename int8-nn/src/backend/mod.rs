@@ -221,6 +221,10 @@ pub trait Backend: Sized + Send + Sync {
         out: &mut Self::Activations,
     ) -> Result<(), Error>;
 
+    /// Between forwards' phases, where a model's blocks lie on several devices: copies activations of another backend of this kind.
+    /// What was enqueued there before is done before the copy, and what is enqueued there after follows it.
+    fn receive(&self, from: &Self, x: &Self::Activations, out: &mut Self::Activations) -> Result<(), Error>;
+
     // Back to the host: the only synchronisation of a forward.
 
     /// Chooses a token from each row of `logits [rows, vocabulary]`, with one sampler a row.

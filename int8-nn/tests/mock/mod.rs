@@ -429,6 +429,9 @@ impl Backend for Mock {
             Ok(out.rows())
         })
     }
+    fn receive(&self, from: &Self, x: &Self::Activations, out: &mut Self::Activations) -> Result<(), Error> {
+        self.cpu.receive(&from.cpu, &x.lock(), &mut out.lock())
+    }
     fn sample(&self, logits: &Self::Activations, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
         self.cpu.sample(&logits.lock(), samplers)
     }

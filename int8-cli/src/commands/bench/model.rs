@@ -149,7 +149,7 @@ impl Task for Bench<'_> {
             };
             return output.object(&json!({
                 "model": path,
-                "device": place.backend.describe(),
+                "device": place.devices.describe(),
                 "kernel": kernel,
                 "threads": rayon::current_num_threads(),
                 "statistic": if arguments.best { "best" } else { "median" },

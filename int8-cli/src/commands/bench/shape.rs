@@ -56,7 +56,8 @@ pub(super) fn run(
         ));
     }
     let checkpoint = synthetic::checkpoint(&shape.config, shape.float, shape.biases)?;
-    let positions = RawConfig::read(checkpoint.source())?.size("max_position_embeddings")?;
+    let config = RawConfig::read(checkpoint.source())?;
+    let positions = config.size("max_position_embeddings").or_else(|_| config.size("seq_length"))?;
     let task = Bench { name, arguments, output };
     let measurement = task.measurement(shape.float);
     let contexts = arguments.context.iter().map(|context| measurement.positions(*context));
@@ -140,7 +141,7 @@ impl Task for Bench<'_> {
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
-        let device = place.backend.describe();
+        let device = place.devices.describe();
         let bandwidth = self.bandwidth(place.processor, &device);
         self.output.remark(&self.output.dim(&format!("{}, random weights; {device}", self.name)));
         // One after the other: large models do not fit beside each other.

@@ -411,6 +411,11 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn receive(&self, _: &Self, x: &CpuActivations, out: &mut CpuActivations) -> Result<(), Error> {
+        out.resize(x.rows()).assign(&x.view());
+        Ok(())
+    }
+
     fn sample(&self, logits: &CpuActivations, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
         if samplers.len() != logits.rows {
             let (samplers, rows) = (samplers.len(), logits.rows);

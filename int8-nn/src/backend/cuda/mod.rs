@@ -120,6 +120,14 @@ impl CudaBackend {
         self.compute
     }
 
+    /// Bytes of device memory that nobody has.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn free_memory(&self) -> Result<u64, Error> {
+        Ok(crate::convert::bytes(self.device.free_memory()?))
+    }
+
     /// Waits until all work has been done, for measurements.
     ///
     /// # Errors
@@ -603,6 +611,22 @@ impl Backend for CudaBackend {
         batch.rows.gather_selected(&self.stream, &x.tensor, &mut out.tensor)?;
         self.produced(out);
         Ok(())
+    }
+
+    fn receive(&self, from: &Self, x: &CudaActivations, out: &mut CudaActivations) -> Result<(), Error> {
+        // One turn at a time: two sessions may hand over in opposite directions.
+        let computed = {
+            let _turn = from.turn.enter();
+            from.stream.mark()?
+        };
+        let copied = {
+            let _turn = self.turn.enter();
+            self.stream.wait_for(computed)?;
+            out.tensor.copy_from(&self.stream, &x.tensor)?;
+            self.stream.mark()?
+        };
+        let _turn = from.turn.enter();
+        Ok(from.stream.wait_for(copied)?)
     }
 
     fn sample(&self, logits: &CudaActivations, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
