@@ -9,6 +9,8 @@ use int8_nn::backend::cpu::{CpuBackend, Kernel};
 #[cfg(feature = "cuda")]
 use int8_nn::backend::cuda::CudaBackend;
 use int8_nn::backend::{Backend, FloatType, Precision};
+#[cfg(feature = "cuda")]
+use int8_nn::backend::{OutlierWeights, Quantization};
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::placement::Devices;
 
@@ -195,7 +197,7 @@ impl Device {
         };
         let compute = self.compute.or(checkpoint.float_type()).unwrap_or(FloatType::F16);
         let open = || -> Result<_, Failure> {
-            let precision = stored(task.precision()?, task, checkpoint)?;
+            let precision = on_gpu(stored(task.precision()?, task, checkpoint)?, task);
             let (mut backends, mut memory) = (Vec::new(), Vec::new());
             for &ordinal in ordinals {
                 let backend = CudaBackend::new(ordinal, compute).map_err(|error| {
@@ -240,6 +242,20 @@ impl Device {
             }
             _ => Ok(Kernel::best()),
         }
+    }
+}
+
+/// `precision` with dequantised outlier weights, unless exact ones are asked for: they cost a GPU a fifth of its speed for one
+/// sequence and more in batches.
+#[cfg(feature = "cuda")]
+fn on_gpu(precision: Precision, task: &impl Task) -> Precision {
+    let exact =
+        task.options().is_some_and(|options| options.outlier_weights.is_some() || options.preset.is_some());
+    match precision {
+        Precision::Int8(quantization) if !exact => {
+            Precision::Int8(Quantization { outlier_weights: OutlierWeights::Dequantized, ..quantization })
+        }
+        other => other,
     }
 }
 

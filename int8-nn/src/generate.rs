@@ -198,6 +198,44 @@ impl<B: Backend> Model<B> {
         tokenizer.decode(&ids)
     }
 
+    /// As [`generate`](Self::generate), but `on_text` sees the continuation piece by piece as it is written: whole characters, in
+    /// pieces that together are the continuation.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn generate_streaming(
+        &self,
+        prompt: &str,
+        options: &GenerateOptions,
+        mut on_text: impl FnMut(&str),
+    ) -> Result<Generation, Error> {
+        let tokenizer = self.tokenizer()?;
+        let ids = tokenizer.encode(prompt, true)?;
+        let mut stream = tokenizer.stream();
+        if !self.answers() {
+            // What a first token is decoded to depends on what stands before it.
+            for id in &ids {
+                stream.push(*id)?;
+            }
+        }
+        let mut failed = None;
+        let generation = self.generate_ids(&ids, options, |id| match stream.push(id) {
+            Ok(text) => {
+                on_text(&text);
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        on_text(&stream.finish()?);
+        Ok(generation)
+    }
+
     /// Logits `f32 [targets.len(), vocab_size]` of a text `targets` that a model writes about `source`. What it writes
     /// begins with its start token, which is the first of `targets`.
     ///

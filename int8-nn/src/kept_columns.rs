@@ -3,7 +3,8 @@
 //! error of the product, and the errors of a weight's columns are alike.
 
 use int8_core::OutlierRule;
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, s};
+use rayon::prelude::*;
 
 /// One column in so many is kept at most: in 16 bits, 1/16 of the memory of the int8 weight.
 const SHARE: usize = 32;
@@ -25,14 +26,20 @@ impl OutlierSquares {
 
     /// Adds the outliers of `x f32 [rows, inputs]`.
     pub(crate) fn add(&mut self, x: ArrayView2<'_, f32>, rule: &OutlierRule) {
-        for row in x.rows() {
-            let threshold = rule.threshold(row);
-            for (sum, value) in self.0.iter_mut().zip(row) {
-                if value.abs() >= threshold {
-                    *sum += f64::from(*value) * f64::from(*value);
+        /// Columns of a task.
+        const TASK: usize = 1024;
+        let thresholds: Vec<f32> = x.rows().into_iter().map(|row| rule.threshold(row)).collect();
+        self.0.par_chunks_mut(TASK).enumerate().for_each(|(task, sums)| {
+            let first = task * TASK;
+            let columns = x.slice(s![.., first..first + sums.len()]);
+            for (row, threshold) in columns.rows().into_iter().zip(&thresholds) {
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    if value.abs() >= *threshold {
+                        *sum += f64::from(*value) * f64::from(*value);
+                    }
                 }
             }
-        }
+        });
     }
 
     /// The `limit` columns with the largest sums, ascending; of equal ones the first. No column without outliers.

@@ -25,7 +25,6 @@ struct Library {
   decltype(&cublasLtMatmulPreferenceSetAttribute) preference_set;
   decltype(&cublasLtMatmulAlgoGetHeuristic) heuristic;
   decltype(&cublasLtMatmul) matmul;
-  cublasLtHandle_t handle;
   bool found;
 
   Library() : found(false) {
@@ -47,14 +46,29 @@ struct Library {
     look_up(preference_set, "cublasLtMatmulPreferenceSetAttribute");
     look_up(heuristic, "cublasLtMatmulAlgoGetHeuristic");
     look_up(matmul, "cublasLtMatmul");
-    found = found && create(&handle) == CUBLAS_STATUS_SUCCESS;
   }
 };
 
-// One handle for the process: cuBLASLt handles may be used from several threads.
 const Library &library() {
   static const Library instance;
   return instance;
+}
+
+// The handle of the current device, on which it was made. Several threads may use one.
+cublasStatus_t current_handle(cublasLtHandle_t *handle) {
+  static std::mutex mutex;
+  static std::map<int, cublasLtHandle_t> handles;
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto known = handles.find(device);
+  if (known != handles.end()) {
+    *handle = known->second;
+    return CUBLAS_STATUS_SUCCESS;
+  }
+  const cublasStatus_t status = library().create(handle);
+  if (status == CUBLAS_STATUS_SUCCESS) handles.emplace(device, *handle);
+  return status;
 }
 
 int8_cuda_status status_of(cublasStatus_t status) {
@@ -90,10 +104,12 @@ int8_cuda_status run(const Product &p, int candidate, int *candidates) {
   cublasLtMatmulHeuristicResult_t results[kCandidates];
   int found = 0;
   const cublasOperation_t transposed = CUBLAS_OP_T;
-  cublasStatus_t status = lib.desc_create(&desc, p.compute, p.scale);
+  cublasLtHandle_t handle = nullptr;
+  cublasStatus_t status = current_handle(&handle);
   const auto then = [&](auto call) {
     if (status == CUBLAS_STATUS_SUCCESS) status = call();
   };
+  then([&] { return lib.desc_create(&desc, p.compute, p.scale); });
   then([&] { return lib.desc_set(desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed); });
   then([&] { return lib.layout_create(&w, p.in, p.k, p.n, p.ldw); });
   then([&] { return lib.layout_create(&x, p.in, p.k, p.m, p.ldx); });
@@ -103,13 +119,13 @@ int8_cuda_status run(const Product &p, int candidate, int *candidates) {
     return lib.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &p.workspace_bytes,
                               sizeof p.workspace_bytes);
   });
-  then([&] { return lib.heuristic(lib.handle, desc, w, x, y, y, preference, kCandidates, results, &found); });
+  then([&] { return lib.heuristic(handle, desc, w, x, y, y, preference, kCandidates, results, &found); });
   if (candidates != nullptr) {
     *candidates = found;
   } else {
     then([&] {
       if (candidate < 0 || candidate >= found) return CUBLAS_STATUS_NOT_SUPPORTED;
-      return lib.matmul(lib.handle, desc, p.one, p.w, w, p.x, x, p.zero, p.y, y, p.y, y, &results[candidate].algo,
+      return lib.matmul(handle, desc, p.one, p.w, w, p.x, x, p.zero, p.y, y, p.y, y, &results[candidate].algo,
                         p.workspace, p.workspace_bytes, p.stream);
     });
   }
@@ -173,6 +189,8 @@ Plan make_plan(const PlanKey &key) {
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto &value) {
     then([&] { return lib.preference_set(preference, attribute, &value, sizeof value); });
   };
+  cublasLtHandle_t handle = nullptr;
+  then([&] { return current_handle(&handle); });
   then([&] { return lib.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F); });
   then([&] { return lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed); });
   if (key.bias) {
@@ -191,7 +209,7 @@ Plan make_plan(const PlanKey &key) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.x_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.y_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.y_alignment);
-  then([&] { return lib.heuristic(lib.handle, plan.desc, plan.w, plan.x, plan.y, plan.y, preference, 1, &result, &found); });
+  then([&] { return lib.heuristic(handle, plan.desc, plan.w, plan.x, plan.y, plan.y, preference, 1, &result, &found); });
   then([&] { return found > 0 ? result.state : CUBLAS_STATUS_NOT_SUPPORTED; });
   if (plan.status == CUBLAS_STATUS_SUCCESS) plan.algorithm = result.algo;
   if (preference != nullptr) lib.preference_destroy(preference);
@@ -242,11 +260,17 @@ int8_cuda_status cublaslt_linear(const int8_cuda_float_linear_params &p) {
     if (status != CUBLAS_STATUS_SUCCESS) return status_of(status);
   }
   const float one = 1.0f, beta = p.store == INT8_CUDA_ACCUMULATE ? 1.0f : 0.0f;
-  return status_of(lib.matmul(lib.handle, plan.desc, &one, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y, plan.y,
+  cublasLtHandle_t handle = nullptr;
+  const cublasStatus_t status = current_handle(&handle);
+  if (status != CUBLAS_STATUS_SUCCESS) return status_of(status);
+  return status_of(lib.matmul(handle, plan.desc, &one, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y, plan.y,
                               &plan.algorithm, workspace, workspace_bytes, stream));
 }
 
-bool cublaslt_found() { return library().found; }
+bool cublaslt_found() {
+  cublasLtHandle_t handle = nullptr;
+  return library().found && current_handle(&handle) == CUBLAS_STATUS_SUCCESS;
+}
 
 int8_cuda_status cublaslt_product(const int8_cuda_product_params &p) {
   const int32_t one = 1, zero = 0;

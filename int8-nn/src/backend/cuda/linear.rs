@@ -39,7 +39,7 @@ struct Uncalibrated {
 #[derive(Debug)]
 pub(super) enum Weight {
     Float(Arc<FloatWeight>),
-    Int8 { weight: Int8Linear, config: Config },
+    Int8 { weight: Box<Int8Linear>, config: Config },
 }
 
 impl CudaLinear {
@@ -68,7 +68,7 @@ impl CudaLinear {
                         }
                     }
                 }
-                Weight::Int8 { weight, config: *config }
+                Weight::Int8 { weight: Box::new(weight), config: *config }
             }
         };
         source.release();
