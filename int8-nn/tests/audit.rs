@@ -68,7 +68,7 @@ fn rows() -> Vec<Row> {
         ("goldens/mpt", "attn_config", json!({"alibi": false, "qk_ln": true, "prefix_lm": true}), Ignored),
         ("goldens/olmoe", "clip_qkv", json!(0.1), Obeyed),
         ("goldens/olmo2", "clip_qkv", json!(0.1), Ignored),
-        ("goldens/falcon", "alibi", json!(true), Refused),
+        ("goldens/falcon", "alibi", json!(true), Obeyed),
         ("goldens/cohere", "logit_scale", json!(0.5), Obeyed),
         ("goldens/stablelm", "use_parallel_residual", json!(true), Obeyed),
         ("goldens/phi", "partial_rotary_factor", json!(0.25), Ignored),

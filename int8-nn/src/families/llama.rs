@@ -4,18 +4,24 @@
 use super::{Family, LayerNames, Module, TensorNames};
 use crate::Error;
 use crate::config::{
-    Activation, AlternateAttention, Biases, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms,
-    RawConfig, Rotary, RotaryDefaults, SizeKeys,
+    AlternateAttention, Biases, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig,
+    Rotary, RotaryDefaults, SizeKeys,
 };
 
 pub(crate) const FAMILY: Family =
     Family { model_types: &["llama", "mistral", "qwen2", "qwen3"], config, names };
+
+/// With the window of Mistral and Qwen where the key is absent; null is none.
+fn with_window(raw: &RawConfig) -> RawConfig {
+    raw.with_defaults(&[("sliding_window", 4096.into())])
+}
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let config = base(raw, RotaryDefaults::default())?;
     match raw.text_or("model_type", "llama")? {
         "mistral" => {
             let biases = Biases::blocks(false);
+            let raw = &with_window(raw);
             windowed(raw, DecoderConfig { family: "mistral", biases, ..config }, BlockSet::From { first: 0 })
         }
         "qwen2" => {
@@ -81,19 +87,7 @@ pub(super) fn qwen_windows(raw: &RawConfig, config: DecoderConfig) -> Result<Dec
     } else {
         raw.size_or(FIRST, 28)?
     };
-    windowed(raw, config, BlockSet::From { first })
-}
-
-/// The activation under the first of `keys` that is present.
-pub(super) fn activation_of(
-    raw: &RawConfig,
-    keys: &[&str],
-    default: Activation,
-) -> Result<Activation, Error> {
-    match keys.iter().find(|key| raw.get(key).is_some()) {
-        Some(key) => raw.activation(key, ""),
-        None => Ok(default),
-    }
+    windowed(&with_window(raw), config, BlockSet::From { first })
 }
 
 fn names(config: &DecoderConfig) -> TensorNames {
