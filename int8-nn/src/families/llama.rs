@@ -119,3 +119,33 @@ pub(super) fn layer(index: usize, config: &DecoderConfig) -> LayerNames {
         .norms(block.name("input_layernorm"), block.name("post_attention_layernorm"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Beyond the length of a golden: the window where the key is absent, and none where it is null.
+    #[test]
+    fn an_absent_window_is_the_default_and_a_null_one_is_none() {
+        let window = |model_type: &str, window: Option<Value>| {
+            let mut file = json!({
+                "model_type": model_type, "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "intermediate_size": 8, "use_sliding_window": true, "max_window_layers": 0,
+            });
+            if let Some(window) = window {
+                file["sliding_window"] = window;
+            }
+            let raw = RawConfig::from_json("config.json".to_owned(), file).expect("an object");
+            config(&raw).expect("a configuration").attention(0).1
+        };
+        for (model_type, default) in
+            [("mistral", Some(4096)), ("qwen2", Some(4096)), ("qwen3", Some(4096)), ("llama", None)]
+        {
+            assert_eq!(window(model_type, None), default, "{model_type}");
+            assert_eq!(window(model_type, Some(Value::Null)), None, "{model_type}");
+        }
+        assert_eq!(window("mistral", Some(json!(7))), Some(7));
+    }
+}
