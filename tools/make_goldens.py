@@ -97,10 +97,6 @@ FAMILIES = {
         **GROUPED, **EXPERTS, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2}),
     "qwen3_moe": ("qwen3_moe", "bfloat16", {**GROUPED, **EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
     "olmoe": ("olmoe", "float16", {**GROUPED, "intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}),
-    # 6 heads: slopes that are no powers of two.
-    "falcon_alibi": ("falcon", "float16", {
-        "vocab_size": VOCAB, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6, "alibi": True,
-        "multi_query": False, "parallel_attn": False, "bias": True, "bos_token_id": 1, "eos_token_id": 2}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}

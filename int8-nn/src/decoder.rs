@@ -346,11 +346,7 @@ impl<B: Backend> Decoder<B> {
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let positions = match config.positions {
             Positions::Learned { offset } => (config.max_positions + offset) * config.hidden_size,
-            Positions::Alibi
-            | Positions::RoundedAlibi
-            | Positions::Rotary(_)
-            | Positions::Relative(_)
-            | Positions::None => 0,
+            Positions::Alibi | Positions::Rotary(_) | Positions::Relative(_) | Positions::None => 0,
         };
         footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions;
         footprint

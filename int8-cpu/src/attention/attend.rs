@@ -52,7 +52,7 @@ pub struct Attention<'a> {
     pub bias: Bias<'a>,
 }
 
-/// What is added to the score of a query and a key, by head and distance or position.
+/// What is added to the score of a query and a key, by head and distance.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Bias<'a> {
     /// Nothing.
@@ -63,8 +63,6 @@ pub enum Bias<'a> {
     /// `f32 [heads, 2·reach + 1]`, by `position of the key − position of the query` from −reach to reach; beyond, the
     /// value at the end.
     Distances(ArrayView2<'a, f32>),
-    /// `f32 [heads, positions]`, by the position of the key.
-    Keys(ArrayView2<'a, f32>),
 }
 
 /// One query row.
@@ -83,7 +81,7 @@ impl Attention<'_> {
     /// rows nor on the number of threads.
     ///
     /// # Errors
-    /// The reference's `Length` (slopes, distances, positions) and `Shape` (queries, out; also for a span that is empty or exceeds
+    /// The reference's `Length` (slopes, distances) and `Shape` (queries, out; also for a span that is empty or exceeds
     /// the table's pages); [`Error::NotRowMajor`].
     ///
     /// # Panics
@@ -108,7 +106,6 @@ impl Attention<'_> {
             Bias::Slopes(slopes) => (slopes.len(), "slopes"),
             Bias::Distances(table) if table.ncols() == 0 => (0, "distances"),
             Bias::Distances(table) => (table.nrows(), "distances"),
-            Bias::Keys(table) => (table.nrows(), "biases of keys"),
         };
         if biases != heads {
             return Err(CoreError::Length { what, expected: heads, found: biases }.into());
@@ -118,14 +115,6 @@ impl Attention<'_> {
         {
             let (expected, found) = ((0, capacity), (span.start, span.end));
             return Err(CoreError::Shape { what: "span of positions", expected, found }.into());
-        }
-        if let Bias::Keys(table) = self.bias
-            && let Some(expected) = rows.iter().map(|row| row.span.end).max()
-            && table.ncols() < expected
-        {
-            return Err(
-                CoreError::Length { what: "positions of biases", expected, found: table.ncols() }.into()
-            );
         }
         rows_of(queries, "queries")?;
         rows_of(out.view(), "attention output")?;
@@ -274,7 +263,6 @@ impl<W: Lane> Block<'_, '_, W> {
                 Bias::None => (0.0, Vec::new()),
                 Bias::Slopes(slopes) => (slopes[*head], Vec::new()),
                 Bias::Distances(table) => (0.0, by_position(table.row(*head), row)),
-                Bias::Keys(table) => (0.0, table.slice(s![*head, row.span.clone()]).to_vec()),
             };
             let first_distance = convert::real(row.span.start) - convert::real(row.position);
             let scores = &mut scores[first..last];

@@ -32,8 +32,6 @@ pub enum Feature {
     Rotary,
     /// Position biases by head slopes.
     Alibi,
-    /// Position biases by head slopes, rounded to bf16.
-    RoundedAlibi,
     /// Learned position biases by distance.
     DistanceBias,
     /// Attention to a window of latest positions.
@@ -65,7 +63,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 23] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -76,7 +74,6 @@ impl Feature {
         Self::EmbeddingScale,
         Self::Rotary,
         Self::Alibi,
-        Self::RoundedAlibi,
         Self::DistanceBias,
         Self::SlidingWindow,
         Self::AttentionSoftcap,
@@ -105,7 +102,6 @@ impl Feature {
             Self::EmbeddingScale => "scaled embeddings",
             Self::Rotary => "rotary positions",
             Self::Alibi => "ALiBi positions",
-            Self::RoundedAlibi => "ALiBi positions rounded to bf16",
             Self::DistanceBias => "relative position biases",
             Self::SlidingWindow => "sliding-window attention",
             Self::AttentionSoftcap => "soft-capped attention scores",
@@ -146,7 +142,6 @@ impl Feature {
             need(Self::SlidingWindow, window.is_some());
             need(Self::Rotary, matches!(positions, Positions::Rotary(_)));
             need(Self::Alibi, matches!(positions, Positions::Alibi));
-            need(Self::RoundedAlibi, matches!(positions, Positions::RoundedAlibi));
             need(Self::DistanceBias, matches!(positions, Positions::Relative(_)));
         }
         if let Precision::Int8(quantization) = precision {

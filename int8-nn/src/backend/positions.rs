@@ -2,9 +2,6 @@
 
 use std::ops::Range;
 
-use half::bf16;
-use ndarray::Array2;
-
 use crate::config::{Positions, Rotary};
 use crate::convert;
 
@@ -49,11 +46,7 @@ impl<'a> Rotations<'a> {
                     self.known.len() - 1
                 }))
             }
-            Positions::Learned { .. }
-            | Positions::Alibi
-            | Positions::RoundedAlibi
-            | Positions::Relative(_)
-            | Positions::None => None,
+            Positions::Learned { .. } | Positions::Alibi | Positions::Relative(_) | Positions::None => None,
         }
     }
 
@@ -81,16 +74,6 @@ pub(super) fn alibi_slopes(heads: usize) -> Vec<f32> {
     slopes(lower).chain(slopes(2 * lower).step_by(2)).take(heads).collect()
 }
 
-/// The biases `[heads, positions]` of keys for [`Positions::RoundedAlibi`], multiplied by `scale`.
-pub(super) fn rounded_alibi(heads: usize, positions: usize, scale: f32) -> Array2<f32> {
-    let slopes: Vec<f32> =
-        alibi_slopes(heads).into_iter().map(|slope| bf16::from_f32(slope).to_f32()).collect();
-    Array2::from_shape_fn((heads, positions), |(head, position)| {
-        let position = bf16::from_f64(convert::f64_from(position)).to_f32();
-        bf16::from_f32(slopes[head] * position).to_f32() * scale
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,18 +86,5 @@ mod tests {
         assert_eq!(twelve[..8], alibi_slopes(8));
         assert!((twelve[8] - 0.5_f32.powf(0.5)).abs() < 1e-7, "{twelve:?}");
         assert!((twelve[11] - 0.5_f32.powf(3.5)).abs() < 1e-7, "{twelve:?}");
-    }
-
-    /// `torch.tensor(slope).bfloat16() * torch.arange(…)`, by hand.
-    #[test]
-    fn biases_of_keys_are_rounded_twice() {
-        let biases = rounded_alibi(16, 300, 0.25);
-        // 2^-0.5 = 0.70710678 is 0.70703125 in bf16, and 3 times that 2.12109375 is 2.125.
-        assert_eq!(biases[[0, 3]], 2.125 * 0.25);
-        // Of 8 bits: 257 is 256, 259 is 260.
-        assert_eq!(
-            [257, 258, 259].map(|position| biases[[1, position]]),
-            [128.0, 129.0, 130.0].map(|b| b * 0.25)
-        );
     }
 }

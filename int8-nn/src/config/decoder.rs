@@ -157,9 +157,6 @@ pub enum Positions {
     },
     /// A bias `−slope(head)·distance` on the attention scores (Press, Smith, Lewis, 2022).
     Alibi,
-    /// Falcon's ALiBi: the score of a key at position p has the bias `bf16(bf16(slope(head))·bf16(p))/√head_size`. Beyond
-    /// 256 positions the rounding makes it no function of the distance.
-    RoundedAlibi,
     /// Pairs of a head's dimensions are rotated by `position·frequency` (Su et al., 2021).
     Rotary(Rotary),
     /// A learned bias on the attention scores for each head and bucket of distances (Raffel et al., 2020).

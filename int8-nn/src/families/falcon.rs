@@ -1,4 +1,4 @@
-//! Falcon (Almazrouei et al., 2023): rotary positions or ALiBi, one key and value head (7B) or a few (40B and later), attention and
+//! Falcon (Almazrouei et al., 2023): rotary positions, one key and value head (7B) or a few (40B and later), attention and
 //! MLP in parallel behind one or two LayerNorms.
 
 use super::{Family, LayerNames, Module, TensorNames, interleaved_qkv};
@@ -10,15 +10,16 @@ use crate::config::{
 pub(crate) const FAMILY: Family = Family { model_types: &["falcon"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    // transformers 5.24 adds the biases once with its SDPA attention and twice with the eager one: there is no one right answer.
+    if raw.flag_or("alibi", false)? {
+        return Err(raw.problem(
+            "alibi",
+            "is true, which is not supported: transformers computes it in two ways that disagree; Falcon models with rotary \
+             positions are",
+        ));
+    }
     let base = DecoderConfig::sized(raw, SizeKeys::default())?;
-    let max_positions = raw.size_or("max_position_embeddings", 2048)?;
-    let (positions, max_positions) = if raw.flag_or("alibi", false)? {
-        (Positions::RoundedAlibi, max_positions)
-    } else {
-        let rotary = Rotary::read(raw, base.head_size, RotaryDefaults::default())?;
-        let max_positions = rotary.max_positions(max_positions);
-        (Positions::Rotary(rotary), max_positions)
-    };
+    let rotary = Rotary::read(raw, base.head_size, RotaryDefaults::default())?;
     let grouped = raw.flag_or("new_decoder_architecture", false)?;
     let parallel = raw.flag_or("parallel_attn", true)?;
     let norms = raw.size_or("num_ln_in_parallel_attn", if grouped { 2 } else { 1 })?;
@@ -30,11 +31,11 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             (false, false) => base.heads,
         },
         intermediate_size: raw.size_or("ffn_hidden_size", base.intermediate_size)?,
-        max_positions,
+        max_positions: rotary.max_positions(raw.size_or("max_position_embeddings", 2048)?),
         norm_eps: raw.float_or("layer_norm_epsilon", 1e-5)?,
         block: if parallel { BlockKind::Parallel } else { BlockKind::PreNorm },
         shared_norm: parallel && norms != 2,
-        positions,
+        positions: Positions::Rotary(rotary),
         biases: Biases::blocks(raw.flag_or("bias", false)?),
         activation: raw.activation("activation", "gelu")?,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,

@@ -35,7 +35,6 @@ enum Added {
     Nothing,
     Slopes(Vec<f32>),
     Distances(Array2<f32>),
-    Keys(Array2<f32>),
 }
 
 struct Case {
@@ -57,7 +56,6 @@ impl Case {
             Added::Nothing => Bias::None,
             Added::Slopes(slopes) => Bias::Slopes(slopes),
             Added::Distances(table) => Bias::Distances(table.view()),
-            Added::Keys(table) => Bias::Keys(table.view()),
         }
     }
 
@@ -84,7 +82,6 @@ impl Case {
                                 let index = (p + reach).max(*position) - position;
                                 f64::from(table[[head, index.min(2 * reach)]])
                             }
-                            Added::Keys(table) => f64::from(table[[head, p]]),
                         }
                 };
                 let weights: Vec<f64> = span.clone().map(|p| score(p).exp()).collect();
@@ -122,8 +119,6 @@ fn attention_is_its_formula() {
         Case::new((6, 2, 16), Added::Nothing, causal(63, 1, 40)),
         Case::new((2, 2, 16), Added::Distances(random.matrix(2, 21, 1.0)), full(50, 50)),
         Case::new((2, 1, 16), Added::Distances(random.matrix(2, 21, 1.0)), causal(33, 1, all)),
-        Case::new((2, 2, 16), Added::Keys(random.matrix(2, 70, 1.0)), causal(3, 60, 20)),
-        Case::new((4, 1, 16), Added::Keys(random.matrix(4, 34, 1.0)), causal(33, 1, all)),
         Case { softcap: Some(0.7), ..Case::new((2, 2, 16), Added::Nothing, causal(0, 30, all)) },
         Case { softcap: Some(0.7), ..Case::new((4, 2, 16), slopes(), causal(9, 30, all)) },
     ];
@@ -199,9 +194,6 @@ fn operands_that_do_not_fit_are_refused() {
     assert!(attend(3, Bias::None, 12, 0..1, (1, 12)).is_err());
     assert!(attend(4, Bias::Slopes(&[0.0; 3]), 16, 0..1, (1, 16)).is_err());
     assert!(attend(4, Bias::Distances(table.view()), 16, 0..1, (1, 16)).is_err());
-    assert!(attend(4, Bias::Keys(zeros(4, 1).view()), 16, 0..1, (1, 16)).is_ok());
-    assert!(attend(4, Bias::Keys(zeros(4, 1).view()), 16, 0..2, (1, 16)).is_err());
-    assert!(attend(4, Bias::Keys(zeros(3, 1).view()), 16, 0..1, (1, 16)).is_err());
     assert!(attend(4, Bias::None, 15, 0..1, (1, 16)).is_err());
     assert!(attend(4, Bias::None, 16, 0..1, (2, 16)).is_err());
     assert!(attend(4, Bias::None, 16, 3..3, (1, 16)).is_err());

@@ -6,11 +6,11 @@ use std::ops::Range;
 use int8_cpu::Kernel;
 use int8_cpu::attention::{Attention, Bias, KvPages, PAGE_POSITIONS, Query};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::Rows;
 use crate::Error;
-use crate::backend::positions::{Rotation, Rotations, alibi_slopes, rounded_alibi};
+use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
 use crate::backend::{AttentionSpec, CacheCapacity, Mask, PageTables};
 use crate::config::{Positions, Rotary};
 
@@ -26,8 +26,6 @@ pub struct CpuCache {
     /// Each different kind of rotary positions once.
     rotations: Vec<Turns>,
     layers: Vec<Layer>,
-    /// `[heads, positions]`, for layers with [`Positions::RoundedAlibi`].
-    key_biases: Option<Array2<f32>>,
 }
 
 /// The rotations of one kind of rotary positions.
@@ -88,7 +86,6 @@ impl CpuCache {
             let window = layer.sliding_window.unwrap_or(usize::MAX);
             layers.push(Layer { rotation, slopes, window, factor: layer.factor });
         }
-        let rounded = spec.layers.iter().any(|layer| layer.positions == Positions::RoundedAlibi);
         let pages = KvPages::new(
             spec.kv_cache,
             spec.layers.len(),
@@ -107,7 +104,6 @@ impl CpuCache {
                 .map(|rotary| Turns::new(rotary, capacity.max_positions))
                 .collect(),
             layers,
-            key_biases: rounded.then(|| rounded_alibi(spec.heads, capacity.max_positions, spec.scale)),
         })
     }
 
@@ -235,11 +231,10 @@ impl CpuCache {
         };
         let positions = segment.position..segment.position + segment.rows;
         let rows: Vec<Query> = positions.map(|position| Query { position, span: span(position) }).collect();
-        let bias = match (slopes, &self.spec.bias, &self.key_biases) {
-            (Some(slopes), _, _) => Bias::Slopes(slopes),
-            (None, Some(bias), _) => Bias::Distances(bias.table.view()),
-            (None, None, Some(table)) => Bias::Keys(table.view()),
-            (None, None, None) => Bias::None,
+        let bias = match (slopes, &self.spec.bias) {
+            (Some(slopes), _) => Bias::Slopes(slopes),
+            (None, Some(bias)) => Bias::Distances(bias.table.view()),
+            (None, None) => Bias::None,
         };
         let AttentionSpec { heads, scale, softcap, .. } = self.spec;
         let scale = scale * factor;

@@ -283,7 +283,6 @@ impl Backend for CudaBackend {
         capabilities.features.remove(&Feature::ScoresByLayer);
         capabilities.features.remove(&Feature::ClampedProjections);
         capabilities.features.remove(&Feature::FrequenciesByLength);
-        capabilities.features.remove(&Feature::RoundedAlibi);
         capabilities.max_head_size = Some(256);
         // One row has kernels of its own, whose sums have another order.
         capabilities.batch_invariant = false;
