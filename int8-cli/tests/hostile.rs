@@ -14,17 +14,40 @@ use serde_json::{Value, json};
 /// Longest time of a command, in an unoptimised build on a busy machine.
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// Most resident memory of a command.
+const MOST_MEMORY: u64 = 1 << 30;
+
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_int8"));
     command.args(arguments).env_remove("INT8_KERNEL").env("HF_HUB_OFFLINE", "1").env("RUST_BACKTRACE", "0");
     command
 }
 
+/// Runs the program, within [`LONGEST`] and [`MOST_MEMORY`].
 fn int8(arguments: &[&str]) -> Output {
     let begin = Instant::now();
-    let output = command(arguments).output().expect("the program");
+    let (stdout, stderr) = (Stdio::piped(), Stdio::piped());
+    let child = command(arguments).stdout(stdout).stderr(stderr).spawn().expect("the program");
+    let status = format!("/proc/{}/status", child.id());
+    let watch = std::thread::spawn(move || peak_until_the_end(&status));
+    let output = child.wait_with_output().expect("the program");
+    let peak = watch.join().expect("no panic");
     assert!(begin.elapsed() < LONGEST, "{arguments:?} took {:?}", begin.elapsed());
+    assert!(peak < MOST_MEMORY, "{arguments:?} took {peak} bytes");
     output
+}
+
+/// The last peak of a process's resident memory that was seen, in bytes; 0 where the system does not tell.
+fn peak_until_the_end(status: &str) -> u64 {
+    let mut peak = 0;
+    while let Ok(text) = fs::read_to_string(status) {
+        // A process that has ended and is not yet waited for has no memory.
+        let Some(line) = text.lines().find_map(|line| line.strip_prefix("VmHWM:")) else { break };
+        let kilobytes = line.trim().strip_suffix("kB").and_then(|text| text.trim().parse::<u64>().ok());
+        peak = kilobytes.map_or(peak, |kilobytes| kilobytes << 10);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    peak
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -9,7 +9,7 @@ mod common;
 use int8_nn::Model;
 use serde_json::{Value, json};
 
-use common::{IDS, changed, data};
+use common::{IDS, changed, data, read_json, with_config};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Effect {
@@ -62,6 +62,13 @@ fn rows() -> Vec<Row> {
         ("goldens/gemma2", "attn_logit_softcapping", json!(0.5), Obeyed),
         ("goldens/gemma2", "query_pre_attn_scalar", json!(3), Obeyed),
         ("goldens/gemma", "final_logit_softcapping", json!(0.5), Ignored),
+        // Gemma's first files write `gelu` and mean the tanh form; later versions mean what they write, under another key.
+        ("goldens/gemma", "hidden_act", json!("gelu"), Ignored),
+        ("goldens/gemma", "hidden_act", json!("gelu_python"), Obeyed),
+        ("goldens/gemma", "hidden_activation", json!("relu"), Ignored),
+        ("goldens/gemma2", "hidden_activation", json!("gelu"), Obeyed),
+        ("goldens/gemma2", "hidden_act", json!("relu"), Ignored),
+        ("goldens/gemma3", "hidden_activation", json!("gelu"), Obeyed),
         // MPT reads two keys of `attn_config`; its positions are ALiBi's whatever `alibi` says.
         ("goldens/mpt", "attn_config", json!({"softmax_scale": 0.9}), Obeyed),
         ("goldens/mpt", "attn_config", json!({"clip_qkv": 0.1}), Obeyed),
@@ -75,6 +82,7 @@ fn rows() -> Vec<Row> {
         ("goldens/starcoder2", "use_bias", json!(false), Obeyed),
         ("goldens/mixtral", "num_experts_per_tok", json!(1), Obeyed),
         ("goldens/qwen2_moe", "norm_topk_prob", json!(true), Obeyed),
+        ("goldens/qwen2_moe", "layer_types", json!(["sliding_attention", "full_attention"]), Refused),
         ("goldens/smollm3", "no_rope_layers", json!([0, 0]), Obeyed),
     ]
 }
@@ -98,6 +106,58 @@ fn every_key_is_obeyed_refused_or_ignored_as_transformers_does_it() {
         };
         if found != Ok(effect) {
             wrong.push(format!("{name} {key} = {value}: {found:?}, expected {effect:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Keys that the files of the goldens hold with the default of transformers' configuration class.
+const DEFAULTS: [(&str, &[&str]); 20] = [
+    ("models/llama", &["rms_norm_eps", "hidden_act", "rope_parameters", "tie_word_embeddings"]),
+    ("models/gpt2", &["layer_norm_epsilon", "activation_function", "tie_word_embeddings", "n_inner"]),
+    ("models/bloom", &["layer_norm_epsilon", "tie_word_embeddings"]),
+    ("models/opt", &["activation_function", "do_layer_norm_before", "tie_word_embeddings"]),
+    ("goldens/phi", &["layer_norm_eps", "hidden_act", "tie_word_embeddings"]),
+    ("goldens/phi3", &["rms_norm_eps", "hidden_act", "tie_word_embeddings"]),
+    ("goldens/gemma", &["rms_norm_eps", "hidden_act", "tie_word_embeddings"]),
+    (
+        "goldens/gemma2",
+        &["rms_norm_eps", "hidden_activation", "attn_logit_softcapping", "final_logit_softcapping"],
+    ),
+    ("goldens/gemma3", &["rms_norm_eps", "hidden_activation", "tie_word_embeddings"]),
+    ("goldens/qwen3", &["rms_norm_eps", "hidden_act", "attention_bias"]),
+    ("goldens/gptj", &["layer_norm_epsilon", "activation_function", "tie_word_embeddings"]),
+    ("goldens/gpt_neo", &["layer_norm_epsilon", "activation_function", "tie_word_embeddings"]),
+    (
+        "goldens/falcon",
+        &["layer_norm_epsilon", "activation", "multi_query", "parallel_attn", "bias", "alibi"],
+    ),
+    ("goldens/mpt", &["layer_norm_epsilon", "tie_word_embeddings", "attn_config"]),
+    ("goldens/starcoder2", &["norm_epsilon", "hidden_act", "use_bias", "tie_word_embeddings"]),
+    ("goldens/stablelm", &["layer_norm_eps", "hidden_act", "use_parallel_residual", "qk_layernorm"]),
+    ("goldens/olmo2", &["rms_norm_eps", "hidden_act", "tie_word_embeddings"]),
+    ("goldens/cohere", &["layer_norm_eps", "logit_scale", "tie_word_embeddings", "use_qk_norm"]),
+    ("goldens/mixtral", &["rms_norm_eps", "hidden_act", "tie_word_embeddings"]),
+    ("goldens/qwen2_moe", &["rms_norm_eps", "norm_topk_prob", "decoder_sparse_step", "qkv_bias"]),
+];
+
+#[test]
+fn an_absent_key_has_the_default_of_transformers() {
+    let mut wrong = Vec::new();
+    for (name, keys) in DEFAULTS {
+        let source = data(name);
+        let plain = logits(&source).expect("the unchanged checkpoint");
+        let config = read_json(&source.join("config.json"));
+        for key in keys {
+            let mut config = config.clone();
+            if config.as_object_mut().expect("an object").remove(*key).is_none() {
+                wrong.push(format!("{name} has no {key}"));
+            }
+            match logits(with_config(&source, &config).path()) {
+                Ok(found) if found == plain => {}
+                Ok(_) => wrong.push(format!("{name} without {key}: other logits")),
+                Err(error) => wrong.push(format!("{name} without {key}: {error}")),
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

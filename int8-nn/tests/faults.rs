@@ -80,6 +80,16 @@ fn text_failures(folder: &Path, case: &Value) -> Vec<String> {
         if found != expected {
             failures.push(format!("{text:?} is {found:?}, expected {expected:?}"));
         }
+        // Id by id it is the same text, spaces after special tokens included. BERT's decoder takes back spaces that it wrote.
+        if !folder.ends_with("bert_vocab") && !folder.ends_with("bert_cased_vocab") {
+            let mut stream = tokenizer.stream();
+            let mut streamed: String = expected.iter().map(|id| stream.push(*id).expect("a piece")).collect();
+            streamed.push_str(&stream.finish().expect("the rest"));
+            let whole = tokenizer.decode(&expected).expect("a text");
+            if streamed != whole {
+                failures.push(format!("{text:?} is streamed as {streamed:?}, expected {whole:?}"));
+            }
+        }
     }
     if let Some(messages) = case["chat"]["messages"].as_array() {
         let field = |message: &Value, key: &str| message[key].as_str().expect("a text").to_owned();
@@ -110,7 +120,7 @@ fn check(cases: &[PathBuf]) {
 #[test]
 fn odd_checkpoints_are_right() {
     let cases = cases(&data("faults"));
-    assert!(cases.len() >= 7, "{} cases", cases.len());
+    assert!(cases.len() >= 12, "{} cases", cases.len());
     check(&cases);
 }
 

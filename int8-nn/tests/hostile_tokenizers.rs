@@ -200,3 +200,96 @@ fn honest_files_are_read() {
         assert!(tokenizer.encode("ab", true).expect("ids").contains(&2));
     }
 }
+
+/// A field of a protocol-buffer message: number and bytes.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut field = vec![number << 3 | 2];
+    let mut length = bytes.len();
+    while length > 0x7F {
+        field.push(u8::try_from(length & 0x7F).expect("7 bits") | 0x80);
+        length >>= 7;
+    }
+    field.push(u8::try_from(length).expect("7 bits"));
+    [&field, bytes].concat()
+}
+
+/// A SentencePiece model of these pieces; the first three are special.
+fn pieces(texts: impl Iterator<Item = String>, kind: u8) -> Vec<u8> {
+    let special = ["<unk>", "<s>", "</s>"].map(str::to_owned);
+    let piece = |(place, text): (usize, String)| {
+        let score =
+            [&[2 << 3 | 5][..], &(-f32::from(u8::try_from(place % 100).expect("small"))).to_le_bytes()]
+                .concat();
+        let kind = if place < 3 { 3 } else { 1 };
+        field(1, &[field(1, text.as_bytes()), score, vec![3 << 3, kind]].concat())
+    };
+    let pieces: Vec<u8> = special.into_iter().chain(texts).enumerate().flat_map(piece).collect();
+    [pieces, field(2, &[3 << 3, kind])].concat()
+}
+
+/// Files of tokenizers without `tokenizer.json`: in every class an error, or a tokenizer, in time and memory.
+#[test]
+fn no_slow_tokenizer_exhausts() {
+    let repeated = |counts: std::ops::Range<usize>| counts.map(|count| "a".repeat(count));
+    let hostile = [
+        ("a piece of a megabyte", pieces(std::iter::once("a".repeat(1 << 20)), 2)),
+        ("repetitions", pieces(repeated(1..510), 2)),
+        (
+            "many repetitions",
+            pieces((0..3_000).flat_map(|n| (1..40).map(move |k| "ab".repeat(k) + &n.to_string())), 2),
+        ),
+        ("prefixes", pieces((0..20_000).map(|n| "a".repeat(500) + &n.to_string()), 2)),
+        ("18 MB", pieces((0..40_000).map(|n| "a".repeat(450) + &n.to_string()), 2)),
+        ("repetitions as Unigram", pieces(repeated(1..510), 1)),
+        ("equal pieces", pieces((0..50_000).map(|_| "a".to_owned()), 2)),
+        ("empty pieces", pieces((0..50_000).map(|_| String::new()), 1)),
+        ("no further piece", pieces(std::iter::empty(), 1)),
+        ("nothing", Vec::new()),
+        ("one byte", vec![10]),
+        ("a length beyond the end", vec![10, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F]),
+    ];
+    let mut wrong = Vec::new();
+    for class in [
+        "LlamaTokenizer",
+        "GemmaTokenizer",
+        "T5Tokenizer",
+        "XLMRobertaTokenizer",
+        "CamembertTokenizer",
+        "TokenizersBackend",
+    ] {
+        for (name, model) in &hostile {
+            let begin = Instant::now();
+            let config = json!({"tokenizer_class": class}).to_string().into_bytes();
+            let files = [("tokenizer.model", model.clone()), ("tokenizer_config.json", config)];
+            let source = Source::embedded(files.map(|(name, bytes)| (name.to_owned(), bytes.into())));
+            if let Ok(Some(tokenizer)) = Tokenizer::read(&source) {
+                for text in ["", "a", &"a".repeat(2_000), "ab \u{10FFFF}"] {
+                    if let Ok(ids) = tokenizer.encode(text, true) {
+                        let _ = tokenizer.decode(&ids);
+                    }
+                }
+            }
+            let (time, memory) = (begin.elapsed(), peak().unwrap_or(0));
+            if time > Duration::from_secs(10) || memory > 1 << 30 {
+                wrong.push(format!("{class} {name}: {time:?}, {memory} bytes"));
+            }
+        }
+    }
+    for (file, bytes) in [
+        ("vocab.txt", "a".repeat(4 << 20).into_bytes()),
+        ("vocab.txt", "\n".repeat(1 << 20).into_bytes()),
+        ("vocab.txt", vec![0xFF; 100]),
+    ] {
+        let begin = Instant::now();
+        let files = [(file, bytes), ("config.json", json!({"model_type": "bert"}).to_string().into_bytes())];
+        let source = Source::embedded(files.map(|(name, bytes)| (name.to_owned(), bytes.into())));
+        if let Ok(Some(tokenizer)) = Tokenizer::read(&source) {
+            let _ = tokenizer.encode(&"a".repeat(2_000), true);
+        }
+        let (time, memory) = (begin.elapsed(), peak().unwrap_or(0));
+        if time > Duration::from_secs(10) || memory > 1 << 30 {
+            wrong.push(format!("{file}: {time:?}, {memory} bytes"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -1,7 +1,7 @@
 //! `int8 inspect`: the contents of a checkpoint.
 
 use int8_nn::Loader;
-use int8_nn::checkpoint::Checkpoint;
+use int8_nn::checkpoint::{Checkpoint, Quantization};
 use int8_nn::families::Kind;
 use serde_json::{Value, json};
 
@@ -26,6 +26,14 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
     let key =
         |name: &str| config.as_ref().and_then(|config| config.get(name)).cloned().unwrap_or(Value::Null);
 
+    // Where the tensors show nothing, the configuration may.
+    let method =
+        key("quantization_config")["quant_method"].as_str().map(|name| name.escape_debug().to_string());
+    let quantization = match (format.quantization, method) {
+        (Quantization::None, Some(method)) => format!("{method}, by config.json"),
+        (by_tensors, _) => by_tensors.to_string(),
+    };
+
     if output.json {
         let tensors: Vec<Value> = checkpoint
             .tensors()
@@ -42,7 +50,7 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         return output.object(&json!({
             "model": arguments.model,
             "model_type": key("model_type"),
-            "quantization": format.quantization.to_string(),
+            "quantization": quantization,
             "files": format.files,
             "metadata": format.metadata,
             "elements": elements,
@@ -99,7 +107,7 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         }
     }
     output.line(&format!("files         {}", format.files.join(", ")))?;
-    output.line(&format!("quantisation  {}", format.quantization))?;
+    output.line(&format!("quantisation  {quantization}"))?;
     for total in &format.dtypes {
         let name = total.dtype.name();
         let size = bytes(total.bytes);

@@ -168,6 +168,9 @@ impl Plan<'_> {
             let is_sum = ["weights", "total"].contains(&name);
             output.line(&if is_sum { output.bold(&line) } else { line })?;
         }
+        if shape.embeddings_are_f32 {
+            output.line("\nThe checkpoint is F32: in int8 its embeddings, head and norms stay so.")?;
+        }
         if shape.cache.is_empty() {
             output.line("\nThe family is not implemented: KV cache and activations are not counted.")?;
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use int8_nn::Loader;
 use int8_nn::backend::{Backend, Precision};
-use int8_nn::checkpoint::{Checkpoint, CheckpointError, Source};
+use int8_nn::checkpoint::{Checkpoint, CheckpointError};
 use int8_nn::families::Kind;
 use int8_nn::quantize::{Kept, Options, Progress, Report, Stage, outlier_columns, quantize_checkpoint};
 use serde_json::{Value, json};
@@ -197,11 +197,12 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
             .dim(&format!("{seconds:.1} s, {}/s{peak}{resumed}", bytes(rate(report.source_bytes, seconds)))),
     );
     let out = arguments.write.out.display();
-    let (command, class) = match kind_of(&arguments.write.out) {
+    let (kind, architecture) = kind_of(&arguments.write.out);
+    let (command, class) = match kind {
         Some(Kind::Decoder) => (Some(format!("int8 run {out} -p \"…\"")), "AutoModelForCausalLM"),
         Some(Kind::Seq2Seq) => (Some(format!("int8 run {out} -p \"…\"")), "AutoModelForSeq2SeqLM"),
         Some(Kind::Encoder) => (Some(format!("int8 embed {out} --text \"…\"")), "AutoModel"),
-        None => (None, "AutoModel"),
+        None => (None, architecture.as_deref().unwrap_or("AutoModel")),
     };
     output.remark(&output.dim(&format!(
         "{}in Python: {class}.from_pretrained(\"{out}\")",
@@ -210,10 +211,15 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
     Ok(())
 }
 
-/// The kind of the model in a folder, if it is one that runs.
-fn kind_of(folder: &Path) -> Option<Kind> {
-    let config = Source::folder(folder).ok()?.read_config().ok()?;
-    int8_nn::families::kind(config.get("model_type")?.as_str()?)
+/// The kind of the model in a folder, if it is one that runs, and its class in transformers.
+fn kind_of(folder: &Path) -> (Option<Kind>, Option<String>) {
+    let Ok(checkpoint) = Checkpoint::open(folder) else { return (None, None) };
+    let Ok(config) = checkpoint.source().read_config() else { return (None, None) };
+    let text =
+        |value: Option<&Value>| value.and_then(Value::as_str).map(|text| text.escape_debug().to_string());
+    let kind = text(config.get("model_type")).and_then(|name| int8_nn::families::kind(&name));
+    let runs = Loader::new(checkpoint).check().is_ok();
+    (kind.filter(|_| runs), text(config.get("architectures").and_then(|list| list.get(0))))
 }
 
 /// Bytes a second, whole.

@@ -58,19 +58,23 @@ const FOREIGN: [(&str, &str); 11] = [
     (".qzeros", "GPTQ or AWQ"),
 ];
 
+/// The quantisation that is not read, of which the tensor `name` is a part; `is_there`: whether a tensor of a name exists.
+pub(crate) fn foreign_format(name: &str, is_there: impl Fn(&str) -> bool) -> Option<&'static str> {
+    FOREIGN.iter().find_map(|(suffix, format)| {
+        let prefix = name.strip_suffix(suffix)?;
+        (!is_there(&format!("{prefix}.SCB"))).then_some(*format)
+    })
+}
+
 impl Checkpoint {
     /// Refuses weights that are quantised in a way that is not read, by the names of their tensors.
     ///
     /// # Errors
     /// [`CheckpointError::Quantization`] naming the format.
     pub fn refuse_foreign(&self) -> Result<(), CheckpointError> {
-        let is_foreign = |name: &str| {
-            FOREIGN.iter().find_map(|(suffix, format)| {
-                let prefix = name.strip_suffix(suffix)?;
-                (!self.contains(&format!("{prefix}.SCB"))).then_some(*format)
-            })
-        };
-        let found = self.tensors().find_map(|tensor| Some((is_foreign(tensor.name())?, tensor)));
+        let is_there = |name: &str| self.contains(name);
+        let found =
+            self.tensors().find_map(|tensor| Some((foreign_format(tensor.name(), is_there)?, tensor)));
         found.map_or(Ok(()), |(format, tensor)| Err(foreign(&tensor, format)))
     }
 

@@ -56,7 +56,7 @@ pub use element::ReadAs;
 pub use error::CheckpointError;
 pub use format::FileFormat;
 pub use int8::Int8Tensor;
-pub(crate) use int8::dequantize_row;
+pub(crate) use int8::{dequantize_row, foreign_format};
 pub use mmap::mapped_file_at;
 pub(crate) use outliers::OUTLIERS;
 pub use outliers::OutlierColumns;

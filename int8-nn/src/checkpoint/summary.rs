@@ -5,7 +5,8 @@ use std::fmt;
 
 use int8_core::FloatType;
 
-use super::{Checkpoint, DType, FileFormat};
+use super::int8::foreign_format;
+use super::{Checkpoint, DType, FileFormat, TensorView};
 
 /// Totals of one element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub enum Quantization {
     Gptq,
     /// 8-bit floats, not read.
     Float8,
+    /// Another format of this name, not read.
+    Other(&'static str),
 }
 
 impl fmt::Display for Quantization {
@@ -47,6 +50,7 @@ impl fmt::Display for Quantization {
             Self::Bitsandbytes4 => f.write_str("bitsandbytes 4-bit (not supported)"),
             Self::Gptq => f.write_str("GPTQ or AWQ (not supported)"),
             Self::Float8 => f.write_str("8-bit floats (not supported)"),
+            Self::Other(name) => write!(f, "{name} (not supported)"),
         }
     }
 }
@@ -92,7 +96,11 @@ impl Checkpoint {
             _ if four_bit => Quantization::Bitsandbytes4,
             _ if gptq => Quantization::Gptq,
             0 if float8 => Quantization::Float8,
-            0 => Quantization::None,
+            0 => {
+                let format =
+                    |tensor: TensorView<'_>| foreign_format(tensor.name(), |name| self.contains(name));
+                self.tensors().find_map(format).map_or(Quantization::None, Quantization::Other)
+            }
             layers => Quantization::Bitsandbytes8 { layers },
         };
         let metadata = self.inner.files.iter().flat_map(|file| file.contents.metadata.clone()).collect();

@@ -10,10 +10,13 @@ use crate::config::{
 pub(crate) const FAMILY: Family = Family { model_types: &["falcon"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    // transformers 5.24 adds the biases once with its SDPA attention and twice with the eager one: there is no one right answer.
     if raw.flag_or("alibi", false)? {
-        return Err(
-            raw.problem("alibi", "is true, which is not supported; Falcon models with rotary positions are")
-        );
+        return Err(raw.problem(
+            "alibi",
+            "is true, which is not supported: transformers computes it in two ways that disagree; Falcon models with rotary \
+             positions are",
+        ));
     }
     let base = DecoderConfig::sized(raw, SizeKeys::default())?;
     let rotary = Rotary::read(raw, base.head_size, RotaryDefaults::default())?;

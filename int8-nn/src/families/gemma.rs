@@ -63,7 +63,12 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
     let absent = |key: &str, default: f64| (family == "gemma2" && !raw.mentions(key)).then_some(default);
     let attention_cap = absent("attn_logit_softcapping", 50.0);
     let logit_cap = absent("final_logit_softcapping", 30.0);
-    let activation = llama::activation_of(raw, &["hidden_activation", "hidden_act"], Activation::GeluTanh)?;
+    // The first files write `gelu` for the tanh approximation; later versions mean what they write.
+    let activation = match family {
+        "gemma" if raw.text_or("hidden_act", "gelu")? == "gelu" => Activation::GeluTanh,
+        "gemma" => raw.activation("hidden_act", "")?,
+        _ => raw.activation("hidden_activation", "gelu_pytorch_tanh")?,
+    };
     DecoderConfig {
         family,
         vocab_size: raw.size_or("vocab_size", 262_208)?,
@@ -96,8 +101,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
             _ => cap("final_logit_softcapping", logit_cap)?,
         },
         biases: Biases::of(raw.flag_or("attention_bias", false)?, false),
-        // The first files write `gelu` for the tanh approximation.
-        activation: if activation == Activation::Gelu { Activation::GeluTanh } else { activation },
+        activation,
         gated_mlp: true,
         tied_embeddings: raw.flag_or("tie_word_embeddings", true)?,
         embedding_size: hidden_size,

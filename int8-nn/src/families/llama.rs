@@ -4,18 +4,24 @@
 use super::{Family, LayerNames, Module, TensorNames};
 use crate::Error;
 use crate::config::{
-    Activation, AlternateAttention, Biases, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms,
-    RawConfig, Rotary, RotaryDefaults, SizeKeys,
+    AlternateAttention, Biases, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig,
+    Rotary, RotaryDefaults, SizeKeys,
 };
 
 pub(crate) const FAMILY: Family =
     Family { model_types: &["llama", "mistral", "qwen2", "qwen3"], config, names };
+
+/// With the window of Mistral and Qwen where the key is absent; null is none.
+fn with_window(raw: &RawConfig) -> RawConfig {
+    raw.with_defaults(&[("sliding_window", 4096.into())])
+}
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let config = base(raw, RotaryDefaults::default())?;
     match raw.text_or("model_type", "llama")? {
         "mistral" => {
             let biases = Biases::blocks(false);
+            let raw = &with_window(raw);
             windowed(raw, DecoderConfig { family: "mistral", biases, ..config }, BlockSet::From { first: 0 })
         }
         "qwen2" => {
@@ -81,19 +87,7 @@ pub(super) fn qwen_windows(raw: &RawConfig, config: DecoderConfig) -> Result<Dec
     } else {
         raw.size_or(FIRST, 28)?
     };
-    windowed(raw, config, BlockSet::From { first })
-}
-
-/// The activation under the first of `keys` that is present.
-pub(super) fn activation_of(
-    raw: &RawConfig,
-    keys: &[&str],
-    default: Activation,
-) -> Result<Activation, Error> {
-    match keys.iter().find(|key| raw.get(key).is_some()) {
-        Some(key) => raw.activation(key, ""),
-        None => Ok(default),
-    }
+    windowed(&with_window(raw), config, BlockSet::From { first })
 }
 
 fn names(config: &DecoderConfig) -> TensorNames {
@@ -123,5 +117,35 @@ pub(super) fn layer(index: usize, config: &DecoderConfig) -> LayerNames {
             block.mlp(["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj"),
         )
         .norms(block.name("input_layernorm"), block.name("post_attention_layernorm"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Beyond the length of a golden: the window where the key is absent, and none where it is null.
+    #[test]
+    fn an_absent_window_is_the_default_and_a_null_one_is_none() {
+        let window = |model_type: &str, window: Option<Value>| {
+            let mut file = json!({
+                "model_type": model_type, "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "intermediate_size": 8, "use_sliding_window": true, "max_window_layers": 0,
+            });
+            if let Some(window) = window {
+                file["sliding_window"] = window;
+            }
+            let raw = RawConfig::from_json("config.json".to_owned(), file).expect("an object");
+            config(&raw).expect("a configuration").attention(0).1
+        };
+        for (model_type, default) in
+            [("mistral", Some(4096)), ("qwen2", Some(4096)), ("qwen3", Some(4096)), ("llama", None)]
+        {
+            assert_eq!(window(model_type, None), default, "{model_type}");
+            assert_eq!(window(model_type, Some(Value::Null)), None, "{model_type}");
+        }
+        assert_eq!(window("mistral", Some(json!(7))), Some(7));
     }
 }

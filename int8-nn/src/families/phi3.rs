@@ -8,7 +8,8 @@ use crate::config::{Biases, BlockSet, DecoderConfig, RawConfig, Rotary, RotaryDe
 pub(crate) const FAMILY: Family = Family { model_types: &["phi3"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    let raw = &raw.with_defaults(&[("original_max_position_embeddings", 4096.into())]);
+    let raw = &raw
+        .with_defaults(&[("original_max_position_embeddings", 4096.into()), ("rms_norm_eps", 1e-5.into())]);
     let base = llama::base(raw, RotaryDefaults { partial: true, ..RotaryDefaults::default() })?;
     let recomputed_beyond = base.rotary().find_map(Rotary::fixed_positions);
     let config = DecoderConfig { family: "phi3", biases: Biases::blocks(false), recomputed_beyond, ..base };

@@ -48,6 +48,13 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 /// Qwen3-MoE: all blocks. Before: those that `layer_types` names, or else each second one before `max_window_layers`.
 fn windows(raw: &RawConfig, layers: usize, third: bool) -> Result<Option<(BlockSet, usize)>, Error> {
     if !raw.flag_or("use_sliding_window", false)? || raw.is_null("sliding_window") {
+        let named = raw.sliding_blocks(layers, BlockSet::Marked(Vec::new()))?;
+        // transformers gives these blocks a window of 0 tokens.
+        if !third && (0..layers).any(|layer| named.contains(layer)) {
+            return Err(
+                raw.problem("layer_types", "has sliding_attention, but `use_sliding_window` sets no window")
+            );
+        }
         return Ok(None);
     }
     let blocks = if third {

@@ -13,8 +13,9 @@
 //!
 //! What is counted:
 //! - **weights**: linear layers of the blocks at 4, 2 or 1 byte a weight, the latter with a 4-byte scale an output channel;
-//!   embeddings, output head, norms and biases at 4 or 2 bytes (16-bit under LLM.int8()). Exact outlier columns of
-//!   int8 layers are not counted: on a GPU at most 1/16 of the int8 weights, usually far less;
+//!   embeddings, output head, norms and biases at 4 or 2 bytes (under LLM.int8() as the checkpoint has them: an F32 checkpoint
+//!   keeps them in 32 bits, which a small model with a large vocabulary feels). Exact outlier columns of int8 layers are not
+//!   counted: on a GPU at most 1/16 of the int8 weights, usually far less;
 //! - **cache**: keys and values of every token at 4 or 2 bytes: the type of the KV cache, by default that of embeddings;
 //! - **activations**: residual stream (f32) and widest intermediate of a whole prompt in one block, and the logits of the
 //!   last token. Attention scores are not counted: kernels that materialise them take `batch · heads · context²` more values.
@@ -36,7 +37,7 @@ pub enum Precision {
     F32,
     /// f16 or bf16.
     F16,
-    /// LLM.int8(): linear layers of the blocks in int8, everything else in 16 bits.
+    /// LLM.int8(): linear layers of the blocks in int8, everything else as stored, in 16 or 32 bits.
     Int8,
 }
 
@@ -62,10 +63,11 @@ impl Precision {
         }
     }
 
-    /// Bytes of all other values.
-    const fn other_bytes(self) -> u64 {
+    /// Bytes of all other values, of a model whose embeddings are F32 or not.
+    const fn other_bytes(self, embeddings_are_f32: bool) -> u64 {
         match self {
             Self::F32 => 4,
+            Self::Int8 if embeddings_are_f32 => 4,
             Self::F16 | Self::Int8 => 2,
         }
     }
@@ -78,7 +80,7 @@ pub struct Load {
     pub context: u64,
     /// Number of sequences.
     pub batch: u64,
-    /// Type of the KV cache; `None` for f32 beside 32-bit weights and 16-bit otherwise.
+    /// Type of the KV cache; `None` for f32 beside 32-bit embeddings and 16-bit otherwise.
     pub kv_cache: Option<FloatType>,
 }
 
@@ -115,6 +117,8 @@ pub struct Shape {
     pub head: u64,
     /// Norms, biases, routers.
     pub other: u64,
+    /// Embeddings and head are stored in F32, and stay so under LLM.int8().
+    pub embeddings_are_f32: bool,
     /// KV cache.
     pub cache: Vec<CachedBlocks>,
     /// Width of the residual stream.
@@ -242,7 +246,7 @@ impl Shape {
 
     /// Bytes that the model takes.
     pub fn estimate(&self, precision: Precision, load: Load) -> Estimate {
-        let other = precision.other_bytes();
+        let other = precision.other_bytes(self.embeddings_are_f32);
         let kept = load.kv_cache.map_or(other, |kind| wide(kind.bytes()));
         let cached = |blocks: &CachedBlocks| {
             let tokens = blocks.window.map_or(load.context, |window| window.min(load.context));

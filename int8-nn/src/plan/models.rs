@@ -125,6 +125,7 @@ fn t5(name: &str, mlp: u64, heads: u64) -> Shape {
     let mlps = 2 * BLOCKS;
     let keys_values = 2 * queries;
     Shape {
+        embeddings_are_f32: false,
         name: name.to_owned(),
         blocks: 2 * BLOCKS,
         linear: sum(&[product(&[attentions, 4, queries, HIDDEN]), product(&[mlps, 2, mlp, HIDDEN])]),

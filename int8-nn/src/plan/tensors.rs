@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::{Shape, product, sum};
 use crate::Error;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, DType, foreign_format};
 use crate::config::{DecoderConfig, RawConfig};
 use crate::convert::bytes as wide;
-use crate::families;
+use crate::{checks, families};
 
 /// Most layers that are counted from a configuration alone, far above the deepest model: the work is in proportion to them.
 const MOST_LAYERS: usize = 16_384;
@@ -19,16 +19,20 @@ impl Shape {
     /// its family is supported.
     ///
     /// # Errors
-    /// When `config.json` exists and cannot be read.
+    /// When `config.json` exists and cannot be read, or the weights are quantised in a format that is not read.
     pub fn of_checkpoint(name: impl Into<String>, checkpoint: &Checkpoint) -> Result<Self, Error> {
         let source = checkpoint.source();
         let config = match source.contains("config.json") {
             true => Some((source.label("config.json"), source.read_config()?)),
             false => None,
         };
+        refuse_quantization(config.as_ref())?;
+        checkpoint.refuse_foreign()?;
         let tensors = checkpoint.tensors().filter(|tensor| checkpoint.tied_to(tensor.name()).is_none());
-        let tensors =
-            tensors.map(|tensor| (tensor.name(), tensor.shape().iter().map(|&dim| wide(dim)).collect()));
+        let tensors = tensors.map(|tensor| {
+            let shape = tensor.shape().iter().map(|&dim| wide(dim)).collect();
+            (tensor.name(), shape, tensor.dtype() == DType::F32)
+        });
         of_tensors(name.into(), tensors, decoder(config).as_ref())
     }
 
@@ -36,11 +40,12 @@ impl Shape {
     /// downloads them.
     ///
     /// # Errors
-    /// [`Error::Input`] when these do not determine the weights, or a header is no JSON.
+    /// [`Error::Input`] when these do not determine the weights, a header is no JSON, or the weights are quantised in a format
+    /// that is not read.
     pub fn of_headers(name: impl Into<String>, files: &[(String, Vec<u8>)]) -> Result<Self, Error> {
         let name = name.into();
         let mut config = None;
-        let mut tensors: Vec<(String, Vec<u64>)> = Vec::new();
+        let mut tensors: Vec<(String, Vec<u64>, bool)> = Vec::new();
         for (file, bytes) in files {
             let json: Value = serde_json::from_slice(bytes)
                 .map_err(|error| Error::Input(format!("{name}: {file}: expected JSON: {error}")))?;
@@ -50,9 +55,18 @@ impl Shape {
             }
             for (tensor, entry) in json.as_object().into_iter().flatten() {
                 if let Some(shape) = entry["shape"].as_array() {
-                    tensors.push((tensor.clone(), shape.iter().filter_map(Value::as_u64).collect()));
+                    let shape = shape.iter().filter_map(Value::as_u64).collect();
+                    tensors.push((tensor.clone(), shape, entry["dtype"] == "F32"));
                 }
             }
+        }
+        refuse_quantization(config.as_ref())?;
+        let names: BTreeSet<&str> = tensors.iter().map(|(tensor, ..)| tensor.as_str()).collect();
+        let is_there = |name: &str| names.contains(name);
+        if let Some(format) = names.iter().find_map(|tensor| foreign_format(tensor, is_there)) {
+            return Err(Error::Input(format!(
+                "{name}: the weights are quantised as {format}, which is not read; plan the model's 16-bit version"
+            )));
         }
         let decoder = decoder(config);
         match (&decoder, tensors.is_empty()) {
@@ -68,7 +82,8 @@ impl Shape {
                  cannot be counted without downloading them; download the model first"
             ))),
             (_, false) => {
-                let tensors = tensors.iter().map(|(tensor, shape)| (tensor.as_str(), shape.clone()));
+                let tensors =
+                    tensors.iter().map(|(tensor, shape, full)| (tensor.as_str(), shape.clone(), *full));
                 of_tensors(name, tensors, decoder.as_ref())
             }
         }
@@ -83,14 +98,23 @@ fn decoder(config: Option<(String, Value)>) -> Option<DecoderConfig> {
     (family.config)(&raw).ok()
 }
 
+fn refuse_quantization(config: Option<&(String, Value)>) -> Result<(), Error> {
+    match config {
+        Some((file, json)) => checks::refuse_quantization(&RawConfig::from_json(file.clone(), json.clone())?),
+        None => Ok(()),
+    }
+}
+
+/// `tensors`: name, shape, and whether it is stored in F32.
 fn of_tensors<'a>(
     name: String,
-    tensors: impl Iterator<Item = (&'a str, Vec<u64>)>,
+    tensors: impl Iterator<Item = (&'a str, Vec<u64>, bool)>,
     config: Option<&DecoderConfig>,
 ) -> Result<Shape, Error> {
     let (mut linear, mut outputs, mut embeddings, mut head, mut other) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     let mut blocks = BTreeSet::new();
-    for (tensor, shape) in tensors {
+    let mut embeddings_are_f32 = false;
+    for (tensor, shape, is_f32) in tensors {
         // Of weights that are int8 already.
         if tensor.ends_with(".SCB") || tensor.ends_with(".weight_format") {
             continue;
@@ -111,8 +135,14 @@ fn of_tensors<'a>(
                 outputs = outputs.saturating_add(values / second.max(&1));
                 add(&mut linear);
             }
-            (None, _) if has(&["lm_head", "embed_out", "output.weight"]) => add(&mut head),
-            (None, _) if has(&["embed", "wte", "wpe", "shared.weight", "tok"]) => add(&mut embeddings),
+            (None, _) if has(&["lm_head", "embed_out", "output.weight"]) => {
+                embeddings_are_f32 |= is_f32;
+                add(&mut head);
+            }
+            (None, _) if has(&["embed", "wte", "wpe", "shared.weight", "tok"]) => {
+                embeddings_are_f32 |= is_f32;
+                add(&mut embeddings);
+            }
             _ => add(&mut other),
         }
     }
@@ -125,8 +155,13 @@ fn of_tensors<'a>(
         )));
     }
     let known = config.map(|config| Shape::of_decoder("", config, true)).unwrap_or_default();
-    // Files may hold the tied embedding again as the head.
-    let head = if config.is_some_and(|config| config.tied_embeddings) { 0 } else { head };
+    // Files may hold the tied embedding again as the head, or as the head alone.
+    let table = config.map_or(0, |config| product(&[wide(config.vocab_size), wide(config.embedding_size)]));
+    let (embeddings, head) = match config.is_some_and(|config| config.tied_embeddings) {
+        true if embeddings < table => (sum(&[embeddings, head]), 0),
+        true => (embeddings, 0),
+        false => (embeddings, head),
+    };
     Ok(Shape {
         name,
         blocks: wide(blocks.len()),
@@ -135,6 +170,7 @@ fn of_tensors<'a>(
         embeddings: sum(&[embeddings]),
         head,
         other,
+        embeddings_are_f32,
         ..known
     })
 }

@@ -33,6 +33,12 @@ pub(super) enum Kind {
     Other,
 }
 
+/// Longest piece, in bytes: SentencePiece's own have 16 characters, a user's symbols a few more.
+const LONGEST_PIECE: usize = 512;
+
+/// Bytes of all pieces; the largest models have 3 MB.
+const MOST_TEXT: usize = 16 << 20;
+
 impl Model {
     /// Parses the message.
     ///
@@ -61,6 +67,13 @@ impl Model {
         }
         if model.pieces.is_empty() {
             return Err("is no SentencePiece model: it has no pieces".to_owned());
+        }
+        if let Some(piece) = model.pieces.iter().find(|piece| piece.text.len() > LONGEST_PIECE) {
+            let length = piece.text.len();
+            return Err(format!("has a piece of {length} bytes; at most {LONGEST_PIECE} are read"));
+        }
+        if model.pieces.iter().map(|piece| piece.text.len()).sum::<usize>() > MOST_TEXT {
+            return Err(format!("has more than {MOST_TEXT} bytes of pieces"));
         }
         if model.unk_id >= model.pieces.len() {
             let (id, pieces) = (model.unk_id, model.pieces.len());
