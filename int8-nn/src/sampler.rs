@@ -167,15 +167,22 @@ pub(crate) fn draw(logits: &[f32], cuts: Cuts, uniform: f64) -> usize {
         total = sum;
     }
     let mut target = uniform * total;
+    let mut last = order.get(0);
     for at in 0..kept {
         let id = order.get(at);
-        target -= weight(id);
+        let weight = weight(id);
+        // Excluded tokens are at the end.
+        if weight == 0.0 {
+            break;
+        }
+        target -= weight;
+        last = id;
         if target < 0.0 {
-            return id;
+            break;
         }
     }
     // Rounding can leave a target of almost 0 at the end.
-    order.get(kept - 1)
+    last
 }
 
 /// Indices of the `count` largest values, falling, equal ones ascending. No value is NaN.
@@ -303,6 +310,15 @@ mod tests {
         assert_eq!(drawn(None, Some(0.2)), [0, 1, 2]);
         assert_eq!(drawn(None, Some(1.0)), [0]);
         assert_eq!(drawn(Some(0.6), Some(0.2)), [0, 1]);
+    }
+
+    #[test]
+    fn excluded_tokens_are_not_drawn_whatever_is_rounded() {
+        let logits = [f32::NEG_INFINITY, 0.3, f32::NEG_INFINITY, 0.1, -0.7];
+        let cuts = Cuts { temperature: 0.9, top_k: None, top_p: None, min_p: None };
+        for (uniform, id) in [(0.0, 1), (1.0, 4), (1.0 + 1e-9, 4)] {
+            assert_eq!(draw(&logits, cuts, uniform), id, "{uniform}");
+        }
     }
 
     #[test]

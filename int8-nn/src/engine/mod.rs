@@ -39,6 +39,7 @@
 //! # Ok::<(), int8_nn::Error>(())
 //! ```
 
+mod constraint;
 mod driver;
 mod embedding;
 mod sampling;
@@ -55,6 +56,7 @@ use crate::backend::Backend;
 use crate::model::Model;
 use crate::precision::Precision;
 
+pub use constraint::TokenConstraint;
 pub use driver::{Commands, Handle, drive, handle};
 pub use embedding::{EmbedHandle, EmbedOptions, EmbedQueue, EmbedSink, embed_handle, serve_embeddings};
 pub use sampling::{SamplingParams, TokenLogprobs};
@@ -112,6 +114,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Go on after end-of-text tokens and `stop_ids`.
     pub ignore_eos: bool,
+    /// The form of the answer; it ends as soon as it is complete. Not with `ignore_eos`.
+    pub constraint: Option<Box<dyn TokenConstraint>>,
     /// The answer ends here, finished or not; a request that still waits then fails.
     pub deadline: Option<Instant>,
 }
@@ -126,8 +130,14 @@ impl Request {
             stop_ids: Vec::new(),
             stop: Vec::new(),
             ignore_eos: false,
+            constraint: None,
             deadline: None,
         }
+    }
+
+    /// Whether a token ends the text; `eos`: the model's end-of-text tokens.
+    fn ends(&self, id: u32, eos: &[u32]) -> bool {
+        !self.ignore_eos && (eos.contains(&id) || self.stop_ids.contains(&id))
     }
 }
 
