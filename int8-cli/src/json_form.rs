@@ -4,8 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use int8_nn::Tokenizer;
-use int8_nn::engine::TokenConstraint;
+use int8_nn::{TokenConstraint, Tokenizer};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory, token_bytes_from_tokenizer_json};
@@ -59,7 +58,9 @@ impl JsonForms {
             *factory.limits_mut() = LIMITS;
             Ok(Self { factory, end })
         });
-        made.map_err(|problem| format!("answers of a given form need another tokenizer than this model's: {problem}"))
+        made.map_err(|problem| {
+            format!("answers of a given form need another tokenizer than this model's: {problem}")
+        })
     }
 
     /// The constraint to JSON of a schema. `ends`: tokens that end a text.
@@ -157,6 +158,9 @@ impl TokenConstraint for JsonForm {
     }
 
     fn advance(&mut self, token: u32) -> Result<bool, String> {
+        if self.ends.contains(&token) {
+            return Ok(true);
+        }
         self.matcher.consume_token(token).map_err(|error| problem(&error.to_string()))?;
         if self.matcher.is_stopped() {
             return Ok(true);

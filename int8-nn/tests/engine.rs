@@ -15,9 +15,9 @@ use int8_core::{OutlierGranularity, Scheme};
 use int8_nn::backend::{Backend, LinearRole, Observer, OutlierWeights, Precision, Quantization, Site};
 use int8_nn::engine::{
     self, EmbedOptions, Engine, EngineOptions, Event, FinishReason, Finished, Rejection, Request,
-    SamplingParams, Token, TokenConstraint, is_batch_invariant,
+    SamplingParams, Token, is_batch_invariant,
 };
-use int8_nn::{GenerateOptions, Loader, LogitRules, Model, Sampling};
+use int8_nn::{GenerateOptions, Loader, LogitRules, Model, Sampling, TokenConstraint};
 use mock::Mock;
 use ndarray::ArrayViewMut2;
 

@@ -39,7 +39,6 @@
 //! # Ok::<(), int8_nn::Error>(())
 //! ```
 
-mod constraint;
 mod driver;
 mod embedding;
 mod sampling;
@@ -53,10 +52,10 @@ use std::time::{Duration, Instant};
 use int8_core::{FloatType, Granularity, OutlierGranularity, OutlierRule};
 
 use crate::backend::Backend;
+use crate::constraint::TokenConstraint;
 use crate::model::Model;
 use crate::precision::Precision;
 
-pub use constraint::TokenConstraint;
 pub use driver::{Commands, Handle, drive, handle};
 pub use embedding::{EmbedHandle, EmbedOptions, EmbedQueue, EmbedSink, embed_handle, serve_embeddings};
 pub use sampling::{SamplingParams, TokenLogprobs};

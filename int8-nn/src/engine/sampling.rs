@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::constraint::TokenConstraint;
+use crate::constraint::TokenConstraint;
 use crate::generation::LogitRules;
 use crate::sampler::{Cuts, Sampler, Sampling, argmax, draw, largest};
 use crate::{Error, convert};
@@ -159,7 +159,7 @@ impl TokenSampler {
             || !params.logit_bias.is_empty()
     }
 
-    /// The next token of logits `[vocabulary]`; `ends`: whether a token ends the text.
+    /// The next token of logits `[vocabulary]`.
     ///
     /// # Errors
     /// [`Error::Input`] when the logits hold NaN or infinity, or no token is left.
@@ -167,7 +167,6 @@ impl TokenSampler {
         &mut self,
         logits: &[f32],
         place: Place<'_>,
-        ends: impl Fn(u32) -> bool,
     ) -> Result<(u32, Option<TokenLogprobs>), Error> {
         if logits.iter().fold(false, |bad, logit| bad | logit.is_nan())
             || logits[argmax(logits)].is_infinite()
@@ -192,7 +191,7 @@ impl TokenSampler {
         let id = convert::token_id(id);
         let count = self.counts.entry(id).or_default();
         *count = count.saturating_add(1);
-        if let Some(constraint) = self.constraint.as_mut().filter(|_| !ends(id)) {
+        if let Some(constraint) = &mut self.constraint {
             self.complete = constraint.advance(id).map_err(Error::Input)?;
         }
         Ok((id, logprobs))
@@ -213,11 +212,7 @@ impl TokenSampler {
             constraint.restrict(&mut adjusted).map_err(Error::Input)?;
         }
         if adjusted[argmax(&adjusted)] == f32::NEG_INFINITY {
-            let by = match self.constraint {
-                Some(_) => "the form of the answer and the rules of generation together exclude",
-                None => "the rules of generation exclude",
-            };
-            return Err(Error::Input(format!("{by} every token")));
+            return Err(Sampler::nothing_left(self.constraint.is_some()));
         }
         Ok(adjusted)
     }
@@ -245,7 +240,7 @@ mod tests {
     }
 
     fn next(sampler: &mut TokenSampler, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>), Error> {
-        sampler.next(logits, place(&[0]), |_| false)
+        sampler.next(logits, place(&[0]))
     }
 
     #[test]

@@ -501,7 +501,6 @@ impl<'m, B: Backend> Engine<'m, B> {
                 Ok(logits) => logits,
                 Err(error) => return fail(self, &error),
             };
-            let eos = self.model.eos_token_ids();
             let mut work: Vec<(usize, &mut Task<'_>)> = Vec::new();
             for (slot, held) in self.slots.iter_mut().enumerate() {
                 let place = rows.iter().position(|(of, _)| *of == slot);
@@ -511,7 +510,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             }
             let drawn: Vec<_> = work
                 .into_par_iter()
-                .map(|(at, task)| (at, task.choose(&logits[at * width..(at + 1) * width], eos)))
+                .map(|(at, task)| (at, task.choose(&logits[at * width..(at + 1) * width])))
                 .collect();
             for (at, drawn) in drawn {
                 match drawn {

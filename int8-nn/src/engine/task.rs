@@ -31,16 +31,12 @@ impl Task<'_> {
         self.tokens.len() - self.request.prompt.len()
     }
 
-    /// Chooses the token behind those that there are; `eos`: tokens that end a text.
-    pub(super) fn choose(
-        &mut self,
-        logits: &[f32],
-        eos: &[u32],
-    ) -> Result<(u32, Option<TokenLogprobs>), Error> {
+    /// Chooses the token behind those that there are.
+    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>), Error> {
         let Self { request, tokens, sampler, .. } = self;
         let prompt = request.prompt.len();
         let place = Place { text: tokens, prompt, most: prompt.saturating_add(request.max_tokens) };
-        sampler.next(logits, place, |id| request.ends(id, eos))
+        sampler.next(logits, place)
     }
 
     /// Tells the sink about the end.
