@@ -48,7 +48,7 @@ check("logprobs", tokens.length === probable.usage.completion_tokens && tokens.e
 check("n", new Set((await chat({ n: 3 })).choices.map((choice) => choice.message.content)).size > 1);
 
 const weather = { type: "function", function: { name: "get_weather", description: "The weather of a city", parameters:
-  { type: "object", properties: { city: { type: "string" } }, required: ["city"] } } };
+  { type: "object", properties: { city: { type: "string", maxLength: 20 } }, required: ["city"], additionalProperties: false } } };
 const ask = { role: "user", content: "What is the weather in Oslo?" };
 const call = { id: "1", type: "function", function: { name: "get_weather", arguments: JSON.stringify({ city: "Oslo" }) } };
 const talk = [ask, { role: "assistant", content: null, tool_calls: [call] }, { role: "tool", tool_call_id: "1", content: "Rain." }];
@@ -59,7 +59,9 @@ const forced = await chat({ messages: [ask], tools: [weather], max_tokens: 120,
 const called = forced.choices[0].message.tool_calls ?? [];
 check("tool_choice of a function", called.length === 1 && "city" in JSON.parse(called[0].function.arguments), called[0]?.function.arguments);
 
-const schema = { type: "object", properties: { name: { type: "string" }, age: { type: "integer" }, languages: { type: "array", items: { type: "string" } } },
+const schema = { type: "object", properties: { name: { type: "string", maxLength: 20 }, age: { type: "integer", minimum: 0, maximum: 150 },
+  // Bounds, since a small model goes on and on.
+  languages: { type: "array", items: { enum: ["Norwegian", "English", "Sami"] }, maxItems: 3 } },
   required: ["name", "age", "languages"], additionalProperties: false };
 const person = { messages: [{ role: "user", content: "Invent a person. Answer in JSON." }], max_tokens: 300, temperature: 0.2, seed: 3,
   response_format: { type: "json_schema", json_schema: { name: "person", strict: true, schema } } };

@@ -8,6 +8,7 @@ fails."""
 import argparse
 import json
 import sys
+from typing import Literal
 
 import openai
 import pydantic
@@ -49,7 +50,7 @@ check("logprobs", len(tokens) == probable.usage.completion_tokens and all(len(t.
 check("n", len({choice.message.content for choice in client.chat.completions.create(**settings, n=3).choices}) > 1)
 
 weather = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a city",
-           "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+           "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"], "additionalProperties": False}}}
 call = {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": json.dumps({"city": "Oslo"})}}
 talk = [{"role": "user", "content": "What is the weather in Oslo?"}, {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "Rain."}]
@@ -63,9 +64,10 @@ check("tool_choice required", [c.function.name for c in called] == ["get_weather
 
 
 class Person(pydantic.BaseModel):
-    name: str
-    age: int
-    languages: list[str]
+    # Bounds, since a small model goes on and on.
+    name: str = pydantic.Field(max_length=20)
+    age: int = pydantic.Field(ge=0, le=150)
+    languages: list[Literal["Norwegian", "English", "Sami"]] = pydantic.Field(max_length=3)
 
 
 person = [{"role": "user", "content": "Invent a person. Answer in JSON."}]
