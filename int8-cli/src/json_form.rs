@@ -10,12 +10,13 @@ use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokR
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory, token_bytes_from_tokenizer_json};
 use serde_json::{Map, Value};
 
-/// White space between two parts of an answer: a line break and an indentation. Without a bound, a model may write nothing else.
-const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
+/// White space between two parts of an answer: a space, or a line break and an indentation. Without a bound, a model may write
+/// nothing else.
+const WHITESPACE: &str = r"\x20|\x0A[\x20\x09]{0,20}";
 
 /// What a schema of a stranger may cost: about 20 ms to compile, 10 ms a token at worst, some 20 MB.
 const LIMITS: ParserLimits = ParserLimits {
-    max_items_in_row: 2000,
+    max_items_in_row: 10_000,
     initial_lexer_fuel: 1_000_000,
     step_lexer_fuel: 100_000,
     step_max_items: 50_000,

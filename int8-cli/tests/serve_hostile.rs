@@ -49,6 +49,7 @@ fn a_client_that_is_killed_frees_its_pages_at_once() {
         assert!(count > 0, "{}", String::from_utf8_lossy(&said));
         said.extend(&bytes[..count]);
     }
+    server.wait_for("int8_requests_running", 1.0);
     // SIGKILL.
     client.kill().expect("killed");
     client.wait().expect("an end");
