@@ -405,7 +405,8 @@ mod tests {
     use super::*;
 
     fn chat(value: &Value) -> Result<Chat, ApiError> {
-        Fields::new(value).and_then(|fields| Chat::read(&fields, &SamplingParams::default()))
+        let default = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+        Fields::new(value).and_then(|fields| Chat::read(&fields, &default))
     }
 
     #[test]
