@@ -7,6 +7,8 @@ mod convert;
 mod device;
 mod failure;
 mod hub;
+#[cfg(feature = "json-schema")]
+mod json_form;
 mod output;
 mod report;
 mod resolve;

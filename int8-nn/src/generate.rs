@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 use crate::backend::{Backend, FloatType, RowSelection};
+use crate::constraint::TokenConstraint;
 use crate::generation::LogitRules;
 use crate::model::Model;
 use crate::sampler::{Sampler, Sampling};
 use crate::session::{Session, SessionOptions};
 
 /// What to generate.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct GenerateOptions {
     /// Most tokens to add.
     pub max_new_tokens: usize,
@@ -23,6 +24,8 @@ pub struct GenerateOptions {
     pub stop_ids: Vec<u32>,
     /// Changes of the logits; `None` for the [model's own](Model::generation_config).
     pub rules: Option<LogitRules>,
+    /// The form of the text; it ends as soon as it is complete.
+    pub constraint: Option<Box<dyn TokenConstraint>>,
     /// KV cache type; `None` for [the type of the checkpoint](crate::decoder::Decoder::kv_cache_type).
     pub kv_cache: Option<FloatType>,
 }
@@ -36,6 +39,7 @@ impl Default for GenerateOptions {
             stop_at_eos: true,
             stop_ids: Vec::new(),
             rules: None,
+            constraint: None,
             kv_cache: None,
         }
     }
@@ -113,11 +117,9 @@ impl<B: Backend> Model<B> {
         let begin = Instant::now();
         let start = self.source().map(|source| [source.start_token()]);
         let written = start.as_ref().map_or(prompt, |start| &start[..]);
-        let mut sampler = Sampler::new(options.sampling)?.with_rules(
-            rules,
-            written,
-            written.len() + options.max_new_tokens,
-        );
+        let mut sampler = Sampler::new(options.sampling)?
+            .with_rules(rules, written, written.len() + options.max_new_tokens)
+            .with_constraint(options.constraint.clone());
         let positions = most.min(written.len() + options.max_new_tokens);
         let kv_cache = options.kv_cache.unwrap_or(self.decoder().kv_cache_type());
         let options_of_session = SessionOptions {
@@ -152,6 +154,10 @@ impl<B: Backend> Model<B> {
             generation.ids.push(id);
             if on_token(id).is_break() {
                 generation.stop = StopReason::Caller;
+                break;
+            }
+            if sampler.is_complete() {
+                generation.stop = StopReason::EndOfText;
                 break;
             }
             if generation.ids.len() == options.max_new_tokens {

@@ -237,10 +237,11 @@ impl LogitRules {
             _ => &[],
         };
         if self.repetition_penalty != 1.0 {
-            let held: std::collections::BTreeSet<u32> = text.iter().copied().collect();
-            for id in held {
-                if let Some(logit) = logits.get_mut(convert::index(id)) {
-                    *logit = penalised(*logit, self.repetition_penalty);
+            let mut done = vec![false; logits.len()];
+            for id in text.iter().map(|id| convert::index(*id)) {
+                if done.get(id) == Some(&false) {
+                    done[id] = true;
+                    logits[id] = penalised(logits[id], self.repetition_penalty);
                 }
             }
         }
@@ -261,7 +262,7 @@ impl LogitRules {
 }
 
 /// The logit of a token that the text holds: `l/r`, or `l·r` where l is negative.
-pub(crate) fn penalised(logit: f32, repetition_penalty: f32) -> f32 {
+fn penalised(logit: f32, repetition_penalty: f32) -> f32 {
     if logit < 0.0 { logit * repetition_penalty } else { logit / repetition_penalty }
 }
 

@@ -20,6 +20,7 @@ pub mod chat;
 pub mod checkpoint;
 mod checks;
 pub mod config;
+mod constraint;
 mod convert;
 pub mod decoder;
 pub mod embedder;
@@ -57,6 +58,7 @@ mod tokenizer_checks;
 pub mod weights;
 
 pub use chat::{ChatTemplate, Message};
+pub use constraint::TokenConstraint;
 pub use embedder::Embedder;
 pub use error::Error;
 pub use families::Kind;

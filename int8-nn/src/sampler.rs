@@ -3,6 +3,7 @@
 use int8_core::corpus::Random;
 
 use crate::Error;
+use crate::constraint::TokenConstraint;
 use crate::convert;
 use crate::generation::LogitRules;
 
@@ -30,6 +31,8 @@ pub struct Sampler {
     sampling: Sampling,
     random: Random,
     ruled: Option<Ruled>,
+    constraint: Option<Box<dyn TokenConstraint>>,
+    complete: bool,
 }
 
 /// Rules about the logits, with the text they depend on.
@@ -64,7 +67,7 @@ impl Sampler {
                 return Err(Error::Input(format!("top-p {top_p}: expected a number above 0, at most 1")));
             }
         }
-        Ok(Self { sampling, random: Random::new(seed), ruled: None })
+        Ok(Self { sampling, random: Random::new(seed), ruled: None, constraint: None, complete: false })
     }
 
     /// Applies `rules` to the logits of every token behind `prompt`; prompt and continuation have `most` tokens at most.
@@ -73,9 +76,19 @@ impl Sampler {
         Self { ruled: (!rules.is_empty()).then_some(ruled), ..self }
     }
 
-    /// Whether rules change the logits: then tokens are chosen by [`next`](Self::next) alone, from logits on the host.
+    /// Restricts the tokens, after the rules.
+    pub fn with_constraint(self, constraint: Option<Box<dyn TokenConstraint>>) -> Self {
+        Self { constraint, ..self }
+    }
+
+    /// Whether the constraint says that the text is complete.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Whether rules or a constraint change the logits: then tokens are chosen by [`next`](Self::next) alone, from logits on the host.
     pub fn has_rules(&self) -> bool {
-        self.ruled.is_some()
+        self.ruled.is_some() || self.constraint.is_some()
     }
 
     /// The settings, for a backend that samples on its device.
@@ -98,24 +111,44 @@ impl Sampler {
         if logits.is_empty() || logits.iter().fold(false, |nan, logit| nan | logit.is_nan()) {
             return Err(Self::not_a_number());
         }
-        if let Some(mut ruled) = self.ruled.take() {
-            let mut changed = logits.to_vec();
-            ruled.rules.apply(&mut changed, &ruled.text, ruled.prompt, ruled.most);
-            let id = match changed.iter().all(|logit| *logit == f32::NEG_INFINITY) {
-                true => Err(Error::Input("the rules of generation exclude every token".to_owned())),
-                false => self.next(&changed),
-            };
-            ruled.text.extend(id.as_ref().ok());
-            self.ruled = Some(ruled);
-            return id;
+        if !self.has_rules() {
+            return Ok(self.choose(logits));
         }
+        let mut changed = logits.to_vec();
+        if let Some(ruled) = &self.ruled {
+            ruled.rules.apply(&mut changed, &ruled.text, ruled.prompt, ruled.most);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.restrict(&mut changed).map_err(Error::Input)?;
+        }
+        if changed[argmax(&changed)] == f32::NEG_INFINITY {
+            return Err(Self::nothing_left(self.constraint.is_some()));
+        }
+        let id = self.choose(&changed);
+        if let Some(ruled) = &mut self.ruled {
+            ruled.text.push(id);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            self.complete = constraint.advance(id).map_err(Error::Input)?;
+        }
+        Ok(id)
+    }
+
+    /// A token of logits that hold no NaN.
+    fn choose(&mut self, logits: &[f32]) -> u32 {
         match self.sampling {
-            Sampling::Greedy => Ok(convert::token_id(argmax(logits))),
+            Sampling::Greedy => convert::token_id(argmax(logits)),
             Sampling::Random { temperature, top_k, top_p, .. } => {
                 let cuts = Cuts { temperature, top_k, top_p, min_p: None };
-                Ok(convert::token_id(draw(logits, cuts, self.uniform())))
+                convert::token_id(draw(logits, cuts, self.uniform()))
             }
         }
+    }
+
+    /// The error for logits of which rules, and perhaps a constraint, have left none.
+    pub(crate) fn nothing_left(constrained: bool) -> Error {
+        let by = if constrained { "the form of the answer and the rules" } else { "the rules" };
+        Error::Input(format!("{by} of generation exclude every token"))
     }
 
     /// The error for logits with NaN.
@@ -167,15 +200,22 @@ pub(crate) fn draw(logits: &[f32], cuts: Cuts, uniform: f64) -> usize {
         total = sum;
     }
     let mut target = uniform * total;
+    let mut last = order.get(0);
     for at in 0..kept {
         let id = order.get(at);
-        target -= weight(id);
+        let weight = weight(id);
+        // Excluded tokens are at the end.
+        if weight == 0.0 {
+            break;
+        }
+        target -= weight;
+        last = id;
         if target < 0.0 {
-            return id;
+            break;
         }
     }
     // Rounding can leave a target of almost 0 at the end.
-    order.get(kept - 1)
+    last
 }
 
 /// Indices of the `count` largest values, falling, equal ones ascending. No value is NaN.
@@ -303,6 +343,15 @@ mod tests {
         assert_eq!(drawn(None, Some(0.2)), [0, 1, 2]);
         assert_eq!(drawn(None, Some(1.0)), [0]);
         assert_eq!(drawn(Some(0.6), Some(0.2)), [0, 1]);
+    }
+
+    #[test]
+    fn excluded_tokens_are_not_drawn_whatever_is_rounded() {
+        let logits = [f32::NEG_INFINITY, 0.3, f32::NEG_INFINITY, 0.1, -0.7];
+        let cuts = Cuts { temperature: 0.9, top_k: None, top_p: None, min_p: None };
+        for (uniform, id) in [(0.0, 1), (1.0, 4), (1.0 + 1e-9, 4)] {
+            assert_eq!(draw(&logits, cuts, uniform), id, "{uniform}");
+        }
     }
 
     #[test]

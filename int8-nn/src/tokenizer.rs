@@ -111,6 +111,14 @@ impl Tokenizer {
         contained(|| self.inner.decode(ids, true)).map_err(Error::Tokenizer)
     }
 
+    /// The tokenizer in the form of `tokenizer.json`.
+    ///
+    /// # Errors
+    /// When the library cannot write it.
+    pub fn to_json(&self) -> Result<Value, Error> {
+        serde_json::to_value(&self.inner).map_err(|error| Error::Tokenizer(error.to_string()))
+    }
+
     /// The id of a token, added ones included.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

@@ -17,7 +17,7 @@ use int8_nn::engine::{
     self, EmbedOptions, Engine, EngineOptions, Event, FinishReason, Finished, Rejection, Request,
     SamplingParams, Token, is_batch_invariant,
 };
-use int8_nn::{GenerateOptions, Loader, Model, Sampling};
+use int8_nn::{GenerateOptions, Loader, LogitRules, Model, Sampling, TokenConstraint};
 use mock::Mock;
 use ndarray::ArrayViewMut2;
 
@@ -127,7 +127,13 @@ fn requests(vocabulary: u32, positions: usize, count: u64) -> Vec<Request> {
                 2 => SamplingParams { temperature: 1.2, top_p: Some(0.9), min_p: Some(0.02), ..default },
                 3 => SamplingParams {
                     temperature: 1.0,
-                    repetition_penalty: 1.3,
+                    rules: LogitRules {
+                        repetition_penalty: 1.3,
+                        no_repeat_ngram_size: 3,
+                        suppress_tokens: vec![7, 9],
+                        bad_words_ids: vec![vec![11], vec![12, 13]],
+                        ..LogitRules::default()
+                    },
                     presence_penalty: 0.2,
                     frequency_penalty: 0.1,
                     logit_bias: vec![(5, 2.0)],
@@ -216,13 +222,19 @@ fn the_engine_gives_what_generate_gives() {
         (5, Sampling::Random { temperature: 0.9, top_k: Some(30), top_p: Some(0.95), seed: 5 }),
     ] {
         let prompt: Vec<u32> = (0..20).map(|at| at * 3 % 60).collect();
-        let options = GenerateOptions {
-            max_new_tokens: 30,
-            sampling,
-            stop_at_eos: false,
-            ..GenerateOptions::default()
+        let none = LogitRules::default();
+        // Greedy texts repeat themselves: each rule changes one of these.
+        let all = LogitRules {
+            repetition_penalty: 1.1,
+            no_repeat_ngram_size: 2,
+            bad_words_ids: vec![vec![3], vec![5, 6]],
+            min_new_tokens: 12,
+            forced_eos_token_ids: vec![2],
+            suppress_tokens: vec![1, 4],
+            begin_suppress_tokens: vec![8],
+            eos_token_ids: model.eos_token_ids().to_vec(),
+            ..LogitRules::default()
         };
-        let expected = model.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");
         let random = SamplingParams {
             temperature: 0.9,
             top_k: Some(30),
@@ -230,10 +242,118 @@ fn the_engine_gives_what_generate_gives() {
             seed,
             ..SamplingParams::default()
         };
-        let sampling = if seed == 0 { SamplingParams::default() } else { random };
-        let request = Request { max_tokens: 30, sampling, ignore_eos: true, ..Request::new(prompt) };
-        assert_eq!(alone(&model, &request).ids(), expected.ids);
+        let of_engine = if seed == 0 { SamplingParams::default() } else { random };
+        let mut texts = Vec::new();
+        for rules in [none, all] {
+            let options = GenerateOptions {
+                max_new_tokens: 30,
+                sampling,
+                stop_at_eos: false,
+                rules: Some(rules.clone()),
+                ..GenerateOptions::default()
+            };
+            let expected =
+                model.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");
+            let sampling = SamplingParams { rules, ..of_engine.clone() };
+            let request =
+                Request { max_tokens: 30, sampling, ignore_eos: true, ..Request::new(prompt.clone()) };
+            assert_eq!(alone(&model, &request).ids(), expected.ids, "{options:?}");
+            texts.push(expected.ids);
+        }
+        assert!(texts[0] != texts[1] && texts[1].last() == Some(&2), "{texts:?}");
     }
+}
+
+/// Multiples of `step`, from 0 on, `left` of them; after each of them the text may end.
+#[derive(Debug, Clone)]
+struct Multiples {
+    step: u32,
+    left: usize,
+    eos: Vec<u32>,
+}
+
+impl TokenConstraint for Multiples {
+    fn restrict(&mut self, logits: &mut [f32]) -> Result<(), String> {
+        if self.step == 13 {
+            return Err("thirteen".to_owned());
+        }
+        for (id, logit) in (0_u32..).zip(logits) {
+            if !id.is_multiple_of(self.step) || self.eos.contains(&id) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, token: u32) -> Result<bool, String> {
+        assert!(token.is_multiple_of(self.step));
+        self.left -= 1;
+        Ok(self.left == 0)
+    }
+
+    fn copy(&self) -> Box<dyn TokenConstraint> {
+        Box::new(self.clone())
+    }
+}
+
+#[test]
+fn constraints_hold_whatever_else_runs() {
+    let model = load(folder("models/llama"));
+    let eos = model.eos_token_ids().to_vec();
+    let options = EngineOptions {
+        max_batch: 8,
+        context: Some(96),
+        // Three pages of 64 positions: requests are computed anew.
+        total_positions: Some(192),
+        prefill_rows: 16,
+        kept_prefixes: 0,
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(&model, options).expect("an engine");
+    let answers = Answers::default();
+    let request = |number: usize| {
+        let seed = u64::try_from(number).expect("small");
+        let temperature = if number.is_multiple_of(2) { 0.0 } else { 1.5 };
+        let step = [2, 3, 7, 1000, 13][number % 5];
+        let constraint = (number < 10)
+            .then(|| -> Box<dyn TokenConstraint> { Box::new(Multiples { step, left: 9, eos: eos.clone() }) });
+        Request {
+            max_tokens: if number == 5 { 4 } else { 20 },
+            sampling: SamplingParams { temperature, seed, ..SamplingParams::default() },
+            ignore_eos: number >= 10,
+            constraint,
+            ..Request::new((1..61).collect())
+        }
+    };
+    for number in 0..14 {
+        engine.submit(request(number), note(&answers, number)).expect("room");
+    }
+    run(&mut engine);
+    for number in 0..14 {
+        let (found, expected) = (of(&answers, number), alone_in(&model, &request(number), Some(96)));
+        assert_eq!(found.tokens, expected.tokens, "{number}");
+        let (count, reason) = match number {
+            4 | 9 => (0, FinishReason::Failed("thirteen".to_owned())),
+            5 => (4, FinishReason::Length),
+            0..10 => (9, FinishReason::EndOfText),
+            _ => (20, FinishReason::Length),
+        };
+        assert_eq!((found.tokens.len(), found.reason()), (count, reason), "{number}");
+        let step = [2, 3, 7, 1000, 13][number % 5];
+        assert!(number >= 10 || found.ids().iter().all(|id| id.is_multiple_of(step)), "{:?}", found.ids());
+    }
+    assert!(engine.stats().preempted > 0);
+    let both = Request { ignore_eos: true, ..request(0) };
+    let error = engine.submit(both, note(&answers, 20)).expect_err("refused").to_string();
+    assert!(error.contains("ignore_eos"), "{error}");
+    // A rule and a constraint that leave nothing.
+    let mut nothing = request(3);
+    nothing.sampling.rules.suppress_tokens = vec![0];
+    let reason = alone(&model, &nothing).reason();
+    assert!(
+        matches!(&reason, FinishReason::Failed(why) if why.contains("exclude every token")),
+        "{reason:?}"
+    );
 }
 
 #[test]

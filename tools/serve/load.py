@@ -2,7 +2,8 @@
 """Load on `int8 serve`: clients with prompts and answers of mixed lengths, a fifth of which leave early, a twentieth of which send
 malformed requests, and some of which read slowly. Every whole answer is compared with the one that the same request gets alone.
 
-load.py [--url http://127.0.0.1:8080] [--clients 32] [--seconds 180] [--pid SERVER]"""
+load.py [--url http://127.0.0.1:8080] [--clients 32] [--seconds 180] [--pid SERVER]
+load.py --turns 3    tokens/s of one request after the other, and of 8 and 32 clients, in turns on the same requests"""
 
 import argparse
 import http.client
@@ -17,6 +18,7 @@ parser.add_argument("--url", default="http://127.0.0.1:8080")
 parser.add_argument("--clients", type=int, default=32)
 parser.add_argument("--seconds", type=float, default=180)
 parser.add_argument("--pid", type=int, help="of the server: its memory is recorded")
+parser.add_argument("--turns", type=int, help="measure throughput instead")
 arguments = parser.parse_args()
 address = urllib.parse.urlsplit(arguments.url).netloc
 
@@ -27,7 +29,13 @@ for seed in range(24):
     prompt = " ".join(draw.choice(WORDS) for _ in range(draw.choice([2, 10, 40, 150])))
     CASES.append({"prompt": prompt, "max_tokens": draw.choice([4, 16, 48, 96]), "seed": seed,
                   "temperature": draw.choice([0, 0.7, 1.0])})
-MALFORMED = [b"{", b"[]", b"\xff\xfe", b'{"prompt": 1}', b'{"prompt": "x", "temperature": "hot"}', b"[" * 5000]
+# Every sixth answer is JSON of a schema.
+SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 150}},
+          "required": ["name", "age"], "additionalProperties": False}
+for case in CASES[::6]:
+    case["response_format"] = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+MALFORMED = [b"{", b"[]", b"\xff\xfe", b'{"prompt": 1}', b'{"prompt": "x", "temperature": "hot"}', b"[" * 5000,
+             b'{"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}, "type": "object"}}}}']
 
 
 def send(body, stream):
@@ -73,6 +81,39 @@ def rss():
     with open(f"/proc/{arguments.pid}/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
 
+
+def throughput(clients):
+    """Tokens/s of all cases twice over."""
+    work, lock, tokens = list(CASES) * 2, threading.Lock(), [0]
+
+    def one():
+        while True:
+            with lock:
+                if not work:
+                    return
+                case = work.pop()
+            status, body = whole({**case, "ignore_eos": True} if "response_format" not in case else case)
+            assert status == 200, body
+            with lock:
+                tokens[0] += body["usage"]["completion_tokens"]
+
+    begin = time.time()
+    threads = [threading.Thread(target=one) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return tokens[0] / (time.time() - begin)
+
+
+if arguments.turns:
+    rates = {clients: [] for clients in (1, 8, 32)}
+    for _ in range(arguments.turns):
+        for clients, found in rates.items():
+            found.append(round(throughput(clients), 1))
+    middle = {clients: sorted(found)[len(found) // 2] for clients, found in rates.items()}
+    print(json.dumps({"tokens_per_second": rates, "times_sequential": {n: round(middle[n] / middle[1], 2) for n in (8, 32)}}))
+    raise SystemExit
 
 begin = time.time()
 expected, tokens = [], 0
@@ -139,7 +180,7 @@ print(json.dumps({
     "clients": arguments.clients, "seconds": round(seconds), **counts,
     "tokens_per_second_alone": round(sequential, 1),
     "tokens_per_second_together": round((float(metrics["int8_new_tokens_total"]) - tokens) / seconds, 1),
-    "memory_mib": {"first": round(memory[0]), "middle": round(memory[len(memory) // 2]), "last": round(memory[-1])},
+    "memory_mib_each_30_s": [round(value) for value in memory[::6]],
     **{name: float(metrics["int8_" + name]) for name in names},
 }, indent=1))
 raise SystemExit(counts["wrong"] + counts["errors"] > 0)

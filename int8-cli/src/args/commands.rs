@@ -26,7 +26,7 @@ pub(crate) struct RunArgs {
     #[arg(help_heading = "Input", long, conflicts_with = "ids")]
     pub(crate) chat: bool,
     /// JSONL file of prompts, an object with "prompt" or "messages" a line, and with "max_tokens", "temperature", "top_k",
-    /// "top_p", "seed" or "stop" where they differ from the options: they are answered many at once. An answer does not depend on
+    /// "top_p", "seed", "stop" or "json_schema" where they differ from the options: they are answered many at once. An answer does not depend on
     /// the others: without --granularity, outliers are single values
     #[arg(help_heading = "Input", long, value_name = "FILE", requires = "out", conflicts_with_all = ["prompt", "ids"])]
     pub(crate) batch: Option<PathBuf>,
@@ -73,6 +73,10 @@ pub(crate) struct RunArgs {
     /// Go on after the model's end-of-text token
     #[arg(help_heading = "Generation", long)]
     pub(crate) ignore_eos: bool,
+    /// The new text is JSON of this schema, unless --max-tokens or the model's positions cut it short
+    #[cfg(feature = "json-schema")]
+    #[arg(help_heading = "Generation", long, value_name = "FILE", conflicts_with = "ignore_eos")]
+    pub(crate) json_schema: Option<PathBuf>,
     /// Type of the KV cache, which keeps the keys and values of past tokens: 16 bits take half the memory, and are faster after
     /// long prompts. auto: the type of the checkpoint
     #[arg(help_heading = "Generation", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]

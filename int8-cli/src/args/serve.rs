@@ -49,6 +49,9 @@ pub(crate) struct ServeArgs {
     /// Type of the KV cache. auto: the type of the checkpoint
     #[arg(help_heading = "Batching", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>("As the checkpoint stores its embeddings"))]
     pub(crate) kv_cache: OrAuto<FloatType>,
+    /// Ignore the model's generation_config.json, but for the tokens that begin and end a text
+    #[arg(help_heading = "Generation", long)]
+    pub(crate) no_generation_config: bool,
     /// Tokens of prompts in one forward: running requests wait that long for their next token
     #[arg(help_heading = "Batching", long, value_name = "N", default_value_t = 256)]
     pub(crate) prefill: usize,

@@ -9,10 +9,11 @@ use std::sync::mpsc::channel;
 
 use int8_nn::backend::{Backend, Precision};
 use int8_nn::engine::{Engine, EngineOptions, Event, FinishReason, Finished, Request, SamplingParams};
-use int8_nn::{ChatTemplate, GenerationConfig, LogitRules, Model, Sampling, Tokenizer};
+use int8_nn::{ChatTemplate, GenerationConfig, Model, Sampling, Tokenizer};
 use serde_json::{Map, Value, json};
 
 use super::read_text;
+use super::schema::Schemas;
 use crate::args::{PrecisionArgs, RunArgs};
 use crate::convert::single;
 use crate::device::{Device, Place, Task};
@@ -151,6 +152,7 @@ impl Batch<'_> {
         )?;
         let defaults = defaults(arguments, model.generation_config())?;
         let tokenizer = model.tokenizer()?;
+        let schemas = Schemas::new(arguments, model)?;
         let template = if arguments.chat { Some(model.chat_template()?) } else { model.chat_template().ok() };
         let bar = self.output.bar("answering", "prompts");
         let (all, mut ended, mut failed) = (self.left.len(), 0, 0);
@@ -162,7 +164,8 @@ impl Batch<'_> {
             while left.peek().is_some() && answers.len() < 2 * at_once {
                 let Some(line) = left.next() else { break };
                 let read = read_prompt(&line.text, arguments, &defaults, tokenizer, template.as_ref());
-                let submitted = read.and_then(|(id, request)| {
+                let submitted = read.and_then(|(id, schema, mut request)| {
+                    request.constraint = schemas.constraint(schema.as_ref(), &request.stop_ids)?;
                     let (sender, number) = (sender.clone(), line.number);
                     let sink = move |event| match sender.send((number, event)) {
                         Ok(()) => ControlFlow::Continue(()),
@@ -235,17 +238,10 @@ fn answer(mut text: String, finished: &Finished) -> Value {
 /// How tokens are chosen where a line does not say: as `int8 run` does.
 ///
 /// # Errors
-/// For changes of the logits that the engine does not make.
+/// For settings that are not implemented.
 fn defaults(arguments: &RunArgs, own: &GenerationConfig) -> Result<SamplingParams, Failure> {
     let rules = super::generate::rules(arguments, own)?;
-    let penalty = rules.repetition_penalty;
-    if !(LogitRules { repetition_penalty: 1.0, ..rules }).is_empty() {
-        return Err(Failure::usage(
-            "--batch applies no rule but the repetition penalty, and the model's generation_config.json or an option has others: \
-             leave the option out, or add --no-generation-config",
-        ));
-    }
-    let chosen = SamplingParams { repetition_penalty: penalty, ..SamplingParams::default() };
+    let chosen = SamplingParams { rules, ..SamplingParams::default() };
     Ok(match super::generate::sampling(arguments, own)? {
         Sampling::Greedy => SamplingParams { temperature: 0.0, ..chosen },
         Sampling::Random { temperature, top_k, top_p, seed } => {
@@ -254,18 +250,28 @@ fn defaults(arguments: &RunArgs, own: &GenerationConfig) -> Result<SamplingParam
     })
 }
 
-/// The request of a line, and its `id`.
+/// The request of a line, with its `id` and the schema of its answer.
 fn read_prompt(
     line: &str,
     arguments: &RunArgs,
     defaults: &SamplingParams,
     tokenizer: &Tokenizer,
     template: Option<&ChatTemplate>,
-) -> Result<(Option<Value>, Request), String> {
+) -> Result<(Option<Value>, Option<Value>, Request), String> {
     let value: Value = serde_json::from_str(line).map_err(|error| format!("no JSON: {error}"))?;
     let object = value.as_object().ok_or("no JSON object")?;
-    const KNOWN: [&str; 9] =
-        ["id", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "seed", "stop"];
+    const KNOWN: [&str; 10] = [
+        "id",
+        "prompt",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "seed",
+        "stop",
+        "json_schema",
+    ];
     if let Some(unknown) = object.keys().find(|key| !KNOWN.contains(&key.as_str())) {
         return Err(format!("`{unknown}` is not known; there are {}", KNOWN.join(", ")));
     }
@@ -330,5 +336,5 @@ fn read_prompt(
         ignore_eos: arguments.ignore_eos,
         ..Request::new(ids)
     };
-    Ok((object.get("id").cloned(), request))
+    Ok((object.get("id").cloned(), object.get("json_schema").cloned(), request))
 }

@@ -8,6 +8,7 @@ use int8_nn::{
 };
 use serde_json::{Value, json};
 
+use super::schema::Schemas;
 use super::settings;
 use super::stop_flag::StopFlag;
 use crate::args::RunArgs;
@@ -48,10 +49,12 @@ impl<B: Backend> Run<'_, B> {
         stop_ids: Vec<u32>,
     ) -> Result<Generation, Failure> {
         let arguments = self.arguments;
+        let constraint = Schemas::new(arguments, self.model)?.constraint(None, &stop_ids);
         let options = GenerateOptions {
             max_new_tokens: arguments.max_tokens,
             sampling: sampling(self.arguments, self.model.generation_config())?,
             rules: Some(rules(self.arguments, self.model.generation_config())?),
+            constraint: constraint.map_err(Failure::new)?,
             stop_at_eos: !arguments.ignore_eos,
             stop_ids,
             kv_cache: arguments.kv_cache.given(),

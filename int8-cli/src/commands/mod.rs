@@ -17,6 +17,7 @@ mod passages;
 pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod run;
+mod schema;
 mod stop_flag;
 pub(crate) mod verify;
 

@@ -1,7 +1,7 @@
 //! What the server answers: routes, and from a body to requests of the engine.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request as HttpRequest, Response, StatusCode};
-use int8_nn::engine::{EmbedHandle, Event, Handle, Request};
+use int8_nn::engine::{EmbedHandle, Event, Handle, Request, SamplingParams};
 use int8_nn::{ChatTemplate, Tokenizer};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,7 @@ use super::fields::Fields;
 use super::journal::Journal;
 use super::reply::{Reply, Running, Stream};
 use super::request::{Chat, Completion, Prompt, prompts, random};
+use crate::json_form::JsonForms;
 
 /// The page at `/`.
 const PAGE: &str = include_str!("page.html");
@@ -39,6 +40,12 @@ pub(super) enum Service {
         handle: Handle,
         tokenizer: Option<Arc<Tokenizer>>,
         template: Result<Box<ChatTemplate>, String>,
+        /// What the model's own settings say of requests that do not.
+        default: Box<SamplingParams>,
+        /// Tokens that end a text.
+        eos: Vec<u32>,
+        /// Made for the first request that needs it: it takes a moment for a large vocabulary.
+        forms: OnceLock<Result<JsonForms, String>>,
     },
     Embed {
         handle: EmbedHandle,
@@ -323,7 +330,7 @@ impl App {
         let body = parse(body)?;
         let fields = Fields::new(&body)?;
         self.check_model(fields.text("model")?)?;
-        let Service::Generate { tokenizer, template, .. } = &self.service else {
+        let Service::Generate { tokenizer, template, default, eos, forms, .. } = &self.service else {
             let message = format!("`{}` is an encoder: it has embeddings and generates no text", self.name);
             return Err(ApiError::new(StatusCode::BAD_REQUEST, "unsupported_model", message));
         };
@@ -332,7 +339,7 @@ impl App {
         let (generate, ignored, mut requests, echoes, names);
         match form {
             Form::Chat => {
-                let chat = Chat::read(&fields)?;
+                let chat = Chat::read(&fields, default)?;
                 let template = template.as_ref().map_err(|message| {
                     ApiError::new(
                         StatusCode::BAD_REQUEST,
@@ -355,7 +362,7 @@ impl App {
                 (generate, ignored, names) = (chat.generate, chat.ignored, chat.tool_names);
             }
             Form::Completion => {
-                let completion = Completion::read(&fields)?;
+                let completion = Completion::read(&fields, default)?;
                 let choices = completion.generate.choices;
                 requests = Vec::new();
                 let mut texts = Vec::new();
@@ -379,6 +386,23 @@ impl App {
                 }
                 echoes = texts;
                 (generate, ignored, names) = (completion.generate, completion.ignored, Vec::new());
+            }
+        }
+        if let Some(json) = &generate.json {
+            let tokenizer = tokenizer.as_ref().ok_or_else(no_tokenizer)?;
+            let forms = forms.get_or_init(|| JsonForms::new(tokenizer)).as_ref().map_err(|problem| {
+                ApiError::unsupported(json.field, format!("`{}`: {problem}", json.field))
+            })?;
+            let mut ends = eos.clone();
+            ends.extend(requests.first().into_iter().flat_map(|request| &request.stop_ids));
+            let constraint = forms.constraint(&json.schema, ends).map_err(|problem| {
+                ApiError::field(
+                    json.field,
+                    format!("`{}`: the schema is not supported: {problem}", json.field),
+                )
+            })?;
+            for request in &mut requests {
+                request.constraint = Some(constraint.clone());
             }
         }
         let answers = Answers::new(Start {

@@ -15,12 +15,12 @@ mod request;
 mod tools;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use int8_nn::backend::{Backend, Precision};
-use int8_nn::engine::{self, EmbedOptions, Engine, EngineOptions, is_batch_invariant};
-use int8_nn::{Embedder, Kind, Model, families};
+use int8_nn::engine::{self, EmbedOptions, Engine, EngineOptions, SamplingParams, is_batch_invariant};
+use int8_nn::{Embedder, GenerationConfig, Kind, Model, Sampling, families};
 use serde_json::{Value, json};
 
 use crate::args::{PrecisionArgs, ServeArgs};
@@ -100,6 +100,7 @@ impl Serve<'_> {
             max_waiting: arguments.queue,
             kept_prefixes: arguments.prefixes,
         };
+        let default = default(model.generation_config(), arguments.no_generation_config)?;
         let mut engine = Engine::new(&model, options)?;
         let (handle, commands) = engine::handle(&engine);
         let tokenizer = model.tokenizer().ok().cloned().map(Arc::new);
@@ -129,6 +130,9 @@ impl Serve<'_> {
                 handle,
                 tokenizer,
                 template: template.map_err(|error| error.to_string()),
+                default: Box::new(default),
+                eos: model.eos_token_ids().to_vec(),
+                forms: OnceLock::new(),
             },
             ..self.app(info)
         };
@@ -207,6 +211,24 @@ impl Serve<'_> {
             Ok(served?)
         })
     }
+}
+
+/// How tokens are chosen where a request does not say: by the model's own settings, and if it has none, as OpenAI's API has it.
+///
+/// # Errors
+/// For settings that are not implemented.
+fn default(own: &GenerationConfig, ignored: bool) -> Result<SamplingParams, Failure> {
+    let default = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+    if ignored {
+        return Ok(default);
+    }
+    let default = SamplingParams { rules: own.rules.clone(), ..default };
+    Ok(match own.sampling(0)? {
+        Sampling::Random { temperature, top_k, top_p, .. } => {
+            SamplingParams { temperature, top_k, top_p, ..default }
+        }
+        Sampling::Greedy => default,
+    })
 }
 
 /// Token ids of texts for an encoder. A text that would be cut is refused, as in OpenAI's API.

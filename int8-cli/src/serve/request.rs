@@ -2,11 +2,13 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
+use int8_nn::LogitRules;
 use int8_nn::engine::{Request, SamplingParams};
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
+use crate::json_form::any_object;
 
 /// Most answers to one prompt.
 const MOST_CHOICES: usize = 16;
@@ -14,6 +16,14 @@ const MOST_CHOICES: usize = 16;
 const MOST_LOGPROBS: usize = 20;
 /// Most stop texts; OpenAI has 4.
 const MOST_STOPS: usize = 16;
+
+/// The form of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct JsonAnswer {
+    pub(super) schema: Value,
+    /// The field that says so.
+    pub(super) field: &'static str,
+}
 
 /// What chats and completions have in common.
 #[derive(Debug)]
@@ -23,14 +33,15 @@ pub(super) struct Generate {
     pub(super) max_tokens: Option<usize>,
     pub(super) stop: Vec<String>,
     pub(super) ignore_eos: bool,
+    pub(super) json: Option<JsonAnswer>,
     pub(super) choices: usize,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
 }
 
 impl Generate {
-    fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
-        let default = SamplingParams::default();
+    /// `default`: what the model's own settings say.
+    fn read(fields: &Fields<'_>, default: &SamplingParams) -> Result<Self, ApiError> {
         let stream = fields.flag("stream")?;
         let include_usage = match fields.get("stream_options") {
             None => false,
@@ -45,28 +56,42 @@ impl Generate {
         let top_k = match fields.get("top_k") {
             // vLLM's and transformers' values for none.
             Some(value) if value.as_i64() == Some(-1) || value.as_i64() == Some(0) => None,
-            _ => fields.count("top_k", 1, usize::MAX)?,
+            _ => fields.count("top_k", 1, usize::MAX)?.or(default.top_k),
         };
         let sampling = SamplingParams {
-            temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(1.0),
+            temperature: fields.number("temperature", 0.0, 2.0)?.unwrap_or(default.temperature),
             top_k,
             // 0 leaves the most probable token, as the smallest number does.
-            top_p: fields.number("top_p", 0.0, 1.0)?.filter(|p| *p < 1.0).map(|p| p.max(f32::MIN_POSITIVE)),
+            top_p: fields
+                .number("top_p", 0.0, 1.0)?
+                .or(default.top_p)
+                .filter(|p| *p < 1.0)
+                .map(|p| p.max(f32::MIN_POSITIVE)),
             min_p: fields.number("min_p", 0.0, 1.0)?.filter(|p| *p > 0.0),
             seed: seed.unwrap_or_else(random),
-            repetition_penalty: fields
-                .number("repetition_penalty", 0.01, 100.0)?
-                .unwrap_or(default.repetition_penalty),
+            rules: LogitRules {
+                repetition_penalty: fields
+                    .number("repetition_penalty", 0.01, 100.0)?
+                    .unwrap_or(default.rules.repetition_penalty),
+                ..default.rules.clone()
+            },
             presence_penalty: fields.number("presence_penalty", -2.0, 2.0)?.unwrap_or(0.0),
             frequency_penalty: fields.number("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
             logit_bias: logit_bias(fields.get("logit_bias"))?,
             logprobs: None,
         };
+        let ignore_eos = fields.flag("ignore_eos")?;
+        let json = response_format(fields.get("response_format"))?;
+        if ignore_eos && json.is_some() {
+            let message = "`ignore_eos`: an answer of a given form ends where it is complete";
+            return Err(ApiError::field("ignore_eos", message));
+        }
         Ok(Self {
             sampling,
             max_tokens: None,
             stop: texts("stop", fields.get("stop"), MOST_STOPS)?,
-            ignore_eos: fields.flag("ignore_eos")?,
+            ignore_eos,
+            json,
             choices: fields.count("n", 1, MOST_CHOICES)?.unwrap_or(1),
             stream,
             include_usage,
@@ -109,6 +134,22 @@ fn texts(name: &str, value: Option<&Value>, most: usize) -> Result<Vec<String>, 
     if found.len() > most || found.iter().any(String::is_empty) { Err(problem()) } else { Ok(found) }
 }
 
+fn response_format(value: Option<&Value>) -> Result<Option<JsonAnswer>, ApiError> {
+    let field = "response_format";
+    let problem = |message: &str| Err(ApiError::field(field, message));
+    let Some(value) = value else { return Ok(None) };
+    let schema = match value.get("type").and_then(Value::as_str) {
+        Some("text") => return Ok(None),
+        Some("json_object") => any_object(),
+        Some("json_schema") => match value.get("json_schema").and_then(|named| named.get("schema")) {
+            Some(schema @ Value::Object(_)) => schema.clone(),
+            _ => return problem("`response_format.json_schema.schema` must be a JSON schema, an object"),
+        },
+        _ => return problem("`response_format.type` must be text, json_object or json_schema"),
+    };
+    Ok(Some(JsonAnswer { schema, field }))
+}
+
 fn logit_bias(value: Option<&Value>) -> Result<Vec<(u32, f32)>, ApiError> {
     let problem = || {
         ApiError::field(
@@ -141,8 +182,8 @@ pub(super) struct Chat {
 }
 
 impl Chat {
-    pub(super) fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
-        let mut generate = Generate::read(fields)?;
+    pub(super) fn read(fields: &Fields<'_>, default: &SamplingParams) -> Result<Self, ApiError> {
+        let mut generate = Generate::read(fields, default)?;
         let old = fields.count("max_tokens", 1, usize::MAX)?;
         generate.max_tokens = fields.count("max_completion_tokens", 1, usize::MAX)?.or(old);
         let top = fields.count("top_logprobs", 0, MOST_LOGPROBS)?;
@@ -151,30 +192,32 @@ impl Chat {
         } else if top.is_some_and(|top| top > 0) {
             return Err(ApiError::field("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
         }
-        let text = json!({"type": "text"});
-        fields.refuse(
-            "response_format",
-            &[text],
-            "constrained output (json_object, json_schema) is not implemented",
-        )?;
         fields.refuse("functions", &[json!([])], "use `tools`")?;
         fields.refuse("function_call", &[json!("none"), json!("auto")], "use `tool_choice`")?;
         fields.refuse("modalities", &[json!(["text"])], "the model writes text")?;
         fields.refuse("audio", &[], "the model writes text")?;
         fields.refuse("prediction", &[], "it is not implemented")?;
         fields.refuse("web_search_options", &[], "the server reaches no other")?;
-        let with_tools = match fields.get("tool_choice") {
-            None => true,
-            Some(Value::String(choice)) if choice == "auto" => true,
-            Some(Value::String(choice)) if choice == "none" => false,
-            Some(_) => {
-                return Err(ApiError::unsupported(
-                    "tool_choice",
-                    "`tool_choice` must be auto or none: a call cannot be forced without constrained output",
-                ));
+        let choice = fields.get("tool_choice");
+        let named = choice.and_then(|choice| choice.get("function")?.get("name")?.as_str());
+        let (with_tools, forced) = match (choice.and_then(Value::as_str), named) {
+            (None, None) if choice.is_none() => (true, false),
+            (Some("auto"), _) => (true, false),
+            (Some("none"), _) => (false, false),
+            (Some("required"), _) | (None, Some(_)) => (true, true),
+            _ => {
+                let message = "`tool_choice` must be auto, none, required or a function";
+                return Err(ApiError::unsupported("tool_choice", message));
             }
         };
         let (tools, tool_names) = tools(fields.get("tools").filter(|_| with_tools))?;
+        if forced {
+            if generate.ignore_eos {
+                let message = "`ignore_eos`: the call of a tool ends where it is complete";
+                return Err(ApiError::field("ignore_eos", message));
+            }
+            generate.json = Some(forced_call(&tools, named)?);
+        }
         let template_arguments = fields.get("chat_template_kwargs").cloned().unwrap_or(Value::Null);
         if !matches!(template_arguments, Value::Null | Value::Object(_)) {
             return Err(ApiError::field("chat_template_kwargs", "`chat_template_kwargs` must be an object"));
@@ -183,6 +226,24 @@ impl Chat {
         fields.get("model");
         let ignored = fields.ignored();
         Ok(Self { generate, messages, tools, tool_names, template_arguments, ignored })
+    }
+}
+
+/// An answer that is a call of one of the tools, or of the one that is named: `{"name", "arguments"}`.
+fn forced_call(tools: &Value, named: Option<&str>) -> Result<JsonAnswer, ApiError> {
+    let functions = tools.as_array().into_iter().flatten().filter_map(|tool| tool.get("function"));
+    let calls = functions.filter_map(|function| {
+        let name = function.get("name").filter(|name| named.is_none_or(|named| *name == named))?;
+        let arguments = function.get("parameters").cloned().unwrap_or_else(any_object);
+        Some(json!({"type": "object", "properties": {"name": {"const": name}, "arguments": arguments},
+            "required": ["name", "arguments"], "additionalProperties": false}))
+    });
+    let calls: Vec<Value> = calls.collect();
+    let field = "tool_choice";
+    match (calls.len(), named) {
+        (0, Some(named)) => Err(ApiError::field(field, format!("`tool_choice`: `tools` has no `{named}`"))),
+        (0, None) => Err(ApiError::field(field, "`tool_choice` needs `tools`")),
+        _ => Ok(JsonAnswer { schema: json!({"anyOf": calls}), field }),
     }
 }
 
@@ -289,8 +350,8 @@ pub(super) struct Completion {
 }
 
 impl Completion {
-    pub(super) fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
-        let mut generate = Generate::read(fields)?;
+    pub(super) fn read(fields: &Fields<'_>, default: &SamplingParams) -> Result<Self, ApiError> {
+        let mut generate = Generate::read(fields, default)?;
         generate.max_tokens = Some(fields.count("max_tokens", 1, usize::MAX)?.unwrap_or(16));
         generate.sampling.logprobs = fields.count("logprobs", 0, MOST_LOGPROBS)?;
         let echo = fields.flag("echo")?;
@@ -344,7 +405,8 @@ mod tests {
     use super::*;
 
     fn chat(value: &Value) -> Result<Chat, ApiError> {
-        Fields::new(value).and_then(|fields| Chat::read(&fields))
+        let default = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+        Fields::new(value).and_then(|fields| Chat::read(&fields, &default))
     }
 
     #[test]
@@ -369,8 +431,12 @@ mod tests {
             ("logit_bias", json!({"1": 101})),
             ("top_logprobs", json!(5)),
             ("stream_options", json!({"include_usage": true})),
-            ("response_format", json!({"type": "json_object"})),
+            ("response_format", json!({"type": "xml"})),
+            ("response_format", json!("json_object")),
+            ("response_format", json!({"type": "json_schema", "json_schema": {"name": "x"}})),
             ("tool_choice", json!("required")),
+            ("tool_choice", json!("sometimes")),
+            ("tool_choice", json!({"type": "function", "function": {"name": "none"}})),
             ("tools", json!([{"type": "function"}])),
             ("functions", json!([{}])),
             ("messages", json!([])),

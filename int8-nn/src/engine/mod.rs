@@ -52,6 +52,7 @@ use std::time::{Duration, Instant};
 use int8_core::{FloatType, Granularity, OutlierGranularity, OutlierRule};
 
 use crate::backend::Backend;
+use crate::constraint::TokenConstraint;
 use crate::model::Model;
 use crate::precision::Precision;
 
@@ -112,6 +113,8 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Go on after end-of-text tokens and `stop_ids`.
     pub ignore_eos: bool,
+    /// The form of the answer; it ends as soon as it is complete. Not with `ignore_eos`.
+    pub constraint: Option<Box<dyn TokenConstraint>>,
     /// The answer ends here, finished or not; a request that still waits then fails.
     pub deadline: Option<Instant>,
 }
@@ -126,8 +129,14 @@ impl Request {
             stop_ids: Vec::new(),
             stop: Vec::new(),
             ignore_eos: false,
+            constraint: None,
             deadline: None,
         }
+    }
+
+    /// Whether a token ends the text; `eos`: the model's end-of-text tokens.
+    fn ends(&self, id: u32, eos: &[u32]) -> bool {
+        !self.ignore_eos && (eos.contains(&id) || self.stop_ids.contains(&id))
     }
 }
 

@@ -1,16 +1,18 @@
 //! How the tokens of a request are chosen.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
-use crate::generation::penalised;
+use crate::constraint::TokenConstraint;
+use crate::generation::LogitRules;
 use crate::sampler::{Cuts, Sampler, Sampling, argmax, draw, largest};
 use crate::{Error, convert};
 
 /// How the tokens of a request are chosen from logits `l`. In this order:
-/// 1. `repetition_penalty` r, of tokens of prompt and answer: `l/r` if `l > 0`, else `l·r` (as transformers has it);
+/// 1. `rules`, as [`LogitRules::apply`] has them;
 /// 2. `presence_penalty` p and `frequency_penalty` f, of tokens that stand c times in the answer: `l − p − f·c`;
 /// 3. `logit_bias` b: `l + b`;
-/// 4. temperature, then the cuts `top_k`, `top_p`, `min_p`, and a draw.
+/// 4. the [constraint](super::Request::constraint) of the request;
+/// 5. temperature, then the cuts `top_k`, `top_p`, `min_p`, and a draw.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Divides the logits; 0: always the most probable token, the first one of equals.
@@ -23,8 +25,9 @@ pub struct SamplingParams {
     pub min_p: Option<f32>,
     /// The same seed gives the same tokens.
     pub seed: u64,
-    /// 1 for none.
-    pub repetition_penalty: f32,
+    /// Penalties and exclusions as transformers has them; a model's own are those of its
+    /// [`GenerationConfig`](crate::GenerationConfig).
+    pub rules: LogitRules,
     /// 0 for none.
     pub presence_penalty: f32,
     /// 0 for none.
@@ -44,7 +47,7 @@ impl Default for SamplingParams {
             top_p: None,
             min_p: None,
             seed: 0,
-            repetition_penalty: 1.0,
+            rules: LogitRules::default(),
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
@@ -67,9 +70,21 @@ pub struct TokenLogprobs {
 pub(super) struct TokenSampler {
     params: SamplingParams,
     sampler: Sampler,
-    prompt: HashSet<u32>,
     /// How often a token stands in the answer.
     counts: HashMap<u32, u16>,
+    constraint: Option<Box<dyn TokenConstraint>>,
+    complete: bool,
+}
+
+/// The text that a token is chosen for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// Prompt and answer.
+    pub(super) text: &'a [u32],
+    /// Tokens of the prompt.
+    pub(super) prompt: usize,
+    /// Most tokens of prompt and answer.
+    pub(super) most: usize,
 }
 
 impl TokenSampler {
@@ -77,7 +92,7 @@ impl TokenSampler {
     ///
     /// # Errors
     /// [`Error::Input`] with the setting and its range.
-    pub(super) fn new(params: &SamplingParams, prompt: &[u32], vocabulary: usize) -> Result<Self, Error> {
+    pub(super) fn new(params: &SamplingParams, vocabulary: usize) -> Result<Self, Error> {
         let problem = |problem: String| Err(Error::Input(problem));
         let SamplingParams { temperature, top_k, top_p, seed, .. } = *params;
         let sampling = if temperature == 0.0 {
@@ -91,7 +106,7 @@ impl TokenSampler {
         {
             return problem(format!("min-p {min_p}: expected a number from 0 to 1"));
         }
-        let penalty = params.repetition_penalty;
+        let penalty = params.rules.repetition_penalty;
         if !(penalty > 0.0 && penalty.is_finite()) {
             return problem(format!("repetition penalty {penalty}: expected a number above 0"));
         }
@@ -109,8 +124,23 @@ impl TokenSampler {
                 ));
             }
         }
-        let seen = if penalty == 1.0 { HashSet::new() } else { prompt.iter().copied().collect() };
-        Ok(Self { params: params.clone(), sampler, prompt: seen, counts: HashMap::new() })
+        Ok(Self {
+            params: params.clone(),
+            sampler,
+            counts: HashMap::new(),
+            constraint: None,
+            complete: false,
+        })
+    }
+
+    /// Restricts the tokens.
+    pub(super) fn constrain(&mut self, constraint: Option<Box<dyn TokenConstraint>>) {
+        self.constraint = constraint;
+    }
+
+    /// Whether the constraint lets nothing follow.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// The sampler that chooses the next token without this module, if the settings have nothing that a backend lacks.
@@ -122,7 +152,8 @@ impl TokenSampler {
 
     fn adjusts(&self) -> bool {
         let params = &self.params;
-        params.repetition_penalty != 1.0
+        self.constraint.is_some()
+            || !params.rules.is_empty()
             || params.presence_penalty != 0.0
             || params.frequency_penalty != 0.0
             || !params.logit_bias.is_empty()
@@ -131,8 +162,12 @@ impl TokenSampler {
     /// The next token of logits `[vocabulary]`.
     ///
     /// # Errors
-    /// [`Error::Input`] when the logits hold NaN or infinity.
-    pub(super) fn next(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>), Error> {
+    /// [`Error::Input`] when the logits hold NaN or infinity, or no token is left.
+    pub(super) fn next(
+        &mut self,
+        logits: &[f32],
+        place: Place<'_>,
+    ) -> Result<(u32, Option<TokenLogprobs>), Error> {
         if logits.iter().fold(false, |bad, logit| bad | logit.is_nan())
             || logits[argmax(logits)].is_infinite()
         {
@@ -140,7 +175,7 @@ impl TokenSampler {
         }
         let adjusted;
         let chosen_from = if self.adjusts() {
-            adjusted = self.adjusted(logits);
+            adjusted = self.adjusted(logits, place)?;
             &adjusted
         } else {
             logits
@@ -156,19 +191,16 @@ impl TokenSampler {
         let id = convert::token_id(id);
         let count = self.counts.entry(id).or_default();
         *count = count.saturating_add(1);
+        if let Some(constraint) = &mut self.constraint {
+            self.complete = constraint.advance(id).map_err(Error::Input)?;
+        }
         Ok((id, logprobs))
     }
 
-    fn adjusted(&self, logits: &[f32]) -> Vec<f32> {
+    fn adjusted(&mut self, logits: &[f32], place: Place<'_>) -> Result<Vec<f32>, Error> {
         let params = &self.params;
         let mut adjusted = logits.to_vec();
-        if params.repetition_penalty != 1.0 {
-            let answered = self.counts.keys().filter(|id| !self.prompt.contains(id));
-            for id in self.prompt.iter().chain(answered) {
-                let logit = &mut adjusted[convert::index(*id)];
-                *logit = penalised(*logit, params.repetition_penalty);
-            }
-        }
+        params.rules.apply(&mut adjusted, place.text, place.prompt, place.most);
         for (id, count) in &self.counts {
             adjusted[convert::index(*id)] -=
                 params.presence_penalty + params.frequency_penalty * f32::from(*count);
@@ -176,7 +208,13 @@ impl TokenSampler {
         for (id, bias) in &params.logit_bias {
             adjusted[convert::index(*id)] += bias;
         }
-        adjusted
+        if let Some(constraint) = &mut self.constraint {
+            constraint.restrict(&mut adjusted).map_err(Error::Input)?;
+        }
+        if adjusted[argmax(&adjusted)] == f32::NEG_INFINITY {
+            return Err(Sampler::nothing_left(self.constraint.is_some()));
+        }
+        Ok(adjusted)
     }
 }
 
@@ -193,25 +231,35 @@ fn logprobs(logits: &[f32], id: usize, top: usize) -> TokenLogprobs {
 mod tests {
     use super::*;
 
-    fn sampler(params: SamplingParams, prompt: &[u32]) -> TokenSampler {
-        TokenSampler::new(&params, prompt, 4).expect("valid settings")
+    fn sampler(params: SamplingParams) -> TokenSampler {
+        TokenSampler::new(&params, 4).expect("valid settings")
+    }
+
+    fn place(text: &[u32]) -> Place<'_> {
+        Place { text, prompt: 1, most: 100 }
+    }
+
+    fn next(sampler: &mut TokenSampler, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>), Error> {
+        sampler.next(logits, place(&[0]))
     }
 
     #[test]
     fn penalties_and_bias_in_their_order() {
         let params = SamplingParams {
-            repetition_penalty: 2.0,
+            rules: LogitRules { repetition_penalty: 2.0, ..LogitRules::default() },
             presence_penalty: 0.25,
             frequency_penalty: 0.5,
             logit_bias: vec![(3, 10.0)],
             ..SamplingParams::default()
         };
-        let mut sampler = sampler(params, &[0, 1]);
+        let mut sampler = sampler(params);
         sampler.counts.insert(1, 2);
         sampler.counts.insert(2, 1);
-        assert_eq!(sampler.adjusted(&[3.0, -1.0, 4.0, 1.0]), [1.5, -2.0 - 1.25, 2.0 - 0.75, 11.0]);
+        let adjusted =
+            sampler.adjusted(&[3.0, -1.0, 4.0, 1.0], place(&[0, 1, 2, 1])).expect("a token is left");
+        assert_eq!(adjusted, [1.5, -2.0 - 1.25, 2.0 - 0.75, 11.0]);
         assert!(sampler.of_backend().is_none());
-        assert_eq!(sampler.next(&[3.0, -1.0, 4.0, 1.0]).expect("a token").0, 3);
+        assert_eq!(next(&mut sampler, &[3.0, -1.0, 4.0, 1.0]).expect("a token").0, 3);
         assert_eq!(sampler.counts[&3], 1);
     }
 
@@ -221,7 +269,7 @@ mod tests {
             SamplingParams { logprobs: Some(2), logit_bias: vec![(0, 50.0)], ..SamplingParams::default() };
         let logits = [0.0, 1.0, 3.0, 2.0_f32];
         let sum: f32 = logits.iter().map(|logit| logit.exp()).sum();
-        let (id, found) = sampler(params, &[]).next(&logits).expect("a token");
+        let (id, found) = next(&mut sampler(params), &logits).expect("a token");
         let found = found.expect("asked for");
         assert_eq!((id, found.top.iter().map(|(id, _)| *id).collect::<Vec<_>>()), (0, vec![2, 3]));
         let close = |found: f32, logit: f32| (found - (logit - sum.ln())).abs() < 1e-6;
@@ -235,11 +283,11 @@ mod tests {
     fn a_plain_request_is_sampled_by_the_backend_and_gives_the_same_here() {
         let params =
             SamplingParams { temperature: 0.8, top_k: Some(3), seed: 7, ..SamplingParams::default() };
-        let (mut here, mut there) = (sampler(params.clone(), &[]), sampler(params, &[]));
+        let (mut here, mut there) = (sampler(params.clone()), sampler(params));
         let logits = [0.3, 0.1, 0.5, 0.4];
         for _ in 0..50 {
             let id = there.of_backend().expect("nothing special").next(&logits).expect("a token");
-            assert_eq!(here.next(&logits).expect("a token").0, id);
+            assert_eq!(next(&mut here, &logits).expect("a token").0, id);
         }
     }
 
@@ -250,15 +298,18 @@ mod tests {
             SamplingParams { temperature: -1.0, ..default.clone() },
             SamplingParams { min_p: Some(1.5), ..default.clone() },
             SamplingParams { min_p: Some(f32::NAN), ..default.clone() },
-            SamplingParams { repetition_penalty: 0.0, ..default.clone() },
+            SamplingParams {
+                rules: LogitRules { repetition_penalty: 0.0, ..LogitRules::default() },
+                ..default.clone()
+            },
             SamplingParams { presence_penalty: f32::INFINITY, ..default.clone() },
             SamplingParams { logit_bias: vec![(4, 1.0)], ..default.clone() },
             SamplingParams { logit_bias: vec![(0, f32::NAN)], ..default.clone() },
         ] {
-            assert!(TokenSampler::new(&params, &[], 4).is_err(), "{params:?}");
+            assert!(TokenSampler::new(&params, 4).is_err(), "{params:?}");
         }
-        let mut greedy = sampler(default, &[]);
-        assert!(greedy.next(&[0.0, f32::NAN, 0.0, 0.0]).is_err());
-        assert!(greedy.next(&[0.0, f32::INFINITY, 0.0, 0.0]).is_err());
+        let mut greedy = sampler(default);
+        assert!(next(&mut greedy, &[0.0, f32::NAN, 0.0, 0.0]).is_err());
+        assert!(next(&mut greedy, &[0.0, f32::INFINITY, 0.0, 0.0]).is_err());
     }
 }

@@ -164,7 +164,12 @@ impl<'m, B: Backend> Engine<'m, B> {
 
     /// Appends a request that was accepted.
     pub(super) fn enqueue(&mut self, id: RequestId, request: Request, sink: Sink) {
-        let sampler = TokenSampler::new(&request.sampling, &request.prompt, self.shared.vocabulary);
+        let mut request = request;
+        let constraint = request.constraint.take();
+        let sampler = TokenSampler::new(&request.sampling, self.shared.vocabulary).map(|mut sampler| {
+            sampler.constrain(constraint);
+            sampler
+        });
         let text = match self.model.tokenizer() {
             Ok(tokenizer) => AnswerText::new(tokenizer, &request.prompt, request.stop.clone()).map(Some),
             Err(_) => Ok(None),
@@ -496,16 +501,16 @@ impl<'m, B: Backend> Engine<'m, B> {
                 Ok(logits) => logits,
                 Err(error) => return fail(self, &error),
             };
-            let mut work: Vec<(usize, &mut TokenSampler)> = Vec::new();
+            let mut work: Vec<(usize, &mut Task<'_>)> = Vec::new();
             for (slot, held) in self.slots.iter_mut().enumerate() {
                 let place = rows.iter().position(|(of, _)| *of == slot);
                 if let (Some(at), Some(task)) = (place.filter(|at| !plain[*at]), held.task_mut()) {
-                    work.push((at, &mut task.sampler));
+                    work.push((at, task));
                 }
             }
             let drawn: Vec<_> = work
                 .into_par_iter()
-                .map(|(at, sampler)| (at, sampler.next(&logits[at * width..(at + 1) * width])))
+                .map(|(at, task)| (at, task.choose(&logits[at * width..(at + 1) * width])))
                 .collect();
             for (at, drawn) in drawn {
                 match drawn {
@@ -548,8 +553,7 @@ impl<'m, B: Backend> Engine<'m, B> {
         let full = self.session.len(slot) == self.shared.context;
         let eos = self.model.eos_token_ids();
         let Some(task) = self.slots[slot].task_mut() else { return Ok(()) };
-        let ends = eos.contains(&id) || task.request.stop_ids.contains(&id);
-        if ends && !task.request.ignore_eos {
+        if task.request.ends(id, eos) {
             return self.finish(slot, FinishReason::EndOfText);
         }
         task.tokens.push(id);
@@ -568,6 +572,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             ControlFlow::Break(()) => FinishReason::Cancelled,
             ControlFlow::Continue(()) => match stop {
                 Some(stop) => FinishReason::StopText(stop),
+                None if task.sampler.is_complete() => FinishReason::EndOfText,
                 None if full || task.new_tokens() >= task.request.max_tokens => FinishReason::Length,
                 None => return Ok(()),
             },

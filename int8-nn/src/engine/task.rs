@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::sampling::TokenSampler;
+use super::sampling::{Place, TokenLogprobs, TokenSampler};
 use super::text::AnswerText;
 use super::{EngineStats, Event, FinishReason, Finished, Rejection, Request, RequestId, Sink};
-use crate::convert;
+use crate::{Error, convert};
 
 /// A request with its state.
 pub(super) struct Task<'m> {
@@ -29,6 +29,14 @@ pub(super) struct Task<'m> {
 impl Task<'_> {
     pub(super) fn new_tokens(&self) -> usize {
         self.tokens.len() - self.request.prompt.len()
+    }
+
+    /// Chooses the token behind those that there are.
+    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprobs>), Error> {
+        let Self { request, tokens, sampler, .. } = self;
+        let prompt = request.prompt.len();
+        let place = Place { text: tokens, prompt, most: prompt.saturating_add(request.max_tokens) };
+        sampler.next(logits, place)
     }
 
     /// Tells the sink about the end.
@@ -107,7 +115,12 @@ impl Shared {
         if !request.stop.is_empty() && !self.has_tokenizer {
             return invalid("stop texts need a tokenizer, which this checkpoint lacks".to_owned());
         }
-        if let Err(error) = TokenSampler::new(&request.sampling, &[], vocabulary) {
+        if request.ignore_eos && request.constraint.is_some() {
+            return invalid(
+                "an answer of a given form ends where it is complete: leave ignore_eos out".to_owned(),
+            );
+        }
+        if let Err(error) = TokenSampler::new(&request.sampling, vocabulary) {
             return invalid(error.to_string());
         }
         let place = self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, |waiting| {
