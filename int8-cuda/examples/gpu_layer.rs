@@ -1,6 +1,6 @@
 //! A linear layer on a GPU: plans are made once, a run neither allocates nor waits.
 //!
-//!     cargo run --release -p int8-cuda --example layer
+//!     cargo run --release -p int8-cuda --example gpu_layer
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use half::f16;
