@@ -18,6 +18,7 @@ use int8_nn::checkpoint::Checkpoint;
 use int8_nn::placement::Devices;
 use int8_nn::precision::{LinearRole, OutlierWeights, Precision, Quantization};
 use int8_nn::{Error, GenerateOptions, Model, Sampler, Sampling, Session, SessionOptions};
+use ndarray::{Array1, Array2, Axis};
 
 use common::{GoldenFile, data, exactly, folders, shared};
 
@@ -452,6 +453,39 @@ fn exact_columns_are_bounded_and_counted() {
         found >= bytes && found < 2 * bytes,
         "{found} bytes, {bytes} of them in inputs of attention and MLP"
     );
+}
+
+/// As many columns as a layer says it keeps are the checkpoint's: an input of a single outlier gives the float layer's output to the
+/// rounding of the compute type, where a dequantised column is off by up to 1/254 of the row's maximum.
+#[test]
+fn kept_columns_are_those_of_the_checkpoint() {
+    let on_cpu = Arc::new(CpuBackend::new().expect("a backend"));
+    let mut wrong = Vec::new();
+    for folder in decoders() {
+        let Some(on_gpu) = backend(FloatType::F16) else { return };
+        let load = || Model::load(&folder).expect("a checkpoint");
+        let exact = int8_with(OutlierGranularity::Column, OutlierWeights::Exact);
+        let Ok(model) = load().precision(exact).build_on(on_gpu.clone()) else { continue };
+        let Ok(float) = load().build_on(on_cpu.clone()) else { continue };
+        let statistics = model.decoder().statistics();
+        for (((_, _, layer), (_, _, exact)), (_, counts)) in
+            model.decoder().linears().zip(float.decoder().linears()).zip(&statistics)
+        {
+            // One outlier a row, few columns at once.
+            let all = Array2::from_diag(&Array1::from_elem(counts.inputs, 16.0_f32));
+            let mut near = 0;
+            for x in all.axis_chunks_iter(Axis(0), 8) {
+                let found = on_gpu.multiply(layer, x).expect("a product");
+                let expected = on_cpu.multiply(exact, x).expect("a product");
+                let rows = found.rows().into_iter().zip(expected.rows());
+                near += rows.filter(|(y, exact)| relative_l2(&y.to_vec(), &exact.to_vec()) < 6e-4).count();
+            }
+            if near < counts.exact_columns {
+                wrong.push(format!("{}: {near} columns, not {}", counts.name, counts.exact_columns));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} failures:\n{}", wrong.len(), wrong.join("\n"));
 }
 
 /// Every family, mixtures of experts, encoders and T5 too, loads with exact outlier weights and is no farther from floating point
