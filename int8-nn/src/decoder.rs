@@ -282,7 +282,8 @@ impl<B: Backend> Decoder<B> {
 
     /// A KV cache for the blocks' self-attention.
     pub(crate) fn cache(&self, kv_cache: FloatType, capacity: CacheCapacity) -> Result<B::Cache, Error> {
-        let spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
+        let mut spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
+        self.blocks.iter().zip(&mut spec.layers).for_each(|(block, layer)| block.complete(layer));
         self.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
     }
 

@@ -37,8 +37,9 @@ pub use observer::Observer;
 pub use pages::{PageCopy, PageTables};
 pub use spec::{
     ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, DistanceBias, Experts, GraphKey, Input,
-    LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, RowSelection, Segment,
+    LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, RowSelection, Routing, Segment,
 };
+pub use routing::SharedWeight;
 
 use crate::Error;
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};

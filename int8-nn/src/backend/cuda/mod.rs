@@ -283,6 +283,10 @@ impl Backend for CudaBackend {
         capabilities.features.remove(&Feature::ScoresByLayer);
         capabilities.features.remove(&Feature::ClampedProjections);
         capabilities.features.remove(&Feature::FrequenciesByLength);
+        capabilities.features.remove(&Feature::NormsAfterRotation);
+        capabilities.features.remove(&Feature::QueryGrowth);
+        capabilities.features.remove(&Feature::AttentionSinks);
+        capabilities.features.remove(&Feature::WeighedExpertInputs);
         capabilities.max_head_size = Some(256);
         // One row has kernels of its own, whose sums have another order.
         capabilities.batch_invariant = false;
