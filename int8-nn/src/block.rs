@@ -129,6 +129,9 @@ impl<B: Backend> Loader<'_, B> {
             match config.query_key_norms {
                 None => {}
                 Some(QueryKeyNorms::PerHead) => norms.push((columns, self.norm_of(name, size)?)),
+                Some(QueryKeyNorms::WithoutGains) => {
+                    norms.push((columns, self.backend.norm(&self.spec(vec![1.0; size], None))?));
+                }
                 Some(QueryKeyNorms::Whole) => {
                     let width = columns.len();
                     norms.push((columns, self.norm_of(name, width)?));
@@ -321,8 +324,7 @@ impl<B: Backend> Loader<'_, B> {
         let Some(settings) = &config.experts else {
             return Err(Error::Unsupported("experts without their settings".to_owned()));
         };
-        let [fused_up, fused_down] = &names.fused;
-        let fused = self.checkpoint.contains(&self.name(fused_up));
+        let fused = names.fused.as_ref().filter(|[up, _]| self.checkpoint.contains(&self.name(up)));
         let router = names.router.iter().map(|name| Part::new(name).biased(config.biases.router)).collect();
         let shared = settings.shared_intermediate_size;
         let gated = shared.is_some() && settings.shared_gate;
@@ -337,16 +339,18 @@ impl<B: Backend> Loader<'_, B> {
             down: Vec::new(),
             activation: config.activation,
             gated: config.gated_mlp,
+            clamped_gate: config.clamped_gate,
         };
         let mut all_weights = 0;
         let shared = shared.map(|wide| (settings.count, wide));
         for (index, wide) in
             (0..settings.count).map(|index| (index, settings.intermediate_size)).chain(shared)
         {
-            let (up, down) = if fused && index < settings.count {
-                (vec![Part::new(fused_up).slab(index)], Part::new(fused_down).slab(index))
-            } else {
-                (names.expert)(index)
+            let (up, down) = match fused {
+                Some([up, down]) if index < settings.count => {
+                    (vec![Part::new(up).slab(index)], Part::new(down).slab(index))
+                }
+                _ => (names.expert)(index),
             };
             let (up, down, weights) = pair(up, down, wide, Some(index))?;
             experts.up.push(up);
@@ -431,6 +435,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
             sliding_window,
             factor,
             norms: None,
+            chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
             query_growth: growth.map(|(_, growth)| *growth),
             sinks: None,
         }

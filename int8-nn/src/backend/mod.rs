@@ -35,11 +35,11 @@ pub use int8_core::FloatType;
 use ndarray::{Array2, ArrayView2};
 pub use observer::Observer;
 pub use pages::{PageCopy, PageTables};
+pub use routing::SharedWeight;
 pub use spec::{
     ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, DistanceBias, Experts, GraphKey, Input,
-    LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, RowSelection, Routing, Segment,
+    LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, Routing, RowSelection, Segment,
 };
-pub use routing::SharedWeight;
 
 use crate::Error;
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};

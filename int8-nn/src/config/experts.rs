@@ -72,10 +72,9 @@ impl ExpertsConfig {
     pub(super) fn validate(&self, raw: &RawConfig) -> Result<(), Error> {
         let Self { count, chosen, .. } = *self;
         if chosen > count {
-            return Err(raw.problem(
-                "num_experts_per_tok",
-                format!("is {chosen}; there are only {count} experts"),
-            ));
+            return Err(
+                raw.problem("num_experts_per_tok", format!("is {chosen}; there are only {count} experts"))
+            );
         }
         if self.scores.is_sparse_mixer() && chosen != 2 {
             return Err(raw.problem("num_experts_per_tok", format!("is {chosen}; sparse mixing chooses 2")));

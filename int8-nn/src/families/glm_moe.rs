@@ -83,7 +83,9 @@ fn sarvam(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         ("use_qkv_bias", "attention_bias"),
     ] {
         if raw.get(key).is_some() && raw.get(other).is_none() {
-            return Err(raw.problem(key, format!("is given without `{other}`, as older files do; not implemented")));
+            return Err(
+                raw.problem(key, format!("is given without `{other}`, as older files do; not implemented"))
+            );
         }
     }
     let base = llama::base(raw, partial(8_000_000.0, 1.0))?;
@@ -172,7 +174,10 @@ fn kolibri(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     ]);
     let base = llama::base(raw, RotaryDefaults::default())?;
     let experts = ExpertsConfig {
-        count: raw.size_or(if raw.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" }, 384)?,
+        count: raw.size_or(
+            if raw.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" },
+            384,
+        )?,
         chosen: raw.size_or("num_experts_per_tok", 6)?,
         normalized: raw.flag_or("norm_topk_prob", false)?,
         scores: Scores::SigmoidOfLogits,
@@ -216,7 +221,10 @@ fn hunyuan(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         ..ExpertsConfig::default()
     };
     if raw.flag_or("mlp_bias", false)? {
-        return Err(raw.problem("mlp_bias", "is true; dense blocks and shared experts with biases are not implemented"));
+        return Err(raw.problem(
+            "mlp_bias",
+            "is true; dense blocks and shared experts with biases are not implemented",
+        ));
     }
     Ok(DecoderConfig { family: "hy_v3", query_key_norms: per_head(true), experts: Some(experts), ..base })
 }
@@ -310,13 +318,15 @@ fn names(config: &DecoderConfig) -> TensorNames {
 fn expert_names(family: &str) -> moe::Names {
     let usual = moe::Names::default();
     match family {
-        "exaone_moe" => moe::Names { correction: "e_score_correction_bias", ..usual },
-        "kolibri1" => moe::Names { correction: "../moe.router.expert_bias", ..usual },
-        "hy_v3" => moe::Names { router: "router.gate", correction: "expert_bias", shared: "shared_mlp", ..usual },
-        "sarvam_moe" => moe::Names { correction: "gate.expert_bias", ..usual },
+        "exaone_moe" => moe::Names { correction: "mlp.e_score_correction_bias", ..usual },
+        "kolibri1" => moe::Names { correction: "moe.router.expert_bias", ..usual },
+        "hy_v3" => {
+            moe::Names { router: "router.gate", correction: "mlp.expert_bias", shared: "shared_mlp", ..usual }
+        }
+        "sarvam_moe" => moe::Names { correction: "mlp.gate.expert_bias", ..usual },
         "minimax_m2" => moe::Names {
             module: "block_sparse_moe",
-            correction: "e_score_correction_bias",
+            correction: "block_sparse_moe.e_score_correction_bias",
             projections: ["w1", "w3", "w2"],
             ..usual
         },

@@ -12,7 +12,14 @@ use crate::config::{
 use crate::convert;
 
 pub(crate) const FAMILY: Family = Family {
-    model_types: &["granite", "granitemoe", "granitemoeshared", "granite_swa", "granitemoe_swa", "hyperclovax"],
+    model_types: &[
+        "granite",
+        "granitemoe",
+        "granitemoeshared",
+        "granite_swa",
+        "granitemoe_swa",
+        "hyperclovax",
+    ],
     config,
     names,
 };
@@ -44,7 +51,11 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             .map(convert::f32_from),
         attention_divisor: scores.map(|scores| scores.powi(-2)),
         branch_norms: hyperclova && raw.flag_or("use_post_norm", true)?,
-        experts: if kind.starts_with("granitemoe") { Some(experts(raw, base.intermediate_size)?) } else { None },
+        experts: if kind.starts_with("granitemoe") {
+            Some(experts(raw, base.intermediate_size)?)
+        } else {
+            None
+        },
         attention_sinks: windowed,
         ..base
     };
@@ -111,7 +122,9 @@ fn names(config: &DecoderConfig) -> TensorNames {
         let block = llama::module(index);
         let plain = layer(index, &config);
         LayerNames {
-            branch_norms: config.branch_norms.then(|| ["post_norm1", "post_norm2"].map(|norm| block.name(norm))),
+            branch_norms: config
+                .branch_norms
+                .then(|| ["post_norm1", "post_norm2"].map(|norm| block.name(norm))),
             sinks: config.attention_sinks.then(|| block.name("self_attn.sinks")),
             mlp: match &config.experts {
                 None => plain.mlp,
@@ -135,10 +148,13 @@ fn expert_names(index: usize, count: usize) -> Vec<ExpertNames> {
         ExpertNames {
             router: vec![experts.name(router)],
             correction: None,
-            fused: fused.map(|name| experts.name(name)),
+            fused: Some(fused.map(|name| experts.name(name))),
             expert: Box::new(move |expert| {
                 if expert == count {
-                    return (block.parts(["shared_mlp.input_linear"]), block.part("shared_mlp.output_linear"));
+                    return (
+                        block.parts(["shared_mlp.input_linear"]),
+                        block.part("shared_mlp.output_linear"),
+                    );
                 }
                 let expert = Module::new(experts.name(&format!("experts.{expert}")));
                 (expert.parts(["gate_proj", "up_proj"]), expert.part("down_proj"))

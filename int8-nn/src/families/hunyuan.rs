@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames, moe};
 use crate::Error;
-use crate::config::{Biases, DecoderConfig, ExpertsConfig, Positions, QueryKeyNorms, RawConfig, RotaryDefaults};
+use crate::config::{
+    Biases, DecoderConfig, ExpertsConfig, Positions, QueryKeyNorms, RawConfig, RotaryDefaults,
+};
 
 pub(crate) const FAMILY: Family =
     Family { model_types: &["hunyuan_v1_dense", "hunyuan_v1_moe"], config, names };
@@ -46,7 +48,8 @@ fn chosen(raw: &RawConfig) -> Result<usize, Error> {
     const KEY: &str = "moe_topk";
     match raw.get(KEY) {
         Some(Value::Array(list)) => {
-            let first = list.first().and_then(Value::as_u64).filter(|_| list.iter().all(|each| *each == list[0]));
+            let first =
+                list.first().and_then(Value::as_u64).filter(|_| list.iter().all(|each| *each == list[0]));
             first.and_then(|first| usize::try_from(first).ok()).filter(|first| *first > 0).ok_or_else(|| {
                 raw.problem(KEY, "is a list of different numbers, one a layer, which is not implemented")
             })

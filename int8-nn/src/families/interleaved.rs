@@ -96,7 +96,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
             branch_norms: config.branch_norms.then(|| norms.map(|norm| block.name(norm))),
             mlp: match &config.experts {
                 Some(experts) if experts.in_block(index) => moe::Names {
-                    correction: "moe_statics.e_score_correction_bias",
+                    correction: "mlp.moe_statics.e_score_correction_bias",
                     ..moe::Names::default()
                 }
                 .of(index, experts),

@@ -48,7 +48,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
             ExpertNames {
                 router: vec![module.name("gate")],
                 correction: None,
-        fused: ["experts.gate_up_proj", "experts.down_proj"].map(|name| module.name(name)),
+                fused: Some(["experts.gate_up_proj", "experts.down_proj"].map(|name| module.name(name))),
                 expert: Box::new(move |expert| {
                     let expert = Module::new(module.name(&format!("experts.{expert}")));
                     (expert.parts(["w1", "w3"]), expert.part("w2"))

@@ -56,6 +56,7 @@ pub(super) struct Names {
     pub(super) router: &'static str,
     /// The gate of the shared expert, if it has one.
     pub(super) shared_gate: &'static str,
+    /// Below the block, and not the module.
     pub(super) correction: &'static str,
     pub(super) shared: &'static str,
     /// Gate, expansion, contraction of an expert.
@@ -68,7 +69,7 @@ impl Default for Names {
             module: "mlp",
             router: "gate",
             shared_gate: "shared_expert_gate",
-            correction: "gate.e_score_correction_bias",
+            correction: "mlp.gate.e_score_correction_bias",
             shared: "shared_experts",
             projections: ["gate_proj", "up_proj", "down_proj"],
         }
@@ -86,8 +87,8 @@ impl Names {
                 .chain(gate.map(|_| self.shared_gate))
                 .map(|name| module.name(name))
                 .collect(),
-            correction: Some(module.name(self.correction)),
-            fused: ["experts.gate_up_proj", "experts.down_proj"].map(|name| module.name(name)),
+            correction: Some(llama::module(index).name(self.correction)),
+            fused: Some(["experts.gate_up_proj", "experts.down_proj"].map(|name| module.name(name))),
             expert: Box::new(move |expert| {
                 if expert == count {
                     let shared = Module::new(module.name(self.shared));

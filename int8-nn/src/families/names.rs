@@ -188,5 +188,5 @@ pub(crate) struct ExpertNames {
     pub(crate) expert: Box<dyn Fn(usize) -> (Vec<Part>, Part)>,
     /// Tensors that may hold all experts but the shared one: `up [experts, gate and expansion, in]` and
     /// `down [experts, out, in]`.
-    pub(crate) fused: [String; 2],
+    pub(crate) fused: Option<[String; 2]>,
 }

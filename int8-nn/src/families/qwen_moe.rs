@@ -90,7 +90,7 @@ pub(super) fn mlp(index: usize, experts: &ExpertsConfig) -> MlpNames {
     MlpNames::Experts(vec![ExpertNames {
         router: std::iter::once(mlp.name("gate")).chain(shared).collect(),
         correction: None,
-        fused: ["experts.gate_up_proj", "experts.down_proj"].map(|name| mlp.name(name)),
+        fused: Some(["experts.gate_up_proj", "experts.down_proj"].map(|name| mlp.name(name))),
         expert: Box::new(move |expert| {
             let expert = Module::new(match expert == count {
                 true => mlp.name("shared_expert"),

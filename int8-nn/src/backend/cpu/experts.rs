@@ -1,6 +1,6 @@
 //! A mixture of experts: who computes what is decided row by row, so that a token's result depends on no other token.
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Zip};
 
 use int8_cpu::{Kernel, Prologue, Store};
 
@@ -46,7 +46,14 @@ pub(super) fn add(
         project(kernel, input.view(), Prologue::None, [target])?;
         let mut result = Array2::zeros((rows.len(), out.ncols()));
         let target = Target { linear: down, store, out: result.view_mut() };
-        project(kernel, wide.view(), activated(experts.activation, experts.gated), [target])?;
+        match experts.clamped_gate {
+            None => project(kernel, wide.view(), activated(experts.activation, experts.gated), [target])?,
+            Some(gate) => {
+                let (gates, ups) = wide.view().split_at(Axis(1), wide.ncols() / 2);
+                let inner = Zip::from(gates).and(ups).map_collect(|g, u| gate.apply(*g, *u));
+                project(kernel, inner.view(), Prologue::None, [target])?;
+            }
+        }
         for ((row, weight), result) in rows.iter().zip(result.rows()) {
             let weight = if experts.routing.weighs_inputs { 1.0 } else { *weight };
             out.row_mut(*row).scaled_add(weight, &result);
