@@ -114,7 +114,8 @@ fn what_surrounds_the_layers_stays_inside_its_operands() {
             let rows: Vec<Query> =
                 (30..36).map(|position| Query { position, span: 2..position + 1 }).collect();
             let q = random.matrix(6, 8, 1.0);
-            let attention = Attention { kernel, heads: 2, scale: 0.5, softcap: None, bias: Bias::None };
+            let attention =
+                Attention { kernel, heads: 2, scale: 0.5, softcap: None, bias: Bias::None, sinks: None };
             let mut out = Array2::zeros((6, 6));
             attention.attend(q.slice(s![.., 1..7]), &cache, &rows, out.view_mut()).expect("attention");
             assert!(out.iter().all(|v| v.is_finite()));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::Error;
 use crate::backend::{
     ActivationRole, AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask,
-    NormSpec, Output,
+    NormSpec, Output, Routing,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
@@ -28,6 +28,10 @@ pub(crate) struct Block<B: Backend> {
     qkv: B::Linear,
     /// Of queries and of keys: columns of the projection, and the norm of each run of its width among them.
     query_key_norms: Vec<(Range<usize>, B::Norm)>,
+    /// Of each head of queries and of keys, after the rotation.
+    rotated_norms: Option<[NormSpec; 2]>,
+    /// `[heads]`
+    sinks: Option<Vec<f32>>,
     attention_output: B::Linear,
     mlp: Mlp<B>,
     /// Cross-attention, after self-attention.
@@ -72,9 +76,13 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
+        self.backend.norm(&self.norm_spec(name, width)?)
+    }
+
+    fn norm_spec(&self, name: &str, width: usize) -> Result<NormSpec, Error> {
         let name = self.name(name);
         if !self.config.norm_gains {
-            return self.norm_with(vec![1.0; width], None);
+            return Ok(self.spec(vec![1.0; width], None));
         }
         let width = [width];
         // Before 2020 gain and bias were called gamma and beta, and some checkpoints still have them so.
@@ -94,11 +102,20 @@ impl<B: Backend> Loader<'_, B> {
                 bias.map(|bias| bias.expect_shape(&width)?.to_f32()).transpose()?
             }
         };
-        self.norm_with(gain, bias)
+        Ok(self.spec(gain, bias))
     }
 
-    fn norm_with(&self, gain: Vec<f32>, bias: Option<Vec<f32>>) -> Result<B::Norm, Error> {
-        self.backend.norm(&NormSpec { kind: self.config.norm, eps: self.config.norm_eps, gain, bias })
+    fn spec(&self, gain: Vec<f32>, bias: Option<Vec<f32>>) -> NormSpec {
+        NormSpec { kind: self.config.norm, eps: self.config.norm_eps, gain, bias }
+    }
+
+    /// The norm `name` at the end of a branch, and the factor of the branch in its gains.
+    fn branch_norm(&self, name: &str) -> Result<B::Norm, Error> {
+        let mut spec = self.norm_spec(name, self.config.hidden_size)?;
+        if let Some(factor) = self.config.residual_multiplier {
+            spec.gain.iter_mut().chain(spec.bias.iter_mut().flatten()).for_each(|value| *value *= factor);
+        }
+        self.backend.norm(&spec)
     }
 
     /// The norms `names` of queries and of keys, with the columns they apply to. `order`: the stored place of each dimension of a
@@ -112,6 +129,9 @@ impl<B: Backend> Loader<'_, B> {
             match config.query_key_norms {
                 None => {}
                 Some(QueryKeyNorms::PerHead) => norms.push((columns, self.norm_of(name, size)?)),
+                Some(QueryKeyNorms::WithoutGains) => {
+                    norms.push((columns, self.backend.norm(&self.spec(vec![1.0; size], None))?));
+                }
                 Some(QueryKeyNorms::Whole) => {
                     let width = columns.len();
                     norms.push((columns, self.norm_of(name, width)?));
@@ -119,7 +139,7 @@ impl<B: Backend> Loader<'_, B> {
                 Some(QueryKeyNorms::EachHead) => {
                     for (head, first) in columns.step_by(size).enumerate() {
                         let gain = self.head_gain(name, head, order)?;
-                        norms.push((first..first + size, self.norm_with(gain, None)?));
+                        norms.push((first..first + size, self.backend.norm(&self.spec(gain, None))?));
                     }
                 }
             }
@@ -166,6 +186,15 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.linear(site, &source, precision)
     }
 
+    /// The `count` numbers of a tensor, whatever its shape.
+    fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
+        let tensor = self.checkpoint.tensor(&self.name(name))?;
+        if tensor.shape().iter().product::<usize>() != count {
+            return Err(tensor.shape_error(format!("{count} numbers")).into());
+        }
+        Ok(tensor.to_f32()?)
+    }
+
     /// Block `layer`.
     pub(crate) fn block(
         &self,
@@ -178,14 +207,20 @@ impl<B: Backend> Loader<'_, B> {
         let hidden = config.hidden_size;
         let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
         let norm = |name: &Option<String>| name.as_ref().map(|name| self.norm(name)).transpose();
-        let pair = |[first, second]: &[String; 2], widths: [usize; 2]| -> Result<_, Error> {
-            Ok([self.norm_of(first, widths[0])?, self.norm_of(second, widths[1])?])
+        let pair = |[first, second]: [String; 2]| -> Result<_, Error> {
+            Ok([self.branch_norm(&first)?, self.branch_norm(&second)?])
         };
-        let branch_norms = names.branch_norms.map(|names| pair(&names, [hidden; 2])).transpose()?;
-        let query_key_norms = match &names.query_key_norms {
-            Some(norms) => self.query_key_norms(norms, names.query_key_order.as_deref())?,
-            None => Vec::new(),
-        };
+        let branch_norms = names.branch_norms.map(pair).transpose()?;
+        let (mut query_key_norms, mut rotated_norms) = (Vec::new(), None);
+        match &names.query_key_norms {
+            Some([queries, keys]) if config.norms_after_rotation => {
+                let size = config.head_size;
+                rotated_norms = Some([self.norm_spec(queries, size)?, self.norm_spec(keys, size)?]);
+            }
+            Some(norms) => query_key_norms = self.query_key_norms(norms, names.query_key_order.as_deref())?,
+            None => {}
+        }
+        let sinks = names.sinks.map(|name| self.vector(&name, config.heads)).transpose()?;
         let biases = config.biases;
         let qkv = names.qkv.into_iter().map(|part| part.biased(biases.qkv)).collect();
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
@@ -201,6 +236,8 @@ impl<B: Backend> Loader<'_, B> {
                 &precision.of(LinearRole::Qkv),
             )?,
             query_key_norms,
+            rotated_norms,
+            sinks,
             attention_output: self.linear(
                 site(LinearRole::AttentionOutput),
                 vec![names.attention_output.biased(biases.attention_output)],
@@ -287,31 +324,33 @@ impl<B: Backend> Loader<'_, B> {
         let Some(settings) = &config.experts else {
             return Err(Error::Unsupported("experts without their settings".to_owned()));
         };
-        let [fused_up, fused_down] = &names.fused;
-        let fused = self.checkpoint.contains(&self.name(fused_up));
-        let router = names.router.iter().map(|name| Part::new(name)).collect();
+        let fused = names.fused.as_ref().filter(|[up, _]| self.checkpoint.contains(&self.name(up)));
+        let router = names.router.iter().map(|name| Part::new(name).biased(config.biases.router)).collect();
         let shared = settings.shared_intermediate_size;
-        let logits: &[usize] = if shared.is_some() { &[settings.count, 1] } else { &[settings.count] };
+        let gated = shared.is_some() && settings.shared_gate;
+        let logits: &[usize] = if gated { &[settings.count, 1] } else { &[settings.count] };
+        let correction = names.correction.as_ref().filter(|_| settings.correction);
+        let correction = correction.map(|name| self.vector(name, settings.count)).transpose()?;
         let site = Site::block(self.stack, layer, LinearRole::Router);
         let mut experts = Experts {
             router: self.linear(site, router, logits, hidden, &Precision::Float)?,
-            chosen: settings.chosen,
-            normalized: settings.normalized,
+            routing: Routing::new(settings, correction),
             up: Vec::new(),
             down: Vec::new(),
-            shared: shared.is_some(),
             activation: config.activation,
             gated: config.gated_mlp,
+            clamped_gate: config.clamped_gate,
         };
         let mut all_weights = 0;
         let shared = shared.map(|wide| (settings.count, wide));
         for (index, wide) in
             (0..settings.count).map(|index| (index, settings.intermediate_size)).chain(shared)
         {
-            let (up, down) = if fused && index < settings.count {
-                (vec![Part::new(fused_up).slab(index)], Part::new(fused_down).slab(index))
-            } else {
-                (names.expert)(index)
+            let (up, down) = match fused {
+                Some([up, down]) if index < settings.count => {
+                    (vec![Part::new(up).slab(index)], Part::new(down).slab(index))
+                }
+                _ => (names.expert)(index),
             };
             let (up, down, weights) = pair(up, down, wide, Some(index))?;
             experts.up.push(up);
@@ -358,8 +397,10 @@ impl<B: Backend> Scratch<B> {
         let rows = |width| backend.activations(max_rows, width, role);
         let gates = if config.gated_mlp { 2 } else { 1 };
         let crossed = blocks.iter().any(Block::has_cross_attention);
-        let branches =
-            blocks.iter().any(|block| block.branch_norms.is_some() || matches!(block.mlp, Mlp::Experts(_)));
+        let branches = config.residual_multiplier.is_some()
+            || blocks
+                .iter()
+                .any(|block| block.branch_norms.is_some() || matches!(block.mlp, Mlp::Experts(_)));
         Ok(Self {
             qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
             context: rows(config.heads * config.head_size)?,
@@ -388,7 +429,16 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         } else {
             1.0
         };
-        LayerAttention { positions: positions.clone(), sliding_window, factor }
+        let growth = config.query_growth.as_ref().filter(|(blocks, _)| blocks.contains(index));
+        LayerAttention {
+            positions: positions.clone(),
+            sliding_window,
+            factor,
+            norms: None,
+            chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
+            query_growth: growth.map(|(_, growth)| *growth),
+            sinks: None,
+        }
     };
     AttentionSpec {
         layers: (0..layers).map(layer).collect(),
@@ -452,6 +502,12 @@ impl<B: Backend> Block<B> {
         backend.write_cross_kv(batch, layer, kv, cross_kv)
     }
 
+    /// Adds the weights of attention that are no linear layer's.
+    pub(crate) fn complete(&self, layer: &mut LayerAttention) {
+        layer.norms.clone_from(&self.rotated_norms);
+        layer.sinks.clone_from(&self.sinks);
+    }
+
     /// Whether the block attends to the output of an encoder.
     pub(crate) fn has_cross_attention(&self) -> bool {
         self.cross.is_some()
@@ -485,15 +541,13 @@ impl<B: Backend> Block<B> {
         backend.project(input(x, self.attention_norm.as_ref()), &mut [target])?;
         self.attention(at, (layer, cache), scratch)?;
         let Scratch { context, branch, query, .. } = &mut *scratch;
-        match &self.branch_norms {
-            None => {
-                backend.project(Input::Plain(context), &mut [(&self.attention_output, Output::Add(x))])?;
-            }
-            Some([norm, _]) => {
-                let target = (&self.attention_output, Output::Store(&mut *branch));
-                backend.project(Input::Plain(context), &mut [target])?;
-                backend.add(x, branch, Some(norm))?;
-            }
+        let norm = self.branch_norms.as_ref().map(|[norm, _]| norm);
+        if self.adds_branches(at.config) {
+            let target = (&self.attention_output, Output::Store(&mut *branch));
+            backend.project(Input::Plain(context), &mut [target])?;
+            add_branch(at, x, branch, norm)?;
+        } else {
+            backend.project(Input::Plain(context), &mut [(&self.attention_output, Output::Add(x))])?;
         }
         if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
             let target = (&cross.query, Output::Store(&mut *query));
@@ -606,18 +660,35 @@ impl<B: Backend> Block<B> {
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
                 backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;
-                let out = match branch_norm {
-                    None => Output::Add(&mut *x),
-                    Some(_) => Output::Store(&mut *branch),
-                };
+                let adds = self.adds_branches(at.config);
+                let out = if adds { Output::Store(&mut *branch) } else { Output::Add(&mut *x) };
                 backend.project(expanded(at.config, up), &mut [(down, out)])?;
-                if branch_norm.is_none() {
+                if !adds {
                     return Ok(());
                 }
             }
         }
-        backend.add(x, branch, branch_norm)
+        add_branch(at, x, branch, branch_norm)
     }
+
+    /// Whether something lies between the last projection of a branch and the residual addition.
+    fn adds_branches(&self, config: &DecoderConfig) -> bool {
+        self.branch_norms.is_some() || config.residual_multiplier.is_some()
+    }
+}
+
+/// `x += norm(branch)`, or `x += branch`, with the factor of branches, which the gains of `norm` hold.
+fn add_branch<B: Backend>(
+    at: &Context<'_, B>,
+    x: &mut B::Activations,
+    branch: &mut B::Activations,
+    norm: Option<&B::Norm>,
+) -> Result<(), Error> {
+    let factor = at.config.residual_multiplier.filter(|_| norm.is_none());
+    if factor.is_some() {
+        at.backend.scale(branch, factor, None)?;
+    }
+    at.backend.add(x, branch, norm)
 }
 
 fn input<'a, B: Backend>(x: &'a B::Activations, norm: Option<&'a B::Norm>) -> Input<'a, B> {

@@ -2,6 +2,7 @@
 
 mod decoder;
 mod encoder;
+mod experts;
 mod raw;
 mod relative;
 mod rotary;
@@ -9,10 +10,11 @@ mod seq2seq;
 mod sizes;
 
 pub use decoder::{
-    Activation, AlternateAttention, Biases, BlockKind, BlockSet, DecoderConfig, ExpertsConfig, NormKind,
-    Positions, QueryKeyNorms,
+    Activation, AlternateAttention, Biases, BlockKind, BlockSet, ClampedGate, DecoderConfig, NormKind,
+    Positions, QueryGrowth, QueryKeyNorms,
 };
 pub use encoder::EncoderConfig;
+pub use experts::{ExpertGroups, ExpertsConfig, Scores};
 pub use raw::RawConfig;
 pub use relative::Buckets;
 pub(crate) use rotary::RotaryDefaults;

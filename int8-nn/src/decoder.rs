@@ -163,8 +163,8 @@ impl<B: Backend> Decoder<B> {
         let config = (family.config)(raw)?;
         let names = (family.names)(&config);
         let (root, embedding, tied) = tables(checkpoint, &config, &names)?;
-        let head = if tied { &embedding } else { names.head };
-        for module in [&embedding, head] {
+        let head = if tied { embedding.clone() } else { head_name(checkpoint, &names) };
+        for module in [embedding, head] {
             let table = checkpoint.tensor(&format!("{module}.weight"))?;
             table.expect_shape(&[config.vocab_size, config.embedding_size])?;
         }
@@ -209,7 +209,8 @@ impl<B: Backend> Decoder<B> {
             Precision::Int8(Quantization { int8_head: true, .. }) => precision.of(LinearRole::Up),
             _ => float,
         };
-        let has_bias = config.biases.head && checkpoint.contains(&format!("{}.bias", names.head));
+        let own_head = head_name(checkpoint, &names);
+        let has_bias = config.biases.head && checkpoint.contains(&format!("{own_head}.bias"));
         let head_is_shared = config.tied_embeddings && head_precision == float && !has_bias;
         let placed = devices.place(config.layers, sizes(&config, precision, head_is_shared))?;
         let backends = devices.backends();
@@ -236,8 +237,8 @@ impl<B: Backend> Decoder<B> {
         let head = if head_is_shared {
             backend.tied(head_site, &embedding)?
         } else {
-            let name = if config.tied_embeddings { &token_embedding } else { names.head };
-            let parts = vec![Part::new(name).bias_of(names.head).biased(has_bias)];
+            let name = if config.tied_embeddings { &token_embedding } else { &own_head };
+            let parts = vec![Part::new(name).bias_of(&own_head).biased(has_bias)];
             let source =
                 LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
             head_backend.linear(head_site, &source, &head_precision)?
@@ -365,6 +366,7 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<B::Cache, Error> {
         let mut spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
         spec.layers = spec.layers.drain(stage.first..stage.first + stage.blocks.len()).collect();
+        stage.blocks.iter().zip(&mut spec.layers).for_each(|(block, layer)| block.complete(layer));
         stage.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
     }
 
@@ -493,8 +495,16 @@ fn tables(
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let root = block::root(checkpoint, names.roots, &known);
     let embedding = format!("{root}{}", names.token_embedding);
-    let (embedding, tied) = embedding_and_head(checkpoint, &embedding, names.head, config.tied_embeddings)?;
+    let head = head_name(checkpoint, names);
+    let (embedding, tied) = embedding_and_head(checkpoint, &embedding, &head, config.tied_embeddings)?;
     Ok((root, embedding, tied))
+}
+
+/// The head's module: that of `names`, or in an older checkpoint of several parts, below that of its language model.
+fn head_name(checkpoint: &Checkpoint, names: &TensorNames) -> String {
+    let below = format!("language_model.{}", names.head);
+    let holds = |module: &str| checkpoint.contains(&format!("{module}.weight"));
+    if !holds(names.head) && holds(&below) { below } else { names.head.to_owned() }
 }
 
 /// The module that holds the token embedding, and whether it is the head's weight as well.
@@ -551,6 +561,11 @@ impl<B: Backend> Decoder<B> {
         let backend = self.backend();
         let positions = self.positions.as_ref().map(|(table, offset)| (table, *offset));
         match &self.project_in {
+            None if self.config.scales_tokens_alone => {
+                backend.embed(batch, Some(&self.embedding), None, Output::Store(&mut *x))?;
+                backend.scale(x, self.config.embedding_scale, None)?;
+                backend.embed(batch, None, positions, Output::Add(&mut *x))?;
+            }
             None => backend.embed(batch, Some(&self.embedding), positions, Output::Store(x))?,
             Some(project) => {
                 backend.embed(batch, Some(&self.embedding), None, Output::Store(narrow))?;
@@ -558,7 +573,7 @@ impl<B: Backend> Decoder<B> {
                 backend.embed(batch, None, positions, Output::Add(x))?;
             }
         }
-        if let Some(factor) = self.config.embedding_scale {
+        if let Some(factor) = self.config.embedding_scale.filter(|_| !self.config.scales_tokens_alone) {
             backend.scale(x, Some(factor), None)?;
         }
         match &self.embedding_norm {

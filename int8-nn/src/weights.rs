@@ -49,6 +49,10 @@ impl LinearSource {
             let transposed = part.transposed && weight.dtype() != DType::I8;
             weight.expect_shape(&if transposed { [inputs, stored] } else { [stored, inputs] })?;
             if let Some(tensor) = part.bias.as_ref().and_then(|bias| checkpoint.get(bias)) {
+                let tensor = match part.slab {
+                    Some(index) => tensor.slab(index)?,
+                    None => tensor,
+                };
                 let values = part.select(tensor.expect_shape(&[stored])?.to_f32()?);
                 bias.get_or_insert_default().extend(values);
                 biases += 1;

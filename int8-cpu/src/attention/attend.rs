@@ -50,6 +50,9 @@ pub struct Attention<'a> {
     pub softcap: Option<f32>,
     /// What is added to a score.
     pub bias: Bias<'a>,
+    /// One score for each query head that takes its share of the softmax and has no value: `exp(sink)` is added to the sum that
+    /// the weights are divided by.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// What is added to the score of a query and a key, by head and distance.
@@ -81,7 +84,7 @@ impl Attention<'_> {
     /// rows nor on the number of threads.
     ///
     /// # Errors
-    /// The reference's `Length` (slopes, distances) and `Shape` (queries, out; also for a span that is empty or exceeds
+    /// The reference's `Length` (slopes, distances, sinks) and `Shape` (queries, out; also for a span that is empty or exceeds
     /// the table's pages); [`Error::NotRowMajor`].
     ///
     /// # Panics
@@ -109,6 +112,9 @@ impl Attention<'_> {
         };
         if biases != heads {
             return Err(CoreError::Length { what, expected: heads, found: biases }.into());
+        }
+        if let Some(found) = self.sinks.map(<[f32]>::len).filter(|found| *found != heads) {
+            return Err(CoreError::Length { what: "sinks", expected: heads, found }.into());
         }
         if let Some(Query { span, .. }) =
             rows.iter().find(|row| row.span.is_empty() || row.span.end > capacity)
@@ -258,7 +264,7 @@ impl<W: Lane> Block<'_, '_, W> {
             let (first, last) = (row.span.start - origin, row.span.end - origin);
             scores[begin - origin..first].fill(0.0);
             scores[last..end - origin].fill(0.0);
-            let Attention { scale, softcap, bias, .. } = *self.attention;
+            let Attention { scale, softcap, bias, sinks, .. } = *self.attention;
             let (slope, distances) = match bias {
                 Bias::None => (0.0, Vec::new()),
                 Bias::Slopes(slopes) => (slopes[*head], Vec::new()),
@@ -274,6 +280,7 @@ impl<W: Lane> Block<'_, '_, W> {
                     slope,
                     first_distance,
                     distances: &distances,
+                    sink: sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[*head]),
                 });
         }
         for panel in 0..size.div_ceil(NR) {
@@ -496,6 +503,8 @@ struct Exponentials<'a> {
     first_distance: f32,
     /// One for each score, or nothing.
     distances: &'a [f32],
+    /// A score without a value: its exponential is part of the sum. −∞ for none.
+    sink: f32,
 }
 
 impl Exponentials<'_> {
@@ -540,8 +549,7 @@ impl Vectorized for Exponentials<'_> {
         let (mut lanes, mut last_lanes) = ([0.0; LANES], [0.0; LANES]);
         simd.store(largest, &mut lanes);
         simd.store(last, &mut last_lanes);
-        let largest =
-            lanes.iter().chain(&last_lanes[..rest_length]).fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let largest = lanes.iter().chain(&last_lanes[..rest_length]).fold(self.sink, |a, b| a.max(*b));
 
         let shift = simd.splat(-largest);
         let mut sum = simd.splat(0.0);
@@ -554,7 +562,8 @@ impl Vectorized for Exponentials<'_> {
         simd.store(exp(simd, simd.add(last, shift)), &mut last_lanes);
         last_lanes[rest_length..].fill(0.0);
         self.scores[count * LANES..].copy_from_slice(&last_lanes[..rest_length]);
-        add_lanes(simd, simd.add(sum, simd.load(&last_lanes)))
+        let sum = add_lanes(simd, simd.add(sum, simd.load(&last_lanes)));
+        if self.sink == f32::NEG_INFINITY { sum } else { sum + (self.sink - largest).exp() }
     }
 }
 

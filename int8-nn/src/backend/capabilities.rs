@@ -47,6 +47,18 @@ pub enum Feature {
     /// Rotary frequencies that depend on the length of the text. A model is not refused without it, but limited to the lengths
     /// at which they do not.
     FrequenciesByLength,
+    /// Queries and keys normalised after the rotation.
+    NormsAfterRotation,
+    /// Queries multiplied by a factor that grows with their position.
+    QueryGrowth,
+    /// Attention sinks: scores without values.
+    AttentionSinks,
+    /// Inputs of experts multiplied by their weights.
+    WeighedExpertInputs,
+    /// Attention to the tokens of a chunk of positions.
+    ChunkedAttention,
+    /// Gates with limits.
+    ClampedGates,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -63,7 +75,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 29] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -81,6 +93,12 @@ impl Feature {
         Self::ScoresByLayer,
         Self::ClampedProjections,
         Self::FrequenciesByLength,
+        Self::NormsAfterRotation,
+        Self::QueryGrowth,
+        Self::AttentionSinks,
+        Self::WeighedExpertInputs,
+        Self::ChunkedAttention,
+        Self::ClampedGates,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -109,6 +127,12 @@ impl Feature {
             Self::ScoresByLayer => "attention scores divided by the block's number",
             Self::ClampedProjections => "clamped queries, keys and values",
             Self::FrequenciesByLength => "rotary frequencies that follow the length of the text",
+            Self::NormsAfterRotation => "queries and keys normalised after the rotation",
+            Self::QueryGrowth => "queries that grow with their position",
+            Self::AttentionSinks => "attention sinks",
+            Self::WeighedExpertInputs => "inputs of experts multiplied by their weights",
+            Self::ChunkedAttention => "chunked attention",
+            Self::ClampedGates => "gates with limits",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -137,6 +161,12 @@ impl Feature {
         need(Self::FurtherActivations, !config.activation.is_common());
         need(Self::ScoresByLayer, config.scores_by_layer);
         need(Self::ClampedProjections, config.qkv_limit.is_some());
+        need(Self::NormsAfterRotation, config.norms_after_rotation);
+        need(Self::QueryGrowth, config.query_growth.is_some());
+        need(Self::AttentionSinks, config.attention_sinks);
+        need(Self::ChunkedAttention, config.chunks.is_some());
+        need(Self::ClampedGates, config.clamped_gate.is_some());
+        need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);
             need(Self::SlidingWindow, window.is_some());

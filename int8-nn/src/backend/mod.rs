@@ -35,9 +35,10 @@ pub use int8_core::FloatType;
 use ndarray::{Array2, ArrayView2};
 pub use observer::Observer;
 pub use pages::{PageCopy, PageTables};
+pub use routing::SharedWeight;
 pub use spec::{
     ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, DistanceBias, Experts, GraphKey, Input,
-    LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, RowSelection, Segment,
+    LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, Routing, RowSelection, Segment,
 };
 
 use crate::Error;

@@ -6,7 +6,8 @@ use int8_core::FloatType;
 use ndarray::Array2;
 
 use super::Backend;
-use crate::config::{Activation, NormKind, Positions};
+pub use super::routing::Routing;
+use crate::config::{Activation, ClampedGate, NormKind, Positions, QueryGrowth};
 
 /// Consecutive tokens of one sequence that a forward computes.
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +91,7 @@ pub enum Phase {
 }
 
 /// A normalisation with its weights.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NormSpec {
     /// Kind.
     pub kind: NormKind,
@@ -153,27 +154,34 @@ pub struct LayerAttention {
     pub sliding_window: Option<usize>,
     /// Factor of this block's scores, besides [`AttentionSpec::scale`].
     pub factor: f32,
+    /// Each head of queries, and each of keys, is normalised after the rotation.
+    pub norms: Option<[NormSpec; 2]>,
+    /// Only tokens since the last multiple of this number of positions are seen.
+    pub chunk: Option<usize>,
+    /// Rotated queries are multiplied by a factor that grows with their position.
+    pub query_growth: Option<QueryGrowth>,
+    /// `[heads]`: a score of each query head that takes its share of the softmax and has no value.
+    pub sinks: Option<Vec<f32>>,
 }
 
-/// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token.
+/// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token; the shared
+/// expert, which sees every token, is the last.
 #[derive(Debug)]
 pub struct Experts<B: Backend> {
-    /// Logits of the experts, in floating point; with a shared expert, the logit of its gate behind them.
+    /// Logits of the experts, in floating point; with a gate of the shared expert, its logit behind them.
     pub router: B::Linear,
-    /// Experts a token, without the shared one.
-    pub chosen: usize,
-    /// The weights `w_e`, a softmax over all experts, are divided by the sum over the chosen ones.
-    pub normalized: bool,
+    /// From logits to the chosen experts and their weights `w_e`.
+    pub routing: Routing,
     /// Each expert's expansion (and gate).
     pub up: Vec<B::Linear>,
     /// Each expert's contraction.
     pub down: Vec<B::Linear>,
-    /// The last of the experts sees every token, with the logistic function of its logit as weight.
-    pub shared: bool,
     /// The activation.
     pub activation: Activation,
     /// `act(gate)·up` instead of `act(up)`.
     pub gated: bool,
+    /// This instead of `act(gate)·up`.
+    pub clamped_gate: Option<ClampedGate>,
 }
 
 /// The input of a projection: activations with their prologue.

@@ -2,7 +2,7 @@
 
 use int8_core::FloatType;
 
-use super::{Buckets, RawConfig, Rotary};
+use super::{Buckets, ExpertsConfig, RawConfig, Rotary};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -52,10 +52,12 @@ pub struct DecoderConfig {
     pub attention_divisor: Option<f64>,
     /// `c·tanh(score/c)` on the attention scores.
     pub attention_softcap: Option<f32>,
-    /// RMSNorms store `g − 1`.
+    /// Norms store `g − 1`.
     pub norm_gain_less_one: bool,
     /// The token embedding is multiplied by this.
     pub embedding_scale: Option<f32>,
+    /// `embedding_scale` multiplies the token embedding before learned positions are added.
+    pub scales_tokens_alone: bool,
     /// The logits are multiplied by this.
     pub logit_scale: Option<f32>,
     /// `c·tanh(logit/c)` on the logits.
@@ -85,6 +87,54 @@ pub struct DecoderConfig {
     /// Generation computes a text anew, keys and values included, when it grows beyond this length: where the rotary
     /// frequencies change, and the family does not keep the former ones.
     pub recomputed_beyond: Option<usize>,
+    /// The outputs of attention and MLP are multiplied by this before the residual addition.
+    pub residual_multiplier: Option<f32>,
+    /// The norms of queries and keys follow the rotation instead of going before it; each head alone.
+    pub norms_after_rotation: bool,
+    /// Blocks whose queries are multiplied by a factor that grows with their position.
+    pub query_growth: Option<(BlockSet, QueryGrowth)>,
+    /// Each query head has a learned score that takes its share of the softmax and has no value.
+    pub attention_sinks: bool,
+    /// Blocks whose tokens see only those since the last multiple of this number of positions.
+    pub chunks: Option<(BlockSet, usize)>,
+    /// Experts compute `down((up(x) + 1)·g·σ(α·g))` with limits instead of `down(act(gate(x))·up(x))`.
+    pub clamped_gate: Option<ClampedGate>,
+}
+
+/// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClampedGate {
+    /// α
+    pub alpha: f32,
+    /// The limit.
+    pub limit: f32,
+}
+
+impl ClampedGate {
+    /// Of one gate and one expansion.
+    pub fn apply(self, gate: f32, up: f32) -> f32 {
+        let (gate, up) = (gate.min(self.limit), up.clamp(-self.limit, self.limit));
+        (up + 1.0) * gate / (1.0 + (-self.alpha * gate).exp())
+    }
+}
+
+/// Queries at position `p` are multiplied by `1 + β·ln(1 + ⌊(p + offset)/period⌋)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QueryGrowth {
+    /// β
+    pub beta: f32,
+    /// Positions from one step to the next.
+    pub period: usize,
+    /// Added to the position.
+    pub offset: usize,
+}
+
+impl QueryGrowth {
+    /// The factor at `position`.
+    pub fn factor(&self, position: usize) -> f32 {
+        let steps = crate::convert::f64_from((position + self.offset) / self.period);
+        crate::convert::f32_from(1.0 + f64::from(self.beta) * steps.ln_1p())
+    }
 }
 
 /// Linear layers that may have a bias.
@@ -100,6 +150,8 @@ pub struct Biases {
     pub down: bool,
     /// The output head.
     pub head: bool,
+    /// The routers of mixtures of experts.
+    pub router: bool,
 }
 
 impl Biases {
@@ -110,7 +162,7 @@ impl Biases {
 
     /// Those of attention, and those of the MLP; the head has none.
     pub const fn of(attention: bool, mlp: bool) -> Self {
-        Self { qkv: attention, attention_output: attention, up: mlp, down: mlp, head: false }
+        Self { qkv: attention, attention_output: attention, up: mlp, down: mlp, head: false, router: false }
     }
 }
 
@@ -145,6 +197,8 @@ pub enum QueryKeyNorms {
     EachHead,
     /// All heads together.
     Whole,
+    /// Each head alone, without gains. Such norms commute with the rotation.
+    WithoutGains,
 }
 
 /// How positions enter.
@@ -204,32 +258,6 @@ impl BlockSet {
     }
 }
 
-/// A mixture of experts (Shazeer et al., 2017): for each token a floating-point router chooses the MLPs to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpertsConfig {
-    /// Experts that the router chooses from.
-    pub count: usize,
-    /// Experts chosen for each token.
-    pub chosen: usize,
-    /// The weights of the chosen experts are divided by their sum.
-    pub normalized: bool,
-    /// Width of an expert's hidden layer.
-    pub intermediate_size: usize,
-    /// Hidden width of a shared expert, which runs for every token and is weighted by `σ(gate)`.
-    pub shared_intermediate_size: Option<usize>,
-    /// Only each `period`-th block has experts.
-    pub period: usize,
-    /// Indices of blocks without experts all the same.
-    pub dense_blocks: Vec<usize>,
-}
-
-impl ExpertsConfig {
-    /// Whether block `index` has experts.
-    pub fn in_block(&self, index: usize) -> bool {
-        (index + 1).is_multiple_of(self.period) && !self.dense_blocks.contains(&index)
-    }
-}
-
 /// The MLP's activation function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -281,21 +309,6 @@ impl Activation {
     }
 }
 
-impl Default for ExpertsConfig {
-    /// Experts in all blocks, no shared one; all sizes are 0.
-    fn default() -> Self {
-        Self {
-            count: 0,
-            chosen: 0,
-            normalized: false,
-            intermediate_size: 0,
-            shared_intermediate_size: None,
-            period: 1,
-            dense_blocks: Vec::new(),
-        }
-    }
-}
-
 impl Default for DecoderConfig {
     /// LayerNorm before each branch, GELU, no positions; all sizes are 0.
     fn default() -> Self {
@@ -324,6 +337,7 @@ impl Default for DecoderConfig {
             attention_softcap: None,
             norm_gain_less_one: false,
             embedding_scale: None,
+            scales_tokens_alone: false,
             logit_scale: None,
             logit_softcap: None,
             experts: None,
@@ -338,6 +352,12 @@ impl Default for DecoderConfig {
             qkv_limit: None,
             windows: None,
             recomputed_beyond: None,
+            residual_multiplier: None,
+            norms_after_rotation: false,
+            query_growth: None,
+            attention_sinks: false,
+            chunks: None,
+            clamped_gate: None,
         }
     }
 }
@@ -405,13 +425,13 @@ impl DecoderConfig {
             ));
         }
         self.rotary().try_for_each(|rotary| rotary.validate(raw, self.head_size))?;
-        if let Some(experts) = &self.experts
-            && experts.chosen > experts.count
-        {
-            return Err(raw.problem(
-                "num_experts_per_tok",
-                format!("is {}; there are only {} experts", experts.chosen, experts.count),
-            ));
+        if let Some(experts) = &self.experts {
+            experts.validate(raw)?;
+        }
+        if self.residual_multiplier.is_some() && self.block != BlockKind::PreNorm {
+            return Err(
+                raw.problem("residual_multiplier", "is set; it is implemented for pre-norm blocks alone")
+            );
         }
         Ok(self)
     }

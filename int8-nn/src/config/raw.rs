@@ -100,6 +100,23 @@ impl RawConfig {
         Self { file: self.file.clone(), json }
     }
 
+    /// With the value of `old` under `new` as well, unless that key is there: a name that transformers also reads.
+    pub(crate) fn renamed(&self, old: &str, new: &str) -> Self {
+        match self.json.get(old) {
+            Some(value) => self.with_defaults(&[(new, value.clone())]),
+            None => self.clone(),
+        }
+    }
+
+    /// Without this key.
+    pub(crate) fn without(&self, key: &str) -> Self {
+        let mut json = self.json.clone();
+        if let Some(object) = json.as_object_mut() {
+            object.remove(key);
+        }
+        Self { file: self.file.clone(), json }
+    }
+
     /// A finite positive number, or `default` if the key is absent.
     ///
     /// # Errors
@@ -175,19 +192,29 @@ impl RawConfig {
     /// Of `layers` blocks those with sliding-window attention: `layer_types`, or `default` without that key.
     pub(crate) fn sliding_blocks(&self, layers: usize, default: BlockSet) -> Result<BlockSet, Error> {
         const KEY: &str = "layer_types";
-        let Some(value) = self.get(KEY) else { return Ok(default) };
+        let marks = self.marks(KEY, layers, "sliding_attention", "full_attention")?;
+        Ok(marks.map_or(default, BlockSet::Marked))
+    }
+
+    /// For each of `layers` blocks whether its kind under `key` is `yes` and not `no`; `None` without that key.
+    pub(crate) fn marks(
+        &self,
+        key: &str,
+        layers: usize,
+        yes: &str,
+        no: &str,
+    ) -> Result<Option<Vec<bool>>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
         let types = value.as_array().filter(|types| types.len() == layers);
         let types = types.ok_or_else(|| {
-            self.problem(KEY, format!("is no list of the types of {layers} layers, as many as the model has"))
+            self.problem(key, format!("is no list of the types of {layers} layers, as many as the model has"))
         })?;
-        let sliding = |kind: &Value| match kind.as_str() {
-            Some("sliding_attention") => Ok(true),
-            Some("full_attention") => Ok(false),
-            _ => {
-                Err(self.problem(KEY, format!("has {kind}; implemented: full_attention, sliding_attention")))
-            }
+        let mark = |kind: &Value| match kind.as_str() {
+            Some(kind) if kind == yes => Ok(true),
+            Some(kind) if kind == no => Ok(false),
+            _ => Err(self.problem(key, format!("has {kind}; implemented: {no}, {yes}"))),
         };
-        Ok(BlockSet::Marked(types.iter().map(sliding).collect::<Result<_, _>>()?))
+        types.iter().map(mark).collect::<Result<_, _>>().map(Some)
     }
 
     /// The object under `key` as a configuration of its own; without that key, all of this one.

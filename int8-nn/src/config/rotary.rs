@@ -140,6 +140,22 @@ impl Rotary {
         Ok(Self { dims, theta, scaling, precision: FloatType::F32 })
     }
 
+    /// With the `alpha` of `rope_parameters` or `rope_scaling`, if they are of the dynamic kind and have it: the base becomes
+    /// `θ·α^(dims/(dims − 2))`, whatever the length of the text.
+    pub(crate) fn with_alpha(self, raw: &RawConfig) -> Result<Self, Error> {
+        let key = if raw.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+        let alpha = raw.get(key).and_then(|parameters| parameters.get("alpha"));
+        match alpha.filter(|alpha| !alpha.is_null() && alpha.as_f64() != Some(0.0)) {
+            Some(alpha) if matches!(self.scaling, RotaryScaling::Dynamic { .. }) => {
+                let alpha = raw.positive(&format!("{key}.alpha"), alpha)?;
+                let dims = convert::f64_from(self.dims);
+                let theta = self.theta * alpha.powf(dims / (dims - 2.0));
+                Ok(Self { theta, scaling: RotaryScaling::None, ..self })
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// Checks that the rotated dimensions fit a head.
     pub(super) fn validate(&self, raw: &RawConfig, head_size: usize) -> Result<(), Error> {
         if !self.dims.is_multiple_of(2) || self.dims > head_size || self.dims == 0 {

@@ -2,8 +2,8 @@
 //! interleaved rotary pairs, scaled logits. In the second version three of four blocks have a window, and the fourth has no
 //! positions.
 
-use super::llama::{self, layer};
-use super::{Family, LayerNames, TensorNames, deinterleaved, deinterleaved_order};
+use super::interleaved::rotated;
+use super::{Family, LayerNames, TensorNames, deinterleaved_order, llama};
 use crate::Error;
 use crate::config::{
     AlternateAttention, BlockKind, BlockSet, DecoderConfig, NormKind, Positions, QueryKeyNorms, RawConfig,
@@ -46,18 +46,9 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 
 fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
-    llama::tensors(move |index| {
-        let block = llama::module(index);
-        let rotated = |name: &str, heads| deinterleaved(&block.name(name), heads, &config);
-        LayerNames {
-            mlp_norm: None,
-            query_key_order: Some(deinterleaved_order(&config)),
-            qkv: vec![
-                rotated("self_attn.q_proj", config.heads),
-                rotated("self_attn.k_proj", config.kv_heads),
-                block.part("self_attn.v_proj"),
-            ],
-            ..layer(index, &config)
-        }
+    llama::tensors(move |index| LayerNames {
+        mlp_norm: None,
+        query_key_order: Some(deinterleaved_order(&config)),
+        ..rotated(index, &config)
     })
 }

@@ -1,5 +1,5 @@
 //! Gemma (Gemma Team, 2024, 2025), versions 1 to 3, text only: embeddings scaled by √hidden, RMSNorm gains stored less one,
-//! gated tanh-GELU. Gemma 2 adds norms at the end of the branches, soft caps and alternating windows; Gemma 3 norms on
+//! gated tanh-GELU. Gemma 2 adds norms at the end of the branches, soft caps and alternating windows, VaultGemma (2025) has these alone; Gemma 3 norms on
 //! queries and keys and a rotary base of its own for the windowed blocks.
 
 use super::llama::{self, layer};
@@ -12,7 +12,7 @@ use crate::config::{
 use crate::convert;
 
 pub(crate) const FAMILY: Family =
-    Family { model_types: &["gemma", "gemma2", "gemma3_text", "gemma3"], config, names };
+    Family { model_types: &["gemma", "gemma2", "gemma3_text", "gemma3", "vaultgemma"], config, names };
 
 /// Gemma 3's blocks without window.
 const GLOBAL: RotaryDefaults = RotaryDefaults { theta: 1_000_000.0, share: 1.0, partial: false };
@@ -23,6 +23,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
     let family = match whole.text_or("model_type", "gemma")? {
         "gemma" => "gemma",
         "gemma2" => "gemma2",
+        "vaultgemma" => "vaultgemma",
         _ => "gemma3",
     };
     const BIDIRECTIONAL: &str = "use_bidirectional_attention";
@@ -38,7 +39,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
     let layers = raw.size("num_hidden_layers")?;
     let (positions, alternate) = match family {
         "gemma" => (Rotary::read(raw, head_size, RotaryDefaults::default())?, None),
-        "gemma2" => {
+        "gemma2" | "vaultgemma" => {
             let rotary = Rotary::read(raw, head_size, RotaryDefaults::default())?;
             (rotary.clone(), Some((rotary, 2)))
         }
@@ -60,7 +61,9 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
         Ok(value.map(convert::f32_from))
     };
     // A null key means no cap; an absent one means the version's default.
-    let absent = |key: &str, default: f64| (family == "gemma2" && !raw.mentions(key)).then_some(default);
+    let absent = |key: &str, default: f64| {
+        (matches!(family, "gemma2" | "vaultgemma") && !raw.mentions(key)).then_some(default)
+    };
     let attention_cap = absent("attn_logit_softcapping", 50.0);
     let logit_cap = absent("final_logit_softcapping", 30.0);
     // The first files write `gelu` for the tanh approximation; later versions mean what they write.
@@ -83,7 +86,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
         norm: NormKind::RmsNorm,
         norm_eps: raw.float_or("rms_norm_eps", 1e-6)?,
         norm_gain_less_one: true,
-        branch_norms: family != "gemma",
+        branch_norms: matches!(family, "gemma2" | "gemma3"),
         query_key_norms: (family == "gemma3").then_some(QueryKeyNorms::PerHead),
         positions: Positions::Rotary(positions),
         alternate,
@@ -93,7 +96,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
         },
         // Gemma 3 has the key and does not obey it.
         attention_softcap: match family {
-            "gemma2" => cap("attn_logit_softcapping", attention_cap)?,
+            "gemma2" | "vaultgemma" => cap("attn_logit_softcapping", attention_cap)?,
             _ => None,
         },
         logit_softcap: match family {
@@ -133,10 +136,11 @@ fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
     let layer = move |index| {
         let plain = layer(index, &config);
-        if !config.branch_norms {
-            return plain;
-        }
         let block = llama::module(index);
+        if !config.branch_norms {
+            let mlp_norm = (config.family == "vaultgemma").then(|| block.name("pre_feedforward_layernorm"));
+            return LayerNames { mlp_norm: mlp_norm.or(plain.mlp_norm), ..plain };
+        }
         let branch_norms = ["post_attention_layernorm", "post_feedforward_layernorm"];
         LayerNames {
             mlp_norm: Some(block.name("pre_feedforward_layernorm")),

@@ -47,7 +47,8 @@ fn names(config: &DecoderConfig) -> TensorNames {
             let module = Module::new(llama::module(index).name(module));
             ExpertNames {
                 router: vec![module.name("gate")],
-                fused: ["experts.gate_up_proj", "experts.down_proj"].map(|name| module.name(name)),
+                correction: None,
+                fused: Some(["experts.gate_up_proj", "experts.down_proj"].map(|name| module.name(name))),
                 expert: Box::new(move |expert| {
                     let expert = Module::new(module.name(&format!("experts.{expert}")));
                     (expert.parts(["w1", "w3"]), expert.part("w2"))

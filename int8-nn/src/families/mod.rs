@@ -4,27 +4,36 @@
 mod bert;
 mod bloom;
 mod cohere;
+mod exaone;
 mod falcon;
 mod gemma;
+mod glm_moe;
 mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
 mod gptj;
+mod granite;
+mod hunyuan;
+mod interleaved;
 mod llama;
 mod mixtral;
+mod moe;
 mod mpnet;
 mod mpt;
 mod names;
 mod olmo2;
 mod opt;
+mod persimmon;
 mod phi;
 mod phi3;
+mod phimoe;
 mod qwen_moe;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod t5;
+mod ungated;
 
 use std::collections::BTreeMap;
 
@@ -71,6 +80,15 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &smollm3::FAMILY,
     &mixtral::FAMILY,
     &qwen_moe::FAMILY,
+    &llama::ALIASES,
+    &interleaved::FAMILY,
+    &granite::FAMILY,
+    &exaone::FAMILY,
+    &ungated::FAMILY,
+    &persimmon::FAMILY,
+    &hunyuan::FAMILY,
+    &phimoe::FAMILY,
+    &glm_moe::FAMILY,
 ];
 
 /// A family of encoders.

@@ -134,6 +134,8 @@ pub(crate) struct LayerNames {
     pub(crate) query_key_norms: Option<[String; 2]>,
     /// The stored place of each dimension of a head in these norms, where it is not its own.
     pub(crate) query_key_order: Option<Vec<usize>>,
+    /// The tensor of the attention sinks, `[heads]`.
+    pub(crate) sinks: Option<String>,
     pub(crate) attention_output: Part,
     pub(crate) mlp: MlpNames,
 }
@@ -148,6 +150,7 @@ impl LayerNames {
             qkv,
             query_key_norms: None,
             query_key_order: None,
+            sinks: None,
             attention_output,
             mlp,
         }
@@ -179,9 +182,11 @@ pub(crate) enum MlpNames {
 pub(crate) struct ExpertNames {
     /// The router, then the gate of the shared expert, if there is one.
     pub(crate) router: Vec<String>,
+    /// The tensor that is added to the scores where experts are chosen: as many numbers as experts.
+    pub(crate) correction: Option<String>,
     /// `up` and `down` of the expert with this index; the index after the last is the shared expert.
     pub(crate) expert: Box<dyn Fn(usize) -> (Vec<Part>, Part)>,
     /// Tensors that may hold all experts but the shared one: `up [experts, gate and expansion, in]` and
     /// `down [experts, out, in]`.
-    pub(crate) fused: [String; 2],
+    pub(crate) fused: Option<[String; 2]>,
 }

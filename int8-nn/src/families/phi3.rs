@@ -1,11 +1,11 @@
-//! Phi-3 and Phi-4 (Abdin et al., 2024): LLaMA with fused projections and LongRoPE.
+//! Phi-3 and Phi-4 (Abdin et al., 2024), of the multimodal one its text part: LLaMA with fused projections and LongRoPE.
 
 use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames};
 use crate::Error;
 use crate::config::{Biases, BlockSet, DecoderConfig, RawConfig, Rotary, RotaryDefaults};
 
-pub(crate) const FAMILY: Family = Family { model_types: &["phi3"], config, names };
+pub(crate) const FAMILY: Family = Family { model_types: &["phi3", "phi4_multimodal"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let raw = &raw

@@ -27,6 +27,8 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         },
         period: raw.size_or("decoder_sparse_step", 1)?,
         dense_blocks: dense_blocks(raw)?,
+        shared_gate: true,
+        ..ExpertsConfig::default()
     };
     let qkv = if third {
         base.biases
@@ -94,7 +96,8 @@ pub(super) fn mlp(index: usize, experts: &ExpertsConfig) -> MlpNames {
     let shared = experts.shared_intermediate_size.map(|_| mlp.name("shared_expert_gate"));
     MlpNames::Experts(vec![ExpertNames {
         router: std::iter::once(mlp.name("gate")).chain(shared).collect(),
-        fused: ["experts.gate_up_proj", "experts.down_proj"].map(|name| mlp.name(name)),
+        correction: None,
+        fused: Some(["experts.gate_up_proj", "experts.down_proj"].map(|name| mlp.name(name))),
         expert: Box::new(move |expert| {
             let expert = Module::new(match expert == count {
                 true => mlp.name("shared_expert"),

@@ -137,8 +137,14 @@ fn attention_is_its_formula() {
         }
         let expected = case.expected(scale, &q, &k, &v);
         for kernel in Kernel::available() {
-            let attention =
-                Attention { kernel, heads: case.heads, scale, softcap: case.softcap, bias: case.bias() };
+            let attention = Attention {
+                kernel,
+                heads: case.heads,
+                scale,
+                softcap: case.softcap,
+                bias: case.bias(),
+                sinks: None,
+            };
             let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
             attention.attend(q.view(), &cache.view(), &case.rows, out.view_mut()).expect("valid operands");
             for (found, expected) in out.iter().zip(&expected) {
@@ -159,7 +165,8 @@ fn a_nan_is_not_lost() {
             let mut cache = Sequence::new(FloatType::F32, 1, 4, 20);
             cache.write(0, keys.view(), ones.view());
             for softcap in [None, Some(3.0)] {
-                let attention = Attention { kernel, heads: 1, scale: 0.5, softcap, bias: Bias::None };
+                let attention =
+                    Attention { kernel, heads: 1, scale: 0.5, softcap, bias: Bias::None, sinks: None };
                 let mut out = Array2::zeros((1, 4));
                 let row = Query { position: 19, span: 0..20 };
                 let queries = ones.slice(s![..1, ..]);
@@ -185,7 +192,8 @@ fn operands_that_do_not_fit_are_refused() {
     assert!(write(0, (3, 8), (2, 8)).is_err());
     assert!(write(0, (3, 7), (3, 8)).is_err());
     let attend = |heads: usize, bias: Bias<'_>, columns: usize, span: Range<usize>, out: (usize, usize)| {
-        let attention = Attention { kernel: Kernel::best(), heads, scale: 1.0, softcap: None, bias };
+        let attention =
+            Attention { kernel: Kernel::best(), heads, scale: 1.0, softcap: None, bias, sinks: None };
         let row = Query { position: 0, span };
         attention.attend(zeros(1, columns).view(), &cache.view(), &[row], zeros(out.0, out.1).view_mut())
     };
@@ -240,8 +248,14 @@ fn numbers_of_16_bits_are_widened_exactly() {
                     let (k, v) = (kept(element, &k), kept(element, &v));
                     let wide = cache_of(FloatType::F32, kv_heads, size, k.view(), v.view());
                     for kernel in Kernel::available() {
-                        let attention =
-                            Attention { kernel, heads, scale: 0.3, softcap: None, bias: Bias::None };
+                        let attention = Attention {
+                            kernel,
+                            heads,
+                            scale: 0.3,
+                            softcap: None,
+                            bias: Bias::None,
+                            sinks: None,
+                        };
                         let [found, expected] = [&narrow, &wide].map(|cache| {
                             let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
                             attention
@@ -313,7 +327,8 @@ fn the_error_of_a_cache_is_its_rounding() {
         for element in FloatType::ALL {
             let cache = cache_of(element, 1, size, k.view(), v.view());
             for kernel in Kernel::available() {
-                let attention = Attention { kernel, heads: 1, scale, softcap: None, bias: Bias::None };
+                let attention =
+                    Attention { kernel, heads: 1, scale, softcap: None, bias: Bias::None, sinks: None };
                 let mut out = Array2::zeros((1, size));
                 attention.attend(q.view(), &cache.view(), &query(), out.view_mut()).expect("valid operands");
                 let errors = out.iter().zip(&exact).map(|(found, exact)| (f64::from(*found) - exact).abs());
@@ -342,7 +357,8 @@ fn rows_do_not_depend_on_others_or_on_threads() {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
                 let queries = q.slice(s![rows[0].position..rows[0].position + rows.len(), ..]);
                 let mut out = Array2::zeros((rows.len(), heads * size));
-                let attention = Attention { kernel, heads, scale: 0.2, softcap: None, bias: Bias::None };
+                let attention =
+                    Attention { kernel, heads, scale: 0.2, softcap: None, bias: Bias::None, sinks: None };
                 pool.install(|| attention.attend(queries, &cache.view(), rows, out.view_mut()))
                     .expect("valid operands");
                 out
@@ -398,8 +414,14 @@ fn results_do_not_depend_on_pages() {
                     let begin = rows[0].span.start / PAGE_POSITIONS;
                     table[..begin].fill(u32::MAX);
                     for kernel in Kernel::available() {
-                        let attention =
-                            Attention { kernel, heads, scale: 0.3, softcap: None, bias: Bias::None };
+                        let attention = Attention {
+                            kernel,
+                            heads,
+                            scale: 0.3,
+                            softcap: None,
+                            bias: Bias::None,
+                            sinks: None,
+                        };
                         let [found, expected] = [pages.sequence(1, &table), ordered.view()].map(|cache| {
                             let mut out = Array2::from_elem(queries.raw_dim(), f32::NAN);
                             attention.attend(queries, &cache, &rows, out.view_mut()).expect("valid operands");
@@ -436,7 +458,8 @@ fn positions_outside_a_span_never_show() {
     for element in FloatType::ALL {
         let whole = cache_of(element, 1, size, k.view(), v.view());
         for kernel in Kernel::available() {
-            let attention = Attention { kernel, heads: 1, scale: 0.3, softcap: None, bias: Bias::None };
+            let attention =
+                Attention { kernel, heads: 1, scale: 0.3, softcap: None, bias: Bias::None, sinks: None };
             let mut out = Array2::zeros(q.raw_dim());
             attention.attend(q.view(), &whole.view(), &rows, out.view_mut()).expect("valid operands");
             for only in [0, 7, 20, 39] {
@@ -488,7 +511,8 @@ fn a_fork_copies_a_shared_page_before_it_writes() {
         for (table, k, v) in [(table, &k, &v), (forked, &other_k, &other_v)] {
             let alone = cache_of(element, 1, size, k.view(), v.view());
             for kernel in Kernel::available() {
-                let attention = Attention { kernel, heads: 1, scale: 0.3, softcap: None, bias: Bias::None };
+                let attention =
+                    Attention { kernel, heads: 1, scale: 0.3, softcap: None, bias: Bias::None, sinks: None };
                 for cache in [pages.sequence(0, &table), pages.sequence(1, &table)] {
                     let [mut found, mut expected] = [(); 2].map(|()| Array2::zeros((1, size)));
                     attention.attend(q.view(), &cache, &rows, found.view_mut()).expect("valid operands");
@@ -506,8 +530,14 @@ fn a_fork_copies_a_shared_page_before_it_writes() {
 #[should_panic(expected = "page 2 of a KV cache of 2 pages")]
 fn a_page_that_does_not_exist_is_refused() {
     let pages = KvPages::new(FloatType::F32, 1, 1, 4, 2).expect("memory");
-    let attention =
-        Attention { kernel: Kernel::best(), heads: 1, scale: 1.0, softcap: None, bias: Bias::None };
+    let attention = Attention {
+        kernel: Kernel::best(),
+        heads: 1,
+        scale: 1.0,
+        softcap: None,
+        bias: Bias::None,
+        sinks: None,
+    };
     let (q, mut out) = (Array2::zeros((1, 4)), Array2::zeros((1, 4)));
     let row = Query { position: 0, span: 0..PAGE_POSITIONS + 1 };
     drop(attention.attend(q.view(), &pages.sequence(0, &[1, 2]), &[row], out.view_mut()));

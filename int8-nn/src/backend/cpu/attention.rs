@@ -9,10 +9,11 @@ use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::Rows;
+use super::elementwise::normalize_columns;
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
-use crate::backend::{AttentionSpec, CacheCapacity, Mask, PageTables};
-use crate::config::{Positions, Rotary};
+use crate::backend::{AttentionSpec, CacheCapacity, Mask, NormSpec, PageTables};
+use crate::config::{Positions, QueryGrowth, Rotary};
 
 /// Keys and values of all blocks and sequences, in pages.
 #[derive(Debug)]
@@ -74,6 +75,11 @@ struct Layer {
     /// ALiBi: one slope for each head.
     slopes: Option<Vec<f32>>,
     window: usize,
+    chunk: Option<usize>,
+    /// Of each head of queries and of keys, after the rotation.
+    norms: Option<[NormSpec; 2]>,
+    query_growth: Option<QueryGrowth>,
+    sinks: Option<Vec<f32>>,
 }
 
 impl CpuCache {
@@ -84,7 +90,16 @@ impl CpuCache {
             let rotation = rotations.place(&layer.positions);
             let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
             let window = layer.sliding_window.unwrap_or(usize::MAX);
-            layers.push(Layer { rotation, slopes, window, factor: layer.factor });
+            layers.push(Layer {
+                rotation,
+                slopes,
+                window,
+                factor: layer.factor,
+                chunk: layer.chunk,
+                norms: layer.norms.clone(),
+                query_growth: layer.query_growth,
+                sinks: layer.sinks.clone(),
+            });
         }
         let pages = KvPages::new(
             spec.kv_cache,
@@ -153,6 +168,7 @@ impl CpuCache {
         for segment in segments {
             let mut qkv = qkv.slice_mut(s![segment.range(), ..]);
             self.rotate(layer, segment, &mut qkv);
+            self.after_rotation(layer, segment, &mut qkv);
             self.write(segment, layer, qkv.slice(s![.., queries..]))?;
             let out = out.slice_mut(s![segment.range(), ..]);
             self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)?;
@@ -204,6 +220,24 @@ impl CpuCache {
         });
     }
 
+    /// Normalises the heads of queries and keys, and multiplies queries by the factor of their position.
+    fn after_rotation(&self, layer: usize, segment: &Rows, qkv: &mut ArrayViewMut2<'_, f32>) {
+        let AttentionSpec { heads, kv_heads, head_size, .. } = self.spec;
+        let Layer { norms, query_growth, .. } = &self.layers[layer];
+        let queries = 0..heads * head_size;
+        if let Some([of_queries, of_keys]) = norms {
+            let keys = queries.end..queries.end + kv_heads * head_size;
+            normalize_columns(self.kernel, qkv.view_mut(), queries.clone(), of_queries);
+            normalize_columns(self.kernel, qkv.view_mut(), keys, of_keys);
+        }
+        if let Some(growth) = query_growth {
+            for (row, mut values) in qkv.rows_mut().into_iter().enumerate() {
+                let factor = growth.factor(segment.position + row);
+                values.slice_mut(s![queries.clone()]).mapv_inplace(|value| factor * value);
+            }
+        }
+    }
+
     /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the pages of the segment's sequence.
     fn write(&mut self, segment: &Rows, layer: usize, kv: ArrayView2<'_, f32>) -> Result<(), Error> {
         let (keys, values) = kv.split_at(Axis(1), self.spec.kv_heads * self.spec.head_size);
@@ -224,9 +258,12 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { slopes, window, factor, .. } = &self.layers[layer];
+        let Layer { slopes, window, chunk, factor, sinks, .. } = &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
-            Mask::Causal => (position + 1).saturating_sub(*window)..position + 1,
+            Mask::Causal => {
+                let chunk = chunk.map_or(0, |size| position / size * size);
+                (position + 1).saturating_sub(*window).max(chunk)..position + 1
+            }
             Mask::Full => 0..length,
         };
         let positions = segment.position..segment.position + segment.rows;
@@ -238,7 +275,8 @@ impl CpuCache {
         };
         let AttentionSpec { heads, scale, softcap, .. } = self.spec;
         let scale = scale * factor;
-        let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias };
+        let sinks = sinks.as_deref();
+        let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias, sinks };
         let sequence = self.pages.sequence(layer, self.tables.table(segment.sequence));
         Ok(attention.attend(queries, &sequence, &rows, out)?)
     }

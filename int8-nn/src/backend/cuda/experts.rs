@@ -26,14 +26,15 @@ pub(super) fn compute(
         let observer: &dyn Observer = &*observer;
         input = backend.observed_input(observer, first, &input, &Function::Identity)?;
     }
-    let mut logits = Tensor::new(device, FloatType::F32, x.rows(), experts.up.len())?;
+    let count = experts.routing.logits();
+    let mut logits = Tensor::new(device, FloatType::F32, x.rows(), count)?;
     let router = &mut [(&experts.router, &mut logits, Store::Overwrite)];
     backend.project_rows(&input, &Function::Identity, router)?;
     let mut host = Vec::new();
     logits.read(stream, &mut host)?;
     let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); experts.up.len()];
-    for (row, logits) in host.chunks_exact(experts.up.len().max(1)).enumerate() {
-        for (expert, weight) in route(logits, experts.shared, experts.chosen, experts.normalized) {
+    for (row, logits) in host.chunks_exact(count.max(1)).enumerate() {
+        for (expert, weight) in route(logits, &experts.routing) {
             chosen[expert].push((row, weight));
         }
     }
