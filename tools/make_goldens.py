@@ -22,7 +22,7 @@ import sys
 import venv
 
 HOME = pathlib.Path(os.environ.get("INT8_TOOLS", pathlib.Path.home() / ".cache/int8-tools")) / "transformers"
-NEEDS = ["torch==2.15.0", "transformers==5.23.0", "safetensors"]
+NEEDS = ["torch==2.15.0", "transformers==5.24.0", "safetensors"]
 OUT = pathlib.Path(__file__).resolve().parent.parent / "int8-nn/tests/data/goldens"
 
 VOCAB = 96
@@ -97,6 +97,41 @@ FAMILIES = {
         **GROUPED, **EXPERTS, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 2}),
     "qwen3_moe": ("qwen3_moe", "bfloat16", {**GROUPED, **EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
     "olmoe": ("olmoe", "float16", {**GROUPED, "intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2}),
+    "seed_oss": ("seed_oss", "bfloat16", {**GROUPED, "head_dim": 16, "attention_bias": True}),
+    "ministral3": ("ministral3", "bfloat16", {
+        **GROUPED, "head_dim": 8, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}}),
+    "granite": ("granite", "bfloat16", {
+        **GROUPED, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2,
+        "logits_scaling": 4.0}),
+    "granitemoe": ("granitemoe", "bfloat16", {
+        **GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0}),
+    "glm": ("glm", "bfloat16", {**GROUPED, "head_dim": 8}),
+    "glm4": ("glm4", "bfloat16", {**GROUPED, "head_dim": 8}),
+    "helium": ("helium", "bfloat16", {**GROUPED, "head_dim": 8}),
+    "ernie4_5": ("ernie4_5", "bfloat16", {**GROUPED, "head_dim": 8}),
+    "exaone4": ("exaone4", "bfloat16", {
+        **GROUPED, "sliding_window": 7, "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]}),
+    "nemotron": ("nemotron", "bfloat16", {**GROUPED, "head_dim": 8}),
+    "arcee": ("arcee", "bfloat16", {**GROUPED}),
+    "olmo": ("olmo", "float16", {**GROUPED, "clip_qkv": 2.0}),
+    "olmo3": ("olmo3", "bfloat16", {
+        **GROUPED, "sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}),
+    "persimmon": ("persimmon", "bfloat16", {**SIZES}),
+    "hunyuan_dense": ("hunyuan_v1_dense", "bfloat16", {**GROUPED, "head_dim": 8}),
+    "phimoe": ("phimoe", "bfloat16", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "glm4_moe": ("glm4_moe", "bfloat16", {
+        **GROUPED, "head_dim": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}),
+    "ernie4_5_moe": ("ernie4_5_moe", "bfloat16", {
+        **GROUPED, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": 24,
+        "moe_layer_start_index": 1}),
+    "minimax_m2": ("minimax_m2", "bfloat16", {
+        **GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 4}),
+    "dots1": ("dots1", "bfloat16", {
+        **GROUPED, "head_dim": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "moe_intermediate_size": 24, "first_k_dense_replace": 1}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}
