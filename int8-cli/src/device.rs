@@ -25,6 +25,7 @@ pub(crate) struct Device {
     kernel: Option<String>,
     choice: Choice,
     /// Blocks on each of several GPUs.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a build with CUDA has GPUs"))]
     blocks: Option<Vec<usize>>,
     compute: Option<FloatType>,
 }
