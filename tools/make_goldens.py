@@ -129,9 +129,6 @@ FAMILIES = {
         "moe_layer_start_index": 1}),
     "minimax_m2": ("minimax_m2", "bfloat16", {
         **GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 4}),
-    "dots1": ("dots1", "bfloat16", {
-        **GROUPED, "head_dim": 8, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1,
-        "moe_intermediate_size": 24, "first_k_dense_replace": 1}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}
