@@ -14,7 +14,7 @@ Runs, and stops at the first failure:
 
   tidy         the invariants of ARCHITECTURE.md (cargo xtask tidy)
   format       cargo fmt --check
-  lints        cargo clippy --all-targets without CUDA, warnings denied
+  lints        cargo clippy without CUDA, warnings denied (all targets with --no-cuda)
   cuda toolkit cargo xtask cuda-toolkit, unless CUDA_PATH names an installed toolkit
   cuda lints   cargo clippy --all-targets of every crate with the feature cuda; the kernels are not compiled for it
   tests        unit and integration tests of every crate with the feature cuda, and the examples in the documentation and the
@@ -42,8 +42,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
     }
     let mut times = Vec::new();
     timed(&mut times, "tidy", || tidy::run(&[]))?;
-    run_steps(&mut times, quick_steps()?)?;
     let skipped = why_no_cuda(arguments);
+    run_steps(&mut times, quick_steps(skipped.is_some())?)?;
     let toolkit = if skipped.is_none() {
         println!("\n── cuda toolkit");
         let provided = timed(&mut times, "cuda toolkit", || {
@@ -95,10 +95,12 @@ fn timed<R>(
     Ok(result)
 }
 
-fn quick_steps() -> Result<Vec<(&'static str, Command)>, String> {
+/// `all_targets`: tests and benches are linted here, as no later step does it.
+fn quick_steps(all_targets: bool) -> Result<Vec<(&'static str, Command)>, String> {
+    let targets: &[&str] = if all_targets { &["--all-targets"] } else { &[] };
     Ok(vec![
         ("format", shell::cargo(&["fmt", "--all", "--check"])?),
-        ("lints", shell::cargo(&["clippy", "--all-targets", "--", "-D", "warnings"])?),
+        ("lints", shell::cargo(&[&["clippy"], targets, &["--", "-D", "warnings"]].concat())?),
     ])
 }
 
@@ -188,7 +190,7 @@ mod tests {
             assert!(docs.1.get_envs().any(|(key, value)| {
                 key == "RUSTDOCFLAGS" && value.is_some_and(|value| value == "-D warnings")
             }));
-            let all = quick_steps().expect("steps").into_iter().chain(steps);
+            let all = quick_steps(true).expect("steps").into_iter().chain(steps);
             let lints: Vec<_> = all.filter(|(name, _)| name.ends_with("lints")).collect();
             assert_eq!(lints.len(), if toolkit.is_some() { 2 } else { 1 });
             assert!(
