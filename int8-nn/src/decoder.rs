@@ -14,7 +14,7 @@ use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
 use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
-use crate::placement::{Devices, Sizes};
+use crate::placement::{self, Devices, Sizes};
 use crate::plan;
 pub use crate::precision::LinearRole;
 use crate::precision::{Precision, Quantization, Site, Stack};
@@ -309,8 +309,7 @@ impl<B: Backend> Decoder<B> {
 
     /// All devices, in words.
     pub fn describe(&self) -> String {
-        let names: Vec<String> = self.stages.iter().map(|stage| stage.backend.describe()).collect();
-        names.join(" + ")
+        placement::describe(self.stages.iter().map(|stage| &*stage.backend))
     }
 
     /// Blocks on each backend.
@@ -561,11 +560,6 @@ impl<B: Backend> Decoder<B> {
         let backend = self.backend();
         let positions = self.positions.as_ref().map(|(table, offset)| (table, *offset));
         match &self.project_in {
-            None if self.config.scales_tokens_alone => {
-                backend.embed(batch, Some(&self.embedding), None, Output::Store(&mut *x))?;
-                backend.scale(x, self.config.embedding_scale, None)?;
-                backend.embed(batch, None, positions, Output::Add(&mut *x))?;
-            }
             None => backend.embed(batch, Some(&self.embedding), positions, Output::Store(x))?,
             Some(project) => {
                 backend.embed(batch, Some(&self.embedding), None, Output::Store(narrow))?;
@@ -573,7 +567,7 @@ impl<B: Backend> Decoder<B> {
                 backend.embed(batch, None, positions, Output::Add(x))?;
             }
         }
-        if let Some(factor) = self.config.embedding_scale.filter(|_| !self.config.scales_tokens_alone) {
+        if let Some(factor) = self.config.embedding_scale {
             backend.scale(x, Some(factor), None)?;
         }
         match &self.embedding_norm {

@@ -94,8 +94,7 @@ impl<B: Backend> Devices<B> {
 
     /// The devices in words.
     pub fn describe(&self) -> String {
-        let names: Vec<String> = self.backends.iter().map(|backend| backend.describe()).collect();
-        names.join(" + ")
+        describe(self.backends.iter().map(|backend| &**backend))
     }
 
     /// The blocks of each device, for a decoder with `layers` blocks.
@@ -129,6 +128,11 @@ impl<B: Backend> Devices<B> {
         };
         Ok(counts.iter().map(range).collect())
     }
+}
+
+/// Several backends in words.
+pub(crate) fn describe<'a, B: Backend + 'a>(backends: impl Iterator<Item = &'a B>) -> String {
+    backends.map(Backend::describe).collect::<Vec<_>>().join(" + ")
 }
 
 /// Numbers of blocks, at least one a device, for which `max bytesᵢ / memoryᵢ` is smallest; `None` for more devices than blocks.
