@@ -153,6 +153,7 @@ struct PlanKey {
 };
 
 struct Plan {
+  cublasLtHandle_t handle = nullptr;  // of the device in the key
   cublasLtMatmulDesc_t desc = nullptr;
   cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
   cublasLtMatmulAlgo_t algorithm{};
@@ -189,8 +190,7 @@ Plan make_plan(const PlanKey &key) {
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto &value) {
     then([&] { return lib.preference_set(preference, attribute, &value, sizeof value); });
   };
-  cublasLtHandle_t handle = nullptr;
-  then([&] { return current_handle(&handle); });
+  then([&] { return current_handle(&plan.handle); });
   then([&] { return lib.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F); });
   then([&] { return lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof transposed); });
   if (key.bias) {
@@ -209,7 +209,7 @@ Plan make_plan(const PlanKey &key) {
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key.x_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key.y_alignment);
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key.y_alignment);
-  then([&] { return lib.heuristic(handle, plan.desc, plan.w, plan.x, plan.y, plan.y, preference, 1, &result, &found); });
+  then([&] { return lib.heuristic(plan.handle, plan.desc, plan.w, plan.x, plan.y, plan.y, preference, 1, &result, &found); });
   then([&] { return found > 0 ? result.state : CUBLAS_STATUS_NOT_SUPPORTED; });
   if (plan.status == CUBLAS_STATUS_SUCCESS) plan.algorithm = result.algo;
   if (preference != nullptr) lib.preference_destroy(preference);
@@ -260,10 +260,7 @@ int8_cuda_status cublaslt_linear(const int8_cuda_float_linear_params &p) {
     if (status != CUBLAS_STATUS_SUCCESS) return status_of(status);
   }
   const float one = 1.0f, beta = p.store == INT8_CUDA_ACCUMULATE ? 1.0f : 0.0f;
-  cublasLtHandle_t handle = nullptr;
-  const cublasStatus_t status = current_handle(&handle);
-  if (status != CUBLAS_STATUS_SUCCESS) return status_of(status);
-  return status_of(lib.matmul(handle, plan.desc, &one, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y, plan.y,
+  return status_of(lib.matmul(plan.handle, plan.desc, &one, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y, plan.y,
                               &plan.algorithm, workspace, workspace_bytes, stream));
 }
 

@@ -25,24 +25,9 @@ const OPT: [(&str, usize, usize, usize); 8] = [
     ("opt-66b", 64, 9216, 72),
 ];
 
-/// Grattafiori et al., 2024.
-const LLAMA_3_8B: (&str, &str) = (
-    "llama-3-8b",
-    r#"{
-        "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
-        "rope_theta": 500000.0, "rms_norm_eps": 1e-05, "hidden_act": "silu", "tie_word_embeddings": false
-    }"#,
-);
-
-const LLAMA_3_70B: (&str, &str) = (
-    "llama-3-70b",
-    r#"{
-        "model_type": "llama", "num_hidden_layers": 80, "hidden_size": 8192, "intermediate_size": 28672,
-        "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192,
-        "rope_theta": 500000.0, "rms_norm_eps": 1e-05, "hidden_act": "silu", "tie_word_embeddings": false
-    }"#,
-);
+/// Grattafiori et al., 2024: name, blocks, width of the residual stream, width of the MLP, heads.
+const LLAMA_3: [(&str, usize, usize, usize, usize); 2] =
+    [("llama-3-8b", 32, 4096, 14336, 32), ("llama-3-70b", 80, 8192, 28672, 64)];
 
 /// Le Scao et al., 2022.
 const BLOOM_176B: (&str, &str) = (
@@ -56,15 +41,25 @@ const BLOOM_176B: (&str, &str) = (
 impl ModelShape {
     /// The names of all.
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-        OPT.iter().map(|(name, ..)| *name).chain([LLAMA_3_8B.0, LLAMA_3_70B.0, BLOOM_176B.0])
+        let (opt, llama) = (OPT.iter().map(|(name, ..)| *name), LLAMA_3.iter().map(|(name, ..)| *name));
+        opt.chain(llama).chain([BLOOM_176B.0])
     }
 
     /// The shape of this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        for ((known, config), biases) in [(LLAMA_3_8B, false), (LLAMA_3_70B, false), (BLOOM_176B, true)] {
-            if name == known {
-                return Some(Self { config: config.to_owned(), float: FloatType::Bf16, biases });
-            }
+        if name == BLOOM_176B.0 {
+            return Some(Self { config: BLOOM_176B.1.to_owned(), float: FloatType::Bf16, biases: true });
+        }
+        if let Some((_, blocks, hidden, mlp, heads)) = LLAMA_3.iter().find(|(other, ..)| *other == name) {
+            let config = format!(
+                r#"{{
+                    "model_type": "llama", "num_hidden_layers": {blocks}, "hidden_size": {hidden},
+                    "intermediate_size": {mlp}, "num_attention_heads": {heads}, "num_key_value_heads": 8,
+                    "vocab_size": 128256, "max_position_embeddings": 8192, "rope_theta": 500000.0,
+                    "rms_norm_eps": 1e-05, "hidden_act": "silu", "tie_word_embeddings": false
+                }}"#
+            );
+            return Some(Self { config, float: FloatType::Bf16, biases: false });
         }
         let (name, blocks, hidden, heads) = OPT.iter().find(|(other, ..)| *other == name)?;
         // This one normalises after the residual addition, and its embedding is narrower.

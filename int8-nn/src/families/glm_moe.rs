@@ -174,10 +174,7 @@ fn kolibri(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     ]);
     let base = llama::base(raw, RotaryDefaults::default())?;
     let experts = ExpertsConfig {
-        count: raw.size_or(
-            if raw.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" },
-            384,
-        )?,
+        count: moe::count(raw, 384)?,
         chosen: raw.size_or("num_experts_per_tok", 6)?,
         normalized: raw.flag_or("norm_topk_prob", false)?,
         scores: Scores::SigmoidOfLogits,
@@ -206,10 +203,9 @@ fn hunyuan(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         ("max_position_embeddings", json!(131_072)),
     ]);
     let base = llama::base(raw, RotaryDefaults { theta: 11_158_840.0, ..RotaryDefaults::default() })?;
-    let count = if raw.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
     let intermediate_size = raw.size_or("moe_intermediate_size", 1536)?;
     let experts = ExpertsConfig {
-        count: raw.size_or(count, 192)?,
+        count: moe::count(raw, 192)?,
         chosen: raw.size_or("num_experts_per_tok", 8)?,
         normalized: true,
         scores: Scores::Sigmoid,
@@ -268,9 +264,8 @@ fn mellum(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let (full, sliding) = (of("full_attention", 500_000.0)?, of("sliding_attention", 10_000.0)?);
     let flat = raw.without("rope_parameters");
     let base = llama::base(&flat, RotaryDefaults::default())?;
-    let count = if raw.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
     let experts = ExpertsConfig {
-        count: raw.size_or(count, 64)?,
+        count: moe::count(raw, 64)?,
         chosen: raw.size_or("num_experts_per_tok", 8)?,
         normalized: raw.flag_or("norm_topk_prob", true)?,
         intermediate_size: raw.size_or("moe_intermediate_size", 896)?,

@@ -30,6 +30,12 @@ pub(super) fn sigmoid(raw: &RawConfig) -> Result<ExpertsConfig, Error> {
     })
 }
 
+/// The number of experts: `num_experts`, or `num_local_experts` without it.
+pub(super) fn count(raw: &RawConfig, default: usize) -> Result<usize, Error> {
+    let key = if raw.get("num_experts").is_some() { "num_experts" } else { "num_local_experts" };
+    raw.size_or(key, default)
+}
+
 /// The width of the shared experts, which are one MLP: their number under `key`, 0 for none, times `each`.
 pub(super) fn shared(
     raw: &RawConfig,
