@@ -62,6 +62,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Quantize(arguments) => commands::quantize::run(&arguments, &device, &output),
         Command::Dequantize(arguments) => commands::dequantize::run(&arguments, &device, &output),
         Command::Bench(arguments) => commands::bench::run(&arguments, &device, &output),
+        Command::Pull { model, revision } => commands::models::pull(&model, revision.as_deref(), &output),
+        Command::List => commands::models::list(&output),
+        Command::Rm { models } => commands::models::remove(&models, &output),
         Command::Verify(arguments) => commands::verify::run(&arguments, &output),
         Command::Completions { shell } => commands::completions::run(shell, &output),
     }

@@ -5,6 +5,8 @@ mod commands;
 mod serve;
 mod shared;
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use int8_core::FloatType;
 
@@ -167,6 +169,28 @@ pub(crate) enum Command {
     /// Convert a bitsandbytes int8 checkpoint back to 16 or 32 bit
     #[command(after_help = "Examples:\n  int8 dequantize ./opt-6.7b-int8 ./opt-6.7b-f16 --dtype f16")]
     Dequantize(DequantizeArgs),
+    /// Download a model of the Hugging Face hub and print its folder
+    #[command(
+        after_help = "Downloads resume where they stopped, files are checked by their checksums, and Python finds them, too. The other \
+        commands download by themselves what they need.\n\n\
+        Examples:\n  int8 pull HuggingFaceTB/SmolLM2-135M-Instruct\n  int8 pull facebook/opt-125m@main"
+    )]
+    Pull {
+        /// The model, org/name or org/name@revision
+        model: PathBuf,
+        /// Branch, tag or commit [default: main]
+        #[arg(long, value_name = "NAME")]
+        revision: Option<String>,
+    },
+    /// The downloaded models and their sizes
+    List,
+    /// Remove downloaded models
+    #[command(after_help = "The cache is Python's, too: what is removed here is gone there.")]
+    Rm {
+        /// Models, org/name
+        #[arg(required = true, value_name = "MODEL")]
+        models: Vec<String>,
+    },
     /// Every kernel of this machine against the reference mathematics
     Verify(VerifyArgs),
     /// Speed of int8 on this machine: the layer against the same in 16 and 32 bit, or a whole model against itself in 16 bit
@@ -193,6 +217,9 @@ impl Command {
             Self::Quantize(arguments) => arguments.keep_outliers.is_some(),
             Self::Inspect(_)
             | Self::Plan(_)
+            | Self::Pull { .. }
+            | Self::List
+            | Self::Rm { .. }
             | Self::Dequantize(_)
             | Self::Verify(_)
             | Self::Completions { .. } => false,

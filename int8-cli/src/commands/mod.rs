@@ -12,6 +12,7 @@ pub(crate) mod eval;
 mod generate;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod models;
 pub(crate) mod outliers;
 mod passages;
 pub(crate) mod plan;

@@ -39,7 +39,7 @@ impl Cache {
         format!("models--{}", id.repository().replace('/', "--"))
     }
 
-    fn repository(&self, id: &ModelId) -> PathBuf {
+    pub(super) fn repository(&self, id: &ModelId) -> PathBuf {
         self.root.join(Self::folder_name(id))
     }
 
@@ -53,6 +53,11 @@ impl Cache {
 
     fn reference(&self, id: &ModelId) -> PathBuf {
         self.repository(id).join("refs").join(id.revision())
+    }
+
+    /// The folder of the model's locks.
+    pub(super) fn locks(&self, id: &ModelId) -> PathBuf {
+        self.root.join(".locks").join(Self::folder_name(id))
     }
 
     /// The cached commit of the id's revision.
@@ -81,7 +86,7 @@ impl Cache {
 
     /// Waits until no other process writes this blob, Python's included.
     pub(super) fn lock(&self, id: &ModelId, checksum: &str) -> Result<Lock, HubError> {
-        let path = self.root.join(".locks").join(Self::folder_name(id)).join(format!("{checksum}.lock"));
+        let path = self.locks(id).join(format!("{checksum}.lock"));
         create_parent(&path)?;
         let file = File::options().create(true).append(true).open(&path);
         let file = file.map_err(|error| io(&path, "open this file", error))?;

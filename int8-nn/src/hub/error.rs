@@ -162,6 +162,12 @@ pub enum HubError {
         /// The checksum found.
         found: String,
     },
+    /// A model cannot be removed while it is being downloaded.
+    #[error("{id}: another process is downloading this model; wait until it has ended")]
+    Busy {
+        /// The model.
+        id: String,
+    },
     /// The cache cannot be read or written.
     #[error(
         "{path}: cannot {operation}: {source}. Check that the disk has room and the folder may be written, or set HF_HUB_CACHE"

@@ -25,8 +25,9 @@ mod error;
 mod files;
 mod id;
 mod settings;
+mod stored;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cache::Cache;
 use client::{Client, Range};
@@ -35,6 +36,7 @@ use files::Weights;
 pub use error::HubError;
 pub use id::ModelId;
 pub use settings::Settings;
+pub use stored::CachedModel;
 
 /// Progress of a download.
 #[derive(Debug, Clone, Copy)]
@@ -133,6 +135,28 @@ impl Hub {
         let Some(commit) = self.cache.commit(id)? else { return Ok(None) };
         let folder = self.cache.snapshot(id, &commit);
         Ok(files::is_complete(id, &folder).then_some(folder))
+    }
+
+    /// The folder of the cache.
+    pub fn cache(&self) -> &Path {
+        self.cache.root()
+    }
+
+    /// The models in the cache, by name; makes no request. Models without an organisation (`gpt2`) are left out.
+    ///
+    /// # Errors
+    /// [`HubError::Io`] if the cache cannot be read.
+    pub fn models(&self) -> Result<Vec<CachedModel>, HubError> {
+        stored::models(&self.cache)
+    }
+
+    /// Removes a model from the cache, with all its revisions; Python loses it, too. Returns the bytes freed, `None` if the cache
+    /// does not have it.
+    ///
+    /// # Errors
+    /// [`HubError::Busy`] while a process downloads it, [`HubError::Io`] if it cannot be removed.
+    pub fn remove(&self, id: &ModelId) -> Result<Option<u64>, HubError> {
+        stored::remove(&self.cache, id)
     }
 
     /// `config.json` and the safetensors headers of a model, without its weights, by file name; the configuration only, if it has
