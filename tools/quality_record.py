@@ -22,7 +22,7 @@ def main(program, model, text, window, windows):
     for setting in SETTINGS:
         command = [program, "eval", model, "--text", text, "--window", window, "--windows", windows, "--json", *setting]
         result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        for key in ("model", "text"):
+        for key in ("model", "text_file"):
             result[key] = result[key].rstrip("/").rsplit("/", 1)[-1]
         print(json.dumps({"options": " ".join(setting), **result}), flush=True)
 

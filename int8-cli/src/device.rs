@@ -202,6 +202,12 @@ impl Device {
             let (mut backends, mut memory) = (Vec::new(), Vec::new());
             for &ordinal in ordinals {
                 let backend = CudaBackend::new(ordinal, compute).map_err(|error| {
+                    // Most machines have no GPU: a short word.
+                    if let (Choice::Auto, int8_nn::Error::Cuda(int8_cuda::Error::NoDevice { reason, .. })) =
+                        (&self.choice, &error)
+                    {
+                        return Failure::new(format!("no NVIDIA GPU or driver ({reason})"));
+                    }
                     Failure::new(format!("--device cuda:{ordinal}: {error}"))
                         .hint("nvidia-smi lists the GPUs; --device cpu runs models on the processor")
                 })?;

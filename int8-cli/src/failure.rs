@@ -33,9 +33,13 @@ impl Failure {
     }
 
     /// The message without the advice.
-    #[cfg(feature = "cuda")]
     pub(crate) fn message(&self) -> &str {
         &self.message
+    }
+
+    /// The advice.
+    pub(crate) fn given_hint(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// Adds advice.

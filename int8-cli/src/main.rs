@@ -18,7 +18,6 @@ mod signals;
 mod stored_threshold;
 mod values;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -30,42 +29,59 @@ use output::Output;
 
 fn main() -> ExitCode {
     signals::install();
-    let cli = Cli::parse();
-    match run(cli) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let output = Output::new(&cli.global);
+    match run(cli, &output) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of standard output has stopped early, as `head` does.
         Err(Failure { broken_pipe: true, .. }) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "error: {}", output::message(&failure.to_string()));
+            output.failure(&failure);
             ExitCode::from(failure.code)
         }
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
-    let output = Output::new(&cli.global);
+/// A command line that cannot be read: an error in the form that it asks for; and help and version, which are none.
+fn usage(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if json && error.use_stderr() {
+        let text = error.to_string();
+        let message = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
+        let failure = Failure::usage(message);
+        output::json_failure(&failure);
+        return ExitCode::from(failure.code);
+    }
+    error.exit()
+}
+
+fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
     let device = Device::new(&cli.global)?;
     if !cli.command.uses_device() {
         device.require_cpu()?;
     }
     match cli.command {
-        Command::Demo => commands::demo::run(&device, &output),
-        Command::Run(arguments) => commands::run::run(&arguments, &device, &output),
+        Command::Demo => commands::demo::run(&device, output),
+        Command::Run(arguments) => commands::run::run(&arguments, &device, output),
         #[cfg(feature = "serve")]
-        Command::Serve(arguments) => serve::run(&arguments, &device, &output),
-        Command::Eval(arguments) => commands::eval::run(&arguments, &device, &output),
-        Command::Embed(arguments) => commands::embed::run(&arguments, &device, &output),
-        Command::Outliers(arguments) => commands::outliers::run(&arguments, &device, &output),
-        Command::Logits(arguments) => commands::logits::run(&arguments, &device, &output),
-        Command::Inspect(arguments) => commands::inspect::run(&arguments, &output),
-        Command::Plan(arguments) => commands::plan::run(&arguments, &output),
-        Command::Quantize(arguments) => commands::quantize::run(&arguments, &device, &output),
-        Command::Dequantize(arguments) => commands::dequantize::run(&arguments, &device, &output),
-        Command::Bench(arguments) => commands::bench::run(&arguments, &device, &output),
-        Command::Pull { model, revision } => commands::models::pull(&model, revision.as_deref(), &output),
-        Command::List => commands::models::list(&output),
-        Command::Rm { models } => commands::models::remove(&models, &output),
-        Command::Verify(arguments) => commands::verify::run(&arguments, &output),
-        Command::Completions { shell } => commands::completions::run(shell, &output),
+        Command::Serve(arguments) => serve::run(&arguments, &device, output),
+        Command::Eval(arguments) => commands::eval::run(&arguments, &device, output),
+        Command::Embed(arguments) => commands::embed::run(&arguments, &device, output),
+        Command::Outliers(arguments) => commands::outliers::run(&arguments, &device, output),
+        Command::Logits(arguments) => commands::logits::run(&arguments, &device, output),
+        Command::Inspect(arguments) => commands::inspect::run(&arguments, output),
+        Command::Plan(arguments) => commands::plan::run(&arguments, output),
+        Command::Quantize(arguments) => commands::quantize::run(&arguments, &device, output),
+        Command::Dequantize(arguments) => commands::dequantize::run(&arguments, &device, output),
+        Command::Bench(arguments) => commands::bench::run(&arguments, &device, output),
+        Command::Pull { model, revision } => commands::models::pull(&model, revision.as_deref(), output),
+        Command::List => commands::models::list(output),
+        Command::Rm { models } => commands::models::remove(&models, output),
+        Command::Verify(arguments) => commands::verify::run(&arguments, output),
+        Command::Man { command } => commands::completions::man(command.as_deref(), output),
+        Command::Completions { shell } => commands::completions::run(shell, output),
     }
 }

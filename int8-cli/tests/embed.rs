@@ -1,5 +1,7 @@
 //! `int8 embed` as its users call it, on the tiny BERT of `int8-nn`'s tests with a tokenizer of a few words.
 
+mod page;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -154,6 +156,7 @@ fn what_cannot_be_embedded_names_the_way_out() {
     let model = text(folder.path());
     let words = "w1 ".repeat(50);
     let cut = json_of(&["embed", model, "--text", &words]);
+    page::check("embed", &cut);
     assert_eq!((&cut["texts_cut"], &cut["tokens"]), (&json!(1), &json!(40)));
     let cut = json_of(&["embed", model, "--text", &words, "--max-tokens", "12"]);
     assert_eq!(cut["tokens"], 12);

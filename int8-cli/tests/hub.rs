@@ -1,6 +1,8 @@
 //! Models by their name on the hub, as far as a command line without a network can show it; the downloads themselves are
 //! tested in `int8-nn/tests/hub.rs`.
 
+mod page;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -89,4 +91,49 @@ fn what_is_neither_here_nor_there_gets_a_way_out() {
             assert!(message.contains(name), "{arguments:?}: no {name:?} in: {message}");
         }
     }
+}
+
+/// What a command printed with `--json`.
+fn json(arguments: &[&str], cache: &Path) -> serde_json::Value {
+    let output = int8(&[arguments, &["--json"]].concat(), cache, &OFFLINE);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+#[test]
+fn the_cache_is_listed_and_emptied() {
+    let cache = cache();
+    // A download that did not end, and a folder that is none of ours.
+    fs::create_dir_all(cache.path().join("models--org--half/blobs")).expect("a folder");
+    fs::write(cache.path().join("models--org--half/blobs/abc.incomplete"), [0; 1000]).expect("a file");
+    fs::create_dir_all(cache.path().join("datasets--org--tiny")).expect("a folder");
+    let list = json(&["list"], cache.path());
+    page::check("list", &list);
+    let [half, whole] = &list["models"].as_array().expect("models")[..] else { panic!("{list}") };
+    assert_eq!((&half["model"], &half["bytes"]), (&"org/half".into(), &1000.into()));
+    assert!(half["path"].is_null() && half["model_type"].is_null(), "{half}");
+    assert_eq!((&whole["model"], &whole["model_type"]), (&"org/tiny".into(), &"llama".into()));
+    assert_eq!(whole["revisions"]["main"], COMMIT);
+    let pulled = json(&["pull", "org/tiny"], cache.path());
+    page::check("pull", &pulled);
+    assert_eq!(pulled["path"], whole["path"]);
+
+    // All or nothing: a name that is not there leaves the others.
+    let output = int8(&["rm", "org/tiny", "org/other"], cache.path(), &OFFLINE);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(cache.path().join("models--org--tiny").is_dir());
+    // A download in progress is not taken away.
+    let locks = cache.path().join(".locks/models--org--half");
+    fs::create_dir_all(&locks).expect("a folder");
+    let lock = fs::File::create(locks.join("abc.lock")).expect("a file");
+    lock.lock().expect("a lock");
+    let output = int8(&["rm", "org/half"], cache.path(), &OFFLINE);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("download"));
+    drop(lock);
+    let removed = json(&["rm", "org/tiny", "org/half"], cache.path());
+    page::check("rm", &removed);
+    assert_eq!(removed["removed"]["org/half"], 1000);
+    assert_eq!(json(&["list"], cache.path())["models"], serde_json::json!([]));
+    assert!(cache.path().join("datasets--org--tiny").is_dir());
 }

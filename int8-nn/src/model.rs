@@ -277,6 +277,14 @@ impl<B: Backend> Model<B> {
         })
     }
 
+    /// Whether the checkpoint has a chat template.
+    ///
+    /// # Errors
+    /// As [`Self::chat_template`], for one that is there.
+    pub fn has_chat_template(&self) -> Result<bool, Error> {
+        Ok(ChatTemplate::read(self.checkpoint.source())?.is_some())
+    }
+
     /// Tokens that end a text.
     pub fn eos_token_ids(&self) -> &[u32] {
         &self.eos_token_ids

@@ -61,7 +61,7 @@ pub(crate) struct Global {
     /// int8 kernel of the CPU; `int8 verify` lists them [default: the best this processor has]
     #[arg(long, global = true, value_name = "NAME", env = "INT8_KERNEL")]
     pub(crate) kernel: Option<String>,
-    /// One JSON object on standard output instead of text
+    /// One JSON object on standard output instead of text, and an error as one on standard error (docs/json.md)
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// When to use colour; NO_COLOR is honoured
@@ -203,7 +203,15 @@ pub(crate) enum Command {
         int8 bench --threads 1 --json > bench.json"
     )]
     Bench(BenchArgs),
+    /// A page of the manual, for `man -l -`: of the program, or of one command
+    Man {
+        /// The command
+        command: Option<String>,
+    },
     /// Completions for a shell, to be sourced
+    #[command(after_help = "Examples:\n  source <(int8 completions bash)\n  \
+        int8 completions zsh > ~/.zfunc/_int8          (a folder of $fpath)\n  \
+        int8 completions fish > ~/.config/fish/completions/int8.fish")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
@@ -220,6 +228,7 @@ impl Command {
             | Self::Pull { .. }
             | Self::List
             | Self::Rm { .. }
+            | Self::Man { .. }
             | Self::Dequantize(_)
             | Self::Verify(_)
             | Self::Completions { .. } => false,

@@ -1,9 +1,12 @@
 //! `int8 run --chat`: questions and answers in the chat template of the model; without a prompt, a conversation on the terminal.
+//! There a model without a template continues each line.
 
 use std::io::{self, IsTerminal, Read};
 
 use int8_nn::backend::Backend;
 use int8_nn::{ChatTemplate, Message};
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
 use serde_json::json;
 
 use super::generate::{Echo, Run};
@@ -55,10 +58,14 @@ impl Input {
 
 /// Answers.
 pub(super) fn run<B: Backend>(run: &Run<'_, B>, input: Input) -> Result<(), Failure> {
-    let template = run
-        .model
-        .chat_template()?
-        .with_clock(|format| jiff::fmt::strtime::format(format, &jiff::Zoned::now()).unwrap_or_default());
+    let optional = matches!(input, Input::Terminal) && !run.arguments.chat && run.arguments.system.is_none();
+    let template = if optional && !run.model.has_chat_template()? {
+        None
+    } else {
+        let clock =
+            |format: &str| jiff::fmt::strtime::format(format, &jiff::Zoned::now()).unwrap_or_default();
+        Some(run.model.chat_template()?.with_clock(clock))
+    };
     let mut chat = Chat { run, template, messages: Vec::new() };
     chat.messages.extend(run.arguments.system.as_ref().map(|system| Message::new("system", system)));
     let question = match input {
@@ -80,7 +87,8 @@ pub(super) fn run<B: Backend>(run: &Run<'_, B>, input: Input) -> Result<(), Fail
 
 struct Chat<'a, B: Backend> {
     run: &'a Run<'a, B>,
-    template: ChatTemplate,
+    /// `None`: the model continues texts.
+    template: Option<ChatTemplate>,
     messages: Vec<Message>,
 }
 
@@ -95,11 +103,17 @@ impl<B: Backend> Chat<'_, B> {
     /// Answers one question and appends both to the conversation.
     fn answer(&mut self, question: String) -> Result<Answer, Failure> {
         let tokenizer = self.run.model.tokenizer()?;
+        let Some(template) = &self.template else {
+            let ids = tokenizer.encode(&question, true)?;
+            let generation = self.run.generate(&ids, Some(tokenizer), Echo::Prompt, Vec::new())?;
+            let text = tokenizer.decode(&generation.ids)?;
+            return Ok(Answer { prompt: question, ids, generation, text });
+        };
         self.messages.push(Message::new("user", question));
-        let prompt = self.template.render(&self.messages, true)?;
+        let prompt = template.render(&self.messages, true)?;
         // The template writes the special tokens itself.
         let ids = tokenizer.encode(&prompt, false)?;
-        let end = self.template.eos_token().and_then(|token| tokenizer.token_id(token));
+        let end = template.eos_token().and_then(|token| tokenizer.token_id(token));
         let generation =
             self.run.generate(&ids, Some(tokenizer), Echo::Nothing, end.into_iter().collect())?;
         let text = tokenizer.decode(&generation.ids)?;
@@ -111,15 +125,23 @@ impl<B: Backend> Chat<'_, B> {
     fn converse(&mut self) -> Result<(), Failure> {
         let output = self.run.output;
         self.run.stop.install()?;
-        output.remark(&output.dim("/help lists the commands, /bye ends the conversation."));
+        let (begin, help) = match self.template {
+            Some(_) => ("/help lists the commands, /bye ends the conversation.", HELP),
+            None => (
+                "This model has no chat template: it continues each line. /help lists the commands.",
+                HELP_TEXT,
+            ),
+        };
+        output.remark(&output.dim(begin));
+        let mut editor = DefaultEditor::new().map_err(terminal)?;
         let system = self.messages.clone();
         let mut last = None;
-        while let Some(line) = self.read()? {
+        while let Some(line) = read(&mut editor)? {
             let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((&line, ""));
             match command {
                 "" => {}
                 "/bye" | "/exit" | "/quit" => break,
-                "/help" | "/?" => output.remark(HELP),
+                "/help" | "/?" => output.remark(help),
                 "/clear" => self.messages.clone_from(&system),
                 "/system" => {
                     self.messages.clear();
@@ -161,37 +183,45 @@ impl<B: Backend> Chat<'_, B> {
         }
         Ok(())
     }
+}
 
-    /// A question or command: a line, with the next one if it ends in `\\`; `None` at the end of input.
-    fn read(&self) -> Result<Option<String>, Failure> {
-        let output = self.run.output;
-        let mut text = String::new();
-        output.text(&output.bold("> "))?;
-        loop {
-            let mut line = String::new();
-            if io::stdin().read_line(&mut line)? == 0 {
-                let text = text.trim().to_owned();
-                return Ok(if text.is_empty() { None } else { Some(text) });
-            }
-            let line = line.trim_end_matches(['\n', '\r']);
-            match line.strip_suffix('\\') {
-                Some(begin) => {
-                    text.push_str(begin);
-                    text.push('\n');
-                    output.text(&output.bold(". "))?;
-                }
-                None => {
-                    text.push_str(line);
-                    return Ok(Some(text.trim().to_owned()));
-                }
-            }
-        }
+/// A question or command: a line, with the next one if it ends in `\\`; `None` at the end of input (Ctrl-D) and after Ctrl-C.
+fn read(editor: &mut DefaultEditor) -> Result<Option<String>, Failure> {
+    let mut text = String::new();
+    let mut prompt = "> ";
+    loop {
+        let line = match editor.readline(prompt) {
+            Ok(line) => line,
+            Err(ReadlineError::Eof) if !text.is_empty() => String::new(),
+            Err(ReadlineError::Eof | ReadlineError::Interrupted) => return Ok(None),
+            Err(error) => return Err(terminal(error)),
+        };
+        // Without it the line cannot be called back, and that is all.
+        let _ = editor.add_history_entry(&line);
+        let Some(begin) = line.strip_suffix('\\') else {
+            text.push_str(&line);
+            return Ok(Some(text.trim().to_owned()));
+        };
+        text.push_str(begin);
+        text.push('\n');
+        prompt = ". ";
     }
 }
 
-const HELP: &str = "A line is a question; one that ends in \\ goes on in the next.
+fn terminal(error: ReadlineError) -> Failure {
+    match error {
+        ReadlineError::Io(error) => error.into(),
+        error => Failure::new(format!("the terminal: {error}")),
+    }
+}
+
+const HELP: &str = "A line is a question; one that ends in \\ goes on in the next. Arrow keys edit it and call former ones back.
   /clear         forget the conversation
   /system TEXT   begin anew with these instructions, or with none
   /history       show the conversation
   /bye           end (or Ctrl-D)
   Ctrl-C         stop the answer; between answers, end";
+
+const HELP_TEXT: &str = "A line is a text to continue; one that ends in \\ goes on in the next.
+  /bye           end (or Ctrl-D)
+  Ctrl-C         stop the text; between texts, end";

@@ -549,7 +549,7 @@ fn to_json<B: Backend>(
     };
     json!({
         "model": context.arguments.model.model,
-        "text": context.arguments.text.text,
+        "text_file": context.arguments.text.text,
         "window": baseline.perplexity.window,
         "windows": baseline.perplexity.windows.len(),
         "float": {

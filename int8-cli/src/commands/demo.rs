@@ -221,7 +221,7 @@ fn as_json(
             "outlier_columns_fraction": row.columns,
             "tokens": row.result.tokens,
         })).collect::<Vec<_>>(),
-        "text": {"float": texts[0], "int8": texts[1]},
+        "texts": {"float": texts[0], "int8": texts[1]},
         "seconds": seconds,
     })
 }

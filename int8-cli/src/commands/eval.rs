@@ -109,7 +109,7 @@ fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Outpu
     if output.json {
         return Ok(json!({
             "model": arguments.model.model,
-            "text": arguments.text.text,
+            "text_file": arguments.text.text,
             "device": model.decoder().describe(),
             "scheme": scheme,
             "settings": settings(model.precision()),

@@ -34,6 +34,8 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         (by_tensors, _) => by_tensors.to_string(),
     };
 
+    let runs = key("model_type").as_str().map(|name| runs(name, &checkpoint));
+
     if output.json {
         let tensors: Vec<Value> = checkpoint
             .tensors()
@@ -50,6 +52,7 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         return output.object(&json!({
             "model": arguments.model,
             "model_type": key("model_type"),
+            "runs": runs,
             "quantization": quantization,
             "files": format.files,
             "metadata": format.metadata,
@@ -81,18 +84,7 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         "family        {}",
         model_type.as_str().unwrap_or("unknown (no config.json or model_type)")
     ))?;
-    if let Some(name) = model_type.as_str() {
-        let runs = match int8_nn::families::kind(name) {
-            Some(Kind::Decoder) => "yes".to_owned(),
-            Some(Kind::Seq2Seq) => "yes, reads one text and writes another: int8 run".to_owned(),
-            Some(Kind::Encoder) => "yes, an encoder: int8 embed".to_owned(),
-            None => "not yet: this family is not implemented".to_owned(),
-        };
-        let refused = match int8_nn::families::kind(name) {
-            Some(_) => Loader::new(checkpoint.clone()).check().err(),
-            None => None,
-        };
-        let runs = refused.map_or(runs, |error| format!("no: {error}"));
+    if let Some(runs) = &runs {
         output.line(&format!("runs          {runs}"))?;
     }
     for (label, names) in [
@@ -114,4 +106,16 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
         output.line(&format!("{name:13} {} tensors, {} elements, {size}", total.tensors, total.elements))?;
     }
     output.line(&format!("total         {}", output.bold(&format!("{} elements, {}", elements, bytes(size)))))
+}
+
+/// Whether this program runs the model, in words.
+fn runs(model_type: &str, checkpoint: &Checkpoint) -> String {
+    let runs = match int8_nn::families::kind(model_type) {
+        Some(Kind::Decoder) => "yes",
+        Some(Kind::Seq2Seq) => "yes, reads one text and writes another: int8 run",
+        Some(Kind::Encoder) => "yes, an encoder: int8 embed",
+        None => return "not yet: this family is not implemented".to_owned(),
+    };
+    let refused = Loader::new(checkpoint.clone()).check().err();
+    refused.map_or(runs.to_owned(), |error| format!("no: {error}"))
 }

@@ -41,7 +41,8 @@ pub(crate) fn list(output: &Output) -> Result<(), Failure> {
     let width = names.clone().map(|name| name.len()).max().unwrap_or(0);
     for (model, name) in models.iter().zip(names) {
         let kind = model_type(model).unwrap_or_else(|| "incomplete".to_owned());
-        let revisions: Vec<_> = model.revisions.keys().map(String::as_str).filter(|name| *name != "main").collect();
+        let revisions: Vec<_> =
+            model.revisions.keys().map(String::as_str).filter(|name| *name != "main").collect();
         let line = format!("{name:width$}  {:>8}  {kind}  {}", bytes(model.bytes), revisions.join(" "));
         output.line(line.trim_end())?;
     }

@@ -113,7 +113,7 @@ impl Task for Outliers<'_> {
             });
             output.object(&json!({
                 "model": arguments.model,
-                "text": arguments.text.text,
+                "text_file": arguments.text.text,
                 "window": options.window,
                 "report": report,
                 "sweep_magnitudes": SWEEP,

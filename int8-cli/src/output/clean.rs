@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 const OWN: [&str; 3] = [BOLD, DIM, PLAIN];
 pub(super) const BOLD: &str = "\x1b[1m";
 pub(super) const DIM: &str = "\x1b[2m";
+pub(super) const RED: &str = "\x1b[1;31m";
 pub(super) const PLAIN: &str = "\x1b[0m";
 
 /// Longest word of a line, in characters: a tensor's name may have megabytes.

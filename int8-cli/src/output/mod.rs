@@ -8,7 +8,7 @@ mod size;
 
 use std::io::{self, IsTerminal, Write};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::args::{Color, Global};
 use crate::failure::Failure;
@@ -24,20 +24,30 @@ pub(crate) use size::bytes;
 pub(crate) struct Output {
     pub(crate) json: bool,
     color: bool,
+    color_errors: bool,
     quiet: bool,
+}
+
+/// Writes why the program ends to standard error, as one line of JSON.
+pub(crate) fn json_failure(failure: &Failure) {
+    let error =
+        json!({"message": failure.message(), "hint": failure.given_hint(), "exit_code": failure.code});
+    // Nothing is lost if standard error is gone.
+    let _ = writeln!(io::stderr(), "{}", clean::json(&json!({"error": error}).to_string()));
 }
 
 impl Output {
     /// As the options say.
     pub(crate) fn new(global: &Global) -> Self {
-        let terminal = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let color = |terminal: bool| match global.color {
+            Color::Auto => terminal && std::env::var_os("NO_COLOR").is_none(),
+            Color::Always => true,
+            Color::Never => false,
+        };
         Self {
             json: global.json,
-            color: match global.color {
-                Color::Auto => terminal,
-                Color::Always => true,
-                Color::Never => false,
-            },
+            color: color(io::stdout().is_terminal()),
+            color_errors: color(io::stderr().is_terminal()),
             quiet: global.quiet,
         }
     }
@@ -78,6 +88,16 @@ impl Output {
     #[cfg(feature = "serve")]
     pub(crate) fn quiet(&self) -> bool {
         self.quiet
+    }
+
+    /// Writes why the program ends to standard error: a message in red on a terminal, with `--json` an object.
+    pub(crate) fn failure(&self, failure: &Failure) {
+        if self.json {
+            return json_failure(failure);
+        }
+        let (red, plain) = if self.color_errors { (clean::RED, clean::PLAIN) } else { ("", "") };
+        // Nothing is lost if standard error is gone.
+        let _ = writeln!(io::stderr(), "{red}error:{plain} {}", message(&failure.to_string()));
     }
 
     /// Writes a remark to standard error, but with `--quiet` or `--json`.

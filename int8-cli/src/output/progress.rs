@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use console::Term;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Output, message, short};
@@ -10,25 +11,31 @@ use crate::convert::count;
 impl Output {
     /// A progress bar on standard error; drawn only on a terminal.
     pub(crate) fn bar(&self, verb: &str, unit: &str) -> Bar {
-        let template = format!("{{msg}} [{{wide_bar}}] {{pos}}/{{len}} {unit}, {{eta}} left");
-        self.bar_with(verb, &template)
+        self.bar_with(verb, &format!("{{pos}}/{{len}} {unit}"))
     }
 
     /// A progress bar of bytes, with their rate.
     pub(crate) fn byte_bar(&self, verb: &str) -> Bar {
-        let numbers = "{decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}";
-        self.bar_with(verb, &format!("{{msg}} [{{wide_bar}}] {numbers}, {{eta}} left"))
+        self.bar_with(verb, "{decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}")
     }
 
-    fn bar_with(&self, verb: &str, template: &str) -> Bar {
+    fn bar_with(&self, verb: &str, numbers: &str) -> Bar {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(None, target).with_message(shown(verb));
-        if let Ok(style) = ProgressStyle::with_template(template) {
+        // The bar itself is the first to go: a line that wraps is drawn anew below itself.
+        let template = match Term::stderr().size_checked() {
+            Some((_, columns)) if columns < NARROW => format!("{{msg}} {numbers}"),
+            _ => format!("{{msg}} [{{wide_bar}}] {numbers}, {{eta}} left"),
+        };
+        if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style.progress_chars("=> "));
         }
         Bar(bar)
     }
 }
+
+/// Columns of a terminal below which no bar is drawn between name and numbers.
+const NARROW: u16 = 72;
 
 /// Most characters before a bar: half of a narrow terminal.
 const MOST_MESSAGE: usize = 40;
