@@ -1,5 +1,7 @@
 //! The program as its users call it, on the embedded model and the tiny checkpoints of `int8-nn`'s tests.
 
+mod page;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -183,6 +185,7 @@ fn inspect_adds_up() {
 #[test]
 fn kernels_agree() {
     let verify = json(&["verify", "--cases", "20"]);
+    page::check("verify", &verify);
     assert_eq!(verify["passed"], true);
     let kernels = verify["kernels"].as_array().expect("kernels");
     assert!(kernels.iter().any(|kernel| kernel["kernel"] == "portable"));

@@ -48,7 +48,6 @@ fn commands_print_what_the_page_says() {
         ("plan", owned(&["plan", demo])),
         ("quantize", owned(&["quantize", demo, &converted])),
         ("dequantize", owned(&["dequantize", &converted, &back])),
-        ("verify", owned(&["verify", "--cases", "2"])),
         ("demo", owned(&["demo"])),
         ("list", owned(&["list"])),
     ] {

@@ -47,6 +47,22 @@ pub(crate) fn metadata() -> Result<Value, String> {
     serde_json::from_slice(&text).map_err(|error| format!("cargo metadata: {error}"))
 }
 
+/// `cargo metadata` of all packages that are built here, with all features.
+pub(crate) fn metadata_of_all() -> Result<Value, String> {
+    let version = output({
+        let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc")));
+        rustc.arg("-vV");
+        rustc
+    })?;
+    let version = String::from_utf8_lossy(&version);
+    let host =
+        version.lines().find_map(|line| line.strip_prefix("host: ")).ok_or("rustc -vV names no host")?;
+    let arguments =
+        ["metadata", "--format-version", "1", "--locked", "--all-features", "--filter-platform", host];
+    let text = output(cargo(&arguments)?)?;
+    serde_json::from_slice(&text).map_err(|error| format!("cargo metadata: {error}"))
+}
+
 /// The command line as text.
 pub(crate) fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_stem().unwrap_or_default();

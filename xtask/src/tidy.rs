@@ -22,6 +22,7 @@ Checks, and lists every violation:
   ignored   no #[ignore]
   ci        .ci/run ends with the test command of README.md
   length    source files of at most 800 lines
+  licences  every crate that is built has a licence of deny.toml's list and comes from crates.io
 
 The lints of Cargo.toml check the rest: unsafe code, printing, unfinished code, lints switched off without a reason.
 
@@ -84,6 +85,7 @@ fn check() -> Result<(), String> {
         violations.extend(file_violations(path, text));
     }
     violations.extend(imports::violations(&files));
+    violations.extend(licences::violations(&shell::metadata_of_all()?, &read(&root, "deny.toml")?));
     if violations.is_empty() {
         println!("tidy: {} source files", files.len());
         return Ok(());
@@ -211,5 +213,6 @@ fn file_violations(path: &str, text: &str) -> Vec<String> {
     violations
 }
 
+mod licences;
 #[cfg(test)]
 mod tests;
