@@ -10,7 +10,7 @@ use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
 use super::passages::read_passages;
-use super::{OutlierShare, counted, outlier_share, settings, text};
+use super::{OutlierShare, counted, made, outlier_share, settings, text};
 use crate::args::EvalArgs;
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Task};
@@ -183,7 +183,14 @@ impl Task for Compare<'_> {
                 folder.write(&plots)?;
             }
             if let Some(file) = &file {
-                page(&context, &table, sweep, &plots)?.write(file)?;
+                let mut page = page(&context, &table, sweep, &plots)?;
+                page.made(&made(
+                    &arguments.model.model,
+                    &arguments.text,
+                    &options,
+                    &place.devices.describe(),
+                ));
+                page.write(file)?;
             }
         }
         for path in arguments.csv.iter().chain(&arguments.report).chain(&arguments.plots) {

@@ -72,6 +72,25 @@ fn text<B: Backend>(
     Ok((ids, PerplexityOptions { window, windows: arguments.windows, kv_cache: FloatType::F32 }))
 }
 
+/// What a report says of how it was made, besides the command and the date.
+fn made(
+    model: &Path,
+    text: &TextArgs,
+    options: &PerplexityOptions,
+    device: &str,
+) -> [(&'static str, String); 4] {
+    let windows = match options.windows {
+        Some(windows) => counted(windows, "window"),
+        None => "all windows".to_owned(),
+    };
+    [
+        ("model", model.display().to_string()),
+        ("text", text.text.as_deref().map_or(String::new(), |text| text.display().to_string())),
+        ("settings", format!("{windows} of {} tokens, KV cache {}", options.window, options.kv_cache.name())),
+        ("device", device.to_owned()),
+    ]
+}
+
 /// The settings of a precision, for JSON.
 fn settings(precision: &Precision) -> Value {
     let Precision::Int8(quantization) = precision else { return Value::Null };

@@ -11,7 +11,7 @@ use int8_nn::outliers::{
 };
 use serde_json::json;
 
-use super::text;
+use super::{made, text};
 use crate::args::{OutliersArgs, PrecisionArgs};
 use crate::device::{Device, Place, Task};
 use crate::failure::Failure;
@@ -128,7 +128,9 @@ impl Task for Outliers<'_> {
             folder.write(&plots)?;
         }
         if let Some(file) = &file {
-            page(arguments, &report, effect.as_ref(), &plots)?.write(file)?;
+            let mut page = page(arguments, &report, effect.as_ref(), &plots)?;
+            page.made(&made(&arguments.model, &arguments.text, &options, &place.devices.describe()));
+            page.write(file)?;
         }
         for path in arguments.report.iter().chain(&arguments.plots) {
             output.remark(&format!("written: {}", path.display()));

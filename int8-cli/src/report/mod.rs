@@ -22,17 +22,20 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<Vec<String>>,
 }
 
-/// Tables and plots that are wider than the screen scroll by themselves.
+/// Tables and plots that are wider than the screen scroll by themselves. In the dark, plots are drawn with their lightness turned round and their hues kept.
 const STYLE: &str = "\
-:root{color-scheme:light}\
-body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;background:#fff;max-width:60rem;margin:0 auto;padding:1.5rem 1rem 4rem}\
-h1{font-size:1.6rem;line-height:1.25;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .4em}\
-p{max-width:44rem;margin:.5em 0}.lead{color:#444}\
-.wide{overflow-x:auto;margin:.8em 0}.wide svg{display:block;min-width:640px;width:100%;height:auto}\
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}\
-th,td{padding:.3em .7em;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}\
-th{border-bottom:2px solid #888;vertical-align:bottom}.n{text-align:right}tbody tr:hover{background:#f3f6fa}\
-code{background:#f2f2f2;padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}";
+:root{color-scheme:light dark;--text:#1b1b1b;--soft:#444;--ground:#fff;--line:#ddd;--rule:#888;--hover:#f3f6fa;--code:#f2f2f2}\
+@media(prefers-color-scheme:dark){:root{--text:#e6e6e6;--soft:#b5b5b5;--ground:#161616;--line:#383838;--rule:#777;--hover:#22272e;--code:#2a2a2a}\
+.wide svg{filter:invert(.92) hue-rotate(180deg)}}\
+body{font:16px/1.5 system-ui,sans-serif;color:var(--text);background:var(--ground);max-width:78rem;margin:0 auto;padding:1.5rem 1rem 4rem}\
+h1{font-size:1.6rem;overflow-wrap:anywhere;line-height:1.25;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .4em}\
+p{max-width:44rem;margin:.5em 0}.lead{color:var(--soft)}\
+.wide{overflow-x:auto;margin:.8em 0}.wide svg{display:block;min-width:640px;width:100%;max-width:60rem;height:auto}\
+table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}\
+th,td{padding:.3em .5em;border-bottom:1px solid var(--line);text-align:left;white-space:nowrap}\
+th{border-bottom:2px solid var(--rule);vertical-align:bottom}.n{text-align:right}tbody tr:hover{background:var(--hover)}\
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.2em 1em;font-size:.9rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}\
+code{background:var(--code);padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}";
 
 impl Page {
     /// A page with its title and a sentence below it.
@@ -79,6 +82,20 @@ impl Page {
         self.body.push_str("</tbody></table></div>\n");
     }
 
+    /// How the page was made: what is needed to repeat it. `facts`: names and values.
+    pub(crate) fn made(&mut self, facts: &[(&str, String)]) {
+        let program = format!("int8 {}", env!("CARGO_PKG_VERSION"));
+        let date = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M %Z").to_string();
+        let own = [("command", command_line(std::env::args())), ("date", date), ("program", program)];
+        let entries: String = facts
+            .iter()
+            .map(|(name, value)| (*name, value))
+            .chain(own.iter().map(|(name, value)| (*name, value)))
+            .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>", escape(name), escape(value)))
+            .collect();
+        let _ = writeln!(self.body, "<h2>How this was made</h2>\n<dl>{entries}</dl>");
+    }
+
     /// Writes the page.
     ///
     /// # Errors
@@ -87,11 +104,9 @@ impl Page {
         let page = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-             <link rel=\"icon\" href=\"data:,\"><title>{}</title><style>{STYLE}</style></head>\n<body>\n{}\
-             <p class=\"lead\">Made by int8 {}.</p>\n</body></html>\n",
+             <link rel=\"icon\" href=\"data:,\"><title>{}</title><style>{STYLE}</style></head>\n<body>\n{}</body></html>\n",
             escape(&self.title),
             self.body,
-            env!("CARGO_PKG_VERSION")
         );
         file.write(page.as_bytes())
     }
@@ -146,6 +161,19 @@ impl Table {
     }
 }
 
+/// A command line that a shell reads as these arguments; the program by its name alone.
+fn command_line(arguments: impl Iterator<Item = String>) -> String {
+    let is_plain = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./:=,@%+".contains(c))
+    };
+    let quoted = arguments.enumerate().map(|(index, argument)| match argument {
+        _ if index == 0 => "int8".to_owned(),
+        argument if is_plain(&argument) => argument,
+        argument => format!("'{}'", argument.replace('\'', "'\\''")),
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -159,6 +187,16 @@ mod tests {
         let mut page = Page::new("a < b", "");
         page.table(&Table { columns: vec![("x", false)], rows: vec![vec!["<script>\"&".to_owned()]] });
         assert!(page.body.contains("&lt;script&gt;&quot;&amp;") && !page.body.contains("<script"));
+    }
+
+    #[test]
+    fn command_lines_can_be_pasted() {
+        let line = |arguments: &[&str]| command_line(arguments.iter().map(|text| (*text).to_owned()));
+        assert_eq!(
+            line(&["/usr/bin/int8", "eval", "./m", "--text", "it's.txt"]),
+            r"int8 eval ./m --text 'it'\''s.txt'"
+        );
+        assert_eq!(line(&["x", "", "a b"]), "int8 '' 'a b'");
     }
 
     #[test]
