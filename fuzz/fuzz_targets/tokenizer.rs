@@ -4,6 +4,7 @@
 //! a fuzzer all the same, since libFuzzer aborts in the panic hook: the hook is removed here.
 #![no_main]
 
+use int8_nn::SpecialTokens;
 use std::sync::Once;
 
 use int8_nn::Tokenizer;
@@ -28,7 +29,7 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(None) => panic!("the file is there"),
         Ok(Some(tokenizer)) => {
             for text in ["", "ab a\u{301}b", "日本 \u{10FFFF}", &"a ".repeat(100)] {
-                if let Ok(ids) = tokenizer.encode(text, true) {
+                if let Ok(ids) = tokenizer.encode(text, SpecialTokens::Add) {
                     let _ = tokenizer.decode(&ids);
                 }
             }

@@ -4,8 +4,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use half::f16;
 use int8_core::corpus::Random;
 use int8_core::product::int8_product;
-use int8_core::quantize::quantize;
-use int8_core::{Encoding, Granularity, Scheme, Weight, linear};
+use int8_core::{Encoding, Granularity, QuantizedMatrix, Scheme, Weight, linear};
 use ndarray::Array2;
 use std::hint::black_box;
 
@@ -38,7 +37,7 @@ fn quantise(criterion: &mut Criterion) {
             group.throughput(elements(m, 1, k));
             let id = BenchmarkId::new(format!("{encoding:?}"), format!("M={m} K={k}"));
             group.bench_function(id, |bencher| {
-                bencher.iter(|| quantize(black_box(x.view()), encoding, Granularity::Row));
+                bencher.iter(|| QuantizedMatrix::quantize(black_box(x.view()), encoding, Granularity::Row));
             });
         }
     }
@@ -48,7 +47,8 @@ fn product(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("int8 product");
     for (m, n, k) in SIZES {
         let (x, w) = operands(m, n, k);
-        let [a, b] = [x, w].map(|matrix| quantize(matrix.view(), Encoding::Absmax, Granularity::Row));
+        let [a, b] =
+            [x, w].map(|matrix| QuantizedMatrix::quantize(matrix.view(), Encoding::Absmax, Granularity::Row));
         group.throughput(elements(m, n, k));
         group.bench_function(name(m, n, k), |bencher| {
             bencher.iter(|| int8_product(black_box(a.codes()), black_box(b.codes())).expect("equal K"));

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use crate::quantize::{self, QuantizedMatrix};
+use crate::quantize::QuantizedMatrix;
 use crate::scheme::Config;
 use crate::{Element, Error, Outliers, find_outliers};
 
@@ -30,7 +30,7 @@ impl QuantizedActivations {
     pub fn quantize<T: Element>(x: ArrayView2<T>, config: &Config) -> Result<Self, Error> {
         config.rule.validate()?;
         let outliers = find_outliers(x, &config.rule, config.outlier_granularity);
-        let quantized = quantize::quantize_without(
+        let quantized = QuantizedMatrix::quantize_without(
             x,
             &outliers,
             config.input_encoding,

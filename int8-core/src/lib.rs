@@ -57,6 +57,9 @@ pub mod scheme;
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 
+/// The crates whose types are in the signatures, in the versions that fit.
+pub use {half, ndarray};
+
 pub use activations::QuantizedActivations;
 pub use element::{Element, FloatSlice, FloatType};
 pub use error::Error;

@@ -5,7 +5,7 @@
 
 use ndarray::{Array1, Array2, Array3, ArrayView1, ArrayView2, Axis};
 
-use crate::quantize::{self, QuantizedMatrix};
+use crate::quantize::QuantizedMatrix;
 use crate::scheme::Config;
 use crate::{Element, Error, Outliers, QuantizedActivations, product};
 
@@ -20,7 +20,7 @@ pub struct Weight<T> {
 impl<T: Element> Weight<T> {
     /// Quantises `w [N, K]` by `config`, without exact columns.
     pub fn quantize(w: ArrayView2<T>, config: &Config) -> Self {
-        Self::from_quantized(quantize::quantize(w, config.weight_encoding, config.weight_granularity))
+        Self::from_quantized(QuantizedMatrix::quantize(w, config.weight_encoding, config.weight_granularity))
     }
 
     /// A weight that is int8 already, as from a bitsandbytes checkpoint.

@@ -79,65 +79,65 @@ pub fn group_count(inner: usize) -> usize {
     inner.div_ceil(GROUP).max(1)
 }
 
-/// Quantises `x [R, K]`, every value counting.
-pub fn quantize<T: Element>(
-    x: ArrayView2<T>,
-    encoding: Encoding,
-    granularity: Granularity,
-) -> QuantizedMatrix {
-    quantize_without(x, &Outliers::none(x.dim()), encoding, granularity, RowMaximum::Paper)
-}
-
-/// Quantises `x [R, K]` without its outliers, whose code is that of 0.
-///
-/// # Panics
-/// If `outliers` belong to a matrix of another shape.
-pub fn quantize_without<T: Element>(
-    x: ArrayView2<T>,
-    outliers: &Outliers,
-    encoding: Encoding,
-    granularity: Granularity,
-    row_maximum: RowMaximum,
-) -> QuantizedMatrix {
-    assert_eq!(x.dim(), outliers.dim(), "quantize_without: x and its outliers have different shapes");
-    let counts = |row: usize, column: usize| match row_maximum {
-        RowMaximum::Paper => !outliers.is_outlier(row, column),
-        RowMaximum::Bitsandbytes => !outliers.reaches_threshold(row, column),
-    };
-    let (rows, inner) = x.dim();
-    let groups = if granularity == Granularity::Group { group_count(inner) } else { 1 };
-    let width = if granularity == Granularity::Group { GROUP } else { inner };
-    let mut ranges: Vec<Range> = (0..rows)
-        .flat_map(|row| (0..groups).map(move |group| (row, group)))
-        .map(|(row, group)| {
-            let span = group * width..inner.min((group + 1) * width);
-            let counted = span.filter(|column| counts(row, *column));
-            Range::of(counted.map(|column| x[[row, column]].to_f32()))
-        })
-        .collect();
-    if granularity == Granularity::Tensor {
-        let whole = ranges.iter().fold(Range::EMPTY, |whole, range| whole.union(*range));
-        ranges.fill(whole);
-    }
-    let parameters: Vec<Parameters> =
-        ranges.iter().map(|range| Parameters::new(*range, encoding, granularity)).collect();
-    let codes = Array2::from_shape_fn(x.dim(), |(row, column)| {
-        let parameters = parameters[row * groups + if groups == 1 { 0 } else { column / GROUP }];
-        if outliers.is_outlier(row, column) {
-            convert::clamped_code(parameters.zero_point)
-        } else {
-            parameters.code(x[[row, column]].to_f32())
-        }
-    });
-    QuantizedMatrix {
-        codes,
-        scales: parameters.iter().map(|parameters| parameters.scale).collect(),
-        zero_points: parameters.iter().map(|parameters| parameters.zero_point).collect(),
-        groups,
-    }
-}
-
 impl QuantizedMatrix {
+    /// Quantises `x [R, K]`, every value counting.
+    pub fn quantize<T: Element>(x: ArrayView2<T>, encoding: Encoding, granularity: Granularity) -> Self {
+        Self::quantize_without(x, &Outliers::none(x.dim()), encoding, granularity, RowMaximum::Paper)
+    }
+
+    /// Quantises `x [R, K]` without its outliers, whose code is that of 0.
+    ///
+    /// # Panics
+    /// If `outliers` belong to a matrix of another shape.
+    pub fn quantize_without<T: Element>(
+        x: ArrayView2<T>,
+        outliers: &Outliers,
+        encoding: Encoding,
+        granularity: Granularity,
+        row_maximum: RowMaximum,
+    ) -> Self {
+        assert_eq!(
+            x.dim(),
+            outliers.dim(),
+            "QuantizedMatrix::quantize_without: x and its outliers have different shapes"
+        );
+        let counts = |row: usize, column: usize| match row_maximum {
+            RowMaximum::Paper => !outliers.is_outlier(row, column),
+            RowMaximum::Bitsandbytes => !outliers.reaches_threshold(row, column),
+        };
+        let (rows, inner) = x.dim();
+        let groups = if granularity == Granularity::Group { group_count(inner) } else { 1 };
+        let width = if granularity == Granularity::Group { GROUP } else { inner };
+        let mut ranges: Vec<Range> = (0..rows)
+            .flat_map(|row| (0..groups).map(move |group| (row, group)))
+            .map(|(row, group)| {
+                let span = group * width..inner.min((group + 1) * width);
+                let counted = span.filter(|column| counts(row, *column));
+                Range::of(counted.map(|column| x[[row, column]].to_f32()))
+            })
+            .collect();
+        if granularity == Granularity::Tensor {
+            let whole = ranges.iter().fold(Range::EMPTY, |whole, range| whole.union(*range));
+            ranges.fill(whole);
+        }
+        let parameters: Vec<Parameters> =
+            ranges.iter().map(|range| Parameters::new(*range, encoding, granularity)).collect();
+        let codes = Array2::from_shape_fn(x.dim(), |(row, column)| {
+            let parameters = parameters[row * groups + if groups == 1 { 0 } else { column / GROUP }];
+            if outliers.is_outlier(row, column) {
+                convert::clamped_code(parameters.zero_point)
+            } else {
+                parameters.code(x[[row, column]].to_f32())
+            }
+        });
+        Self {
+            codes,
+            scales: parameters.iter().map(|parameters| parameters.scale).collect(),
+            zero_points: parameters.iter().map(|parameters| parameters.zero_point).collect(),
+            groups,
+        }
+    }
+
     /// From codes `[R, K]` with one scale and zero point a row (`[R]`) or a group (`[R·G]`, row-major), as read from a file.
     ///
     /// # Errors

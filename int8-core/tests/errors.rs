@@ -1,7 +1,6 @@
 //! Every caller's mistake is an error that names the operands, never a panic.
 
 use int8_core::product::{MAX_INNER, correct_zero_points, dequantize, int8_product};
-use int8_core::quantize::quantize;
 use int8_core::{
     Config, Encoding, Error, Granularity, OutlierRule, QuantizedMatrix, RowStatistic, Scheme, Weight,
     input_gradient, linear,
@@ -92,7 +91,8 @@ fn operands_of_a_product() {
 
 #[test]
 fn shapes_after_the_product() {
-    let [a, w] = [ones(2, 3), ones(4, 3)].map(|m| quantize(m.view(), Encoding::Absmax, Granularity::Row));
+    let [a, w] = [ones(2, 3), ones(4, 3)]
+        .map(|m| QuantizedMatrix::quantize(m.view(), Encoding::Absmax, Granularity::Row));
     let wrong = Array2::zeros((4, 2));
     let error = correct_zero_points(wrong.view(), &a, &w).expect_err("a transposed accumulator");
     assert_eq!(error, Error::Shape { what: "accumulator", expected: (2, 4), found: (4, 2) });

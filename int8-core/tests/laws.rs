@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use int8_core::corpus::Random;
 use int8_core::product::{correct_zero_points, dequantize_groups, group_products, int8_product};
-use int8_core::quantize::{MIN_SCALE, quantize, quantize_without};
+use int8_core::quantize::MIN_SCALE;
 use int8_core::{
     Config, Element, Encoding, GROUP, Granularity, OutlierGranularity, OutlierRule, QuantizedMatrix,
     RowMaximum, RowStatistic, Scheme, Weight, find_outliers, linear,
@@ -110,7 +110,7 @@ proptest! {
     ) {
         let factor = 2.0_f32.powi(exponent);
         let (plain, scaled) =
-            (quantize(x.view(), encoding, granularity), quantize((&x * factor).view(), encoding, granularity));
+            (QuantizedMatrix::quantize(x.view(), encoding, granularity), QuantizedMatrix::quantize((&x * factor).view(), encoding, granularity));
         prop_assert_eq!(plain.codes(), scaled.codes());
         prop_assert_eq!(plain.zero_points(), scaled.zero_points());
         prop_assert_eq!(plain.scales().mapv(|scale| scale * factor), scaled.scales());
@@ -133,7 +133,7 @@ proptest! {
     fn a_code_stands_for_a_value_half_a_step_away(
         x in matrix(1..=6, 1..=40), encoding in encoding(), granularity in granularity(),
     ) {
-        let quantized = quantize(x.view(), encoding, granularity);
+        let quantized = QuantizedMatrix::quantize(x.view(), encoding, granularity);
         for (at, x) in x.indexed_iter() {
             let step = f64::from(quantized.parameters(at.0, at.1).0) / 127.0;
             let largest = if encoding == Encoding::Absmax { 127.0 } else { 254.0 };
@@ -149,7 +149,7 @@ proptest! {
         bits in prop::collection::vec(any::<u32>(), 24), encoding in encoding(), granularity in granularity(),
     ) {
         let x = Array2::from_shape_fn((4, 6), |(row, column)| f32::from_bits(bits[row * 6 + column]));
-        let quantized = quantize(x.view(), encoding, granularity);
+        let quantized = QuantizedMatrix::quantize(x.view(), encoding, granularity);
         prop_assert!(quantized.codes().iter().all(|code| *code != i8::MIN));
         prop_assert!(quantized.zero_points().iter().all(|zero_point| (-127..=127).contains(zero_point)));
         let finite = |row: usize| x.row(row).iter().all(|value| value.is_finite());
@@ -168,7 +168,7 @@ proptest! {
     #[test]
     fn negation(x in matrix(1..=6, 1..=40), encoding in encoding(), granularity in granularity()) {
         let (plain, negated) =
-            (quantize(x.view(), encoding, granularity), quantize(x.mapv(|x| -x).view(), encoding, granularity));
+            (QuantizedMatrix::quantize(x.view(), encoding, granularity), QuantizedMatrix::quantize(x.mapv(|x| -x).view(), encoding, granularity));
         prop_assert_eq!(plain.scales(), negated.scales());
         if encoding == Encoding::Absmax {
             prop_assert_eq!(plain.codes().mapv(|code| -code), negated.codes());
@@ -226,7 +226,7 @@ proptest! {
     #[test]
     fn zero_point_correction_is_the_unrolled_sum((x, w) in operands(), row in any::<bool>()) {
         let granularity = if row { Granularity::Row } else { Granularity::Tensor };
-        let [a, b] = [&x, &w].map(|matrix| quantize(matrix.view(), Encoding::Zeropoint, granularity));
+        let [a, b] = [&x, &w].map(|matrix| QuantizedMatrix::quantize(matrix.view(), Encoding::Zeropoint, granularity));
         let accumulator = int8_product(a.codes(), b.codes()).expect("equal K");
         let corrected = correct_zero_points(accumulator.view(), &a, &b).expect("matching shapes");
         let steps = |matrix: &QuantizedMatrix, row: usize, k: usize| {
@@ -242,7 +242,7 @@ proptest! {
     fn products_of_groups_add_up(
         (x, w) in operands(), of_x in granularity(), of_w in granularity(), encoding in encoding(),
     ) {
-        let (a, b) = (quantize(x.view(), encoding, of_x), quantize(w.view(), Encoding::Zeropoint, of_w));
+        let (a, b) = (QuantizedMatrix::quantize(x.view(), encoding, of_x), QuantizedMatrix::quantize(w.view(), Encoding::Zeropoint, of_w));
         let products = group_products(&a, &b).expect("equal K");
         prop_assert_eq!(products.dim().0, a.groups().max(b.groups()));
         let steps = |matrix: &QuantizedMatrix, row: usize, k: usize| {
@@ -262,10 +262,10 @@ proptest! {
     /// A group is quantised as a row of its own would be.
     #[test]
     fn a_group_is_a_row_of_its_own(x in matrix(1..=4, 1..=100), encoding in encoding()) {
-        let whole = quantize(x.view(), encoding, Granularity::Group);
+        let whole = QuantizedMatrix::quantize(x.view(), encoding, Granularity::Group);
         prop_assert_eq!(whole.groups(), x.ncols().div_ceil(GROUP));
         for (group, part) in x.axis_chunks_iter(Axis(1), GROUP).enumerate() {
-            let alone = quantize(part, encoding, Granularity::Group);
+            let alone = QuantizedMatrix::quantize(part, encoding, Granularity::Group);
             for ((row, column), code) in alone.codes().indexed_iter() {
                 let at = group * GROUP + column;
                 prop_assert_eq!(*code, whole.codes()[[row, at]]);
@@ -316,7 +316,7 @@ proptest! {
     fn readings_of_the_row_maximum_agree_without_mixed_columns(x in matrix(1..=6, 1..=40), config in config()) {
         let outliers = find_outliers(x.view(), &config.rule, config.outlier_granularity);
         let [paper, bitsandbytes] = [RowMaximum::Paper, RowMaximum::Bitsandbytes]
-            .map(|reading| quantize_without(x.view(), &outliers, config.input_encoding, config.input_granularity, reading));
+            .map(|reading| QuantizedMatrix::quantize_without(x.view(), &outliers, config.input_encoding, config.input_granularity, reading));
         let mixed = x.indexed_iter().any(|((row, column), _)| {
             outliers.is_outlier(row, column) && !outliers.reaches_threshold(row, column)
         });
@@ -441,8 +441,9 @@ fn the_two_readings_of_the_row_maximum() {
     let x = Array2::from_shape_fn((2, 2), |(m, k)| [[7.0_f32, 1.0], [5.0, 1.0]][m][k]);
     let config = Scheme::LlmInt8Absmax.config();
     let outliers = find_outliers(x.view(), &config.rule, config.outlier_granularity);
-    let quantized =
-        |reading| quantize_without(x.view(), &outliers, Encoding::Absmax, Granularity::Row, reading);
+    let quantized = |reading| {
+        QuantizedMatrix::quantize_without(x.view(), &outliers, Encoding::Absmax, Granularity::Row, reading)
+    };
     let (paper, bitsandbytes) = (quantized(RowMaximum::Paper), quantized(RowMaximum::Bitsandbytes));
     assert_eq!(paper.scales().to_vec(), [1.0, 1.0]);
     assert_eq!(paper.codes().iter().copied().collect::<Vec<_>>(), [0, 127, 0, 127]);

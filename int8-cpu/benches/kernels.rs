@@ -35,7 +35,7 @@ fn product(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("product/{kernel}"));
         for (m, n, k) in SHAPES {
             let weight = weight(kernel, n, k);
-            let a = int8_core::quantize::quantize(
+            let a = int8_core::QuantizedMatrix::quantize(
                 Random::new(2).matrix(m, k, 1.0).view(),
                 Encoding::Absmax,
                 Granularity::Row,

@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn comparators_fail_on_one_unit() {
         let case = corpus::random(3);
-        let expected = int8_core::quantize::quantize(
+        let expected = int8_core::QuantizedMatrix::quantize(
             case.w.view(),
             case.config.weight_encoding,
             case.config.weight_granularity,

@@ -305,7 +305,7 @@ fn weights_come_back_as_they_went_in() {
         let w = random.matrix(n, k, 1.0);
         for encoding in [Encoding::Absmax, Encoding::Zeropoint] {
             for granularity in [Granularity::Row, Granularity::Group] {
-                let expected = int8_core::quantize::quantize(w.view(), encoding, granularity);
+                let expected = int8_core::QuantizedMatrix::quantize(w.view(), encoding, granularity);
                 for kernel in Kernel::available() {
                     let weight = PackedWeight::from_quantized(kernel, &expected).expect("a weight");
                     assert_eq!(weight.to_quantized().expect("valid parts"), expected, "{kernel} [{n}, {k}]");

@@ -82,7 +82,8 @@ fn packing_and_the_product_are_exact() {
     for (m, n, k) in SHAPES {
         let (a, w) = (random.matrix(m, k, 1.0), random.matrix(n, k, 1.0));
         let codes = |matrix: &Array2<f32>| {
-            let quantized = int8_core::quantize::quantize(matrix.view(), Encoding::Absmax, Granularity::Row);
+            let quantized =
+                int8_core::QuantizedMatrix::quantize(matrix.view(), Encoding::Absmax, Granularity::Row);
             quantized.codes().to_owned()
         };
         let (a, w) = (codes(&a), codes(&w));

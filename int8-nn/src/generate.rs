@@ -1,5 +1,6 @@
 //! Generating text, token by token.
 
+use crate::SpecialTokens;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -195,7 +196,7 @@ impl<B: Backend> Model<B> {
     /// [`Error::Tokenizer`] when the checkpoint has no tokenizer; as [`generate_ids`](Self::generate_ids).
     pub fn generate(&self, prompt: &str, options: &GenerateOptions) -> Result<String, Error> {
         let tokenizer = self.tokenizer()?;
-        let mut ids = tokenizer.encode(prompt, true)?;
+        let mut ids = tokenizer.encode(prompt, SpecialTokens::Add)?;
         let new = self.generate_ids(&ids, options, |_| ControlFlow::Continue(()))?;
         if self.answers() {
             return tokenizer.decode(&new.ids);
@@ -216,7 +217,7 @@ impl<B: Backend> Model<B> {
         mut on_text: impl FnMut(&str),
     ) -> Result<Generation, Error> {
         let tokenizer = self.tokenizer()?;
-        let ids = tokenizer.encode(prompt, true)?;
+        let ids = tokenizer.encode(prompt, SpecialTokens::Add)?;
         let mut stream = tokenizer.stream();
         if !self.answers() {
             // What a first token is decoded to depends on what stands before it.

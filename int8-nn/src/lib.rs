@@ -69,7 +69,7 @@ pub use model::{Loader, Model};
 pub use perplexity::{Perplexity, PerplexityOptions};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Session, SessionOptions};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{SpecialTokens, Tokenizer};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

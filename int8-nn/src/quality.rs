@@ -16,7 +16,7 @@ use crate::perplexity::{LogitRows, Perplexity, PerplexityOptions, negative_log_l
 use crate::precision::{LinearRole, Site};
 use crate::sampler::argmax;
 use crate::session::SessionOptions;
-use crate::{Error, convert};
+use crate::{Error, SpecialTokens, convert};
 
 /// The float model's predictions of a text.
 #[derive(Debug)]
@@ -268,8 +268,9 @@ impl<B: Backend> Model<B> {
             let Some((context, _)) = passage.rsplit_once(char::is_whitespace) else {
                 return Err(Error::Input(format!("passage {}: fewer than two words", index + 1)));
             };
-            let ids = tokenizer.encode(passage, false)?;
-            let context = tokenizer.encode(context.trim_end(), false)?.len().clamp(1, ids.len() - 1);
+            let ids = tokenizer.encode(passage, SpecialTokens::Omit)?;
+            let context =
+                tokenizer.encode(context.trim_end(), SpecialTokens::Omit)?.len().clamp(1, ids.len() - 1);
             let cut = ids.len().saturating_sub(self.config().max_positions);
             let (ids, context) = (&ids[cut..], context.saturating_sub(cut).max(1));
             let mut session = self.decoder().session(&SessionOptions::text(ids.len()))?;

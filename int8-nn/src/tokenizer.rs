@@ -15,6 +15,15 @@ use crate::Error;
 use crate::checkpoint::{Checkpoint, Source};
 use crate::tokenizer_checks::{self, contained};
 
+/// Whether a text gets the tokenizer's special tokens, such as a leading `<s>` (`add_special_tokens` in Python).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// It does: a prompt.
+    Add,
+    /// It does not: a part of a text, or one whose template has written them.
+    Omit,
+}
+
 /// A checkpoint's tokenizer.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -94,12 +103,13 @@ impl Tokenizer {
         Ok((encoding.get_ids().to_vec(), encoding.get_overflowing().is_empty()))
     }
 
-    /// Token ids of a text; if `special`, with the tokenizer's special tokens (such as a leading `<s>`).
+    /// Token ids of a text.
     ///
     /// # Errors
     /// When the tokenizer cannot encode the text.
-    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
-        let encoding = contained(|| self.inner.encode_fast(text, special)).map_err(Error::Tokenizer)?;
+    pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, Error> {
+        let add = special == SpecialTokens::Add;
+        let encoding = contained(|| self.inner.encode_fast(text, add)).map_err(Error::Tokenizer)?;
         Ok(encoding.get_ids().to_vec())
     }
 

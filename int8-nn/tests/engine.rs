@@ -17,7 +17,7 @@ use int8_nn::engine::{
     self, EmbedOptions, Engine, EngineOptions, Event, FinishReason, Finished, Rejection, Request,
     SamplingParams, Token, is_batch_invariant,
 };
-use int8_nn::{GenerateOptions, Loader, LogitRules, Model, Sampling, TokenConstraint};
+use int8_nn::{GenerateOptions, Loader, LogitRules, Model, Sampling, SpecialTokens, TokenConstraint};
 use mock::Mock;
 use ndarray::ArrayViewMut2;
 
@@ -494,7 +494,7 @@ fn one_failure_is_nobody_elses() {
 fn texts_end_at_stop_texts_and_stream_as_they_are() {
     let model = load(demo());
     let tokenizer = model.tokenizer().expect("a tokenizer");
-    let prompt = tokenizer.encode("It was the best of times", true).expect("ids");
+    let prompt = tokenizer.encode("It was the best of times", SpecialTokens::Add).expect("ids");
     let request = Request { max_tokens: 60, ..Request::new(prompt) };
     let whole = alone(&model, &request);
     assert_eq!(whole.text(), tokenizer.decode(&whole.ids()).expect("a text"));

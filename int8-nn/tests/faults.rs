@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use int8_core::metrics::relative_l2;
 use int8_nn::checkpoint::Source;
-use int8_nn::{ChatTemplate, Message, Model, Tokenizer};
+use int8_nn::{ChatTemplate, Message, Model, SpecialTokens, Tokenizer};
 use serde_json::Value;
 
 use common::{GoldenFile, data, exactly, read_json, shared};
@@ -76,7 +76,7 @@ fn text_failures(folder: &Path, case: &Value) -> Vec<String> {
     let mut failures = Vec::new();
     for text in case["texts"].as_array().expect("texts") {
         let (text, expected) = (text["text"].as_str().expect("a text"), ids(&text["ids"]));
-        let found = tokenizer.encode(text, true).expect("ids");
+        let found = tokenizer.encode(text, SpecialTokens::Add).expect("ids");
         if found != expected {
             failures.push(format!("{text:?} is {found:?}, expected {expected:?}"));
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use int8_core::corpus::Random;
 use int8_nn::checkpoint::Source;
-use int8_nn::{ChatTemplate, Message, Tokenizer};
+use int8_nn::{ChatTemplate, Message, SpecialTokens, Tokenizer};
 use serde_json::{Value, json};
 
 /// Longest time of one case in an unoptimised build on a busy machine.
@@ -321,7 +321,9 @@ fn tokenizers() {
                 &"a".repeat(1 + below(random, 3_000)),
                 &"ab ".repeat(300),
             ] {
-                if let Ok(ids) = tokenizer.encode(words, below(random, 2) == 0) {
+                if let Ok(ids) =
+                    tokenizer.encode(words, [SpecialTokens::Add, SpecialTokens::Omit][below(random, 2)])
+                {
                     let _ = tokenizer.decode(&ids);
                 }
             }

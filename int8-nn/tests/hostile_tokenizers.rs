@@ -1,5 +1,6 @@
 //! `tokenizer.json` written to make the tokenizers library panic, abort or exhaust memory: each is an error, or encodes in time.
 
+use int8_nn::SpecialTokens;
 use std::time::{Duration, Instant};
 
 use int8_nn::Tokenizer;
@@ -151,7 +152,7 @@ fn none_panics_or_exhausts() {
             Ok(None) => wrong.push(format!("{name}: not found")),
             Ok(Some(tokenizer)) => {
                 for text in texts {
-                    match tokenizer.encode(text, true) {
+                    match tokenizer.encode(text, SpecialTokens::Add) {
                         Ok(ids) => {
                             let _ = tokenizer.decode(&ids);
                             if ids.len() > 4_096 + 300 * text.len() {
@@ -197,7 +198,7 @@ fn honest_files_are_read() {
     for changes in honest {
         let tokenizer = Tokenizer::read(&source(file(changes).to_string().into_bytes()));
         let tokenizer = tokenizer.expect("honest").expect("a tokenizer");
-        assert!(tokenizer.encode("ab", true).expect("ids").contains(&2));
+        assert!(tokenizer.encode("ab", SpecialTokens::Add).expect("ids").contains(&2));
     }
 }
 
@@ -264,7 +265,7 @@ fn no_slow_tokenizer_exhausts() {
             let source = Source::embedded(files.map(|(name, bytes)| (name.to_owned(), bytes.into())));
             if let Ok(Some(tokenizer)) = Tokenizer::read(&source) {
                 for text in ["", "a", &"a".repeat(2_000), "ab \u{10FFFF}"] {
-                    if let Ok(ids) = tokenizer.encode(text, true) {
+                    if let Ok(ids) = tokenizer.encode(text, SpecialTokens::Add) {
                         let _ = tokenizer.decode(&ids);
                     }
                 }
@@ -284,7 +285,7 @@ fn no_slow_tokenizer_exhausts() {
         let files = [(file, bytes), ("config.json", json!({"model_type": "bert"}).to_string().into_bytes())];
         let source = Source::embedded(files.map(|(name, bytes)| (name.to_owned(), bytes.into())));
         if let Ok(Some(tokenizer)) = Tokenizer::read(&source) {
-            let _ = tokenizer.encode(&"a".repeat(2_000), true);
+            let _ = tokenizer.encode(&"a".repeat(2_000), SpecialTokens::Add);
         }
         let (time, memory) = (begin.elapsed(), peak().unwrap_or(0));
         if time > Duration::from_secs(10) || memory > 1 << 30 {

@@ -9,7 +9,7 @@ use std::sync::mpsc::channel;
 
 use int8_nn::backend::{Backend, Precision};
 use int8_nn::engine::{Engine, EngineOptions, Event, FinishReason, Finished, Request, SamplingParams};
-use int8_nn::{ChatTemplate, GenerationConfig, Model, Sampling, Tokenizer};
+use int8_nn::{ChatTemplate, GenerationConfig, Model, Sampling, SpecialTokens, Tokenizer};
 use serde_json::{Map, Value, json};
 
 use super::read_text;
@@ -280,7 +280,7 @@ fn read_prompt(
         let text = template
             .render_json(messages, &Value::Null, &Value::Null, true)
             .map_err(|error| error.to_string())?;
-        tokenizer.encode(&text, false).map_err(|error| error.to_string())
+        tokenizer.encode(&text, SpecialTokens::Omit).map_err(|error| error.to_string())
     };
     let is_chat = arguments.chat || object.contains_key("messages");
     let ids = match (object.get("prompt"), object.get("messages")) {
@@ -289,7 +289,7 @@ fn read_prompt(
             chat(&system.chain([json!({"role": "user", "content": prompt})]).collect())?
         }
         (Some(Value::String(prompt)), None) => {
-            tokenizer.encode(prompt, true).map_err(|error| error.to_string())?
+            tokenizer.encode(prompt, SpecialTokens::Add).map_err(|error| error.to_string())?
         }
         (None, Some(messages @ Value::Array(_))) => chat(messages)?,
         _ => return Err("expected either \"prompt\", a text, or \"messages\", a list".to_owned()),

@@ -4,7 +4,7 @@
 use std::io::{self, IsTerminal, Read};
 
 use int8_nn::backend::Backend;
-use int8_nn::{ChatTemplate, Message};
+use int8_nn::{ChatTemplate, Message, SpecialTokens};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde_json::json;
@@ -104,7 +104,7 @@ impl<B: Backend> Chat<'_, B> {
     fn answer(&mut self, question: String) -> Result<Answer, Failure> {
         let tokenizer = self.run.model.tokenizer()?;
         let Some(template) = &self.template else {
-            let ids = tokenizer.encode(&question, true)?;
+            let ids = tokenizer.encode(&question, SpecialTokens::Add)?;
             let generation = self.run.generate(&ids, Some(tokenizer), Echo::Prompt, Vec::new())?;
             let text = tokenizer.decode(&generation.ids)?;
             return Ok(Answer { prompt: question, ids, generation, text });
@@ -112,7 +112,7 @@ impl<B: Backend> Chat<'_, B> {
         self.messages.push(Message::new("user", question));
         let prompt = template.render(&self.messages, true)?;
         // The template writes the special tokens itself.
-        let ids = tokenizer.encode(&prompt, false)?;
+        let ids = tokenizer.encode(&prompt, SpecialTokens::Omit)?;
         let end = template.eos_token().and_then(|token| tokenizer.token_id(token));
         let generation =
             self.run.generate(&ids, Some(tokenizer), Echo::Nothing, end.into_iter().collect())?;

@@ -7,7 +7,7 @@ use int8_core::Scheme;
 use int8_nn::backend::{Backend, FloatType, OutlierWeights, Precision, Quantization};
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::decoder::{Footprint, LinearRole};
-use int8_nn::{GenerateOptions, Loader, Model, Perplexity, PerplexityOptions};
+use int8_nn::{GenerateOptions, Loader, Model, Perplexity, PerplexityOptions, SpecialTokens};
 use serde_json::{Value, json};
 
 use super::outlier_share;
@@ -80,7 +80,7 @@ impl Task for Demo<'_> {
         let schemes = resolve::comparison(schemes, place, output);
 
         let float = load(Precision::Float)?;
-        let ids = float.tokenizer()?.encode(TEXT, false)?;
+        let ids = float.tokenizer()?.encode(TEXT, SpecialTokens::Omit)?;
         let bar = output.bar("scoring", "schemes");
         let options = PerplexityOptions { window: WINDOW, windows: None, kv_cache: FloatType::F32 };
         let measure = |model: &Model<B>, label, name| -> Result<Row, Failure> {

@@ -28,7 +28,7 @@ use std::path::Path;
 
 use int8_core::{Named, OutlierRule};
 use int8_nn::backend::{Backend, FloatType, Precision};
-use int8_nn::{Model, PerplexityOptions};
+use int8_nn::{Model, PerplexityOptions, SpecialTokens};
 use serde_json::{Value, json};
 
 use crate::args::{InputArgs, TextArgs};
@@ -38,7 +38,7 @@ use crate::failure::Failure;
 /// Token ids of the input, and whether they came from text.
 fn input_ids<B: Backend>(model: &Model<B>, input: &InputArgs) -> Result<Vec<u32>, Failure> {
     match (&input.prompt, &input.ids) {
-        (Some(prompt), _) => Ok(model.tokenizer()?.encode(prompt, true)?),
+        (Some(prompt), _) => Ok(model.tokenizer()?.encode(prompt, SpecialTokens::Add)?),
         (None, Some(ids)) => Ok(ids.0.clone()),
         (None, None) => Err(no_input()),
     }
@@ -68,7 +68,7 @@ fn text<B: Backend>(
     let window = arguments.window.unwrap_or(DEFAULT_WINDOW.min(model.config().max_positions));
     // Special tokens belong to a prompt; a text is scored as it is.
     let text = read_text("--text", path)?;
-    let ids = model.tokenizer()?.encode(&text, false)?;
+    let ids = model.tokenizer()?.encode(&text, SpecialTokens::Omit)?;
     Ok((ids, PerplexityOptions { window, windows: arguments.windows, kv_cache: FloatType::F32 }))
 }
 

@@ -1,5 +1,6 @@
 //! `int8 quantize`: a checkpoint on disk becomes int8.
 
+use int8_nn::SpecialTokens;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -90,7 +91,7 @@ impl Task for Calibrate<'_> {
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<Self::Output, Failure> {
         let loader = Loader::new(place.checkpoint.clone()).precision(place.precision);
         let model = loader.build_on(place.devices.clone())?;
-        let mut ids = model.tokenizer()?.encode(&self.text, false)?;
+        let mut ids = model.tokenizer()?.encode(&self.text, SpecialTokens::Omit)?;
         ids.truncate(self.tokens);
         let bar = self.output.bar("calibrating", "windows");
         let window = WINDOW.min(model.config().max_positions);

@@ -10,7 +10,7 @@ use hyper::body::{Body, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request as HttpRequest, Response, StatusCode};
 use int8_nn::engine::{EmbedHandle, Event, Handle, Request, SamplingParams};
-use int8_nn::{ChatTemplate, Tokenizer};
+use int8_nn::{ChatTemplate, SpecialTokens, Tokenizer};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
@@ -351,7 +351,7 @@ impl App {
                 let text =
                     template.render_json(&chat.messages, &chat.tools, &chat.template_arguments, true)?;
                 // The template writes the special tokens itself.
-                let ids = tokenizer.encode(&text, false)?;
+                let ids = tokenizer.encode(&text, SpecialTokens::Omit)?;
                 let end = template.eos_token().and_then(|token| tokenizer.token_id(token));
                 requests = Vec::new();
                 for choice in 0..chat.generate.choices {
@@ -368,9 +368,10 @@ impl App {
                 let mut texts = Vec::new();
                 for prompt in completion.prompts {
                     let (ids, text) = match prompt {
-                        Prompt::Text(text) => {
-                            (tokenizer.as_ref().ok_or_else(no_tokenizer)?.encode(&text, true)?, text)
-                        }
+                        Prompt::Text(text) => (
+                            tokenizer.as_ref().ok_or_else(no_tokenizer)?.encode(&text, SpecialTokens::Add)?,
+                            text,
+                        ),
                         Prompt::Ids(ids) => {
                             let text = match tokenizer {
                                 Some(tokenizer) if completion.echo => tokenizer.decode(&ids)?,

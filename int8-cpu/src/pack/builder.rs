@@ -465,7 +465,6 @@ mod tests {
     use half::f16;
     use int8_core::QuantizedMatrix;
     use int8_core::corpus::Random;
-    use int8_core::quantize::quantize as reference;
     use ndarray::{Array2, Axis, concatenate};
 
     use super::*;
@@ -546,7 +545,7 @@ mod tests {
                 *value = f32::NAN;
             }
             let expected: Vec<_> =
-                matrices.iter().map(|w| reference(w.view(), encoding, granularity)).collect();
+                matrices.iter().map(|w| QuantizedMatrix::quantize(w.view(), encoding, granularity)).collect();
             let outputs = parts.iter().sum();
             for kernel in Kernel::available() {
                 let case = (kernel, parts, inner, encoding, granularity);
@@ -594,10 +593,10 @@ mod tests {
                     builder.finish()
                 };
                 let weight = build(&Reversed(w.view())).expect("a weight");
-                check(&weight, &[reference(plain.view(), encoding, granularity)], &case);
+                check(&weight, &[QuantizedMatrix::quantize(plain.view(), encoding, granularity)], &case);
                 let narrow = plain.mapv(f16::from_f32);
                 let weight = build(&narrow.view()).expect("a weight");
-                check(&weight, &[reference(narrow.view(), encoding, granularity)], &case);
+                check(&weight, &[QuantizedMatrix::quantize(narrow.view(), encoding, granularity)], &case);
             }
         }
     }
@@ -612,7 +611,7 @@ mod tests {
             }
             let matrices: Vec<_> = parts.iter().map(|rows| random.matrix(*rows, inner, 1.0)).collect();
             let expected: Vec<_> =
-                matrices.iter().map(|w| reference(w.view(), encoding, granularity)).collect();
+                matrices.iter().map(|w| QuantizedMatrix::quantize(w.view(), encoding, granularity)).collect();
             for kernel in Kernel::available() {
                 for float in [0, 1] {
                     let dim = (parts.iter().sum(), inner);

@@ -24,7 +24,7 @@
 //! let model = Model::load("path/to/checkpoint")?.int8().build()?;
 //! let mut engine = Engine::new(&model, EngineOptions::default())?;
 //! for prompt in ["Once upon a time", "The sky is"] {
-//!     let request = Request::new(model.tokenizer()?.encode(prompt, true)?);
+//!     let request = Request::new(model.tokenizer()?.encode(prompt, int8_nn::SpecialTokens::Add)?);
 //!     let print = |event| {
 //!         if let Event::Token(token) = event {
 //!             print!("{}", token.text);

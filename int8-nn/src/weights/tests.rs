@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 use int8_core::corpus::Random;
-use int8_core::{Config, Encoding, Granularity, QuantizedMatrix, Scheme, quantize};
+use int8_core::{Config, Encoding, Granularity, QuantizedMatrix, Scheme};
 use int8_cpu::{ExactColumn, Kernel};
 use ndarray::{Array1, Array2, Axis, concatenate};
 
@@ -45,7 +45,7 @@ fn weights() -> Weights {
     let gathered = random.matrix(40, INNER, 3.0).mapv(bf16::from_f32);
     let double = random.matrix(6, INNER, 4.0).mapv(|value| f64::from(value) / 3.0);
     let int8 = random.matrix(11, INNER, 5.0);
-    let int8 = quantize::quantize(int8.view(), Encoding::Absmax, Granularity::Row);
+    let int8 = QuantizedMatrix::quantize(int8.view(), Encoding::Absmax, Granularity::Row);
     let scales: Vec<u8> = int8.scales().iter().flat_map(|scale| scale.to_le_bytes()).collect();
     let checkpoint = checkpoint(vec![
         // An odd number of bytes first: nothing behind it is aligned.
@@ -109,7 +109,7 @@ fn stacked_weights_are_those_of_their_parts() {
                 .iter()
                 .map(|index| match index {
                     Some(index) => {
-                        quantize::quantize(weights.float[*index].view(), weight_encoding, granularity)
+                        QuantizedMatrix::quantize(weights.float[*index].view(), weight_encoding, granularity)
                     }
                     None => weights.int8.clone(),
                 })
