@@ -323,6 +323,9 @@ pub(crate) struct BenchArgs {
     /// Tokens of the prompt
     #[arg(help_heading = "Whole models", long, value_name = "N", default_value_t = 512)]
     pub(crate) prompt_tokens: usize,
+    /// Prompts that are read at once (with --shape)
+    #[arg(help_heading = "Whole models", long, value_name = "N", default_value_t = 1, requires = "shape")]
+    pub(crate) prompts: usize,
     /// Tokens to generate
     #[arg(help_heading = "Whole models", long, value_name = "N", default_value_t = 64)]
     pub(crate) new_tokens: usize,

@@ -42,32 +42,53 @@ impl Measured {
 }
 
 impl Measurement {
-    /// A prompt of `tokens` tokens, up to the choice of the first new one.
+    /// `batch` prompts of `tokens` tokens each, up to the choice of the first new ones.
     ///
     /// # Errors
     /// When the model has not so many positions, or the device fails.
-    pub(crate) fn prefill<B: Backend>(&self, model: &Model<B>, tokens: usize) -> Result<Measured, Error> {
+    pub(crate) fn prefill<B: Backend>(
+        &self,
+        model: &Model<B>,
+        batch: usize,
+        tokens: usize,
+    ) -> Result<Measured, Error> {
         in_pool(|| {
+            let most = model.decoder().backend().capabilities().prefill_rows;
             let options = SessionOptions {
                 kv_cache: self.kv_cache,
-                max_rows: model.decoder().backend().capabilities().prefill_rows.min(tokens),
-                max_logits: 1,
+                sequences: batch,
+                max_rows: most.min(batch * tokens),
+                max_logits: batch,
                 ..SessionOptions::text(tokens)
             };
             let mut session = model.decoder().session(&options)?;
-            let prompt = prompt(model, 0, tokens);
+            let prompts: Vec<_> = (0..batch).map(|sequence| prompt(model, sequence, tokens)).collect();
             let mut times = Vec::new();
             for round in 0..=self.prompts {
-                session.clear(0)?;
+                for sequence in 0..batch {
+                    session.clear(sequence)?;
+                }
                 let begin = Instant::now();
-                read(&mut session, 0, &prompt)?;
-                session.sample(&mut samplers(1)?)?;
+                // As many whole prompts at once as the device computes rows, or the parts of one.
+                for (first, prompts) in prompts.chunks((most / tokens).max(1)).enumerate() {
+                    let first = first * (most / tokens).max(1);
+                    match prompts {
+                        [prompt] => read(&mut session, first, prompt)?,
+                        prompts => {
+                            let segments = prompts.iter().enumerate();
+                            let segments: Vec<_> =
+                                segments.map(|(at, prompt)| (first + at, &prompt[..])).collect();
+                            session.forward(&segments)?;
+                        }
+                    }
+                    session.sample(&mut samplers(prompts.len())?)?;
+                }
                 if round > 0 {
                     times.push(begin.elapsed().as_secs_f64());
                 }
             }
             let cache_bytes = session.cache_bytes();
-            Ok(Measured { seconds: typical(&times, self.best), tokens, cache_bytes })
+            Ok(Measured { seconds: typical(&times, self.best), tokens: batch * tokens, cache_bytes })
         })
     }
 

@@ -49,10 +49,10 @@ pub(super) fn run(
         let names: Vec<&str> = ModelShape::names().collect();
         return Err(Failure::usage(format!("--shape {name}: known are {}", names.join(", "))));
     };
-    let sizes = [arguments.prompt_tokens, arguments.new_tokens];
+    let sizes = [arguments.prompts, arguments.prompt_tokens, arguments.new_tokens];
     if sizes.iter().chain(&arguments.batch).chain(&arguments.context).any(|size| *size == 0) {
         return Err(Failure::usage(
-            "--prompt-tokens, --new-tokens, --batch and --context must be at least 1",
+            "--prompts, --prompt-tokens, --new-tokens, --batch and --context must be at least 1",
         ));
     }
     let checkpoint = synthetic::checkpoint(&shape.config, shape.float, shape.biases)?;
@@ -192,7 +192,7 @@ impl Bench<'_> {
         let bar = self.output.bar("timing", "measurements");
         let all = 1 + arguments.batch.len() * arguments.context.len();
         bar.set(0, all);
-        let prefill = measurement.prefill(&model, arguments.prompt_tokens)?;
+        let prefill = measurement.prefill(&model, arguments.prompts, arguments.prompt_tokens)?;
         let outliers = outlier_share(&model).columns;
         let config = model.config();
         let footprint = model.decoder().footprint();
@@ -257,6 +257,7 @@ impl Bench<'_> {
             "device": device,
             "threads": rayon::current_num_threads(),
             "statistic": if self.arguments.best { "best" } else { "median" },
+            "prompts": self.arguments.prompts,
             "prompt_tokens": self.arguments.prompt_tokens,
             "new_tokens": self.arguments.new_tokens,
             "int8_head": self.arguments.int8_head,
@@ -308,7 +309,10 @@ impl Bench<'_> {
             output.line(&format!("{label:32}{:>11} {:>11} {:>9}{shares}", cells[0], cells[1], cell(ratio, 2)))
         };
         row("weights", &|run| real(run.weight_bytes), true, String::new())?;
-        let prompt = self.arguments.prompt_tokens;
+        let prompt = match self.arguments.prompts {
+            1 => self.arguments.prompt_tokens.to_string(),
+            prompts => format!("{prompts} x {}", self.arguments.prompt_tokens),
+        };
         row(&format!("prompt {prompt}, tokens/s"), &|run| run.prefill.rate(), false, String::new())?;
         let sizes = self
             .arguments
