@@ -198,7 +198,7 @@ impl Device {
         };
         let compute = self.compute.or(checkpoint.float_type()).unwrap_or(FloatType::F16);
         let open = || -> Result<_, Failure> {
-            let precision = on_gpu(stored(task.precision()?, task, checkpoint)?, task);
+            let precision = on_gpu(stored(task.precision()?, task, checkpoint)?, task, output);
             let (mut backends, mut memory) = (Vec::new(), Vec::new());
             for &ordinal in ordinals {
                 let backend = CudaBackend::new(ordinal, compute).map_err(|error| {
@@ -252,18 +252,20 @@ impl Device {
     }
 }
 
-/// `precision` with dequantised outlier weights, unless exact ones are asked for: they cost a GPU a fifth of its speed for one
-/// sequence and more in batches.
+/// What `precision` is on a GPU: with dequantised outlier weights, unless exact ones are asked for, because these cost a fifth of its
+/// speed for one sequence and more in batches; and [`Quantization::best_rows`] for `best`, whose groups it does not compute.
 #[cfg(feature = "cuda")]
-fn on_gpu(precision: Precision, task: &impl Task) -> Precision {
+fn on_gpu(precision: Precision, task: &impl Task, output: &Output) -> Precision {
+    let Precision::Int8(quantization) = precision else { return precision };
+    let int8_head = quantization.int8_head;
+    if quantization == (Quantization { int8_head, ..Quantization::best() }) {
+        output.remark(&output.dim("--preset best: one scale a row on a GPU (best-rows), not one for 32 values"));
+        return Precision::Int8(Quantization { int8_head, ..Quantization::best_rows() });
+    }
     let exact =
         task.options().is_some_and(|options| options.outlier_weights.is_some() || options.preset.is_some());
-    match precision {
-        Precision::Int8(quantization) if !exact => {
-            Precision::Int8(Quantization { outlier_weights: OutlierWeights::Dequantized, ..quantization })
-        }
-        other => other,
-    }
+    let outlier_weights = if exact { quantization.outlier_weights } else { OutlierWeights::Dequantized };
+    Precision::Int8(Quantization { outlier_weights, ..quantization })
 }
 
 /// `precision` with the checkpoint's threshold, where it counts.

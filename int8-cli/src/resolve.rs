@@ -24,6 +24,7 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
     }
     let quantization = match arguments.preset {
         Some(args::Preset::Best) => Quantization::best(),
+        Some(args::Preset::BestRows) => Quantization::best_rows(),
         Some(args::Preset::Paper) | None => quantization(arguments)?,
     };
     Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
@@ -153,12 +154,11 @@ pub(crate) fn write_settings(arguments: &WriteArgs, device: &Device) -> Result<W
 
 /// The name of a precision in output: `float` or a scheme's name.
 pub(crate) fn precision_name(arguments: &PrecisionArgs) -> &'static str {
-    if arguments.fp {
-        "float"
-    } else if arguments.preset == Some(args::Preset::Best) {
-        "best"
-    } else {
-        arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax).name()
+    match arguments.preset {
+        _ if arguments.fp => "float",
+        Some(args::Preset::Best) => "best",
+        Some(args::Preset::BestRows) => "best-rows",
+        Some(args::Preset::Paper) | None => arguments.scheme.unwrap_or(Scheme::LlmInt8Absmax).name(),
     }
 }
 

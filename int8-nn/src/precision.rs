@@ -126,6 +126,21 @@ impl Quantization {
         };
         Self { normed_rule: Some(relative(BEST_NORMED_TAU)), ..Self::new(config, OutlierWeights::Exact) }
     }
+
+    /// As [`best`](Self::best) with one scale a row, for devices without group granularity: zero points for inputs, and smaller
+    /// thresholds. It loses more (`docs/quality.md`) at the speed of the paper's setting.
+    pub fn best_rows() -> Self {
+        let relative = |tau| OutlierRule::RelativeToRow { tau, statistic: RowStatistic::MedianAbs };
+        let config = Config {
+            rule: relative(ROWS_TAU),
+            outlier_granularity: OutlierGranularity::Value,
+            ..Scheme::LlmInt8Zeropoint.config()
+        };
+        Self {
+            normed_rule: Some(relative(ROWS_NORMED_TAU)),
+            ..Self::new(config, OutlierWeights::Exact)
+        }
+    }
 }
 
 impl Precision {
@@ -148,3 +163,9 @@ const BEST_TAU: f32 = 64.0;
 
 /// τ for inputs that come out of a normalisation: 0.1 to 0.2 % of their values are outliers.
 const BEST_NORMED_TAU: f32 = 14.0;
+
+/// τ of [`Quantization::best_rows`] for the inputs of attention outputs and contractions.
+const ROWS_TAU: f32 = 30.0;
+
+/// τ for inputs that come out of a normalisation.
+const ROWS_NORMED_TAU: f32 = 10.0;

@@ -79,6 +79,8 @@ pub(crate) enum Preset {
     Paper,
     /// Scales and zero points for groups of 32 values, single outliers by the relative rule, exact weights for them.
     Best,
+    /// As best with one scale a row, at the speed of the paper's setting; what best is on a GPU.
+    BestRows,
 }
 
 /// Options of the precision: `fp` excludes all others, `preset` all but `int8_head`. A comparison sets them itself.

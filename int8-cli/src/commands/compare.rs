@@ -83,11 +83,13 @@ fn entries() -> Vec<Entry> {
     let mut values = Scheme::LlmInt8Absmax.config();
     values.outlier_granularity = OutlierGranularity::Value;
     entries.push(int8("llm-int8, values".to_owned(), values, OutlierWeights::Exact, None));
-    entries.push(Entry {
-        name: "best".to_owned(),
-        precision: Precision::Int8(Quantization::best()),
-        detail: None,
-    });
+    for (name, quantization) in [("best", Quantization::best()), ("best-rows", Quantization::best_rows())] {
+        entries.push(Entry {
+            name: name.to_owned(),
+            precision: Precision::Int8(quantization),
+            detail: None,
+        });
+    }
     entries
 }
 

@@ -373,6 +373,7 @@ fn all_settings() -> Vec<Compared<()>> {
     };
     settings.push(int8(format!("{scheme}, relative rule, values"), config, OutlierWeights::Exact));
     settings.push(setting("best".to_owned(), Precision::Int8(Quantization::best())));
+    settings.push(setting("best-rows".to_owned(), Precision::Int8(Quantization::best_rows())));
     settings
 }
 
