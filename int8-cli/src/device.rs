@@ -259,7 +259,9 @@ fn on_gpu(precision: Precision, task: &impl Task, output: &Output) -> Precision 
     let Precision::Int8(quantization) = precision else { return precision };
     let int8_head = quantization.int8_head;
     if quantization == (Quantization { int8_head, ..Quantization::best() }) {
-        output.remark(&output.dim("--preset best: one scale a row on a GPU (best-rows), not one for 32 values"));
+        output.remark(
+            &output.dim("--preset best: one scale a row on a GPU (best-rows), not one for 32 values"),
+        );
         return Precision::Int8(Quantization { int8_head, ..Quantization::best_rows() });
     }
     let exact =

@@ -136,10 +136,7 @@ impl Quantization {
             outlier_granularity: OutlierGranularity::Value,
             ..Scheme::LlmInt8Zeropoint.config()
         };
-        Self {
-            normed_rule: Some(relative(ROWS_NORMED_TAU)),
-            ..Self::new(config, OutlierWeights::Exact)
-        }
+        Self { normed_rule: Some(relative(ROWS_NORMED_TAU)), ..Self::new(config, OutlierWeights::Exact) }
     }
 }
 

@@ -84,11 +84,7 @@ fn entries() -> Vec<Entry> {
     values.outlier_granularity = OutlierGranularity::Value;
     entries.push(int8("llm-int8, values".to_owned(), values, OutlierWeights::Exact, None));
     for (name, quantization) in [("best", Quantization::best()), ("best-rows", Quantization::best_rows())] {
-        entries.push(Entry {
-            name: name.to_owned(),
-            precision: Precision::Int8(quantization),
-            detail: None,
-        });
+        entries.push(Entry { name: name.to_owned(), precision: Precision::Int8(quantization), detail: None });
     }
     entries
 }

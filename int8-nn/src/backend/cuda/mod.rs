@@ -84,6 +84,24 @@ pub struct CudaBatch {
 const UPLOAD_BYTES: usize = 64 << 20;
 
 impl CudaBackend {
+    /// What any GPU computes, named `device` in messages.
+    pub fn capabilities_of(device: String) -> Capabilities {
+        let mut capabilities = Capabilities::all(device);
+        capabilities.features.remove(&Feature::GroupGranularity);
+        capabilities.features.remove(&Feature::FurtherActivations);
+        capabilities.features.remove(&Feature::ScoresByLayer);
+        capabilities.features.remove(&Feature::ClampedProjections);
+        capabilities.features.remove(&Feature::FrequenciesByLength);
+        capabilities.features.remove(&Feature::NormsAfterRotation);
+        capabilities.features.remove(&Feature::QueryGrowth);
+        capabilities.features.remove(&Feature::AttentionSinks);
+        capabilities.max_head_size = Some(256);
+        // One row has kernels of its own, whose sums have another order.
+        capabilities.batch_invariant = false;
+        capabilities.prefill_rows = 4096;
+        capabilities
+    }
+
     /// On GPU `ordinal`, with intermediate results in `compute`: the type of the checkpoint's weights, as a rule. f32 computes
     /// without 16-bit tensor cores.
     ///
@@ -315,20 +333,7 @@ impl Backend for CudaBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::all(format!("cuda:{}", self.ordinal));
-        capabilities.features.remove(&Feature::GroupGranularity);
-        capabilities.features.remove(&Feature::FurtherActivations);
-        capabilities.features.remove(&Feature::ScoresByLayer);
-        capabilities.features.remove(&Feature::ClampedProjections);
-        capabilities.features.remove(&Feature::FrequenciesByLength);
-        capabilities.features.remove(&Feature::NormsAfterRotation);
-        capabilities.features.remove(&Feature::QueryGrowth);
-        capabilities.features.remove(&Feature::AttentionSinks);
-        capabilities.max_head_size = Some(256);
-        // One row has kernels of its own, whose sums have another order.
-        capabilities.batch_invariant = false;
-        capabilities.prefill_rows = 4096;
-        capabilities
+        Self::capabilities_of(format!("cuda:{}", self.ordinal))
     }
 
     fn linear(&self, site: Site, source: &LinearSource, precision: &Precision) -> Result<CudaLinear, Error> {
