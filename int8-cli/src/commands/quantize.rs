@@ -187,6 +187,12 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
             "no linear layer was found; --include names tensors that should be converted all the same",
         );
     }
+    if report.class.is_none() {
+        output.remark(
+            "config.json names no known class of transformers: the layers were selected by their names and shapes; load the \
+             result and compare before relying on it",
+        );
+    }
     let peak = peak_memory().map_or_else(String::new, |peak| format!(", at most {} of memory", bytes(peak)));
     let resumed = match report.resumed_bytes {
         0 => String::new(),
@@ -262,6 +268,7 @@ fn as_json(arguments: &QuantizeArgs, report: &Report, seconds: f64) -> Value {
         "kept": kept,
         "tied": report.tied,
         "skip_modules": report.skip_modules,
+        "class": report.class,
         "outlier_columns": report.outlier_columns,
         "outlier_bytes": report.outlier_bytes,
         "source_bytes": report.source_bytes,

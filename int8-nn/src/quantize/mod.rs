@@ -15,6 +15,7 @@
 //! become int8, `rows` has the arithmetic, `stream` moves the blocks, and [`CheckpointWriter`] ensures that an interrupted run
 //! never looks finished.
 
+mod classes;
 mod config;
 mod files;
 mod outliers;
@@ -154,6 +155,7 @@ pub fn quantize_checkpoint(
         kept,
         tied,
         skip_modules: selection.skip_modules,
+        class: selection.class,
         source_bytes: checkpoint.total_bytes(),
         written_bytes: written.bytes,
         resumed_bytes: written.resumed,
