@@ -30,6 +30,29 @@ LIMITS = [
 KEPT = re.compile(r"per_tok|shared|dense")
 
 
+# Values for settings without a default.
+FILL = {
+    "head_dim": 16, "vocab_size": 64, "num_key_value_heads": 4, "num_dense_layers": 1, "prediction_length": 4, "is_decoder": True,
+    "num_experts": 8, "n_routed_experts": 8, "n_shared_experts": 1, "moe_layer_start_index": 1, "contrastive_hidden_size": 16,
+    "num_experts_per_tok": 2, "norm_topk_prob": True, "full_attn_idxs": [1], "num_local_experts": 8,
+    "num_hidden_layers": 4, "first_k_dense_replace": 1, "moe_topk": 2, "num_images": 2, "rope_theta": 10000.0,
+    "qk_nope_head_dim": 16, "num_attention_heads": 8, "shared_expert_intermediate_size": 32, "linear_num_value_heads": 4,
+    "layer_types": ["conv", "full_attention"] * 16, "indexer_budget": 64, "indexer_compress_ratio": 4, "indexer_n_heads": 4,
+    "indexer_head_dim": 16, "indexer_num_heads": 4,
+    "vocabulary_map": {"<image>": 1}, "index_topk": 8, "indexer_block_size": 8,
+}
+
+
+def filled(values):
+    out = small(values)
+    for key, value in values.items():
+        if isinstance(value, dict) and key in out:
+            out[key] = {**filled(value), **({"model_type": value["model_type"]} if value.get("model_type") else {})}
+        elif value is None and key in FILL:
+            out[key] = FILL[key]
+    return out
+
+
 def small(values):
     """The values of a configuration that make it small."""
     out = {}
@@ -58,6 +81,16 @@ def configurations(cls):
     except Exception:
         pass
     yield default
+    for layers in (4, 32):
+        try:
+            for part in vars(default).values():
+                if hasattr(part, "model_type") and not hasattr(part, "rope_theta"):
+                    part.rope_theta = 10000.0
+            yield default
+            values = {**filled(default.to_dict()), "num_hidden_layers": layers}
+            yield config_class(**{key: value for key, value in values.items() if hasattr(default, key)})
+        except Exception:
+            pass
 
 
 def tie(config):

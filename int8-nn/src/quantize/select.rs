@@ -128,7 +128,7 @@ pub(super) fn select(checkpoint: &Checkpoint, config: &Value, overrides: &Overri
         if let (Decision::Keep(reason), [_, _], Some(module)) =
             (decision, tensor.shape(), tensor.name().strip_suffix(".weight"))
             && !matches!(reason, Kept::Embedding | Kept::NotFloat)
-            && facts.code(module) != Some(Code::NotLinear)
+            && !(facts.class.is_some() && facts.code(module) == Some(Code::NotLinear))
         {
             skipped.push((module.to_owned(), reason));
         }
