@@ -37,8 +37,8 @@ FILL = {
     "num_experts_per_tok": 2, "norm_topk_prob": True, "full_attn_idxs": [1], "num_local_experts": 8,
     "num_hidden_layers": 4, "first_k_dense_replace": 1, "moe_topk": 2, "num_images": 2, "rope_theta": 10000.0,
     "qk_nope_head_dim": 16, "num_attention_heads": 8, "shared_expert_intermediate_size": 32, "linear_num_value_heads": 4,
-    "layer_types": ["conv", "full_attention"] * 16, "indexer_budget": 64, "indexer_compress_ratio": 4, "indexer_n_heads": 4,
-    "indexer_head_dim": 16, "indexer_num_heads": 4,
+    "layer_types": ["conv", "full_attention"] * 16, "indexer_budget": 64, "indexer_compress_ratio": 4, "indexer_n_heads": 4, "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
     "vocabulary_map": {"<image>": 1}, "index_topk": 8, "indexer_block_size": 8,
 }
 
