@@ -69,9 +69,8 @@ def small(values):
     return out
 
 
-def configurations(cls):
+def configurations(config_class):
     """Configurations to try, the first that can be built is taken."""
-    config_class = cls.config_class
     try:
         default = config_class()
     except Exception:
@@ -83,9 +82,13 @@ def configurations(cls):
     yield default
     for layers in (4, 32):
         try:
-            for part in vars(default).values():
-                if hasattr(part, "model_type") and not hasattr(part, "rope_theta"):
-                    part.rope_theta = 10000.0
+            for part in [default, *vars(default).values()]:
+                if hasattr(part, "model_type"):
+                    for key in FILL:
+                        if getattr(part, key, 0) is None:
+                            setattr(part, key, FILL[key])
+                    if not hasattr(part, "rope_theta"):
+                        part.rope_theta = 10000.0
             yield default
             values = {**filled(default.to_dict()), "num_hidden_layers": layers}
             yield config_class(**{key: value for key, value in values.items() if hasattr(default, key)})
@@ -105,20 +108,22 @@ def untie(config):
             value.tie_word_embeddings = False
 
 
-def build(cls):
+def build(cls, config_class):
     import torch
+    from transformers.initialization import no_tie_weights
 
     error = None
-    for config in configurations(cls):
+    for config in configurations(config_class):
         try:
-            with torch.device("meta"):
+            # As in from_pretrained: weights are tied after the skip list is made.
+            with torch.device("meta"), no_tie_weights():
                 return cls(config)
         except Exception as failure:
             error = failure
     raise error or ValueError("no default configuration")
 
 
-def facts(cls):
+def facts(cls, config_class):
     """Facts of one class: for each stored matrix its name, the module that it becomes, and its code."""
     from torch import nn
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -127,7 +132,7 @@ def facts(cls):
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    model = build(cls)
+    model = build(cls, config_class)
     transforms = get_model_conversion_mapping(model)
     is_tied = bool(getattr(model.config, "tie_word_embeddings", False))
     fp32 = sorted(model._keep_in_fp32_modules or [])
@@ -197,6 +202,8 @@ def facts(cls):
 def collect(path, only):
     import torch
     import transformers
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -208,19 +215,31 @@ def collect(path, only):
         raise TimeoutError("too slow")
 
     signal.signal(signal.SIGALRM, late)
-    names = only or [name for name in dir(transformers) if re.search(r"(Model|For[A-Z]\w+|LMHead\w*)$", name)]
+    names = only or [name for name in dir(transformers) if re.search(r"(Model|For[A-Z]\w+|Head\w*|Decoder)$", name)]
+    # Classes that other types' configurations use, too: renaming depends on the type.
+    for mapping in [value for name, value in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]:
+        for model_type, value in {} if only else mapping.items():
+            for name in [value] if isinstance(value, str) else value:
+                names.append(f"{name}:{model_type}")
     for name in names:
         if name in done or name.startswith("Auto") or name.lower().endswith("pretrainedmodel"):
             continue
+        done.add(name)
         try:
-            cls = getattr(transformers, name)
+            cls = getattr(transformers, name.split(":")[0])
         except Exception:
             continue
         if not (inspect.isclass(cls) and issubclass(cls, transformers.PreTrainedModel) and cls.config_class):
             continue
+        config_class = cls.config_class
+        if ":" in name:
+            model_type = name.split(":")[1]
+            if model_type == config_class.model_type or model_type not in CONFIG_MAPPING:
+                continue
+            config_class = CONFIG_MAPPING[model_type]
         signal.alarm(60)
         try:
-            entry = facts(cls)
+            entry = {**facts(cls, config_class), "class": name}
         except Exception as error:
             entry = {"class": name, "error": f"{type(error).__name__}: {error}"[:200]}
         signal.alarm(0)

@@ -123,7 +123,7 @@ fn cases() -> Vec<Case> {
             config: plain.clone(),
             weights: &[
                 ("H_module.layers.0.mlp.gate_up_proj", WIDE, Some(Kept::Changed)),
-                ("H_module.layers.0.mlp.down_proj", WIDE, None),
+                ("L_module.layers.0.mlp.down_proj", WIDE, None),
             ],
             skip: &[
                 "H_module.layers.0.mlp.gate_up_proj",

@@ -90,9 +90,10 @@ pub(super) struct Class {
 }
 
 impl Class {
-    /// `None` for a class that the table lacks.
-    pub(super) fn find(name: &str) -> Option<Self> {
-        let mut fields = PARSED.classes.get(name)?.split('\t');
+    /// The class with the configuration of a model type, on which renaming depends; `None` for one that the table lacks.
+    pub(super) fn find(name: &str, model_type: &str) -> Option<Self> {
+        let line = PARSED.classes.get(format!("{name}:{model_type}").as_str());
+        let mut fields = line.or_else(|| PARSED.classes.get(name))?.split('\t');
         let mut class = Self {
             tied: fields.next() == Some("+"),
             entries: HashMap::new(),
@@ -156,7 +157,7 @@ mod tests {
     #[test]
     fn names_are_looked_up_by_class_and_by_ending() {
         assert_eq!(general("layers.11.fc1"), "layers.*.fc*");
-        let bert = Class::find("BertForMaskedLM").expect("a class");
+        let bert = Class::find("BertForMaskedLM", "any").expect("a class");
         assert!(bert.tied);
         assert_eq!(bert.code("cls.predictions.decoder"), Some(Code::Head));
         assert_eq!(bert.code("cls.predictions.transform.dense"), Some(Code::Int8));
@@ -164,10 +165,10 @@ mod tests {
         assert_eq!(bert.code("bert.embeddings.word_embeddings"), Some(Code::NotLinear));
         assert_eq!(bert.modules(&[Code::Head]), ["cls.predictions.decoder"]);
         // A head that is no output embedding is converted.
-        let classifier = Class::find("BertForSequenceClassification").expect("a class");
+        let classifier = Class::find("BertForSequenceClassification", "any").expect("a class");
         assert_eq!(classifier.code("classifier"), Some(Code::Int8));
         assert_eq!(by_ending("h.0.attn.c_attn"), Some(Code::Transposed));
         assert_eq!(by_ending("a_name_of_no_class"), None);
-        assert!(Class::find("NoSuchModel").is_none());
+        assert!(Class::find("NoSuchModel", "any").is_none());
     }
 }

@@ -255,7 +255,8 @@ impl Facts {
             .and_then(|raw| families::linear_weights(&raw, checkpoint))
             .unwrap_or_default();
         let class = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
-        let class = class.and_then(|name| Some((name.to_owned(), Class::find(name)?)));
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let class = class.and_then(|name| Some((name.to_owned(), Class::find(name, model_type)?)));
         let kept: Vec<String> = match &class {
             Some((_, class)) => class.in_32_bit.clone(),
             None => KEPT_IN_32_BIT
