@@ -83,9 +83,9 @@ pub(super) fn check_unquantized(checkpoint: &Checkpoint, config: &Value) -> Resu
     )))
 }
 
-/// Model types whose int8 folders transformers 5.24 cannot load, its own included: it replaces their fused experts by single
-/// linear layers before loading.
-const NOT_LOADABLE: [&str; 2] = ["llama4", "llama4_text"];
+/// Model types whose int8 folders transformers 5.24 does not load: it replaces Llama 4's fused experts by single linear layers
+/// before loading, its own folders included, and does not find the scales of Qwen4-Exp's hyper-connections.
+const NOT_LOADABLE: [&str; 4] = ["llama4", "llama4_text", "qwen4_exp", "qwen4_exp_text"];
 
 /// Refuses a model whose result transformers could not load.
 pub(super) fn check_loadable(checkpoint: &Checkpoint, config: &Value) -> Result<(), Error> {
