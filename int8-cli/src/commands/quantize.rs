@@ -188,6 +188,12 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
             "no linear layer was found; --include names tensors that should be converted all the same",
         );
     }
+    if report.class.is_none() {
+        output.remark(
+            "config.json names no known class of transformers: the layers were selected by their names and shapes; load the \
+             result and compare before relying on it",
+        );
+    }
     let peak = peak_memory().map_or_else(String::new, |peak| format!(", at most {} of memory", bytes(peak)));
     let resumed = match report.resumed_bytes {
         0 => String::new(),
@@ -199,18 +205,22 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
     );
     let out = arguments.write.out.display();
     let (kind, architecture) = kind_of(&arguments.write.out);
-    let (command, class) = match kind {
-        Some(Kind::Decoder) => (Some(format!("int8 run {out} -p \"…\"")), "AutoModelForCausalLM"),
-        Some(Kind::Seq2Seq) => (Some(format!("int8 run {out} -p \"…\"")), "AutoModelForSeq2SeqLM"),
-        Some(Kind::Encoder) => (Some(format!("int8 embed {out} --text \"…\"")), "AutoModel"),
-        None => (None, architecture.as_deref().unwrap_or("AutoModel")),
+    let command = match kind {
+        Some(Kind::Decoder | Kind::Seq2Seq) => Some(format!("int8 run {out} -p \"…\"")),
+        Some(Kind::Encoder) => Some(format!("int8 embed {out} --text \"…\"")),
+        None => None,
     };
+    let class = architecture.as_deref().unwrap_or("AutoModel");
     output.remark(&output.dim(&format!(
         "{}in Python: {class}.from_pretrained(\"{out}\")",
         command.map_or(String::new(), |command| format!("try it: {command}, or "))
     )));
     Ok(())
 }
+
+/// Ends of the names of classes that answer as their kind does; others have a head of their own.
+const PLAIN: [&str; 6] =
+    ["Model", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining"];
 
 /// The kind of the model in a folder, if it is one that runs, and its class in transformers.
 fn kind_of(folder: &Path) -> (Option<Kind>, Option<String>) {
@@ -219,8 +229,11 @@ fn kind_of(folder: &Path) -> (Option<Kind>, Option<String>) {
     let text =
         |value: Option<&Value>| value.and_then(Value::as_str).map(|text| text.escape_debug().to_string());
     let kind = text(config.get("model_type")).and_then(|name| int8_nn::families::kind(&name));
-    let runs = Loader::new(checkpoint).check().is_ok();
-    (kind.filter(|_| runs), text(config.get("architectures").and_then(|list| list.get(0))))
+    let class = text(config.get("architectures").and_then(|list| list.get(0)));
+    let is_plain = class.as_ref().is_none_or(|class| PLAIN.iter().any(|end| class.ends_with(end)));
+    let loader = Loader::new(checkpoint);
+    let runs = is_plain && loader.check().is_ok();
+    (kind.filter(|_| runs), class)
 }
 
 /// Bytes a second, whole.
@@ -263,6 +276,7 @@ fn as_json(arguments: &QuantizeArgs, report: &Report, seconds: f64) -> Value {
         "kept": kept,
         "tied": report.tied,
         "skip_modules": report.skip_modules,
+        "class": report.class,
         "outlier_columns": report.outlier_columns,
         "outlier_bytes": report.outlier_bytes,
         "source_bytes": report.source_bytes,

@@ -82,3 +82,19 @@ pub(super) fn check_unquantized(checkpoint: &Checkpoint, config: &Value) -> Resu
         found.escape_debug(),
     )))
 }
+
+/// Model types whose int8 folders transformers 5.24 does not load: it replaces Llama 4's fused experts by single linear layers
+/// before loading, its own folders included, and does not find the scales of Qwen4-Exp's hyper-connections.
+const NOT_LOADABLE: [&str; 4] = ["llama4", "llama4_text", "qwen4_exp", "qwen4_exp_text"];
+
+/// Refuses a model whose result transformers could not load.
+pub(super) fn check_loadable(checkpoint: &Checkpoint, config: &Value) -> Result<(), Error> {
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if !NOT_LOADABLE.contains(&model_type) {
+        return Ok(());
+    }
+    Err(Error::Input(format!(
+        "{}: transformers does not load int8 checkpoints of {model_type}; --beyond-transformers writes one all the same",
+        checkpoint.source().label("config.json"),
+    )))
+}

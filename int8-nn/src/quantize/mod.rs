@@ -15,6 +15,7 @@
 //! become int8, `rows` has the arithmetic, `stream` moves the blocks, and [`CheckpointWriter`] ensures that an interrupted run
 //! never looks finished.
 
+mod classes;
 mod config;
 mod files;
 mod outliers;
@@ -89,7 +90,7 @@ impl Default for WriteSettings {
 /// `quantization_config`, and copies of all other small files.
 ///
 /// # Errors
-/// - [`Error::Input`] when the checkpoint is quantised already, a pattern matches nothing, or `out` is its own folder;
+/// - [`Error::Input`] when the checkpoint is quantised already or of a type that transformers does not load as int8, a pattern matches nothing, or `out` is its own folder;
 /// - [`CheckpointError`](crate::checkpoint::CheckpointError) `Exists`, `DiskSpace`, `Value` (NaN or infinity in a weight), `Io`.
 pub fn quantize_checkpoint(
     checkpoint: &Checkpoint,
@@ -100,6 +101,9 @@ pub fn quantize_checkpoint(
     let out = out.as_ref();
     let source_config = checkpoint.source().read_config()?;
     config::check_unquantized(checkpoint, &source_config)?;
+    if !options.beyond_transformers {
+        config::check_loadable(checkpoint, &source_config)?;
+    }
     let names: Vec<&str> = checkpoint.names().collect();
     let overrides = Overrides {
         include: Globs::new("include", &options.include, &names)?,
@@ -154,6 +158,7 @@ pub fn quantize_checkpoint(
         kept,
         tied,
         skip_modules: selection.skip_modules,
+        class: selection.class,
         source_bytes: checkpoint.total_bytes(),
         written_bytes: written.bytes,
         resumed_bytes: written.resumed,

@@ -67,6 +67,8 @@ pub struct Report {
     pub tied: Vec<String>,
     /// `llm_int8_skip_modules` as written; `None` where transformers' default is the same.
     pub skip_modules: Option<Vec<String>>,
+    /// The model class of transformers by which the layers were selected; `None` where names and shapes decided.
+    pub class: Option<String>,
     /// Columns kept exactly beside the int8 weights.
     pub outlier_columns: usize,
     /// Bytes of the file that holds them.

@@ -1,14 +1,16 @@
 //! Which tensors of a checkpoint are weights of linear layers, for any Hugging Face model.
 //!
-//! transformers replaces modules that are exactly `nn.Linear` or `Conv1D`; a checkpoint has names and shapes only. Supported
-//! families name their layers. For other models the rules below go by name and shape, and in doubt keep a tensor: an
-//! unconverted linear layer costs bytes, a converted embedding breaks the model.
+//! transformers replaces modules that are exactly `nn.Linear` or `Conv1D`; a checkpoint has names and shapes only. The class
+//! that `config.json` names decides, by the table in `classes`; next, the names of supported families. For other models
+//! the rules below go by name and shape, and in doubt keep a tensor: an unconverted linear layer costs bytes, a converted
+//! embedding breaks the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde_json::Value;
 
+use super::classes::{self, Class, Code};
 use super::patterns::{Globs, ModuleNames};
 use crate::checkpoint::{Checkpoint, TensorView};
 use crate::config::RawConfig;
@@ -24,6 +26,8 @@ pub enum Kept {
     Vector,
     /// Two dimensions, but not a module's `weight`.
     Parameter,
+    /// The weight of a module that is no linear layer.
+    NotLinear,
     /// A lookup table.
     Embedding,
     /// More than two dimensions.
@@ -44,6 +48,8 @@ pub enum Kept {
     KeptIn32Bit,
     /// The parent module reads the weight directly.
     ReadDirectly,
+    /// transformers splits, fuses or renames it on loading.
+    Changed,
     /// One row or one column.
     Narrow,
     /// Named by [`Options::skip_modules`](super::Options).
@@ -58,6 +64,7 @@ impl fmt::Display for Kept {
             Self::NotFloat => "not floating-point",
             Self::Vector => "bias, norm or other vector",
             Self::Parameter => "parameter that is no layer's `weight`",
+            Self::NotLinear => "weight of a module that is no linear layer",
             Self::Embedding => "embedding",
             Self::Convolution => "convolution",
             Self::FusedExperts => "experts fused into one tensor, for which there is no int8 format",
@@ -68,6 +75,7 @@ impl fmt::Display for Kept {
             Self::Tied => "output head tied to the embedding",
             Self::KeptIn32Bit => "kept in 32-bit by transformers",
             Self::ReadDirectly => "weight that its layer does not multiply with itself",
+            Self::Changed => "weight that transformers splits, fuses or renames on loading",
             Self::Narrow => "a single row or column",
             Self::SkipModules => "named as a module to skip",
             Self::Excluded => "named by an exclude pattern",
@@ -96,6 +104,8 @@ pub(super) struct Selection {
     pub(super) decisions: Vec<(String, Decision)>,
     /// `llm_int8_skip_modules` with which transformers decides the same; `None` if its default does.
     pub(super) skip_modules: Option<Vec<String>>,
+    /// The class that `config.json` names, if it decided.
+    pub(super) class: Option<String>,
 }
 
 /// The caller's exceptions from the rules.
@@ -118,6 +128,7 @@ pub(super) fn select(checkpoint: &Checkpoint, config: &Value, overrides: &Overri
         if let (Decision::Keep(reason), [_, _], Some(module)) =
             (decision, tensor.shape(), tensor.name().strip_suffix(".weight"))
             && !matches!(reason, Kept::Embedding | Kept::NotFloat)
+            && !(facts.class.is_some() && facts.code(module) == Some(Code::NotLinear))
         {
             skipped.push((module.to_owned(), reason));
         }
@@ -126,20 +137,9 @@ pub(super) fn select(checkpoint: &Checkpoint, config: &Value, overrides: &Overri
     omit_tied(checkpoint, config, &mut decisions);
     let is_default =
         overrides.skip_modules.is_none() && skipped.iter().all(|(_, reason)| *reason == Kept::Head);
-    let skip_modules = (!(facts.default_is_known && is_default)).then(|| {
-        let mut names: BTreeSet<String> =
-            skipped.into_iter().map(|(module, _)| experts_root(module)).collect();
-        // A tied head has no tensor, but its module must not be replaced.
-        names.extend(HEADS_WITHOUT_TENSOR.iter().map(|name| (*name).to_owned()));
-        if let Some(given) = &overrides.skip_modules {
-            names.extend(given.names().map(str::to_owned));
-            if !facts.tied && checkpoint.contains("lm_head.weight") && !given.match_module("lm_head") {
-                names.remove("lm_head");
-            }
-        }
-        names.into_iter().collect()
-    });
-    Selection { decisions, skip_modules }
+    let skip_modules = (!(facts.default_is_known && is_default))
+        .then(|| facts.skip_list(checkpoint, &decisions, skipped, overrides));
+    Selection { decisions, skip_modules, class: facts.class.map(|(name, _)| name) }
 }
 
 /// Omits tied tensors, which PyTorch files hold and safetensors files do not: a head tied to the embedding, and embeddings of
@@ -187,6 +187,10 @@ fn experts_root(module: String) -> String {
 struct Facts {
     /// Weights of linear layers by the family's names, and whether they are stored `[in, out]`.
     family: BTreeMap<String, bool>,
+    /// The class that `config.json` names, if the table has it.
+    class: Option<(String, Class)>,
+    /// Weights of the last layer that transformers keeps.
+    last: BTreeSet<String>,
     /// transformers' default skip list is known to be the heads.
     default_is_known: bool,
     /// Vocabulary sizes: the rows of embeddings and heads.
@@ -250,22 +254,30 @@ impl Facts {
             .ok()
             .and_then(|raw| families::linear_weights(&raw, checkpoint))
             .unwrap_or_default();
-        let kept: Vec<String> = KEPT_IN_32_BIT
-            .iter()
-            .filter(|(model_type, _)| types.contains(*model_type))
-            .flat_map(|(_, modules)| modules.iter().map(|module| (*module).to_owned()))
-            .collect();
+        let class = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
+        let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let class = class.and_then(|name| Some((name.to_owned(), Class::find(name, model_type)?)));
+        let kept: Vec<String> = match &class {
+            Some((_, class)) => class.in_32_bit.clone(),
+            None => KEPT_IN_32_BIT
+                .iter()
+                .filter(|(model_type, _)| types.contains(*model_type))
+                .flat_map(|(_, modules)| modules.iter().map(|module| (*module).to_owned()))
+                .collect(),
+        };
         let default_is_known = if family.is_empty() { is_plain_bert(config) } else { is_causal(config) };
         let mut conv1d = conv1d_by_bias(checkpoint);
         if CONV1D_TYPES.iter().any(|name| types.contains(*name)) {
             conv1d.extend(CONV1D_LEAVES.map(str::to_owned));
         }
         let attentions = checkpoint.names().filter_map(|name| name.strip_suffix("in_proj_weight"));
-        let tied = config.get("tie_word_embeddings").and_then(Value::as_bool);
+        let tied = tied(config).unwrap_or_else(|| class.as_ref().is_some_and(|(_, class)| class.tied));
         Self {
+            last: class.as_ref().map_or_else(BTreeSet::new, |(_, class)| last_layers(checkpoint, class)),
+            class,
             default_is_known,
             vocabularies,
-            tied: tied.unwrap_or(false),
+            tied,
             kept_in_32_bit: ModuleNames::new(&kept).ok().filter(|_| !kept.is_empty()),
             conv1d,
             attentions: attentions.map(str::to_owned).collect(),
@@ -296,10 +308,98 @@ impl Facts {
         if overrides.skip_modules.as_ref().is_some_and(|skip| skip.match_module(module)) {
             return Decision::Keep(Kept::SkipModules);
         }
-        match self.by_name(module, tensor.shape(), overrides) {
-            Some(reason) => Decision::Keep(reason),
-            None => int8(),
+        let reason = match self.code(module) {
+            Some(code) if self.class.is_some() => self.by_code(code, module, tensor.shape(), overrides),
+            _ => self.by_name(module, tensor.shape(), overrides),
+        };
+        reason.map_or_else(int8, Decision::Keep)
+    }
+
+    /// What transformers does with a module's weight, if its class or the ending of its name says.
+    fn code(&self, module: &str) -> Option<Code> {
+        match &self.class {
+            Some((_, class)) => class.code(module),
+            None => classes::by_ending(module),
         }
+    }
+
+    /// Why a weight of a known class does not become int8.
+    fn by_code(&self, code: Code, module: &str, shape: &[usize], overrides: &Overrides) -> Option<Kept> {
+        match code {
+            Code::Int8 | Code::Transposed => None,
+            Code::Tied => self.tied.then_some(Kept::Tied),
+            Code::LastLayer if !self.last.contains(module) => None,
+            // A given list replaces the default one.
+            Code::Head | Code::LastLayer => match (&overrides.skip_modules, self.tied) {
+                (_, true) if code == Code::Head => Some(Kept::Tied),
+                (None, _) => Some(Kept::Head),
+                (Some(_), _) => None,
+            },
+            Code::In32Bit => Some(Kept::KeptIn32Bit),
+            Code::Changed => Some(Kept::Changed),
+            Code::NotLinear => {
+                let expert = module.split('.').any(|part| part == "experts");
+                if overrides.beyond_transformers
+                    && (expert || (self.other_class && self.family.contains_key(&format!("{module}.weight"))))
+                {
+                    return None;
+                }
+                let reason = self.by_name(module, shape, overrides);
+                let named =
+                    [Kept::Embedding, Kept::Expert, Kept::OtherClass, Kept::Router, Kept::ReadDirectly];
+                reason.filter(|reason| named.contains(reason)).or(Some(Kept::NotLinear))
+            }
+        }
+    }
+
+    /// `llm_int8_skip_modules` that covers what stays and nothing that became int8.
+    fn skip_list(
+        &self,
+        checkpoint: &Checkpoint,
+        decisions: &[(String, Decision)],
+        skipped: Vec<(String, Kept)>,
+        overrides: &Overrides,
+    ) -> Vec<String> {
+        let mut names: BTreeSet<String> =
+            skipped.into_iter().map(|(module, _)| experts_root(module)).collect();
+        // A tied head has no tensor, but its module must not be replaced.
+        match &self.class {
+            Some((_, class)) => {
+                let mut codes = Vec::new();
+                if overrides.skip_modules.is_none() || self.tied {
+                    codes.push(Code::Head);
+                }
+                if self.tied {
+                    codes.push(Code::Tied);
+                }
+                let stored = checkpoint.names().filter_map(|name| name.strip_suffix(".weight"));
+                if stored.into_iter().any(|module| self.code(module) == Some(Code::Changed)) {
+                    codes.push(Code::Changed);
+                }
+                names.extend(class.modules(&codes));
+            }
+            None => names.extend(HEADS_WITHOUT_TENSOR.iter().map(|name| (*name).to_owned())),
+        }
+        if let Some(given) = &overrides.skip_modules {
+            names.extend(given.names().map(str::to_owned));
+            if !self.tied && checkpoint.contains("lm_head.weight") && !given.match_module("lm_head") {
+                names.remove("lm_head");
+            }
+        }
+        let int8: Vec<&str> = decisions
+            .iter()
+            .filter(|(_, decision)| matches!(decision, Decision::Int8 { .. }))
+            .filter_map(|(name, _)| name.strip_suffix(".weight"))
+            .collect();
+        let spares = |name: &String| {
+            ModuleNames::new(std::slice::from_ref(name))
+                .is_ok_and(|names| !int8.iter().any(|module| names.match_module(module)))
+        };
+        // `lm_head` covers `lm_head.dense` and `my_lm_head`; `lm_head$` neither.
+        names
+            .into_iter()
+            .filter_map(|name| [format!("{name}$"), name].into_iter().rev().find(spares))
+            .collect()
     }
 
     /// Why a module whose weight is a matrix does not become int8.
@@ -323,6 +423,8 @@ impl Facts {
             || (!in_list && (OUTER_HEADS.contains(&leaf) || self.vocabularies.contains(&rows)));
         let is_embedding = leaf != "embed_out"
             && (parts.iter().any(|part| part.contains("embed") || part.ends_with("_emb")) || has(&TABLES));
+        let is_embedding =
+            is_embedding && classes::by_ending(module).is_none_or(|code| code == Code::NotLinear);
         if is_embedding {
             return Some(Kept::Embedding);
         }
@@ -353,6 +455,9 @@ impl Facts {
             return *transposed;
         }
         let module = tensor.name().strip_suffix(".weight").unwrap_or_default();
+        if let (Some(_), Some(code)) = (&self.class, self.code(module)) {
+            return code == Code::Transposed;
+        }
         self.conv1d.contains(module.rsplit('.').next().unwrap_or_default())
     }
 }
@@ -420,6 +525,29 @@ fn conv1d_by_bias(checkpoint: &Checkpoint) -> BTreeSet<String> {
     }
     let transposed = votes.into_iter().filter(|(_, (straight, transposed))| transposed > straight);
     transposed.map(|(leaf, _)| leaf.to_owned()).collect()
+}
+
+/// `tie_word_embeddings` of the model or of its text part.
+fn tied(config: &Value) -> Option<bool> {
+    let parts = [Some(config), config.get("text_config"), config.get("decoder")];
+    parts.into_iter().flatten().find_map(|part| part.get("tie_word_embeddings")?.as_bool())
+}
+
+/// Of all modules whose last copy transformers keeps, the copy with the greatest number.
+fn last_layers(checkpoint: &Checkpoint, class: &Class) -> BTreeSet<String> {
+    let mut last: BTreeMap<String, (Vec<u64>, &str)> = BTreeMap::new();
+    for module in checkpoint.names().filter_map(|name| name.strip_suffix(".weight")) {
+        if class.code(module) == Some(Code::LastLayer) {
+            let numbers =
+                module.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
+            let found = (numbers, module);
+            let entry = last.entry(classes::general(module)).or_insert_with(|| found.clone());
+            if *entry < found {
+                *entry = found;
+            }
+        }
+    }
+    last.into_values().map(|(_, module)| module.to_owned()).collect()
 }
 
 /// A language model with or without its head: transformers skips the head alone.
