@@ -129,6 +129,9 @@ impl<B: Backend> Loader<'_, B> {
             match config.query_key_norms {
                 None => {}
                 Some(QueryKeyNorms::PerHead) => norms.push((columns, self.norm_of(name, size)?)),
+                Some(QueryKeyNorms::WithoutGains) => {
+                    norms.push((columns, self.backend.norm(&self.spec(vec![1.0; size], None))?));
+                }
                 Some(QueryKeyNorms::Whole) => {
                     let width = columns.len();
                     norms.push((columns, self.norm_of(name, width)?));
@@ -336,6 +339,7 @@ impl<B: Backend> Loader<'_, B> {
             down: Vec::new(),
             activation: config.activation,
             gated: config.gated_mlp,
+            clamped_gate: config.clamped_gate,
         };
         let mut all_weights = 0;
         let shared = shared.map(|wide| (settings.count, wide));
@@ -431,6 +435,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
             sliding_window,
             factor,
             norms: None,
+            chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
             query_growth: growth.map(|(_, growth)| *growth),
             sinks: None,
         }

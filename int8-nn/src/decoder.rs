@@ -560,6 +560,11 @@ impl<B: Backend> Decoder<B> {
         let backend = self.backend();
         let positions = self.positions.as_ref().map(|(table, offset)| (table, *offset));
         match &self.project_in {
+            None if self.config.scales_tokens_alone => {
+                backend.embed(batch, Some(&self.embedding), None, Output::Store(&mut *x))?;
+                backend.scale(x, self.config.embedding_scale, None)?;
+                backend.embed(batch, None, positions, Output::Add(&mut *x))?;
+            }
             None => backend.embed(batch, Some(&self.embedding), positions, Output::Store(x))?,
             Some(project) => {
                 backend.embed(batch, Some(&self.embedding), None, Output::Store(narrow))?;
@@ -567,7 +572,7 @@ impl<B: Backend> Decoder<B> {
                 backend.embed(batch, None, positions, Output::Add(x))?;
             }
         }
-        if let Some(factor) = self.config.embedding_scale {
+        if let Some(factor) = self.config.embedding_scale.filter(|_| !self.config.scales_tokens_alone) {
             backend.scale(x, Some(factor), None)?;
         }
         match &self.embedding_norm {

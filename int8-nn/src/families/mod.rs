@@ -2,6 +2,7 @@
 //! arithmetic is in [`crate::decoder`]. A new family is one file here, one line in `FAMILIES` and one golden.
 
 mod bert;
+mod biogpt;
 mod bloom;
 mod cohere;
 mod exaone;
@@ -12,15 +13,18 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod hunyuan;
 mod interleaved;
 mod llama;
+mod llama4;
 mod mixtral;
 mod moe;
 mod mpnet;
 mod mpt;
+mod multimodal;
 mod names;
 mod olmo2;
 mod opt;
@@ -89,6 +93,10 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &hunyuan::FAMILY,
     &phimoe::FAMILY,
     &glm_moe::FAMILY,
+    &gpt_oss::FAMILY,
+    &llama4::FAMILY,
+    &biogpt::FAMILY,
+    &multimodal::FAMILY,
 ];
 
 /// A family of encoders.

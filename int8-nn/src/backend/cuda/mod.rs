@@ -324,6 +324,9 @@ impl Backend for CudaBackend {
         capabilities.features.remove(&Feature::NormsAfterRotation);
         capabilities.features.remove(&Feature::QueryGrowth);
         capabilities.features.remove(&Feature::AttentionSinks);
+        capabilities.features.remove(&Feature::WeighedExpertInputs);
+        capabilities.features.remove(&Feature::ChunkedAttention);
+        capabilities.features.remove(&Feature::ClampedGates);
         capabilities.max_head_size = Some(256);
         // One row has kernels of its own, whose sums have another order.
         capabilities.batch_invariant = false;
