@@ -3,6 +3,7 @@
 mod decoder;
 mod encoder;
 mod experts;
+mod latent;
 mod raw;
 mod relative;
 mod rotary;
@@ -15,6 +16,7 @@ pub use decoder::{
 };
 pub use encoder::EncoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, Scores};
+pub use latent::LatentAttention;
 pub use raw::RawConfig;
 pub use relative::Buckets;
 pub(crate) use rotary::RotaryDefaults;

@@ -184,6 +184,19 @@ pub struct Experts<B: Backend> {
     pub clamped_gate: Option<ClampedGate>,
 }
 
+/// Columns of one of several matrices that are copied to columns of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColumnCopy {
+    /// Index of the matrix.
+    pub source: usize,
+    /// First column there.
+    pub from: usize,
+    /// First column of the output.
+    pub to: usize,
+    /// Number of columns.
+    pub count: usize,
+}
+
 /// The input of a projection: activations with their prologue.
 #[derive(Debug)]
 pub enum Input<'a, B: Backend> {

@@ -2,7 +2,7 @@
 
 use int8_core::FloatType;
 
-use super::{Buckets, ExpertsConfig, RawConfig, Rotary};
+use super::{Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -93,6 +93,8 @@ pub struct DecoderConfig {
     pub norms_after_rotation: bool,
     /// Blocks whose queries are multiplied by a factor that grows with their position.
     pub query_growth: Option<(BlockSet, QueryGrowth)>,
+    /// Queries, keys and values go through latents.
+    pub latent: Option<LatentAttention>,
     /// Each query head has a learned score that takes its share of the softmax and has no value.
     pub attention_sinks: bool,
     /// Blocks whose tokens see only those since the last multiple of this number of positions.
@@ -356,6 +358,7 @@ impl Default for DecoderConfig {
             norms_after_rotation: false,
             query_growth: None,
             attention_sinks: false,
+            latent: None,
             chunks: None,
             clamped_gate: None,
         }

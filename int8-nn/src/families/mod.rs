@@ -18,6 +18,7 @@ mod gptj;
 mod granite;
 mod hunyuan;
 mod interleaved;
+mod latent;
 mod llama;
 mod llama4;
 mod mixtral;
@@ -49,7 +50,8 @@ use crate::weights::{Part, Rows};
 
 use names::Module;
 pub(crate) use names::{
-    CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LayerNames, MlpNames, Seq2SeqNames, TensorNames,
+    CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LatentNames, LayerNames, MlpNames, Seq2SeqNames,
+    TensorNames,
 };
 
 /// A family of decoders.
@@ -93,6 +95,7 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &hunyuan::FAMILY,
     &phimoe::FAMILY,
     &glm_moe::FAMILY,
+    &latent::FAMILY,
     &gpt_oss::FAMILY,
     &llama4::FAMILY,
     &biogpt::FAMILY,
@@ -189,7 +192,8 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     for layer in 0..config.layers {
         let layer = (names.layer)(layer);
         let first = parts.len();
-        parts.extend(layer.qkv.into_iter().chain([layer.attention_output]));
+        let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
+        parts.extend(layer.qkv.into_iter().chain(latent).chain([layer.attention_output]));
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()

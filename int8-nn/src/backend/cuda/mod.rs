@@ -325,6 +325,7 @@ impl Backend for CudaBackend {
         capabilities.features.remove(&Feature::QueryGrowth);
         capabilities.features.remove(&Feature::AttentionSinks);
         capabilities.features.remove(&Feature::WeighedExpertInputs);
+        capabilities.features.remove(&Feature::LatentAttention);
         capabilities.features.remove(&Feature::ChunkedAttention);
         capabilities.features.remove(&Feature::ClampedGates);
         capabilities.max_head_size = Some(256);
