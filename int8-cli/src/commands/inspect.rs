@@ -88,6 +88,9 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
             Some(Kind::Encoder) => "yes, an encoder: int8 embed".to_owned(),
             None => "not yet: this family is not implemented".to_owned(),
         };
+        if int8_nn::families::is_text_part(name) {
+            output.line("reads         text alone; the images or audio of this family are not")?;
+        }
         let refused = match int8_nn::families::kind(name) {
             Some(_) => Loader::new(checkpoint.clone()).check().err(),
             None => None,

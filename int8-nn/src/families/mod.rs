@@ -4,6 +4,7 @@
 mod bert;
 mod biogpt;
 mod bloom;
+mod codegen;
 mod cohere;
 mod exaone;
 mod falcon;
@@ -13,6 +14,7 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_neox_japanese;
 mod gpt_oss;
 mod gptj;
 mod granite;
@@ -28,6 +30,7 @@ mod mpt;
 mod multimodal;
 mod names;
 mod olmo2;
+mod openai;
 mod opt;
 mod persimmon;
 mod phi;
@@ -100,6 +103,9 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &llama4::FAMILY,
     &biogpt::FAMILY,
     &multimodal::FAMILY,
+    &codegen::FAMILY,
+    &gpt_neox_japanese::FAMILY,
+    &openai::FAMILY,
 ];
 
 /// A family of encoders.
@@ -231,6 +237,12 @@ pub fn kind(model_type: &str) -> Option<Kind> {
     } else {
         None
     }
+}
+
+/// Whether models of this `model_type` also read images or audio, which are not computed: only text is.
+pub fn is_text_part(model_type: &str) -> bool {
+    multimodal::FAMILY.model_types.contains(&model_type)
+        || ["llama4", "gemma3", "phi4_multimodal"].contains(&model_type)
 }
 
 /// Every supported `model_type`.
