@@ -14,7 +14,6 @@ pub(crate) const FAMILY: Family = Family {
         "qwen2_vl",
         "qwen2_5_vl",
         "qwen3_vl",
-        "qwen3_vl_moe",
         "llava",
         "llava_next",
         "llava_onevision",
@@ -44,7 +43,6 @@ fn text_of(model_type: &str) -> Text {
     match model_type {
         "qwen2_vl" | "qwen2_5_vl" => fixed("qwen2"),
         "qwen3_vl" => fixed("qwen3"),
-        "qwen3_vl_moe" => fixed("qwen3_moe"),
         "emu3" => fixed("llama"),
         "fuyu" => fixed("persimmon"),
         "mistral3" => default("mistral"),
@@ -84,7 +82,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
             let raw = theta(&without_sections(&raw), 1_000_000.0);
             raw.with_defaults(&[("rms_norm_eps", json!(1e-5)), ("num_key_value_heads", json!(8))])
         }
-        "qwen3_vl" | "qwen3_vl_moe" => theta(&without_sections(&raw), 500_000.0),
+        "qwen3_vl" => theta(&without_sections(&raw), 500_000.0),
         "fuyu" => theta(&raw, 25_000.0),
         "emu3" => theta(&raw, 1_000_000.0).with_defaults(&[
             ("rms_norm_eps", json!(1e-5)),
@@ -101,7 +99,10 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
     };
     // A head of its own counts where the checkpoint has one.
     let tied = whole.flag_or(TIED, true)? || text.flag_or(TIED, false)?;
-    Ok(DecoderConfig { tied_embeddings: tied, ..(family.config)(&raw)? })
+    let config = DecoderConfig { tied_embeddings: tied, ..(family.config)(&raw)? };
+    // transformers does not multiply the logits of this one.
+    let logit_scale = config.logit_scale.filter(|_| model_type != "aya_vision");
+    Ok(DecoderConfig { logit_scale, ..config })
 }
 
 /// Without the sections of a head's dimensions that images would turn differently.
