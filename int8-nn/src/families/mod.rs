@@ -1,7 +1,6 @@
 //! The model families. Each file maps one family's `config.json` onto [`DecoderConfig`] and names its tensors; the
 //! arithmetic is in [`crate::decoder`]. A new family is one file here, one line in `FAMILIES` and one golden.
 
-mod aria;
 mod bert;
 mod biogpt;
 mod bloom;
@@ -107,7 +106,6 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &codegen::FAMILY,
     &gpt_neox_japanese::FAMILY,
     &openai::FAMILY,
-    &aria::FAMILY,
 ];
 
 /// A family of encoders.
