@@ -141,7 +141,7 @@ FAMILIES = {
         **GROUPED, "head_dim": 8, "intermediate_size": 24, "intermediate_size_mlp": 40, "num_local_experts": 4,
         "interleave_moe_layer_step": 2, "no_rope_layers": [1, 0], "attention_chunk_size": 7, "floor_scale": 10}),
     "deepseek_v2": ("deepseek_v2", "bfloat16", {
-        **SIZES, **LATENT, "q_lora_rank": None, "v_head_dim": 12, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        **SIZES, **LATENT, "q_lora_rank": None, "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2,
         "n_shared_experts": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
         "topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5}),
     "deepseek_v3": ("deepseek_v3", "bfloat16", {
