@@ -39,6 +39,7 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
             "long_factor": [1.0, 1.5, 2.5, 4.0]}
+LATENT = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 # name: (model_type, dtype, config)
@@ -129,6 +130,25 @@ FAMILIES = {
         "moe_layer_start_index": 1}),
     "minimax_m2": ("minimax_m2", "bfloat16", {
         **GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 4}),
+    "biogpt": ("biogpt", "float16", {**SIZES}),
+    "codegen": ("codegen", "float16", {**GPT, "rotary_dim": 4, "n_inner": 64}),
+    "gpt_neox_japanese": ("gpt_neox_japanese", "float16", {**SIZES, "intermediate_multiple_size": 2}),
+    "gpt_oss": ("gpt_oss", "bfloat16", {
+        **GROUPED, "head_dim": 8, "intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "sliding_window": 6, "rope_parameters": {**YARN, "truncate": False}}),
+    # A group of chunks, and queries that grow from the tenth token on.
+    "llama4": ("llama4_text", "bfloat16", {
+        **GROUPED, "head_dim": 8, "intermediate_size": 24, "intermediate_size_mlp": 40, "num_local_experts": 4,
+        "interleave_moe_layer_step": 2, "no_rope_layers": [1, 0], "attention_chunk_size": 7, "floor_scale": 10}),
+    "deepseek_v2": ("deepseek_v2", "bfloat16", {
+        **SIZES, **LATENT, "q_lora_rank": None, "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "n_shared_experts": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+        "topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5}),
+    "deepseek_v3": ("deepseek_v3", "bfloat16", {
+        **SIZES, **LATENT, "num_key_value_heads": 4, "v_head_dim": 8, "n_routed_experts": 8,
+        "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+        "rope_parameters": {**YARN, "mscale": 0.8, "mscale_all_dim": 1.2}}),
+    "minicpm3": ("minicpm3", "bfloat16", {**SIZES, **LATENT, "num_key_value_heads": 4, "v_head_dim": 8, "dim_model_base": 8}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}
@@ -194,7 +214,8 @@ def int8_logits(model, ids):
     head = model.get_output_embeddings()
     around = ("project_in", "project_out")
     left = {id(head.weight)} | {id(module.weight) for name, module in model.named_modules()
-                                if name.endswith((".gate", "shared_expert_gate", *around)) and hasattr(module, "weight")}
+                                if name.endswith((".gate", ".router", "shared_expert_gate", *around))
+                                and hasattr(module, "weight")}
     assert not any(isinstance(module, Conv1D) for module in model.modules())
 
     def linear(x, weight, bias=None):

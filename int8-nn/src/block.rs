@@ -10,6 +10,7 @@ use crate::backend::{
 use crate::checkpoint::Checkpoint;
 use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
 use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
+use crate::latent::{self, Latent, LatentScratch};
 use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::weights::{LinearSource, Part, read_matrix};
 
@@ -25,7 +26,7 @@ pub(crate) struct Block<B: Backend> {
     mlp_norm: Option<B::Norm>,
     /// At the end of the branches of attention and MLP, before the residual addition.
     branch_norms: Option<[B::Norm; 2]>,
-    qkv: B::Linear,
+    projection: Projection<B>,
     /// Of queries and of keys: columns of the projection, and the norm of each run of its width among them.
     query_key_norms: Vec<(Range<usize>, B::Norm)>,
     /// Of each head of queries and of keys, after the rotation.
@@ -38,6 +39,14 @@ pub(crate) struct Block<B: Backend> {
     cross: Option<Cross<B>>,
     /// Number of weights in the linear layers.
     weights: usize,
+}
+
+/// Queries, keys and values.
+#[derive(Debug)]
+enum Projection<B: Backend> {
+    /// One linear layer.
+    Direct(B::Linear),
+    Latent(Latent<B>),
 }
 
 /// Cross-attention: to the output of an encoder.
@@ -77,6 +86,11 @@ impl<B: Backend> Loader<'_, B> {
 
     fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
         self.backend.norm(&self.norm_spec(name, width)?)
+    }
+
+    /// The normalisation `name` with this ε.
+    pub(crate) fn norm_with_eps(&self, name: &str, width: usize, eps: f32) -> Result<B::Norm, Error> {
+        self.backend.norm(&NormSpec { eps, ..self.norm_spec(name, width)? })
     }
 
     fn norm_spec(&self, name: &str, width: usize) -> Result<NormSpec, Error> {
@@ -129,6 +143,9 @@ impl<B: Backend> Loader<'_, B> {
             match config.query_key_norms {
                 None => {}
                 Some(QueryKeyNorms::PerHead) => norms.push((columns, self.norm_of(name, size)?)),
+                Some(QueryKeyNorms::WithoutGains) => {
+                    norms.push((columns, self.backend.norm(&self.spec(vec![1.0; size], None))?));
+                }
                 Some(QueryKeyNorms::Whole) => {
                     let width = columns.len();
                     norms.push((columns, self.norm_of(name, width)?));
@@ -219,19 +236,27 @@ impl<B: Backend> Loader<'_, B> {
         }
         let sinks = names.sinks.map(|name| self.vector(&name, config.heads)).transpose()?;
         let biases = config.biases;
-        let qkv = names.qkv.into_iter().map(|part| part.biased(biases.qkv)).collect();
+        let (projection, attention_weights, context) = match (config.latent, names.latent) {
+            (Some(latent), Some(names)) => {
+                let context = config.heads * latent.value;
+                let [weights, _] = latent::weights(config, latent);
+                let loaded = Latent::load(self, site(LinearRole::Qkv), names, latent, precision)?;
+                (Projection::Latent(loaded), weights, context)
+            }
+            _ => {
+                let qkv = names.qkv.into_iter().map(|part| part.biased(biases.qkv)).collect();
+                let outputs = [queries, keys, keys];
+                let precision = precision.of(LinearRole::Qkv);
+                let linear = self.linear(site(LinearRole::Qkv), qkv, &outputs, hidden, &precision)?;
+                (Projection::Direct(linear), hidden * (queries + 2 * keys), queries)
+            }
+        };
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
         Ok(Block {
             attention_norm: norm(&names.attention_norm)?,
             mlp_norm: norm(&names.mlp_norm)?,
             branch_norms,
-            qkv: self.linear(
-                site(LinearRole::Qkv),
-                qkv,
-                &[queries, keys, keys],
-                hidden,
-                &precision.of(LinearRole::Qkv),
-            )?,
+            projection,
             query_key_norms,
             rotated_norms,
             sinks,
@@ -239,12 +264,12 @@ impl<B: Backend> Loader<'_, B> {
                 site(LinearRole::AttentionOutput),
                 vec![names.attention_output.biased(biases.attention_output)],
                 &[hidden],
-                queries,
+                context,
                 &precision.of(LinearRole::AttentionOutput),
             )?,
             mlp,
             cross: None,
-            weights: hidden * (2 * queries + 2 * keys) + mlp_weights,
+            weights: attention_weights + hidden * context + mlp_weights,
         })
     }
 
@@ -336,6 +361,7 @@ impl<B: Backend> Loader<'_, B> {
             down: Vec::new(),
             activation: config.activation,
             gated: config.gated_mlp,
+            clamped_gate: config.clamped_gate,
         };
         let mut all_weights = 0;
         let shared = shared.map(|wide| (settings.count, wide));
@@ -379,6 +405,7 @@ pub(crate) struct Scratch<B: Backend> {
     up: B::Activations,
     /// A branch that no projection adds to the residual stream.
     branch: B::Activations,
+    latent: Option<LatentScratch<B>>,
 }
 
 impl<B: Backend> Scratch<B> {
@@ -411,6 +438,10 @@ impl<B: Backend> Scratch<B> {
                 config.hidden_size,
                 ActivationRole::Residual,
             )?,
+            latent: config
+                .latent
+                .map(|latent| LatentScratch::new(backend, config, latent, max_rows))
+                .transpose()?,
         })
     }
 }
@@ -431,6 +462,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
             sliding_window,
             factor,
             norms: None,
+            chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
             query_growth: growth.map(|(_, growth)| *growth),
             sinks: None,
         }
@@ -472,8 +504,15 @@ impl<B: Backend> Block<B> {
                 (LinearRole::AttentionOutput, &cross.output),
             ]
         });
-        [(LinearRole::Qkv, &self.qkv), (LinearRole::AttentionOutput, &self.attention_output)]
+        let (direct, latent) = match &self.projection {
+            Projection::Direct(linear) => (Some(linear), None),
+            Projection::Latent(latent) => (None, Some(latent.linears())),
+        };
+        direct
             .into_iter()
+            .chain(latent.into_iter().flatten())
+            .map(|linear| (LinearRole::Qkv, linear))
+            .chain([(LinearRole::AttentionOutput, &self.attention_output)])
             .chain(cross)
             .chain(mlps.flat_map(|(up, down)| [(LinearRole::Up, up), (LinearRole::Down, down)]))
     }
@@ -532,17 +571,22 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
         let backend = at.backend;
-        let target = (&self.qkv, Output::Store(&mut scratch.qkv));
-        backend.project(input(x, self.attention_norm.as_ref()), &mut [target])?;
+        self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        let Scratch { context, branch, query, .. } = &mut *scratch;
+        let Scratch { context, branch, query, latent, .. } = &mut *scratch;
+        let attended = match (&self.projection, latent) {
+            (Projection::Latent(projection), Some(scratch)) => {
+                projection.values(backend, context, scratch)?
+            }
+            _ => &*context,
+        };
         let norm = self.branch_norms.as_ref().map(|[norm, _]| norm);
         if self.adds_branches(at.config) {
             let target = (&self.attention_output, Output::Store(&mut *branch));
-            backend.project(Input::Plain(context), &mut [target])?;
+            backend.project(Input::Plain(attended), &mut [target])?;
             add_branch(at, x, branch, norm)?;
         } else {
-            backend.project(Input::Plain(context), &mut [(&self.attention_output, Output::Add(x))])?;
+            backend.project(Input::Plain(attended), &mut [(&self.attention_output, Output::Add(x))])?;
         }
         if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
             let target = (&cross.query, Output::Store(&mut *query));
@@ -564,8 +608,11 @@ impl<B: Backend> Block<B> {
         let Mlp::Dense { up: expansion, down } = &self.mlp else {
             return Err(Error::Unsupported("experts beside attention".to_owned()));
         };
+        let Projection::Direct(qkv) = &self.projection else {
+            return Err(Error::Unsupported("latent attention in parallel blocks".to_owned()));
+        };
         let mut targets =
-            [(&self.qkv, Output::Store(&mut scratch.qkv)), (expansion, Output::Store(&mut scratch.up))];
+            [(qkv, Output::Store(&mut scratch.qkv)), (expansion, Output::Store(&mut scratch.up))];
         let attention_input = input(x, self.attention_norm.as_ref());
         match &self.mlp_norm {
             None => backend.project(attention_input, &mut targets)?,
@@ -593,7 +640,7 @@ impl<B: Backend> Block<B> {
             Some(norm) => backend.normalize(x, norm),
             None => Ok(()),
         };
-        backend.project(Input::Plain(x), &mut [(&self.qkv, Output::Store(&mut scratch.qkv))])?;
+        self.project(backend, Input::Plain(x), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
         let target = (&self.attention_output, Output::Add(&mut *x));
         backend.project(Input::Plain(&scratch.context), &mut [target])?;
@@ -613,7 +660,7 @@ impl<B: Backend> Block<B> {
         if let Some(norm) = &self.attention_norm {
             backend.normalize(x, norm)?;
         }
-        backend.project(Input::Plain(x), &mut [(&self.qkv, Output::Store(&mut scratch.qkv))])?;
+        self.project(backend, Input::Plain(x), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
         let target = (&self.attention_output, Output::Add(&mut *x));
         backend.project(Input::Plain(&scratch.context), &mut [target])?;
@@ -621,6 +668,20 @@ impl<B: Backend> Block<B> {
             backend.normalize(x, norm)?;
         }
         self.mlp(at, None, x, scratch)
+    }
+
+    /// `scratch.qkv`, from the input of attention.
+    fn project(&self, backend: &B, input: Input<'_, B>, scratch: &mut Scratch<B>) -> Result<(), Error> {
+        let Scratch { qkv, latent, .. } = scratch;
+        match (&self.projection, latent) {
+            (Projection::Direct(linear), _) => backend.project(input, &mut [(linear, Output::Store(qkv))]),
+            (Projection::Latent(projection), Some(scratch)) => {
+                projection.project(backend, input, scratch, qkv)
+            }
+            (Projection::Latent(_), None) => {
+                Err(Error::Unsupported("latent attention without sizes".to_owned()))
+            }
+        }
     }
 
     /// `scratch.context = attention(scratch.qkv)`, without the output projection.

@@ -3,6 +3,7 @@
 mod decoder;
 mod encoder;
 mod experts;
+mod latent;
 mod raw;
 mod relative;
 mod rotary;
@@ -10,11 +11,12 @@ mod seq2seq;
 mod sizes;
 
 pub use decoder::{
-    Activation, AlternateAttention, Biases, BlockKind, BlockSet, DecoderConfig, NormKind, Positions,
-    QueryGrowth, QueryKeyNorms,
+    Activation, AlternateAttention, Biases, BlockKind, BlockSet, ClampedGate, DecoderConfig, NormKind,
+    Positions, QueryGrowth, QueryKeyNorms,
 };
 pub use encoder::EncoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, Scores};
+pub use latent::LatentAttention;
 pub use raw::RawConfig;
 pub use relative::Buckets;
 pub(crate) use rotary::RotaryDefaults;

@@ -14,6 +14,7 @@ use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
 use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
+use crate::latent;
 use crate::placement::{self, Devices, Sizes};
 use crate::plan;
 pub use crate::precision::LinearRole;
@@ -175,8 +176,19 @@ impl<B: Backend> Decoder<B> {
             let find = |parts, outputs: &[usize], inputs| {
                 LinearSource::find(checkpoint, root, parts, outputs, inputs).map(|_| ())
             };
-            find(names.qkv, &[queries, keys, keys], hidden)?;
-            find(vec![names.attention_output], &[hidden], queries)?;
+            let context = match (config.latent, names.latent) {
+                (Some(latent), Some(names)) => {
+                    for (part, outputs, inputs) in latent::layers(names, &config, latent) {
+                        find(vec![part], &[outputs], inputs)?;
+                    }
+                    config.heads * latent.value
+                }
+                _ => {
+                    find(names.qkv, &[queries, keys, keys], hidden)?;
+                    queries
+                }
+            };
+            find(vec![names.attention_output], &[hidden], context)?;
             if let families::MlpNames::Dense { up, down } = names.mlp {
                 let wide = config.intermediate_size;
                 let outputs = vec![wide; if config.gated_mlp { 2 } else { 1 }];
@@ -560,6 +572,11 @@ impl<B: Backend> Decoder<B> {
         let backend = self.backend();
         let positions = self.positions.as_ref().map(|(table, offset)| (table, *offset));
         match &self.project_in {
+            None if self.config.scales_tokens_alone => {
+                backend.embed(batch, Some(&self.embedding), None, Output::Store(&mut *x))?;
+                backend.scale(x, self.config.embedding_scale, None)?;
+                backend.embed(batch, None, positions, Output::Add(&mut *x))?;
+            }
             None => backend.embed(batch, Some(&self.embedding), positions, Output::Store(x))?,
             Some(project) => {
                 backend.embed(batch, Some(&self.embedding), None, Output::Store(narrow))?;
@@ -567,7 +584,7 @@ impl<B: Backend> Decoder<B> {
                 backend.embed(batch, None, positions, Output::Add(x))?;
             }
         }
-        if let Some(factor) = self.config.embedding_scale {
+        if let Some(factor) = self.config.embedding_scale.filter(|_| !self.config.scales_tokens_alone) {
             backend.scale(x, Some(factor), None)?;
         }
         match &self.embedding_norm {

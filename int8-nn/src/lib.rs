@@ -38,6 +38,7 @@ mod int8_weight;
 #[cfg(any(feature = "cuda", test))]
 mod kept_columns;
 mod kind;
+mod latent;
 pub mod linear8bit;
 pub mod model;
 mod named;

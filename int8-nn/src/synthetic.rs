@@ -102,6 +102,9 @@ impl<'a> Tensors<'a> {
                 }
             }
         }
+        if names.latent.is_some() {
+            return Err(Error::Unsupported("random weights of a model with latent attention".to_owned()));
+        }
         self.linear(&names.qkv, &[queries, keys, keys], hidden);
         self.linear(&[names.attention_output], &[hidden], queries);
         let MlpNames::Dense { up, down } = names.mlp else {

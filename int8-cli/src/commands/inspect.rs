@@ -2,7 +2,7 @@
 
 use int8_nn::Loader;
 use int8_nn::checkpoint::{Checkpoint, Quantization};
-use int8_nn::families::Kind;
+use int8_nn::families::{self, Kind};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -110,7 +110,10 @@ pub(crate) fn run(arguments: &InspectArgs, output: &Output) -> Result<(), Failur
 
 /// Whether this program runs the model, in words.
 fn runs(model_type: &str, checkpoint: &Checkpoint) -> String {
-    let runs = match int8_nn::families::kind(model_type) {
+    let runs = match families::kind(model_type) {
+        Some(Kind::Decoder) if families::is_text_part(model_type) => {
+            "yes, text alone: its images or audio are not read"
+        }
         Some(Kind::Decoder) => "yes",
         Some(Kind::Seq2Seq) => "yes, reads one text and writes another: int8 run",
         Some(Kind::Encoder) => "yes, an encoder: int8 embed",

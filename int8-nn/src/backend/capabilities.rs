@@ -53,6 +53,14 @@ pub enum Feature {
     QueryGrowth,
     /// Attention sinks: scores without values.
     AttentionSinks,
+    /// Multi-head latent attention.
+    LatentAttention,
+    /// Inputs of experts multiplied by their weights.
+    WeighedExpertInputs,
+    /// Attention to the tokens of a chunk of positions.
+    ChunkedAttention,
+    /// Gates with limits.
+    ClampedGates,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -69,7 +77,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -90,6 +98,10 @@ impl Feature {
         Self::NormsAfterRotation,
         Self::QueryGrowth,
         Self::AttentionSinks,
+        Self::LatentAttention,
+        Self::WeighedExpertInputs,
+        Self::ChunkedAttention,
+        Self::ClampedGates,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -121,6 +133,10 @@ impl Feature {
             Self::NormsAfterRotation => "queries and keys normalised after the rotation",
             Self::QueryGrowth => "queries that grow with their position",
             Self::AttentionSinks => "attention sinks",
+            Self::LatentAttention => "multi-head latent attention",
+            Self::WeighedExpertInputs => "inputs of experts multiplied by their weights",
+            Self::ChunkedAttention => "chunked attention",
+            Self::ClampedGates => "gates with limits",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -152,6 +168,10 @@ impl Feature {
         need(Self::NormsAfterRotation, config.norms_after_rotation);
         need(Self::QueryGrowth, config.query_growth.is_some());
         need(Self::AttentionSinks, config.attention_sinks);
+        need(Self::LatentAttention, config.latent.is_some());
+        need(Self::ChunkedAttention, config.chunks.is_some());
+        need(Self::ClampedGates, config.clamped_gate.is_some());
+        need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);
             need(Self::SlidingWindow, window.is_some());

@@ -37,8 +37,8 @@ pub use observer::Observer;
 pub use pages::{PageCopy, PageTables};
 pub use routing::SharedWeight;
 pub use spec::{
-    ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, DistanceBias, Experts, GraphKey, Input,
-    LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, Routing, RowSelection, Segment,
+    ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, ColumnCopy, DistanceBias, Experts, GraphKey,
+    Input, LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, Routing, RowSelection, Segment,
 };
 
 use crate::Error;
@@ -171,6 +171,17 @@ pub trait Backend: Sized + Send + Sync {
     fn clamp(&self, x: &mut Self::Activations, limit: f32) -> Result<(), Error> {
         let _ = (x, limit);
         Err(Error::Unsupported("clamped activations on this backend".to_owned()))
+    }
+    /// `out [rows, width]`: the columns of `from` that `copies` say, and zeros elsewhere. Only backends with
+    /// [`Feature::LatentAttention`] are asked for it.
+    fn copy_columns(
+        &self,
+        from: &[&Self::Activations],
+        copies: &[ColumnCopy],
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (from, copies, out);
+        Err(Error::Unsupported("copies of columns on this backend".to_owned()))
     }
     /// `out = experts(input)`; each expert computes only the rows it was chosen for.
     fn experts(

@@ -19,6 +19,8 @@ pub struct Routing {
     pub groups: Option<ExpertGroups>,
     /// The weights are multiplied by this.
     pub scale: f32,
+    /// Weights multiply the inputs of the experts instead of their outputs.
+    pub weighs_inputs: bool,
     /// A shared expert sees every token.
     pub shared: Option<SharedWeight>,
 }
@@ -35,10 +37,10 @@ pub enum SharedWeight {
 impl Routing {
     /// As the configuration says.
     pub(crate) fn new(settings: &ExpertsConfig, correction: Option<Vec<f32>>) -> Self {
-        let ExpertsConfig { count, chosen, normalized, scores, groups, scale, .. } = *settings;
+        let ExpertsConfig { count, chosen, normalized, scores, groups, scale, weighs_inputs, .. } = *settings;
         let weight = if settings.shared_gate { SharedWeight::Gate } else { SharedWeight::One };
         let shared = settings.shared_intermediate_size.map(|_| weight);
-        Self { count, chosen, normalized, scores, correction, groups, scale, shared }
+        Self { count, chosen, normalized, scores, correction, groups, scale, weighs_inputs, shared }
     }
 
     /// Logits of a token.

@@ -7,7 +7,7 @@ use ndarray::Array2;
 
 use super::Backend;
 pub use super::routing::Routing;
-use crate::config::{Activation, NormKind, Positions, QueryGrowth};
+use crate::config::{Activation, ClampedGate, NormKind, Positions, QueryGrowth};
 
 /// Consecutive tokens of one sequence that a forward computes.
 #[derive(Debug, Clone, Copy)]
@@ -156,6 +156,8 @@ pub struct LayerAttention {
     pub factor: f32,
     /// Each head of queries, and each of keys, is normalised after the rotation.
     pub norms: Option<[NormSpec; 2]>,
+    /// Only tokens since the last multiple of this number of positions are seen.
+    pub chunk: Option<usize>,
     /// Rotated queries are multiplied by a factor that grows with their position.
     pub query_growth: Option<QueryGrowth>,
     /// `[heads]`: a score of each query head that takes its share of the softmax and has no value.
@@ -178,6 +180,21 @@ pub struct Experts<B: Backend> {
     pub activation: Activation,
     /// `act(gate)·up` instead of `act(up)`.
     pub gated: bool,
+    /// This instead of `act(gate)·up`.
+    pub clamped_gate: Option<ClampedGate>,
+}
+
+/// Columns of one of several matrices that are copied to columns of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColumnCopy {
+    /// Index of the matrix.
+    pub source: usize,
+    /// First column there.
+    pub from: usize,
+    /// First column of the output.
+    pub to: usize,
+    /// Number of columns.
+    pub count: usize,
 }
 
 /// The input of a projection: activations with their prologue.

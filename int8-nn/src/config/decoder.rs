@@ -2,7 +2,7 @@
 
 use int8_core::FloatType;
 
-use super::{Buckets, ExpertsConfig, RawConfig, Rotary};
+use super::{Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -56,6 +56,8 @@ pub struct DecoderConfig {
     pub norm_gain_less_one: bool,
     /// The token embedding is multiplied by this.
     pub embedding_scale: Option<f32>,
+    /// `embedding_scale` multiplies the token embedding before learned positions are added.
+    pub scales_tokens_alone: bool,
     /// The logits are multiplied by this.
     pub logit_scale: Option<f32>,
     /// `c·tanh(logit/c)` on the logits.
@@ -91,8 +93,31 @@ pub struct DecoderConfig {
     pub norms_after_rotation: bool,
     /// Blocks whose queries are multiplied by a factor that grows with their position.
     pub query_growth: Option<(BlockSet, QueryGrowth)>,
+    /// Queries, keys and values go through latents.
+    pub latent: Option<LatentAttention>,
     /// Each query head has a learned score that takes its share of the softmax and has no value.
     pub attention_sinks: bool,
+    /// Blocks whose tokens see only those since the last multiple of this number of positions.
+    pub chunks: Option<(BlockSet, usize)>,
+    /// Experts compute `down((up(x) + 1)·g·σ(α·g))` with limits instead of `down(act(gate(x))·up(x))`.
+    pub clamped_gate: Option<ClampedGate>,
+}
+
+/// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ClampedGate {
+    /// α
+    pub alpha: f32,
+    /// The limit.
+    pub limit: f32,
+}
+
+impl ClampedGate {
+    /// Of one gate and one expansion.
+    pub fn apply(self, gate: f32, up: f32) -> f32 {
+        let (gate, up) = (gate.min(self.limit), up.clamp(-self.limit, self.limit));
+        (up + 1.0) * gate / (1.0 + (-self.alpha * gate).exp())
+    }
 }
 
 /// Queries at position `p` are multiplied by `1 + β·ln(1 + ⌊(p + offset)/period⌋)`.
@@ -174,6 +199,8 @@ pub enum QueryKeyNorms {
     EachHead,
     /// All heads together.
     Whole,
+    /// Each head alone, without gains. Such norms commute with the rotation.
+    WithoutGains,
 }
 
 /// How positions enter.
@@ -312,6 +339,7 @@ impl Default for DecoderConfig {
             attention_softcap: None,
             norm_gain_less_one: false,
             embedding_scale: None,
+            scales_tokens_alone: false,
             logit_scale: None,
             logit_softcap: None,
             experts: None,
@@ -330,6 +358,9 @@ impl Default for DecoderConfig {
             norms_after_rotation: false,
             query_growth: None,
             attention_sinks: false,
+            latent: None,
+            chunks: None,
+            clamped_gate: None,
         }
     }
 }

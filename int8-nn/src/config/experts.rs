@@ -20,6 +20,8 @@ pub struct ExpertsConfig {
     pub groups: Option<ExpertGroups>,
     /// The weights of the chosen experts are multiplied by this, after `normalized`.
     pub scale: f32,
+    /// Weights multiply the inputs of the experts instead of their outputs.
+    pub weighs_inputs: bool,
     /// Width of an expert's hidden layer.
     pub intermediate_size: usize,
     /// Hidden width of a shared expert, which runs for every token.
@@ -112,6 +114,7 @@ impl Default for ExpertsConfig {
             correction: false,
             groups: None,
             scale: 1.0,
+            weighs_inputs: false,
             intermediate_size: 0,
             shared_intermediate_size: None,
             shared_gate: false,

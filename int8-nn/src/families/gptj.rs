@@ -10,7 +10,12 @@ use crate::config::{Biases, BlockKind, DecoderConfig, Positions, RawConfig, Rota
 pub(crate) const FAMILY: Family = Family { model_types: &["gptj"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    DecoderConfig {
+    base(raw)?.validate(raw)
+}
+
+/// The keys that CodeGen shares.
+pub(super) fn base(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    Ok(DecoderConfig {
         family: "gptj",
         max_positions: raw.size_or("n_positions", 2048)?,
         block: BlockKind::Parallel,
@@ -24,8 +29,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         biases: Biases { head: true, ..Biases::of(false, true) },
         tied_embeddings: raw.flag_or("tie_word_embeddings", false)?,
         ..gpt2::base(raw)?
-    }
-    .validate(raw)
+    })
 }
 
 fn names(config: &DecoderConfig) -> TensorNames {

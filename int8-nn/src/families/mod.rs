@@ -2,7 +2,9 @@
 //! arithmetic is in [`crate::decoder`]. A new family is one file here, one line in `FAMILIES` and one golden.
 
 mod bert;
+mod biogpt;
 mod bloom;
+mod codegen;
 mod cohere;
 mod exaone;
 mod falcon;
@@ -12,17 +14,23 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_neox_japanese;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod hunyuan;
 mod interleaved;
+mod latent;
 mod llama;
+mod llama4;
 mod mixtral;
 mod moe;
 mod mpnet;
 mod mpt;
+mod multimodal;
 mod names;
 mod olmo2;
+mod openai;
 mod opt;
 mod persimmon;
 mod phi;
@@ -45,7 +53,8 @@ use crate::weights::{Part, Rows};
 
 use names::Module;
 pub(crate) use names::{
-    CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LayerNames, MlpNames, Seq2SeqNames, TensorNames,
+    CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LatentNames, LayerNames, MlpNames, Seq2SeqNames,
+    TensorNames,
 };
 
 /// A family of decoders.
@@ -89,6 +98,14 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &hunyuan::FAMILY,
     &phimoe::FAMILY,
     &glm_moe::FAMILY,
+    &latent::FAMILY,
+    &gpt_oss::FAMILY,
+    &llama4::FAMILY,
+    &biogpt::FAMILY,
+    &multimodal::FAMILY,
+    &codegen::FAMILY,
+    &gpt_neox_japanese::FAMILY,
+    &openai::FAMILY,
 ];
 
 /// A family of encoders.
@@ -181,7 +198,8 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     for layer in 0..config.layers {
         let layer = (names.layer)(layer);
         let first = parts.len();
-        parts.extend(layer.qkv.into_iter().chain([layer.attention_output]));
+        let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
+        parts.extend(layer.qkv.into_iter().chain(latent).chain([layer.attention_output]));
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()
@@ -219,6 +237,12 @@ pub fn kind(model_type: &str) -> Option<Kind> {
     } else {
         None
     }
+}
+
+/// Whether models of this `model_type` also read images or audio, which are not computed: only text is.
+pub fn is_text_part(model_type: &str) -> bool {
+    multimodal::FAMILY.model_types.contains(&model_type)
+        || ["llama4", "gemma3", "phi4_multimodal"].contains(&model_type)
 }
 
 /// Every supported `model_type`.

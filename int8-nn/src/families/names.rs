@@ -134,6 +134,8 @@ pub(crate) struct LayerNames {
     pub(crate) query_key_norms: Option<[String; 2]>,
     /// The stored place of each dimension of a head in these norms, where it is not its own.
     pub(crate) query_key_order: Option<Vec<usize>>,
+    /// Instead of `qkv`.
+    pub(crate) latent: Option<LatentNames>,
     /// The tensor of the attention sinks, `[heads]`.
     pub(crate) sinks: Option<String>,
     pub(crate) attention_output: Part,
@@ -150,6 +152,7 @@ impl LayerNames {
             qkv,
             query_key_norms: None,
             query_key_order: None,
+            latent: None,
             sinks: None,
             attention_output,
             mlp,
@@ -164,6 +167,29 @@ impl LayerNames {
     /// One norm that feeds attention and MLP of a parallel block.
     pub(super) fn shared_norm(self, norm: String) -> Self {
         Self { attention_norm: Some(norm), mlp_norm: None, ..self }
+    }
+}
+
+/// The names of multi-head latent attention before the attention itself.
+pub(crate) struct LatentNames {
+    /// To the latent of queries, where there is one, and its norm.
+    pub(crate) query_down: Option<Part>,
+    pub(crate) query_norm: Option<String>,
+    /// The heads of queries, rotated dimensions first.
+    pub(crate) query: Part,
+    /// To the latent of keys and values.
+    pub(crate) kv_down: Part,
+    /// The rotated dimensions of all keys.
+    pub(crate) key: Part,
+    pub(crate) kv_norm: String,
+    /// Head by head the other dimensions of the key, and the value.
+    pub(crate) kv_up: Part,
+}
+
+impl LatentNames {
+    /// The linear layers.
+    pub(crate) fn parts(self) -> impl Iterator<Item = Part> {
+        self.query_down.into_iter().chain([self.query, self.kv_down, self.key, self.kv_up])
     }
 }
 

@@ -177,9 +177,17 @@ impl Shape {
             let outputs = sum(&[product(&[gates, width]), hidden]);
             (product(&[gates + 1, width, hidden]), outputs)
         };
-        let attention_weights =
-            sum(&[product(&[sum(&[queries, keys_values]), hidden]), product(&[queries, hidden])]);
-        let attention_outputs = sum(&[queries, keys_values, hidden]);
+        let (attention_weights, attention_outputs) = match config.latent {
+            None => (
+                sum(&[product(&[sum(&[queries, keys_values]), hidden]), product(&[queries, hidden])]),
+                sum(&[queries, keys_values, hidden]),
+            ),
+            Some(latent) => {
+                let [weights, outputs] = crate::latent::weights(config, latent).map(wide);
+                let values = product(&[heads, wide(latent.value)]);
+                (sum(&[weights, product(&[values, hidden])]), sum(&[outputs, hidden]))
+            }
+        };
         let mut shape = Self {
             name: name.into(),
             blocks: wide(config.layers),

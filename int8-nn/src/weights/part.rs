@@ -64,6 +64,11 @@ impl Part {
         Self { bias: Some(format!("{name}.bias")), ..self }
     }
 
+    /// With the bias in the tensor `name`; for a [slab](Self::slab) `[experts, out]`.
+    pub(crate) fn bias_in(self, name: String) -> Self {
+        Self { bias: Some(name), ..self }
+    }
+
     /// The weight is stored `[in, out]` unless it is int8.
     pub(crate) fn conv1d(self) -> Self {
         Self { transposed: true, ..self }

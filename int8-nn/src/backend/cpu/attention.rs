@@ -75,6 +75,7 @@ struct Layer {
     /// ALiBi: one slope for each head.
     slopes: Option<Vec<f32>>,
     window: usize,
+    chunk: Option<usize>,
     /// Of each head of queries and of keys, after the rotation.
     norms: Option<[NormSpec; 2]>,
     query_growth: Option<QueryGrowth>,
@@ -94,6 +95,7 @@ impl CpuCache {
                 slopes,
                 window,
                 factor: layer.factor,
+                chunk: layer.chunk,
                 norms: layer.norms.clone(),
                 query_growth: layer.query_growth,
                 sinks: layer.sinks.clone(),
@@ -256,9 +258,12 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { slopes, window, factor, sinks, .. } = &self.layers[layer];
+        let Layer { slopes, window, chunk, factor, sinks, .. } = &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
-            Mask::Causal => (position + 1).saturating_sub(*window)..position + 1,
+            Mask::Causal => {
+                let chunk = chunk.map_or(0, |size| position / size * size);
+                (position + 1).saturating_sub(*window).max(chunk)..position + 1
+            }
             Mask::Full => 0..length,
         };
         let positions = segment.position..segment.position + segment.rows;

@@ -1,6 +1,6 @@
 //! A mixture of experts: who computes what is decided row by row, so that a token's result depends on no other token.
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Zip};
 
 use int8_cpu::{Kernel, Prologue, Store};
 
@@ -34,16 +34,29 @@ pub(super) fn add(
             continue;
         }
         let indices: Vec<usize> = rows.iter().map(|(row, _)| *row).collect();
-        let input = x.select(Axis(0), &indices);
+        let mut input = x.select(Axis(0), &indices);
+        if experts.routing.weighs_inputs {
+            for (mut input, (_, weight)) in input.rows_mut().into_iter().zip(rows) {
+                input *= *weight;
+            }
+        }
         let mut wide = Array2::zeros((rows.len(), up.outputs()));
         let store = Store::Overwrite;
         let target = Target { linear: up, store, out: wide.view_mut() };
         project(kernel, input.view(), Prologue::None, [target])?;
         let mut result = Array2::zeros((rows.len(), out.ncols()));
         let target = Target { linear: down, store, out: result.view_mut() };
-        project(kernel, wide.view(), activated(experts.activation, experts.gated), [target])?;
+        match experts.clamped_gate {
+            None => project(kernel, wide.view(), activated(experts.activation, experts.gated), [target])?,
+            Some(gate) => {
+                let (gates, ups) = wide.view().split_at(Axis(1), wide.ncols() / 2);
+                let inner = Zip::from(gates).and(ups).map_collect(|g, u| gate.apply(*g, *u));
+                project(kernel, inner.view(), Prologue::None, [target])?;
+            }
+        }
         for ((row, weight), result) in rows.iter().zip(result.rows()) {
-            out.row_mut(*row).scaled_add(*weight, &result);
+            let weight = if experts.routing.weighs_inputs { 1.0 } else { *weight };
+            out.row_mut(*row).scaled_add(weight, &result);
         }
     }
     Ok(())

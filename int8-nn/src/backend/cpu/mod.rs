@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use int8_cpu::{Prologue, Store};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use projection::Target;
 use rayon::prelude::*;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey,
-    Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, ColumnCopy, Experts,
+    GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
 use crate::convert;
 use crate::precision::{Precision, Site};
@@ -317,6 +317,22 @@ impl Backend for CpuBackend {
 
     fn clamp(&self, x: &mut CpuActivations, limit: f32) -> Result<(), Error> {
         x.data.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
+        Ok(())
+    }
+
+    fn copy_columns(
+        &self,
+        from: &[&CpuActivations],
+        copies: &[ColumnCopy],
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let mut out = out.resize(from.first().map_or(0, |first| first.rows));
+        out.fill(0.0);
+        for ColumnCopy { source, from: first, to, count } in copies {
+            let columns = from[*source].view();
+            let columns = columns.slice(s![.., *first..first + count]);
+            out.slice_mut(s![.., *to..to + count]).assign(&columns);
+        }
         Ok(())
     }
 

@@ -87,14 +87,22 @@ impl CudaBackend {
     /// What any GPU computes, named `device` in messages.
     pub fn capabilities_of(device: String) -> Capabilities {
         let mut capabilities = Capabilities::all(device);
-        capabilities.features.remove(&Feature::GroupGranularity);
-        capabilities.features.remove(&Feature::FurtherActivations);
-        capabilities.features.remove(&Feature::ScoresByLayer);
-        capabilities.features.remove(&Feature::ClampedProjections);
-        capabilities.features.remove(&Feature::FrequenciesByLength);
-        capabilities.features.remove(&Feature::NormsAfterRotation);
-        capabilities.features.remove(&Feature::QueryGrowth);
-        capabilities.features.remove(&Feature::AttentionSinks);
+        for missing in [
+            Feature::GroupGranularity,
+            Feature::FurtherActivations,
+            Feature::ScoresByLayer,
+            Feature::ClampedProjections,
+            Feature::FrequenciesByLength,
+            Feature::NormsAfterRotation,
+            Feature::QueryGrowth,
+            Feature::AttentionSinks,
+            Feature::WeighedExpertInputs,
+            Feature::LatentAttention,
+            Feature::ChunkedAttention,
+            Feature::ClampedGates,
+        ] {
+            capabilities.features.remove(&missing);
+        }
         capabilities.max_head_size = Some(256);
         // One row has kernels of its own, whose sums have another order.
         capabilities.batch_invariant = false;
