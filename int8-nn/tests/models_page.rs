@@ -56,7 +56,8 @@ fn on_gpu(folder: &Path) -> String {
         Ok(()) => "yes".to_owned(),
         Err(error) => {
             let error = error.to_string();
-            format!("no: {}", error.rsplit_once(": ").map_or(&*error, |(_, reason)| reason))
+            let reason = error.rsplit_once("does not compute ").map_or(&*error, |(_, reason)| reason);
+            format!("no: {}", reason.split_once(", which").map_or(reason, |(reason, _)| reason))
         }
     }
 }
