@@ -270,19 +270,18 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// [`Error::ChatTemplate`] when the checkpoint has none, or one that cannot be understood.
     pub fn chat_template(&self) -> Result<ChatTemplate, Error> {
-        let source = self.checkpoint.source();
-        ChatTemplate::read(source)?.ok_or_else(|| Error::ChatTemplate {
-            file: source.label("tokenizer_config.json"),
+        self.find_chat_template()?.ok_or_else(|| Error::ChatTemplate {
+            file: self.checkpoint.source().label("tokenizer_config.json"),
             problem: "there is none, so this is no chat model; continue a text instead".to_owned(),
         })
     }
 
-    /// Whether the checkpoint has a chat template.
+    /// The chat template, if the checkpoint has one.
     ///
     /// # Errors
-    /// As [`Self::chat_template`], for one that is there.
-    pub fn has_chat_template(&self) -> Result<bool, Error> {
-        Ok(ChatTemplate::read(self.checkpoint.source())?.is_some())
+    /// [`Error::ChatTemplate`] for one that cannot be understood.
+    pub fn find_chat_template(&self) -> Result<Option<ChatTemplate>, Error> {
+        ChatTemplate::read(self.checkpoint.source())
     }
 
     /// Tokens that end a text.

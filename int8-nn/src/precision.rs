@@ -115,28 +115,32 @@ impl Quantization {
     /// values by the relative rule, exact outlier weights. A weight that is int8 already keeps its scales. `docs/quality.md`
     /// has the study behind it and its loss.
     pub fn best() -> Self {
-        let relative = |tau| OutlierRule::RelativeToRow { tau, statistic: RowStatistic::MedianAbs };
+        let rows = Self::relative(BEST_TAU, BEST_NORMED_TAU);
         let config = Config {
             input_granularity: Granularity::Group,
             weight_encoding: Encoding::Zeropoint,
             weight_granularity: Granularity::Group,
-            rule: relative(BEST_TAU),
-            outlier_granularity: OutlierGranularity::Value,
-            ..Scheme::LlmInt8Zeropoint.config()
+            ..rows.config
         };
-        Self { normed_rule: Some(relative(BEST_NORMED_TAU)), ..Self::new(config, OutlierWeights::Exact) }
+        Self { config, ..rows }
     }
 
     /// As [`best`](Self::best) with one scale a row, for devices without group granularity: zero points for inputs, and smaller
     /// thresholds. It loses more (`docs/quality.md`) at the speed of the paper's setting.
     pub fn best_rows() -> Self {
-        let relative = |tau| OutlierRule::RelativeToRow { tau, statistic: RowStatistic::MedianAbs };
+        Self::relative(ROWS_TAU, ROWS_NORMED_TAU)
+    }
+
+    /// Zero-point rows, single outlier values above `tau` medians of their row (`normed` for inputs that come out of a
+    /// normalisation), exact weights for them.
+    fn relative(tau: f32, normed: f32) -> Self {
+        let rule = |tau| OutlierRule::RelativeToRow { tau, statistic: RowStatistic::MedianAbs };
         let config = Config {
-            rule: relative(ROWS_TAU),
+            rule: rule(tau),
             outlier_granularity: OutlierGranularity::Value,
             ..Scheme::LlmInt8Zeropoint.config()
         };
-        Self { normed_rule: Some(relative(ROWS_NORMED_TAU)), ..Self::new(config, OutlierWeights::Exact) }
+        Self { normed_rule: Some(rule(normed)), ..Self::new(config, OutlierWeights::Exact) }
     }
 }
 

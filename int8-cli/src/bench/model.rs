@@ -63,6 +63,7 @@ impl Measurement {
             };
             let mut session = model.decoder().session(&options)?;
             let prompts: Vec<_> = (0..batch).map(|sequence| prompt(model, sequence, tokens)).collect();
+            let segments: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
             let mut times = Vec::new();
             for round in 0..=self.prompts {
                 for sequence in 0..batch {
@@ -70,18 +71,12 @@ impl Measurement {
                 }
                 let begin = Instant::now();
                 // As many whole prompts at once as the device computes rows, or the parts of one.
-                for (first, prompts) in prompts.chunks((most / tokens).max(1)).enumerate() {
-                    let first = first * (most / tokens).max(1);
-                    match prompts {
-                        [prompt] => read(&mut session, first, prompt)?,
-                        prompts => {
-                            let segments = prompts.iter().enumerate();
-                            let segments: Vec<_> =
-                                segments.map(|(at, prompt)| (first + at, &prompt[..])).collect();
-                            session.forward(&segments)?;
-                        }
+                for segments in segments.chunks((most / tokens).max(1)) {
+                    match segments {
+                        [(sequence, prompt)] => read(&mut session, *sequence, prompt)?,
+                        segments => session.forward(segments)?,
                     }
-                    session.sample(&mut samplers(prompts.len())?)?;
+                    session.sample(&mut samplers(segments.len())?)?;
                 }
                 if round > 0 {
                     times.push(begin.elapsed().as_secs_f64());

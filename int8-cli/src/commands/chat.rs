@@ -59,13 +59,9 @@ impl Input {
 /// Answers.
 pub(super) fn run<B: Backend>(run: &Run<'_, B>, input: Input) -> Result<(), Failure> {
     let optional = matches!(input, Input::Terminal) && !run.arguments.chat && run.arguments.system.is_none();
-    let template = if optional && !run.model.has_chat_template()? {
-        None
-    } else {
-        let clock =
-            |format: &str| jiff::fmt::strtime::format(format, &jiff::Zoned::now()).unwrap_or_default();
-        Some(run.model.chat_template()?.with_clock(clock))
-    };
+    let template = if optional { run.model.find_chat_template()? } else { Some(run.model.chat_template()?) };
+    let clock = |format: &str| jiff::fmt::strtime::format(format, &jiff::Zoned::now()).unwrap_or_default();
+    let template = template.map(|template| template.with_clock(clock));
     let mut chat = Chat { run, template, messages: Vec::new() };
     chat.messages.extend(run.arguments.system.as_ref().map(|system| Message::new("system", system)));
     let question = match input {

@@ -32,15 +32,18 @@ pub(super) fn base(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 }
 
 fn names(_: &DecoderConfig) -> TensorNames {
-    tensors(|block| {
-        let conv1d = |name: &str| block.part(name).conv1d();
-        LayerNames::new(
-            vec![conv1d("attn.c_attn")],
-            conv1d("attn.c_proj"),
-            MlpNames::Dense { up: vec![conv1d("mlp.c_fc")], down: conv1d("mlp.c_proj") },
-        )
-        .norms(block.name("ln_1"), block.name("ln_2"))
-    })
+    tensors(block)
+}
+
+/// A block's names, which the first GPT shares.
+pub(super) fn block(block: &Module) -> LayerNames {
+    let conv1d = |name: &str| block.part(name).conv1d();
+    LayerNames::new(
+        vec![conv1d("attn.c_attn")],
+        conv1d("attn.c_proj"),
+        MlpNames::Dense { up: vec![conv1d("mlp.c_fc")], down: conv1d("mlp.c_proj") },
+    )
+    .norms(block.name("ln_1"), block.name("ln_2"))
 }
 
 /// GPT-2's names around blocks named by `layer`, which gets the module `h.{index}`.

@@ -32,17 +32,19 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 
 fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
-    let layer = move |layer| {
-        let block = Module::new(format!("layers.{layer}"));
-        LayerNames::new(
-            interleaved_qkv(&block.name("attention.query_key_value"), &config),
-            block.part("attention.dense"),
-            block.mlp(["mlp.dense_h_to_4h"], "mlp.dense_4h_to_h"),
-        )
-        .norms(block.name("input_layernorm"), block.name("post_attention_layernorm"))
-    };
+    let layer = move |layer| block(&Module::new(format!("layers.{layer}")), "attention", &config);
     TensorNames {
         head: "embed_out",
         ..TensorNames::new(&["gpt_neox.", ""], "embed_in", "final_layer_norm", layer)
     }
+}
+
+/// A block's names with its module `attention`, which others share.
+pub(super) fn block(block: &Module, attention: &str, config: &DecoderConfig) -> LayerNames {
+    LayerNames::new(
+        interleaved_qkv(&block.name(&format!("{attention}.query_key_value")), config),
+        block.part(&format!("{attention}.dense")),
+        block.mlp(["mlp.dense_h_to_4h"], "mlp.dense_4h_to_h"),
+    )
+    .norms(block.name("input_layernorm"), block.name("post_attention_layernorm"))
 }

@@ -1,6 +1,6 @@
 //! GPT-NeoX Japanese (ABEJA, 2022): GPT-NeoX one branch after the other, without biases but that of the last block's attention.
 
-use super::{Family, LayerNames, Module, TensorNames, interleaved_qkv};
+use super::{Family, LayerNames, Module, TensorNames, gpt_neox};
 use crate::Error;
 use crate::config::{Biases, DecoderConfig, Positions, RawConfig, Rotary, RotaryDefaults, SizeKeys};
 use crate::convert;
@@ -36,12 +36,8 @@ fn names(config: &DecoderConfig) -> TensorNames {
     let layer = move |layer| {
         let block = Module::new(format!("layers.{layer}"));
         let last = layer + 1 == config.layers;
-        LayerNames::new(
-            interleaved_qkv(&block.name("attention.query_key_value"), &config),
-            block.part("attention.dense").bias_in(block.name("attention.dense_bias")).biased(last),
-            block.mlp(["mlp.dense_h_to_4h"], "mlp.dense_4h_to_h"),
-        )
-        .norms(block.name("input_layernorm"), block.name("post_attention_layernorm"))
+        let dense = block.part("attention.dense").bias_in(block.name("attention.dense_bias")).biased(last);
+        LayerNames { attention_output: dense, ..gpt_neox::block(&block, "attention", &config) }
     };
     TensorNames {
         head: "embed_out",

@@ -1,6 +1,6 @@
 //! GPT (Radford et al., 2018): GPT-2 with LayerNorms after the residual additions, none at the end.
 
-use super::{Family, LayerNames, MlpNames, Module, TensorNames};
+use super::{Family, Module, TensorNames, gpt2};
 use crate::Error;
 use crate::config::{Activation, BlockKind, DecoderConfig, Positions, RawConfig, SizeKeys};
 
@@ -31,16 +31,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 }
 
 fn names(_: &DecoderConfig) -> TensorNames {
-    let layer = |index| {
-        let block = Module::new(format!("h.{index}"));
-        let conv1d = |name: &str| block.part(name).conv1d();
-        LayerNames::new(
-            vec![conv1d("attn.c_attn")],
-            conv1d("attn.c_proj"),
-            MlpNames::Dense { up: vec![conv1d("mlp.c_fc")], down: conv1d("mlp.c_proj") },
-        )
-        .norms(block.name("ln_1"), block.name("ln_2"))
-    };
+    let layer = |index| gpt2::block(&Module::new(format!("h.{index}")));
     TensorNames {
         position_embedding: Some("positions_embed"),
         final_norm: None,

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Family, LayerNames, Module, TensorNames, interleaved_qkv};
+use super::{Family, LayerNames, Module, TensorNames, gpt_neox};
 use crate::Error;
 use crate::config::{DecoderConfig, Positions, QueryKeyNorms, RawConfig, Rotary, RotaryDefaults, SizeKeys};
 
@@ -35,12 +35,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
         let norms = || ["self_attn.q_layernorm", "self_attn.k_layernorm"].map(|norm| block.name(norm));
         LayerNames {
             query_key_norms: config.query_key_norms.map(|_| norms()),
-            ..LayerNames::new(
-                interleaved_qkv(&block.name("self_attn.query_key_value"), &config),
-                block.part("self_attn.dense"),
-                block.mlp(["mlp.dense_h_to_4h"], "mlp.dense_4h_to_h"),
-            )
-            .norms(block.name("input_layernorm"), block.name("post_attention_layernorm"))
+            ..gpt_neox::block(&block, "self_attn", &config)
         }
     };
     TensorNames::new(&["model.", ""], "embed_tokens", "final_layernorm", layer)
