@@ -24,9 +24,6 @@ const PLACES: usize = 1024 * ROW_STRIDE;
 /// the next 63, so that a token's embedding is no row of a weight of the first block.
 const PLACE_STEP: usize = 2411;
 
-/// Standard deviation of weights: what OPT and LLaMA are initialised with.
-const DEVIATION: f32 = 0.02;
-
 /// Among so many gains of a norm one is [`OUTLIER_GAIN`]: a feature of the hidden states that reaches magnitude 6 in most rows.
 /// The share of outlier columns is that of the benchmark of single layers, 0.1 %.
 const OUTLIER_EVERY: usize = 1000;
@@ -66,10 +63,12 @@ impl Synthetic {
 }
 
 impl Checkpoint {
-    /// The tensors `tensors`, with values that depend on nothing but their order, beside the files of `source`.
+    /// The tensors `tensors`, with values that depend on nothing but their order and `deviation`, the standard deviation of
+    /// [`Values::Normal`], beside the files of `source`.
     pub(crate) fn synthetic(
         source: Source,
         float: FloatType,
+        deviation: f32,
         tensors: Vec<Synthetic>,
     ) -> Result<Self, CheckpointError> {
         let longest = |values: Values| {
@@ -82,7 +81,7 @@ impl Checkpoint {
         let values = (0..outliers)
             .map(|index| if is_outlier(index) { OUTLIER_GAIN } else { 1.0 })
             .chain(std::iter::repeat_n(1.0, ones))
-            .chain(std::iter::repeat_with(|| DEVIATION * random.normal()).take(normal));
+            .chain(std::iter::repeat_with(|| deviation * random.normal()).take(normal));
         let pool: Vec<u8> = match float {
             FloatType::F32 => values.flat_map(f32::to_le_bytes).collect(),
             FloatType::F16 => values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect(),
@@ -134,7 +133,8 @@ mod tests {
         ];
         for float in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
             let open = || {
-                Checkpoint::synthetic(Source::embedded([]), float, tensors.to_vec()).expect("a checkpoint")
+                Checkpoint::synthetic(Source::embedded([]), float, 0.02, tensors.to_vec())
+                    .expect("a checkpoint")
             };
             let (checkpoint, again) = (open(), open());
             let values = |checkpoint: &Checkpoint, name| {
@@ -146,7 +146,7 @@ mod tests {
             assert!(w1 != w2 && w1 == values(&again, "w1") && values(&checkpoint, "none").is_empty());
             assert_eq!(w1[70..76], w1[64..70], "rows overlap");
             let mean_square = w1.iter().map(|value| value * value).sum::<f32>() / 21_000.0;
-            assert!((mean_square.sqrt() / DEVIATION - 1.0).abs() < 0.05, "{mean_square}");
+            assert!((mean_square.sqrt() / 0.02 - 1.0).abs() < 0.05, "{mean_square}");
             let gains = values(&checkpoint, "g");
             assert_eq!(values(&checkpoint, "one"), [1.0; 1200]);
             assert!(gains.len() == 1500 && gains[7] == OUTLIER_GAIN && gains[1007] == OUTLIER_GAIN);
