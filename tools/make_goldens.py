@@ -149,6 +149,10 @@ FAMILIES = {
         "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
         "rope_parameters": {**YARN, "mscale": 0.8, "mscale_all_dim": 1.2}}),
     "minicpm3": ("minicpm3", "bfloat16", {**SIZES, **LATENT, "num_key_value_heads": 4, "v_head_dim": 8, "dim_model_base": 8}),
+    # Experts in blocks of 32 four-bit floats, as OpenAI published it.
+    "gpt_oss_mxfp4": ("gpt_oss", "bfloat16", {
+        **GROUPED, "head_dim": 8, "hidden_size": 64, "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "sliding_window": 6, "rope_parameters": {**YARN, "truncate": False}}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}
@@ -243,12 +247,36 @@ def fuse_experts(folder, count):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def mxfp4_experts(folder):
+    """Rounds the experts of `folder` to MXFP4 and says so in config.json."""
+    import json
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values = torch.cat([values, -values])
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        weight = tensors.pop(name).float().transpose(1, 2)  # [experts, out, in]
+        groups = weight.reshape(*weight.shape[:2], -1, 32)
+        exponent = groups.abs().amax(-1).log2().floor() - 2  # 6 = 1.5 * 2^2 is the largest value
+        codes = (groups / exponent.exp2()[..., None]).unsqueeze(-1).sub(values).abs().argmin(-1).to(torch.uint8)
+        tensors[f"{name}_blocks"] = codes[..., 0::2] | (codes[..., 1::2] << 4)
+        tensors[f"{name}_scales"] = (exponent + 127).to(torch.uint8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": [
+        "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
 def make(name, generator):
     import shutil
 
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, Mxfp4Config
 
     model_type, dtype, settings = FAMILIES[name]
     config = AutoConfig.for_model(model_type, **settings)
@@ -258,8 +286,13 @@ def make(name, generator):
     folder.mkdir(parents=True, exist_ok=True)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
+    stored = {}
+    if name.endswith("_mxfp4"):
+        mxfp4_experts(folder)
+        stored["quantization_config"] = Mxfp4Config(dequantize=True)
     # As stored, in f32: casting the module would also round buffers.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", **stored).eval()
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
     ids = torch.randint(3, VOCAB, (2, TOKENS), generator=generator)

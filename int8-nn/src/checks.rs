@@ -7,7 +7,7 @@ use crate::config::RawConfig;
 use crate::families::Kind;
 
 /// Names of `quant_method`.
-const METHODS: [(&str, &str); 10] = [
+const METHODS: [(&str, &str); 9] = [
     ("gptq", "GPTQ"),
     ("awq", "AWQ"),
     ("hqq", "HQQ"),
@@ -16,7 +16,6 @@ const METHODS: [(&str, &str); 10] = [
     ("compressed-tensors", "compressed-tensors"),
     ("fp8", "8-bit floats"),
     ("fbgemm_fp8", "8-bit floats (FBGEMM)"),
-    ("mxfp4", "MXFP4"),
     ("torchao", "torchao"),
 ];
 
@@ -42,7 +41,7 @@ pub(crate) fn refuse_quantization(raw: &RawConfig) -> Result<(), Error> {
     let settings = raw.section(KEY)?;
     let method = settings.text_or("quant_method", "bitsandbytes")?;
     let four_bit = method == "bitsandbytes" && settings.flag_or("load_in_4bit", false)?;
-    if !four_bit && ["bitsandbytes", "bitsandbytes_8bit", "llm_int8"].contains(&method) {
+    if !four_bit && ["bitsandbytes", "bitsandbytes_8bit", "llm_int8", "mxfp4"].contains(&method) {
         return Ok(());
     }
     let name = match METHODS.iter().find(|(known, _)| *known == method) {

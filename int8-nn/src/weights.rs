@@ -45,9 +45,7 @@ impl LinearSource {
         let mut biases = 0;
         for (part, outputs) in parts.iter().zip(&part_outputs) {
             let stored = part.stored_rows(*outputs);
-            let weight = part.tensor(checkpoint)?;
-            let transposed = part.transposed && weight.dtype() != DType::I8;
-            weight.expect_shape(&if transposed { [inputs, stored] } else { [stored, inputs] })?;
+            part.expect_shape(checkpoint, stored, inputs)?;
             if let Some(tensor) = part.bias.as_ref().and_then(|bias| checkpoint.get(bias)) {
                 let tensor = match part.slab {
                     Some(index) => tensor.slab(index)?,
@@ -100,7 +98,7 @@ impl LinearSource {
     /// When a tensor is missing.
     pub(crate) fn is_int8(&self) -> Result<bool, Error> {
         for part in &self.parts {
-            if part.tensor(&self.checkpoint)?.dtype() == DType::I8 {
+            if part.dtype(&self.checkpoint)? == DType::I8 {
                 return Ok(true);
             }
         }
@@ -144,7 +142,7 @@ impl LinearSource {
         }
         let mut types = Vec::new();
         for part in &self.parts {
-            types.push(match part.tensor(&self.checkpoint)?.dtype() {
+            types.push(match part.dtype(&self.checkpoint)? {
                 DType::F16 => FloatType::F16,
                 DType::BF16 => FloatType::Bf16,
                 _ => FloatType::F32,
@@ -183,10 +181,10 @@ impl LinearSource {
     pub fn stored_outlier_columns(&self) -> Result<Option<Vec<usize>>, Error> {
         let mut all = BTreeSet::new();
         for part in &self.parts {
-            let tensor = part.tensor(&self.checkpoint)?;
-            if tensor.dtype() != DType::I8 {
+            if part.dtype(&self.checkpoint)? != DType::I8 {
                 return Ok(None);
             }
+            let tensor = part.tensor(&self.checkpoint)?;
             let stored = self.checkpoint.outlier_columns(&part.name, tensor.matrix_shape()?)?;
             all.extend(stored.into_iter().flat_map(|stored| stored.columns));
         }

@@ -90,7 +90,7 @@ fn rows() -> Vec<Row> {
         ("goldens/gpt_oss", "layer_types", json!(["full_attention", "full_attention"]), Obeyed),
         ("goldens/gpt_oss", "attention_bias", json!(false), Obeyed),
         ("goldens/gpt_oss", "layer_types", json!(["full_attention", "chunked_attention"]), Refused),
-        ("goldens/gpt_oss", "quantization_config", json!({"quant_method": "mxfp4"}), Refused),
+        ("goldens/gpt_oss", "quantization_config", json!({"quant_method": "fp8"}), Refused),
         ("goldens/llama4", "attention_chunk_size", json!(3), Obeyed),
         ("goldens/llama4", "use_qk_norm", json!(false), Obeyed),
         ("goldens/llama4", "no_rope_layers", json!([1, 1]), Obeyed),

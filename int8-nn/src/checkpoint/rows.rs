@@ -6,14 +6,16 @@ use half::{bf16, f16};
 use int8_core::{Element, FloatSlice, FloatType};
 
 use super::convert::f64_to_f32;
-use super::{CheckpointError, DType, TensorView};
+use super::{CheckpointError, DType, Mxfp4, TensorView};
 
-/// The rows of a matrix `[N, K]` of F32, F16, BF16 or F64 (rounded to f32).
+/// The rows of a matrix `[N, K]` of F32, F16, BF16, F64 (rounded to f32) or MXFP4 (as bf16).
 ///
 /// A row that lies in one piece and aligned is borrowed from the mapped file. Rows of a transposed or strided matrix, of
 /// F64 and of unaligned elements pass through a scratch block.
 #[derive(Debug, Clone, Copy)]
 pub struct FloatRows<'a> {
+    /// What is read instead of all that follows but `order`.
+    mxfp4: Option<Mxfp4<'a>>,
     /// From the first element to the last.
     bytes: &'a [u8],
     dtype: DType,
@@ -58,7 +60,20 @@ impl<'a> FloatRows<'a> {
             true => ((columns, rows), (strides.1, strides.0)),
             false => ((rows, columns), strides),
         };
-        Ok(Self { bytes: tensor.bytes, dtype, dim, strides, order: None })
+        Ok(Self { mxfp4: None, bytes: tensor.bytes, dtype, dim, strides, order: None })
+    }
+
+    /// A matrix in MXFP4.
+    pub(crate) fn of_mxfp4(matrix: Mxfp4<'a>) -> Self {
+        let (rows, inner) = matrix.dim();
+        Self {
+            mxfp4: Some(matrix),
+            bytes: &[],
+            dtype: DType::BF16,
+            dim: (rows, inner),
+            strides: (inner, 1),
+            order: None,
+        }
     }
 
     /// These rows, in this order.
@@ -88,6 +103,13 @@ impl<'a> FloatRows<'a> {
     /// # Panics
     /// If there are no such rows.
     pub fn read(&self, rows: Range<usize>, each: &mut dyn FnMut(FloatSlice<'_>)) {
+        if let Some(matrix) = &self.mxfp4 {
+            let mut row = vec![bf16::ZERO; self.dim.1];
+            return rows.for_each(|index| {
+                matrix.read_row(self.stored(index), &mut row);
+                each(FloatSlice::Bf16(&row));
+            });
+        }
         match self.dtype {
             DType::F16 => self.read_as(rows, each, f16::from_le_bytes),
             DType::BF16 => self.read_as(rows, each, bf16::from_le_bytes),

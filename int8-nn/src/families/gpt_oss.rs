@@ -1,5 +1,5 @@
 //! gpt-oss (OpenAI, 2025): attention sinks, windows in every second block, biases everywhere, and experts whose gates have
-//! limits. MXFP4 experts are refused by their format's name; the 16-bit versions run.
+//! limits, in MXFP4 or in 16 bits.
 
 use serde_json::json;
 

@@ -114,10 +114,15 @@ fn of_tensors<'a>(
     let (mut linear, mut outputs, mut embeddings, mut head, mut other) = (0_u64, 0_u64, 0_u64, 0_u64, 0_u64);
     let mut blocks = BTreeSet::new();
     let mut embeddings_are_f32 = false;
-    for (tensor, shape, is_f32) in tensors {
-        // Of weights that are int8 already.
-        if tensor.ends_with(".SCB") || tensor.ends_with(".weight_format") {
+    for (tensor, mut shape, is_f32) in tensors {
+        // Of weights that are int8 already, or MXFP4.
+        let scales = [".SCB", ".weight_format", "_proj_scales"];
+        if scales.iter().any(|suffix| tensor.ends_with(suffix)) {
             continue;
+        }
+        // MXFP4: 16 bytes hold 32 weights.
+        if let ([.., bytes @ 16], true) = (&mut shape[..], tensor.ends_with("_proj_blocks")) {
+            *bytes = 32;
         }
         let values = product(&shape);
         let block = block(tensor);

@@ -5,7 +5,7 @@ use int8_cpu::WeightRows;
 use ndarray::{ArrayView1, ArrayView2};
 
 use crate::Error;
-use crate::checkpoint::{Checkpoint, DType, FloatRows, ReadAs, TensorView, dequantize_row};
+use crate::checkpoint::{Checkpoint, DType, FloatRows, Mxfp4, ReadAs, TensorView, dequantize_row};
 
 /// One stored weight that makes up a linear layer, alone or with others.
 #[derive(Debug, Clone)]
@@ -69,7 +69,7 @@ impl Part {
         Self { bias: Some(name), ..self }
     }
 
-    /// The weight is stored `[in, out]` unless it is int8.
+    /// The weight is stored `[in, out]` unless it is int8 or MXFP4.
     pub(crate) fn conv1d(self) -> Self {
         Self { transposed: true, ..self }
     }
@@ -120,6 +120,40 @@ impl Part {
         })
     }
 
+    /// The matrix, where it is stored in MXFP4.
+    fn mxfp4<'a>(&self, checkpoint: &'a Checkpoint) -> Result<Option<Mxfp4<'a>>, Error> {
+        let Some(index) = self.slab else { return Ok(None) };
+        Ok(Mxfp4::find(checkpoint, &self.name, index)?)
+    }
+
+    /// The type of the weight's elements; of those in MXFP4 the type in which they are read.
+    pub(super) fn dtype(&self, checkpoint: &Checkpoint) -> Result<DType, Error> {
+        if self.mxfp4(checkpoint)?.is_some() {
+            return Ok(DType::BF16);
+        }
+        Ok(self.tensor(checkpoint)?.dtype())
+    }
+
+    /// Checks that the weight is `[rows, inputs]` as stored rows.
+    pub(super) fn expect_shape(
+        &self,
+        checkpoint: &Checkpoint,
+        rows: usize,
+        inputs: usize,
+    ) -> Result<(), Error> {
+        if let Some(matrix) = self.mxfp4(checkpoint)? {
+            if matrix.dim() == (rows, inputs) {
+                return Ok(());
+            }
+            let blocks = checkpoint.tensor(&Mxfp4::tensors(&self.name)[0])?;
+            return Err(blocks.shape_error(format!("[experts, {rows}, {inputs}/32, 16]")).into());
+        }
+        let weight = self.tensor(checkpoint)?;
+        let transposed = self.transposed && weight.dtype() != DType::I8;
+        weight.expect_shape(&if transposed { [inputs, rows] } else { [rows, inputs] })?;
+        Ok(())
+    }
+
     /// The weight's rows.
     pub(super) fn open<'a>(&'a self, checkpoint: &'a Checkpoint) -> Result<StoredWeight<'a>, Error> {
         if self.slab.is_none()
@@ -128,7 +162,10 @@ impl Part {
             let scales = self.select(int8.scales);
             return Ok(StoredWeight::Int8(CodeRows { codes: int8.codes, order: self.order(), scales }));
         }
-        let rows = FloatRows::new(&self.tensor(checkpoint)?, self.transposed)?;
+        let rows = match self.mxfp4(checkpoint)? {
+            Some(matrix) => FloatRows::of_mxfp4(matrix),
+            None => FloatRows::new(&self.tensor(checkpoint)?, self.transposed)?,
+        };
         Ok(StoredWeight::Float(rows.select(self.order())))
     }
 
@@ -136,7 +173,10 @@ impl Part {
     pub(super) fn release(&self, checkpoint: &Checkpoint) {
         match self.slab {
             None => checkpoint.release(&format!("{}.weight", self.name)),
-            Some(_) => checkpoint.release(&self.name),
+            Some(_) => {
+                let [blocks, scales] = Mxfp4::tensors(&self.name);
+                [&self.name, &blocks, &scales].into_iter().for_each(|name| checkpoint.release(name));
+            }
         }
     }
 
@@ -148,6 +188,12 @@ impl Part {
         columns: &[usize],
         to: &mut [Vec<T>],
     ) -> Result<(), Error> {
+        if let Some(matrix) = self.mxfp4(checkpoint)? {
+            for (column, to) in columns.iter().zip(to) {
+                self.extend(to, matrix.dim().0, |row| T::from_f32(matrix.at(row, *column)));
+            }
+            return Ok(());
+        }
         let tensor = self.tensor(checkpoint)?;
         if tensor.dtype() == DType::I8 {
             return self.int8_columns(checkpoint, &tensor, columns, to);
