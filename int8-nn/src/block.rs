@@ -12,6 +12,7 @@ use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms
 use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
 use crate::latent::{self, Latent, LatentScratch};
 use crate::precision::{LinearRole, Precision, Site, Stack};
+use crate::recurrent::{Recurrent, RecurrentScratch};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// Norms of runs of columns.
@@ -33,7 +34,10 @@ pub(crate) struct Block<B: Backend> {
     rotated_norms: Option<[NormSpec; 2]>,
     /// `[heads]`
     sinks: Option<Vec<f32>>,
-    attention_output: B::Linear,
+    /// None in a block without attention.
+    attention_output: Option<B::Linear>,
+    /// A mixer with a recurrent state, beside attention or instead of it.
+    recurrent: Option<Recurrent<B>>,
     mlp: Mlp<B>,
     /// Cross-attention, after self-attention.
     cross: Option<Cross<B>>,
@@ -47,6 +51,8 @@ enum Projection<B: Backend> {
     /// One linear layer.
     Direct(B::Linear),
     Latent(Latent<B>),
+    /// The block has no attention.
+    None,
 }
 
 /// Cross-attention: to the output of an encoder.
@@ -62,6 +68,7 @@ struct Cross<B: Backend> {
 enum Mlp<B: Backend> {
     Dense { up: B::Linear, down: B::Linear },
     Experts(Experts<B>),
+    None,
 }
 
 /// Reads the tensors of a model below one root of names.
@@ -236,7 +243,12 @@ impl<B: Backend> Loader<'_, B> {
         }
         let sinks = names.sinks.map(|name| self.vector(&name, config.heads)).transpose()?;
         let biases = config.biases;
+        let recurrent = names.recurrent.map(|names| Recurrent::load(self, layer, names, precision));
+        let recurrent = recurrent.transpose()?;
+        let of_recurrent = recurrent.as_ref().and(config.recurrent.as_ref());
+        let recurrent_weights = of_recurrent.map_or(0, |recurrent| recurrent.weights(hidden)[0]);
         let (projection, attention_weights, context) = match (config.latent, names.latent) {
+            _ if names.attention_output.is_none() => (Projection::None, 0, 0),
             (Some(latent), Some(names)) => {
                 let context = config.heads * latent.value;
                 let [weights, _] = latent::weights(config, latent);
@@ -252,6 +264,11 @@ impl<B: Backend> Loader<'_, B> {
             }
         };
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
+        let output = |part: Part| {
+            let part = vec![part.biased(biases.attention_output)];
+            let precision = precision.of(LinearRole::AttentionOutput);
+            self.linear(site(LinearRole::AttentionOutput), part, &[hidden], context, &precision)
+        };
         Ok(Block {
             attention_norm: norm(&names.attention_norm)?,
             mlp_norm: norm(&names.mlp_norm)?,
@@ -260,16 +277,11 @@ impl<B: Backend> Loader<'_, B> {
             query_key_norms,
             rotated_norms,
             sinks,
-            attention_output: self.linear(
-                site(LinearRole::AttentionOutput),
-                vec![names.attention_output.biased(biases.attention_output)],
-                &[hidden],
-                context,
-                &precision.of(LinearRole::AttentionOutput),
-            )?,
+            attention_output: names.attention_output.map(output).transpose()?,
+            recurrent,
             mlp,
             cross: None,
-            weights: attention_weights + hidden * context + mlp_weights,
+            weights: attention_weights + hidden * context + recurrent_weights + mlp_weights,
         })
     }
 
@@ -329,6 +341,7 @@ impl<B: Backend> Loader<'_, B> {
             Ok((up, down, (outputs.len() + 1) * wide * hidden))
         };
         let names = match names {
+            MlpNames::None => return Ok((Mlp::None, 0)),
             MlpNames::Dense { up, down } => {
                 let (up, down, weights) = pair(up, down, config.intermediate_size, None)?;
                 return Ok((Mlp::Dense { up, down }, weights));
@@ -406,6 +419,7 @@ pub(crate) struct Scratch<B: Backend> {
     /// A branch that no projection adds to the residual stream.
     branch: B::Activations,
     latent: Option<LatentScratch<B>>,
+    recurrent: Option<RecurrentScratch<B>>,
 }
 
 impl<B: Backend> Scratch<B> {
@@ -442,6 +456,7 @@ impl<B: Backend> Scratch<B> {
                 .latent
                 .map(|latent| LatentScratch::new(backend, config, latent, max_rows))
                 .transpose()?,
+            recurrent: RecurrentScratch::new(backend, config, max_rows)?,
         })
     }
 }
@@ -458,6 +473,8 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         };
         let growth = config.query_growth.as_ref().filter(|(blocks, _)| blocks.contains(index));
         LayerAttention {
+            attends: config.mixer(index).attends(),
+            recurrent: None,
             positions: positions.clone(),
             sliding_window,
             factor,
@@ -495,6 +512,7 @@ impl<B: Backend> Block<B> {
         let (ups, downs) = match &self.mlp {
             Mlp::Dense { up, down } => (std::slice::from_ref(up), std::slice::from_ref(down)),
             Mlp::Experts(experts) => (&experts.up[..], &experts.down[..]),
+            Mlp::None => (&[][..], &[][..]),
         };
         let mlps = ups.iter().zip(downs);
         let cross = self.cross.iter().flat_map(|cross| {
@@ -507,12 +525,15 @@ impl<B: Backend> Block<B> {
         let (direct, latent) = match &self.projection {
             Projection::Direct(linear) => (Some(linear), None),
             Projection::Latent(latent) => (None, Some(latent.linears())),
+            Projection::None => (None, None),
         };
+        let output = self.attention_output.iter().map(|linear| (LinearRole::AttentionOutput, linear));
         direct
             .into_iter()
             .chain(latent.into_iter().flatten())
             .map(|linear| (LinearRole::Qkv, linear))
-            .chain([(LinearRole::AttentionOutput, &self.attention_output)])
+            .chain(output)
+            .chain(self.recurrent.iter().flat_map(Recurrent::linears))
             .chain(cross)
             .chain(mlps.flat_map(|(up, down)| [(LinearRole::Up, up), (LinearRole::Down, down)]))
     }
@@ -536,10 +557,11 @@ impl<B: Backend> Block<B> {
         backend.write_cross_kv(batch, layer, kv, cross_kv)
     }
 
-    /// Adds the weights of attention that are no linear layer's.
+    /// Adds the weights of attention and of a recurrent state that are no linear layer's.
     pub(crate) fn complete(&self, layer: &mut LayerAttention) {
         layer.norms.clone_from(&self.rotated_norms);
         layer.sinks.clone_from(&self.sinks);
+        layer.recurrent = self.recurrent.as_ref().map(|recurrent| recurrent.layer().clone());
     }
 
     /// Whether the block attends to the output of an encoder.
@@ -571,22 +593,26 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
         let backend = at.backend;
-        self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
-        self.attention(at, (layer, cache), scratch)?;
-        let Scratch { context, branch, query, latent, .. } = &mut *scratch;
-        let attended = match (&self.projection, latent) {
-            (Projection::Latent(projection), Some(scratch)) => {
-                projection.values(backend, context, scratch)?
-            }
-            _ => &*context,
-        };
-        let norm = self.branch_norms.as_ref().map(|[norm, _]| norm);
-        if self.adds_branches(at.config) {
-            let target = (&self.attention_output, Output::Store(&mut *branch));
-            backend.project(Input::Plain(attended), &mut [target])?;
-            add_branch(at, x, branch, norm)?;
-        } else {
-            backend.project(Input::Plain(attended), &mut [(&self.attention_output, Output::Add(x))])?;
+        // Both projections read the residual stream before either mixer adds to it.
+        if let (Some(recurrent), Some(scratch)) = (&self.recurrent, &mut scratch.recurrent) {
+            recurrent.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
+        }
+        if let Some(output) = &self.attention_output {
+            self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
+            self.attention(at, (layer, cache), scratch)?;
+            let Scratch { context, branch, latent, .. } = &mut *scratch;
+            let attended = match (&self.projection, latent) {
+                (Projection::Latent(projection), Some(scratch)) => {
+                    projection.values(backend, context, scratch)?
+                }
+                _ => &*context,
+            };
+            self.mixed(at, attended, output, x, branch)?;
+        }
+        let Scratch { context, branch, query, recurrent: of_recurrent, .. } = &mut *scratch;
+        if let (Some(recurrent), Some(scratch)) = (&self.recurrent, of_recurrent) {
+            recurrent.mix(at, (layer, cache), scratch)?;
+            self.mixed(at, &scratch.mixed, recurrent.output(), x, branch)?;
         }
         if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
             let target = (&cross.query, Output::Store(&mut *query));
@@ -595,6 +621,22 @@ impl<B: Backend> Block<B> {
             backend.project(Input::Plain(context), &mut [(&cross.output, Output::Add(x))])?;
         }
         self.mlp(at, self.mlp_norm.as_ref(), x, scratch)
+    }
+
+    /// Adds the output projection of a mixer to the residual stream.
+    fn mixed(
+        &self,
+        at: &Context<'_, B>,
+        mixed: &B::Activations,
+        output: &B::Linear,
+        x: &mut B::Activations,
+        branch: &mut B::Activations,
+    ) -> Result<(), Error> {
+        if !self.adds_branches(at.config) {
+            return at.backend.project(Input::Plain(mixed), &mut [(output, Output::Add(x))]);
+        }
+        at.backend.project(Input::Plain(mixed), &mut [(output, Output::Store(&mut *branch))])?;
+        add_branch(at, x, branch, self.branch_norms.as_ref().map(|[norm, _]| norm))
     }
 
     fn parallel(
@@ -623,8 +665,7 @@ impl<B: Backend> Block<B> {
             }
         }
         self.attention(at, (layer, cache), scratch)?;
-        let target = (&self.attention_output, Output::Add(&mut *x));
-        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        self.attended(backend, &scratch.context, x)?;
         backend.project(expanded(at.config, &scratch.up), &mut [(down, Output::Add(x))])
     }
 
@@ -642,8 +683,7 @@ impl<B: Backend> Block<B> {
         };
         self.project(backend, Input::Plain(x), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        let target = (&self.attention_output, Output::Add(&mut *x));
-        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        self.attended(backend, &scratch.context, x)?;
         normalize(x, &self.attention_norm)?;
         self.mlp(at, None, x, scratch)?;
         normalize(x, &self.mlp_norm)
@@ -662,12 +702,19 @@ impl<B: Backend> Block<B> {
         }
         self.project(backend, Input::Plain(x), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        let target = (&self.attention_output, Output::Add(&mut *x));
-        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        self.attended(backend, &scratch.context, x)?;
         if let Some(norm) = &self.mlp_norm {
             backend.normalize(x, norm)?;
         }
         self.mlp(at, None, x, scratch)
+    }
+
+    /// `x += output(context)`
+    fn attended(&self, backend: &B, context: &B::Activations, x: &mut B::Activations) -> Result<(), Error> {
+        let Some(output) = &self.attention_output else {
+            return Err(Error::Unsupported("blocks without attention that are not pre-norm".to_owned()));
+        };
+        backend.project(Input::Plain(context), &mut [(output, Output::Add(x))])
     }
 
     /// `scratch.qkv`, from the input of attention.
@@ -678,8 +725,8 @@ impl<B: Backend> Block<B> {
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.project(backend, input, scratch, qkv)
             }
-            (Projection::Latent(_), None) => {
-                Err(Error::Unsupported("latent attention without sizes".to_owned()))
+            (Projection::Latent(_) | Projection::None, _) => {
+                Err(Error::Unsupported("attention without sizes".to_owned()))
             }
         }
     }
@@ -713,6 +760,7 @@ impl<B: Backend> Block<B> {
         let backend = at.backend;
         let branch_norm = self.branch_norms.as_ref().map(|[_, norm]| norm);
         match &self.mlp {
+            Mlp::None => return Ok(()),
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
                 backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;

@@ -12,13 +12,14 @@ use crate::backend::{
 use crate::block::{self, Block, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
-use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
+use crate::config::{DecoderConfig, Positions, RawConfig, RecurrentMixer, RotaryPrecision, Seq2SeqConfig};
+use crate::families::{self, CrossNamesOf, RecurrentNames, Seq2SeqNames, TensorNames};
 use crate::latent;
 use crate::placement::{self, Devices, Sizes};
 use crate::plan;
 pub use crate::precision::LinearRole;
 use crate::precision::{Precision, Quantization, Site, Stack};
+use crate::recurrent;
 use crate::seq2seq::SourceEncoder;
 pub use crate::session::{Session, SessionOptions};
 use crate::weights::{LinearSource, Part, read_matrix};
@@ -176,7 +177,15 @@ impl<B: Backend> Decoder<B> {
             let find = |parts, outputs: &[usize], inputs| {
                 LinearSource::find(checkpoint, root, parts, outputs, inputs).map(|_| ())
             };
+            if let (Some(RecurrentMixer::StateSpace(space)), Some(RecurrentNames::StateSpace(names))) =
+                (&config.recurrent, names.recurrent)
+            {
+                for (part, [outputs, inputs]) in recurrent::linear_layers(names, space, hidden) {
+                    find(vec![part], &[outputs], inputs)?;
+                }
+            }
             let context = match (config.latent, names.latent) {
+                _ if names.attention_output.is_none() => 0,
                 (Some(latent), Some(names)) => {
                     for (part, outputs, inputs) in latent::layers(names, &config, latent) {
                         find(vec![part], &[outputs], inputs)?;
@@ -188,7 +197,9 @@ impl<B: Backend> Decoder<B> {
                     queries
                 }
             };
-            find(vec![names.attention_output], &[hidden], context)?;
+            if let Some(output) = names.attention_output {
+                find(vec![output], &[hidden], context)?;
+            }
             if let families::MlpNames::Dense { up, down } = names.mlp {
                 let wide = config.intermediate_size;
                 let outputs = vec![wide; if config.gated_mlp { 2 } else { 1 }];

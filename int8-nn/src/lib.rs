@@ -49,6 +49,7 @@ pub mod plan;
 pub mod precision;
 pub mod quality;
 pub mod quantize;
+mod recurrent;
 pub mod sampler;
 mod seq2seq;
 pub mod session;

@@ -2,7 +2,7 @@
 
 use int8_core::FloatType;
 
-use super::{Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary};
+use super::{Buckets, ExpertsConfig, LatentAttention, Mixer, RawConfig, RecurrentMixer, Rotary};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -101,6 +101,12 @@ pub struct DecoderConfig {
     pub chunks: Option<(BlockSet, usize)>,
     /// Experts compute `down((up(x) + 1)·g·σ(α·g))` with limits instead of `down(act(gate(x))·up(x))`.
     pub clamped_gate: Option<ClampedGate>,
+    /// The mixer of each block; attention in all without it.
+    pub mixers: Option<Vec<Mixer>>,
+    /// The mixer with a recurrent state, of the blocks that have one.
+    pub recurrent: Option<RecurrentMixer>,
+    /// Blocks that have an MLP or experts; all without it.
+    pub mlps: Option<BlockSet>,
 }
 
 /// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
@@ -361,6 +367,9 @@ impl Default for DecoderConfig {
             latent: None,
             chunks: None,
             clamped_gate: None,
+            mixers: None,
+            recurrent: None,
+            mlps: None,
         }
     }
 }
@@ -378,6 +387,21 @@ impl DecoderConfig {
             Some((blocks, size)) => (positions, blocks.contains(index).then_some(*size)),
             None => (positions, window),
         }
+    }
+
+    /// The mixer of block `index`.
+    pub fn mixer(&self, index: usize) -> Mixer {
+        self.mixers.as_ref().and_then(|mixers| mixers.get(index).copied()).unwrap_or(Mixer::Attention)
+    }
+
+    /// Whether block `index` has an MLP or experts.
+    pub fn has_mlp(&self, index: usize) -> bool {
+        self.mlps.as_ref().is_none_or(|mlps| mlps.contains(index))
+    }
+
+    /// Whether a sequence has a state that cannot be taken back to fewer tokens.
+    pub fn has_recurrent_state(&self) -> bool {
+        self.recurrent.is_some()
     }
 
     /// The rotary settings of all blocks, each kind once.
@@ -430,6 +454,12 @@ impl DecoderConfig {
         self.rotary().try_for_each(|rotary| rotary.validate(raw, self.head_size))?;
         if let Some(experts) = &self.experts {
             experts.validate(raw)?;
+        }
+        if let Some(recurrent) = &self.recurrent {
+            recurrent.validate(raw)?;
+            if self.block != BlockKind::PreNorm {
+                return Err(raw.problem("model_type", "has recurrent states in blocks that are not pre-norm"));
+            }
         }
         if self.residual_multiplier.is_some() && self.block != BlockKind::PreNorm {
             return Err(

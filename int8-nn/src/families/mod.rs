@@ -19,10 +19,12 @@ mod gpt_oss;
 mod gptj;
 mod granite;
 mod hunyuan;
+mod hybrid;
 mod interleaved;
 mod latent;
 mod llama;
 mod llama4;
+mod mamba;
 mod mixtral;
 mod moe;
 mod mpnet;
@@ -37,6 +39,7 @@ mod phi;
 mod phi3;
 mod phimoe;
 mod qwen_moe;
+mod recurrent;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -56,6 +59,7 @@ pub(crate) use names::{
     CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LatentNames, LayerNames, MlpNames, Seq2SeqNames,
     TensorNames,
 };
+pub(crate) use recurrent::{RecurrentNames, StateSpaceNames};
 
 /// A family of decoders.
 pub(crate) struct Family {
@@ -106,6 +110,8 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &codegen::FAMILY,
     &gpt_neox_japanese::FAMILY,
     &openai::FAMILY,
+    &mamba::FAMILY,
+    &hybrid::FAMILY,
 ];
 
 /// A family of encoders.
@@ -199,7 +205,8 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         let layer = (names.layer)(layer);
         let first = parts.len();
         let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
-        parts.extend(layer.qkv.into_iter().chain(latent).chain([layer.attention_output]));
+        let recurrent = layer.recurrent.map(RecurrentNames::parts).into_iter().flatten();
+        parts.extend(layer.qkv.into_iter().chain(latent).chain(layer.attention_output).chain(recurrent));
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()

@@ -1,0 +1,312 @@
+//! State-space mixers: Mamba and Mamba-2.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ndarray::Array2;
+
+use super::RecurrentScratch;
+use crate::Error;
+use crate::backend::{
+    Backend, ColumnCopy, Convolution, HeadScan, Input, NormSpec, Operand, Output, Recurrence, RecurrentLayer,
+    SelectiveScan,
+};
+use crate::block::{Context, Loader};
+use crate::config::{Activation, Scan, StateSpace};
+use crate::families::StateSpaceNames;
+use crate::precision::{LinearRole, Precision, Site};
+use crate::weights::{LinearSource, Part};
+
+/// Widths of the activations in [`RecurrentScratch`].
+pub(super) fn widths(space: &StateSpace) -> [usize; 5] {
+    let [parameters, low, steps] = match space.scan {
+        Scan::Selective { rank, .. } => [rank + 2 * space.dimensions, rank, space.channels],
+        Scan::Heads { .. } => [0; 3],
+    };
+    [space.projected(), space.channels, parameters, low, steps]
+}
+
+/// The linear layers, each with output channels and input features: those of the input and of the output projection first.
+pub(crate) fn linear_layers(
+    names: StateSpaceNames,
+    space: &StateSpace,
+    hidden: usize,
+) -> Vec<(Part, [usize; 2])> {
+    let input = names.input.biased(space.input_bias);
+    let output = names.output.biased(space.output_bias);
+    let parts = [Some(input), Some(output), names.parameters.map(|part| part.biased(false)), names.steps];
+    parts.into_iter().flatten().zip(space.layers(hidden)).collect()
+}
+
+/// The mixer of one block.
+#[derive(Debug)]
+pub(crate) struct StateSpaceMixer<B: Backend> {
+    input: B::Linear,
+    output: B::Linear,
+    /// Mamba: to Δ at its low rank, B and C; and from that rank to Δ.
+    selection: Option<Selection<B>>,
+    /// Columns of the input projection.
+    gate: Range<usize>,
+    /// Of groups of columns of the recurrence's output, and whether they go before the gate.
+    norms: Vec<(Range<usize>, B::Norm)>,
+    norms_before_gate: bool,
+    layer: Arc<RecurrentLayer>,
+}
+
+#[derive(Debug)]
+struct Selection<B: Backend> {
+    parameters: B::Linear,
+    steps: B::Linear,
+    /// Of columns of the parameters.
+    norms: Vec<(Range<usize>, B::Norm)>,
+    /// The convolved columns, alone; and Δ at its low rank.
+    convolved: ColumnCopy,
+    low: ColumnCopy,
+}
+
+impl<B: Backend> StateSpaceMixer<B> {
+    pub(super) fn load(
+        loader: &Loader<'_, B>,
+        layer: usize,
+        names: StateSpaceNames,
+        space: &StateSpace,
+        precision: &Precision,
+    ) -> Result<Self, Error> {
+        let hidden = loader.config.hidden_size;
+        let parameters = Parameters::read(loader, &names, space)?;
+        let norms = output_norms(loader, &names, space)?;
+        let parameter_norms = parameter_norms(loader, &names, space)?;
+        let roles =
+            [LinearRole::Qkv, LinearRole::AttentionOutput, LinearRole::StateSpace, LinearRole::StateSpace];
+        let mut linears = Vec::new();
+        let mut of_input = None;
+        for (role, (part, [outputs, inputs])) in roles.into_iter().zip(linear_layers(names, space, hidden)) {
+            let site = Site::block(loader.stack, layer, role);
+            let source = LinearSource::find(loader.checkpoint, loader.root, vec![part], &[outputs], inputs)?;
+            let is_int8 = source.is_int8()?;
+            // A checkpoint whose input projection is int8 left the others in floating point on purpose: transformers reads their
+            // weights without the layer.
+            let kept = *of_input.get_or_insert(is_int8) && !is_int8;
+            let precision = if kept { Precision::Float } else { precision.of(role) };
+            linears.push(loader.backend.linear(site, &source, &precision)?);
+        }
+        let mut linears = linears.into_iter();
+        let (Some(input), Some(output)) = (linears.next(), linears.next()) else {
+            return Err(Error::Unsupported("a state-space mixer without projections".to_owned()));
+        };
+        let channels = space.channels;
+        let copy = |count| ColumnCopy { source: 0, from: 0, to: 0, count };
+        let selection = match (&space.scan, linears.next(), linears.next()) {
+            (Scan::Selective { rank, .. }, Some(parameters), Some(steps)) => Some(Selection {
+                parameters,
+                steps,
+                norms: parameter_norms,
+                convolved: copy(channels),
+                low: copy(*rank),
+            }),
+            _ => None,
+        };
+        let gate = match space.scan {
+            Scan::Selective { .. } => channels..2 * channels,
+            Scan::Heads { .. } => 0..channels,
+        };
+        let norms_before_gate =
+            matches!(&space.scan, Scan::Heads { norm: Some(norm), .. } if norm.before_gate);
+        let layer = Arc::new(parameters.layer(space));
+        Ok(Self { input, output, selection, gate, norms, norms_before_gate, layer })
+    }
+
+    pub(super) fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
+        let selection = self.selection.iter().flat_map(|selection| [&selection.parameters, &selection.steps]);
+        std::iter::once((LinearRole::Qkv, &self.input))
+            .chain(selection.map(|linear| (LinearRole::StateSpace, linear)))
+            .chain([(LinearRole::AttentionOutput, &self.output)])
+    }
+
+    pub(super) fn layer(&self) -> &Arc<RecurrentLayer> {
+        &self.layer
+    }
+
+    pub(super) fn output(&self) -> &B::Linear {
+        &self.output
+    }
+
+    pub(super) fn project(
+        &self,
+        backend: &B,
+        input: Input<'_, B>,
+        scratch: &mut RecurrentScratch<B>,
+    ) -> Result<(), Error> {
+        backend.project(input, &mut [(&self.input, Output::Store(&mut scratch.projected))])
+    }
+
+    pub(super) fn mix(
+        &self,
+        at: &Context<'_, B>,
+        (layer, cache): (usize, &mut B::Cache),
+        scratch: &mut RecurrentScratch<B>,
+    ) -> Result<(), Error> {
+        let backend = at.backend;
+        let RecurrentScratch { projected, mixed, parameters, low, steps } = scratch;
+        backend.convolve(at.batch, layer, projected, cache)?;
+        match &self.selection {
+            None => backend.recur(at.batch, layer, &[projected], cache, mixed)?,
+            Some(selection) => {
+                backend.copy_columns(&[projected], &[selection.convolved], mixed)?;
+                let target = (&selection.parameters, Output::Store(&mut *parameters));
+                backend.project(Input::Plain(mixed), &mut [target])?;
+                for (columns, norm) in &selection.norms {
+                    backend.normalize_columns(parameters, columns.clone(), norm)?;
+                }
+                backend.copy_columns(&[parameters], &[selection.low], low)?;
+                let target = (&selection.steps, Output::Store(&mut *steps));
+                backend.project(Input::Plain(low), &mut [target])?;
+                backend.recur(at.batch, layer, &[projected, parameters, steps], cache, mixed)?;
+            }
+        }
+        if !self.norms_before_gate {
+            backend.gate(mixed, projected, self.gate.clone(), Activation::Silu)?;
+        }
+        for (columns, norm) in &self.norms {
+            backend.normalize_columns(mixed, columns.clone(), norm)?;
+        }
+        if self.norms_before_gate {
+            backend.gate(mixed, projected, self.gate.clone(), Activation::Silu)?;
+        }
+        Ok(())
+    }
+}
+
+/// The parameters that are no linear layer's.
+struct Parameters {
+    /// `[convolved, kernel]`
+    convolution: Array2<f32>,
+    convolution_bias: Option<Vec<f32>>,
+    /// `−exp(A_log)`
+    transition: Vec<f32>,
+    skip: Vec<f32>,
+    step_bias: Option<Vec<f32>>,
+}
+
+impl Parameters {
+    fn read<B: Backend>(
+        loader: &Loader<'_, B>,
+        names: &StateSpaceNames,
+        space: &StateSpace,
+    ) -> Result<Self, Error> {
+        let tensor = |name: &str, shape: &[usize]| -> Result<Vec<f32>, Error> {
+            Ok(loader.checkpoint.tensor(&loader.name(name))?.expect_shape(shape)?.to_f32()?)
+        };
+        let convolved = space.convolved();
+        let weight = tensor(&format!("{}.weight", names.convolution), &[convolved, 1, space.kernel])?;
+        let weight =
+            Array2::from_shape_vec((convolved, space.kernel), weight).expect("the shape was checked");
+        let bias = format!("{}.bias", names.convolution);
+        let bias = space.convolution_bias.then(|| tensor(&bias, &[convolved])).transpose()?;
+        let (transition, wide) = match space.scan {
+            Scan::Selective { .. } => {
+                (tensor(&names.transition, &[space.channels, space.dimensions])?, space.channels)
+            }
+            Scan::Heads { heads, .. } => (tensor(&names.transition, &[heads])?, heads),
+        };
+        Ok(Self {
+            convolution: weight,
+            convolution_bias: bias,
+            transition: transition.iter().map(|log| -log.exp()).collect(),
+            skip: tensor(&names.skip, &[wide])?,
+            step_bias: names.step_bias.as_ref().map(|name| tensor(name, &[wide])).transpose()?,
+        })
+    }
+
+    /// The convolution and the recurrence over columns of the projections.
+    fn layer(self, space: &StateSpace) -> RecurrentLayer {
+        let StateSpace { channels, dimensions, .. } = *space;
+        let operand =
+            |input: usize, first: usize, count: usize| Operand { input, columns: first..first + count };
+        let (first, recurrence) = match space.scan {
+            Scan::Selective { rank, .. } => {
+                let transition = Array2::from_shape_vec((channels, dimensions), self.transition);
+                let scan = SelectiveScan {
+                    x: operand(0, 0, channels),
+                    steps: operand(2, 0, channels),
+                    b: operand(1, rank, dimensions),
+                    c: operand(1, rank + dimensions, dimensions),
+                    transition: transition.expect("the shape was checked"),
+                    skip: self.skip,
+                    step_bias: self.step_bias,
+                };
+                (0, Recurrence::SelectiveScan(scan))
+            }
+            Scan::Heads { heads, groups, step_limits, .. } => {
+                let (x, grouped) = (channels, groups * dimensions);
+                let scan = HeadScan {
+                    heads,
+                    head_size: channels / heads,
+                    state: dimensions,
+                    x: operand(0, x, channels),
+                    steps: operand(0, x + space.convolved(), heads),
+                    b: operand(0, x + channels, grouped),
+                    c: operand(0, x + channels + grouped, grouped),
+                    transition: self.transition,
+                    step_bias: self.step_bias.unwrap_or_else(|| vec![0.0; heads]),
+                    skip: self.skip,
+                    step_limits,
+                };
+                (channels, Recurrence::HeadScan(scan))
+            }
+        };
+        let convolution = Convolution {
+            columns: first..first + space.convolved(),
+            weight: self.convolution,
+            bias: self.convolution_bias,
+            activation: Some(space.activation),
+        };
+        RecurrentLayer { convolution: Some(convolution), recurrence: Some(recurrence) }
+    }
+}
+
+/// Norms of columns.
+type ColumnNorms<B> = Vec<(Range<usize>, <B as Backend>::Norm)>;
+
+/// Of the output of the recurrence, group by group.
+fn output_norms<B: Backend>(
+    loader: &Loader<'_, B>,
+    names: &StateSpaceNames,
+    space: &StateSpace,
+) -> Result<ColumnNorms<B>, Error> {
+    let (Scan::Heads { norm: Some(norm), .. }, Some(name)) = (&space.scan, &names.norm) else {
+        return Ok(Vec::new());
+    };
+    let gains = loader.checkpoint.tensor(&loader.name(&format!("{name}.weight")))?;
+    let gains = gains.expect_shape(&[space.channels])?.to_f32()?;
+    let width = space.channels / norm.groups;
+    let of_group = |(group, gain): (usize, &[f32])| {
+        let spec = NormSpec { kind: StateSpace::NORM, eps: norm.eps, gain: gain.to_vec(), bias: None };
+        Ok((group * width..(group + 1) * width, loader.backend.norm(&spec)?))
+    };
+    gains.chunks_exact(width).enumerate().map(of_group).collect()
+}
+
+/// Of Δ at its low rank, B and C.
+fn parameter_norms<B: Backend>(
+    loader: &Loader<'_, B>,
+    names: &StateSpaceNames,
+    space: &StateSpace,
+) -> Result<ColumnNorms<B>, Error> {
+    let Scan::Selective { rank, norms: Some(norms) } = space.scan else { return Ok(Vec::new()) };
+    let states = space.dimensions;
+    let columns = [0..rank, rank..rank + states, rank + states..rank + 2 * states];
+    let mut found = Vec::new();
+    for (index, columns) in columns.into_iter().enumerate() {
+        let gain = match names.parameter_norms.as_ref().filter(|_| norms.gains) {
+            None => vec![1.0; columns.len()],
+            Some(names) => {
+                let gain = loader.checkpoint.tensor(&loader.name(&format!("{}.weight", names[index])))?;
+                gain.expect_shape(&[columns.len()])?.to_f32()?
+            }
+        };
+        let spec = NormSpec { kind: StateSpace::NORM, eps: norms.eps, gain, bias: None };
+        found.push((columns, loader.backend.norm(&spec)?));
+    }
+    Ok(found)
+}
