@@ -4,15 +4,16 @@ use std::ops::Range;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask,
-    NormSpec, Output, Routing,
+    AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask, NormSpec, Output,
+    Routing,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
+use crate::config::{BlockKind, Branch, BranchFactors, DecoderConfig, NormKind, Positions, QueryKeyNorms};
 use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
-use crate::latent::{self, Latent, LatentScratch};
+use crate::latent::{self, Latent};
 use crate::precision::{LinearRole, Precision, Site, Stack};
-use crate::recurrent::{Recurrent, RecurrentScratch};
+use crate::recurrent::Recurrent;
+use crate::scratch::Scratch;
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// Norms of runs of columns.
@@ -23,6 +24,8 @@ type ColumnNorms<B> = Vec<(Range<usize>, <B as Backend>::Norm)>;
 pub(crate) struct Block<B: Backend> {
     /// Before attention; in a post-norm block, after it.
     attention_norm: Option<B::Norm>,
+    /// Before a recurrent mixer, where it is not the norm before attention.
+    recurrent_norm: Option<B::Norm>,
     /// Before the MLP; in a post-norm block, after it. A parallel block without it has one for both.
     mlp_norm: Option<B::Norm>,
     /// At the end of the branches of attention and MLP, before the residual addition.
@@ -269,8 +272,22 @@ impl<B: Backend> Loader<'_, B> {
             let precision = precision.of(LinearRole::AttentionOutput);
             self.linear(site(LinearRole::AttentionOutput), part, &[hidden], context, &precision)
         };
+        let scaled = |factor: fn(&BranchFactors) -> f32| -> Result<_, Error> {
+            let (Some(factors), Some(name)) = (&config.branch_factors, &names.attention_norm) else {
+                return Ok(None);
+            };
+            let mut spec = self.norm_spec(name, hidden)?;
+            let factor = factor(factors);
+            spec.gain.iter_mut().chain(spec.bias.iter_mut().flatten()).for_each(|value| *value *= factor);
+            self.backend.norm(&spec).map(Some)
+        };
+        let attention_norm = match scaled(|factors| factors.attention_input)? {
+            None => norm(&names.attention_norm)?,
+            scaled => scaled,
+        };
         Ok(Block {
-            attention_norm: norm(&names.attention_norm)?,
+            attention_norm,
+            recurrent_norm: scaled(|factors| factors.recurrent_input)?,
             mlp_norm: norm(&names.mlp_norm)?,
             branch_norms,
             projection,
@@ -408,59 +425,6 @@ pub(crate) fn root(
     roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
 }
 
-/// The activations between a block's projections, allocated once for all blocks.
-#[derive(Debug)]
-pub(crate) struct Scratch<B: Backend> {
-    qkv: B::Activations,
-    context: B::Activations,
-    /// Queries of cross-attention.
-    query: B::Activations,
-    up: B::Activations,
-    /// A branch that no projection adds to the residual stream.
-    branch: B::Activations,
-    latent: Option<LatentScratch<B>>,
-    recurrent: Option<RecurrentScratch<B>>,
-}
-
-impl<B: Backend> Scratch<B> {
-    /// For these blocks and forwards of at most `max_rows` tokens.
-    pub(crate) fn new(
-        backend: &B,
-        config: &DecoderConfig,
-        blocks: &[Block<B>],
-        max_rows: usize,
-    ) -> Result<Self, Error> {
-        let role = ActivationRole::Intermediate;
-        let rows = |width| backend.activations(max_rows, width, role);
-        let gates = if config.gated_mlp { 2 } else { 1 };
-        let crossed = blocks.iter().any(Block::has_cross_attention);
-        let branches = config.residual_multiplier.is_some()
-            || blocks
-                .iter()
-                .any(|block| block.branch_norms.is_some() || matches!(block.mlp, Mlp::Experts(_)));
-        Ok(Self {
-            qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
-            context: rows(config.heads * config.head_size)?,
-            query: backend.activations(
-                if crossed { max_rows } else { 0 },
-                config.heads * config.head_size,
-                role,
-            )?,
-            up: rows(gates * config.intermediate_size)?,
-            branch: backend.activations(
-                if branches { max_rows } else { 0 },
-                config.hidden_size,
-                ActivationRole::Residual,
-            )?,
-            latent: config
-                .latent
-                .map(|latent| LatentScratch::new(backend, config, latent, max_rows))
-                .transpose()?,
-            recurrent: RecurrentScratch::new(backend, config, max_rows)?,
-        })
-    }
-}
-
 /// Attention of blocks with this mask, over `layers` layers of an f32 cache.
 pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
     let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));
@@ -595,7 +559,8 @@ impl<B: Backend> Block<B> {
         let backend = at.backend;
         // Both projections read the residual stream before either mixer adds to it.
         if let (Some(recurrent), Some(scratch)) = (&self.recurrent, &mut scratch.recurrent) {
-            recurrent.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
+            let norm = self.recurrent_norm.as_ref().or(self.attention_norm.as_ref());
+            recurrent.project(backend, input(x, norm), scratch)?;
         }
         if let Some(output) = &self.attention_output {
             self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
@@ -607,12 +572,12 @@ impl<B: Backend> Block<B> {
                 }
                 _ => &*context,
             };
-            self.mixed(at, attended, output, x, branch)?;
+            self.mixed(at, Branch::Attention, (attended, output), x, branch)?;
         }
         let Scratch { context, branch, query, recurrent: of_recurrent, .. } = &mut *scratch;
         if let (Some(recurrent), Some(scratch)) = (&self.recurrent, of_recurrent) {
             recurrent.mix(at, (layer, cache), scratch)?;
-            self.mixed(at, &scratch.mixed, recurrent.output(), x, branch)?;
+            self.mixed(at, Branch::Recurrent, (&scratch.mixed, recurrent.output()), x, branch)?;
         }
         if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
             let target = (&cross.query, Output::Store(&mut *query));
@@ -627,16 +592,16 @@ impl<B: Backend> Block<B> {
     fn mixed(
         &self,
         at: &Context<'_, B>,
-        mixed: &B::Activations,
-        output: &B::Linear,
+        kind: Branch,
+        (mixed, output): (&B::Activations, &B::Linear),
         x: &mut B::Activations,
         branch: &mut B::Activations,
     ) -> Result<(), Error> {
-        if !self.adds_branches(at.config) {
+        if !self.adds_branch(at.config, kind) {
             return at.backend.project(Input::Plain(mixed), &mut [(output, Output::Add(x))]);
         }
         at.backend.project(Input::Plain(mixed), &mut [(output, Output::Store(&mut *branch))])?;
-        add_branch(at, x, branch, self.branch_norms.as_ref().map(|[norm, _]| norm))
+        add_branch(at, kind, x, branch, self.branch_norms.as_ref().map(|[norm, _]| norm))
     }
 
     fn parallel(
@@ -764,7 +729,10 @@ impl<B: Backend> Block<B> {
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
                 backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;
-                let adds = self.adds_branches(at.config);
+                if let Some(factors) = at.config.branch_factors {
+                    backend.scale_columns(up, 0..at.config.intermediate_size, factors.gate)?;
+                }
+                let adds = self.adds_branch(at.config, Branch::Mlp);
                 let out = if adds { Output::Store(&mut *branch) } else { Output::Add(&mut *x) };
                 backend.project(expanded(at.config, up), &mut [(down, out)])?;
                 if !adds {
@@ -772,23 +740,32 @@ impl<B: Backend> Block<B> {
                 }
             }
         }
-        add_branch(at, x, branch, branch_norm)
+        add_branch(at, Branch::Mlp, x, branch, branch_norm)
     }
 
     /// Whether something lies between the last projection of a branch and the residual addition.
-    fn adds_branches(&self, config: &DecoderConfig) -> bool {
-        self.branch_norms.is_some() || config.residual_multiplier.is_some()
+    fn adds_branch(&self, config: &DecoderConfig, branch: Branch) -> bool {
+        self.branch_norms.is_some() || config.branch_factor(branch).is_some()
+    }
+
+    /// Whether a branch of the block is stored before it is added to the residual stream.
+    pub(crate) fn stores_branches(&self, config: &DecoderConfig) -> bool {
+        matches!(self.mlp, Mlp::Experts(_))
+            || [Branch::Attention, Branch::Recurrent, Branch::Mlp]
+                .iter()
+                .any(|branch| self.adds_branch(config, *branch))
     }
 }
 
 /// `x += norm(branch)`, or `x += branch`, with the factor of branches, which the gains of `norm` hold.
 fn add_branch<B: Backend>(
     at: &Context<'_, B>,
+    kind: Branch,
     x: &mut B::Activations,
     branch: &mut B::Activations,
     norm: Option<&B::Norm>,
 ) -> Result<(), Error> {
-    let factor = at.config.residual_multiplier.filter(|_| norm.is_none());
+    let factor = at.config.branch_factor(kind).filter(|_| norm.is_none());
     if factor.is_some() {
         at.backend.scale(branch, factor, None)?;
     }

@@ -12,8 +12,8 @@ mod seq2seq;
 mod sizes;
 
 pub use decoder::{
-    Activation, AlternateAttention, Biases, BlockKind, BlockSet, ClampedGate, DecoderConfig, NormKind,
-    Positions, QueryGrowth, QueryKeyNorms,
+    Activation, AlternateAttention, Biases, BlockKind, BlockSet, Branch, BranchFactors, ClampedGate,
+    DecoderConfig, NormKind, Positions, QueryGrowth, QueryKeyNorms,
 };
 pub use encoder::EncoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, Scores};

@@ -9,13 +9,14 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey,
     LinearStatistics, Mask, Output, Phase, Segment,
 };
-use crate::block::{self, Block, Context, Loader, Scratch};
+use crate::block::{self, Block, Context, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, RawConfig};
 use crate::decoder::Footprint;
 use crate::families;
 use crate::precision::{LinearRole, Precision, Stack};
+use crate::scratch::Scratch;
 use crate::weights::{FloatMatrix, read_matrix};
 
 /// An encoder whose weights are on a backend.

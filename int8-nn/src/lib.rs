@@ -51,6 +51,7 @@ pub mod quality;
 pub mod quantize;
 mod recurrent;
 pub mod sampler;
+mod scratch;
 mod seq2seq;
 pub mod session;
 pub mod synthetic;

@@ -8,12 +8,13 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask,
     Output, Phase, Segment,
 };
-use crate::block::{self, Block, Context, Loader, Scratch};
+use crate::block::{self, Block, Context, Loader};
 use crate::checkpoint::Checkpoint;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::families::Seq2SeqNames;
 use crate::precision::{Precision, Stack};
+use crate::scratch::Scratch;
 use crate::session::{Session, SessionOptions};
 
 /// The encoder of the source text; its embedding is that of the decoder.

@@ -7,9 +7,10 @@ use crate::backend::{
     ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase,
     RowSelection, Segment,
 };
-use crate::block::{Context, Scratch};
+use crate::block::Context;
 use crate::decoder::Decoder;
 use crate::sampler::Sampler;
+use crate::scratch::Scratch;
 
 /// The size of a [`Session`]: every buffer is allocated for it when the session is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -107,6 +107,36 @@ pub struct DecoderConfig {
     pub recurrent: Option<RecurrentMixer>,
     /// Blocks that have an MLP or experts; all without it.
     pub mlps: Option<BlockSet>,
+    /// Factors within the branches of a block.
+    pub branch_factors: Option<BranchFactors>,
+}
+
+/// Factors of the inputs and outputs of a block's branches: each is multiplied by its own before the residual addition.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BranchFactors {
+    /// Of the input of attention.
+    pub attention_input: f32,
+    /// Of the output of attention.
+    pub attention: f32,
+    /// Of the input of a recurrent mixer.
+    pub recurrent_input: f32,
+    /// Of the output of a recurrent mixer.
+    pub recurrent: f32,
+    /// Of the MLP's gate, before its activation.
+    pub gate: f32,
+    /// Of the output of the MLP.
+    pub mlp: f32,
+}
+
+/// What adds to the residual stream in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Branch {
+    /// Attention.
+    Attention,
+    /// A mixer with a recurrent state.
+    Recurrent,
+    /// The MLP or the experts.
+    Mlp,
 }
 
 /// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
@@ -370,6 +400,7 @@ impl Default for DecoderConfig {
             mixers: None,
             recurrent: None,
             mlps: None,
+            branch_factors: None,
         }
     }
 }
@@ -397,6 +428,16 @@ impl DecoderConfig {
     /// Whether block `index` has an MLP or experts.
     pub fn has_mlp(&self, index: usize) -> bool {
         self.mlps.as_ref().is_none_or(|mlps| mlps.contains(index))
+    }
+
+    /// The factor of the output of a branch.
+    pub fn branch_factor(&self, branch: Branch) -> Option<f32> {
+        let own = self.branch_factors.map(|factors| match branch {
+            Branch::Attention => factors.attention,
+            Branch::Recurrent => factors.recurrent,
+            Branch::Mlp => factors.mlp,
+        });
+        own.or(self.residual_multiplier)
     }
 
     /// Whether a sequence has a state that cannot be taken back to fewer tokens.

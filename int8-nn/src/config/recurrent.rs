@@ -81,6 +81,8 @@ pub struct StateSpace {
     pub output_bias: bool,
     /// The recurrence.
     pub scan: Scan,
+    /// Factors of the columns of the input projection of Mamba-2: gate, x, B, C, Δ.
+    pub multipliers: Option<[f32; 5]>,
 }
 
 /// The recurrence of a state-space mixer.

@@ -103,6 +103,7 @@ fn jamba(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             rank: rank(raw, "mamba_dt_rank", hidden)?,
             norms: Some(ParameterNorms { eps, gains: true }),
         },
+        multipliers: None,
     };
     Ok(DecoderConfig {
         family: "jamba",
@@ -186,6 +187,7 @@ pub(super) fn heads(raw: &RawConfig) -> Result<StateSpace, Error> {
             step_limits: step_limits(raw)?,
             norm: Some(GatedNorm { groups, eps, before_gate: false }),
         },
+        multipliers: None,
     })
 }
 

@@ -89,6 +89,7 @@ fn mixer(raw: &RawConfig) -> Result<StateSpace, Error> {
         input_bias: biased,
         output_bias: biased,
         scan: Scan::Selective { rank: 0, norms: None },
+        multipliers: None,
     })
 }
 

@@ -8,6 +8,7 @@ mod codegen;
 mod cohere;
 mod exaone;
 mod falcon;
+mod falcon_h1;
 mod gemma;
 mod glm_moe;
 mod gpt2;
@@ -31,6 +32,7 @@ mod mpnet;
 mod mpt;
 mod multimodal;
 mod names;
+mod nemotron_h;
 mod olmo2;
 mod openai;
 mod opt;
@@ -112,6 +114,8 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &openai::FAMILY,
     &mamba::FAMILY,
     &hybrid::FAMILY,
+    &falcon_h1::FAMILY,
+    &nemotron_h::FAMILY,
 ];
 
 /// A family of encoders.
@@ -228,7 +232,10 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
 /// a checkpoint with tied weights may hold only the head.
 pub(crate) fn known_modules(names: &TensorNames) -> Vec<String> {
     let first = (names.layer)(0);
-    let block = first.attention_norm.or_else(|| first.qkv.first().map(|part| part.name().to_owned()));
+    let block = first
+        .attention_norm
+        .or(first.mlp_norm)
+        .or_else(|| first.qkv.first().map(|part| part.name().to_owned()));
     std::iter::once(names.token_embedding.to_owned()).chain(block).collect()
 }
 

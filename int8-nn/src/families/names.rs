@@ -166,8 +166,17 @@ impl LayerNames {
 
     /// A block of one mixer with a recurrent state behind a norm.
     pub(super) fn recurrent(norm: String, names: RecurrentNames) -> Self {
+        Self { attention_norm: Some(norm), recurrent: Some(names), ..Self::without_mixer(MlpNames::None) }
+    }
+
+    /// A block of one MLP behind a norm.
+    pub(super) fn mlp_alone(norm: String, mlp: MlpNames) -> Self {
+        Self { mlp_norm: Some(norm), ..Self::without_mixer(mlp) }
+    }
+
+    fn without_mixer(mlp: MlpNames) -> Self {
         Self {
-            attention_norm: Some(norm),
+            attention_norm: None,
             mlp_norm: None,
             branch_norms: None,
             qkv: Vec::new(),
@@ -176,8 +185,8 @@ impl LayerNames {
             latent: None,
             sinks: None,
             attention_output: None,
-            recurrent: Some(names),
-            mlp: MlpNames::None,
+            recurrent: None,
+            mlp,
         }
     }
 

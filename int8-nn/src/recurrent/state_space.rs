@@ -50,6 +50,8 @@ pub(crate) struct StateSpaceMixer<B: Backend> {
     /// Of groups of columns of the recurrence's output, and whether they go before the gate.
     norms: Vec<(Range<usize>, B::Norm)>,
     norms_before_gate: bool,
+    /// Of columns of the input projection.
+    multipliers: Vec<(Range<usize>, f32)>,
     layer: Arc<RecurrentLayer>,
 }
 
@@ -113,7 +115,8 @@ impl<B: Backend> StateSpaceMixer<B> {
         let norms_before_gate =
             matches!(&space.scan, Scan::Heads { norm: Some(norm), .. } if norm.before_gate);
         let layer = Arc::new(parameters.layer(space));
-        Ok(Self { input, output, selection, gate, norms, norms_before_gate, layer })
+        let multipliers = multipliers(space);
+        Ok(Self { input, output, selection, gate, norms, norms_before_gate, multipliers, layer })
     }
 
     pub(super) fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
@@ -137,7 +140,12 @@ impl<B: Backend> StateSpaceMixer<B> {
         input: Input<'_, B>,
         scratch: &mut RecurrentScratch<B>,
     ) -> Result<(), Error> {
-        backend.project(input, &mut [(&self.input, Output::Store(&mut scratch.projected))])
+        let projected = &mut scratch.projected;
+        backend.project(input, &mut [(&self.input, Output::Store(&mut *projected))])?;
+        let scale = |(columns, factor): &(Range<usize>, f32)| {
+            backend.scale_columns(projected, columns.clone(), *factor)
+        };
+        self.multipliers.iter().try_for_each(scale)
     }
 
     pub(super) fn mix(
@@ -263,6 +271,21 @@ impl Parameters {
         };
         RecurrentLayer { convolution: Some(convolution), recurrence: Some(recurrence) }
     }
+}
+
+/// The factors of the columns of the input projection.
+fn multipliers(space: &StateSpace) -> Vec<(Range<usize>, f32)> {
+    let (Some(factors), Scan::Heads { heads, groups, .. }) = (space.multipliers, &space.scan) else {
+        return Vec::new();
+    };
+    let grouped = groups * space.dimensions;
+    let widths = [space.channels, space.channels, grouped, grouped, *heads];
+    let mut first = 0;
+    let of_columns = widths.into_iter().zip(factors).map(|(width, factor)| {
+        first += width;
+        (first - width..first, factor)
+    });
+    of_columns.filter(|(_, factor)| *factor != 1.0).collect()
 }
 
 /// Norms of columns.
