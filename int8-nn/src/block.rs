@@ -14,6 +14,7 @@ use crate::latent::{self, Latent};
 use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::recurrent::Recurrent;
 use crate::scratch::Scratch;
+use crate::shared::{Shared, SharedCores};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// Norms of runs of columns.
@@ -41,6 +42,8 @@ pub(crate) struct Block<B: Backend> {
     attention_output: Option<B::Linear>,
     /// A mixer with a recurrent state, beside attention or instead of it.
     recurrent: Option<Recurrent<B>>,
+    /// A transformer that several blocks share, before the recurrent mixer.
+    shared: Option<Shared<B>>,
     mlp: Mlp<B>,
     /// Cross-attention, after self-attention.
     cross: Option<Cross<B>>,
@@ -75,12 +78,14 @@ enum Mlp<B: Backend> {
 }
 
 /// Reads the tensors of a model below one root of names.
-pub(crate) struct Loader<'a, B> {
+pub(crate) struct Loader<'a, B: Backend> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) backend: &'a B,
     pub(crate) config: &'a DecoderConfig,
     pub(crate) root: &'static str,
     pub(crate) stack: Stack,
+    /// Transformers that several blocks share, once loaded.
+    pub(crate) shared: SharedCores<B>,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -94,7 +99,7 @@ impl<B: Backend> Loader<'_, B> {
         self.norm_of(name, self.config.hidden_size)
     }
 
-    fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
+    pub(crate) fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
         self.backend.norm(&self.norm_spec(name, width)?)
     }
 
@@ -248,6 +253,11 @@ impl<B: Backend> Loader<'_, B> {
         let biases = config.biases;
         let recurrent = names.recurrent.map(|names| Recurrent::load(self, layer, names, precision));
         let recurrent = recurrent.transpose()?;
+        let shared = match (config.shared, names.shared) {
+            (Some(shared), Some(names)) => Some(Shared::load(self, layer, shared, names, precision)?),
+            _ => None,
+        };
+        let shared_weights = shared.as_ref().map_or(0, Shared::weights);
         let of_recurrent = recurrent.as_ref().and(config.recurrent.as_ref());
         let recurrent_weights = of_recurrent.map_or(0, |recurrent| recurrent.weights(hidden)[0]);
         let (projection, attention_weights, context) = match (config.latent, names.latent) {
@@ -298,7 +308,8 @@ impl<B: Backend> Loader<'_, B> {
             recurrent,
             mlp,
             cross: None,
-            weights: attention_weights + hidden * context + recurrent_weights + mlp_weights,
+            weights: attention_weights + hidden * context + recurrent_weights + shared_weights + mlp_weights,
+            shared,
         })
     }
 
@@ -497,6 +508,7 @@ impl<B: Backend> Block<B> {
             .chain(latent.into_iter().flatten())
             .map(|linear| (LinearRole::Qkv, linear))
             .chain(output)
+            .chain(self.shared.iter().flat_map(Shared::linears))
             .chain(self.recurrent.iter().flat_map(Recurrent::linears))
             .chain(cross)
             .chain(mlps.flat_map(|(up, down)| [(LinearRole::Up, up), (LinearRole::Down, down)]))
@@ -558,9 +570,17 @@ impl<B: Backend> Block<B> {
     ) -> Result<(), Error> {
         let backend = at.backend;
         // Both projections read the residual stream before either mixer adds to it.
-        if let (Some(recurrent), Some(scratch)) = (&self.recurrent, &mut scratch.recurrent) {
+        if let Some(recurrent) = &self.recurrent {
             let norm = self.recurrent_norm.as_ref().or(self.attention_norm.as_ref());
-            recurrent.project(backend, input(x, norm), scratch)?;
+            let mut of_recurrent = scratch.recurrent.take();
+            let projected = match &self.shared {
+                None => recurrent.project(backend, input(x, norm), of_recurrent.as_mut()),
+                Some(shared) => shared
+                    .forward(at, (layer, cache), x, scratch)
+                    .and_then(|sum| recurrent.project(backend, input(sum, norm), of_recurrent.as_mut())),
+            };
+            scratch.recurrent = of_recurrent;
+            projected?;
         }
         if let Some(output) = &self.attention_output {
             self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
@@ -779,7 +799,7 @@ fn input<'a, B: Backend>(x: &'a B::Activations, norm: Option<&'a B::Norm>) -> In
     }
 }
 
-fn expanded<'a, B: Backend>(config: &DecoderConfig, up: &'a B::Activations) -> Input<'a, B> {
+pub(crate) fn expanded<'a, B: Backend>(config: &DecoderConfig, up: &'a B::Activations) -> Input<'a, B> {
     if config.gated_mlp {
         Input::Gated(up, config.activation)
     } else {

@@ -9,6 +9,7 @@ mod recurrent;
 mod relative;
 mod rotary;
 mod seq2seq;
+mod shared;
 mod sizes;
 
 pub use decoder::{
@@ -27,4 +28,5 @@ pub use rotary::{Rotary, RotaryScaling};
 /// The former name of the type of [`Rotary::precision`].
 pub type RotaryPrecision = int8_core::FloatType;
 pub use seq2seq::Seq2SeqConfig;
+pub use shared::SharedTransformer;
 pub(crate) use sizes::SizeKeys;

@@ -22,6 +22,7 @@ use crate::precision::{Precision, Quantization, Site, Stack};
 use crate::recurrent;
 use crate::seq2seq::SourceEncoder;
 pub use crate::session::{Session, SessionOptions};
+use crate::shared::{self, SharedCores};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// A decoder-only transformer whose weights are on a backend, or shared out among several.
@@ -184,6 +185,15 @@ impl<B: Backend> Decoder<B> {
                     find(vec![part], &[outputs], inputs)?;
                 }
             }
+            for (_, parts, outputs, inputs) in names
+                .shared
+                .map(|names| shared::linear_layers(names, &config))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                find(parts, &outputs, inputs)?;
+            }
             let context = match (config.latent, names.latent) {
                 _ if names.attention_output.is_none() => 0,
                 (Some(latent), Some(names)) => {
@@ -238,7 +248,10 @@ impl<B: Backend> Decoder<B> {
         let placed = devices.place(config.layers, sizes(&config, precision, head_is_shared))?;
         let backends = devices.backends();
         let head_stage = if head_is_shared { 0 } else { backends.len() - 1 };
-        let on = |backend| Loader { stack: Stack::Decoder, checkpoint, backend, config: &config, root };
+        let on = |backend| {
+            let shared = SharedCores::default();
+            Loader { stack: Stack::Decoder, checkpoint, backend, config: &config, root, shared }
+        };
         let (backend, head_backend) = (&*backends[0], &*backends[head_stage]);
         let (loader, at_head) = (on(backend), on(head_backend));
 

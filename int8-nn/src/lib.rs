@@ -54,6 +54,7 @@ pub mod sampler;
 mod scratch;
 mod seq2seq;
 pub mod session;
+mod shared;
 pub mod synthetic;
 mod template;
 pub mod tokenizer;

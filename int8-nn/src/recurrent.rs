@@ -12,8 +12,8 @@ use crate::block::{Context, Loader};
 use crate::config::{DecoderConfig, RecurrentMixer};
 use crate::families::RecurrentNames;
 use crate::precision::{LinearRole, Precision};
-use state_space::StateSpaceMixer;
 pub(crate) use state_space::linear_layers;
+use state_space::{SelectionScratch, StateSpaceMixer};
 
 /// A block's mixer.
 #[derive(Debug)]
@@ -56,8 +56,11 @@ impl<B: Backend> Recurrent<B> {
         &self,
         backend: &B,
         input: Input<'_, B>,
-        scratch: &mut RecurrentScratch<B>,
+        scratch: Option<&mut RecurrentScratch<B>>,
     ) -> Result<(), Error> {
+        let Some(scratch) = scratch else {
+            return Err(Error::Unsupported("a recurrent mixer without sizes".to_owned()));
+        };
         match self {
             Self::StateSpace(mixer) => mixer.project(backend, input, scratch),
         }
@@ -90,26 +93,20 @@ pub(crate) struct RecurrentScratch<B: Backend> {
     pub(crate) projected: B::Activations,
     /// The input of the output projection.
     pub(crate) mixed: B::Activations,
-    /// B, C and Δ at its low rank; that rank alone; Δ.
-    pub(crate) parameters: B::Activations,
-    pub(crate) low: B::Activations,
-    pub(crate) steps: B::Activations,
+    /// Mamba: see [`SelectionScratch`].
+    pub(crate) selection: Option<SelectionScratch<B>>,
 }
 
 impl<B: Backend> RecurrentScratch<B> {
     /// For forwards of at most `max_rows` tokens; `None` for a model without recurrent states.
     pub(crate) fn new(backend: &B, config: &DecoderConfig, max_rows: usize) -> Result<Option<Self>, Error> {
         let Some(recurrent) = &config.recurrent else { return Ok(None) };
-        let [projected, mixed, parameters, low, steps] = match recurrent {
-            RecurrentMixer::StateSpace(space) => state_space::widths(space),
-        };
         let rows = |width| backend.activations(max_rows, width, ActivationRole::Intermediate);
-        Ok(Some(Self {
-            projected: rows(projected)?,
-            mixed: rows(mixed)?,
-            parameters: rows(parameters)?,
-            low: rows(low)?,
-            steps: rows(steps)?,
-        }))
+        let (projected, mixed, selection) = match recurrent {
+            RecurrentMixer::StateSpace(space) => {
+                (space.projected(), space.channels, SelectionScratch::new(&rows, space)?)
+            }
+        };
+        Ok(Some(Self { projected: rows(projected)?, mixed: rows(mixed)?, selection }))
     }
 }

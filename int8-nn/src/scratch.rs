@@ -6,6 +6,7 @@ use crate::block::Block;
 use crate::config::DecoderConfig;
 use crate::latent::LatentScratch;
 use crate::recurrent::RecurrentScratch;
+use crate::shared::SharedScratch;
 
 /// The activations between a block's projections, allocated once for all blocks.
 #[derive(Debug)]
@@ -19,6 +20,7 @@ pub(crate) struct Scratch<B: Backend> {
     pub(crate) branch: B::Activations,
     pub(crate) latent: Option<LatentScratch<B>>,
     pub(crate) recurrent: Option<RecurrentScratch<B>>,
+    pub(crate) shared: Option<SharedScratch<B>>,
 }
 
 impl<B: Backend> Scratch<B> {
@@ -53,6 +55,7 @@ impl<B: Backend> Scratch<B> {
                 .map(|latent| LatentScratch::new(backend, config, latent, max_rows))
                 .transpose()?,
             recurrent: RecurrentScratch::new(backend, config, max_rows)?,
+            shared: SharedScratch::new(backend, config, max_rows)?,
         })
     }
 }

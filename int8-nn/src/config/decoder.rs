@@ -2,7 +2,9 @@
 
 use int8_core::FloatType;
 
-use super::{Buckets, ExpertsConfig, LatentAttention, Mixer, RawConfig, RecurrentMixer, Rotary};
+use super::{
+    Buckets, ExpertsConfig, LatentAttention, Mixer, RawConfig, RecurrentMixer, Rotary, SharedTransformer,
+};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -107,6 +109,8 @@ pub struct DecoderConfig {
     pub recurrent: Option<RecurrentMixer>,
     /// Blocks that have an MLP or experts; all without it.
     pub mlps: Option<BlockSet>,
+    /// The transformers of blocks with [`Mixer::SharedThenRecurrent`].
+    pub shared: Option<SharedTransformer>,
     /// Factors within the branches of a block.
     pub branch_factors: Option<BranchFactors>,
 }
@@ -400,6 +404,7 @@ impl Default for DecoderConfig {
             mixers: None,
             recurrent: None,
             mlps: None,
+            shared: None,
             branch_factors: None,
         }
     }

@@ -12,6 +12,8 @@ pub enum Mixer {
     Recurrent,
     /// Both, side by side on one input; their outputs are added.
     AttentionAndRecurrent,
+    /// A [`SharedTransformer`](super::SharedTransformer), whose output is added to the input of the recurrent one.
+    SharedThenRecurrent,
     /// Nothing: the block has an MLP alone.
     None,
 }
@@ -19,12 +21,12 @@ pub enum Mixer {
 impl Mixer {
     /// Whether there is attention, and so keys and values.
     pub fn attends(self) -> bool {
-        matches!(self, Self::Attention | Self::AttentionAndRecurrent)
+        matches!(self, Self::Attention | Self::AttentionAndRecurrent | Self::SharedThenRecurrent)
     }
 
     /// Whether there is a recurrent state.
     pub fn recurs(self) -> bool {
-        matches!(self, Self::Recurrent | Self::AttentionAndRecurrent)
+        matches!(self, Self::Recurrent | Self::AttentionAndRecurrent | Self::SharedThenRecurrent)
     }
 }
 
@@ -94,6 +96,8 @@ pub enum Scan {
         rank: usize,
         /// Δ at its low rank, B and C are normalised.
         norms: Option<ParameterNorms>,
+        /// So many heads of channels, each with projections of its own in floating point; without it one projection of all.
+        heads: Option<usize>,
     },
     /// Mamba-2: heads of channels; Δ, B and C come from the input projection.
     Heads {
@@ -151,8 +155,11 @@ impl StateSpace {
     /// Output channels and input features of the linear layers, those of the input and of the output projection first.
     pub(crate) fn layers(&self, hidden: usize) -> Vec<[usize; 2]> {
         let mut layers = vec![[self.projected(), hidden], [hidden, self.channels]];
-        if let Scan::Selective { rank, .. } = self.scan {
-            layers.extend([[rank + 2 * self.dimensions, self.channels], [self.channels, rank]]);
+        if let Scan::Selective { rank, heads, .. } = self.scan {
+            let heads = heads.unwrap_or(1);
+            let channels = self.channels / heads;
+            let of_head = [[rank + 2 * self.dimensions, channels], [channels, rank]];
+            layers.extend(std::iter::repeat_n(of_head, heads).flatten());
         }
         layers
     }
@@ -162,6 +169,12 @@ impl StateSpace {
     }
 
     fn validate(&self, raw: &RawConfig) -> Result<(), Error> {
+        if let Scan::Selective { heads: Some(heads), .. } = self.scan
+            && !self.channels.is_multiple_of(heads)
+        {
+            let problem = format!("is {heads}; it must divide the {} channels of the mixer", self.channels);
+            return Err(raw.problem("n_mamba_heads", problem));
+        }
         if let Scan::Heads { heads, groups, norm, step_limits: [least, most] } = self.scan {
             let of_norm = norm.map_or(1, |norm| norm.groups);
             if !self.channels.is_multiple_of(heads)

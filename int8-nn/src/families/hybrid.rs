@@ -102,6 +102,7 @@ fn jamba(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         scan: Scan::Selective {
             rank: rank(raw, "mamba_dt_rank", hidden)?,
             norms: Some(ParameterNorms { eps, gains: true }),
+            heads: None,
         },
         multipliers: None,
     };

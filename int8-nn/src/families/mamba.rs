@@ -39,6 +39,7 @@ fn mamba(raw: &RawConfig, family: &'static str) -> Result<DecoderConfig, Error> 
         scan: Scan::Selective {
             rank: rank(raw, "time_step_rank", hidden)?,
             norms: (family == "falcon_mamba").then_some(norms),
+            heads: None,
         },
         ..mixer(raw)?
     };
@@ -88,7 +89,7 @@ fn mixer(raw: &RawConfig) -> Result<StateSpace, Error> {
         activation: raw.activation("hidden_act", "silu")?,
         input_bias: biased,
         output_bias: biased,
-        scan: Scan::Selective { rank: 0, norms: None },
+        scan: Scan::Selective { rank: 0, norms: None, heads: None },
         multipliers: None,
     })
 }

@@ -47,6 +47,7 @@ mod stablelm;
 mod starcoder2;
 mod t5;
 mod ungated;
+mod zamba;
 
 use std::collections::BTreeMap;
 
@@ -61,7 +62,7 @@ pub(crate) use names::{
     CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LatentNames, LayerNames, MlpNames, Seq2SeqNames,
     TensorNames,
 };
-pub(crate) use recurrent::{RecurrentNames, StateSpaceNames};
+pub(crate) use recurrent::{RecurrentNames, SharedNames, StateSpaceNames};
 
 /// A family of decoders.
 pub(crate) struct Family {
@@ -116,6 +117,7 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &hybrid::FAMILY,
     &falcon_h1::FAMILY,
     &nemotron_h::FAMILY,
+    &zamba::FAMILY,
 ];
 
 /// A family of encoders.
@@ -211,6 +213,7 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
         let recurrent = layer.recurrent.map(RecurrentNames::parts).into_iter().flatten();
         parts.extend(layer.qkv.into_iter().chain(latent).chain(layer.attention_output).chain(recurrent));
+        parts.extend(layer.shared.map(SharedNames::parts).into_iter().flatten());
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()

@@ -1,6 +1,6 @@
 //! Tensor names: the structures that [`crate::block`] loads from, and builders, so that a family states only what it has.
 
-use super::RecurrentNames;
+use super::{RecurrentNames, SharedNames};
 use crate::weights::Part;
 
 /// A module of a checkpoint: the prefix `{path}.` of the names of its tensors.
@@ -143,6 +143,8 @@ pub(crate) struct LayerNames {
     pub(crate) attention_output: Option<Part>,
     /// The mixer with a recurrent state.
     pub(crate) recurrent: Option<RecurrentNames>,
+    /// A transformer that several blocks share, before that mixer.
+    pub(crate) shared: Option<SharedNames>,
     pub(crate) mlp: MlpNames,
 }
 
@@ -160,6 +162,7 @@ impl LayerNames {
             sinks: None,
             attention_output: Some(attention_output),
             recurrent: None,
+            shared: None,
             mlp,
         }
     }
@@ -186,6 +189,7 @@ impl LayerNames {
             sinks: None,
             attention_output: None,
             recurrent: None,
+            shared: None,
             mlp,
         }
     }

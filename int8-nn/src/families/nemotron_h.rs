@@ -161,7 +161,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
                     MlpNames::None,
                 )
             },
-            Mixer::Recurrent | Mixer::AttentionAndRecurrent => {
+            Mixer::Recurrent | Mixer::AttentionAndRecurrent | Mixer::SharedThenRecurrent => {
                 LayerNames::recurrent(norm, RecurrentNames::StateSpace(StateSpaceNames::mamba2(&mixer)))
             }
             Mixer::None => LayerNames::mlp_alone(norm, mlp(mixer, &config, index)),

@@ -73,3 +73,29 @@ impl StateSpaceNames {
         }
     }
 }
+
+/// The names of a transformer that several blocks share, and of what one block adds to it.
+pub(crate) struct SharedNames {
+    pub(crate) attention_norm: String,
+    /// Queries, keys, values.
+    pub(crate) qkv: Vec<Part>,
+    /// Of queries, keys and values, each to its rank and back; none in some models.
+    pub(crate) attention_adapters: Vec<[Part; 2]>,
+    pub(crate) attention_output: Part,
+    pub(crate) mlp_norm: String,
+    /// Gate and expansion.
+    pub(crate) up: Vec<Part>,
+    pub(crate) up_adapter: Option<[Part; 2]>,
+    pub(crate) down: Part,
+    /// The block's own projection of the output.
+    pub(crate) output: Part,
+}
+
+impl SharedNames {
+    /// The linear layers.
+    pub(crate) fn parts(self) -> Vec<Part> {
+        let adapters = self.attention_adapters.into_iter().chain(self.up_adapter).flatten();
+        let mlp = self.up.into_iter().chain([self.down, self.output]);
+        self.qkv.into_iter().chain([self.attention_output]).chain(mlp).chain(adapters).collect()
+    }
+}

@@ -25,7 +25,7 @@ mod gpus;
 mod models;
 mod tensors;
 
-use crate::config::{DecoderConfig, NormKind, Positions};
+use crate::config::{DecoderConfig, Mixer, NormKind, Positions};
 use crate::convert::bytes as wide;
 use int8_core::FloatType;
 
@@ -203,7 +203,7 @@ impl Shape {
             },
             ..Self::default()
         };
-        let mut widest_mlp = 0;
+        let (mut widest_mlp, mut index_of_shared) = (0, 0);
         let recurrent = config.recurrent.as_ref();
         let [recurrent_weights, recurrent_outputs] =
             recurrent.map_or([0; 2], |recurrent| recurrent.weights(config.hidden_size).map(wide));
@@ -214,8 +214,17 @@ impl Shape {
                 shape.linear_outputs = sum(&[shape.linear_outputs, recurrent_outputs]);
                 shape.state = sum(&[shape.state, recurrent.map_or(0, |recurrent| wide(recurrent.state()))]);
             }
-            let (attention_weights, attention_outputs) =
-                if mixer.attends() { (attention_weights, attention_outputs) } else { (0, 0) };
+            let (attention_weights, attention_outputs) = match (mixer, config.shared) {
+                (Mixer::SharedThenRecurrent, Some(shared)) => {
+                    let [core, own] = shared.weights(config).map(|sizes| sizes.map(wide));
+                    let loads = index_of_shared < shared.count;
+                    index_of_shared += 1;
+                    let core = if loads { core } else { [0; 2] };
+                    (sum(&[core[0], own[0]]), sum(&[core[1], own[1]]))
+                }
+                _ if mixer.attends() => (attention_weights, attention_outputs),
+                _ => (0, 0),
+            };
             let experts = config.experts.as_ref().filter(|experts| experts.in_block(index));
             let (weights, outputs) = match experts {
                 _ if !config.has_mlp(index) => (0, 0),

@@ -17,15 +17,6 @@ use crate::families::StateSpaceNames;
 use crate::precision::{LinearRole, Precision, Site};
 use crate::weights::{LinearSource, Part};
 
-/// Widths of the activations in [`RecurrentScratch`].
-pub(super) fn widths(space: &StateSpace) -> [usize; 5] {
-    let [parameters, low, steps] = match space.scan {
-        Scan::Selective { rank, .. } => [rank + 2 * space.dimensions, rank, space.channels],
-        Scan::Heads { .. } => [0; 3],
-    };
-    [space.projected(), space.channels, parameters, low, steps]
-}
-
 /// The linear layers, each with output channels and input features: those of the input and of the output projection first.
 pub(crate) fn linear_layers(
     names: StateSpaceNames,
@@ -34,8 +25,14 @@ pub(crate) fn linear_layers(
 ) -> Vec<(Part, [usize; 2])> {
     let input = names.input.biased(space.input_bias);
     let output = names.output.biased(space.output_bias);
-    let parts = [Some(input), Some(output), names.parameters.map(|part| part.biased(false)), names.steps];
-    parts.into_iter().flatten().zip(space.layers(hidden)).collect()
+    let parameters = names.parameters.map(|part| part.biased(false));
+    let selection: Vec<Part> = match (&space.scan, parameters, names.steps) {
+        (Scan::Selective { heads: Some(heads), .. }, Some(parameters), Some(steps)) => {
+            (0..*heads).flat_map(|head| [parameters.clone().slab(head), steps.clone().slab(head)]).collect()
+        }
+        (_, parameters, steps) => parameters.into_iter().chain(steps).collect(),
+    };
+    [input, output].into_iter().chain(selection).zip(space.layers(hidden)).collect()
 }
 
 /// The mixer of one block.
@@ -55,15 +52,118 @@ pub(crate) struct StateSpaceMixer<B: Backend> {
     layer: Arc<RecurrentLayer>,
 }
 
+/// Mamba's projections of the convolved columns: of all, or of each head for itself.
 #[derive(Debug)]
 struct Selection<B: Backend> {
-    parameters: B::Linear,
-    steps: B::Linear,
-    /// Of columns of the parameters.
+    heads: Vec<HeadSelection<B>>,
+    /// Of columns of the parameters of a head.
     norms: Vec<(Range<usize>, B::Norm)>,
-    /// The convolved columns, alone; and Δ at its low rank.
+    /// Several heads: B and C of all, and Δ of all, side by side.
+    join: [Vec<ColumnCopy>; 2],
+}
+
+#[derive(Debug)]
+struct HeadSelection<B: Backend> {
+    /// To Δ at its low rank, B and C.
+    parameters: B::Linear,
+    /// From that rank to Δ.
+    steps: B::Linear,
+    /// The convolved columns of the head; and Δ at its low rank.
     convolved: ColumnCopy,
     low: ColumnCopy,
+}
+
+/// The activations of a [`Selection`].
+#[derive(Debug)]
+pub(crate) struct SelectionScratch<B: Backend> {
+    /// The convolved columns of a head, and Δ at its low rank.
+    convolved: B::Activations,
+    low: B::Activations,
+    /// Of each head Δ at its low rank, B and C; and Δ.
+    parameters: Vec<B::Activations>,
+    steps: Vec<B::Activations>,
+    /// Of several heads B and C; and Δ.
+    joined: Option<[B::Activations; 2]>,
+}
+
+impl<B: Backend> SelectionScratch<B> {
+    /// `rows` allocates activations of a width.
+    pub(super) fn new(
+        rows: &impl Fn(usize) -> Result<B::Activations, Error>,
+        space: &StateSpace,
+    ) -> Result<Option<Self>, Error> {
+        let Scan::Selective { rank, heads, .. } = space.scan else { return Ok(None) };
+        let count = heads.unwrap_or(1);
+        let channels = space.channels / count;
+        let of_each = |width| (0..count).map(|_| rows(width)).collect::<Result<Vec<_>, _>>();
+        let joined =
+            if count > 1 { Some([rows(2 * count * space.dimensions)?, rows(space.channels)?]) } else { None };
+        Ok(Some(Self {
+            convolved: rows(channels)?,
+            low: rows(rank)?,
+            parameters: of_each(rank + 2 * space.dimensions)?,
+            steps: of_each(channels)?,
+            joined,
+        }))
+    }
+}
+
+impl<B: Backend> Selection<B> {
+    fn new(
+        linears: impl Iterator<Item = B::Linear>,
+        norms: Vec<(Range<usize>, B::Norm)>,
+        space: &StateSpace,
+    ) -> Option<Self> {
+        let Scan::Selective { rank, heads, .. } = space.scan else { return None };
+        let (count, dimensions) = (heads.unwrap_or(1), space.dimensions);
+        let channels = space.channels / count;
+        let mut linears = linears;
+        let mut found = Vec::new();
+        let mut join = [Vec::new(), Vec::new()];
+        for head in 0..count {
+            found.push(HeadSelection {
+                parameters: linears.next()?,
+                steps: linears.next()?,
+                convolved: ColumnCopy { source: 0, from: head * channels, to: 0, count: channels },
+                low: ColumnCopy { source: 0, from: 0, to: 0, count: rank },
+            });
+            for (index, first) in [(0, 0), (1, count * dimensions)] {
+                join[0].push(ColumnCopy {
+                    source: head,
+                    from: rank + index * dimensions,
+                    to: first + head * dimensions,
+                    count: dimensions,
+                });
+            }
+            join[1].push(ColumnCopy { source: head, from: 0, to: head * channels, count: channels });
+        }
+        Some(Self { heads: found, norms, join })
+    }
+
+    /// Of the convolved columns of `projected` the matrix with B and C, and Δ.
+    fn run<'a>(
+        &self,
+        backend: &B,
+        projected: &B::Activations,
+        scratch: &'a mut SelectionScratch<B>,
+    ) -> Result<[&'a B::Activations; 2], Error> {
+        let SelectionScratch { convolved, low, parameters, steps, joined } = scratch;
+        for (head, (parameters, steps)) in self.heads.iter().zip(parameters.iter_mut().zip(&mut *steps)) {
+            backend.copy_columns(&[projected], &[head.convolved], convolved)?;
+            let target = (&head.parameters, Output::Store(&mut *parameters));
+            backend.project(Input::Plain(convolved), &mut [target])?;
+            for (columns, norm) in &self.norms {
+                backend.normalize_columns(parameters, columns.clone(), norm)?;
+            }
+            backend.copy_columns(&[parameters], &[head.low], low)?;
+            backend.project(Input::Plain(low), &mut [(&head.steps, Output::Store(&mut *steps))])?;
+        }
+        let Some([of_parameters, of_steps]) = joined else { return Ok([&parameters[0], &steps[0]]) };
+        let [join_parameters, join_steps] = &self.join;
+        backend.copy_columns(&parameters.iter().collect::<Vec<_>>(), join_parameters, of_parameters)?;
+        backend.copy_columns(&steps.iter().collect::<Vec<_>>(), join_steps, of_steps)?;
+        Ok([of_parameters, of_steps])
+    }
 }
 
 impl<B: Backend> StateSpaceMixer<B> {
@@ -78,17 +178,20 @@ impl<B: Backend> StateSpaceMixer<B> {
         let parameters = Parameters::read(loader, &names, space)?;
         let norms = output_norms(loader, &names, space)?;
         let parameter_norms = parameter_norms(loader, &names, space)?;
-        let roles =
-            [LinearRole::Qkv, LinearRole::AttentionOutput, LinearRole::StateSpace, LinearRole::StateSpace];
+        let roles = [LinearRole::Qkv, LinearRole::AttentionOutput];
+        let roles = roles.into_iter().chain(std::iter::repeat(LinearRole::StateSpace));
+        // transformers holds the projections of heads as plain tensors: they are no linear layers.
+        let by_head = matches!(space.scan, Scan::Selective { heads: Some(_), .. });
         let mut linears = Vec::new();
         let mut of_input = None;
-        for (role, (part, [outputs, inputs])) in roles.into_iter().zip(linear_layers(names, space, hidden)) {
+        for (role, (part, [outputs, inputs])) in roles.zip(linear_layers(names, space, hidden)) {
             let site = Site::block(loader.stack, layer, role);
             let source = LinearSource::find(loader.checkpoint, loader.root, vec![part], &[outputs], inputs)?;
             let is_int8 = source.is_int8()?;
             // A checkpoint whose input projection is int8 left the others in floating point on purpose: transformers reads their
             // weights without the layer.
-            let kept = *of_input.get_or_insert(is_int8) && !is_int8;
+            let kept =
+                *of_input.get_or_insert(is_int8) && !is_int8 || by_head && role == LinearRole::StateSpace;
             let precision = if kept { Precision::Float } else { precision.of(role) };
             linears.push(loader.backend.linear(site, &source, &precision)?);
         }
@@ -97,17 +200,7 @@ impl<B: Backend> StateSpaceMixer<B> {
             return Err(Error::Unsupported("a state-space mixer without projections".to_owned()));
         };
         let channels = space.channels;
-        let copy = |count| ColumnCopy { source: 0, from: 0, to: 0, count };
-        let selection = match (&space.scan, linears.next(), linears.next()) {
-            (Scan::Selective { rank, .. }, Some(parameters), Some(steps)) => Some(Selection {
-                parameters,
-                steps,
-                norms: parameter_norms,
-                convolved: copy(channels),
-                low: copy(*rank),
-            }),
-            _ => None,
-        };
+        let selection = Selection::new(linears, parameter_norms, space);
         let gate = match space.scan {
             Scan::Selective { .. } => channels..2 * channels,
             Scan::Heads { .. } => 0..channels,
@@ -120,7 +213,8 @@ impl<B: Backend> StateSpaceMixer<B> {
     }
 
     pub(super) fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
-        let selection = self.selection.iter().flat_map(|selection| [&selection.parameters, &selection.steps]);
+        let heads = self.selection.iter().flat_map(|selection| &selection.heads);
+        let selection = heads.flat_map(|head| [&head.parameters, &head.steps]);
         std::iter::once((LinearRole::Qkv, &self.input))
             .chain(selection.map(|linear| (LinearRole::StateSpace, linear)))
             .chain([(LinearRole::AttentionOutput, &self.output)])
@@ -155,22 +249,14 @@ impl<B: Backend> StateSpaceMixer<B> {
         scratch: &mut RecurrentScratch<B>,
     ) -> Result<(), Error> {
         let backend = at.backend;
-        let RecurrentScratch { projected, mixed, parameters, low, steps } = scratch;
+        let RecurrentScratch { projected, mixed, selection: scratch } = scratch;
         backend.convolve(at.batch, layer, projected, cache)?;
-        match &self.selection {
-            None => backend.recur(at.batch, layer, &[projected], cache, mixed)?,
-            Some(selection) => {
-                backend.copy_columns(&[projected], &[selection.convolved], mixed)?;
-                let target = (&selection.parameters, Output::Store(&mut *parameters));
-                backend.project(Input::Plain(mixed), &mut [target])?;
-                for (columns, norm) in &selection.norms {
-                    backend.normalize_columns(parameters, columns.clone(), norm)?;
-                }
-                backend.copy_columns(&[parameters], &[selection.low], low)?;
-                let target = (&selection.steps, Output::Store(&mut *steps));
-                backend.project(Input::Plain(low), &mut [target])?;
+        match (&self.selection, scratch) {
+            (Some(selection), Some(scratch)) => {
+                let [parameters, steps] = selection.run(backend, projected, scratch)?;
                 backend.recur(at.batch, layer, &[projected, parameters, steps], cache, mixed)?;
             }
+            _ => backend.recur(at.batch, layer, &[projected], cache, mixed)?,
         }
         if !self.norms_before_gate {
             backend.gate(mixed, projected, self.gate.clone(), Activation::Silu)?;
@@ -211,18 +297,28 @@ impl Parameters {
             Array2::from_shape_vec((convolved, space.kernel), weight).expect("the shape was checked");
         let bias = format!("{}.bias", names.convolution);
         let bias = space.convolution_bias.then(|| tensor(&bias, &[convolved])).transpose()?;
-        let (transition, wide) = match space.scan {
-            Scan::Selective { .. } => {
-                (tensor(&names.transition, &[space.channels, space.dimensions])?, space.channels)
+        let of_transition;
+        let wide = match space.scan {
+            Scan::Selective { heads: Some(heads), .. } => {
+                of_transition = vec![heads, space.channels / heads, space.dimensions];
+                vec![heads, space.channels / heads]
             }
-            Scan::Heads { heads, .. } => (tensor(&names.transition, &[heads])?, heads),
+            Scan::Selective { heads: None, .. } => {
+                of_transition = vec![space.channels, space.dimensions];
+                vec![space.channels]
+            }
+            Scan::Heads { heads, .. } => {
+                of_transition = vec![heads];
+                vec![heads]
+            }
         };
+        let transition = tensor(&names.transition, &of_transition)?;
         Ok(Self {
             convolution: weight,
             convolution_bias: bias,
             transition: transition.iter().map(|log| -log.exp()).collect(),
-            skip: tensor(&names.skip, &[wide])?,
-            step_bias: names.step_bias.as_ref().map(|name| tensor(name, &[wide])).transpose()?,
+            skip: tensor(&names.skip, &wide)?,
+            step_bias: names.step_bias.as_ref().map(|name| tensor(name, &wide)).transpose()?,
         })
     }
 
@@ -232,13 +328,15 @@ impl Parameters {
         let operand =
             |input: usize, first: usize, count: usize| Operand { input, columns: first..first + count };
         let (first, recurrence) = match space.scan {
-            Scan::Selective { rank, .. } => {
+            Scan::Selective { rank, heads, .. } => {
                 let transition = Array2::from_shape_vec((channels, dimensions), self.transition);
+                let groups = heads.unwrap_or(1);
+                let first = if groups > 1 { 0 } else { rank };
                 let scan = SelectiveScan {
                     x: operand(0, 0, channels),
                     steps: operand(2, 0, channels),
-                    b: operand(1, rank, dimensions),
-                    c: operand(1, rank + dimensions, dimensions),
+                    b: operand(1, first, groups * dimensions),
+                    c: operand(1, first + groups * dimensions, groups * dimensions),
                     transition: transition.expect("the shape was checked"),
                     skip: self.skip,
                     step_bias: self.step_bias,
@@ -316,7 +414,7 @@ fn parameter_norms<B: Backend>(
     names: &StateSpaceNames,
     space: &StateSpace,
 ) -> Result<ColumnNorms<B>, Error> {
-    let Scan::Selective { rank, norms: Some(norms) } = space.scan else { return Ok(Vec::new()) };
+    let Scan::Selective { rank, norms: Some(norms), .. } = space.scan else { return Ok(Vec::new()) };
     let states = space.dimensions;
     let columns = [0..rank, rank..rank + states, rank + states..rank + 2 * states];
     let mut found = Vec::new();
