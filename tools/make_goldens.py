@@ -40,6 +40,9 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
             "long_factor": [1.0, 1.5, 2.5, 4.0]}
 LATENT = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6}
+MAMBA = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2,
+         "pad_token_id": 0}
+MAMBA_HEADS = {"mamba_d_state": 6, "mamba_n_heads": 4, "mamba_n_groups": 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 # name: (model_type, dtype, config)
@@ -153,6 +156,35 @@ FAMILIES = {
     "gpt_oss_mxfp4": ("gpt_oss", "bfloat16", {
         **GROUPED, "head_dim": 8, "hidden_size": 64, "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
         "sliding_window": 6, "rope_parameters": {**YARN, "truncate": False}}),
+    "mamba": ("mamba", "bfloat16", {**MAMBA, "state_size": 6, "time_step_rank": 5, "use_bias": True}),
+    "falcon_mamba": ("falcon_mamba", "float16", {**MAMBA, "state_size": 6, "time_step_rank": 5}),
+    "mamba2": ("mamba2", "bfloat16", {
+        **MAMBA, "state_size": 6, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 7,
+        "time_step_limit": (0.1, 1.5)}),
+    "bamba": ("bamba", "bfloat16", {**GROUPED, **MAMBA_HEADS, "attn_layer_indices": [1], "mamba_chunk_size": 7}),
+    "jamba": ("jamba", "bfloat16", {
+        **GROUPED, "intermediate_size": 24, "mamba_d_state": 6, "mamba_dt_rank": 5, "num_experts": 4,
+        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}),
+    "granitemoehybrid": ("granitemoehybrid", "bfloat16", {
+        **GROUPED, **MAMBA_HEADS, "intermediate_size": 24, "num_local_experts": 4, "shared_intermediate_size": 24,
+        "layer_types": ["linear_attention", "full_attention"], "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0}),
+    "falcon_h1": ("falcon_h1", "bfloat16", {
+        **GROUPED, **MAMBA_HEADS, "mamba_d_ssm": 48, "mamba_d_head": 12, "mamba_rms_norm": True,
+        "ssm_multipliers": [0.5, 0.7, 1.3, 2.0, 0.6], "ssm_in_multiplier": 1.5, "ssm_out_multiplier": 0.4,
+        "attention_in_multiplier": 0.8, "attention_out_multiplier": 0.6, "key_multiplier": 0.3,
+        "mlp_multipliers": [0.7, 1.4], "embedding_multiplier": 2.0, "lm_head_multiplier": 0.5}),
+    "nemotron_h": ("nemotron_h", "bfloat16", {
+        **GROUPED, "head_dim": 8, "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        "ssm_state_size": 6, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2, "n_routed_experts": 4,
+        "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 24, "chunk_size": 7}),
+    "zamba": ("zamba", "bfloat16", {
+        **SIZES, "num_key_value_heads": 4, "num_hidden_layers": 3, "mamba_d_state": 6, "mamba_dt_rank": 5,
+        "layers_block_type": ["hybrid", "linear_attention", "hybrid"]}),
+    "zamba2": ("zamba2", "bfloat16", {
+        **SIZES, "num_hidden_layers": 4, "mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 7,
+        "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid"], "num_mem_blocks": 2,
+        "adapter_rank": 4, "use_shared_attention_adapter": True, "use_mem_rope": True}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}

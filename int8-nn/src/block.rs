@@ -4,14 +4,17 @@ use std::ops::Range;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask,
-    NormSpec, Output, Routing,
+    AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask, NormSpec, Output,
+    Routing,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
+use crate::config::{BlockKind, Branch, BranchFactors, DecoderConfig, NormKind, Positions, QueryKeyNorms};
 use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
-use crate::latent::{self, Latent, LatentScratch};
+use crate::latent::{self, Latent};
 use crate::precision::{LinearRole, Precision, Site, Stack};
+use crate::recurrent::Recurrent;
+use crate::scratch::Scratch;
+use crate::shared::{Shared, SharedCores};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// Norms of runs of columns.
@@ -22,6 +25,8 @@ type ColumnNorms<B> = Vec<(Range<usize>, <B as Backend>::Norm)>;
 pub(crate) struct Block<B: Backend> {
     /// Before attention; in a post-norm block, after it.
     attention_norm: Option<B::Norm>,
+    /// Before a recurrent mixer, where it is not the norm before attention.
+    recurrent_norm: Option<B::Norm>,
     /// Before the MLP; in a post-norm block, after it. A parallel block without it has one for both.
     mlp_norm: Option<B::Norm>,
     /// At the end of the branches of attention and MLP, before the residual addition.
@@ -33,7 +38,12 @@ pub(crate) struct Block<B: Backend> {
     rotated_norms: Option<[NormSpec; 2]>,
     /// `[heads]`
     sinks: Option<Vec<f32>>,
-    attention_output: B::Linear,
+    /// None in a block without attention.
+    attention_output: Option<B::Linear>,
+    /// A mixer with a recurrent state, beside attention or instead of it.
+    recurrent: Option<Recurrent<B>>,
+    /// A transformer that several blocks share, before the recurrent mixer.
+    shared: Option<Shared<B>>,
     mlp: Mlp<B>,
     /// Cross-attention, after self-attention.
     cross: Option<Cross<B>>,
@@ -47,6 +57,8 @@ enum Projection<B: Backend> {
     /// One linear layer.
     Direct(B::Linear),
     Latent(Latent<B>),
+    /// The block has no attention.
+    None,
 }
 
 /// Cross-attention: to the output of an encoder.
@@ -62,15 +74,18 @@ struct Cross<B: Backend> {
 enum Mlp<B: Backend> {
     Dense { up: B::Linear, down: B::Linear },
     Experts(Experts<B>),
+    None,
 }
 
 /// Reads the tensors of a model below one root of names.
-pub(crate) struct Loader<'a, B> {
+pub(crate) struct Loader<'a, B: Backend> {
     pub(crate) checkpoint: &'a Checkpoint,
     pub(crate) backend: &'a B,
     pub(crate) config: &'a DecoderConfig,
     pub(crate) root: &'static str,
     pub(crate) stack: Stack,
+    /// Transformers that several blocks share, once loaded.
+    pub(crate) shared: SharedCores<B>,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -84,7 +99,7 @@ impl<B: Backend> Loader<'_, B> {
         self.norm_of(name, self.config.hidden_size)
     }
 
-    fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
+    pub(crate) fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
         self.backend.norm(&self.norm_spec(name, width)?)
     }
 
@@ -236,7 +251,17 @@ impl<B: Backend> Loader<'_, B> {
         }
         let sinks = names.sinks.map(|name| self.vector(&name, config.heads)).transpose()?;
         let biases = config.biases;
+        let recurrent = names.recurrent.map(|names| Recurrent::load(self, layer, names, precision));
+        let recurrent = recurrent.transpose()?;
+        let shared = match (config.shared, names.shared) {
+            (Some(shared), Some(names)) => Some(Shared::load(self, layer, shared, names, precision)?),
+            _ => None,
+        };
+        let shared_weights = shared.as_ref().map_or(0, Shared::weights);
+        let of_recurrent = recurrent.as_ref().and(config.recurrent.as_ref());
+        let recurrent_weights = of_recurrent.map_or(0, |recurrent| recurrent.weights(hidden)[0]);
         let (projection, attention_weights, context) = match (config.latent, names.latent) {
+            _ if names.attention_output.is_none() => (Projection::None, 0, 0),
             (Some(latent), Some(names)) => {
                 let context = config.heads * latent.value;
                 let [weights, _] = latent::weights(config, latent);
@@ -252,24 +277,39 @@ impl<B: Backend> Loader<'_, B> {
             }
         };
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
+        let output = |part: Part| {
+            let part = vec![part.biased(biases.attention_output)];
+            let precision = precision.of(LinearRole::AttentionOutput);
+            self.linear(site(LinearRole::AttentionOutput), part, &[hidden], context, &precision)
+        };
+        let scaled = |factor: fn(&BranchFactors) -> f32| -> Result<_, Error> {
+            let (Some(factors), Some(name)) = (&config.branch_factors, &names.attention_norm) else {
+                return Ok(None);
+            };
+            let mut spec = self.norm_spec(name, hidden)?;
+            let factor = factor(factors);
+            spec.gain.iter_mut().chain(spec.bias.iter_mut().flatten()).for_each(|value| *value *= factor);
+            self.backend.norm(&spec).map(Some)
+        };
+        let attention_norm = match scaled(|factors| factors.attention_input)? {
+            None => norm(&names.attention_norm)?,
+            scaled => scaled,
+        };
         Ok(Block {
-            attention_norm: norm(&names.attention_norm)?,
+            attention_norm,
+            recurrent_norm: scaled(|factors| factors.recurrent_input)?,
             mlp_norm: norm(&names.mlp_norm)?,
             branch_norms,
             projection,
             query_key_norms,
             rotated_norms,
             sinks,
-            attention_output: self.linear(
-                site(LinearRole::AttentionOutput),
-                vec![names.attention_output.biased(biases.attention_output)],
-                &[hidden],
-                context,
-                &precision.of(LinearRole::AttentionOutput),
-            )?,
+            attention_output: names.attention_output.map(output).transpose()?,
+            recurrent,
             mlp,
             cross: None,
-            weights: attention_weights + hidden * context + mlp_weights,
+            weights: attention_weights + hidden * context + recurrent_weights + shared_weights + mlp_weights,
+            shared,
         })
     }
 
@@ -329,6 +369,7 @@ impl<B: Backend> Loader<'_, B> {
             Ok((up, down, (outputs.len() + 1) * wide * hidden))
         };
         let names = match names {
+            MlpNames::None => return Ok((Mlp::None, 0)),
             MlpNames::Dense { up, down } => {
                 let (up, down, weights) = pair(up, down, config.intermediate_size, None)?;
                 return Ok((Mlp::Dense { up, down }, weights));
@@ -395,57 +436,6 @@ pub(crate) fn root(
     roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
 }
 
-/// The activations between a block's projections, allocated once for all blocks.
-#[derive(Debug)]
-pub(crate) struct Scratch<B: Backend> {
-    qkv: B::Activations,
-    context: B::Activations,
-    /// Queries of cross-attention.
-    query: B::Activations,
-    up: B::Activations,
-    /// A branch that no projection adds to the residual stream.
-    branch: B::Activations,
-    latent: Option<LatentScratch<B>>,
-}
-
-impl<B: Backend> Scratch<B> {
-    /// For these blocks and forwards of at most `max_rows` tokens.
-    pub(crate) fn new(
-        backend: &B,
-        config: &DecoderConfig,
-        blocks: &[Block<B>],
-        max_rows: usize,
-    ) -> Result<Self, Error> {
-        let role = ActivationRole::Intermediate;
-        let rows = |width| backend.activations(max_rows, width, role);
-        let gates = if config.gated_mlp { 2 } else { 1 };
-        let crossed = blocks.iter().any(Block::has_cross_attention);
-        let branches = config.residual_multiplier.is_some()
-            || blocks
-                .iter()
-                .any(|block| block.branch_norms.is_some() || matches!(block.mlp, Mlp::Experts(_)));
-        Ok(Self {
-            qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
-            context: rows(config.heads * config.head_size)?,
-            query: backend.activations(
-                if crossed { max_rows } else { 0 },
-                config.heads * config.head_size,
-                role,
-            )?,
-            up: rows(gates * config.intermediate_size)?,
-            branch: backend.activations(
-                if branches { max_rows } else { 0 },
-                config.hidden_size,
-                ActivationRole::Residual,
-            )?,
-            latent: config
-                .latent
-                .map(|latent| LatentScratch::new(backend, config, latent, max_rows))
-                .transpose()?,
-        })
-    }
-}
-
 /// Attention of blocks with this mask, over `layers` layers of an f32 cache.
 pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
     let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));
@@ -458,6 +448,8 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         };
         let growth = config.query_growth.as_ref().filter(|(blocks, _)| blocks.contains(index));
         LayerAttention {
+            attends: config.mixer(index).attends(),
+            recurrent: None,
             positions: positions.clone(),
             sliding_window,
             factor,
@@ -495,6 +487,7 @@ impl<B: Backend> Block<B> {
         let (ups, downs) = match &self.mlp {
             Mlp::Dense { up, down } => (std::slice::from_ref(up), std::slice::from_ref(down)),
             Mlp::Experts(experts) => (&experts.up[..], &experts.down[..]),
+            Mlp::None => (&[][..], &[][..]),
         };
         let mlps = ups.iter().zip(downs);
         let cross = self.cross.iter().flat_map(|cross| {
@@ -507,12 +500,16 @@ impl<B: Backend> Block<B> {
         let (direct, latent) = match &self.projection {
             Projection::Direct(linear) => (Some(linear), None),
             Projection::Latent(latent) => (None, Some(latent.linears())),
+            Projection::None => (None, None),
         };
+        let output = self.attention_output.iter().map(|linear| (LinearRole::AttentionOutput, linear));
         direct
             .into_iter()
             .chain(latent.into_iter().flatten())
             .map(|linear| (LinearRole::Qkv, linear))
-            .chain([(LinearRole::AttentionOutput, &self.attention_output)])
+            .chain(output)
+            .chain(self.shared.iter().flat_map(Shared::linears))
+            .chain(self.recurrent.iter().flat_map(Recurrent::linears))
             .chain(cross)
             .chain(mlps.flat_map(|(up, down)| [(LinearRole::Up, up), (LinearRole::Down, down)]))
     }
@@ -536,10 +533,11 @@ impl<B: Backend> Block<B> {
         backend.write_cross_kv(batch, layer, kv, cross_kv)
     }
 
-    /// Adds the weights of attention that are no linear layer's.
+    /// Adds the weights of attention and of a recurrent state that are no linear layer's.
     pub(crate) fn complete(&self, layer: &mut LayerAttention) {
         layer.norms.clone_from(&self.rotated_norms);
         layer.sinks.clone_from(&self.sinks);
+        layer.recurrent = self.recurrent.as_ref().map(|recurrent| recurrent.layer().clone());
     }
 
     /// Whether the block attends to the output of an encoder.
@@ -571,22 +569,35 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
         let backend = at.backend;
-        self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
-        self.attention(at, (layer, cache), scratch)?;
-        let Scratch { context, branch, query, latent, .. } = &mut *scratch;
-        let attended = match (&self.projection, latent) {
-            (Projection::Latent(projection), Some(scratch)) => {
-                projection.values(backend, context, scratch)?
-            }
-            _ => &*context,
-        };
-        let norm = self.branch_norms.as_ref().map(|[norm, _]| norm);
-        if self.adds_branches(at.config) {
-            let target = (&self.attention_output, Output::Store(&mut *branch));
-            backend.project(Input::Plain(attended), &mut [target])?;
-            add_branch(at, x, branch, norm)?;
-        } else {
-            backend.project(Input::Plain(attended), &mut [(&self.attention_output, Output::Add(x))])?;
+        // Both projections read the residual stream before either mixer adds to it.
+        if let Some(recurrent) = &self.recurrent {
+            let norm = self.recurrent_norm.as_ref().or(self.attention_norm.as_ref());
+            let mut of_recurrent = scratch.recurrent.take();
+            let projected = match &self.shared {
+                None => recurrent.project(backend, input(x, norm), of_recurrent.as_mut()),
+                Some(shared) => shared
+                    .forward(at, (layer, cache), x, scratch)
+                    .and_then(|sum| recurrent.project(backend, input(sum, norm), of_recurrent.as_mut())),
+            };
+            scratch.recurrent = of_recurrent;
+            projected?;
+        }
+        if let Some(output) = &self.attention_output {
+            self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
+            self.attention(at, (layer, cache), scratch)?;
+            let Scratch { context, branch, latent, .. } = &mut *scratch;
+            let attended = match (&self.projection, latent) {
+                (Projection::Latent(projection), Some(scratch)) => {
+                    projection.values(backend, context, scratch)?
+                }
+                _ => &*context,
+            };
+            self.mixed(at, Branch::Attention, (attended, output), x, branch)?;
+        }
+        let Scratch { context, branch, query, recurrent: of_recurrent, .. } = &mut *scratch;
+        if let (Some(recurrent), Some(scratch)) = (&self.recurrent, of_recurrent) {
+            recurrent.mix(at, (layer, cache), scratch)?;
+            self.mixed(at, Branch::Recurrent, (&scratch.mixed, recurrent.output()), x, branch)?;
         }
         if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
             let target = (&cross.query, Output::Store(&mut *query));
@@ -595,6 +606,22 @@ impl<B: Backend> Block<B> {
             backend.project(Input::Plain(context), &mut [(&cross.output, Output::Add(x))])?;
         }
         self.mlp(at, self.mlp_norm.as_ref(), x, scratch)
+    }
+
+    /// Adds the output projection of a mixer to the residual stream.
+    fn mixed(
+        &self,
+        at: &Context<'_, B>,
+        kind: Branch,
+        (mixed, output): (&B::Activations, &B::Linear),
+        x: &mut B::Activations,
+        branch: &mut B::Activations,
+    ) -> Result<(), Error> {
+        if !self.adds_branch(at.config, kind) {
+            return at.backend.project(Input::Plain(mixed), &mut [(output, Output::Add(x))]);
+        }
+        at.backend.project(Input::Plain(mixed), &mut [(output, Output::Store(&mut *branch))])?;
+        add_branch(at, kind, x, branch, self.branch_norms.as_ref().map(|[norm, _]| norm))
     }
 
     fn parallel(
@@ -623,8 +650,7 @@ impl<B: Backend> Block<B> {
             }
         }
         self.attention(at, (layer, cache), scratch)?;
-        let target = (&self.attention_output, Output::Add(&mut *x));
-        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        self.attended(backend, &scratch.context, x)?;
         backend.project(expanded(at.config, &scratch.up), &mut [(down, Output::Add(x))])
     }
 
@@ -642,8 +668,7 @@ impl<B: Backend> Block<B> {
         };
         self.project(backend, Input::Plain(x), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        let target = (&self.attention_output, Output::Add(&mut *x));
-        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        self.attended(backend, &scratch.context, x)?;
         normalize(x, &self.attention_norm)?;
         self.mlp(at, None, x, scratch)?;
         normalize(x, &self.mlp_norm)
@@ -662,12 +687,19 @@ impl<B: Backend> Block<B> {
         }
         self.project(backend, Input::Plain(x), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        let target = (&self.attention_output, Output::Add(&mut *x));
-        backend.project(Input::Plain(&scratch.context), &mut [target])?;
+        self.attended(backend, &scratch.context, x)?;
         if let Some(norm) = &self.mlp_norm {
             backend.normalize(x, norm)?;
         }
         self.mlp(at, None, x, scratch)
+    }
+
+    /// `x += output(context)`
+    fn attended(&self, backend: &B, context: &B::Activations, x: &mut B::Activations) -> Result<(), Error> {
+        let Some(output) = &self.attention_output else {
+            return Err(Error::Unsupported("blocks without attention that are not pre-norm".to_owned()));
+        };
+        backend.project(Input::Plain(context), &mut [(output, Output::Add(x))])
     }
 
     /// `scratch.qkv`, from the input of attention.
@@ -678,8 +710,8 @@ impl<B: Backend> Block<B> {
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.project(backend, input, scratch, qkv)
             }
-            (Projection::Latent(_), None) => {
-                Err(Error::Unsupported("latent attention without sizes".to_owned()))
+            (Projection::Latent(_) | Projection::None, _) => {
+                Err(Error::Unsupported("attention without sizes".to_owned()))
             }
         }
     }
@@ -713,10 +745,14 @@ impl<B: Backend> Block<B> {
         let backend = at.backend;
         let branch_norm = self.branch_norms.as_ref().map(|[_, norm]| norm);
         match &self.mlp {
+            Mlp::None => return Ok(()),
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
                 backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;
-                let adds = self.adds_branches(at.config);
+                if let Some(factors) = at.config.branch_factors {
+                    backend.scale_columns(up, 0..at.config.intermediate_size, factors.gate)?;
+                }
+                let adds = self.adds_branch(at.config, Branch::Mlp);
                 let out = if adds { Output::Store(&mut *branch) } else { Output::Add(&mut *x) };
                 backend.project(expanded(at.config, up), &mut [(down, out)])?;
                 if !adds {
@@ -724,23 +760,32 @@ impl<B: Backend> Block<B> {
                 }
             }
         }
-        add_branch(at, x, branch, branch_norm)
+        add_branch(at, Branch::Mlp, x, branch, branch_norm)
     }
 
     /// Whether something lies between the last projection of a branch and the residual addition.
-    fn adds_branches(&self, config: &DecoderConfig) -> bool {
-        self.branch_norms.is_some() || config.residual_multiplier.is_some()
+    fn adds_branch(&self, config: &DecoderConfig, branch: Branch) -> bool {
+        self.branch_norms.is_some() || config.branch_factor(branch).is_some()
+    }
+
+    /// Whether a branch of the block is stored before it is added to the residual stream.
+    pub(crate) fn stores_branches(&self, config: &DecoderConfig) -> bool {
+        matches!(self.mlp, Mlp::Experts(_))
+            || [Branch::Attention, Branch::Recurrent, Branch::Mlp]
+                .iter()
+                .any(|branch| self.adds_branch(config, *branch))
     }
 }
 
 /// `x += norm(branch)`, or `x += branch`, with the factor of branches, which the gains of `norm` hold.
 fn add_branch<B: Backend>(
     at: &Context<'_, B>,
+    kind: Branch,
     x: &mut B::Activations,
     branch: &mut B::Activations,
     norm: Option<&B::Norm>,
 ) -> Result<(), Error> {
-    let factor = at.config.residual_multiplier.filter(|_| norm.is_none());
+    let factor = at.config.branch_factor(kind).filter(|_| norm.is_none());
     if factor.is_some() {
         at.backend.scale(branch, factor, None)?;
     }
@@ -754,7 +799,7 @@ fn input<'a, B: Backend>(x: &'a B::Activations, norm: Option<&'a B::Norm>) -> In
     }
 }
 
-fn expanded<'a, B: Backend>(config: &DecoderConfig, up: &'a B::Activations) -> Input<'a, B> {
+pub(crate) fn expanded<'a, B: Backend>(config: &DecoderConfig, up: &'a B::Activations) -> Input<'a, B> {
     if config.gated_mlp {
         Input::Gated(up, config.activation)
     } else {

@@ -12,15 +12,17 @@ use crate::backend::{
 use crate::block::{self, Block, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
-use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
+use crate::config::{DecoderConfig, Positions, RawConfig, RecurrentMixer, RotaryPrecision, Seq2SeqConfig};
+use crate::families::{self, CrossNamesOf, RecurrentNames, Seq2SeqNames, TensorNames};
 use crate::latent;
 use crate::placement::{self, Devices, Sizes};
 use crate::plan;
 pub use crate::precision::LinearRole;
 use crate::precision::{Precision, Quantization, Site, Stack};
+use crate::recurrent;
 use crate::seq2seq::SourceEncoder;
 pub use crate::session::{Session, SessionOptions};
+use crate::shared::{self, SharedCores};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// A decoder-only transformer whose weights are on a backend, or shared out among several.
@@ -176,7 +178,24 @@ impl<B: Backend> Decoder<B> {
             let find = |parts, outputs: &[usize], inputs| {
                 LinearSource::find(checkpoint, root, parts, outputs, inputs).map(|_| ())
             };
+            if let (Some(RecurrentMixer::StateSpace(space)), Some(RecurrentNames::StateSpace(names))) =
+                (&config.recurrent, names.recurrent)
+            {
+                for (part, [outputs, inputs]) in recurrent::linear_layers(names, space, hidden) {
+                    find(vec![part], &[outputs], inputs)?;
+                }
+            }
+            for (_, parts, outputs, inputs) in names
+                .shared
+                .map(|names| shared::linear_layers(names, &config))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                find(parts, &outputs, inputs)?;
+            }
             let context = match (config.latent, names.latent) {
+                _ if names.attention_output.is_none() => 0,
                 (Some(latent), Some(names)) => {
                     for (part, outputs, inputs) in latent::layers(names, &config, latent) {
                         find(vec![part], &[outputs], inputs)?;
@@ -188,7 +207,9 @@ impl<B: Backend> Decoder<B> {
                     queries
                 }
             };
-            find(vec![names.attention_output], &[hidden], context)?;
+            if let Some(output) = names.attention_output {
+                find(vec![output], &[hidden], context)?;
+            }
             if let families::MlpNames::Dense { up, down } = names.mlp {
                 let wide = config.intermediate_size;
                 let outputs = vec![wide; if config.gated_mlp { 2 } else { 1 }];
@@ -227,7 +248,10 @@ impl<B: Backend> Decoder<B> {
         let placed = devices.place(config.layers, sizes(&config, precision, head_is_shared))?;
         let backends = devices.backends();
         let head_stage = if head_is_shared { 0 } else { backends.len() - 1 };
-        let on = |backend| Loader { stack: Stack::Decoder, checkpoint, backend, config: &config, root };
+        let on = |backend| {
+            let shared = SharedCores::default();
+            Loader { stack: Stack::Decoder, checkpoint, backend, config: &config, root, shared }
+        };
         let (backend, head_backend) = (&*backends[0], &*backends[head_stage]);
         let (loader, at_head) = (on(backend), on(head_backend));
 

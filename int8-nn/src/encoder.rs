@@ -9,13 +9,15 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey,
     LinearStatistics, Mask, Output, Phase, Segment,
 };
-use crate::block::{self, Block, Context, Loader, Scratch};
+use crate::block::{self, Block, Context, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, RawConfig};
 use crate::decoder::Footprint;
 use crate::families;
 use crate::precision::{LinearRole, Precision, Stack};
+use crate::scratch::Scratch;
+use crate::shared::SharedCores;
 use crate::weights::{FloatMatrix, read_matrix};
 
 /// An encoder whose weights are on a backend.
@@ -51,7 +53,14 @@ impl<B: Backend> Encoder<B> {
         let network = &config.network;
         backend.capabilities().accept(network, precision, &[Feature::FullAttention])?;
         let root = block::root(checkpoint, names.roots, &[names.token_embedding]);
-        let loader = Loader { checkpoint, backend: &*backend, config: network, root, stack: Stack::Encoder };
+        let loader = Loader {
+            checkpoint,
+            backend: &*backend,
+            config: network,
+            root,
+            stack: Stack::Encoder,
+            shared: SharedCores::default(),
+        };
 
         let table = |name: &str, rows: usize| -> Result<FloatMatrix, Error> {
             let tensor = checkpoint.tensor(&(loader.name(name) + ".weight"))?;

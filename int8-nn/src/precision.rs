@@ -51,6 +51,8 @@ pub enum LinearRole {
     Up,
     /// The contraction of an MLP or expert.
     Down,
+    /// Between the projections of a state-space mixer: Δ, B and C.
+    StateSpace,
     /// Logits of the experts.
     Router,
     /// Between an embedding and a residual stream of another width.

@@ -8,13 +8,15 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask,
     Output, Phase, Segment,
 };
-use crate::block::{self, Block, Context, Loader, Scratch};
+use crate::block::{self, Block, Context, Loader};
 use crate::checkpoint::Checkpoint;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::families::Seq2SeqNames;
 use crate::precision::{Precision, Stack};
+use crate::scratch::Scratch;
 use crate::session::{Session, SessionOptions};
+use crate::shared::SharedCores;
 
 /// The encoder of the source text; its embedding is that of the decoder.
 #[derive(Debug)]
@@ -35,7 +37,14 @@ impl<B: Backend> SourceEncoder<B> {
         precision: &Precision,
         mut loaded: impl FnMut(),
     ) -> Result<Self, Error> {
-        let loader = Loader { checkpoint, backend, config: &config, root: "", stack: Stack::Encoder };
+        let loader = Loader {
+            checkpoint,
+            backend,
+            config: &config,
+            root: "",
+            stack: Stack::Encoder,
+            shared: SharedCores::default(),
+        };
         let norm = loader.norm(names.encoder_norm)?;
         let bias = loader.distance_bias(names.encoder_bias, Mask::Full)?;
         let mut blocks = Vec::new();

@@ -7,9 +7,10 @@ use crate::backend::{
     ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase,
     RowSelection, Segment,
 };
-use crate::block::{Context, Scratch};
+use crate::block::Context;
 use crate::decoder::Decoder;
 use crate::sampler::Sampler;
+use crate::scratch::Scratch;
 
 /// The size of a [`Session`]: every buffer is allocated for it when the session is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,25 +267,31 @@ impl<'m, B: Backend> Session<'m, B> {
         for (stage, state) in decoder.stages().iter().zip(&mut *stages) {
             stage.backend.set_batch(&mut state.batch, &segments)?;
         }
-        let mut before: Option<(&B, &B::Activations)> = None;
+        let mut before: Option<(&B, &B::Activations, Option<&B::Activations>)> = None;
         for (stage, state) in decoder.stages().iter().zip(stages) {
             let backend = &*stage.backend;
             let StageState { cache, batch, x, scratch } = state;
-            if let Some((sender, residual)) = before {
+            if let Some((sender, residual, embedded)) = before {
                 backend.receive(sender, residual, x)?;
+                if let (Some(embedded), Some(shared)) = (embedded, &mut scratch.shared) {
+                    backend.receive(sender, embedded, &mut shared.embedded)?;
+                }
             }
             let at =
                 Context { backend, config: decoder.config(), batch: &*batch, cross_kv: cross_kv.as_ref() };
             backend.run(key, batch, &mut || {
                 if stage.first == 0 {
                     decoder.embed(batch, narrow, x)?;
+                    if let Some(shared) = &mut scratch.shared {
+                        shared.embed(backend, x, decoder.config().hidden_size)?;
+                    }
                 }
                 for (layer, block) in stage.blocks.iter().enumerate() {
                     block.forward(&at, (layer, cache), x, scratch)?;
                 }
                 Ok(())
             })?;
-            before = Some((backend, x));
+            before = Some((backend, x, scratch.shared.as_ref().map(|shared| &shared.embedded)));
         }
         for segment in segments {
             self.lengths[segment.sequence] += segment.ids.len();

@@ -115,8 +115,13 @@ impl<'a> Tensors<'a> {
         if names.latent.is_some() {
             return Err(Error::Unsupported("random weights of a model with latent attention".to_owned()));
         }
+        let (None, Some(output)) = (names.recurrent, names.attention_output) else {
+            return Err(Error::Unsupported(
+                "random weights of a model without attention in each block".to_owned(),
+            ));
+        };
         self.linear(&names.qkv, &[queries, keys, keys], hidden);
-        self.linear(&[names.attention_output], &[hidden], queries);
+        self.linear(&[output], &[hidden], queries);
         let MlpNames::Dense { up, down } = names.mlp else {
             return Err(Error::Unsupported("random weights of a model with experts".to_owned()));
         };

@@ -377,6 +377,7 @@ fn role_name(role: LinearRole) -> &'static str {
         LinearRole::AttentionOutput => "attn out",
         LinearRole::Up => "MLP up",
         LinearRole::Down => "MLP down",
+        LinearRole::StateSpace => "Δ, B, C",
         LinearRole::Router => "router",
         LinearRole::Embedding => "embedding",
         LinearRole::Head => "head",

@@ -73,7 +73,7 @@ const ROWS: [Row; 9] = [
     ("output head", |estimate| estimate.head),
     ("norms, biases", |estimate| estimate.other),
     ("weights", Estimate::weights),
-    ("KV cache", |estimate| estimate.cache),
+    ("KV cache, states", |estimate| estimate.cache),
     ("activations", |estimate| estimate.activations),
     ("total", Estimate::total),
 ];
@@ -171,7 +171,7 @@ impl Plan<'_> {
         if shape.embeddings_are_f32 {
             output.line("\nThe checkpoint is F32: in int8 its embeddings, head and norms stay so.")?;
         }
-        if shape.cache.is_empty() {
+        if shape.cache.is_empty() && shape.state == 0 {
             output.line("\nThe family is not implemented: KV cache and activations are not counted.")?;
         }
         output.line(&match self.arguments.gpus {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use int8_core::{Encoding, Granularity, OutlierGranularity, OutlierRule};
 
 use crate::Error;
-use crate::config::{BlockKind, DecoderConfig, Positions};
+use crate::config::{BlockKind, DecoderConfig, Positions, RecurrentMixer};
 use crate::precision::{OutlierWeights, Precision};
 
 /// Something that not every model needs and not every backend implements.
@@ -61,6 +61,8 @@ pub enum Feature {
     ChunkedAttention,
     /// Gates with limits.
     ClampedGates,
+    /// State-space mixers: convolutions and recurrent states.
+    StateSpace,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -77,7 +79,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -102,6 +104,7 @@ impl Feature {
         Self::WeighedExpertInputs,
         Self::ChunkedAttention,
         Self::ClampedGates,
+        Self::StateSpace,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -137,6 +140,7 @@ impl Feature {
             Self::WeighedExpertInputs => "inputs of experts multiplied by their weights",
             Self::ChunkedAttention => "chunked attention",
             Self::ClampedGates => "gates with limits",
+            Self::StateSpace => "state-space mixers",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -171,6 +175,7 @@ impl Feature {
         need(Self::LatentAttention, config.latent.is_some());
         need(Self::ChunkedAttention, config.chunks.is_some());
         need(Self::ClampedGates, config.clamped_gate.is_some());
+        need(Self::StateSpace, matches!(config.recurrent, Some(RecurrentMixer::StateSpace(_))));
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);

@@ -24,6 +24,7 @@ pub mod cuda;
 mod observer;
 mod pages;
 mod positions;
+mod recurrent;
 mod routing;
 mod spec;
 
@@ -35,6 +36,7 @@ pub use int8_core::FloatType;
 use ndarray::{Array2, ArrayView2};
 pub use observer::Observer;
 pub use pages::{PageCopy, PageTables};
+pub use recurrent::{Convolution, HeadScan, Operand, Recurrence, RecurrentLayer, SelectiveScan};
 pub use routing::SharedWeight;
 pub use spec::{
     ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, ColumnCopy, DistanceBias, Experts, GraphKey,
@@ -42,6 +44,7 @@ pub use spec::{
 };
 
 use crate::Error;
+use crate::config::Activation;
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};
 use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
@@ -56,7 +59,7 @@ pub trait Backend: Sized + Send + Sync {
     type Norm: Send + Sync + std::fmt::Debug;
     /// A table of rows looked up by id.
     type Embedding: Send + Sync + std::fmt::Debug;
-    /// Keys and values for all blocks and sequences, in pages.
+    /// Keys and values for all blocks and sequences, in pages, and the recurrent states of blocks that have one.
     type Cache: Send + Sync + std::fmt::Debug;
     /// Ids, positions, lengths and selected rows of the forward at hand.
     type Batch: Send + Sync + std::fmt::Debug;
@@ -104,7 +107,7 @@ pub trait Backend: Sized + Send + Sync {
     /// A cache of this capacity: for [`attention`](Self::attention), or, with [`Mask::Full`], for
     /// [`write_cross_kv`](Self::write_cross_kv) and [`cross_attention`](Self::cross_attention).
     fn cache(&self, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self::Cache, Error>;
-    /// Bytes of the pages that hold keys and values now.
+    /// Bytes of the pages that hold keys and values now, and of recurrent states.
     fn cache_bytes(&self, cache: &Self::Cache) -> usize;
     /// Calls `read` with the page tables of a cache: who holds which pages, and how many are free.
     fn page_tables(&self, cache: &Self::Cache, read: &mut dyn FnMut(&PageTables));
@@ -118,9 +121,14 @@ pub trait Backend: Sized + Send + Sync {
     /// # Errors
     /// [`Error::Input`] when too few pages are free. Nothing has changed then.
     fn reserve(&self, cache: &mut Self::Cache, ranges: &[(usize, Range<usize>)]) -> Result<(), Error>;
-    /// Gives the pages of a sequence back.
+    /// Gives the pages of a sequence back, and forgets its recurrent states.
     fn release(&self, cache: &mut Self::Cache, sequence: usize) -> Result<(), Error>;
-    /// Makes `to` begin with the first `positions` positions of `from`, on the same pages until either writes to them.
+    /// Makes `to` begin with the first `positions` positions of `from`, on the same pages until either writes to them. A recurrent
+    /// state is copied.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when a recurrent state is not that of these positions: they must end with a forward, the last one or the
+    /// one before. Nothing has changed then.
     fn fork(&self, cache: &mut Self::Cache, from: usize, to: usize, positions: usize) -> Result<(), Error>;
 
     // A forward.
@@ -171,6 +179,52 @@ pub trait Backend: Sized + Send + Sync {
     fn clamp(&self, x: &mut Self::Activations, limit: f32) -> Result<(), Error> {
         let _ = (x, limit);
         Err(Error::Unsupported("clamped activations on this backend".to_owned()))
+    }
+    /// `x[:, columns] = factor·x[:, columns]` in place. Only backends with [`Feature::StateSpace`] are asked for it.
+    fn scale_columns(
+        &self,
+        x: &mut Self::Activations,
+        columns: Range<usize>,
+        factor: f32,
+    ) -> Result<(), Error> {
+        let _ = (x, columns, factor);
+        Err(Error::Unsupported("scaled columns on this backend".to_owned()))
+    }
+    /// `x = act(gate[:, columns])·x` in place. Only backends with [`Feature::StateSpace`] are asked for it.
+    fn gate(
+        &self,
+        x: &mut Self::Activations,
+        gate: &Self::Activations,
+        columns: Range<usize>,
+        activation: Activation,
+    ) -> Result<(), Error> {
+        let _ = (x, gate, columns, activation);
+        Err(Error::Unsupported("gates of a mixer on this backend".to_owned()))
+    }
+    /// The [`Convolution`] of block `layer` of the cache, in place on its columns of `x`, each segment after the inputs of its
+    /// sequence's earlier tokens. Only backends with [`Feature::StateSpace`] are asked for it.
+    fn convolve(
+        &self,
+        batch: &Self::Batch,
+        layer: usize,
+        x: &mut Self::Activations,
+        cache: &mut Self::Cache,
+    ) -> Result<(), Error> {
+        let _ = (batch, layer, x, cache);
+        Err(Error::Unsupported("convolutions on this backend".to_owned()))
+    }
+    /// The [`Recurrence`] of block `layer` of the cache over the batch's tokens, each segment from the state of its sequence:
+    /// the columns of `inputs` that it names → `out [rows, outputs]`. Only backends with [`Feature::StateSpace`] are asked for it.
+    fn recur(
+        &self,
+        batch: &Self::Batch,
+        layer: usize,
+        inputs: &[&Self::Activations],
+        cache: &mut Self::Cache,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (batch, layer, inputs, cache, out);
+        Err(Error::Unsupported("recurrences on this backend".to_owned()))
     }
     /// `out [rows, width]`: the columns of `from` that `copies` say, and zeros elsewhere. Only backends with
     /// [`Feature::LatentAttention`] are asked for it.

@@ -1,11 +1,13 @@
 //! What a backend is told about a model, and the arguments of its operations. Plain data: nothing here belongs to one device.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use int8_core::FloatType;
 use ndarray::Array2;
 
 use super::Backend;
+use super::recurrent::RecurrentLayer;
 pub use super::routing::Routing;
 use crate::config::{Activation, ClampedGate, NormKind, Positions, QueryGrowth};
 
@@ -148,6 +150,10 @@ pub struct AttentionSpec {
 /// The attention of one block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerAttention {
+    /// Whether the block has attention: without it the cache has no keys and values for it.
+    pub attends: bool,
+    /// The recurrent state of the block's mixer.
+    pub recurrent: Option<Arc<RecurrentLayer>>,
     /// How positions enter.
     pub positions: Positions,
     /// Number of latest positions seen, itself included.

@@ -2,7 +2,9 @@
 
 use int8_core::FloatType;
 
-use super::{Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary};
+use super::{
+    Buckets, ExpertsConfig, LatentAttention, Mixer, RawConfig, RecurrentMixer, Rotary, SharedTransformer,
+};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -101,6 +103,44 @@ pub struct DecoderConfig {
     pub chunks: Option<(BlockSet, usize)>,
     /// Experts compute `down((up(x) + 1)·g·σ(α·g))` with limits instead of `down(act(gate(x))·up(x))`.
     pub clamped_gate: Option<ClampedGate>,
+    /// The mixer of each block; attention in all without it.
+    pub mixers: Option<Vec<Mixer>>,
+    /// The mixer with a recurrent state, of the blocks that have one.
+    pub recurrent: Option<RecurrentMixer>,
+    /// Blocks that have an MLP or experts; all without it.
+    pub mlps: Option<BlockSet>,
+    /// The transformers of blocks with [`Mixer::SharedThenRecurrent`].
+    pub shared: Option<SharedTransformer>,
+    /// Factors within the branches of a block.
+    pub branch_factors: Option<BranchFactors>,
+}
+
+/// Factors of the inputs and outputs of a block's branches: each is multiplied by its own before the residual addition.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BranchFactors {
+    /// Of the input of attention.
+    pub attention_input: f32,
+    /// Of the output of attention.
+    pub attention: f32,
+    /// Of the input of a recurrent mixer.
+    pub recurrent_input: f32,
+    /// Of the output of a recurrent mixer.
+    pub recurrent: f32,
+    /// Of the MLP's gate, before its activation.
+    pub gate: f32,
+    /// Of the output of the MLP.
+    pub mlp: f32,
+}
+
+/// What adds to the residual stream in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Branch {
+    /// Attention.
+    Attention,
+    /// A mixer with a recurrent state.
+    Recurrent,
+    /// The MLP or the experts.
+    Mlp,
 }
 
 /// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
@@ -361,6 +401,11 @@ impl Default for DecoderConfig {
             latent: None,
             chunks: None,
             clamped_gate: None,
+            mixers: None,
+            recurrent: None,
+            mlps: None,
+            shared: None,
+            branch_factors: None,
         }
     }
 }
@@ -378,6 +423,31 @@ impl DecoderConfig {
             Some((blocks, size)) => (positions, blocks.contains(index).then_some(*size)),
             None => (positions, window),
         }
+    }
+
+    /// The mixer of block `index`.
+    pub fn mixer(&self, index: usize) -> Mixer {
+        self.mixers.as_ref().and_then(|mixers| mixers.get(index).copied()).unwrap_or(Mixer::Attention)
+    }
+
+    /// Whether block `index` has an MLP or experts.
+    pub fn has_mlp(&self, index: usize) -> bool {
+        self.mlps.as_ref().is_none_or(|mlps| mlps.contains(index))
+    }
+
+    /// The factor of the output of a branch.
+    pub fn branch_factor(&self, branch: Branch) -> Option<f32> {
+        let own = self.branch_factors.map(|factors| match branch {
+            Branch::Attention => factors.attention,
+            Branch::Recurrent => factors.recurrent,
+            Branch::Mlp => factors.mlp,
+        });
+        own.or(self.residual_multiplier)
+    }
+
+    /// Whether a sequence has a state that cannot be taken back to fewer tokens.
+    pub fn has_recurrent_state(&self) -> bool {
+        self.recurrent.is_some()
     }
 
     /// The rotary settings of all blocks, each kind once.
@@ -430,6 +500,12 @@ impl DecoderConfig {
         self.rotary().try_for_each(|rotary| rotary.validate(raw, self.head_size))?;
         if let Some(experts) = &self.experts {
             experts.validate(raw)?;
+        }
+        if let Some(recurrent) = &self.recurrent {
+            recurrent.validate(raw)?;
+            if self.block != BlockKind::PreNorm {
+                return Err(raw.problem("model_type", "has recurrent states in blocks that are not pre-norm"));
+            }
         }
         if self.residual_multiplier.is_some() && self.block != BlockKind::PreNorm {
             return Err(

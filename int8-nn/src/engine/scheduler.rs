@@ -352,6 +352,8 @@ impl<'m, B: Backend> Engine<'m, B> {
     /// A free sequence that begins with the longest prefix of `tokens` that another one holds, and its length.
     fn place(&mut self, tokens: &[u32]) -> Result<Option<(usize, usize)>, Error> {
         let (mut source, mut longest) = (None, 0);
+        // A recurrent state cannot be taken back: only all that a sequence holds is a prefix.
+        let whole = self.model.config().has_recurrent_state();
         for (slot, held) in self.slots.iter().enumerate() {
             let computed = match held {
                 Slot::Free => continue,
@@ -361,7 +363,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             // One token at least must be computed: the next one is chosen from its logits.
             let most = tokens.len() - 1;
             let common = computed.iter().zip(&tokens[..most]).take_while(|(a, b)| a == b).count();
-            if common > longest {
+            if common > longest && (!whole || common == computed.len()) {
                 (source, longest) = (Some(slot), common);
             }
         }

@@ -340,7 +340,7 @@ fn sarvam_layer(index: usize, config: &DecoderConfig) -> LayerNames {
     let norms = || ["attention.query_layernorm", "attention.key_layernorm"].map(|norm| block.name(norm));
     LayerNames {
         qkv: vec![part(0..queries), part(queries..queries + keys), part(queries + keys..of)],
-        attention_output: block.part("attention.dense"),
+        attention_output: Some(block.part("attention.dense")),
         query_key_norms: config.query_key_norms.map(|_| norms()),
         ..layer(index, config)
     }

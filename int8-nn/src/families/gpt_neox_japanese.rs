@@ -37,7 +37,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
         let block = Module::new(format!("layers.{layer}"));
         let last = layer + 1 == config.layers;
         let dense = block.part("attention.dense").bias_in(block.name("attention.dense_bias")).biased(last);
-        LayerNames { attention_output: dense, ..gpt_neox::block(&block, "attention", &config) }
+        LayerNames { attention_output: Some(dense), ..gpt_neox::block(&block, "attention", &config) }
     };
     TensorNames {
         head: "embed_out",

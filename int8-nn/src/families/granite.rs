@@ -24,7 +24,7 @@ pub(crate) const FAMILY: Family = Family {
     names,
 };
 
-fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+pub(super) fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let kind = raw.text_or("model_type", "")?;
     let windowed = kind.ends_with("_swa");
     let (eps, tied): (f64, bool) = if windowed { (1e-5, kind == "granite_swa") } else { (1e-6, false) };
@@ -136,7 +136,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
 }
 
 /// As released, and as transformers holds them.
-fn expert_names(index: usize, count: usize) -> Vec<ExpertNames> {
+pub(super) fn expert_names(index: usize, count: usize) -> Vec<ExpertNames> {
     [
         ("router.layer", ["input_linear.weight", "output_linear.weight"]),
         ("router", ["experts.gate_up_proj", "experts.down_proj"]),

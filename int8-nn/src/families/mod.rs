@@ -8,6 +8,7 @@ mod codegen;
 mod cohere;
 mod exaone;
 mod falcon;
+mod falcon_h1;
 mod gemma;
 mod glm_moe;
 mod gpt2;
@@ -19,16 +20,19 @@ mod gpt_oss;
 mod gptj;
 mod granite;
 mod hunyuan;
+mod hybrid;
 mod interleaved;
 mod latent;
 mod llama;
 mod llama4;
+mod mamba;
 mod mixtral;
 mod moe;
 mod mpnet;
 mod mpt;
 mod multimodal;
 mod names;
+mod nemotron_h;
 mod olmo2;
 mod openai;
 mod opt;
@@ -37,11 +41,13 @@ mod phi;
 mod phi3;
 mod phimoe;
 mod qwen_moe;
+mod recurrent;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod t5;
 mod ungated;
+mod zamba;
 
 use std::collections::BTreeMap;
 
@@ -56,6 +62,7 @@ pub(crate) use names::{
     CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LatentNames, LayerNames, MlpNames, Seq2SeqNames,
     TensorNames,
 };
+pub(crate) use recurrent::{RecurrentNames, SharedNames, StateSpaceNames};
 
 /// A family of decoders.
 pub(crate) struct Family {
@@ -106,6 +113,11 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &codegen::FAMILY,
     &gpt_neox_japanese::FAMILY,
     &openai::FAMILY,
+    &mamba::FAMILY,
+    &hybrid::FAMILY,
+    &falcon_h1::FAMILY,
+    &nemotron_h::FAMILY,
+    &zamba::FAMILY,
 ];
 
 /// A family of encoders.
@@ -199,7 +211,9 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         let layer = (names.layer)(layer);
         let first = parts.len();
         let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
-        parts.extend(layer.qkv.into_iter().chain(latent).chain([layer.attention_output]));
+        let recurrent = layer.recurrent.map(RecurrentNames::parts).into_iter().flatten();
+        parts.extend(layer.qkv.into_iter().chain(latent).chain(layer.attention_output).chain(recurrent));
+        parts.extend(layer.shared.map(SharedNames::parts).into_iter().flatten());
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()
@@ -221,7 +235,10 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
 /// a checkpoint with tied weights may hold only the head.
 pub(crate) fn known_modules(names: &TensorNames) -> Vec<String> {
     let first = (names.layer)(0);
-    let block = first.attention_norm.or_else(|| first.qkv.first().map(|part| part.name().to_owned()));
+    let block = first
+        .attention_norm
+        .or(first.mlp_norm)
+        .or_else(|| first.qkv.first().map(|part| part.name().to_owned()));
     std::iter::once(names.token_embedding.to_owned()).chain(block).collect()
 }
 

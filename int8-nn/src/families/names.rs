@@ -1,5 +1,6 @@
 //! Tensor names: the structures that [`crate::block`] loads from, and builders, so that a family states only what it has.
 
+use super::{RecurrentNames, SharedNames};
 use crate::weights::Part;
 
 /// A module of a checkpoint: the prefix `{path}.` of the names of its tensors.
@@ -138,7 +139,12 @@ pub(crate) struct LayerNames {
     pub(crate) latent: Option<LatentNames>,
     /// The tensor of the attention sinks, `[heads]`.
     pub(crate) sinks: Option<String>,
-    pub(crate) attention_output: Part,
+    /// None in a block without attention.
+    pub(crate) attention_output: Option<Part>,
+    /// The mixer with a recurrent state.
+    pub(crate) recurrent: Option<RecurrentNames>,
+    /// A transformer that several blocks share, before that mixer.
+    pub(crate) shared: Option<SharedNames>,
     pub(crate) mlp: MlpNames,
 }
 
@@ -154,7 +160,36 @@ impl LayerNames {
             query_key_order: None,
             latent: None,
             sinks: None,
-            attention_output,
+            attention_output: Some(attention_output),
+            recurrent: None,
+            shared: None,
+            mlp,
+        }
+    }
+
+    /// A block of one mixer with a recurrent state behind a norm.
+    pub(super) fn recurrent(norm: String, names: RecurrentNames) -> Self {
+        Self { attention_norm: Some(norm), recurrent: Some(names), ..Self::without_mixer(MlpNames::None) }
+    }
+
+    /// A block of one MLP behind a norm.
+    pub(super) fn mlp_alone(norm: String, mlp: MlpNames) -> Self {
+        Self { mlp_norm: Some(norm), ..Self::without_mixer(mlp) }
+    }
+
+    fn without_mixer(mlp: MlpNames) -> Self {
+        Self {
+            attention_norm: None,
+            mlp_norm: None,
+            branch_norms: None,
+            qkv: Vec::new(),
+            query_key_norms: None,
+            query_key_order: None,
+            latent: None,
+            sinks: None,
+            attention_output: None,
+            recurrent: None,
+            shared: None,
             mlp,
         }
     }
@@ -202,6 +237,7 @@ pub(crate) enum MlpNames {
     },
     /// The first of these that the checkpoint has.
     Experts(Vec<ExpertNames>),
+    None,
 }
 
 /// The names of a mixture of experts.

@@ -34,7 +34,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
         LayerNames {
             mlp_norm: None,
             query_key_norms: config.query_key_norms.map(|_| norms.map(|norm| block.name(norm))),
-            attention_output: block.part("self_attn.dense"),
+            attention_output: Some(block.part("self_attn.dense")),
             mlp: block.mlp(["mlp.fc1"], "mlp.fc2"),
             ..layer(index, &config)
         }

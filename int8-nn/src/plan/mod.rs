@@ -16,7 +16,8 @@
 //!   embeddings, output head, norms and biases at 4 or 2 bytes (under LLM.int8() as the checkpoint has them: an F32 checkpoint
 //!   keeps them in 32 bits, which a small model with a large vocabulary feels). Exact outlier columns of int8 layers are not
 //!   counted: on a GPU at most 1/16 of the int8 weights, usually far less;
-//! - **cache**: keys and values of every token at 4 or 2 bytes: the type of the KV cache, by default that of embeddings;
+//! - **cache**: keys and values of every token at 4 or 2 bytes: the type of the KV cache, by default that of embeddings; and the
+//!   recurrent states of every sequence, twice in f32: a forward writes the new one beside the old one;
 //! - **activations**: residual stream (f32) and widest intermediate of a whole prompt in one block, and the logits of the
 //!   last token. Attention scores are not counted: kernels that materialise them take `batch · heads · context²` more values.
 
@@ -24,7 +25,7 @@ mod gpus;
 mod models;
 mod tensors;
 
-use crate::config::{DecoderConfig, NormKind, Positions};
+use crate::config::{DecoderConfig, Mixer, NormKind, Positions};
 use crate::convert::bytes as wide;
 use int8_core::FloatType;
 
@@ -121,6 +122,8 @@ pub struct Shape {
     pub embeddings_are_f32: bool,
     /// KV cache.
     pub cache: Vec<CachedBlocks>,
+    /// Values of the recurrent states of one sequence, in all blocks.
+    pub state: u64,
     /// Width of the residual stream.
     pub hidden: u64,
     /// Most intermediate values of one token that a block holds at once, beside the residual stream.
@@ -146,7 +149,7 @@ pub struct Estimate {
     pub head: u64,
     /// Norms, biases, routers.
     pub other: u64,
-    /// Keys and values.
+    /// Keys, values and recurrent states.
     pub cache: u64,
     /// Activations.
     pub activations: u64,
@@ -195,14 +198,36 @@ impl Shape {
             vocabulary: wide(config.vocab_size),
             max_positions: match config.positions {
                 Positions::Alibi => None,
+                Positions::None if config.has_recurrent_state() => None,
                 _ => Some(wide(config.max_positions)),
             },
             ..Self::default()
         };
-        let mut widest_mlp = 0;
+        let (mut widest_mlp, mut index_of_shared) = (0, 0);
+        let recurrent = config.recurrent.as_ref();
+        let [recurrent_weights, recurrent_outputs] =
+            recurrent.map_or([0; 2], |recurrent| recurrent.weights(config.hidden_size).map(wide));
         for index in 0..config.layers {
+            let mixer = config.mixer(index);
+            if mixer.recurs() {
+                shape.linear = sum(&[shape.linear, recurrent_weights]);
+                shape.linear_outputs = sum(&[shape.linear_outputs, recurrent_outputs]);
+                shape.state = sum(&[shape.state, recurrent.map_or(0, |recurrent| wide(recurrent.state()))]);
+            }
+            let (attention_weights, attention_outputs) = match (mixer, config.shared) {
+                (Mixer::SharedThenRecurrent, Some(shared)) => {
+                    let [core, own] = shared.weights(config).map(|sizes| sizes.map(wide));
+                    let loads = index_of_shared < shared.count;
+                    index_of_shared += 1;
+                    let core = if loads { core } else { [0; 2] };
+                    (sum(&[core[0], own[0]]), sum(&[core[1], own[1]]))
+                }
+                _ if mixer.attends() => (attention_weights, attention_outputs),
+                _ => (0, 0),
+            };
             let experts = config.experts.as_ref().filter(|experts| experts.in_block(index));
             let (weights, outputs) = match experts {
+                _ if !config.has_mlp(index) => (0, 0),
                 None => {
                     widest_mlp = widest_mlp.max(wide(config.intermediate_size));
                     mlp(wide(config.intermediate_size))
@@ -269,7 +294,10 @@ impl Shape {
             embeddings: product(&[self.embeddings, other]),
             head: product(&[self.head, other]),
             other: product(&[self.other, other]),
-            cache: self.cache.iter().map(cached).fold(0, u64::saturating_add),
+            cache: sum(&[
+                self.cache.iter().map(cached).fold(0, u64::saturating_add),
+                product(&[2, 4, self.state, load.batch]),
+            ]),
             activations: sum(&[product(&[tokens, a_token]), product(&[load.batch, self.vocabulary, 4])]),
         }
     }
@@ -303,7 +331,7 @@ impl Shape {
 /// The KV cache: blocks grouped by window.
 fn cache(config: &DecoderConfig, width: u64) -> Vec<CachedBlocks> {
     let mut groups: Vec<CachedBlocks> = Vec::new();
-    for index in 0..config.layers {
+    for index in (0..config.layers).filter(|index| config.mixer(*index).attends()) {
         let window = config.attention(index).1.map(wide);
         match groups.iter_mut().find(|group| group.window == window) {
             Some(group) => group.blocks += 1,

@@ -139,5 +139,6 @@ fn t5(name: &str, mlp: u64, heads: u64) -> Shape {
         widest_input: mlp.max(queries),
         vocabulary: VOCABULARY,
         max_positions: None,
+        state: 0,
     }
 }

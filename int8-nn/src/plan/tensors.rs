@@ -134,7 +134,14 @@ fn of_tensors<'a>(
             (Some(_), [first, second, ..])
                 if *first > 1
                     && *second > 1
-                    && !has(&["embed", "norm", "relative_attention_bias", "router", "gate.weight"]) =>
+                    && !has(&[
+                        "embed",
+                        "norm",
+                        "relative_attention_bias",
+                        "router",
+                        "gate.weight",
+                        "A_log",
+                    ]) =>
             {
                 // For Conv1D the other side is the output; it only counts scales.
                 outputs = outputs.saturating_add(values / second.max(&1));

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use int8_nn::Error;
 use int8_nn::backend::cpu::{CpuActivations, CpuBackend, CpuBatch, CpuCache, CpuLinear, SharedMatrix};
 use int8_nn::backend::{
-    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, GraphKey,
-    Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Phase, Precision, Segment, Site,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, ColumnCopy, Experts,
+    GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Phase, Precision, Segment,
+    Site,
 };
+use int8_nn::config::Activation;
 use int8_nn::sampler::Sampler;
 use int8_nn::weights::{FloatMatrix, LinearSource};
 use ndarray::{Array2, ArrayView2};
@@ -380,6 +382,81 @@ impl Backend for Mock {
         self.record(move |cpu| {
             let mut out = out.lock();
             cpu.attention(&batch.lock(), layer, &mut qkv.lock(), &mut cache.lock(), &mut out)?;
+            Ok(out.rows())
+        })
+    }
+    fn convolve(
+        &self,
+        batch: &Self::Batch,
+        layer: usize,
+        x: &mut Self::Activations,
+        cache: &mut Self::Cache,
+    ) -> Result<(), Error> {
+        let (batch, x, cache) = (batch.inner.handle(), x.handle(), cache.handle());
+        self.record(move |cpu| {
+            let mut x = x.lock();
+            cpu.convolve(&batch.lock(), layer, &mut x, &mut cache.lock())?;
+            Ok(x.rows())
+        })
+    }
+    fn recur(
+        &self,
+        batch: &Self::Batch,
+        layer: usize,
+        inputs: &[&Self::Activations],
+        cache: &mut Self::Cache,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let inputs: Vec<_> = inputs.iter().map(|input| input.handle()).collect();
+        let (batch, cache, out) = (batch.inner.handle(), cache.handle(), out.handle());
+        self.record(move |cpu| {
+            let inputs: Vec<_> = inputs.iter().map(Shared::lock).collect();
+            let inputs: Vec<&CpuActivations> = inputs.iter().map(|input| &**input).collect();
+            let mut out = out.lock();
+            cpu.recur(&batch.lock(), layer, &inputs, &mut cache.lock(), &mut out)?;
+            Ok(out.rows())
+        })
+    }
+    fn gate(
+        &self,
+        x: &mut Self::Activations,
+        gate: &Self::Activations,
+        columns: Range<usize>,
+        activation: Activation,
+    ) -> Result<(), Error> {
+        let (x, gate) = (x.handle(), gate.handle());
+        self.record(move |cpu| {
+            let mut x = x.lock();
+            cpu.gate(&mut x, &gate.lock(), columns.clone(), activation)?;
+            Ok(x.rows())
+        })
+    }
+    fn scale_columns(
+        &self,
+        x: &mut Self::Activations,
+        columns: Range<usize>,
+        factor: f32,
+    ) -> Result<(), Error> {
+        let x = x.handle();
+        self.record(move |cpu| {
+            let mut x = x.lock();
+            cpu.scale_columns(&mut x, columns.clone(), factor)?;
+            Ok(x.rows())
+        })
+    }
+    fn copy_columns(
+        &self,
+        from: &[&Self::Activations],
+        copies: &[ColumnCopy],
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let from: Vec<_> = from.iter().map(|from| from.handle()).collect();
+        let (copies, out) = (copies.to_vec(), out.handle());
+        self.record(move |cpu| {
+            let from: Vec<_> = from.iter().map(Shared::lock).collect();
+            let from: Vec<&CpuActivations> = from.iter().map(|from| &**from).collect();
+            let mut out = out.lock();
+            cpu.copy_columns(&from, &copies, &mut out)?;
             Ok(out.rows())
         })
     }

@@ -10,12 +10,13 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::Rows;
 use super::elementwise::normalize_columns;
+use super::recurrent::States;
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
 use crate::backend::{AttentionSpec, CacheCapacity, Mask, NormSpec, PageTables};
 use crate::config::{Positions, QueryGrowth, Rotary};
 
-/// Keys and values of all blocks and sequences, in pages.
+/// Keys and values of all blocks and sequences, in pages, and the recurrent states beside them.
 #[derive(Debug)]
 pub struct CpuCache {
     kernel: Kernel,
@@ -27,6 +28,7 @@ pub struct CpuCache {
     /// Each different kind of rotary positions once.
     rotations: Vec<Turns>,
     layers: Vec<Layer>,
+    pub(super) states: States,
 }
 
 /// The rotations of one kind of rotary positions.
@@ -68,6 +70,8 @@ impl Turns {
 /// Positions and window of a block.
 #[derive(Debug)]
 struct Layer {
+    /// Index among the layers of the pages; a block without attention has none.
+    kv: usize,
     /// Index into the rotary tables.
     rotation: Option<usize>,
     /// Factor of the scores.
@@ -85,12 +89,13 @@ struct Layer {
 impl CpuCache {
     pub(super) fn new(kernel: Kernel, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self, Error> {
         let mut rotations = Rotations::default();
-        let mut layers = Vec::new();
+        let (mut layers, mut kv) = (Vec::new(), 0);
         for layer in &spec.layers {
-            let rotation = rotations.place(&layer.positions);
+            let rotation = if layer.attends { rotations.place(&layer.positions) } else { None };
             let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
             let window = layer.sliding_window.unwrap_or(usize::MAX);
             layers.push(Layer {
+                kv,
                 rotation,
                 slopes,
                 window,
@@ -100,10 +105,11 @@ impl CpuCache {
                 query_growth: layer.query_growth,
                 sinks: layer.sinks.clone(),
             });
+            kv += usize::from(layer.attends);
         }
         let pages = KvPages::new(
             spec.kv_cache,
-            spec.layers.len(),
+            kv,
             spec.kv_heads,
             spec.head_size,
             PageTables::pages_for(capacity, PAGE_POSITIONS),
@@ -119,6 +125,7 @@ impl CpuCache {
                 .map(|rotary| Turns::new(rotary, capacity.max_positions))
                 .collect(),
             layers,
+            states: States::new(spec.layers.iter().map(|layer| layer.recurrent.clone()), capacity.sequences),
         })
     }
 
@@ -126,9 +133,9 @@ impl CpuCache {
         &self.tables
     }
 
-    /// Bytes of the pages that a sequence holds.
+    /// Bytes of the pages and states that sequences hold.
     pub(super) fn bytes(&self) -> usize {
-        self.tables.used() * self.pages.page_bytes()
+        self.tables.used() * self.pages.page_bytes() + self.states.bytes()
     }
 
     pub(super) fn reserve(&mut self, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
@@ -140,10 +147,12 @@ impl CpuCache {
 
     pub(super) fn release(&mut self, sequence: usize) {
         self.tables.release(sequence);
+        self.states.release(sequence);
         self.lengths[sequence] = 0;
     }
 
     pub(super) fn fork(&mut self, from: usize, to: usize, positions: usize) -> Result<(), Error> {
+        self.states.fork(from, to, positions)?;
         self.tables.fork(from, to, positions)?;
         self.lengths[to] = positions;
         Ok(())
@@ -242,7 +251,7 @@ impl CpuCache {
     fn write(&mut self, segment: &Rows, layer: usize, kv: ArrayView2<'_, f32>) -> Result<(), Error> {
         let (keys, values) = kv.split_at(Axis(1), self.spec.kv_heads * self.spec.head_size);
         let table = self.tables.table(segment.sequence);
-        self.pages.write(self.kernel, layer, table, segment.position, keys, values)?;
+        self.pages.write(self.kernel, self.layers[layer].kv, table, segment.position, keys, values)?;
         self.lengths[segment.sequence] = segment.position + segment.rows;
         Ok(())
     }
@@ -258,7 +267,7 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { slopes, window, chunk, factor, sinks, .. } = &self.layers[layer];
+        let Layer { kv, slopes, window, chunk, factor, sinks, .. } = &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
             Mask::Causal => {
                 let chunk = chunk.map_or(0, |size| position / size * size);
@@ -277,7 +286,7 @@ impl CpuCache {
         let scale = scale * factor;
         let sinks = sinks.as_deref();
         let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias, sinks };
-        let sequence = self.pages.sequence(layer, self.tables.table(segment.sequence));
+        let sequence = self.pages.sequence(*kv, self.tables.table(segment.sequence));
         Ok(attention.attend(queries, &sequence, &rows, out)?)
     }
 }

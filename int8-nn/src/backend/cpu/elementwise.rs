@@ -3,7 +3,7 @@
 use int8_cpu::Kernel;
 use int8_cpu::float::{self, Function};
 use ndarray::parallel::prelude::*;
-use ndarray::{ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
 use super::PARALLEL_ROWS;
 use crate::backend::NormSpec;
@@ -42,6 +42,21 @@ fn normalize_row(kernel: Kernel, row: &mut [f32], norm: &NormSpec) {
     match norm.kind {
         NormKind::LayerNorm => float::layer_norm(kernel, row, &norm.gain, norm.bias.as_deref(), norm.eps),
         NormKind::RmsNorm => float::rms_norm(kernel, row, &norm.gain, norm.eps),
+    }
+}
+
+/// `x = act(gates)·x`, row by row.
+pub(super) fn gate(
+    kernel: Kernel,
+    mut x: ArrayViewMut2<'_, f32>,
+    gates: ArrayView2<'_, f32>,
+    activation: Activation,
+) {
+    let mut factors = vec![0.0; x.ncols()];
+    for (mut row, gates) in x.rows_mut().into_iter().zip(gates.rows()) {
+        let row = row.as_slice_mut().expect("rows are contiguous");
+        factors.copy_from_slice(row);
+        float::gate(kernel, function(activation), gates.to_slice().expect("columns are"), &factors, row);
     }
 }
 

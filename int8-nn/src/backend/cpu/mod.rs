@@ -6,6 +6,7 @@ mod experts;
 mod float;
 mod linear;
 mod projection;
+mod recurrent;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +22,7 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, ColumnCopy, Experts,
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
+use crate::config::Activation;
 use crate::convert;
 use crate::precision::{Precision, Site};
 use crate::sampler::Sampler;
@@ -315,6 +317,11 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn scale_columns(&self, x: &mut CpuActivations, columns: Range<usize>, factor: f32) -> Result<(), Error> {
+        x.view_mut().slice_mut(s![.., columns]).mapv_inplace(|value| factor * value);
+        Ok(())
+    }
+
     fn clamp(&self, x: &mut CpuActivations, limit: f32) -> Result<(), Error> {
         x.data.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
         Ok(())
@@ -395,6 +402,39 @@ impl Backend for CpuBackend {
     ) -> Result<(), Error> {
         let out = out.resize(qkv.rows);
         cache.attend(&batch.segments, layer, qkv.view_mut(), out)
+    }
+
+    fn convolve(
+        &self,
+        batch: &CpuBatch,
+        layer: usize,
+        x: &mut CpuActivations,
+        cache: &mut CpuCache,
+    ) -> Result<(), Error> {
+        recurrent::convolve(self.kernel, &batch.segments, &mut cache.states, layer, x.view_mut())
+    }
+
+    fn recur(
+        &self,
+        batch: &CpuBatch,
+        layer: usize,
+        inputs: &[&CpuActivations],
+        cache: &mut CpuCache,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        recurrent::recur(&batch.segments, &mut cache.states, layer, inputs, out)
+    }
+
+    fn gate(
+        &self,
+        x: &mut CpuActivations,
+        gate: &CpuActivations,
+        columns: Range<usize>,
+        activation: Activation,
+    ) -> Result<(), Error> {
+        let gates = gate.view();
+        elementwise::gate(self.kernel, x.view_mut(), gates.slice(s![.., columns]), activation);
+        Ok(())
     }
 
     fn write_cross_kv(

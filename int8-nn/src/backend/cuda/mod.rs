@@ -100,6 +100,7 @@ impl CudaBackend {
             Feature::LatentAttention,
             Feature::ChunkedAttention,
             Feature::ClampedGates,
+            Feature::StateSpace,
         ] {
             capabilities.features.remove(&missing);
         }

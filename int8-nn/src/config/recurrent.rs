@@ -1,0 +1,200 @@
+//! Mixers: what exchanges information between the tokens of a block, attention or a recurrent state.
+
+use super::{Activation, NormKind, RawConfig};
+use crate::Error;
+
+/// What exchanges information between the tokens of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mixer {
+    /// Attention.
+    Attention,
+    /// [`DecoderConfig::recurrent`](super::DecoderConfig::recurrent).
+    Recurrent,
+    /// Both, side by side on one input; their outputs are added.
+    AttentionAndRecurrent,
+    /// A [`SharedTransformer`](super::SharedTransformer), whose output is added to the input of the recurrent one.
+    SharedThenRecurrent,
+    /// Nothing: the block has an MLP alone.
+    None,
+}
+
+impl Mixer {
+    /// Whether there is attention, and so keys and values.
+    pub fn attends(self) -> bool {
+        matches!(self, Self::Attention | Self::AttentionAndRecurrent | Self::SharedThenRecurrent)
+    }
+
+    /// Whether there is a recurrent state.
+    pub fn recurs(self) -> bool {
+        matches!(self, Self::Recurrent | Self::AttentionAndRecurrent | Self::SharedThenRecurrent)
+    }
+}
+
+/// A mixer with a recurrent state, which all blocks that have one share.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RecurrentMixer {
+    /// Mamba and Mamba-2.
+    StateSpace(StateSpace),
+}
+
+impl RecurrentMixer {
+    /// f32 values that a sequence keeps in each block.
+    pub fn state(&self) -> usize {
+        match self {
+            Self::StateSpace(space) => space.state_size(),
+        }
+    }
+
+    /// Weights and output channels of its linear layers, for a residual stream of this width.
+    pub(crate) fn weights(&self, hidden: usize) -> [usize; 2] {
+        let layers = match self {
+            Self::StateSpace(space) => space.layers(hidden),
+        };
+        [
+            layers.iter().map(|[outputs, inputs]| outputs * inputs).sum(),
+            layers.iter().map(|[outputs, _]| outputs).sum(),
+        ]
+    }
+
+    /// Checks that the sizes fit each other.
+    pub(super) fn validate(&self, raw: &RawConfig) -> Result<(), Error> {
+        match self {
+            Self::StateSpace(space) => space.validate(raw),
+        }
+    }
+}
+
+/// A state-space mixer: `in_proj → causal convolution → recurrence → gate → out_proj`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateSpace {
+    /// Channels.
+    pub channels: usize,
+    /// Dimensions of the state of a channel.
+    pub dimensions: usize,
+    /// Tokens that the convolution sees.
+    pub kernel: usize,
+    /// The convolution has a bias.
+    pub convolution_bias: bool,
+    /// After the convolution.
+    pub activation: Activation,
+    /// The input projection has a bias where the checkpoint has one.
+    pub input_bias: bool,
+    /// The output projection has a bias where the checkpoint has one.
+    pub output_bias: bool,
+    /// The recurrence.
+    pub scan: Scan,
+    /// Factors of the columns of the input projection of Mamba-2: gate, x, B, C, Δ.
+    pub multipliers: Option<[f32; 5]>,
+}
+
+/// The recurrence of a state-space mixer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scan {
+    /// Mamba: Δ, B and C come from a projection of the convolved channels, Δ by way of a low rank.
+    Selective {
+        /// That rank.
+        rank: usize,
+        /// Δ at its low rank, B and C are normalised.
+        norms: Option<ParameterNorms>,
+        /// So many heads of channels, each with projections of its own in floating point; without it one projection of all.
+        heads: Option<usize>,
+    },
+    /// Mamba-2: heads of channels; Δ, B and C come from the input projection.
+    Heads {
+        /// Number of heads.
+        heads: usize,
+        /// Groups of heads that share B and C.
+        groups: usize,
+        /// The least and the largest Δ.
+        step_limits: [f32; 2],
+        /// Of the output.
+        norm: Option<GatedNorm>,
+    },
+}
+
+/// Norms of Δ, B and C: [`NormKind::RmsNorm`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ParameterNorms {
+    /// ε
+    pub eps: f32,
+    /// They have gains.
+    pub gains: bool,
+}
+
+/// The norm of a recurrence's output: [`NormKind::RmsNorm`] in each of several groups of channels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GatedNorm {
+    /// Number of groups.
+    pub groups: usize,
+    /// ε
+    pub eps: f32,
+    /// It goes before the gate, not after it.
+    pub before_gate: bool,
+}
+
+impl StateSpace {
+    /// The kind of all norms of the mixer.
+    pub const NORM: NormKind = NormKind::RmsNorm;
+
+    /// Columns that are convolved.
+    pub fn convolved(&self) -> usize {
+        match self.scan {
+            Scan::Selective { .. } => self.channels,
+            Scan::Heads { groups, .. } => self.channels + 2 * groups * self.dimensions,
+        }
+    }
+
+    /// Columns of the input projection: in Mamba the convolved ones and the gate, in Mamba-2 the gate, the convolved ones and Δ.
+    pub fn projected(&self) -> usize {
+        match self.scan {
+            Scan::Selective { .. } => 2 * self.channels,
+            Scan::Heads { heads, .. } => self.channels + self.convolved() + heads,
+        }
+    }
+
+    /// Output channels and input features of the linear layers, those of the input and of the output projection first.
+    pub(crate) fn layers(&self, hidden: usize) -> Vec<[usize; 2]> {
+        let mut layers = vec![[self.projected(), hidden], [hidden, self.channels]];
+        if let Scan::Selective { rank, heads, .. } = self.scan {
+            let heads = heads.unwrap_or(1);
+            let channels = self.channels / heads;
+            let of_head = [[rank + 2 * self.dimensions, channels], [channels, rank]];
+            layers.extend(std::iter::repeat_n(of_head, heads).flatten());
+        }
+        layers
+    }
+
+    fn state_size(&self) -> usize {
+        self.channels * self.dimensions + self.convolved() * (self.kernel - 1)
+    }
+
+    fn validate(&self, raw: &RawConfig) -> Result<(), Error> {
+        if let Scan::Selective { heads: Some(heads), .. } = self.scan
+            && !self.channels.is_multiple_of(heads)
+        {
+            let problem = format!("is {heads}; it must divide the {} channels of the mixer", self.channels);
+            return Err(raw.problem("n_mamba_heads", problem));
+        }
+        if let Scan::Heads { heads, groups, norm, step_limits: [least, most] } = self.scan {
+            let of_norm = norm.map_or(1, |norm| norm.groups);
+            if !self.channels.is_multiple_of(heads)
+                || !heads.is_multiple_of(groups)
+                || !self.channels.is_multiple_of(of_norm)
+            {
+                return Err(raw.problem(
+                    "n_groups",
+                    format!(
+                        "is {groups}: the {} channels of the mixer must be whole heads ({heads}) in whole groups, and those of \
+                         its norm ({of_norm}), too",
+                        self.channels
+                    ),
+                ));
+            }
+            if least.is_nan() || most.is_nan() || least > most {
+                return Err(raw
+                    .problem("time_step_limit", format!("is [{least}, {most}]; expected ascending limits")));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! The names of mixers with a recurrent state.
+
+use super::Module;
+use crate::weights::Part;
+
+/// The names of a block's mixer with a recurrent state.
+pub(crate) enum RecurrentNames {
+    StateSpace(StateSpaceNames),
+}
+
+impl RecurrentNames {
+    /// The linear layers.
+    pub(crate) fn parts(self) -> Vec<Part> {
+        match self {
+            Self::StateSpace(names) => [Some(names.input), names.parameters, names.steps, Some(names.output)]
+                .into_iter()
+                .flatten()
+                .collect(),
+        }
+    }
+}
+
+/// The names of a state-space mixer.
+pub(crate) struct StateSpaceNames {
+    pub(crate) input: Part,
+    /// The module of weight `[channels, 1, kernel]` and bias.
+    pub(crate) convolution: String,
+    /// The tensor `ln(−A)`.
+    pub(crate) transition: String,
+    /// The tensor D.
+    pub(crate) skip: String,
+    /// The tensor that is added to Δ before the softplus, where Δ has no projection with a bias.
+    pub(crate) step_bias: Option<String>,
+    /// Mamba: to Δ at its low rank, B and C.
+    pub(crate) parameters: Option<Part>,
+    /// Mamba: from that rank to Δ.
+    pub(crate) steps: Option<Part>,
+    /// Of Δ at its low rank, B and C.
+    pub(crate) parameter_norms: Option<[String; 3]>,
+    /// Mamba-2: of the output.
+    pub(crate) norm: Option<String>,
+    pub(crate) output: Part,
+}
+
+impl StateSpaceNames {
+    /// Mamba's names, as most families have them.
+    pub(super) fn mamba(mixer: &Module) -> Self {
+        Self {
+            parameters: Some(mixer.part("x_proj")),
+            steps: Some(mixer.part("dt_proj")),
+            parameter_norms: Some(
+                ["dt_layernorm", "b_layernorm", "c_layernorm"].map(|norm| mixer.name(norm)),
+            ),
+            step_bias: None,
+            norm: None,
+            ..Self::mamba2(mixer)
+        }
+    }
+
+    /// Mamba-2's names, as most families have them.
+    pub(super) fn mamba2(mixer: &Module) -> Self {
+        Self {
+            input: mixer.part("in_proj"),
+            convolution: mixer.name("conv1d"),
+            transition: mixer.name("A_log"),
+            skip: mixer.name("D"),
+            step_bias: Some(mixer.name("dt_bias")),
+            parameters: None,
+            steps: None,
+            parameter_norms: None,
+            norm: Some(mixer.name("norm")),
+            output: mixer.part("out_proj"),
+        }
+    }
+}
+
+/// The names of a transformer that several blocks share, and of what one block adds to it.
+pub(crate) struct SharedNames {
+    pub(crate) attention_norm: String,
+    /// Queries, keys, values.
+    pub(crate) qkv: Vec<Part>,
+    /// Of queries, keys and values, each to its rank and back; none in some models.
+    pub(crate) attention_adapters: Vec<[Part; 2]>,
+    pub(crate) attention_output: Part,
+    pub(crate) mlp_norm: String,
+    /// Gate and expansion.
+    pub(crate) up: Vec<Part>,
+    pub(crate) up_adapter: Option<[Part; 2]>,
+    pub(crate) down: Part,
+    /// The block's own projection of the output.
+    pub(crate) output: Part,
+}
+
+impl SharedNames {
+    /// The linear layers.
+    pub(crate) fn parts(self) -> Vec<Part> {
+        let adapters = self.attention_adapters.into_iter().chain(self.up_adapter).flatten();
+        let mlp = self.up.into_iter().chain([self.down, self.output]);
+        self.qkv.into_iter().chain([self.attention_output]).chain(mlp).chain(adapters).collect()
+    }
+}
