@@ -4,14 +4,16 @@ use std::ops::Range;
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask,
-    NormSpec, Output, Routing,
+    Backend, DistanceBias, Experts, Input, LayerAttention, Mask, NormSpec, Output, Routing,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms};
+use crate::config::{
+    AttentionGate, BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms, Xielu, softplus,
+};
 use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
-use crate::latent::{self, Latent, LatentScratch};
+use crate::latent::{self, Latent};
 use crate::precision::{LinearRole, Precision, Site, Stack};
+use crate::scratch::{Further, Scratch};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// Norms of runs of columns.
@@ -25,7 +27,7 @@ pub(crate) struct Block<B: Backend> {
     /// Before the MLP; in a post-norm block, after it. A parallel block without it has one for both.
     mlp_norm: Option<B::Norm>,
     /// At the end of the branches of attention and MLP, before the residual addition.
-    branch_norms: Option<[B::Norm; 2]>,
+    branch_norms: [Option<B::Norm>; 2],
     projection: Projection<B>,
     /// Of queries and of keys: columns of the projection, and the norm of each run of its width among them.
     query_key_norms: Vec<(Range<usize>, B::Norm)>,
@@ -33,8 +35,14 @@ pub(crate) struct Block<B: Backend> {
     rotated_norms: Option<[NormSpec; 2]>,
     /// `[heads]`
     sinks: Option<Vec<f32>>,
+    /// The gate of attention's output.
+    gate: Option<B::Linear>,
     attention_output: B::Linear,
     mlp: Mlp<B>,
+    /// Of the input of `attention_output`, and of the MLP's contraction.
+    inner_norms: Option<[B::Norm; 2]>,
+    /// The MLP's activation.
+    activation: Option<Xielu>,
     /// Cross-attention, after self-attention.
     cross: Option<Cross<B>>,
     /// Number of weights in the linear layers.
@@ -200,6 +208,19 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.linear(site, &source, precision)
     }
 
+    /// The learned activation of the module `name`.
+    fn xielu(&self, name: &str) -> Result<Xielu, Error> {
+        let number = |part: &str| Ok::<f32, Error>(self.vector(&format!("{name}.{part}"), 1)?[0]);
+        let optional = |part: &str, default: f32| {
+            let known = self.checkpoint.contains(&self.name(&format!("{name}.{part}")));
+            if known { number(part) } else { Ok(default) }
+        };
+        // transformers creates the constants in bf16, and files of its later versions hold them.
+        let (slope, limit) = (optional("beta", 0.5)?, optional("eps", half::bf16::from_f32(-1e-6).to_f32())?);
+        let positive = softplus(number("alpha_p")?);
+        Ok(Xielu { positive, negative: slope + softplus(number("alpha_n")?), slope, limit })
+    }
+
     /// The `count` numbers of a tensor, whatever its shape.
     fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
         let tensor = self.checkpoint.tensor(&self.name(name))?;
@@ -221,10 +242,10 @@ impl<B: Backend> Loader<'_, B> {
         let hidden = config.hidden_size;
         let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
         let norm = |name: &Option<String>| name.as_ref().map(|name| self.norm(name)).transpose();
-        let pair = |[first, second]: [String; 2]| -> Result<_, Error> {
-            Ok([self.branch_norm(&first)?, self.branch_norm(&second)?])
+        let branch_norms = match names.branch_norms {
+            Some([first, second]) => [Some(self.branch_norm(&first)?), Some(self.branch_norm(&second)?)],
+            None => [None, names.mlp_branch_norm.map(|name| self.branch_norm(&name)).transpose()?],
         };
-        let branch_norms = names.branch_norms.map(pair).transpose()?;
         let (mut query_key_norms, mut rotated_norms) = (Vec::new(), None);
         match &names.query_key_norms {
             Some([queries, keys]) if config.norms_after_rotation => {
@@ -252,7 +273,30 @@ impl<B: Backend> Loader<'_, B> {
             }
         };
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
+        let gate_width = match config.attention_gate {
+            Some(gate) => {
+                if gate.by_head {
+                    config.heads
+                } else {
+                    context
+                }
+            }
+            None => 0,
+        };
+        let gate = names.gate.map(|part| {
+            let role = LinearRole::Qkv;
+            self.linear(site(role), vec![part.biased(biases.qkv)], &[gate_width], hidden, &precision.of(role))
+        });
+        let inner_norms = match &names.inner_norms {
+            Some([of_context, of_mlp]) => {
+                Some([self.norm_of(of_context, context)?, self.norm_of(of_mlp, config.intermediate_size)?])
+            }
+            None => None,
+        };
         Ok(Block {
+            gate: gate.transpose()?,
+            inner_norms,
+            activation: names.activation.map(|name| self.xielu(&name)).transpose()?,
             attention_norm: norm(&names.attention_norm)?,
             mlp_norm: norm(&names.mlp_norm)?,
             branch_norms,
@@ -269,7 +313,7 @@ impl<B: Backend> Loader<'_, B> {
             )?,
             mlp,
             cross: None,
-            weights: attention_weights + hidden * context + mlp_weights,
+            weights: attention_weights + hidden * (context + gate_width) + mlp_weights,
         })
     }
 
@@ -395,89 +439,21 @@ pub(crate) fn root(
     roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
 }
 
-/// The activations between a block's projections, allocated once for all blocks.
-#[derive(Debug)]
-pub(crate) struct Scratch<B: Backend> {
-    qkv: B::Activations,
-    context: B::Activations,
-    /// Queries of cross-attention.
-    query: B::Activations,
-    up: B::Activations,
-    /// A branch that no projection adds to the residual stream.
-    branch: B::Activations,
-    latent: Option<LatentScratch<B>>,
-}
-
-impl<B: Backend> Scratch<B> {
-    /// For these blocks and forwards of at most `max_rows` tokens.
-    pub(crate) fn new(
-        backend: &B,
-        config: &DecoderConfig,
-        blocks: &[Block<B>],
-        max_rows: usize,
-    ) -> Result<Self, Error> {
-        let role = ActivationRole::Intermediate;
-        let rows = |width| backend.activations(max_rows, width, role);
-        let gates = if config.gated_mlp { 2 } else { 1 };
-        let crossed = blocks.iter().any(Block::has_cross_attention);
-        let branches = config.residual_multiplier.is_some()
-            || blocks
-                .iter()
-                .any(|block| block.branch_norms.is_some() || matches!(block.mlp, Mlp::Experts(_)));
-        Ok(Self {
-            qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
-            context: rows(config.heads * config.head_size)?,
-            query: backend.activations(
-                if crossed { max_rows } else { 0 },
-                config.heads * config.head_size,
-                role,
-            )?,
-            up: rows(gates * config.intermediate_size)?,
-            branch: backend.activations(
-                if branches { max_rows } else { 0 },
-                config.hidden_size,
-                ActivationRole::Residual,
-            )?,
-            latent: config
-                .latent
-                .map(|latent| LatentScratch::new(backend, config, latent, max_rows))
-                .transpose()?,
-        })
-    }
-}
-
-/// Attention of blocks with this mask, over `layers` layers of an f32 cache.
-pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
-    let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));
-    let layer = |index| {
-        let (positions, sliding_window) = config.attention(index);
-        let factor = if config.scores_by_layer {
-            crate::convert::f32_from(1.0 / crate::convert::f64_from(index + 1))
-        } else {
-            1.0
-        };
-        let growth = config.query_growth.as_ref().filter(|(blocks, _)| blocks.contains(index));
-        LayerAttention {
-            positions: positions.clone(),
-            sliding_window,
-            factor,
-            norms: None,
-            chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
-            query_growth: growth.map(|(_, growth)| *growth),
-            sinks: None,
-        }
+/// The activations for these blocks, in forwards of at most `max_rows` tokens.
+pub(crate) fn scratch<B: Backend>(
+    backend: &B,
+    config: &DecoderConfig,
+    blocks: &[Block<B>],
+    max_rows: usize,
+) -> Result<Scratch<B>, Error> {
+    let branch = |block: &Block<B>| {
+        block.branch_norms.iter().any(Option::is_some) || matches!(block.mlp, Mlp::Experts(_))
     };
-    AttentionSpec {
-        layers: (0..layers).map(layer).collect(),
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_size: config.head_size,
-        mask,
-        scale: crate::convert::f32_from(1.0 / divisor.sqrt()),
-        softcap: config.attention_softcap,
-        bias: None,
-        kv_cache: FloatType::F32,
-    }
+    let further = Further {
+        query: blocks.iter().any(Block::has_cross_attention),
+        branch: config.residual_multiplier.is_some() || blocks.iter().any(branch),
+    };
+    Scratch::new(backend, config, further, max_rows)
 }
 
 /// The surroundings of a block in a forward.
@@ -511,6 +487,7 @@ impl<B: Backend> Block<B> {
         direct
             .into_iter()
             .chain(latent.into_iter().flatten())
+            .chain(&self.gate)
             .map(|linear| (LinearRole::Qkv, linear))
             .chain([(LinearRole::AttentionOutput, &self.attention_output)])
             .chain(cross)
@@ -580,13 +557,14 @@ impl<B: Backend> Block<B> {
             }
             _ => &*context,
         };
-        let norm = self.branch_norms.as_ref().map(|[norm, _]| norm);
-        if self.adds_branches(at.config) {
+        let attended = input(attended, self.inner_norms.as_ref().map(|[norm, _]| norm));
+        let norm = self.branch_norms[0].as_ref();
+        if adds_branch(at.config, norm) {
             let target = (&self.attention_output, Output::Store(&mut *branch));
-            backend.project(Input::Plain(attended), &mut [target])?;
+            backend.project(attended, &mut [target])?;
             add_branch(at, x, branch, norm)?;
         } else {
-            backend.project(Input::Plain(attended), &mut [(&self.attention_output, Output::Add(x))])?;
+            backend.project(attended, &mut [(&self.attention_output, Output::Add(x))])?;
         }
         if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
             let target = (&cross.query, Output::Store(&mut *query));
@@ -605,27 +583,36 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
         let backend = at.backend;
-        let Mlp::Dense { up: expansion, down } = &self.mlp else {
-            return Err(Error::Unsupported("experts beside attention".to_owned()));
-        };
         let Projection::Direct(qkv) = &self.projection else {
             return Err(Error::Unsupported("latent attention in parallel blocks".to_owned()));
         };
-        let mut targets =
-            [(qkv, Output::Store(&mut scratch.qkv)), (expansion, Output::Store(&mut scratch.up))];
         let attention_input = input(x, self.attention_norm.as_ref());
-        match &self.mlp_norm {
-            None => backend.project(attention_input, &mut targets)?,
-            Some(norm) => {
-                let (attention, mlp) = targets.split_at_mut(1);
-                backend.project(attention_input, attention)?;
-                backend.project(Input::Normed(x, norm), mlp)?;
+        let Scratch { qkv: projected, up, branch, .. } = &mut *scratch;
+        let mut targets = vec![(qkv, Output::Store(projected))];
+        let mlp_input = || input(x, self.mlp_norm.as_ref().or(self.attention_norm.as_ref()));
+        match &self.mlp {
+            Mlp::Experts(experts) => {
+                backend.project(attention_input, &mut targets)?;
+                backend.experts(mlp_input(), experts, branch)?;
+            }
+            Mlp::Dense { up: expansion, .. } if self.mlp_norm.is_none() => {
+                targets.push((expansion, Output::Store(up)));
+                backend.project(attention_input, &mut targets)?;
+            }
+            Mlp::Dense { up: expansion, .. } => {
+                backend.project(attention_input, &mut targets)?;
+                backend.project(mlp_input(), &mut [(expansion, Output::Store(up))])?;
             }
         }
         self.attention(at, (layer, cache), scratch)?;
         let target = (&self.attention_output, Output::Add(&mut *x));
         backend.project(Input::Plain(&scratch.context), &mut [target])?;
-        backend.project(expanded(at.config, &scratch.up), &mut [(down, Output::Add(x))])
+        match &self.mlp {
+            Mlp::Experts(_) => backend.add(x, &scratch.branch, None),
+            Mlp::Dense { down, .. } => {
+                backend.project(expanded(at.config, &scratch.up), &mut [(down, Output::Add(x))])
+            }
+        }
     }
 
     fn post_norm(
@@ -672,9 +659,13 @@ impl<B: Backend> Block<B> {
 
     /// `scratch.qkv`, from the input of attention.
     fn project(&self, backend: &B, input: Input<'_, B>, scratch: &mut Scratch<B>) -> Result<(), Error> {
-        let Scratch { qkv, latent, .. } = scratch;
+        let Scratch { qkv, latent, gate, .. } = scratch;
         match (&self.projection, latent) {
-            (Projection::Direct(linear), _) => backend.project(input, &mut [(linear, Output::Store(qkv))]),
+            (Projection::Direct(linear), _) => {
+                let mut targets = vec![(linear, Output::Store(qkv))];
+                targets.extend(self.gate.as_ref().map(|linear| (linear, Output::Store(gate))));
+                backend.project(input, &mut targets)
+            }
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.project(backend, input, scratch, qkv)
             }
@@ -691,14 +682,20 @@ impl<B: Backend> Block<B> {
         (layer, cache): (usize, &mut B::Cache),
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let Scratch { qkv, context, .. } = scratch;
+        let Scratch { qkv, context, gate, .. } = scratch;
         for (columns, norm) in &self.query_key_norms {
             at.backend.normalize_columns(qkv, columns.clone(), norm)?;
         }
         if let Some(limit) = at.config.qkv_limit {
             at.backend.clamp(qkv, limit)?;
         }
-        at.backend.attention(at.batch, layer, qkv, cache, context)
+        at.backend.attention(at.batch, layer, qkv, cache, context)?;
+        match at.config.attention_gate {
+            Some(AttentionGate { function, by_head }) => {
+                at.backend.gate(context, gate, function, if by_head { at.config.head_size } else { 1 })
+            }
+            None => Ok(()),
+        }
     }
 
     /// `x += mlp(norm(x))`, or of experts.
@@ -709,16 +706,27 @@ impl<B: Backend> Block<B> {
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let Scratch { up, branch, .. } = scratch;
+        let Scratch { up, inner, branch, .. } = scratch;
         let backend = at.backend;
-        let branch_norm = self.branch_norms.as_ref().map(|[_, norm]| norm);
+        let branch_norm = self.branch_norms[1].as_ref();
         match &self.mlp {
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
                 backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;
-                let adds = self.adds_branches(at.config);
+                let adds = adds_branch(at.config, branch_norm);
                 let out = if adds { Output::Store(&mut *branch) } else { Output::Add(&mut *x) };
-                backend.project(expanded(at.config, up), &mut [(down, out)])?;
+                let expanded = match (&self.inner_norms, self.activation) {
+                    (Some([_, norm]), _) => {
+                        backend.activate(up, at.config.activation, at.config.gated_mlp, inner)?;
+                        Input::Normed(inner, norm)
+                    }
+                    (None, Some(function)) => {
+                        backend.xielu(up, function)?;
+                        Input::Plain(up)
+                    }
+                    (None, None) => expanded(at.config, up),
+                };
+                backend.project(expanded, &mut [(down, out)])?;
                 if !adds {
                     return Ok(());
                 }
@@ -726,11 +734,11 @@ impl<B: Backend> Block<B> {
         }
         add_branch(at, x, branch, branch_norm)
     }
+}
 
-    /// Whether something lies between the last projection of a branch and the residual addition.
-    fn adds_branches(&self, config: &DecoderConfig) -> bool {
-        self.branch_norms.is_some() || config.residual_multiplier.is_some()
-    }
+/// Whether something lies between the last projection of a branch and the residual addition.
+fn adds_branch<N>(config: &DecoderConfig, norm: Option<&N>) -> bool {
+    norm.is_some() || config.residual_multiplier.is_some()
 }
 
 /// `x += norm(branch)`, or `x += branch`, with the factor of branches, which the gains of `norm` hold.

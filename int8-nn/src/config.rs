@@ -3,11 +3,13 @@
 mod decoder;
 mod encoder;
 mod experts;
+mod gates;
 mod latent;
 mod raw;
 mod relative;
 mod rotary;
 mod seq2seq;
+mod sinusoids;
 mod sizes;
 
 pub use decoder::{
@@ -16,6 +18,8 @@ pub use decoder::{
 };
 pub use encoder::EncoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, Scores};
+pub(crate) use gates::softplus;
+pub use gates::{AttentionGate, GateFunction, Xielu};
 pub use latent::LatentAttention;
 pub use raw::RawConfig;
 pub use relative::Buckets;
@@ -25,4 +29,5 @@ pub use rotary::{Rotary, RotaryScaling};
 /// The former name of the type of [`Rotary::precision`].
 pub type RotaryPrecision = int8_core::FloatType;
 pub use seq2seq::Seq2SeqConfig;
+pub use sinusoids::Sinusoids;
 pub(crate) use sizes::SizeKeys;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::Error;
 use ndarray::{Array2, ArrayView2};
 
+use crate::attention_spec::attention_spec;
 use crate::backend::{
     AttentionSpec, Backend, CacheCapacity, DistanceBias, Feature, FloatType, Input, LinearStatistics, Mask,
     Observer, Output,
@@ -12,7 +13,7 @@ use crate::backend::{
 use crate::block::{self, Block, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
+use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig, Sinusoids};
 use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
 use crate::latent;
 use crate::placement::{self, Devices, Sizes};
@@ -243,6 +244,11 @@ impl<B: Backend> Decoder<B> {
                 let table = table.expect_shape(&[config.max_positions + offset, config.hidden_size])?;
                 Some((backend.embedding(read_matrix(&table)?)?, *offset))
             }
+            (Positions::Sinusoidal(sinusoids), _) => {
+                let rows = config.max_positions + sinusoids.offset;
+                let table = sinusoids.table(rows, config.hidden_size);
+                Some((backend.embedding(table.into())?, sinusoids.offset))
+            }
             _ => None,
         };
         let head_site = Site::outside(LinearRole::Head);
@@ -375,7 +381,7 @@ impl<B: Backend> Decoder<B> {
         kv_cache: FloatType,
         capacity: CacheCapacity,
     ) -> Result<B::Cache, Error> {
-        let mut spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
+        let mut spec = attention_spec(&self.config, self.config.layers, Mask::Causal);
         spec.layers = spec.layers.drain(stage.first..stage.first + stage.blocks.len()).collect();
         stage.blocks.iter().zip(&mut spec.layers).for_each(|(block, layer)| block.complete(layer));
         stage.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
@@ -383,7 +389,7 @@ impl<B: Backend> Decoder<B> {
 
     /// A KV cache for the blocks' cross-attention to one source text of `positions` tokens.
     pub(crate) fn cross_cache(&self, kv_cache: FloatType, positions: usize) -> Result<B::Cache, Error> {
-        let spec = block::attention_spec(&self.config, self.config.layers, Mask::Full);
+        let spec = attention_spec(&self.config, self.config.layers, Mask::Full);
         let capacity = CacheCapacity { sequences: 1, max_positions: positions, total_positions: None };
         let mut cache = self.backend().cache(&AttentionSpec { kv_cache, ..spec }, capacity)?;
         self.backend().reserve(&mut cache, &[(0, 0..positions)])?;
@@ -450,7 +456,9 @@ impl<B: Backend> Decoder<B> {
             + if self.head_is_shared { 0 } else { backend.linear_bytes(&self.head) };
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let positions = match config.positions {
-            Positions::Learned { offset } => (config.max_positions + offset) * config.hidden_size,
+            Positions::Learned { offset } | Positions::Sinusoidal(Sinusoids { offset, .. }) => {
+                (config.max_positions + offset) * config.hidden_size
+            }
             Positions::Alibi | Positions::Rotary(_) | Positions::Relative(_) | Positions::None => 0,
         };
         footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions;

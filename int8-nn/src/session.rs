@@ -7,9 +7,10 @@ use crate::backend::{
     ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase,
     RowSelection, Segment,
 };
-use crate::block::{Context, Scratch};
+use crate::block::{self, Context};
 use crate::decoder::Decoder;
 use crate::sampler::Sampler;
+use crate::scratch::Scratch;
 
 /// The size of a [`Session`]: every buffer is allocated for it when the session is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +109,7 @@ impl<'m, B: Backend> Session<'m, B> {
                     selected: max_logits,
                 })?,
                 x: backend.activations(max_rows, config.hidden_size, role)?,
-                scratch: Scratch::new(backend, config, &stage.blocks, max_rows)?,
+                scratch: block::scratch(backend, config, &stage.blocks, max_rows)?,
             });
         }
         let last = decoder.stages().len() - 1;

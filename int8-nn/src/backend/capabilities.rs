@@ -61,6 +61,14 @@ pub enum Feature {
     ChunkedAttention,
     /// Gates with limits.
     ClampedGates,
+    /// Gates of attention's output.
+    AttentionGate,
+    /// Normalised inputs of the output projection and of the MLP's contraction.
+    InnerNorms,
+    /// An activation with learned numbers.
+    LearnedActivation,
+    /// Mixtures of experts beside attention.
+    ParallelExperts,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -77,7 +85,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 34] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -102,6 +110,10 @@ impl Feature {
         Self::WeighedExpertInputs,
         Self::ChunkedAttention,
         Self::ClampedGates,
+        Self::AttentionGate,
+        Self::InnerNorms,
+        Self::LearnedActivation,
+        Self::ParallelExperts,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -137,6 +149,10 @@ impl Feature {
             Self::WeighedExpertInputs => "inputs of experts multiplied by their weights",
             Self::ChunkedAttention => "chunked attention",
             Self::ClampedGates => "gates with limits",
+            Self::AttentionGate => "gates of attention",
+            Self::InnerNorms => "norms inside attention and MLP",
+            Self::LearnedActivation => "activations with learned numbers",
+            Self::ParallelExperts => "experts beside attention",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -171,6 +187,10 @@ impl Feature {
         need(Self::LatentAttention, config.latent.is_some());
         need(Self::ChunkedAttention, config.chunks.is_some());
         need(Self::ClampedGates, config.clamped_gate.is_some());
+        need(Self::AttentionGate, config.attention_gate.is_some());
+        need(Self::InnerNorms, config.inner_norms);
+        need(Self::LearnedActivation, config.learned_activation);
+        need(Self::ParallelExperts, config.block == BlockKind::Parallel && config.experts.is_some());
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);

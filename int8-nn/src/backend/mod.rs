@@ -42,6 +42,7 @@ pub use spec::{
 };
 
 use crate::Error;
+use crate::config::{Activation, GateFunction, Xielu};
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};
 use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
@@ -171,6 +172,34 @@ pub trait Backend: Sized + Send + Sync {
     fn clamp(&self, x: &mut Self::Activations, limit: f32) -> Result<(), Error> {
         let _ = (x, limit);
         Err(Error::Unsupported("clamped activations on this backend".to_owned()))
+    }
+    /// `x[m, n] = x[m, n]·f(gate[m, n/run])` in place. Only backends with [`Feature::AttentionGate`] are asked for it.
+    fn gate(
+        &self,
+        x: &mut Self::Activations,
+        gate: &Self::Activations,
+        function: GateFunction,
+        run: usize,
+    ) -> Result<(), Error> {
+        let _ = (x, gate, function, run);
+        Err(Error::Unsupported("gates of attention on this backend".to_owned()))
+    }
+    /// `out = act(x)`, or `out = act(x[:, ..K])·x[:, K..]` where `gated`: for activations that a normalisation follows. Only
+    /// backends with [`Feature::InnerNorms`] are asked for it.
+    fn activate(
+        &self,
+        x: &Self::Activations,
+        activation: Activation,
+        gated: bool,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (x, activation, gated, out);
+        Err(Error::Unsupported("activations that are normalised on this backend".to_owned()))
+    }
+    /// `x = xielu(x)` in place. Only backends with [`Feature::LearnedActivation`] are asked for it.
+    fn xielu(&self, x: &mut Self::Activations, function: Xielu) -> Result<(), Error> {
+        let _ = (x, function);
+        Err(Error::Unsupported("learned activations on this backend".to_owned()))
     }
     /// `out [rows, width]`: the columns of `from` that `copies` say, and zeros elsewhere. Only backends with
     /// [`Feature::LatentAttention`] are asked for it.

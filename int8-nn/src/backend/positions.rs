@@ -46,7 +46,11 @@ impl<'a> Rotations<'a> {
                     self.known.len() - 1
                 }))
             }
-            Positions::Learned { .. } | Positions::Alibi | Positions::Relative(_) | Positions::None => None,
+            Positions::Learned { .. }
+            | Positions::Sinusoidal(_)
+            | Positions::Alibi
+            | Positions::Relative(_)
+            | Positions::None => None,
         }
     }
 

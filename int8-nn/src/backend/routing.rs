@@ -26,10 +26,10 @@ pub struct Routing {
 }
 
 /// The weight of the shared expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SharedWeight {
-    /// 1.
-    One,
+    /// This.
+    Constant(f32),
     /// `σ` of the logit behind those of the other experts.
     Gate,
 }
@@ -38,7 +38,8 @@ impl Routing {
     /// As the configuration says.
     pub(crate) fn new(settings: &ExpertsConfig, correction: Option<Vec<f32>>) -> Self {
         let ExpertsConfig { count, chosen, normalized, scores, groups, scale, weighs_inputs, .. } = *settings;
-        let weight = if settings.shared_gate { SharedWeight::Gate } else { SharedWeight::One };
+        let constant = SharedWeight::Constant(settings.shared_scale);
+        let weight = if settings.shared_gate { SharedWeight::Gate } else { constant };
         let shared = settings.shared_intermediate_size.map(|_| weight);
         Self { count, chosen, normalized, scores, correction, groups, scale, weighs_inputs, shared }
     }
@@ -63,7 +64,7 @@ pub(super) fn route(logits: &[f32], routing: &Routing) -> Vec<(usize, f32)> {
     weights.iter_mut().for_each(|(_, weight)| *weight *= routing.scale);
     match routing.shared {
         None => {}
-        Some(SharedWeight::One) => weights.push((routing.count, 1.0)),
+        Some(SharedWeight::Constant(weight)) => weights.push((routing.count, weight)),
         Some(SharedWeight::Gate) => weights.extend(gate.iter().map(|logit| (routing.count, sigmoid(*logit)))),
     }
     weights

@@ -2,7 +2,7 @@
 
 use int8_core::FloatType;
 
-use super::{Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary};
+use super::{AttentionGate, Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary, Sinusoids};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -101,6 +101,12 @@ pub struct DecoderConfig {
     pub chunks: Option<(BlockSet, usize)>,
     /// Experts compute `down((up(x) + 1)·g·σ(α·g))` with limits instead of `down(act(gate(x))·up(x))`.
     pub clamped_gate: Option<ClampedGate>,
+    /// The heads' output is multiplied by a gate before the output projection.
+    pub attention_gate: Option<AttentionGate>,
+    /// The inputs of the output projection of attention and of the MLP's contraction are normalised.
+    pub inner_norms: bool,
+    /// The MLP's activation is [`Xielu`], with numbers of its own in each block.
+    pub learned_activation: bool,
 }
 
 /// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
@@ -211,6 +217,8 @@ pub enum Positions {
         /// Rows of the table before position 0 (2 for OPT).
         offset: usize,
     },
+    /// Sines and cosines are added to the token embedding.
+    Sinusoidal(Sinusoids),
     /// A bias `−slope(head)·distance` on the attention scores (Press, Smith, Lewis, 2022).
     Alibi,
     /// Pairs of a head's dimensions are rotated by `position·frequency` (Su et al., 2021).
@@ -361,6 +369,9 @@ impl Default for DecoderConfig {
             latent: None,
             chunks: None,
             clamped_gate: None,
+            attention_gate: None,
+            inner_norms: false,
+            learned_activation: false,
         }
     }
 }

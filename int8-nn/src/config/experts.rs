@@ -26,8 +26,10 @@ pub struct ExpertsConfig {
     pub intermediate_size: usize,
     /// Hidden width of a shared expert, which runs for every token.
     pub shared_intermediate_size: Option<usize>,
-    /// The shared expert is weighted by `σ(gate)` instead of 1.
+    /// The shared expert is weighted by `σ(gate)` instead of `shared_scale`.
     pub shared_gate: bool,
+    /// The weight of the shared expert.
+    pub shared_scale: f32,
     /// Only each `period`-th block has experts.
     pub period: usize,
     /// Indices of blocks without experts all the same.
@@ -118,6 +120,7 @@ impl Default for ExpertsConfig {
             intermediate_size: 0,
             shared_intermediate_size: None,
             shared_gate: false,
+            shared_scale: 1.0,
             period: 1,
             dense_blocks: Vec::new(),
         }

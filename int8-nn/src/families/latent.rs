@@ -12,7 +12,7 @@ use crate::weights::{Part, Rows};
 use crate::{Error, convert};
 
 pub(crate) const FAMILY: Family = Family {
-    model_types: &["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "sarvam_mla", "youtu", "minicpm3"],
+    model_types: &["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "sarvam_mla", "youtu", "minicpm3", "axk1"],
     config,
     names,
 };
@@ -24,6 +24,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         "sarvam_mla" => sarvam(raw),
         "youtu" => youtu(raw),
         "minicpm3" => minicpm(raw),
+        "axk1" => axk(raw),
         _ => third(raw),
     }?
     .validate(raw)
@@ -144,6 +145,30 @@ fn glm(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     Ok(DecoderConfig { family: "glm4_moe_lite", experts: Some(experts), ..base })
 }
 
+/// A.X K1 (SK Telecom, 2026): the output of the experts is normalised.
+fn axk(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    let raw = &raw.renamed("num_local_experts", "n_routed_experts").with_defaults(&[
+        ("n_routed_experts", json!(192)),
+        ("num_experts_per_tok", json!(8)),
+        ("n_group", json!(8)),
+        ("topk_group", json!(4)),
+        ("moe_intermediate_size", json!(2048)),
+        ("routed_scaling_factor", json!(2.5)),
+        ("max_position_embeddings", json!(32768)),
+    ]);
+    let base = base(raw, interleaved(raw)?)?;
+    let dense_blocks = match raw.get("mlp_layer_types") {
+        Some(_) => moe::dense_blocks(raw, base.layers, 0)?,
+        None => {
+            let first = raw.index_or("first_k_dense_replace", 1)?;
+            let period = raw.size_or("moe_layer_freq", 1)?;
+            (0..base.layers).filter(|layer| *layer < first || !layer.is_multiple_of(period)).collect()
+        }
+    };
+    let experts = ExpertsConfig { dense_blocks, ..moe::deepseek(raw)? };
+    Ok(DecoderConfig { family: "axk1", branch_norms: true, experts: Some(experts), ..base })
+}
+
 fn youtu(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let raw = &raw
         .with_defaults(&[("tie_word_embeddings", json!(true)), ("max_position_embeddings", json!(131_072))]);
@@ -194,7 +219,10 @@ fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
     llama::tensors(move |index| {
         let plain = layer(index, &config);
+        let sparse = config.experts.as_ref().is_some_and(|experts| experts.in_block(index));
+        let norm = || llama::module(index).name("post_mlp_layernorm");
         LayerNames {
+            mlp_branch_norm: (config.branch_norms && sparse).then(norm),
             qkv: Vec::new(),
             latent: config.latent.map(|latent| latent_names(index, latent, config.heads)),
             mlp: match &config.experts {

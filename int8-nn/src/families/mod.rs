@@ -1,13 +1,19 @@
 //! The model families. Each file maps one family's `config.json` onto [`DecoderConfig`] and names its tensors; the
 //! arithmetic is in [`crate::decoder`]. A new family is one file here, one line in `FAMILIES` and one golden.
 
+mod afmoe;
+mod apertus;
+mod aria;
 mod bert;
 mod biogpt;
+mod bitnet;
 mod bloom;
 mod codegen;
 mod cohere;
+mod dbrx;
 mod exaone;
 mod falcon;
+mod flint;
 mod gemma;
 mod glm_moe;
 mod gpt2;
@@ -37,6 +43,7 @@ mod phi;
 mod phi3;
 mod phimoe;
 mod qwen_moe;
+mod sinusoidal;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -106,6 +113,13 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &codegen::FAMILY,
     &gpt_neox_japanese::FAMILY,
     &openai::FAMILY,
+    &flint::FAMILY,
+    &sinusoidal::FAMILY,
+    &dbrx::FAMILY,
+    &apertus::FAMILY,
+    &afmoe::FAMILY,
+    &bitnet::FAMILY,
+    &aria::FAMILY,
 ];
 
 /// A family of encoders.
@@ -199,7 +213,7 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         let layer = (names.layer)(layer);
         let first = parts.len();
         let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
-        parts.extend(layer.qkv.into_iter().chain(latent).chain([layer.attention_output]));
+        parts.extend(layer.qkv.into_iter().chain(latent).chain([layer.attention_output]).chain(layer.gate));
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()

@@ -140,6 +140,14 @@ pub(crate) struct LayerNames {
     pub(crate) sinks: Option<String>,
     pub(crate) attention_output: Part,
     pub(crate) mlp: MlpNames,
+    /// Of the MLP's or the experts' output, before the residual addition, without one of attention's.
+    pub(crate) mlp_branch_norm: Option<String>,
+    /// The gate of attention's output.
+    pub(crate) gate: Option<Part>,
+    /// Of the input of `attention_output`, and of the MLP's contraction.
+    pub(crate) inner_norms: Option<[String; 2]>,
+    /// The module of the learned activation.
+    pub(crate) activation: Option<String>,
 }
 
 impl LayerNames {
@@ -156,6 +164,10 @@ impl LayerNames {
             sinks: None,
             attention_output,
             mlp,
+            mlp_branch_norm: None,
+            gate: None,
+            inner_norms: None,
+            activation: None,
         }
     }
 

@@ -21,6 +21,7 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, ColumnCopy, Experts,
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
+use crate::config::{Activation, GateFunction, Xielu};
 use crate::convert;
 use crate::precision::{Precision, Site};
 use crate::sampler::Sampler;
@@ -317,6 +318,40 @@ impl Backend for CpuBackend {
 
     fn clamp(&self, x: &mut CpuActivations, limit: f32) -> Result<(), Error> {
         x.data.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
+        Ok(())
+    }
+
+    fn gate(
+        &self,
+        x: &mut CpuActivations,
+        gate: &CpuActivations,
+        function: GateFunction,
+        run: usize,
+    ) -> Result<(), Error> {
+        let gates = gate.view();
+        for (mut values, gates) in x.view_mut().rows_mut().into_iter().zip(gates.rows()) {
+            for (column, value) in values.iter_mut().enumerate() {
+                *value *= function.at(gates[column / run]);
+            }
+        }
+        Ok(())
+    }
+
+    fn activate(
+        &self,
+        x: &CpuActivations,
+        activation: Activation,
+        gated: bool,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let computed =
+            projection::materialize(self.kernel, x.view(), projection::activated(activation, gated))?;
+        out.resize(x.rows).assign(&computed.view());
+        Ok(())
+    }
+
+    fn xielu(&self, x: &mut CpuActivations, function: Xielu) -> Result<(), Error> {
+        x.data.iter_mut().for_each(|value| *value = function.at(*value));
         Ok(())
     }
 

@@ -100,6 +100,10 @@ impl CudaBackend {
             Feature::LatentAttention,
             Feature::ChunkedAttention,
             Feature::ClampedGates,
+            Feature::AttentionGate,
+            Feature::InnerNorms,
+            Feature::LearnedActivation,
+            Feature::ParallelExperts,
         ] {
             capabilities.features.remove(&missing);
         }
