@@ -9,8 +9,15 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
     let divisor = config.attention_divisor.unwrap_or(convert::f64_from(config.head_size));
     let layer = |index| {
         let (positions, sliding_window) = config.attention(index);
-        let factor =
-            if config.scores_by_layer { convert::f32_from(1.0 / convert::f64_from(index + 1)) } else { 1.0 };
+        let shape = config.shape(index);
+        let factor = if config.scores_by_layer {
+            convert::f32_from(1.0 / convert::f64_from(index + 1))
+        } else if config.attention_divisor.is_none() {
+            let [usual, own] = [config.head_size, shape.head_size].map(convert::f64_from);
+            convert::f32_from((usual / own).sqrt())
+        } else {
+            1.0
+        };
         let growth = config.query_growth.as_ref().filter(|(blocks, _)| blocks.contains(index));
         LayerAttention {
             positions: positions.clone(),
@@ -20,6 +27,8 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
             chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
             query_growth: growth.map(|(_, growth)| *growth),
             sinks: None,
+            shape,
+            source: config.source(index),
         }
     };
     AttentionSpec {

@@ -1,19 +1,27 @@
 //! One transformer block: attention and MLP with their normalisations, for decoders and encoders alike.
 
+mod beside;
+mod layer_input;
+mod norms;
+mod streams;
+
 use std::ops::Range;
+
+use beside::Beside;
+use layer_input::LayerInput;
+use streams::Mixing;
+pub(crate) use streams::StreamEnds;
 
 use crate::Error;
 use crate::backend::{
     Backend, DistanceBias, Experts, Input, LayerAttention, Mask, NormSpec, Output, Routing,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{
-    AttentionGate, BlockKind, DecoderConfig, NormKind, Positions, QueryKeyNorms, Xielu, softplus,
-};
+use crate::config::{AttentionGate, BlockKind, DecoderConfig, NormKind, Positions, Xielu};
 use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
 use crate::latent::{self, Latent};
 use crate::precision::{LinearRole, Precision, Site, Stack};
-use crate::scratch::{Further, Scratch};
+use crate::scratch::{Further, Scratch, Widths};
 use crate::weights::{LinearSource, Part, read_matrix};
 
 /// Norms of runs of columns.
@@ -37,12 +45,21 @@ pub(crate) struct Block<B: Backend> {
     sinks: Option<Vec<f32>>,
     /// The gate of attention's output.
     gate: Option<B::Linear>,
+    /// Width of a head.
+    gate_run: usize,
     attention_output: B::Linear,
     mlp: Mlp<B>,
     /// Of the input of `attention_output`, and of the MLP's contraction.
     inner_norms: Option<[B::Norm; 2]>,
     /// The MLP's activation.
     activation: Option<Xielu>,
+    /// Of the MLP's gates, before the activation: their number, and the multiple of their deviation below which they are dropped.
+    sparse_gates: Option<(usize, f32)>,
+    beside: Option<Beside<B>>,
+    layer_input: Option<LayerInput<B>>,
+    mixing: Option<Mixing<B>>,
+    scalar: Option<f32>,
+    widths: Widths,
     /// Cross-attention, after self-attention.
     cross: Option<Cross<B>>,
     /// Number of weights in the linear layers.
@@ -92,7 +109,7 @@ impl<B: Backend> Loader<'_, B> {
         self.norm_of(name, self.config.hidden_size)
     }
 
-    fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
+    pub(crate) fn norm_of(&self, name: &str, width: usize) -> Result<B::Norm, Error> {
         self.backend.norm(&self.norm_spec(name, width)?)
     }
 
@@ -101,7 +118,7 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.norm(&NormSpec { eps, ..self.norm_spec(name, width)? })
     }
 
-    fn norm_spec(&self, name: &str, width: usize) -> Result<NormSpec, Error> {
+    pub(crate) fn norm_spec(&self, name: &str, width: usize) -> Result<NormSpec, Error> {
         let name = self.name(name);
         if !self.config.norm_gains {
             return Ok(self.spec(vec![1.0; width], None));
@@ -140,61 +157,6 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.norm(&spec)
     }
 
-    /// The norms `names` of queries and of keys, with the columns they apply to. `order`: the stored place of each dimension of a
-    /// head, where it is not its own.
-    fn query_key_norms(&self, names: &[String; 2], order: Option<&[usize]>) -> Result<ColumnNorms<B>, Error> {
-        let config = self.config;
-        let size = config.head_size;
-        let (queries, keys) = (config.heads * size, config.kv_heads * size);
-        let mut norms = Vec::new();
-        for (name, columns) in names.iter().zip([0..queries, queries..queries + keys]) {
-            match config.query_key_norms {
-                None => {}
-                Some(QueryKeyNorms::PerHead) => norms.push((columns, self.norm_of(name, size)?)),
-                Some(QueryKeyNorms::WithoutGains) => {
-                    norms.push((columns, self.backend.norm(&self.spec(vec![1.0; size], None))?));
-                }
-                Some(QueryKeyNorms::Whole) => {
-                    let width = columns.len();
-                    norms.push((columns, self.norm_of(name, width)?));
-                }
-                Some(QueryKeyNorms::EachHead) => {
-                    for (head, first) in columns.step_by(size).enumerate() {
-                        let gain = self.head_gain(name, head, order)?;
-                        norms.push((first..first + size, self.backend.norm(&self.spec(gain, None))?));
-                    }
-                }
-            }
-        }
-        Ok(norms)
-    }
-
-    /// The gain of one head: a row of `{name}.weight [heads, head_size]`, or `{name}.norms.{head}.weight`.
-    fn head_gain(&self, name: &str, head: usize, order: Option<&[usize]>) -> Result<Vec<f32>, Error> {
-        let size = self.config.head_size;
-        let of_all = self.name(&format!("{name}.weight"));
-        let stored = match self.checkpoint.get(&of_all) {
-            Some(tensor) => {
-                let mut row = vec![0.0; size];
-                let (heads, width) = tensor.matrix_shape()?;
-                if head >= heads || width != size {
-                    let expected = format!("a row of {size} for each head");
-                    return Err(tensor.shape_error(expected).into());
-                }
-                tensor.read_rows_f32(head..head + 1, &mut row)?;
-                row
-            }
-            None => {
-                let name = self.name(&format!("{name}.norms.{head}.weight"));
-                self.checkpoint.tensor(&name)?.expect_shape(&[size])?.to_f32()?
-            }
-        };
-        Ok(match order {
-            None => stored,
-            Some(order) => order.iter().map(|place| stored[*place]).collect(),
-        })
-    }
-
     /// The linear layer stacked from `parts`, which have `outputs`.
     pub(crate) fn linear(
         &self,
@@ -208,21 +170,8 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.linear(site, &source, precision)
     }
 
-    /// The learned activation of the module `name`.
-    fn xielu(&self, name: &str) -> Result<Xielu, Error> {
-        let number = |part: &str| Ok::<f32, Error>(self.vector(&format!("{name}.{part}"), 1)?[0]);
-        let optional = |part: &str, default: f32| {
-            let known = self.checkpoint.contains(&self.name(&format!("{name}.{part}")));
-            if known { number(part) } else { Ok(default) }
-        };
-        // transformers creates the constants in bf16, and files of its later versions hold them.
-        let (slope, limit) = (optional("beta", 0.5)?, optional("eps", half::bf16::from_f32(-1e-6).to_f32())?);
-        let positive = softplus(number("alpha_p")?);
-        Ok(Xielu { positive, negative: slope + softplus(number("alpha_n")?), slope, limit })
-    }
-
     /// The `count` numbers of a tensor, whatever its shape.
-    fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
+    pub(crate) fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
         let tensor = self.checkpoint.tensor(&self.name(name))?;
         if tensor.shape().iter().product::<usize>() != count {
             return Err(tensor.shape_error(format!("{count} numbers")).into());
@@ -240,7 +189,9 @@ impl<B: Backend> Loader<'_, B> {
         let site = |role| Site::block(self.stack, layer, role);
         let config = self.config;
         let hidden = config.hidden_size;
-        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
+        let shape = config.shape(layer);
+        let own_keys = config.source(layer) == layer;
+        let (queries, keys) = (shape.queries(), if own_keys { shape.keys() } else { 0 });
         let norm = |name: &Option<String>| name.as_ref().map(|name| self.norm(name)).transpose();
         let branch_norms = match names.branch_norms {
             Some([first, second]) => [Some(self.branch_norm(&first)?), Some(self.branch_norm(&second)?)],
@@ -252,10 +203,13 @@ impl<B: Backend> Loader<'_, B> {
                 let size = config.head_size;
                 rotated_norms = Some([self.norm_spec(queries, size)?, self.norm_spec(keys, size)?]);
             }
-            Some(norms) => query_key_norms = self.query_key_norms(norms, names.query_key_order.as_deref())?,
+            Some(norms) => {
+                let order = names.query_key_order.as_deref();
+                query_key_norms = self.query_key_norms(norms, order, (shape, own_keys))?;
+            }
             None => {}
         }
-        let sinks = names.sinks.map(|name| self.vector(&name, config.heads)).transpose()?;
+        let sinks = names.sinks.map(|name| self.vector(&name, shape.heads)).transpose()?;
         let biases = config.biases;
         let (projection, attention_weights, context) = match (config.latent, names.latent) {
             (Some(latent), Some(names)) => {
@@ -266,9 +220,10 @@ impl<B: Backend> Loader<'_, B> {
             }
             _ => {
                 let qkv = names.qkv.into_iter().map(|part| part.biased(biases.qkv)).collect();
-                let outputs = [queries, keys, keys];
+                let all = [queries, keys, keys];
+                let outputs = if own_keys { &all[..] } else { &all[..1] };
                 let precision = precision.of(LinearRole::Qkv);
-                let linear = self.linear(site(LinearRole::Qkv), qkv, &outputs, hidden, &precision)?;
+                let linear = self.linear(site(LinearRole::Qkv), qkv, outputs, hidden, &precision)?;
                 (Projection::Direct(linear), hidden * (queries + 2 * keys), queries)
             }
         };
@@ -276,7 +231,7 @@ impl<B: Backend> Loader<'_, B> {
         let gate_width = match config.attention_gate {
             Some(gate) => {
                 if gate.by_head {
-                    config.heads
+                    shape.heads
                 } else {
                     context
                 }
@@ -293,8 +248,37 @@ impl<B: Backend> Loader<'_, B> {
             }
             None => None,
         };
+        let (beside, beside_weights) = match names.beside {
+            Some(names) => {
+                let (beside, weights) = Beside::load(self, layer, names, precision)?;
+                (Some(beside), weights)
+            }
+            None => (None, 0),
+        };
+        let (layer_input, input_weights) = LayerInput::load(self, layer, names.layer_input, precision)?;
+        let (mixing, mixing_weights) = Mixing::load(self, layer, names.streams, precision)?;
+        let wide = config.intermediate(layer);
+        let sparse = config.sparse_gates.as_ref().filter(|(blocks, _)| blocks.contains(layer));
+        let scalar = names.scalar.map(|name| self.vector(&name, 1)).transpose()?;
+        let further_weights = beside_weights + input_weights + mixing_weights;
         Ok(Block {
+            sparse_gates: sparse.map(|(_, multiplier)| (wide, *multiplier)),
+            beside,
+            layer_input,
+            mixing,
+            scalar: scalar.map(|numbers| numbers[0]),
+            widths: Widths {
+                qkv: match config.latent {
+                    Some(_) => (config.heads + 2 * config.kv_heads) * config.head_size,
+                    None => queries + 2 * keys,
+                },
+                context: shape.queries(),
+                gate: gate_width,
+                up: wide * if config.gated_mlp { 2 } else { 1 },
+                inner: if config.inner_norms { wide } else { 0 },
+            },
             gate: gate.transpose()?,
+            gate_run: shape.head_size,
             inner_norms,
             activation: names.activation.map(|name| self.xielu(&name)).transpose()?,
             attention_norm: norm(&names.attention_norm)?,
@@ -313,7 +297,7 @@ impl<B: Backend> Loader<'_, B> {
             )?,
             mlp,
             cross: None,
-            weights: attention_weights + hidden * (context + gate_width) + mlp_weights,
+            weights: attention_weights + hidden * (context + gate_width) + mlp_weights + further_weights,
         })
     }
 
@@ -374,7 +358,7 @@ impl<B: Backend> Loader<'_, B> {
         };
         let names = match names {
             MlpNames::Dense { up, down } => {
-                let (up, down, weights) = pair(up, down, config.intermediate_size, None)?;
+                let (up, down, weights) = pair(up, down, config.intermediate(layer), None)?;
                 return Ok((Mlp::Dense { up, down }, weights));
             }
             MlpNames::Experts(mut names) => {
@@ -406,6 +390,7 @@ impl<B: Backend> Loader<'_, B> {
             activation: config.activation,
             gated: config.gated_mlp,
             clamped_gate: config.clamped_gate,
+            router_norm: None,
         };
         let mut all_weights = 0;
         let shared = shared.map(|wide| (settings.count, wide));
@@ -447,9 +432,18 @@ pub(crate) fn scratch<B: Backend>(
     max_rows: usize,
 ) -> Result<Scratch<B>, Error> {
     let branch = |block: &Block<B>| {
-        block.branch_norms.iter().any(Option::is_some) || matches!(block.mlp, Mlp::Experts(_))
+        block.branch_norms.iter().any(Option::is_some)
+            || matches!(block.mlp, Mlp::Experts(_))
+            || block.layer_input.is_some()
     };
+    let mut widths: Vec<Widths> = Vec::new();
+    for block in blocks {
+        if !widths.contains(&block.widths) {
+            widths.push(block.widths);
+        }
+    }
     let further = Further {
+        widths,
         query: blocks.iter().any(Block::has_cross_attention),
         branch: config.residual_multiplier.is_some() || blocks.iter().any(branch),
     };
@@ -473,6 +467,7 @@ impl<B: Backend> Block<B> {
             Mlp::Experts(experts) => (&experts.up[..], &experts.down[..]),
         };
         let mlps = ups.iter().zip(downs);
+        let beside = self.beside.as_ref().map(|beside| beside.experts.up.iter().zip(&beside.experts.down));
         let cross = self.cross.iter().flat_map(|cross| {
             [
                 (LinearRole::Qkv, &cross.query),
@@ -491,7 +486,10 @@ impl<B: Backend> Block<B> {
             .map(|linear| (LinearRole::Qkv, linear))
             .chain([(LinearRole::AttentionOutput, &self.attention_output)])
             .chain(cross)
-            .chain(mlps.flat_map(|(up, down)| [(LinearRole::Up, up), (LinearRole::Down, down)]))
+            .chain(mlps.flat_map(pair))
+            .chain(beside.into_iter().flatten().flat_map(pair))
+            .chain(self.layer_input.iter().flat_map(|input| pair((&input.gate, &input.projection))))
+            .chain(self.mixing.iter().flat_map(|Mixing { low: [down, up], .. }| pair((down, up))))
     }
 
     /// Number of weights in these layers, without biases.
@@ -532,12 +530,17 @@ impl<B: Backend> Block<B> {
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
+        scratch.select(self.widths);
+        if let Some(mixing) = &self.mixing {
+            return self.with_streams(mixing, at, (layer, cache), x, scratch);
+        }
         match at.config.block {
             BlockKind::PreNorm => self.pre_norm(at, (layer, cache), x, scratch),
             BlockKind::Parallel => self.parallel(at, (layer, cache), x, scratch),
             BlockKind::PostNorm => self.post_norm(at, (layer, cache), x, scratch),
             BlockKind::NormedResidual => self.normed_residual(at, (layer, cache), x, scratch),
-        }
+        }?;
+        self.finish(at, x, scratch)
     }
 
     fn pre_norm(
@@ -692,7 +695,7 @@ impl<B: Backend> Block<B> {
         at.backend.attention(at.batch, layer, qkv, cache, context)?;
         match at.config.attention_gate {
             Some(AttentionGate { function, by_head }) => {
-                at.backend.gate(context, gate, function, if by_head { at.config.head_size } else { 1 })
+                at.backend.gate(context, gate, function, if by_head { self.gate_run } else { 1 })
             }
             None => Ok(()),
         }
@@ -706,13 +709,16 @@ impl<B: Backend> Block<B> {
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let Scratch { up, inner, branch, .. } = scratch;
+        let Scratch { up, inner, branch, beside, .. } = scratch;
         let backend = at.backend;
         let branch_norm = self.branch_norms[1].as_ref();
         match &self.mlp {
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
                 backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;
+                if let Some((width, multiplier)) = self.sparse_gates {
+                    backend.sparsify(up, width, multiplier)?;
+                }
                 let adds = adds_branch(at.config, branch_norm);
                 let out = if adds { Output::Store(&mut *branch) } else { Output::Add(&mut *x) };
                 let expanded = match (&self.inner_norms, self.activation) {
@@ -731,6 +737,9 @@ impl<B: Backend> Block<B> {
                     return Ok(());
                 }
             }
+        }
+        if let Some(experts) = &self.beside {
+            experts.add(backend, x, branch, beside)?;
         }
         add_branch(at, x, branch, branch_norm)
     }
@@ -753,6 +762,11 @@ fn add_branch<B: Backend>(
         at.backend.scale(branch, factor, None)?;
     }
     at.backend.add(x, branch, norm)
+}
+
+/// Expansion and contraction with their roles.
+fn pair<L>((up, down): (L, L)) -> [(LinearRole, L); 2] {
+    [(LinearRole::Up, up), (LinearRole::Down, down)]
 }
 
 fn input<'a, B: Backend>(x: &'a B::Activations, norm: Option<&'a B::Norm>) -> Input<'a, B> {

@@ -10,16 +10,18 @@ use crate::backend::{
     AttentionSpec, Backend, CacheCapacity, DistanceBias, Feature, FloatType, Input, LinearStatistics, Mask,
     Observer, Output,
 };
-use crate::block::{self, Block, Loader};
+use crate::block::{self, Block, Loader, StreamEnds};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig, Sinusoids};
 use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
 use crate::latent;
+use crate::layer_inputs::InputTable;
 use crate::placement::{self, Devices, Sizes};
 use crate::plan;
 pub use crate::precision::LinearRole;
 use crate::precision::{Precision, Quantization, Site, Stack};
+use crate::scratch::Carried;
 use crate::seq2seq::SourceEncoder;
 pub use crate::session::{Session, SessionOptions};
 use crate::weights::{LinearSource, Part, read_matrix};
@@ -32,6 +34,8 @@ pub struct Decoder<B: Backend> {
     positions: Option<(B::Embedding, usize)>,
     embedding_norm: Option<B::Norm>,
     project_in: Option<B::Linear>,
+    inputs: Option<InputTable<B>>,
+    streams: Option<StreamEnds<B>>,
     /// In order; the first also has the embedding.
     stages: Vec<Stage<B>>,
     /// Index of the stage on whose backend the head is.
@@ -268,6 +272,26 @@ impl<B: Backend> Decoder<B> {
         };
         let project_in = project(&loader, names.project_in, config.hidden_size, config.embedding_size)?;
         let project_out = project(&at_head, names.project_out, config.embedding_size, config.hidden_size)?;
+        let inputs = match (names.layer_inputs, config.layer_inputs) {
+            (Some(names), Some(inputs)) => Some(InputTable::load(&loader, names, inputs)?),
+            _ => None,
+        };
+        let ends = |end: &str| -> Result<Vec<B::Linear>, Error> {
+            let count = config.streams.map_or(0, |streams| streams.count);
+            let name = |index: usize| format!("{end}.{index}");
+            (1..count)
+                .map(|stream| {
+                    let project =
+                        |name: &str| project(&loader, Some(name), config.hidden_size, config.hidden_size);
+                    Ok(project(&name(stream - 1))?.into_iter().next())
+                })
+                .filter_map(Result::transpose)
+                .collect()
+        };
+        let streams = match names.streams {
+            Some([split, join]) => Some(StreamEnds { split: ends(split)?, join: ends(join)? }),
+            None => None,
+        };
         let embedding_norm = names.embedding_norm.map(|name| loader.norm(name)).transpose()?;
         let final_norm = names.final_norm.map(|name| at_head.norm(name)).transpose()?;
 
@@ -300,6 +324,8 @@ impl<B: Backend> Decoder<B> {
             positions,
             embedding_norm,
             project_in,
+            inputs,
+            streams,
             stages,
             head_stage,
             final_norm,
@@ -383,7 +409,12 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<B::Cache, Error> {
         let mut spec = attention_spec(&self.config, self.config.layers, Mask::Causal);
         spec.layers = spec.layers.drain(stage.first..stage.first + stage.blocks.len()).collect();
-        stage.blocks.iter().zip(&mut spec.layers).for_each(|(block, layer)| block.complete(layer));
+        for (block, layer) in stage.blocks.iter().zip(&mut spec.layers) {
+            block.complete(layer);
+            layer.source = layer.source.checked_sub(stage.first).ok_or_else(|| {
+                Error::Unsupported("keys and values shared between blocks on several devices".to_owned())
+            })?;
+        }
         stage.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
     }
 
@@ -453,6 +484,7 @@ impl<B: Backend> Decoder<B> {
         }
         footprint.embedding = backend.embedding_bytes(&self.embedding)
             + self.positions.as_ref().map_or(0, |(table, _)| backend.embedding_bytes(table))
+            + self.inputs.as_ref().map_or(0, |inputs| inputs.bytes(backend))
             + if self.head_is_shared { 0 } else { backend.linear_bytes(&self.head) };
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let positions = match config.positions {
@@ -461,7 +493,8 @@ impl<B: Backend> Decoder<B> {
             }
             Positions::Alibi | Positions::Rotary(_) | Positions::Relative(_) | Positions::None => 0,
         };
-        footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions;
+        let inputs = config.layer_inputs.map_or(0, |inputs| inputs.vocabulary * inputs.width * config.layers);
+        footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions + inputs;
         footprint
     }
 
@@ -597,6 +630,34 @@ impl<B: Backend> Decoder<B> {
         }
         match &self.embedding_norm {
             Some(norm) => backend.normalize(x, norm),
+            None => Ok(()),
+        }
+    }
+
+    /// What the blocks get beside the embedded tokens `x`, on the first device.
+    pub(crate) fn begin(
+        &self,
+        batch: &B::Batch,
+        x: &B::Activations,
+        carried: &mut Carried<B>,
+    ) -> Result<(), Error> {
+        if self.stages.len() > 1 && (self.inputs.is_some() || self.streams.is_some()) {
+            let what = "embeddings for each block, or several residual streams, on several devices";
+            return Err(Error::Unsupported(what.to_owned()));
+        }
+        if let Some(inputs) = &self.inputs {
+            inputs.compute(self.backend(), batch, x, carried)?;
+        }
+        match &self.streams {
+            Some(streams) => streams.split(self.backend(), x, carried),
+            None => Ok(()),
+        }
+    }
+
+    /// The residual stream `x` after the last block.
+    pub(crate) fn end(&self, x: &mut B::Activations, carried: &mut Carried<B>) -> Result<(), Error> {
+        match &self.streams {
+            Some(streams) => streams.join(self.backend(), self.config.hidden_size, x, carried),
             None => Ok(()),
         }
     }

@@ -40,6 +40,7 @@ mod int8_weight;
 mod kept_columns;
 mod kind;
 mod latent;
+mod layer_inputs;
 pub mod linear8bit;
 pub mod model;
 mod named;

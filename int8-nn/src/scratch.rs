@@ -8,25 +8,84 @@ use crate::latent::LatentScratch;
 /// The activations between a block's projections, allocated once for all blocks.
 #[derive(Debug)]
 pub(crate) struct Scratch<B: Backend> {
+    /// Those whose widths differ between blocks, for the block at hand.
+    widths: Widths,
     pub(crate) qkv: B::Activations,
     pub(crate) context: B::Activations,
     /// The gate of `context`.
     pub(crate) gate: B::Activations,
-    /// Queries of cross-attention.
-    pub(crate) query: B::Activations,
     pub(crate) up: B::Activations,
     /// The activated `up`, where a norm follows.
     pub(crate) inner: B::Activations,
+    /// The same for blocks of other widths.
+    others: Vec<(Widths, [B::Activations; 5])>,
+    /// Queries of cross-attention.
+    pub(crate) query: B::Activations,
     /// A branch that no projection adds to the residual stream.
     pub(crate) branch: B::Activations,
+    /// The output of experts beside an MLP.
+    pub(crate) beside: B::Activations,
     pub(crate) latent: Option<LatentScratch<B>>,
+    pub(crate) carried: Carried<B>,
+}
+
+/// Widths of a block's activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Widths {
+    pub(crate) qkv: usize,
+    pub(crate) context: usize,
+    pub(crate) gate: usize,
+    pub(crate) up: usize,
+    pub(crate) inner: usize,
 }
 
 /// Activations that not every model has.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Further {
+    /// Of all blocks, each different one once.
+    pub(crate) widths: Vec<Widths>,
     pub(crate) query: bool,
     pub(crate) branch: bool,
+}
+
+/// What a forward carries from block to block beside the residual stream.
+#[derive(Debug)]
+pub(crate) struct Carried<B: Backend> {
+    /// The embeddings of all blocks, `[rows, blocks·width]`, and their part from the table.
+    pub(crate) inputs: B::Activations,
+    pub(crate) embedded: B::Activations,
+    /// The gate of a block's embedding.
+    pub(crate) gate: B::Activations,
+    /// The residual streams but the first.
+    pub(crate) streams: Vec<B::Activations>,
+    /// The first stream as a block computes it; `None` while a block has it.
+    pub(crate) computed: Option<B::Activations>,
+    /// Between the two layers of LAuReL.
+    pub(crate) low: B::Activations,
+    /// The router of the streams.
+    pub(crate) modes: B::Activations,
+}
+
+impl<B: Backend> Carried<B> {
+    fn new(backend: &B, config: &DecoderConfig, max_rows: usize) -> Result<Self, Error> {
+        let residual = ActivationRole::Residual;
+        let rows = |condition: bool, width: usize| {
+            let (rows, width) = if condition { (max_rows, width) } else { (0, 1) };
+            backend.activations(rows, width, residual)
+        };
+        let inputs = config.layer_inputs.map_or(0, |inputs| inputs.width);
+        let (count, rank) = config.streams.map_or((0, 0), |streams| (streams.count, streams.rank));
+        let streams = (1..count).map(|_| rows(true, config.hidden_size)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            inputs: rows(inputs > 0, inputs * config.layers)?,
+            embedded: rows(inputs > 0, inputs * config.layers)?,
+            gate: rows(inputs > 0, inputs)?,
+            streams,
+            computed: (count > 0).then(|| rows(true, config.hidden_size)).transpose()?,
+            low: rows(count > 0, rank)?,
+            modes: rows(count > 0, count)?,
+        })
+    }
 }
 
 impl<B: Backend> Scratch<B> {
@@ -38,28 +97,59 @@ impl<B: Backend> Scratch<B> {
         max_rows: usize,
     ) -> Result<Self, Error> {
         let role = ActivationRole::Intermediate;
-        let rows = |width| backend.activations(max_rows, width, role);
         let rows_if =
             |condition, width| backend.activations(if condition { max_rows } else { 0 }, width, role);
-        let gates = if config.gated_mlp { 2 } else { 1 };
-        let context = config.heads * config.head_size;
-        let by_head = config.attention_gate.is_some_and(|gate| gate.by_head);
+        let of = |widths: Widths| -> Result<[B::Activations; 5], Error> {
+            let Widths { qkv, context, gate, up, inner } = widths;
+            Ok([
+                rows_if(true, qkv)?,
+                rows_if(true, context)?,
+                rows_if(gate > 0, gate)?,
+                rows_if(true, up)?,
+                rows_if(inner > 0, inner)?,
+            ])
+        };
+        let mut all = further.widths.into_iter();
+        let widths = all.next().unwrap_or_default();
+        let [qkv, context, gate, up, inner] = of(widths)?;
+        let others = all.map(|widths| Ok((widths, of(widths)?))).collect::<Result<_, Error>>()?;
+        let residual = |condition| {
+            let rows = if condition { max_rows } else { 0 };
+            backend.activations(rows, config.hidden_size, ActivationRole::Residual)
+        };
         Ok(Self {
-            qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
-            context: rows(context)?,
-            gate: rows_if(config.attention_gate.is_some(), if by_head { config.heads } else { context })?,
-            query: rows_if(further.query, context)?,
-            up: rows(gates * config.intermediate_size)?,
-            inner: rows_if(config.inner_norms, config.intermediate_size)?,
-            branch: backend.activations(
-                if further.branch { max_rows } else { 0 },
-                config.hidden_size,
-                ActivationRole::Residual,
-            )?,
+            widths,
+            qkv,
+            context,
+            gate,
+            up,
+            inner,
+            others,
+            query: rows_if(further.query, config.heads * config.head_size)?,
+            branch: residual(further.branch)?,
+            beside: residual(config.experts_beside)?,
             latent: config
                 .latent
                 .map(|latent| LatentScratch::new(backend, config, latent, max_rows))
                 .transpose()?,
+            carried: Carried::new(backend, config, max_rows)?,
         })
+    }
+
+    /// Makes the activations of these widths those at hand.
+    pub(crate) fn select(&mut self, widths: Widths) {
+        if widths == self.widths {
+            return;
+        }
+        let Some((others, set)) = self.others.iter_mut().find(|(others, _)| *others == widths) else {
+            return;
+        };
+        let [qkv, context, gate, up, inner] = set;
+        std::mem::swap(&mut self.widths, others);
+        std::mem::swap(&mut self.qkv, qkv);
+        std::mem::swap(&mut self.context, context);
+        std::mem::swap(&mut self.gate, gate);
+        std::mem::swap(&mut self.up, up);
+        std::mem::swap(&mut self.inner, inner);
     }
 }

@@ -279,9 +279,13 @@ impl<'m, B: Backend> Session<'m, B> {
             backend.run(key, batch, &mut || {
                 if stage.first == 0 {
                     decoder.embed(batch, narrow, x)?;
+                    decoder.begin(batch, x, &mut scratch.carried)?;
                 }
                 for (layer, block) in stage.blocks.iter().enumerate() {
                     block.forward(&at, (layer, cache), x, scratch)?;
+                }
+                if stage.first + stage.blocks.len() == decoder.config().layers {
+                    decoder.end(x, &mut scratch.carried)?;
                 }
                 Ok(())
             })?;

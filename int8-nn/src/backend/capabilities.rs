@@ -69,6 +69,18 @@ pub enum Feature {
     LearnedActivation,
     /// Mixtures of experts beside attention.
     ParallelExperts,
+    /// Heads that differ between blocks.
+    VaryingHeads,
+    /// Blocks that attend to the keys and values of others.
+    SharedKeyValues,
+    /// Embeddings for each block.
+    LayerInputs,
+    /// MLPs that drop most of their gates.
+    SparseGates,
+    /// Several residual streams.
+    Streams,
+    /// Mixtures of experts beside an MLP.
+    ExpertsBeside,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -85,7 +97,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 40] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -114,6 +126,12 @@ impl Feature {
         Self::InnerNorms,
         Self::LearnedActivation,
         Self::ParallelExperts,
+        Self::VaryingHeads,
+        Self::SharedKeyValues,
+        Self::LayerInputs,
+        Self::SparseGates,
+        Self::Streams,
+        Self::ExpertsBeside,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -153,6 +171,12 @@ impl Feature {
             Self::InnerNorms => "norms inside attention and MLP",
             Self::LearnedActivation => "activations with learned numbers",
             Self::ParallelExperts => "experts beside attention",
+            Self::VaryingHeads => "heads that differ between blocks",
+            Self::SharedKeyValues => "keys and values shared between blocks",
+            Self::LayerInputs => "embeddings for each block",
+            Self::SparseGates => "sparse gates",
+            Self::Streams => "several residual streams",
+            Self::ExpertsBeside => "experts beside an MLP",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -190,6 +214,12 @@ impl Feature {
         need(Self::AttentionGate, config.attention_gate.is_some());
         need(Self::InnerNorms, config.inner_norms);
         need(Self::LearnedActivation, config.learned_activation);
+        need(Self::VaryingHeads, config.shapes.is_some());
+        need(Self::SharedKeyValues, !config.sources.is_empty());
+        need(Self::LayerInputs, config.layer_inputs.is_some());
+        need(Self::SparseGates, config.sparse_gates.is_some());
+        need(Self::Streams, config.streams.is_some());
+        need(Self::ExpertsBeside, config.experts_beside);
         need(Self::ParallelExperts, config.block == BlockKind::Parallel && config.experts.is_some());
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
@@ -265,7 +295,8 @@ impl Capabilities {
                 config.family
             )));
         }
-        match self.max_head_size.filter(|most| config.head_size > *most) {
+        let widest = (0..config.layers).map(|layer| config.shape(layer).head_size).max();
+        match self.max_head_size.filter(|most| widest.unwrap_or(config.head_size) > *most) {
             Some(most) => Err(Error::Unsupported(format!(
                 "{} has attention heads of width {most} at most, and this {} model has {}; run it on the CPU",
                 self.device, config.family, config.head_size

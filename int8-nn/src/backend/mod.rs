@@ -201,6 +201,67 @@ pub trait Backend: Sized + Send + Sync {
         let _ = (x, function);
         Err(Error::Unsupported("learned activations on this backend".to_owned()))
     }
+    /// `out[r] = factor·table[id[r]]`, or of row 0 where the table has no row of this id. Only backends with
+    /// [`Feature::LayerInputs`] are asked for it, and for the next.
+    fn embed_known(
+        &self,
+        batch: &Self::Batch,
+        table: &Self::Embedding,
+        factor: f32,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (batch, table, factor, out);
+        Err(Error::Unsupported("embeddings for each block on this backend".to_owned()))
+    }
+    /// `x[m, n] = act(x[m, n])·factors[m, first + n]` in place.
+    fn activate_by(
+        &self,
+        x: &mut Self::Activations,
+        activation: Activation,
+        factors: &Self::Activations,
+        first: usize,
+    ) -> Result<(), Error> {
+        let _ = (x, activation, factors, first);
+        Err(Error::Unsupported("embeddings for each block on this backend".to_owned()))
+    }
+    /// `x[m, n] = max(x[m, n] − mean − multiplier·deviation, 0)` for `n < width`, in place; mean and deviation of these columns of
+    /// row m. Only backends with [`Feature::SparseGates`] are asked for it.
+    fn sparsify(&self, x: &mut Self::Activations, width: usize, multiplier: f32) -> Result<(), Error> {
+        let _ = (x, width, multiplier);
+        Err(Error::Unsupported("sparse gates on this backend".to_owned()))
+    }
+    /// `xₛ = xₛ + Σ_t c[s, t]·x_t`, with `c [rows, S·S]` of each row = `prediction [S·S, S]·tanh(modes [rows, S])`, S streams. Only
+    /// backends with [`Feature::Streams`] are asked for it, and for the next three.
+    fn predict_streams(
+        &self,
+        streams: &mut [&mut Self::Activations],
+        modes: &Self::Activations,
+        prediction: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
+        let _ = (streams, modes, prediction);
+        Err(Error::Unsupported("several residual streams on this backend".to_owned()))
+    }
+    /// `xₛ = xₛ + (1 + c[s])·(computed − x₀)`, with `c [S]` of each row = `correction [S, S]·tanh(modes [rows, S])` and x₀ as it was.
+    fn correct_streams(
+        &self,
+        streams: &mut [&mut Self::Activations],
+        computed: &Self::Activations,
+        modes: &Self::Activations,
+        correction: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
+        let _ = (streams, computed, modes, correction);
+        Err(Error::Unsupported("several residual streams on this backend".to_owned()))
+    }
+    /// `x = x·√(mean(y²)/max(mean(x²), 1e-5))` row by row, in place.
+    fn match_magnitude(&self, x: &mut Self::Activations, y: &Self::Activations) -> Result<(), Error> {
+        let _ = (x, y);
+        Err(Error::Unsupported("several residual streams on this backend".to_owned()))
+    }
+    /// `x[m, n] = x[m, n]·factors[n]` in place.
+    fn scale_columns(&self, x: &mut Self::Activations, factors: &[f32]) -> Result<(), Error> {
+        let _ = (x, factors);
+        Err(Error::Unsupported("several residual streams on this backend".to_owned()))
+    }
     /// `out [rows, width]`: the columns of `from` that `copies` say, and zeros elsewhere. Only backends with
     /// [`Feature::LatentAttention`] are asked for it.
     fn copy_columns(

@@ -19,6 +19,8 @@ pub struct Routing {
     pub groups: Option<ExpertGroups>,
     /// The weights are multiplied by this.
     pub scale: f32,
+    /// `[count]`: and each by that of its expert.
+    pub expert_scales: Option<Vec<f32>>,
     /// Weights multiply the inputs of the experts instead of their outputs.
     pub weighs_inputs: bool,
     /// A shared expert sees every token.
@@ -41,7 +43,19 @@ impl Routing {
         let constant = SharedWeight::Constant(settings.shared_scale);
         let weight = if settings.shared_gate { SharedWeight::Gate } else { constant };
         let shared = settings.shared_intermediate_size.map(|_| weight);
-        Self { count, chosen, normalized, scores, correction, groups, scale, weighs_inputs, shared }
+        let expert_scales = None;
+        Self {
+            count,
+            chosen,
+            normalized,
+            scores,
+            correction,
+            groups,
+            scale,
+            expert_scales,
+            weighs_inputs,
+            shared,
+        }
     }
 
     /// Logits of a token.
@@ -62,6 +76,9 @@ pub(super) fn route(logits: &[f32], routing: &Routing) -> Vec<(usize, f32)> {
         weights.iter_mut().for_each(|(_, weight)| *weight /= sum);
     }
     weights.iter_mut().for_each(|(_, weight)| *weight *= routing.scale);
+    if let Some(scales) = &routing.expert_scales {
+        weights.iter_mut().for_each(|(expert, weight)| *weight *= scales[*expert]);
+    }
     match routing.shared {
         None => {}
         Some(SharedWeight::Constant(weight)) => weights.push((routing.count, weight)),

@@ -2,7 +2,10 @@
 
 use int8_core::FloatType;
 
-use super::{AttentionGate, Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary, Sinusoids};
+use super::{
+    AttentionGate, Buckets, ExpertsConfig, HeadShape, LatentAttention, LayerInputs, RawConfig, Rotary,
+    Sinusoids, Streams,
+};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -107,6 +110,27 @@ pub struct DecoderConfig {
     pub inner_norms: bool,
     /// The MLP's activation is [`Xielu`], with numbers of its own in each block.
     pub learned_activation: bool,
+    /// Blocks whose attention has other heads.
+    pub shapes: Option<(BlockSet, HeadShape)>,
+    /// For each block the one whose keys and values it attends to: its own, or those of an earlier block. Empty: all their own.
+    pub sources: Vec<usize>,
+    /// Blocks without a window have no projection of values: the keys' is used for both, before the keys are normalised.
+    pub values_are_keys: bool,
+    /// Each head of values is normalised, without gains.
+    pub value_norms: bool,
+    /// Blocks whose MLP has another width than `intermediate_size`.
+    pub wide_mlps: Option<(BlockSet, usize)>,
+    /// Blocks whose MLP drops most of its gates: before the activation a gate `g` becomes `max(g − mean − m·deviation, 0)`, mean
+    /// and deviation over all gates of the token, with this m.
+    pub sparse_gates: Option<(BlockSet, f32)>,
+    /// Each block gets an embedding of its own for each token.
+    pub layer_inputs: Option<LayerInputs>,
+    /// Several residual streams, of which a block computes one.
+    pub streams: Option<Streams>,
+    /// The residual stream is multiplied by a learned number at the end of each block.
+    pub layer_scalars: bool,
+    /// The experts are beside the MLP instead of in its place.
+    pub experts_beside: bool,
 }
 
 /// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
@@ -372,6 +396,16 @@ impl Default for DecoderConfig {
             attention_gate: None,
             inner_norms: false,
             learned_activation: false,
+            shapes: None,
+            sources: Vec::new(),
+            values_are_keys: false,
+            value_norms: false,
+            wide_mlps: None,
+            sparse_gates: None,
+            layer_inputs: None,
+            streams: None,
+            layer_scalars: false,
+            experts_beside: false,
         }
     }
 }
@@ -388,6 +422,27 @@ impl DecoderConfig {
         match &self.windows {
             Some((blocks, size)) => (positions, blocks.contains(index).then_some(*size)),
             None => (positions, window),
+        }
+    }
+
+    /// The heads of block `index`.
+    pub fn shape(&self, index: usize) -> HeadShape {
+        match &self.shapes {
+            Some((blocks, shape)) if blocks.contains(index) => *shape,
+            _ => HeadShape { heads: self.heads, kv_heads: self.kv_heads, head_size: self.head_size },
+        }
+    }
+
+    /// The block whose keys and values block `index` attends to.
+    pub fn source(&self, index: usize) -> usize {
+        self.sources.get(index).copied().unwrap_or(index)
+    }
+
+    /// Width of the MLP's hidden layer in block `index`.
+    pub fn intermediate(&self, index: usize) -> usize {
+        match &self.wide_mlps {
+            Some((blocks, width)) if blocks.contains(index) => *width,
+            _ => self.intermediate_size,
         }
     }
 
@@ -438,7 +493,20 @@ impl DecoderConfig {
                 format!("is {}; it must divide the {} attention heads", self.kv_heads, self.heads),
             ));
         }
-        self.rotary().try_for_each(|rotary| rotary.validate(raw, self.head_size))?;
+        match &self.shapes {
+            None => self.rotary().try_for_each(|rotary| rotary.validate(raw, self.head_size))?,
+            Some((_, other)) => {
+                if !other.heads.is_multiple_of(other.kv_heads) {
+                    let problem = format!("gives {} heads of keys for {}", other.kv_heads, other.heads);
+                    return Err(raw.problem("num_key_value_heads", problem));
+                }
+                for layer in 0..self.layers {
+                    if let Positions::Rotary(rotary) = self.attention(layer).0 {
+                        rotary.validate(raw, self.shape(layer).head_size)?;
+                    }
+                }
+            }
+        }
         if let Some(experts) = &self.experts {
             experts.validate(raw)?;
         }

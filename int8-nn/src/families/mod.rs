@@ -15,6 +15,8 @@ mod exaone;
 mod falcon;
 mod flint;
 mod gemma;
+mod gemma3n;
+mod gemma4;
 mod glm_moe;
 mod gpt2;
 mod gpt_bigcode;
@@ -60,8 +62,8 @@ use crate::weights::{Part, Rows};
 
 use names::Module;
 pub(crate) use names::{
-    CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LatentNames, LayerNames, MlpNames, Seq2SeqNames,
-    TensorNames,
+    BesideNames, CrossNames, CrossNamesOf, EncoderNames, ExpertNames, InputNames, LatentNames,
+    LayerInputNames, LayerNames, MlpNames, Seq2SeqNames, StreamLayerNames, TensorNames,
 };
 
 /// A family of decoders.
@@ -120,6 +122,8 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &afmoe::FAMILY,
     &bitnet::FAMILY,
     &aria::FAMILY,
+    &gemma3n::FAMILY,
+    &gemma4::FAMILY,
 ];
 
 /// A family of encoders.
@@ -214,6 +218,11 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         let first = parts.len();
         let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
         parts.extend(layer.qkv.into_iter().chain(latent).chain([layer.attention_output]).chain(layer.gate));
+        parts.extend(layer.layer_input.into_iter().flat_map(|names| [names.gate, names.projection]));
+        parts.extend(layer.streams.into_iter().flat_map(|names| {
+            let small = [Part::new(&names.prediction), Part::new(&names.correction), names.router];
+            small.into_iter().chain(names.low)
+        }));
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()
@@ -227,6 +236,10 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         }
     }
     parts.extend([names.project_in, names.project_out].into_iter().flatten().map(Part::new));
+    parts.extend(names.layer_inputs.map(|inputs| Part::new(inputs.projection)));
+    let ends = names.streams.into_iter().flatten();
+    let count = config.streams.map_or(0, |streams| streams.count - 1);
+    parts.extend(ends.flat_map(|end| (0..count).map(move |index| Part::new(&format!("{end}.{index}")))));
     let stored = parts.iter().map(Part::stored);
     Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).collect())
 }
@@ -256,7 +269,8 @@ pub fn kind(model_type: &str) -> Option<Kind> {
 /// Whether models of this `model_type` also read images or audio, which are not computed: only text is.
 pub fn is_text_part(model_type: &str) -> bool {
     multimodal::FAMILY.model_types.contains(&model_type)
-        || ["llama4", "gemma3", "phi4_multimodal"].contains(&model_type)
+        || ["llama4", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "phi4_multimodal"]
+            .contains(&model_type)
 }
 
 /// Every supported `model_type`.

@@ -95,6 +95,9 @@ pub(crate) struct TensorNames {
     pub(crate) project_out: Option<&'static str>,
     pub(crate) final_norm: Option<&'static str>,
     pub(crate) head: &'static str,
+    pub(crate) layer_inputs: Option<InputNames>,
+    /// The projections to and from the streams but the first, without their number.
+    pub(crate) streams: Option<[&'static str; 2]>,
     pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
 }
 
@@ -115,6 +118,8 @@ impl TensorNames {
             project_out: None,
             final_norm: Some(final_norm),
             head: "lm_head",
+            layer_inputs: None,
+            streams: None,
             layer: Box::new(layer),
         }
     }
@@ -148,6 +153,54 @@ pub(crate) struct LayerNames {
     pub(crate) inner_norms: Option<[String; 2]>,
     /// The module of the learned activation.
     pub(crate) activation: Option<String>,
+    /// The block's own embedding.
+    pub(crate) layer_input: Option<LayerInputNames>,
+    /// What mixes several residual streams.
+    pub(crate) streams: Option<StreamLayerNames>,
+    /// The tensor of the number that the residual stream is multiplied by.
+    pub(crate) scalar: Option<String>,
+    /// Experts beside the MLP.
+    pub(crate) beside: Option<BesideNames>,
+}
+
+/// The names of a block's part of [`crate::config::LayerInputs`].
+pub(crate) struct LayerInputNames {
+    pub(crate) gate: Part,
+    pub(crate) projection: Part,
+    pub(crate) norm: String,
+}
+
+/// The names of a block's part of [`crate::config::Streams`].
+pub(crate) struct StreamLayerNames {
+    pub(crate) router: Part,
+    pub(crate) router_norm: String,
+    /// Modules of `[S·S, S]` and `[S, S]`.
+    pub(crate) prediction: String,
+    pub(crate) correction: String,
+    /// The tensor of the first stream's factors.
+    pub(crate) output_scale: Option<String>,
+    /// Down and up.
+    pub(crate) low: [Part; 2],
+    pub(crate) low_norm: String,
+}
+
+/// The names of experts beside an MLP.
+pub(crate) struct BesideNames {
+    pub(crate) experts: ExpertNames,
+    /// The tensor of the gains of the router's norm, which are divided by the root of the width.
+    pub(crate) router_gain: String,
+    /// The tensor of the experts' factors.
+    pub(crate) scales: String,
+    /// Of the MLP's output, the experts' input, and their output.
+    pub(crate) norms: [String; 3],
+}
+
+/// The names of what a model has for all blocks' [`crate::config::LayerInputs`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InputNames {
+    pub(crate) table: &'static str,
+    pub(crate) projection: &'static str,
+    pub(crate) norm: &'static str,
 }
 
 impl LayerNames {
@@ -168,6 +221,10 @@ impl LayerNames {
             gate: None,
             inner_norms: None,
             activation: None,
+            layer_input: None,
+            streams: None,
+            scalar: None,
+            beside: None,
         }
     }
 

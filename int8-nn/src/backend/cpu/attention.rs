@@ -13,7 +13,7 @@ use super::elementwise::normalize_columns;
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
 use crate::backend::{AttentionSpec, CacheCapacity, Mask, NormSpec, PageTables};
-use crate::config::{Positions, QueryGrowth, Rotary};
+use crate::config::{HeadShape, Positions, QueryGrowth, Rotary};
 
 /// Keys and values of all blocks and sequences, in pages.
 #[derive(Debug)]
@@ -21,7 +21,8 @@ pub struct CpuCache {
     kernel: Kernel,
     spec: AttentionSpec,
     tables: PageTables,
-    pages: KvPages,
+    /// One pool for each different width of keys; a page number is one page in each.
+    pages: Vec<KvPages>,
     /// Positions written, by sequence.
     lengths: Vec<usize>,
     /// Each different kind of rotary positions once.
@@ -80,13 +81,40 @@ struct Layer {
     norms: Option<[NormSpec; 2]>,
     query_growth: Option<QueryGrowth>,
     sinks: Option<Vec<f32>>,
+    shape: HeadShape,
+    /// The layer writes keys and values of its own.
+    writes: bool,
+    /// Where its keys and values are: the pool, and the layer there.
+    place: (usize, usize),
 }
 
 impl CpuCache {
     pub(super) fn new(kernel: Kernel, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self, Error> {
         let mut rotations = Rotations::default();
-        let mut layers = Vec::new();
-        for layer in &spec.layers {
+        let mut layers: Vec<Layer> = Vec::new();
+        // Shape and number of layers of each pool.
+        let mut pools: Vec<(HeadShape, usize)> = Vec::new();
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let same = |(shape, _): &(HeadShape, usize)| {
+                (shape.kv_heads, shape.head_size) == (layer.shape.kv_heads, layer.shape.head_size)
+            };
+            let writes = layer.source == index;
+            let place = if writes {
+                let pool = pools.iter().position(same).unwrap_or_else(|| {
+                    pools.push((layer.shape, 0));
+                    pools.len() - 1
+                });
+                pools[pool].1 += 1;
+                (pool, pools[pool].1 - 1)
+            } else {
+                let source = layers.get(layer.source).filter(|source| {
+                    (source.shape.kv_heads, source.shape.head_size)
+                        == (layer.shape.kv_heads, layer.shape.head_size)
+                });
+                let unfit =
+                    || Error::Unsupported(format!("layer {index} with the keys of layer {}", layer.source));
+                source.ok_or_else(unfit)?.place
+            };
             let rotation = rotations.place(&layer.positions);
             let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
             let window = layer.sliding_window.unwrap_or(usize::MAX);
@@ -99,15 +127,16 @@ impl CpuCache {
                 norms: layer.norms.clone(),
                 query_growth: layer.query_growth,
                 sinks: layer.sinks.clone(),
+                shape: layer.shape,
+                writes,
+                place,
             });
         }
-        let pages = KvPages::new(
-            spec.kv_cache,
-            spec.layers.len(),
-            spec.kv_heads,
-            spec.head_size,
-            PageTables::pages_for(capacity, PAGE_POSITIONS),
-        )?;
+        let count = PageTables::pages_for(capacity, PAGE_POSITIONS);
+        let pool = |(shape, layers): &(HeadShape, usize)| {
+            KvPages::new(spec.kv_cache, *layers, shape.kv_heads, shape.head_size, count)
+        };
+        let pages = pools.iter().map(pool).collect::<Result<_, _>>()?;
         Ok(Self {
             kernel,
             spec: spec.clone(),
@@ -128,12 +157,12 @@ impl CpuCache {
 
     /// Bytes of the pages that a sequence holds.
     pub(super) fn bytes(&self) -> usize {
-        self.tables.used() * self.pages.page_bytes()
+        self.tables.used() * self.pages.iter().map(KvPages::page_bytes).sum::<usize>()
     }
 
     pub(super) fn reserve(&mut self, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
         for copy in self.tables.reserve(ranges)? {
-            self.pages.copy(copy.from, copy.to);
+            self.pages.iter_mut().for_each(|pool| pool.copy(copy.from, copy.to));
         }
         Ok(())
     }
@@ -152,11 +181,12 @@ impl CpuCache {
     /// Fills the pages that no sequence holds with NaN, so that a test sees who reads them.
     pub fn poison_free_pages(&mut self) {
         for page in self.tables.free_pages() {
-            self.pages.poison(*page);
+            self.pages.iter_mut().for_each(|pool| pool.poison(*page));
         }
     }
 
-    /// `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
+    /// `qkv [rows, (heads + 2·kv_heads)·head_size]`, or of queries alone where the layer reads another's keys →
+    /// `out [rows, heads·head_size]`.
     pub(super) fn attend(
         &mut self,
         segments: &[Rows],
@@ -164,12 +194,15 @@ impl CpuCache {
         mut qkv: ArrayViewMut2<'_, f32>,
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
-        let queries = self.spec.heads * self.spec.head_size;
+        let queries = self.layers[layer].shape.queries();
+        let writes = self.layers[layer].writes;
         for segment in segments {
             let mut qkv = qkv.slice_mut(s![segment.range(), ..]);
             self.rotate(layer, segment, &mut qkv);
             self.after_rotation(layer, segment, &mut qkv);
-            self.write(segment, layer, qkv.slice(s![.., queries..]))?;
+            if writes {
+                self.write(segment, layer, qkv.slice(s![.., queries..]))?;
+            }
             let out = out.slice_mut(s![segment.range(), ..]);
             self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)?;
         }
@@ -202,8 +235,9 @@ impl CpuCache {
 
     /// Rotates queries and keys in place; pairs are `(i, i + dims/2)`.
     fn rotate(&mut self, layer: usize, segment: &Rows, qkv: &mut ArrayViewMut2<'_, f32>) {
-        let size = self.spec.head_size;
-        let rotated = (self.spec.heads + self.spec.kv_heads) * size;
+        let Layer { shape, writes, .. } = &self.layers[layer];
+        let size = shape.head_size;
+        let rotated = shape.queries() + if *writes { shape.keys() } else { 0 };
         let Some(place) = self.layers[layer].rotation else { return };
         let (rotation, position) = self.rotations[place].of(segment);
         let half = rotation.half;
@@ -222,11 +256,10 @@ impl CpuCache {
 
     /// Normalises the heads of queries and keys, and multiplies queries by the factor of their position.
     fn after_rotation(&self, layer: usize, segment: &Rows, qkv: &mut ArrayViewMut2<'_, f32>) {
-        let AttentionSpec { heads, kv_heads, head_size, .. } = self.spec;
-        let Layer { norms, query_growth, .. } = &self.layers[layer];
-        let queries = 0..heads * head_size;
+        let Layer { norms, query_growth, shape, .. } = &self.layers[layer];
+        let queries = 0..shape.queries();
         if let Some([of_queries, of_keys]) = norms {
-            let keys = queries.end..queries.end + kv_heads * head_size;
+            let keys = queries.end..queries.end + shape.keys();
             normalize_columns(self.kernel, qkv.view_mut(), queries.clone(), of_queries);
             normalize_columns(self.kernel, qkv.view_mut(), keys, of_keys);
         }
@@ -240,9 +273,10 @@ impl CpuCache {
 
     /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the pages of the segment's sequence.
     fn write(&mut self, segment: &Rows, layer: usize, kv: ArrayView2<'_, f32>) -> Result<(), Error> {
-        let (keys, values) = kv.split_at(Axis(1), self.spec.kv_heads * self.spec.head_size);
+        let Layer { shape, place: (pool, place), .. } = self.layers[layer];
+        let (keys, values) = kv.split_at(Axis(1), shape.keys());
         let table = self.tables.table(segment.sequence);
-        self.pages.write(self.kernel, layer, table, segment.position, keys, values)?;
+        self.pages[pool].write(self.kernel, place, table, segment.position, keys, values)?;
         self.lengths[segment.sequence] = segment.position + segment.rows;
         Ok(())
     }
@@ -258,7 +292,8 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { slopes, window, chunk, factor, sinks, .. } = &self.layers[layer];
+        let Layer { slopes, window, chunk, factor, sinks, shape, place: (pool, place), .. } =
+            &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
             Mask::Causal => {
                 let chunk = chunk.map_or(0, |size| position / size * size);
@@ -273,11 +308,11 @@ impl CpuCache {
             (None, Some(bias)) => Bias::Distances(bias.table.view()),
             (None, None) => Bias::None,
         };
-        let AttentionSpec { heads, scale, softcap, .. } = self.spec;
-        let scale = scale * factor;
+        let AttentionSpec { scale, softcap, .. } = self.spec;
+        let (heads, scale) = (shape.heads, scale * factor);
         let sinks = sinks.as_deref();
         let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias, sinks };
-        let sequence = self.pages.sequence(layer, self.tables.table(segment.sequence));
+        let sequence = self.pages[*pool].sequence(*place, self.tables.table(segment.sequence));
         Ok(attention.attend(queries, &sequence, &rows, out)?)
     }
 }

@@ -6,13 +6,14 @@ mod experts;
 mod float;
 mod linear;
 mod projection;
+mod streams;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use int8_cpu::{Prologue, Store};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip, s};
 use projection::Target;
 use rayon::prelude::*;
 
@@ -355,6 +356,83 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn embed_known(
+        &self,
+        batch: &CpuBatch,
+        table: &SharedMatrix,
+        factor: f32,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let known = table.dim().0;
+        let mut out = out.resize(batch.ids.len());
+        out.fill(0.0);
+        for (id, mut values) in batch.ids.iter().zip(out.rows_mut()) {
+            let row = Some(convert::index(*id)).filter(|row| *row < known).unwrap_or_default();
+            table.add_row(row, values.view_mut());
+            values *= factor;
+        }
+        Ok(())
+    }
+
+    fn activate_by(
+        &self,
+        x: &mut CpuActivations,
+        activation: Activation,
+        factors: &CpuActivations,
+        first: usize,
+    ) -> Result<(), Error> {
+        let width = x.width;
+        let activated =
+            projection::materialize(self.kernel, x.view(), projection::activated(activation, false))?;
+        let factors = factors.view();
+        let factors = factors.slice(s![.., first..first + width]);
+        Zip::from(x.view_mut()).and(activated.view()).and(factors).for_each(|x, a, f| *x = a * f);
+        Ok(())
+    }
+
+    fn sparsify(&self, x: &mut CpuActivations, width: usize, multiplier: f32) -> Result<(), Error> {
+        streams::sparsify(x.view_mut(), width, multiplier);
+        Ok(())
+    }
+
+    fn predict_streams(
+        &self,
+        streams: &mut [&mut CpuActivations],
+        modes: &CpuActivations,
+        prediction: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
+        streams::predict(
+            streams.iter_mut().map(|stream| stream.view_mut()).collect(),
+            modes.view(),
+            prediction,
+        );
+        Ok(())
+    }
+
+    fn correct_streams(
+        &self,
+        streams: &mut [&mut CpuActivations],
+        computed: &CpuActivations,
+        modes: &CpuActivations,
+        correction: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
+        let streams = streams.iter_mut().map(|stream| stream.view_mut()).collect();
+        streams::correct(streams, computed.view(), modes.view(), correction);
+        Ok(())
+    }
+
+    fn match_magnitude(&self, x: &mut CpuActivations, y: &CpuActivations) -> Result<(), Error> {
+        streams::match_magnitude(x.view_mut(), y.view());
+        Ok(())
+    }
+
+    fn scale_columns(&self, x: &mut CpuActivations, factors: &[f32]) -> Result<(), Error> {
+        for mut row in x.view_mut().rows_mut() {
+            row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+        }
+        Ok(())
+    }
+
     fn copy_columns(
         &self,
         from: &[&CpuActivations],
@@ -378,6 +456,7 @@ impl Backend for CpuBackend {
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
         let (x, prologue) = input.parts();
+        let raw = x;
         let mut computed;
         let x = match (self.observer(), experts.up.first(), prologue) {
             // Experts share their input: an observer sees it once, as that of the first one.
@@ -394,7 +473,12 @@ impl Backend for CpuBackend {
         };
         let mut out = out.resize(x.nrows());
         out.fill(0.0);
-        experts::add(self.kernel, x, experts, out)
+        let routed = match &experts.router_norm {
+            Some(norm) => Some(projection::materialize(self.kernel, raw, projection::normed(norm))?),
+            None => None,
+        };
+        let routed = routed.as_ref().map_or(x, |routed| routed.view());
+        experts::add(self.kernel, (x, routed), experts, out)
     }
 
     fn project(

@@ -104,6 +104,12 @@ impl CudaBackend {
             Feature::InnerNorms,
             Feature::LearnedActivation,
             Feature::ParallelExperts,
+            Feature::VaryingHeads,
+            Feature::SharedKeyValues,
+            Feature::LayerInputs,
+            Feature::SparseGates,
+            Feature::Streams,
+            Feature::ExpertsBeside,
         ] {
             capabilities.features.remove(&missing);
         }
