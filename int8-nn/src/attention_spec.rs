@@ -18,6 +18,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         } else {
             1.0
         };
+        let own_index = config.indexer.as_ref().filter(|indexer| indexer.blocks.contains(index));
         let growth = config.query_growth.as_ref().filter(|(blocks, _)| blocks.contains(index));
         LayerAttention {
             positions: positions.clone(),
@@ -29,6 +30,8 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
             sinks: None,
             shape,
             source: config.source(index),
+            selects: config.indexer.is_some(),
+            index: own_index.map(|indexer| indexer.shape),
         }
     };
     AttentionSpec {

@@ -685,12 +685,15 @@ impl<B: Backend> Block<B> {
         (layer, cache): (usize, &mut B::Cache),
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let Scratch { qkv, context, gate, .. } = scratch;
+        let Scratch { qkv, context, gate, latent, .. } = scratch;
         for (columns, norm) in &self.query_key_norms {
             at.backend.normalize_columns(qkv, columns.clone(), norm)?;
         }
         if let Some(limit) = at.config.qkv_limit {
             at.backend.clamp(qkv, limit)?;
+        }
+        if let (Projection::Latent(projection), Some(scratch)) = (&self.projection, latent) {
+            projection.select_keys(at.backend, at.batch, (layer, cache), scratch)?;
         }
         at.backend.attention(at.batch, layer, qkv, cache, context)?;
         match at.config.attention_gate {

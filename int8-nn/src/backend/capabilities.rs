@@ -81,6 +81,8 @@ pub enum Feature {
     Streams,
     /// Mixtures of experts beside an MLP.
     ExpertsBeside,
+    /// Attention to keys that an indexer selects.
+    KeySelection,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -97,7 +99,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -132,6 +134,7 @@ impl Feature {
         Self::SparseGates,
         Self::Streams,
         Self::ExpertsBeside,
+        Self::KeySelection,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -177,6 +180,7 @@ impl Feature {
             Self::SparseGates => "sparse gates",
             Self::Streams => "several residual streams",
             Self::ExpertsBeside => "experts beside an MLP",
+            Self::KeySelection => "attention to selected keys",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -219,6 +223,7 @@ impl Feature {
         need(Self::LayerInputs, config.layer_inputs.is_some());
         need(Self::SparseGates, config.sparse_gates.is_some());
         need(Self::Streams, config.streams.is_some());
+        need(Self::KeySelection, config.indexer.is_some());
         need(Self::ExpertsBeside, config.experts_beside);
         need(Self::ParallelExperts, config.block == BlockKind::Parallel && config.experts.is_some());
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));

@@ -286,6 +286,22 @@ pub trait Backend: Sized + Send + Sync {
         input: Input<'_, Self>,
         targets: &mut [(&Self::Linear, Output<'_, Self>)],
     ) -> Result<(), Error>;
+    /// Selects the keys that [`attention`](Self::attention) of block `layer`, and of the blocks after it until the next selection,
+    /// sees: rotates the leading dimensions of `queries [rows, heads·size]` and `keys [rows, size]` as those of the block's heads,
+    /// keeps the keys, and takes for each row the positions t ≤ its own with the largest
+    /// `Σ_h weights[row, h]·max(queries[row, h]·keys[t], 0)`. Only backends with [`Feature::KeySelection`] are asked for it.
+    fn select_keys(
+        &self,
+        batch: &Self::Batch,
+        layer: usize,
+        queries: &mut Self::Activations,
+        keys: &mut Self::Activations,
+        weights: &Self::Activations,
+        cache: &mut Self::Cache,
+    ) -> Result<(), Error> {
+        let _ = (batch, layer, queries, keys, weights, cache);
+        Err(Error::Unsupported("selected keys on this backend".to_owned()))
+    }
     /// Rotates (in place) or biases as the model's positions say, writes keys and values to the cache of block `layer`,
     /// and attends as its mask says: `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
     fn attention(

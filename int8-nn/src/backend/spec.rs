@@ -7,7 +7,7 @@ use ndarray::Array2;
 
 use super::Backend;
 pub use super::routing::Routing;
-use crate::config::{Activation, ClampedGate, HeadShape, NormKind, Positions, QueryGrowth};
+use crate::config::{Activation, ClampedGate, HeadShape, IndexShape, NormKind, Positions, QueryGrowth};
 
 /// Consecutive tokens of one sequence that a forward computes.
 #[derive(Debug, Clone, Copy)]
@@ -164,6 +164,10 @@ pub struct LayerAttention {
     pub sinks: Option<Vec<f32>>,
     /// The heads, where they are not those of the specification.
     pub shape: HeadShape,
+    /// Only the keys that [`Backend::select_keys`] selected last are seen.
+    pub selects: bool,
+    /// The sizes of the layer's own selection.
+    pub index: Option<IndexShape>,
     /// The layer of the cache whose keys and values are read; one that is not the layer's own has been written in the same
     /// forward, and there are queries alone.
     pub source: usize,

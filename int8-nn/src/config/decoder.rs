@@ -3,8 +3,8 @@
 use int8_core::FloatType;
 
 use super::{
-    AttentionGate, Buckets, ExpertsConfig, HeadShape, LatentAttention, LayerInputs, RawConfig, Rotary,
-    Sinusoids, Streams,
+    AttentionGate, Buckets, ExpertsConfig, HeadShape, Indexer, LatentAttention, LayerInputs, RawConfig,
+    Rotary, Sinusoids, Streams,
 };
 use crate::Error;
 
@@ -131,6 +131,8 @@ pub struct DecoderConfig {
     pub layer_scalars: bool,
     /// The experts are beside the MLP instead of in its place.
     pub experts_beside: bool,
+    /// Attention sees the keys that an indexer selects.
+    pub indexer: Option<Indexer>,
 }
 
 /// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
@@ -406,6 +408,7 @@ impl Default for DecoderConfig {
             streams: None,
             layer_scalars: false,
             experts_beside: false,
+            indexer: None,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Parts of a model that differ from block to block or belong to no block alone.
 
+use super::BlockSet;
+
 /// The heads of attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadShape {
@@ -21,6 +23,29 @@ impl HeadShape {
     pub fn keys(&self) -> usize {
         self.kv_heads * self.head_size
     }
+}
+
+/// The lightning indexer of sparse attention (DeepSeek-AI, 2025): each token has some small queries with weights, and one small key;
+/// attention sees the keys with the largest `Σ_h w_h·max(q_h·k, 0)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Indexer {
+    /// Its sizes.
+    pub shape: IndexShape,
+    /// Blocks that select; the others see what the last of these before them selected.
+    pub blocks: BlockSet,
+    /// The rotated dimensions are stored as pairs `(2i, 2i + 1)` and not `(i, i + rotated/2)`.
+    pub interleaved: bool,
+}
+
+/// Sizes of an [`Indexer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexShape {
+    /// Queries of a token.
+    pub heads: usize,
+    /// Width of a query and of the key.
+    pub size: usize,
+    /// Keys that are selected.
+    pub chosen: usize,
 }
 
 /// Embeddings for each block (Gemma 3n, 2025): block `l` gets `(norm(P·x₀/√hidden) + √width·E[id])/√2`, its own columns of both

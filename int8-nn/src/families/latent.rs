@@ -4,15 +4,26 @@
 use serde_json::{Value, json};
 
 use super::llama::{self, layer};
-use super::{Family, LatentNames, LayerNames, TensorNames, moe};
+use super::{Family, IndexNames, LatentNames, LayerNames, TensorNames, moe};
 use crate::config::{
-    Biases, DecoderConfig, ExpertGroups, ExpertsConfig, LatentAttention, RawConfig, RotaryDefaults, Scores,
+    Biases, BlockSet, DecoderConfig, ExpertGroups, ExpertsConfig, IndexShape, Indexer, LatentAttention,
+    RawConfig, RotaryDefaults, Scores,
 };
 use crate::weights::{Part, Rows};
 use crate::{Error, convert};
 
 pub(crate) const FAMILY: Family = Family {
-    model_types: &["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "sarvam_mla", "youtu", "minicpm3", "axk1"],
+    model_types: &[
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm4_moe_lite",
+        "sarvam_mla",
+        "youtu",
+        "minicpm3",
+        "axk1",
+        "deepseek_v32",
+        "glm_moe_dsa",
+    ],
     config,
     names,
 };
@@ -25,6 +36,8 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         "youtu" => youtu(raw),
         "minicpm3" => minicpm(raw),
         "axk1" => axk(raw),
+        "deepseek_v32" => sparse(raw),
+        "glm_moe_dsa" => sparse_glm(raw),
         _ => third(raw),
     }?
     .validate(raw)
@@ -115,6 +128,74 @@ fn third(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         experts: Some(moe::deepseek(raw)?),
         ..base(raw, interleaved(raw)?)?
     })
+}
+
+/// DeepSeek-V3.2 (DeepSeek-AI, 2025): attention to selected keys.
+fn sparse(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    let raw =
+        &raw.with_defaults(&[("max_position_embeddings", json!(163_840)), ("index_n_heads", json!(64))]);
+    let base = third(&raw.without("rope_interleave"))?;
+    let dense_blocks = moe::dense_blocks(raw, base.layers, raw.index_or("first_k_dense_replace", 3)?)?;
+    let experts = base.experts.map(|experts| ExpertsConfig { dense_blocks, ..experts });
+    let all = BlockSet::From { first: 0 };
+    Ok(DecoderConfig { family: "deepseek_v32", indexer: Some(indexer(raw, all, false)?), experts, ..base })
+}
+
+/// GLM-5 (Zhipu, 2026): the same, and some blocks see what a block before them selected.
+fn sparse_glm(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    let raw = &raw.with_defaults(&[
+        ("rms_norm_eps", json!(1e-5)),
+        ("n_group", json!(1)),
+        ("topk_group", json!(1)),
+        ("q_lora_rank", json!(2048)),
+        ("qk_nope_head_dim", json!(192)),
+        ("v_head_dim", json!(256)),
+        ("max_position_embeddings", json!(202_752)),
+        ("index_n_heads", json!(32)),
+    ]);
+    let base = sparse(raw)?;
+    let layers = base.layers;
+    let marks = match raw.marks("indexer_types", layers, "full", "shared")? {
+        Some(marks) => marks,
+        None if raw.get("index_topk_pattern").is_some() => {
+            let problem = "is not implemented; write it as a list `indexer_types` of full and shared";
+            return Err(raw.problem("index_topk_pattern", problem));
+        }
+        None => {
+            let (period, offset) =
+                (raw.size_or("index_topk_freq", 1)?, raw.index_or("index_skip_topk_offset", 2)?);
+            (0..layers).map(|layer| (layer + 1).saturating_sub(offset).is_multiple_of(period)).collect()
+        }
+    };
+    if marks.first() == Some(&false) {
+        return Err(
+            raw.problem("indexer_types", "begins with a shared layer, before which none has selected")
+        );
+    }
+    Ok(DecoderConfig {
+        family: "glm_moe_dsa",
+        indexer: Some(indexer(raw, BlockSet::Marked(marks), true)?),
+        ..base
+    })
+}
+
+fn indexer(raw: &RawConfig, blocks: BlockSet, interleaved: bool) -> Result<Indexer, Error> {
+    if let Some(kinds) = raw.get("layer_types").and_then(Value::as_array)
+        && kinds.iter().any(|kind| kind.as_str() != Some("indexed_attention"))
+    {
+        return Err(
+            raw.problem("layer_types", "has others than indexed_attention, which are not implemented")
+        );
+    }
+    let shape = IndexShape {
+        heads: raw.size_or("index_n_heads", 64)?,
+        size: raw.size_or("index_head_dim", 128)?,
+        chosen: raw.size_or("index_topk", 2048)?,
+    };
+    if shape.size < raw.size_or("qk_rope_head_dim", 64)? {
+        return Err(raw.problem("index_head_dim", "is less than `qk_rope_head_dim`"));
+    }
+    Ok(Indexer { shape, blocks, interleaved })
 }
 
 fn sarvam(raw: &RawConfig) -> Result<DecoderConfig, Error> {
@@ -224,7 +305,10 @@ fn names(config: &DecoderConfig) -> TensorNames {
         LayerNames {
             mlp_branch_norm: (config.branch_norms && sparse).then(norm),
             qkv: Vec::new(),
-            latent: config.latent.map(|latent| latent_names(index, latent, config.heads)),
+            latent: config.latent.map(|latent| LatentNames {
+                index: index_names(index, latent, &config),
+                ..latent_names(index, latent, config.heads)
+            }),
             mlp: match &config.experts {
                 Some(experts) if experts.in_block(index) => moe::Names::default().of(index, experts),
                 _ => plain.mlp,
@@ -261,5 +345,30 @@ fn latent_names(index: usize, latent: LatentAttention, heads: usize) -> LatentNa
         key: kv(rotated_dims(kv_rank).collect()),
         kv_norm: block.name("self_attn.kv_a_layernorm"),
         kv_up: Part::new(&block.name("self_attn.kv_b_proj")),
+        index: None,
     }
+}
+
+/// The indexer of block `index`, if it has one: its rotated dimensions come first, as stored.
+fn index_names(index: usize, latent: LatentAttention, config: &DecoderConfig) -> Option<IndexNames> {
+    let indexer = config.indexer.as_ref().filter(|indexer| indexer.blocks.contains(index))?;
+    let IndexShape { heads, size, .. } = indexer.shape;
+    let half = latent.rotated / 2;
+    let place = |dim: usize| match indexer.interleaved && dim < latent.rotated {
+        true => 2 * (dim % half) + dim / half,
+        false => dim,
+    };
+    let order: Vec<usize> = (0..size).map(place).collect();
+    let module = super::Module::new(llama::module(index).name("self_attn.indexer"));
+    let gather = |name: &str, heads: usize| {
+        let rows = (0..heads).flat_map(|head| order.iter().map(move |place| head * size + place)).collect();
+        module.part(name).rows(Rows::Gather { rows, of: heads * size })
+    };
+    Some(IndexNames {
+        query: gather("wq_b", heads),
+        key: gather("wk", 1),
+        key_norm: module.name("k_norm"),
+        weights: module.part("weights_proj"),
+        order,
+    })
 }

@@ -62,7 +62,7 @@ use crate::weights::{Part, Rows};
 
 use names::Module;
 pub(crate) use names::{
-    BesideNames, CrossNames, CrossNamesOf, EncoderNames, ExpertNames, InputNames, LatentNames,
+    BesideNames, CrossNames, CrossNamesOf, EncoderNames, ExpertNames, IndexNames, InputNames, LatentNames,
     LayerInputNames, LayerNames, MlpNames, Seq2SeqNames, StreamLayerNames, TensorNames,
 };
 

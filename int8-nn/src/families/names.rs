@@ -253,12 +253,24 @@ pub(crate) struct LatentNames {
     pub(crate) kv_norm: String,
     /// Head by head the other dimensions of the key, and the value.
     pub(crate) kv_up: Part,
+    pub(crate) index: Option<IndexNames>,
+}
+
+/// The names of an indexer.
+pub(crate) struct IndexNames {
+    pub(crate) query: Part,
+    pub(crate) key: Part,
+    pub(crate) key_norm: String,
+    /// The stored place of each dimension of a key in its norm.
+    pub(crate) order: Vec<usize>,
+    pub(crate) weights: Part,
 }
 
 impl LatentNames {
     /// The linear layers.
     pub(crate) fn parts(self) -> impl Iterator<Item = Part> {
-        self.query_down.into_iter().chain([self.query, self.kv_down, self.key, self.kv_up])
+        let index = self.index.into_iter().flat_map(|index| [index.query, index.key, index.weights]);
+        self.query_down.into_iter().chain([self.query, self.kv_down, self.key, self.kv_up]).chain(index)
     }
 }
 

@@ -10,10 +10,11 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::Rows;
 use super::elementwise::normalize_columns;
+use super::selection::{IndexPages, bias, scores};
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
 use crate::backend::{AttentionSpec, CacheCapacity, Mask, NormSpec, PageTables};
-use crate::config::{HeadShape, Positions, QueryGrowth, Rotary};
+use crate::config::{HeadShape, IndexShape, Positions, QueryGrowth, Rotary};
 
 /// Keys and values of all blocks and sequences, in pages.
 #[derive(Debug)]
@@ -28,6 +29,10 @@ pub struct CpuCache {
     /// Each different kind of rotary positions once.
     rotations: Vec<Turns>,
     layers: Vec<Layer>,
+    /// The keys of indexers.
+    index: IndexPages,
+    /// What the last selection adds to the scores of each row of the forward; empty where a row sees all.
+    selection: Vec<Vec<f32>>,
 }
 
 /// The rotations of one kind of rotary positions.
@@ -82,6 +87,9 @@ struct Layer {
     query_growth: Option<QueryGrowth>,
     sinks: Option<Vec<f32>>,
     shape: HeadShape,
+    /// The layer sees selected keys alone; its own selection, and the place of its keys.
+    selects: bool,
+    index: Option<(IndexShape, usize)>,
     /// The layer writes keys and values of its own.
     writes: bool,
     /// Where its keys and values are: the pool, and the layer there.
@@ -92,6 +100,7 @@ impl CpuCache {
     pub(super) fn new(kernel: Kernel, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self, Error> {
         let mut rotations = Rotations::default();
         let mut layers: Vec<Layer> = Vec::new();
+        let (mut indexers, mut index_size) = (0, 0);
         // Shape and number of layers of each pool.
         let mut pools: Vec<(HeadShape, usize)> = Vec::new();
         for (index, layer) in spec.layers.iter().enumerate() {
@@ -128,6 +137,12 @@ impl CpuCache {
                 query_growth: layer.query_growth,
                 sinks: layer.sinks.clone(),
                 shape: layer.shape,
+                selects: layer.selects,
+                index: layer.index.map(|index| {
+                    indexers += 1;
+                    index_size = index.size;
+                    (index, indexers - 1)
+                }),
                 writes,
                 place,
             });
@@ -148,6 +163,8 @@ impl CpuCache {
                 .map(|rotary| Turns::new(rotary, capacity.max_positions))
                 .collect(),
             layers,
+            index: IndexPages::new(indexers, index_size, PAGE_POSITIONS),
+            selection: Vec::new(),
         })
     }
 
@@ -163,6 +180,7 @@ impl CpuCache {
     pub(super) fn reserve(&mut self, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
         for copy in self.tables.reserve(ranges)? {
             self.pages.iter_mut().for_each(|pool| pool.copy(copy.from, copy.to));
+            self.index.copy(copy);
         }
         Ok(())
     }
@@ -182,6 +200,7 @@ impl CpuCache {
     pub fn poison_free_pages(&mut self) {
         for page in self.tables.free_pages() {
             self.pages.iter_mut().for_each(|pool| pool.poison(*page));
+            self.index.poison(*page);
         }
     }
 
@@ -233,6 +252,47 @@ impl CpuCache {
         })
     }
 
+    /// As [`crate::backend::Backend::select_keys`].
+    pub(super) fn select_keys(
+        &mut self,
+        segments: &[Rows],
+        layer: usize,
+        mut queries: ArrayViewMut2<'_, f32>,
+        mut keys: ArrayViewMut2<'_, f32>,
+        weights: ArrayView2<'_, f32>,
+    ) {
+        let Some((IndexShape { heads, size, chosen }, place)) = self.layers[layer].index else { return };
+        self.selection.clear();
+        for segment in segments {
+            if let Some(rotation) = self.layers[layer].rotation {
+                let (rotation, position) = self.rotations[rotation].of(segment);
+                rotation.turn(position, size, &mut queries.slice_mut(s![segment.range(), ..]));
+                rotation.turn(position, size, &mut keys.slice_mut(s![segment.range(), ..]));
+            }
+            let table = self.tables.table(segment.sequence);
+            for row in 0..segment.rows {
+                let key = keys.row(segment.first_row + row);
+                self.index.write(place, table, segment.position + row, key);
+            }
+            let all = self.index.keys(place, table, segment.position + segment.rows);
+            let rows: Vec<Vec<f32>> = (0..segment.rows)
+                .into_par_iter()
+                .map(|row| {
+                    let length = segment.position + row + 1;
+                    if length <= chosen {
+                        return Vec::new();
+                    }
+                    let row = segment.first_row + row;
+                    let queries = queries.row(row);
+                    let queries = queries.to_shape((heads, size)).expect("heads·size columns");
+                    let scores = scores(queries.view(), weights.row(row), all.slice(s![..length, ..]));
+                    bias(&scores, chosen)
+                })
+                .collect();
+            self.selection.extend(rows);
+        }
+    }
+
     /// Rotates queries and keys in place; pairs are `(i, i + dims/2)`.
     fn rotate(&mut self, layer: usize, segment: &Rows, qkv: &mut ArrayViewMut2<'_, f32>) {
         let Layer { shape, writes, .. } = &self.layers[layer];
@@ -240,18 +300,8 @@ impl CpuCache {
         let rotated = shape.queries() + if *writes { shape.keys() } else { 0 };
         let Some(place) = self.layers[layer].rotation else { return };
         let (rotation, position) = self.rotations[place].of(segment);
-        let half = rotation.half;
-        qkv.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(row, mut values)| {
-            let angles = (position + row) * half..(position + row + 1) * half;
-            let (cos, sin) = (&rotation.cos[angles.clone()], &rotation.sin[angles]);
-            let values = values.as_slice_mut().expect("rows are contiguous");
-            for head in values[..rotated].chunks_exact_mut(size) {
-                let (first, second) = head[..2 * half].split_at_mut(half);
-                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
-            }
-        });
+        let mut turned = qkv.slice_mut(s![.., ..rotated]);
+        rotation.turn(position, size, &mut turned);
     }
 
     /// Normalises the heads of queries and keys, and multiplies queries by the factor of their position.
@@ -292,7 +342,7 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { slopes, window, chunk, factor, sinks, shape, place: (pool, place), .. } =
+        let Layer { slopes, window, chunk, factor, sinks, shape, selects, place: (pool, place), .. } =
             &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
             Mask::Causal => {
@@ -313,6 +363,26 @@ impl CpuCache {
         let sinks = sinks.as_deref();
         let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias, sinks };
         let sequence = self.pages[*pool].sequence(*place, self.tables.table(segment.sequence));
-        Ok(attention.attend(queries, &sequence, &rows, out)?)
+        if !selects {
+            return Ok(attention.attend(queries, &sequence, &rows, out)?);
+        }
+        let Some(selection) = self.selection.get(segment.range()) else {
+            return Err(Error::Unsupported("attention to keys that no block before selected".to_owned()));
+        };
+        // The first rows see all that there is; each of the others has a bias of its own.
+        let dense = selection.iter().take_while(|bias| bias.is_empty()).count();
+        let (first, mut others) = out.split_at(Axis(0), dense);
+        attention.attend(queries.slice(s![..dense, ..]), &sequence, &rows[..dense], first)?;
+        for (row, hidden) in selection.iter().enumerate().skip(dense) {
+            // By distance: the key of position t stands t places from the left, the row's own in the middle.
+            let mut distances = vec![0.0; 2 * rows[row].position + 1];
+            distances[..hidden.len()].copy_from_slice(hidden);
+            let table = ArrayView2::from_shape((1, distances.len()), &distances).expect("one row");
+            let table = table.broadcast((heads, distances.len())).expect("rows repeated");
+            let attention = Attention { bias: Bias::Distances(table), ..attention };
+            let out = others.slice_mut(s![row - dense..=row - dense, ..]);
+            attention.attend(queries.slice(s![row..=row, ..]), &sequence, &rows[row..=row], out)?;
+        }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ mod experts;
 mod float;
 mod linear;
 mod projection;
+mod selection;
 mod streams;
 
 use std::ops::Range;
@@ -501,6 +502,19 @@ impl Backend for CpuBackend {
             observer.input(target.linear.site(), target.linear.name(), x.view_mut());
             projection::project(self.kernel, x.view(), Prologue::None, [target])?;
         }
+        Ok(())
+    }
+
+    fn select_keys(
+        &self,
+        batch: &CpuBatch,
+        layer: usize,
+        queries: &mut CpuActivations,
+        keys: &mut CpuActivations,
+        weights: &CpuActivations,
+        cache: &mut CpuCache,
+    ) -> Result<(), Error> {
+        cache.select_keys(&batch.segments, layer, queries.view_mut(), keys.view_mut(), weights.view());
         Ok(())
     }
 

@@ -110,6 +110,7 @@ impl CudaBackend {
             Feature::SparseGates,
             Feature::Streams,
             Feature::ExpertsBeside,
+            Feature::KeySelection,
         ] {
             capabilities.features.remove(&missing);
         }
