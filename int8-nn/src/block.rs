@@ -2,8 +2,10 @@
 
 mod beside;
 mod layer_input;
+mod mlp;
 mod norms;
 mod streams;
+mod value_heads;
 
 use std::ops::Range;
 
@@ -11,14 +13,13 @@ use beside::Beside;
 use layer_input::LayerInput;
 use streams::Mixing;
 pub(crate) use streams::StreamEnds;
+use value_heads::Copied;
 
 use crate::Error;
-use crate::backend::{
-    Backend, DistanceBias, Experts, Input, LayerAttention, Mask, NormSpec, Output, Routing,
-};
+use crate::backend::{Backend, DistanceBias, Experts, Input, LayerAttention, Mask, NormSpec, Output};
 use crate::checkpoint::Checkpoint;
 use crate::config::{AttentionGate, BlockKind, DecoderConfig, NormKind, Positions, Xielu};
-use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
+use crate::families::{CrossNames, LayerNames, MlpNames};
 use crate::latent::{self, Latent};
 use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::scratch::{Further, Scratch, Widths};
@@ -59,6 +60,9 @@ pub(crate) struct Block<B: Backend> {
     layer_input: Option<LayerInput<B>>,
     mixing: Option<Mixing<B>>,
     scalar: Option<f32>,
+    /// Experts that see the input of the MLP, and whose output a later block adds.
+    shortcut: Option<Experts<B>>,
+    adds_shortcut: bool,
     widths: Widths,
     /// Cross-attention, after self-attention.
     cross: Option<Cross<B>>,
@@ -72,6 +76,7 @@ enum Projection<B: Backend> {
     /// One linear layer.
     Direct(B::Linear),
     Latent(Latent<B>),
+    Copied(Copied<B>),
 }
 
 /// Cross-attention: to the output of an encoder.
@@ -220,11 +225,21 @@ impl<B: Backend> Loader<'_, B> {
             }
             _ => {
                 let qkv = names.qkv.into_iter().map(|part| part.biased(biases.qkv)).collect();
-                let all = [queries, keys, keys];
+                let all = match config.values {
+                    Some(values) => value_heads::columns(values, shape),
+                    None => [queries, keys, keys],
+                };
                 let outputs = if own_keys { &all[..] } else { &all[..1] };
                 let precision = precision.of(LinearRole::Qkv);
                 let linear = self.linear(site(LinearRole::Qkv), qkv, outputs, hidden, &precision)?;
-                (Projection::Direct(linear), hidden * (queries + 2 * keys), queries)
+                let weights = hidden * outputs.iter().sum::<usize>();
+                match config.values {
+                    None => (Projection::Direct(linear), weights, queries),
+                    Some(values) => {
+                        let copied = Copied::load(self, linear, layer, values, names.lambdas.as_ref())?;
+                        (Projection::Copied(copied), weights, value_heads::context(values, shape))
+                    }
+                }
             }
         };
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
@@ -255,13 +270,22 @@ impl<B: Backend> Loader<'_, B> {
             }
             None => (None, 0),
         };
+        let (shortcut, shortcut_weights) = match names.shortcut {
+            Some(names) => match self.mlp(layer, MlpNames::Experts(vec![names]), precision)? {
+                (Mlp::Experts(experts), weights) => (Some(experts), weights),
+                (Mlp::Dense { .. }, _) => (None, 0),
+            },
+            None => (None, 0),
+        };
         let (layer_input, input_weights) = LayerInput::load(self, layer, names.layer_input, precision)?;
         let (mixing, mixing_weights) = Mixing::load(self, layer, names.streams, precision)?;
         let wide = config.intermediate(layer);
         let sparse = config.sparse_gates.as_ref().filter(|(blocks, _)| blocks.contains(layer));
         let scalar = names.scalar.map(|name| self.vector(&name, 1)).transpose()?;
-        let further_weights = beside_weights + input_weights + mixing_weights;
+        let further_weights = shortcut_weights + beside_weights + input_weights + mixing_weights;
         Ok(Block {
+            shortcut,
+            adds_shortcut: names.adds_shortcut,
             sparse_gates: sparse.map(|(_, multiplier)| (wide, *multiplier)),
             beside,
             layer_input,
@@ -270,12 +294,14 @@ impl<B: Backend> Loader<'_, B> {
             widths: Widths {
                 qkv: match config.latent {
                     Some(_) => (config.heads + 2 * config.kv_heads) * config.head_size,
-                    None => queries + 2 * keys,
+                    None => queries + 2 * if own_keys { shape.keys() } else { 0 },
                 },
                 context: shape.queries(),
+                raw: config.values.map_or(0, |values| value_heads::columns(values, shape).iter().sum()),
+                output: config.values.map_or(0, |values| value_heads::context(values, shape)),
                 gate: gate_width,
                 up: wide * if config.gated_mlp { 2 } else { 1 },
-                inner: if config.inner_norms { wide } else { 0 },
+                inner: if config.inner_norms || config.clamped_gate.is_some() { wide } else { 0 },
             },
             gate: gate.transpose()?,
             gate_run: shape.head_size,
@@ -334,82 +360,6 @@ impl<B: Backend> Loader<'_, B> {
         let table = read_matrix(&tensor.expect_shape(&[buckets.count, self.config.heads])?)?.to_f32();
         Ok(Some(buckets.biases(table.view(), mask)))
     }
-
-    /// The MLP or the experts of a block, and their number of weights.
-    fn mlp(&self, layer: usize, names: MlpNames, precision: &Precision) -> Result<(Mlp<B>, usize), Error> {
-        let config = self.config;
-        let hidden = config.hidden_size;
-        let pair = |up: Vec<Part>, down: Part, wide: usize, expert: Option<usize>| -> Result<_, Error> {
-            let site = |role| Site { expert, ..Site::block(self.stack, layer, role) };
-            let outputs: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
-            let find = |parts, outputs, inputs| {
-                LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)
-            };
-            let up = up.into_iter().map(|part| part.biased(config.biases.up)).collect();
-            let down = vec![down.biased(config.biases.down)];
-            let (up, down) = (find(up, outputs, hidden)?, find(down, &[hidden], wide)?);
-            // A checkpoint whose expansion is int8 left the contraction in floating point on purpose: transformers does so
-            // with T5's (`_keep_in_fp32_modules`).
-            let kept = up.is_int8()? && !down.is_int8()?;
-            let of_down = if kept { Precision::Float } else { precision.of(LinearRole::Down) };
-            let down = self.backend.linear(site(LinearRole::Down), &down, &of_down)?;
-            let up = self.backend.linear(site(LinearRole::Up), &up, &precision.of(LinearRole::Up))?;
-            Ok((up, down, (outputs.len() + 1) * wide * hidden))
-        };
-        let names = match names {
-            MlpNames::Dense { up, down } => {
-                let (up, down, weights) = pair(up, down, config.intermediate(layer), None)?;
-                return Ok((Mlp::Dense { up, down }, weights));
-            }
-            MlpNames::Experts(mut names) => {
-                let has_router = |names: &ExpertNames| {
-                    let router = names.router.first().map(|name| self.name(name) + ".weight");
-                    router.is_some_and(|router| self.checkpoint.contains(&router))
-                };
-                // If the checkpoint has none, the error names the tensors of the first.
-                let known = names.iter().position(has_router).unwrap_or_default();
-                names.swap_remove(known)
-            }
-        };
-        let Some(settings) = &config.experts else {
-            return Err(Error::Unsupported("experts without their settings".to_owned()));
-        };
-        let fused = names.fused.as_ref().filter(|[up, _]| self.checkpoint.contains(&self.name(up)));
-        let router = names.router.iter().map(|name| Part::new(name).biased(config.biases.router)).collect();
-        let shared = settings.shared_intermediate_size;
-        let gated = shared.is_some() && settings.shared_gate;
-        let logits: &[usize] = if gated { &[settings.count, 1] } else { &[settings.count] };
-        let correction = names.correction.as_ref().filter(|_| settings.correction);
-        let correction = correction.map(|name| self.vector(name, settings.count)).transpose()?;
-        let site = Site::block(self.stack, layer, LinearRole::Router);
-        let mut experts = Experts {
-            router: self.linear(site, router, logits, hidden, &Precision::Float)?,
-            routing: Routing::new(settings, correction),
-            up: Vec::new(),
-            down: Vec::new(),
-            activation: config.activation,
-            gated: config.gated_mlp,
-            clamped_gate: config.clamped_gate,
-            router_norm: None,
-        };
-        let mut all_weights = 0;
-        let shared = shared.map(|wide| (settings.count, wide));
-        for (index, wide) in
-            (0..settings.count).map(|index| (index, settings.intermediate_size)).chain(shared)
-        {
-            let (up, down) = match fused {
-                Some([up, down]) if index < settings.count => {
-                    (vec![Part::new(up).slab(index)], Part::new(down).slab(index))
-                }
-                _ => (names.expert)(index),
-            };
-            let (up, down, weights) = pair(up, down, wide, Some(index))?;
-            experts.up.push(up);
-            experts.down.push(down);
-            all_weights += weights;
-        }
-        Ok((Mlp::Experts(experts), all_weights))
-    }
 }
 
 /// The root under which this checkpoint keeps a model's tensors, by the names of some of its modules below it, of which a
@@ -467,7 +417,8 @@ impl<B: Backend> Block<B> {
             Mlp::Experts(experts) => (&experts.up[..], &experts.down[..]),
         };
         let mlps = ups.iter().zip(downs);
-        let beside = self.beside.as_ref().map(|beside| beside.experts.up.iter().zip(&beside.experts.down));
+        let further = self.beside.iter().map(|beside| &beside.experts).chain(&self.shortcut);
+        let further = further.flat_map(|experts| experts.up.iter().zip(&experts.down));
         let cross = self.cross.iter().flat_map(|cross| {
             [
                 (LinearRole::Qkv, &cross.query),
@@ -477,6 +428,7 @@ impl<B: Backend> Block<B> {
         });
         let (direct, latent) = match &self.projection {
             Projection::Direct(linear) => (Some(linear), None),
+            Projection::Copied(copied) => (Some(&copied.linear), None),
             Projection::Latent(latent) => (None, Some(latent.linears())),
         };
         direct
@@ -487,7 +439,7 @@ impl<B: Backend> Block<B> {
             .chain([(LinearRole::AttentionOutput, &self.attention_output)])
             .chain(cross)
             .chain(mlps.flat_map(pair))
-            .chain(beside.into_iter().flatten().flat_map(pair))
+            .chain(further.flat_map(pair))
             .chain(self.layer_input.iter().flat_map(|input| pair((&input.gate, &input.projection))))
             .chain(self.mixing.iter().flat_map(|Mixing { low: [down, up], .. }| pair((down, up))))
     }
@@ -553,8 +505,9 @@ impl<B: Backend> Block<B> {
         let backend = at.backend;
         self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        let Scratch { context, branch, query, latent, .. } = &mut *scratch;
+        let Scratch { context, branch, query, latent, output, .. } = &mut *scratch;
         let attended = match (&self.projection, latent) {
+            (Projection::Copied(copied), _) => copied.output(backend, context, output)?,
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.values(backend, context, scratch)?
             }
@@ -662,6 +615,9 @@ impl<B: Backend> Block<B> {
 
     /// `scratch.qkv`, from the input of attention.
     fn project(&self, backend: &B, input: Input<'_, B>, scratch: &mut Scratch<B>) -> Result<(), Error> {
+        if let Projection::Copied(copied) = &self.projection {
+            return copied.project(backend, input, scratch);
+        }
         let Scratch { qkv, latent, gate, .. } = scratch;
         match (&self.projection, latent) {
             (Projection::Direct(linear), _) => {
@@ -672,7 +628,7 @@ impl<B: Backend> Block<B> {
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.project(backend, input, scratch, qkv)
             }
-            (Projection::Latent(_), None) => {
+            (Projection::Latent(_) | Projection::Copied(_), _) => {
                 Err(Error::Unsupported("latent attention without sizes".to_owned()))
             }
         }
@@ -696,6 +652,9 @@ impl<B: Backend> Block<B> {
             projection.select_keys(at.backend, at.batch, (layer, cache), scratch)?;
         }
         at.backend.attention(at.batch, layer, qkv, cache, context)?;
+        if let Some(factor) = at.config.value_scale {
+            at.backend.scale(context, Some(factor), None)?;
+        }
         match at.config.attention_gate {
             Some(AttentionGate { function, by_head }) => {
                 at.backend.gate(context, gate, function, if by_head { self.gate_run } else { 1 })
@@ -718,6 +677,9 @@ impl<B: Backend> Block<B> {
         match &self.mlp {
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
+                if let Some(experts) = &self.shortcut {
+                    backend.experts(input(x, norm), experts, beside)?;
+                }
                 backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;
                 if let Some((width, multiplier)) = self.sparse_gates {
                     backend.sparsify(up, width, multiplier)?;
@@ -725,6 +687,12 @@ impl<B: Backend> Block<B> {
                 let adds = adds_branch(at.config, branch_norm);
                 let out = if adds { Output::Store(&mut *branch) } else { Output::Add(&mut *x) };
                 let expanded = match (&self.inner_norms, self.activation) {
+                    _ if at.config.clamped_gate.is_some() => {
+                        if let Some(gate) = at.config.clamped_gate {
+                            backend.clamp_gate(up, gate, inner)?;
+                        }
+                        Input::Plain(inner)
+                    }
                     (Some([_, norm]), _) => {
                         backend.activate(up, at.config.activation, at.config.gated_mlp, inner)?;
                         Input::Normed(inner, norm)

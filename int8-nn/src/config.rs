@@ -23,7 +23,7 @@ pub use experts::{ExpertGroups, ExpertsConfig, Scores};
 pub(crate) use gates::softplus;
 pub use gates::{AttentionGate, GateFunction, Xielu};
 pub use latent::LatentAttention;
-pub use layers::{HeadShape, IndexShape, Indexer, LayerInputs, Streams};
+pub use layers::{HeadShape, IndexShape, Indexer, LayerInputs, Streams, ValueHeads};
 pub(crate) use quantile::normal_quantile;
 pub use raw::RawConfig;
 pub use relative::Buckets;

@@ -42,6 +42,8 @@ pub struct Decoder<B: Backend> {
     head_stage: usize,
     final_norm: Option<B::Norm>,
     project_out: Option<B::Linear>,
+    /// Before the head: a linear layer and the norm after its activation.
+    head_transform: Option<(B::Linear, B::Norm)>,
     head: B::Linear,
     /// Whether the head's weights are the embedding's and take no memory of their own.
     head_is_shared: bool,
@@ -293,6 +295,10 @@ impl<B: Backend> Decoder<B> {
             None => None,
         };
         let embedding_norm = names.embedding_norm.map(|name| loader.norm(name)).transpose()?;
+        let head_transform = match names.head_transform {
+            Some([dense, norm]) => Some(head_transform(&at_head, dense, norm)?),
+            None => None,
+        };
         let final_norm = names.final_norm.map(|name| at_head.norm(name)).transpose()?;
 
         let mut stages = Vec::new();
@@ -330,6 +336,7 @@ impl<B: Backend> Decoder<B> {
             head_stage,
             final_norm,
             project_out,
+            head_transform,
             head,
             head_is_shared,
             config,
@@ -443,7 +450,7 @@ impl<B: Backend> Decoder<B> {
 
     /// Whether embedding or head are narrower than the residual stream.
     pub(crate) fn is_projected(&self) -> bool {
-        self.project_in.is_some() || self.project_out.is_some()
+        self.project_in.is_some() || self.project_out.is_some() || self.head_transform.is_some()
     }
 
     /// The blocks.
@@ -552,6 +559,19 @@ fn tables(
     Ok((root, embedding, tied))
 }
 
+/// The linear layer and the norm before the head, which no root is before.
+fn head_transform<B: Backend>(
+    loader: &Loader<'_, B>,
+    dense: &str,
+    norm: &str,
+) -> Result<(B::Linear, B::Norm), Error> {
+    let loader = Loader { root: "", ..*loader };
+    let hidden = loader.config.hidden_size;
+    let part = vec![Part::new(dense).biased(loader.config.biases.head_transform)];
+    let site = Site::outside(LinearRole::Head);
+    Ok((loader.linear(site, part, &[hidden], hidden, &Precision::Float)?, loader.norm(norm)?))
+}
+
 /// The head's module: that of `names`, or in an older checkpoint of several parts, below that of its language model.
 fn head_name(checkpoint: &Checkpoint, names: &TensorNames) -> String {
     let below = format!("language_model.{}", names.head);
@@ -641,8 +661,9 @@ impl<B: Backend> Decoder<B> {
         x: &B::Activations,
         carried: &mut Carried<B>,
     ) -> Result<(), Error> {
-        if self.stages.len() > 1 && (self.inputs.is_some() || self.streams.is_some()) {
-            let what = "embeddings for each block, or several residual streams, on several devices";
+        let carries = self.inputs.is_some() || self.streams.is_some() || self.config.experts_ahead;
+        if self.stages.len() > 1 && carries {
+            let what = "embeddings for each block, several residual streams, or experts whose output a later block adds, on several devices";
             return Err(Error::Unsupported(what.to_owned()));
         }
         if let Some(inputs) = &self.inputs {
@@ -665,14 +686,22 @@ impl<B: Backend> Decoder<B> {
     /// `logits [rows, vocabulary]` of hidden states `x [rows, hidden_size]`.
     pub(crate) fn head(
         &self,
-        x: &B::Activations,
+        x: &mut B::Activations,
         narrow: &mut B::Activations,
         logits: &mut B::Activations,
     ) -> Result<(), Error> {
         let backend = self.head_backend();
-        let x = match &self.final_norm {
+        let normed = match &self.final_norm {
             Some(norm) => Input::Normed(x, norm),
             None => Input::Plain(x),
+        };
+        let x = match (&self.head_transform, self.config.head_activation) {
+            (Some((dense, norm)), Some(activation)) => {
+                backend.project(normed, &mut [(dense, Output::Store(&mut *narrow))])?;
+                backend.activate(narrow, activation, false, x)?;
+                Input::Normed(x, norm)
+            }
+            _ => normed,
         };
         match &self.project_out {
             None => backend.project(x, &mut [(&self.head, Output::Store(&mut *logits))])?,

@@ -78,7 +78,11 @@ impl<B: Backend> Latent<B> {
             (Some(name), Some(rank)) => Some(norm(name, rank)?),
             _ => None,
         };
-        let kv_norm = norm(&names.kv_norm, latent.kv_rank)?;
+        let mut kv_norm = NormSpec { eps: EPS, ..loader.norm_spec(&names.kv_norm, latent.kv_rank)? };
+        if let Some(factor) = config.latent_scale {
+            kv_norm.gain.iter_mut().for_each(|gain| *gain *= factor);
+        }
+        let kv_norm = loader.backend.norm(&kv_norm)?;
         let precision = precision.of(LinearRole::Qkv);
         let mut linears = Vec::new();
         for (part, outputs, inputs) in layers(names, config, latent) {

@@ -17,13 +17,16 @@ pub(crate) struct Scratch<B: Backend> {
     pub(crate) up: B::Activations,
     /// The activated `up`, where a norm follows.
     pub(crate) inner: B::Activations,
+    /// Queries, keys and values before they are copied to heads of equal width, and the heads' output after.
+    pub(crate) raw: B::Activations,
+    pub(crate) output: B::Activations,
     /// The same for blocks of other widths.
-    others: Vec<(Widths, [B::Activations; 5])>,
+    others: Vec<(Widths, [B::Activations; 7])>,
     /// Queries of cross-attention.
     pub(crate) query: B::Activations,
     /// A branch that no projection adds to the residual stream.
     pub(crate) branch: B::Activations,
-    /// The output of experts beside an MLP.
+    /// The output of experts beside an MLP, or of those that a later block adds.
     pub(crate) beside: B::Activations,
     pub(crate) latent: Option<LatentScratch<B>>,
     pub(crate) carried: Carried<B>,
@@ -37,6 +40,8 @@ pub(crate) struct Widths {
     pub(crate) gate: usize,
     pub(crate) up: usize,
     pub(crate) inner: usize,
+    pub(crate) raw: usize,
+    pub(crate) output: usize,
 }
 
 /// Activations that not every model has.
@@ -99,19 +104,21 @@ impl<B: Backend> Scratch<B> {
         let role = ActivationRole::Intermediate;
         let rows_if =
             |condition, width| backend.activations(if condition { max_rows } else { 0 }, width, role);
-        let of = |widths: Widths| -> Result<[B::Activations; 5], Error> {
-            let Widths { qkv, context, gate, up, inner } = widths;
+        let of = |widths: Widths| -> Result<[B::Activations; 7], Error> {
+            let Widths { qkv, context, gate, up, inner, raw, output } = widths;
             Ok([
                 rows_if(true, qkv)?,
                 rows_if(true, context)?,
                 rows_if(gate > 0, gate)?,
                 rows_if(true, up)?,
                 rows_if(inner > 0, inner)?,
+                rows_if(raw > 0, raw)?,
+                rows_if(output > 0, output)?,
             ])
         };
         let mut all = further.widths.into_iter();
         let widths = all.next().unwrap_or_default();
-        let [qkv, context, gate, up, inner] = of(widths)?;
+        let [qkv, context, gate, up, inner, raw, output] = of(widths)?;
         let others = all.map(|widths| Ok((widths, of(widths)?))).collect::<Result<_, Error>>()?;
         let residual = |condition| {
             let rows = if condition { max_rows } else { 0 };
@@ -124,10 +131,12 @@ impl<B: Backend> Scratch<B> {
             gate,
             up,
             inner,
+            raw,
+            output,
             others,
             query: rows_if(further.query, config.heads * config.head_size)?,
             branch: residual(further.branch)?,
-            beside: residual(config.experts_beside)?,
+            beside: residual(config.experts_beside || config.experts_ahead)?,
             latent: config
                 .latent
                 .map(|latent| LatentScratch::new(backend, config, latent, max_rows))
@@ -144,12 +153,14 @@ impl<B: Backend> Scratch<B> {
         let Some((others, set)) = self.others.iter_mut().find(|(others, _)| *others == widths) else {
             return;
         };
-        let [qkv, context, gate, up, inner] = set;
+        let [qkv, context, gate, up, inner, raw, output] = set;
         std::mem::swap(&mut self.widths, others);
         std::mem::swap(&mut self.qkv, qkv);
         std::mem::swap(&mut self.context, context);
         std::mem::swap(&mut self.gate, gate);
         std::mem::swap(&mut self.up, up);
         std::mem::swap(&mut self.inner, inner);
+        std::mem::swap(&mut self.raw, raw);
+        std::mem::swap(&mut self.output, output);
     }
 }

@@ -83,6 +83,14 @@ pub enum Feature {
     ExpertsBeside,
     /// Attention to keys that an indexer selects.
     KeySelection,
+    /// Experts whose output a later block adds.
+    ExpertsAhead,
+    /// Experts that return their input.
+    IdentityExperts,
+    /// Heads of values that are not as wide as those of keys.
+    ValueHeads,
+    /// An activation and a norm before the head.
+    HeadActivation,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -99,7 +107,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 45] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -135,6 +143,10 @@ impl Feature {
         Self::Streams,
         Self::ExpertsBeside,
         Self::KeySelection,
+        Self::ExpertsAhead,
+        Self::IdentityExperts,
+        Self::ValueHeads,
+        Self::HeadActivation,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -181,6 +193,10 @@ impl Feature {
             Self::Streams => "several residual streams",
             Self::ExpertsBeside => "experts beside an MLP",
             Self::KeySelection => "attention to selected keys",
+            Self::ExpertsAhead => "experts whose output a later block adds",
+            Self::IdentityExperts => "experts that return their input",
+            Self::ValueHeads => "heads of values of another width than those of keys",
+            Self::HeadActivation => "activations before the head",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -223,6 +239,10 @@ impl Feature {
         need(Self::LayerInputs, config.layer_inputs.is_some());
         need(Self::SparseGates, config.sparse_gates.is_some());
         need(Self::Streams, config.streams.is_some());
+        need(Self::ExpertsAhead, config.experts_ahead);
+        need(Self::IdentityExperts, config.experts.as_ref().is_some_and(|experts| experts.identities > 0));
+        need(Self::ValueHeads, config.values.is_some());
+        need(Self::HeadActivation, config.head_activation.is_some());
         need(Self::KeySelection, config.indexer.is_some());
         need(Self::ExpertsBeside, config.experts_beside);
         need(Self::ParallelExperts, config.block == BlockKind::Parallel && config.experts.is_some());

@@ -42,7 +42,7 @@ pub use spec::{
 };
 
 use crate::Error;
-use crate::config::{Activation, GateFunction, Xielu};
+use crate::config::{Activation, ClampedGate, GateFunction, Xielu};
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};
 use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
@@ -195,6 +195,27 @@ pub trait Backend: Sized + Send + Sync {
     ) -> Result<(), Error> {
         let _ = (x, activation, gated, out);
         Err(Error::Unsupported("activations that are normalised on this backend".to_owned()))
+    }
+    /// `out = gate.apply(x[:, ..K], x[:, K..])`: a clamped gate that a projection follows. Only backends with
+    /// [`Feature::ClampedGates`] are asked for it, and those in dense MLPs.
+    fn clamp_gate(
+        &self,
+        x: &Self::Activations,
+        gate: ClampedGate,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (x, gate, out);
+        Err(Error::Unsupported("gates with limits on this backend".to_owned()))
+    }
+    /// `out = x[:, ..K] − factor·x[:, K..]`. Only backends with [`Feature::ValueHeads`] are asked for it.
+    fn subtract_half(
+        &self,
+        x: &Self::Activations,
+        factor: f32,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (x, factor, out);
+        Err(Error::Unsupported("differential attention on this backend".to_owned()))
     }
     /// `x = xielu(x)` in place. Only backends with [`Feature::LearnedActivation`] are asked for it.
     fn xielu(&self, x: &mut Self::Activations, function: Xielu) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use crate::config::{ExpertGroups, ExpertsConfig, Scores};
 /// How the logits of a router become experts and weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Routing {
-    /// Experts to choose from, without the shared one.
+    /// Experts to choose from, without the shared one. Those that a model has no weights of return their input.
     pub count: usize,
     /// Experts a token, without the shared one.
     pub chosen: usize,
@@ -41,6 +41,7 @@ impl Routing {
     pub(crate) fn new(settings: &ExpertsConfig, correction: Option<Vec<f32>>) -> Self {
         let ExpertsConfig { count, chosen, normalized, scores, groups, scale, weighs_inputs, .. } = *settings;
         let constant = SharedWeight::Constant(settings.shared_scale);
+        let count = count + settings.identities;
         let weight = if settings.shared_gate { SharedWeight::Gate } else { constant };
         let shared = settings.shared_intermediate_size.map(|_| weight);
         let expert_scales = None;

@@ -61,7 +61,7 @@ impl<B: Backend> LayerInput<B> {
 }
 
 impl<B: Backend> Block<B> {
-    /// Adds the block's own embedding, and multiplies the stream by the block's number.
+    /// Adds the block's own embedding and the output of experts of an earlier block, and multiplies the stream by the block's number.
     pub(super) fn finish(
         &self,
         at: &Context<'_, B>,
@@ -71,6 +71,9 @@ impl<B: Backend> Block<B> {
         if let Some(input) = &self.layer_input {
             input.project(at, x, scratch)?;
             at.backend.add(x, &scratch.branch, Some(input.norm()))?;
+        }
+        if self.adds_shortcut {
+            at.backend.add(x, &scratch.beside, None)?;
         }
         match self.scalar {
             Some(scalar) => at.backend.scale(x, Some(scalar), None),

@@ -4,7 +4,7 @@ use int8_core::FloatType;
 
 use super::{
     AttentionGate, Buckets, ExpertsConfig, HeadShape, Indexer, LatentAttention, LayerInputs, RawConfig,
-    Rotary, Sinusoids, Streams,
+    Rotary, Sinusoids, Streams, ValueHeads,
 };
 use crate::Error;
 
@@ -131,8 +131,18 @@ pub struct DecoderConfig {
     pub layer_scalars: bool,
     /// The experts are beside the MLP instead of in its place.
     pub experts_beside: bool,
+    /// Experts see the input of a block's MLP, and the next block adds their output at its end.
+    pub experts_ahead: bool,
+    /// The latent of keys and values is multiplied by this after its norm.
+    pub latent_scale: Option<f32>,
     /// Attention sees the keys that an indexer selects.
     pub indexer: Option<Indexer>,
+    /// Heads of values have another width than those of keys.
+    pub values: Option<ValueHeads>,
+    /// The heads' output is multiplied by this.
+    pub value_scale: Option<f32>,
+    /// The head's input goes through a linear layer, this activation and a norm.
+    pub head_activation: Option<Activation>,
 }
 
 /// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
@@ -186,6 +196,8 @@ pub struct Biases {
     pub head: bool,
     /// The routers of mixtures of experts.
     pub router: bool,
+    /// The linear layer before the head.
+    pub head_transform: bool,
 }
 
 impl Biases {
@@ -196,7 +208,15 @@ impl Biases {
 
     /// Those of attention, and those of the MLP; the head has none.
     pub const fn of(attention: bool, mlp: bool) -> Self {
-        Self { qkv: attention, attention_output: attention, up: mlp, down: mlp, head: false, router: false }
+        Self {
+            qkv: attention,
+            attention_output: attention,
+            up: mlp,
+            down: mlp,
+            head: false,
+            router: false,
+            head_transform: false,
+        }
     }
 }
 
@@ -408,7 +428,12 @@ impl Default for DecoderConfig {
             streams: None,
             layer_scalars: false,
             experts_beside: false,
+            experts_ahead: false,
+            latent_scale: None,
             indexer: None,
+            values: None,
+            value_scale: None,
+            head_activation: None,
         }
     }
 }

@@ -8,6 +8,8 @@ use crate::Error;
 pub struct ExpertsConfig {
     /// Experts that the router chooses from.
     pub count: usize,
+    /// Further ones that the router chooses from, which return their input.
+    pub identities: usize,
     /// Experts chosen for each token.
     pub chosen: usize,
     /// The weights of the chosen experts are divided by their sum.
@@ -73,6 +75,11 @@ impl ExpertsConfig {
     /// Checks that the numbers fit each other.
     pub(super) fn validate(&self, raw: &RawConfig) -> Result<(), Error> {
         let Self { count, chosen, .. } = *self;
+        if self.identities > 0 && self.shared_intermediate_size.is_some() {
+            return Err(
+                raw.problem("zero_expert_num", "is set beside shared experts, which is not implemented")
+            );
+        }
         if chosen > count {
             return Err(
                 raw.problem("num_experts_per_tok", format!("is {chosen}; there are only {count} experts"))
@@ -110,6 +117,7 @@ impl Default for ExpertsConfig {
     fn default() -> Self {
         Self {
             count: 0,
+            identities: 0,
             chosen: 0,
             normalized: false,
             scores: Scores::Softmax,

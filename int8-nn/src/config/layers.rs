@@ -48,6 +48,17 @@ pub struct IndexShape {
     pub chosen: usize,
 }
 
+/// Heads of values whose width is not that of a head in the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueHeads {
+    /// They are so wide, and filled up with zeros.
+    Narrow(usize),
+    /// Differential attention (Ye et al., 2024): keys are half as wide as a head, and each head of values is one of the first half of
+    /// the stored ones and its like of the second half. Of the heads' outputs the second half, times a number of the block, is
+    /// subtracted from the first, and each result is normalised.
+    Differential,
+}
+
 /// Embeddings for each block (Gemma 3n, 2025): block `l` gets `(norm(P·x₀/√hidden) + √width·E[id])/√2`, its own columns of both
 /// terms, with the token embedding `x₀`, and adds `norm(down(act(gate(x)) · input))` at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use super::llama::{self, layer};
 use super::{Family, LayerNames, TensorNames, exaone, moe};
 use crate::Error;
 use crate::config::{
-    AlternateAttention, AttentionGate, BlockSet, DecoderConfig, ExpertsConfig, GateFunction, Positions,
-    QueryKeyNorms, RawConfig, RotaryDefaults, Scores,
+    AlternateAttention, AttentionGate, BlockSet, DecoderConfig, ExpertsConfig, GateFunction, HeadShape,
+    Positions, QueryKeyNorms, RawConfig, RotaryDefaults, Scores,
 };
 use crate::convert;
 
@@ -73,12 +73,10 @@ fn laguna(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     let share = if default { 0.5 } else { 1.0 };
     let (full, sliding) = (of("full_attention", 500_000.0, share)?, of("sliding_attention", 10_000.0, 1.0)?);
     let base = llama::base(&raw.without("rope_parameters"), RotaryDefaults::default())?;
-    let heads = json!(base.heads);
-    if let Some(list) = raw.get(HEADS)
-        && list.as_array().is_none_or(|list| list.iter().any(|count| *count != heads))
-    {
-        return Err(raw.problem(HEADS, "differs between layers, which is not implemented"));
-    }
+    let shapes = match raw.get(HEADS) {
+        None => None,
+        Some(list) => head_counts(raw, HEADS, list, &base)?,
+    };
     for key in ["moe_router_logit_softcapping", "moe_apply_router_weight_on_input"] {
         if raw.get(key).is_some_and(|value| *value != json!(false) && value.as_f64() != Some(0.0)) {
             return Err(raw.problem(key, "is set, which is not implemented"));
@@ -111,10 +109,35 @@ fn laguna(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         query_key_norms: Some(QueryKeyNorms::PerHead),
         attention_gate: Some(AttentionGate { function: GateFunction::Softplus, by_head }),
         positions: Positions::Rotary(full),
+        shapes,
         alternate: Some(alternate),
         experts: Some(experts),
         ..base
     })
+}
+
+/// Numbers of query heads, one a layer, of which one may differ from that of the others.
+fn head_counts(
+    raw: &RawConfig,
+    key: &str,
+    list: &Value,
+    base: &DecoderConfig,
+) -> Result<Option<(BlockSet, HeadShape)>, Error> {
+    let count = |value: &Value| value.as_u64().and_then(|count| usize::try_from(count).ok());
+    let counts: Option<Vec<usize>> = list.as_array().and_then(|list| list.iter().map(count).collect());
+    let counts = counts
+        .filter(|counts| counts.len() == base.layers && counts.iter().all(|count| *count > 0))
+        .ok_or_else(|| {
+            raw.problem(key, format!("is no list of {} numbers of heads, one a layer", base.layers))
+        })?;
+    let Some(other) = counts.iter().copied().find(|count| *count != base.heads) else { return Ok(None) };
+    if counts.iter().any(|count| *count != base.heads && *count != other) {
+        return Err(
+            raw.problem(key, "has several numbers besides `num_attention_heads`, which is not implemented")
+        );
+    }
+    let blocks = BlockSet::Marked(counts.iter().map(|count| *count == other).collect());
+    Ok(Some((blocks, HeadShape { heads: other, kv_heads: base.kv_heads, head_size: base.head_size })))
 }
 
 fn names(config: &DecoderConfig) -> TensorNames {

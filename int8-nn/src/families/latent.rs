@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::llama::{self, layer};
-use super::{Family, IndexNames, LatentNames, LayerNames, TensorNames, moe};
+use super::{Family, IndexNames, LatentNames, LayerNames, Module, TensorNames, moe};
 use crate::config::{
     Biases, BlockSet, DecoderConfig, ExpertGroups, ExpertsConfig, IndexShape, Indexer, LatentAttention,
     RawConfig, RotaryDefaults, Scores,
@@ -23,6 +23,7 @@ pub(crate) const FAMILY: Family = Family {
         "axk1",
         "deepseek_v32",
         "glm_moe_dsa",
+        "longcat_flash",
     ],
     config,
     names,
@@ -37,6 +38,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         "minicpm3" => minicpm(raw),
         "axk1" => axk(raw),
         "deepseek_v32" => sparse(raw),
+        "longcat_flash" => longcat(raw),
         "glm_moe_dsa" => sparse_glm(raw),
         _ => third(raw),
     }?
@@ -127,6 +129,50 @@ fn third(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         family: "deepseek_v3",
         experts: Some(moe::deepseek(raw)?),
         ..base(raw, interleaved(raw)?)?
+    })
+}
+
+/// LongCat-Flash (Meituan, 2025): a layer of the file is two blocks; experts see the input of the first one's MLP and are added
+/// behind the second, and some of them return their input.
+fn longcat(raw: &RawConfig) -> Result<DecoderConfig, Error> {
+    let layers = raw.size("num_layers")?;
+    let raw = &raw.without("num_hidden_layers").with_defaults(&[
+        ("num_hidden_layers", json!(2 * layers)),
+        ("rope_theta", json!(10_000_000.0)),
+        ("rms_norm_eps", json!(1e-5)),
+        ("max_position_embeddings", json!(131_072)),
+    ]);
+    let raw = &raw
+        .renamed("ffn_hidden_size", "intermediate_size")
+        .renamed("expert_ffn_hidden_size", "moe_intermediate_size")
+        .renamed("moe_topk", "num_experts_per_tok");
+    if raw.flag_or("router_bias", false)? {
+        return Err(raw.problem("router_bias", "is true, which is not implemented"));
+    }
+    let base = base(raw, true)?;
+    let Some(latent) = base.latent else { return Ok(base) };
+    let Some(rank) = latent.query_rank else {
+        return Err(raw.problem("q_lora_rank", "is null; this family has a latent of queries"));
+    };
+    let [hidden, rank, kv_rank] = [base.hidden_size, rank, latent.kv_rank].map(convert::f64_from);
+    let experts = ExpertsConfig {
+        count: raw.size_or("n_routed_experts", 512)?,
+        identities: raw.index_or("zero_expert_num", 256)?,
+        chosen: raw.size_or("num_experts_per_tok", 12)?,
+        correction: true,
+        scale: raw.float_or("routed_scaling_factor", 6.0)?,
+        intermediate_size: raw.size_or("moe_intermediate_size", 2048)?,
+        dense_blocks: (0..base.layers).filter(|block| block % 2 == 1).collect(),
+        ..ExpertsConfig::default()
+    };
+    Ok(DecoderConfig {
+        family: "longcat_flash",
+        // Queries are multiplied by √(hidden/rank).
+        attention_divisor: base.attention_divisor.map(|divisor| divisor * rank / hidden),
+        latent_scale: Some(convert::f32_from((hidden / kv_rank).sqrt())),
+        experts_ahead: true,
+        experts: Some(experts),
+        ..base
     })
 }
 
@@ -298,6 +344,9 @@ fn minicpm(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 
 fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
+    if config.experts_ahead {
+        return llama::tensors(move |index| longcat_layer(index, &config));
+    }
     llama::tensors(move |index| {
         let plain = layer(index, &config);
         let sparse = config.experts.as_ref().is_some_and(|experts| experts.in_block(index));
@@ -318,9 +367,40 @@ fn names(config: &DecoderConfig) -> TensorNames {
     })
 }
 
+/// Block `index` of LongCat-Flash, half a layer of the file.
+fn longcat_layer(index: usize, config: &DecoderConfig) -> LayerNames {
+    let (block, half) = (llama::module(index / 2), index % 2);
+    let attention = format!("self_attn.{half}");
+    let mlp = Module::new(block.name(&format!("mlps.{half}")));
+    let names = moe::Names {
+        router: "router.classifier",
+        correction: "mlp.router.e_score_correction_bias",
+        ..moe::Names::default()
+    };
+    let experts = config.experts.as_ref().filter(|_| half == 0);
+    LayerNames {
+        latent: config.latent.map(|latent| latent_names_in(&block, &attention, latent, config.heads)),
+        shortcut: experts.map(|experts| names.experts(index / 2, experts)),
+        adds_shortcut: half == 1,
+        ..LayerNames::new(
+            Vec::new(),
+            block.part(&format!("{attention}.o_proj")),
+            mlp.mlp(["gate_proj", "up_proj"], "down_proj"),
+        )
+    }
+    .norms(
+        block.name(&format!("input_layernorm.{half}")),
+        block.name(&format!("post_attention_layernorm.{half}")),
+    )
+}
+
 /// In heads of queries the rotated dimensions come first, unlike where they are stored.
 fn latent_names(index: usize, latent: LatentAttention, heads: usize) -> LatentNames {
-    let block = llama::module(index);
+    latent_names_in(&llama::module(index), "self_attn", latent, heads)
+}
+
+fn latent_names_in(layer: &Module, attention: &str, latent: LatentAttention, heads: usize) -> LatentNames {
+    let block = Module::new(layer.name(attention));
     let LatentAttention { kv_rank, rotated, plain, .. } = latent;
     let place = move |dim: usize| match latent.interleaved {
         true => 2 * (dim % (rotated / 2)) + dim / (rotated / 2),
@@ -333,18 +413,18 @@ fn latent_names(index: usize, latent: LatentAttention, heads: usize) -> LatentNa
     };
     let gather = |name: &str, rows: Vec<usize>, of| block.part(name).rows(Rows::Gather { rows, of });
     let query = match latent.query_rank {
-        Some(_) => "self_attn.q_b_proj",
-        None => "self_attn.q_proj",
+        Some(_) => "q_b_proj",
+        None => "q_proj",
     };
-    let kv = |rows| gather("self_attn.kv_a_proj_with_mqa", rows, kv_rank + rotated);
+    let kv = |rows| gather("kv_a_proj_with_mqa", rows, kv_rank + rotated);
     LatentNames {
-        query_down: latent.query_rank.map(|_| block.part("self_attn.q_a_proj")),
-        query_norm: latent.query_rank.map(|_| block.name("self_attn.q_a_layernorm")),
+        query_down: latent.query_rank.map(|_| block.part("q_a_proj")),
+        query_norm: latent.query_rank.map(|_| block.name("q_a_layernorm")),
         query: gather(query, (0..heads).flat_map(of_head).collect(), heads * latent.key()),
         kv_down: kv((0..kv_rank).collect()),
         key: kv(rotated_dims(kv_rank).collect()),
-        kv_norm: block.name("self_attn.kv_a_layernorm"),
-        kv_up: Part::new(&block.name("self_attn.kv_b_proj")),
+        kv_norm: block.name("kv_a_layernorm"),
+        kv_up: Part::new(&block.name("kv_b_proj")),
         index: None,
     }
 }
@@ -359,7 +439,7 @@ fn index_names(index: usize, latent: LatentAttention, config: &DecoderConfig) ->
         false => dim,
     };
     let order: Vec<usize> = (0..size).map(place).collect();
-    let module = super::Module::new(llama::module(index).name("self_attn.indexer"));
+    let module = Module::new(llama::module(index).name("self_attn.indexer"));
     let gather = |name: &str, heads: usize| {
         let rows = (0..heads).flat_map(|head| order.iter().map(move |place| head * size + place)).collect();
         module.part(name).rows(Rows::Gather { rows, of: heads * size })

@@ -11,6 +11,7 @@ mod bloom;
 mod codegen;
 mod cohere;
 mod dbrx;
+mod diffllama;
 mod exaone;
 mod falcon;
 mod flint;
@@ -31,7 +32,10 @@ mod interleaved;
 mod latent;
 mod llama;
 mod llama4;
+mod mimo;
+mod minimax_m3;
 mod mixtral;
+mod modernbert;
 mod moe;
 mod mpnet;
 mod mpt;
@@ -124,6 +128,10 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &aria::FAMILY,
     &gemma3n::FAMILY,
     &gemma4::FAMILY,
+    &mimo::FAMILY,
+    &diffllama::FAMILY,
+    &modernbert::FAMILY,
+    &minimax_m3::FAMILY,
 ];
 
 /// A family of encoders.
@@ -237,11 +245,13 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     }
     parts.extend([names.project_in, names.project_out].into_iter().flatten().map(Part::new));
     parts.extend(names.layer_inputs.map(|inputs| Part::new(inputs.projection)));
+    // Outside the root.
+    let dense = names.head_transform.map(|[dense, _]| (format!("{dense}.weight"), false));
     let ends = names.streams.into_iter().flatten();
     let count = config.streams.map_or(0, |streams| streams.count - 1);
     parts.extend(ends.flat_map(|end| (0..count).map(move |index| Part::new(&format!("{end}.{index}")))));
     let stored = parts.iter().map(Part::stored);
-    Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).collect())
+    Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).chain(dense).collect())
 }
 
 /// Modules by which the root of the names is found: the embedding, and the first norm or projection of the first block, because

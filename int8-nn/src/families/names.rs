@@ -96,6 +96,8 @@ pub(crate) struct TensorNames {
     pub(crate) final_norm: Option<&'static str>,
     pub(crate) head: &'static str,
     pub(crate) layer_inputs: Option<InputNames>,
+    /// The linear layer and the norm before the head.
+    pub(crate) head_transform: Option<[&'static str; 2]>,
     /// The projections to and from the streams but the first, without their number.
     pub(crate) streams: Option<[&'static str; 2]>,
     pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
@@ -119,6 +121,7 @@ impl TensorNames {
             final_norm: Some(final_norm),
             head: "lm_head",
             layer_inputs: None,
+            head_transform: None,
             streams: None,
             layer: Box::new(layer),
         }
@@ -161,6 +164,12 @@ pub(crate) struct LayerNames {
     pub(crate) scalar: Option<String>,
     /// Experts beside the MLP.
     pub(crate) beside: Option<BesideNames>,
+    /// Experts whose output a later block adds.
+    pub(crate) shortcut: Option<ExpertNames>,
+    /// The block adds it.
+    pub(crate) adds_shortcut: bool,
+    /// The vectors whose products give the factor of differential attention: two of queries, two of keys.
+    pub(crate) lambdas: Option<[[String; 2]; 2]>,
 }
 
 /// The names of a block's part of [`crate::config::LayerInputs`].
@@ -225,6 +234,9 @@ impl LayerNames {
             streams: None,
             scalar: None,
             beside: None,
+            shortcut: None,
+            adds_shortcut: false,
+            lambdas: None,
         }
     }
 

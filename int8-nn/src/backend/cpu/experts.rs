@@ -23,11 +23,15 @@ pub(super) fn add(
     {
         experts.router.apply(x, Store::Overwrite, logits)?;
     }
-    let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); experts.up.len()];
+    let count = experts.up.len().max(experts.routing.count);
+    let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); count];
     for (row, logits) in logits.rows().into_iter().enumerate() {
         for (expert, weight) in route(&logits.to_vec(), &experts.routing) {
             chosen[expert].push((row, weight));
         }
+    }
+    for (row, weight) in chosen[experts.up.len()..].iter().flatten() {
+        out.row_mut(*row).scaled_add(*weight, &x.row(*row));
     }
     for ((up, down), rows) in experts.up.iter().zip(&experts.down).zip(&chosen) {
         if rows.is_empty() {

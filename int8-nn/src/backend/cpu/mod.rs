@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use int8_cpu::{Prologue, Store};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Zip, s};
 use projection::Target;
 use rayon::prelude::*;
 
@@ -23,7 +23,7 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, ColumnCopy, Experts,
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
-use crate::config::{Activation, GateFunction, Xielu};
+use crate::config::{Activation, ClampedGate, GateFunction, Xielu};
 use crate::convert;
 use crate::precision::{Precision, Site};
 use crate::sampler::Sampler;
@@ -349,6 +349,23 @@ impl Backend for CpuBackend {
         let computed =
             projection::materialize(self.kernel, x.view(), projection::activated(activation, gated))?;
         out.resize(x.rows).assign(&computed.view());
+        Ok(())
+    }
+
+    fn clamp_gate(
+        &self,
+        x: &CpuActivations,
+        gate: ClampedGate,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let (gates, ups) = x.view().split_at(Axis(1), x.width / 2);
+        Zip::from(out.resize(x.rows)).and(gates).and(ups).for_each(|out, g, u| *out = gate.apply(*g, *u));
+        Ok(())
+    }
+
+    fn subtract_half(&self, x: &CpuActivations, factor: f32, out: &mut CpuActivations) -> Result<(), Error> {
+        let (left, right) = x.view().split_at(Axis(1), x.width / 2);
+        Zip::from(out.resize(x.rows)).and(left).and(right).for_each(|out, l, r| *out = l - factor * r);
         Ok(())
     }
 

@@ -111,6 +111,10 @@ impl CudaBackend {
             Feature::Streams,
             Feature::ExpertsBeside,
             Feature::KeySelection,
+            Feature::ExpertsAhead,
+            Feature::IdentityExperts,
+            Feature::ValueHeads,
+            Feature::HeadActivation,
         ] {
             capabilities.features.remove(&missing);
         }
