@@ -1,19 +1,31 @@
 //! One transformer block: attention and MLP with their normalisations, for decoders and encoders alike.
 
+mod beside;
+mod layer_input;
+mod mlp;
+mod norms;
+mod streams;
+mod value_heads;
+
 use std::ops::Range;
 
+use beside::Beside;
+use layer_input::LayerInput;
+use streams::Mixing;
+pub(crate) use streams::StreamEnds;
+use value_heads::Copied;
+
 use crate::Error;
-use crate::backend::{
-    AttentionSpec, Backend, DistanceBias, Experts, FloatType, Input, LayerAttention, Mask, NormSpec, Output,
-    Routing,
-};
+use crate::backend::{Backend, DistanceBias, Experts, Input, LayerAttention, Mask, NormSpec, Output};
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, Branch, BranchFactors, DecoderConfig, NormKind, Positions, QueryKeyNorms};
-use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
+use crate::config::{
+    AttentionGate, BlockKind, Branch, BranchFactors, DecoderConfig, NormKind, Positions, Xielu,
+};
+use crate::families::{CrossNames, LayerNames, MlpNames};
 use crate::latent::{self, Latent};
 use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::recurrent::Recurrent;
-use crate::scratch::Scratch;
+use crate::scratch::{Further, Scratch, Widths};
 use crate::shared::{Shared, SharedCores};
 use crate::weights::{LinearSource, Part, read_matrix};
 
@@ -30,7 +42,7 @@ pub(crate) struct Block<B: Backend> {
     /// Before the MLP; in a post-norm block, after it. A parallel block without it has one for both.
     mlp_norm: Option<B::Norm>,
     /// At the end of the branches of attention and MLP, before the residual addition.
-    branch_norms: Option<[B::Norm; 2]>,
+    branch_norms: [Option<B::Norm>; 2],
     projection: Projection<B>,
     /// Of queries and of keys: columns of the projection, and the norm of each run of its width among them.
     query_key_norms: Vec<(Range<usize>, B::Norm)>,
@@ -38,6 +50,10 @@ pub(crate) struct Block<B: Backend> {
     rotated_norms: Option<[NormSpec; 2]>,
     /// `[heads]`
     sinks: Option<Vec<f32>>,
+    /// The gate of attention's output.
+    gate: Option<B::Linear>,
+    /// Width of a head.
+    gate_run: usize,
     /// None in a block without attention.
     attention_output: Option<B::Linear>,
     /// A mixer with a recurrent state, beside attention or instead of it.
@@ -45,6 +61,20 @@ pub(crate) struct Block<B: Backend> {
     /// A transformer that several blocks share, before the recurrent mixer.
     shared: Option<Shared<B>>,
     mlp: Mlp<B>,
+    /// Of the input of `attention_output`, and of the MLP's contraction.
+    inner_norms: Option<[B::Norm; 2]>,
+    /// The MLP's activation.
+    activation: Option<Xielu>,
+    /// Of the MLP's gates, before the activation: their number, and the multiple of their deviation below which they are dropped.
+    sparse_gates: Option<(usize, f32)>,
+    beside: Option<Beside<B>>,
+    layer_input: Option<LayerInput<B>>,
+    mixing: Option<Mixing<B>>,
+    scalar: Option<f32>,
+    /// Experts that see the input of the MLP, and whose output a later block adds.
+    shortcut: Option<Experts<B>>,
+    adds_shortcut: bool,
+    widths: Widths,
     /// Cross-attention, after self-attention.
     cross: Option<Cross<B>>,
     /// Number of weights in the linear layers.
@@ -57,6 +87,7 @@ enum Projection<B: Backend> {
     /// One linear layer.
     Direct(B::Linear),
     Latent(Latent<B>),
+    Copied(Copied<B>),
     /// The block has no attention.
     None,
 }
@@ -108,7 +139,7 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.norm(&NormSpec { eps, ..self.norm_spec(name, width)? })
     }
 
-    fn norm_spec(&self, name: &str, width: usize) -> Result<NormSpec, Error> {
+    pub(crate) fn norm_spec(&self, name: &str, width: usize) -> Result<NormSpec, Error> {
         let name = self.name(name);
         if !self.config.norm_gains {
             return Ok(self.spec(vec![1.0; width], None));
@@ -147,61 +178,6 @@ impl<B: Backend> Loader<'_, B> {
         self.backend.norm(&spec)
     }
 
-    /// The norms `names` of queries and of keys, with the columns they apply to. `order`: the stored place of each dimension of a
-    /// head, where it is not its own.
-    fn query_key_norms(&self, names: &[String; 2], order: Option<&[usize]>) -> Result<ColumnNorms<B>, Error> {
-        let config = self.config;
-        let size = config.head_size;
-        let (queries, keys) = (config.heads * size, config.kv_heads * size);
-        let mut norms = Vec::new();
-        for (name, columns) in names.iter().zip([0..queries, queries..queries + keys]) {
-            match config.query_key_norms {
-                None => {}
-                Some(QueryKeyNorms::PerHead) => norms.push((columns, self.norm_of(name, size)?)),
-                Some(QueryKeyNorms::WithoutGains) => {
-                    norms.push((columns, self.backend.norm(&self.spec(vec![1.0; size], None))?));
-                }
-                Some(QueryKeyNorms::Whole) => {
-                    let width = columns.len();
-                    norms.push((columns, self.norm_of(name, width)?));
-                }
-                Some(QueryKeyNorms::EachHead) => {
-                    for (head, first) in columns.step_by(size).enumerate() {
-                        let gain = self.head_gain(name, head, order)?;
-                        norms.push((first..first + size, self.backend.norm(&self.spec(gain, None))?));
-                    }
-                }
-            }
-        }
-        Ok(norms)
-    }
-
-    /// The gain of one head: a row of `{name}.weight [heads, head_size]`, or `{name}.norms.{head}.weight`.
-    fn head_gain(&self, name: &str, head: usize, order: Option<&[usize]>) -> Result<Vec<f32>, Error> {
-        let size = self.config.head_size;
-        let of_all = self.name(&format!("{name}.weight"));
-        let stored = match self.checkpoint.get(&of_all) {
-            Some(tensor) => {
-                let mut row = vec![0.0; size];
-                let (heads, width) = tensor.matrix_shape()?;
-                if head >= heads || width != size {
-                    let expected = format!("a row of {size} for each head");
-                    return Err(tensor.shape_error(expected).into());
-                }
-                tensor.read_rows_f32(head..head + 1, &mut row)?;
-                row
-            }
-            None => {
-                let name = self.name(&format!("{name}.norms.{head}.weight"));
-                self.checkpoint.tensor(&name)?.expect_shape(&[size])?.to_f32()?
-            }
-        };
-        Ok(match order {
-            None => stored,
-            Some(order) => order.iter().map(|place| stored[*place]).collect(),
-        })
-    }
-
     /// The linear layer stacked from `parts`, which have `outputs`.
     pub(crate) fn linear(
         &self,
@@ -216,7 +192,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// The `count` numbers of a tensor, whatever its shape.
-    fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
+    pub(crate) fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
         let tensor = self.checkpoint.tensor(&self.name(name))?;
         if tensor.shape().iter().product::<usize>() != count {
             return Err(tensor.shape_error(format!("{count} numbers")).into());
@@ -234,22 +210,27 @@ impl<B: Backend> Loader<'_, B> {
         let site = |role| Site::block(self.stack, layer, role);
         let config = self.config;
         let hidden = config.hidden_size;
-        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
+        let shape = config.shape(layer);
+        let own_keys = config.source(layer) == layer;
+        let (queries, keys) = (shape.queries(), if own_keys { shape.keys() } else { 0 });
         let norm = |name: &Option<String>| name.as_ref().map(|name| self.norm(name)).transpose();
-        let pair = |[first, second]: [String; 2]| -> Result<_, Error> {
-            Ok([self.branch_norm(&first)?, self.branch_norm(&second)?])
+        let branch_norms = match names.branch_norms {
+            Some([first, second]) => [Some(self.branch_norm(&first)?), Some(self.branch_norm(&second)?)],
+            None => [None, names.mlp_branch_norm.map(|name| self.branch_norm(&name)).transpose()?],
         };
-        let branch_norms = names.branch_norms.map(pair).transpose()?;
         let (mut query_key_norms, mut rotated_norms) = (Vec::new(), None);
         match &names.query_key_norms {
             Some([queries, keys]) if config.norms_after_rotation => {
                 let size = config.head_size;
                 rotated_norms = Some([self.norm_spec(queries, size)?, self.norm_spec(keys, size)?]);
             }
-            Some(norms) => query_key_norms = self.query_key_norms(norms, names.query_key_order.as_deref())?,
+            Some(norms) => {
+                let order = names.query_key_order.as_deref();
+                query_key_norms = self.query_key_norms(norms, order, (shape, own_keys))?;
+            }
             None => {}
         }
-        let sinks = names.sinks.map(|name| self.vector(&name, config.heads)).transpose()?;
+        let sinks = names.sinks.map(|name| self.vector(&name, shape.heads)).transpose()?;
         let biases = config.biases;
         let recurrent = names.recurrent.map(|names| Recurrent::load(self, layer, names, precision));
         let recurrent = recurrent.transpose()?;
@@ -270,10 +251,21 @@ impl<B: Backend> Loader<'_, B> {
             }
             _ => {
                 let qkv = names.qkv.into_iter().map(|part| part.biased(biases.qkv)).collect();
-                let outputs = [queries, keys, keys];
+                let all = match config.values {
+                    Some(values) => value_heads::columns(values, shape),
+                    None => [queries, keys, keys],
+                };
+                let outputs = if own_keys { &all[..] } else { &all[..1] };
                 let precision = precision.of(LinearRole::Qkv);
-                let linear = self.linear(site(LinearRole::Qkv), qkv, &outputs, hidden, &precision)?;
-                (Projection::Direct(linear), hidden * (queries + 2 * keys), queries)
+                let linear = self.linear(site(LinearRole::Qkv), qkv, outputs, hidden, &precision)?;
+                let weights = hidden * outputs.iter().sum::<usize>();
+                match config.values {
+                    None => (Projection::Direct(linear), weights, queries),
+                    Some(values) => {
+                        let copied = Copied::load(self, linear, layer, values, names.lambdas.as_ref())?;
+                        (Projection::Copied(copied), weights, value_heads::context(values, shape))
+                    }
+                }
             }
         };
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
@@ -295,7 +287,71 @@ impl<B: Backend> Loader<'_, B> {
             None => norm(&names.attention_norm)?,
             scaled => scaled,
         };
+        let gate_width = match config.attention_gate {
+            Some(gate) => {
+                if gate.by_head {
+                    shape.heads
+                } else {
+                    context
+                }
+            }
+            None => 0,
+        };
+        let gate = names.gate.map(|part| {
+            let role = LinearRole::Qkv;
+            self.linear(site(role), vec![part.biased(biases.qkv)], &[gate_width], hidden, &precision.of(role))
+        });
+        let inner_norms = match &names.inner_norms {
+            Some([of_context, of_mlp]) => {
+                Some([self.norm_of(of_context, context)?, self.norm_of(of_mlp, config.intermediate_size)?])
+            }
+            None => None,
+        };
+        let (beside, beside_weights) = match names.beside {
+            Some(names) => {
+                let (beside, weights) = Beside::load(self, layer, names, precision)?;
+                (Some(beside), weights)
+            }
+            None => (None, 0),
+        };
+        let (shortcut, shortcut_weights) = match names.shortcut {
+            Some(names) => match self.mlp(layer, MlpNames::Experts(vec![names]), precision)? {
+                (Mlp::Experts(experts), weights) => (Some(experts), weights),
+                (Mlp::Dense { .. } | Mlp::None, _) => (None, 0),
+            },
+            None => (None, 0),
+        };
+        let (layer_input, input_weights) = LayerInput::load(self, layer, names.layer_input, precision)?;
+        let (mixing, mixing_weights) = Mixing::load(self, layer, names.streams, precision)?;
+        let wide = config.intermediate(layer);
+        let sparse = config.sparse_gates.as_ref().filter(|(blocks, _)| blocks.contains(layer));
+        let scalar = names.scalar.map(|name| self.vector(&name, 1)).transpose()?;
+        let further_weights = shortcut_weights + beside_weights + input_weights + mixing_weights;
+        let mixer_weights = recurrent_weights + shared_weights;
         Ok(Block {
+            shortcut,
+            adds_shortcut: names.adds_shortcut,
+            sparse_gates: sparse.map(|(_, multiplier)| (wide, *multiplier)),
+            beside,
+            layer_input,
+            mixing,
+            scalar: scalar.map(|numbers| numbers[0]),
+            widths: Widths {
+                qkv: match config.latent {
+                    Some(_) => (config.heads + 2 * config.kv_heads) * config.head_size,
+                    None => queries + 2 * if own_keys { shape.keys() } else { 0 },
+                },
+                context: shape.queries(),
+                raw: config.values.map_or(0, |values| value_heads::columns(values, shape).iter().sum()),
+                output: config.values.map_or(0, |values| value_heads::context(values, shape)),
+                gate: gate_width,
+                up: wide * if config.gated_mlp { 2 } else { 1 },
+                inner: if config.inner_norms || config.clamped_gate.is_some() { wide } else { 0 },
+            },
+            gate: gate.transpose()?,
+            gate_run: shape.head_size,
+            inner_norms,
+            activation: names.activation.map(|name| self.xielu(&name)).transpose()?,
             attention_norm,
             recurrent_norm: scaled(|factors| factors.recurrent_input)?,
             mlp_norm: norm(&names.mlp_norm)?,
@@ -308,7 +364,11 @@ impl<B: Backend> Loader<'_, B> {
             recurrent,
             mlp,
             cross: None,
-            weights: attention_weights + hidden * context + recurrent_weights + shared_weights + mlp_weights,
+            weights: attention_weights
+                + hidden * (context + gate_width)
+                + mixer_weights
+                + mlp_weights
+                + further_weights,
             shared,
         })
     }
@@ -346,82 +406,6 @@ impl<B: Backend> Loader<'_, B> {
         let table = read_matrix(&tensor.expect_shape(&[buckets.count, self.config.heads])?)?.to_f32();
         Ok(Some(buckets.biases(table.view(), mask)))
     }
-
-    /// The MLP or the experts of a block, and their number of weights.
-    fn mlp(&self, layer: usize, names: MlpNames, precision: &Precision) -> Result<(Mlp<B>, usize), Error> {
-        let config = self.config;
-        let hidden = config.hidden_size;
-        let pair = |up: Vec<Part>, down: Part, wide: usize, expert: Option<usize>| -> Result<_, Error> {
-            let site = |role| Site { expert, ..Site::block(self.stack, layer, role) };
-            let outputs: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
-            let find = |parts, outputs, inputs| {
-                LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)
-            };
-            let up = up.into_iter().map(|part| part.biased(config.biases.up)).collect();
-            let down = vec![down.biased(config.biases.down)];
-            let (up, down) = (find(up, outputs, hidden)?, find(down, &[hidden], wide)?);
-            // A checkpoint whose expansion is int8 left the contraction in floating point on purpose: transformers does so
-            // with T5's (`_keep_in_fp32_modules`).
-            let kept = up.is_int8()? && !down.is_int8()?;
-            let of_down = if kept { Precision::Float } else { precision.of(LinearRole::Down) };
-            let down = self.backend.linear(site(LinearRole::Down), &down, &of_down)?;
-            let up = self.backend.linear(site(LinearRole::Up), &up, &precision.of(LinearRole::Up))?;
-            Ok((up, down, (outputs.len() + 1) * wide * hidden))
-        };
-        let names = match names {
-            MlpNames::None => return Ok((Mlp::None, 0)),
-            MlpNames::Dense { up, down } => {
-                let (up, down, weights) = pair(up, down, config.intermediate_size, None)?;
-                return Ok((Mlp::Dense { up, down }, weights));
-            }
-            MlpNames::Experts(mut names) => {
-                let has_router = |names: &ExpertNames| {
-                    let router = names.router.first().map(|name| self.name(name) + ".weight");
-                    router.is_some_and(|router| self.checkpoint.contains(&router))
-                };
-                // If the checkpoint has none, the error names the tensors of the first.
-                let known = names.iter().position(has_router).unwrap_or_default();
-                names.swap_remove(known)
-            }
-        };
-        let Some(settings) = &config.experts else {
-            return Err(Error::Unsupported("experts without their settings".to_owned()));
-        };
-        let fused = names.fused.as_ref().filter(|[up, _]| self.checkpoint.contains(&self.name(up)));
-        let router = names.router.iter().map(|name| Part::new(name).biased(config.biases.router)).collect();
-        let shared = settings.shared_intermediate_size;
-        let gated = shared.is_some() && settings.shared_gate;
-        let logits: &[usize] = if gated { &[settings.count, 1] } else { &[settings.count] };
-        let correction = names.correction.as_ref().filter(|_| settings.correction);
-        let correction = correction.map(|name| self.vector(name, settings.count)).transpose()?;
-        let site = Site::block(self.stack, layer, LinearRole::Router);
-        let mut experts = Experts {
-            router: self.linear(site, router, logits, hidden, &Precision::Float)?,
-            routing: Routing::new(settings, correction),
-            up: Vec::new(),
-            down: Vec::new(),
-            activation: config.activation,
-            gated: config.gated_mlp,
-            clamped_gate: config.clamped_gate,
-        };
-        let mut all_weights = 0;
-        let shared = shared.map(|wide| (settings.count, wide));
-        for (index, wide) in
-            (0..settings.count).map(|index| (index, settings.intermediate_size)).chain(shared)
-        {
-            let (up, down) = match fused {
-                Some([up, down]) if index < settings.count => {
-                    (vec![Part::new(up).slab(index)], Part::new(down).slab(index))
-                }
-                _ => (names.expert)(index),
-            };
-            let (up, down, weights) = pair(up, down, wide, Some(index))?;
-            experts.up.push(up);
-            experts.down.push(down);
-            all_weights += weights;
-        }
-        Ok((Mlp::Experts(experts), all_weights))
-    }
 }
 
 /// The root under which this checkpoint keeps a model's tensors, by the names of some of its modules below it, of which a
@@ -436,40 +420,32 @@ pub(crate) fn root(
     roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
 }
 
-/// Attention of blocks with this mask, over `layers` layers of an f32 cache.
-pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
-    let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));
-    let layer = |index| {
-        let (positions, sliding_window) = config.attention(index);
-        let factor = if config.scores_by_layer {
-            crate::convert::f32_from(1.0 / crate::convert::f64_from(index + 1))
-        } else {
-            1.0
-        };
-        let growth = config.query_growth.as_ref().filter(|(blocks, _)| blocks.contains(index));
-        LayerAttention {
-            attends: config.mixer(index).attends(),
-            recurrent: None,
-            positions: positions.clone(),
-            sliding_window,
-            factor,
-            norms: None,
-            chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
-            query_growth: growth.map(|(_, growth)| *growth),
-            sinks: None,
-        }
+/// The activations for these blocks, in forwards of at most `max_rows` tokens.
+pub(crate) fn scratch<B: Backend>(
+    backend: &B,
+    config: &DecoderConfig,
+    blocks: &[Block<B>],
+    max_rows: usize,
+) -> Result<Scratch<B>, Error> {
+    let branch = |block: &Block<B>| {
+        [Branch::Attention, Branch::Recurrent, Branch::Mlp]
+            .iter()
+            .any(|kind| block.adds_branch(config, *kind))
+            || matches!(block.mlp, Mlp::Experts(_))
+            || block.layer_input.is_some()
     };
-    AttentionSpec {
-        layers: (0..layers).map(layer).collect(),
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_size: config.head_size,
-        mask,
-        scale: crate::convert::f32_from(1.0 / divisor.sqrt()),
-        softcap: config.attention_softcap,
-        bias: None,
-        kv_cache: FloatType::F32,
+    let mut widths: Vec<Widths> = Vec::new();
+    for block in blocks {
+        if !widths.contains(&block.widths) {
+            widths.push(block.widths);
+        }
     }
+    let further = Further {
+        widths,
+        query: blocks.iter().any(Block::has_cross_attention),
+        branch: config.residual_multiplier.is_some() || blocks.iter().any(branch),
+    };
+    Scratch::new(backend, config, further, max_rows)
 }
 
 /// The surroundings of a block in a forward.
@@ -490,6 +466,8 @@ impl<B: Backend> Block<B> {
             Mlp::None => (&[][..], &[][..]),
         };
         let mlps = ups.iter().zip(downs);
+        let further = self.beside.iter().map(|beside| &beside.experts).chain(&self.shortcut);
+        let further = further.flat_map(|experts| experts.up.iter().zip(&experts.down));
         let cross = self.cross.iter().flat_map(|cross| {
             [
                 (LinearRole::Qkv, &cross.query),
@@ -499,6 +477,7 @@ impl<B: Backend> Block<B> {
         });
         let (direct, latent) = match &self.projection {
             Projection::Direct(linear) => (Some(linear), None),
+            Projection::Copied(copied) => (Some(&copied.linear), None),
             Projection::Latent(latent) => (None, Some(latent.linears())),
             Projection::None => (None, None),
         };
@@ -506,12 +485,16 @@ impl<B: Backend> Block<B> {
         direct
             .into_iter()
             .chain(latent.into_iter().flatten())
+            .chain(&self.gate)
             .map(|linear| (LinearRole::Qkv, linear))
             .chain(output)
             .chain(self.shared.iter().flat_map(Shared::linears))
             .chain(self.recurrent.iter().flat_map(Recurrent::linears))
             .chain(cross)
-            .chain(mlps.flat_map(|(up, down)| [(LinearRole::Up, up), (LinearRole::Down, down)]))
+            .chain(mlps.flat_map(pair))
+            .chain(further.flat_map(pair))
+            .chain(self.layer_input.iter().flat_map(|input| pair((&input.gate, &input.projection))))
+            .chain(self.mixing.iter().flat_map(|Mixing { low: [down, up], .. }| pair((down, up))))
     }
 
     /// Number of weights in these layers, without biases.
@@ -553,12 +536,17 @@ impl<B: Backend> Block<B> {
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
+        scratch.select(self.widths);
+        if let Some(mixing) = &self.mixing {
+            return self.with_streams(mixing, at, (layer, cache), x, scratch);
+        }
         match at.config.block {
             BlockKind::PreNorm => self.pre_norm(at, (layer, cache), x, scratch),
             BlockKind::Parallel => self.parallel(at, (layer, cache), x, scratch),
             BlockKind::PostNorm => self.post_norm(at, (layer, cache), x, scratch),
             BlockKind::NormedResidual => self.normed_residual(at, (layer, cache), x, scratch),
-        }
+        }?;
+        self.finish(at, x, scratch)
     }
 
     fn pre_norm(
@@ -582,22 +570,25 @@ impl<B: Backend> Block<B> {
             scratch.recurrent = of_recurrent;
             projected?;
         }
-        if let Some(output) = &self.attention_output {
+        if let Some(linear) = &self.attention_output {
             self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
             self.attention(at, (layer, cache), scratch)?;
-            let Scratch { context, branch, latent, .. } = &mut *scratch;
+            let Scratch { context, branch, latent, output, .. } = &mut *scratch;
             let attended = match (&self.projection, latent) {
+                (Projection::Copied(copied), _) => copied.output(backend, context, output)?,
                 (Projection::Latent(projection), Some(scratch)) => {
                     projection.values(backend, context, scratch)?
                 }
                 _ => &*context,
             };
-            self.mixed(at, Branch::Attention, (attended, output), x, branch)?;
+            let attended = input(attended, self.inner_norms.as_ref().map(|[norm, _]| norm));
+            self.mixed(at, Branch::Attention, (attended, linear), x, branch)?;
         }
         let Scratch { context, branch, query, recurrent: of_recurrent, .. } = &mut *scratch;
         if let (Some(recurrent), Some(scratch)) = (&self.recurrent, of_recurrent) {
             recurrent.mix(at, (layer, cache), scratch)?;
-            self.mixed(at, Branch::Recurrent, (&scratch.mixed, recurrent.output()), x, branch)?;
+            let mixed = Input::Plain(&scratch.mixed);
+            self.mixed(at, Branch::Recurrent, (mixed, recurrent.output()), x, branch)?;
         }
         if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
             let target = (&cross.query, Output::Store(&mut *query));
@@ -613,15 +604,15 @@ impl<B: Backend> Block<B> {
         &self,
         at: &Context<'_, B>,
         kind: Branch,
-        (mixed, output): (&B::Activations, &B::Linear),
+        (mixed, output): (Input<'_, B>, &B::Linear),
         x: &mut B::Activations,
         branch: &mut B::Activations,
     ) -> Result<(), Error> {
         if !self.adds_branch(at.config, kind) {
-            return at.backend.project(Input::Plain(mixed), &mut [(output, Output::Add(x))]);
+            return at.backend.project(mixed, &mut [(output, Output::Add(x))]);
         }
-        at.backend.project(Input::Plain(mixed), &mut [(output, Output::Store(&mut *branch))])?;
-        add_branch(at, kind, x, branch, self.branch_norms.as_ref().map(|[norm, _]| norm))
+        at.backend.project(mixed, &mut [(output, Output::Store(&mut *branch))])?;
+        add_branch(at, kind, x, branch, self.norm_of_branch(kind))
     }
 
     fn parallel(
@@ -632,26 +623,37 @@ impl<B: Backend> Block<B> {
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
         let backend = at.backend;
-        let Mlp::Dense { up: expansion, down } = &self.mlp else {
-            return Err(Error::Unsupported("experts beside attention".to_owned()));
-        };
         let Projection::Direct(qkv) = &self.projection else {
             return Err(Error::Unsupported("latent attention in parallel blocks".to_owned()));
         };
-        let mut targets =
-            [(qkv, Output::Store(&mut scratch.qkv)), (expansion, Output::Store(&mut scratch.up))];
         let attention_input = input(x, self.attention_norm.as_ref());
-        match &self.mlp_norm {
-            None => backend.project(attention_input, &mut targets)?,
-            Some(norm) => {
-                let (attention, mlp) = targets.split_at_mut(1);
-                backend.project(attention_input, attention)?;
-                backend.project(Input::Normed(x, norm), mlp)?;
+        let Scratch { qkv: projected, up, branch, .. } = &mut *scratch;
+        let mut targets = vec![(qkv, Output::Store(projected))];
+        let mlp_input = || input(x, self.mlp_norm.as_ref().or(self.attention_norm.as_ref()));
+        match &self.mlp {
+            Mlp::None => backend.project(attention_input, &mut targets)?,
+            Mlp::Experts(experts) => {
+                backend.project(attention_input, &mut targets)?;
+                backend.experts(mlp_input(), experts, branch)?;
+            }
+            Mlp::Dense { up: expansion, .. } if self.mlp_norm.is_none() => {
+                targets.push((expansion, Output::Store(up)));
+                backend.project(attention_input, &mut targets)?;
+            }
+            Mlp::Dense { up: expansion, .. } => {
+                backend.project(attention_input, &mut targets)?;
+                backend.project(mlp_input(), &mut [(expansion, Output::Store(up))])?;
             }
         }
         self.attention(at, (layer, cache), scratch)?;
-        self.attended(backend, &scratch.context, x)?;
-        backend.project(expanded(at.config, &scratch.up), &mut [(down, Output::Add(x))])
+        self.attended(backend, &scratch.context, Output::Add(x))?;
+        match &self.mlp {
+            Mlp::Experts(_) => backend.add(x, &scratch.branch, None),
+            Mlp::Dense { down, .. } => {
+                backend.project(expanded(at.config, &scratch.up), &mut [(down, Output::Add(x))])
+            }
+            Mlp::None => Ok(()),
+        }
     }
 
     fn post_norm(
@@ -668,7 +670,7 @@ impl<B: Backend> Block<B> {
         };
         self.project(backend, Input::Plain(x), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        self.attended(backend, &scratch.context, x)?;
+        self.attended(backend, &scratch.context, Output::Add(x))?;
         normalize(x, &self.attention_norm)?;
         self.mlp(at, None, x, scratch)?;
         normalize(x, &self.mlp_norm)
@@ -687,30 +689,37 @@ impl<B: Backend> Block<B> {
         }
         self.project(backend, Input::Plain(x), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        self.attended(backend, &scratch.context, x)?;
+        self.attended(backend, &scratch.context, Output::Add(x))?;
         if let Some(norm) = &self.mlp_norm {
             backend.normalize(x, norm)?;
         }
         self.mlp(at, None, x, scratch)
     }
 
-    /// `x += output(context)`
-    fn attended(&self, backend: &B, context: &B::Activations, x: &mut B::Activations) -> Result<(), Error> {
+    /// `out (+)= output(context)`
+    fn attended(&self, backend: &B, context: &B::Activations, out: Output<'_, B>) -> Result<(), Error> {
         let Some(output) = &self.attention_output else {
             return Err(Error::Unsupported("blocks without attention that are not pre-norm".to_owned()));
         };
-        backend.project(Input::Plain(context), &mut [(output, Output::Add(x))])
+        backend.project(Input::Plain(context), &mut [(output, out)])
     }
 
     /// `scratch.qkv`, from the input of attention.
     fn project(&self, backend: &B, input: Input<'_, B>, scratch: &mut Scratch<B>) -> Result<(), Error> {
-        let Scratch { qkv, latent, .. } = scratch;
+        if let Projection::Copied(copied) = &self.projection {
+            return copied.project(backend, input, scratch);
+        }
+        let Scratch { qkv, latent, gate, .. } = scratch;
         match (&self.projection, latent) {
-            (Projection::Direct(linear), _) => backend.project(input, &mut [(linear, Output::Store(qkv))]),
+            (Projection::Direct(linear), _) => {
+                let mut targets = vec![(linear, Output::Store(qkv))];
+                targets.extend(self.gate.as_ref().map(|linear| (linear, Output::Store(gate))));
+                backend.project(input, &mut targets)
+            }
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.project(backend, input, scratch, qkv)
             }
-            (Projection::Latent(_) | Projection::None, _) => {
+            (Projection::Latent(_) | Projection::Copied(_) | Projection::None, _) => {
                 Err(Error::Unsupported("attention without sizes".to_owned()))
             }
         }
@@ -723,14 +732,26 @@ impl<B: Backend> Block<B> {
         (layer, cache): (usize, &mut B::Cache),
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let Scratch { qkv, context, .. } = scratch;
+        let Scratch { qkv, context, gate, latent, .. } = scratch;
         for (columns, norm) in &self.query_key_norms {
             at.backend.normalize_columns(qkv, columns.clone(), norm)?;
         }
         if let Some(limit) = at.config.qkv_limit {
             at.backend.clamp(qkv, limit)?;
         }
-        at.backend.attention(at.batch, layer, qkv, cache, context)
+        if let (Projection::Latent(projection), Some(scratch)) = (&self.projection, latent) {
+            projection.select_keys(at.backend, at.batch, (layer, cache), scratch)?;
+        }
+        at.backend.attention(at.batch, layer, qkv, cache, context)?;
+        if let Some(factor) = at.config.value_scale {
+            at.backend.scale(context, Some(factor), None)?;
+        }
+        match at.config.attention_gate {
+            Some(AttentionGate { function, by_head }) => {
+                at.backend.gate_heads(context, gate, function, if by_head { self.gate_run } else { 1 })
+            }
+            None => Ok(()),
+        }
     }
 
     /// `x += mlp(norm(x))`, or of experts.
@@ -741,39 +762,66 @@ impl<B: Backend> Block<B> {
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let Scratch { up, branch, .. } = scratch;
+        let Scratch { up, inner, branch, beside, .. } = scratch;
         let backend = at.backend;
-        let branch_norm = self.branch_norms.as_ref().map(|[_, norm]| norm);
+        let branch_norm = self.branch_norms[1].as_ref();
         match &self.mlp {
             Mlp::None => return Ok(()),
             Mlp::Experts(experts) => backend.experts(input(x, norm), experts, branch)?,
             Mlp::Dense { up: expansion, down } => {
+                if let Some(experts) = &self.shortcut {
+                    backend.experts(input(x, norm), experts, beside)?;
+                }
                 backend.project(input(x, norm), &mut [(expansion, Output::Store(&mut *up))])?;
                 if let Some(factors) = at.config.branch_factors {
                     backend.scale_columns(up, 0..at.config.intermediate_size, factors.gate)?;
                 }
+                if let Some((width, multiplier)) = self.sparse_gates {
+                    backend.sparsify(up, width, multiplier)?;
+                }
                 let adds = self.adds_branch(at.config, Branch::Mlp);
                 let out = if adds { Output::Store(&mut *branch) } else { Output::Add(&mut *x) };
-                backend.project(expanded(at.config, up), &mut [(down, out)])?;
+                let expanded = match (&self.inner_norms, self.activation) {
+                    _ if at.config.clamped_gate.is_some() => {
+                        if let Some(gate) = at.config.clamped_gate {
+                            backend.clamp_gate(up, gate, inner)?;
+                        }
+                        Input::Plain(inner)
+                    }
+                    (Some([_, norm]), _) => {
+                        backend.activate(up, at.config.activation, at.config.gated_mlp, inner)?;
+                        Input::Normed(inner, norm)
+                    }
+                    (None, Some(function)) => {
+                        backend.xielu(up, function)?;
+                        Input::Plain(up)
+                    }
+                    (None, None) => expanded(at.config, up),
+                };
+                backend.project(expanded, &mut [(down, out)])?;
                 if !adds {
                     return Ok(());
                 }
             }
         }
+        if let Some(experts) = &self.beside {
+            experts.add(backend, x, branch, beside)?;
+        }
         add_branch(at, Branch::Mlp, x, branch, branch_norm)
     }
 
-    /// Whether something lies between the last projection of a branch and the residual addition.
-    fn adds_branch(&self, config: &DecoderConfig, branch: Branch) -> bool {
-        self.branch_norms.is_some() || config.branch_factor(branch).is_some()
+    /// The norm at the end of a branch.
+    fn norm_of_branch(&self, kind: Branch) -> Option<&B::Norm> {
+        let [of_mixers, of_mlp] = &self.branch_norms;
+        match kind {
+            Branch::Attention | Branch::Recurrent => of_mixers.as_ref(),
+            Branch::Mlp => of_mlp.as_ref(),
+        }
     }
 
-    /// Whether a branch of the block is stored before it is added to the residual stream.
-    pub(crate) fn stores_branches(&self, config: &DecoderConfig) -> bool {
-        matches!(self.mlp, Mlp::Experts(_))
-            || [Branch::Attention, Branch::Recurrent, Branch::Mlp]
-                .iter()
-                .any(|branch| self.adds_branch(config, *branch))
+    /// Whether something lies between the last projection of a branch and the residual addition.
+    fn adds_branch(&self, config: &DecoderConfig, kind: Branch) -> bool {
+        self.norm_of_branch(kind).is_some() || config.branch_factor(kind).is_some()
     }
 }
 
@@ -790,6 +838,11 @@ fn add_branch<B: Backend>(
         at.backend.scale(branch, factor, None)?;
     }
     at.backend.add(x, branch, norm)
+}
+
+/// Expansion and contraction with their roles.
+fn pair<L>((up, down): (L, L)) -> [(LinearRole, L); 2] {
+    [(LinearRole::Up, up), (LinearRole::Down, down)]
 }
 
 fn input<'a, B: Backend>(x: &'a B::Activations, norm: Option<&'a B::Norm>) -> Input<'a, B> {

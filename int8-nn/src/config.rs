@@ -3,13 +3,17 @@
 mod decoder;
 mod encoder;
 mod experts;
+mod gates;
 mod latent;
+mod layers;
+mod quantile;
 mod raw;
 mod recurrent;
 mod relative;
 mod rotary;
 mod seq2seq;
 mod shared;
+mod sinusoids;
 mod sizes;
 
 pub use decoder::{
@@ -18,7 +22,11 @@ pub use decoder::{
 };
 pub use encoder::EncoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, Scores};
+pub(crate) use gates::softplus;
+pub use gates::{AttentionGate, GateFunction, Xielu};
 pub use latent::LatentAttention;
+pub use layers::{HeadShape, IndexShape, Indexer, LayerInputs, Streams, ValueHeads};
+pub(crate) use quantile::normal_quantile;
 pub use raw::RawConfig;
 pub use recurrent::{GatedNorm, Mixer, ParameterNorms, RecurrentMixer, Scan, StateSpace};
 pub use relative::Buckets;
@@ -29,4 +37,5 @@ pub use rotary::{Rotary, RotaryScaling};
 pub type RotaryPrecision = int8_core::FloatType;
 pub use seq2seq::Seq2SeqConfig;
 pub use shared::SharedTransformer;
+pub use sinusoids::Sinusoids;
 pub(crate) use sizes::SizeKeys;

@@ -5,21 +5,26 @@ use std::sync::Arc;
 use crate::Error;
 use ndarray::{Array2, ArrayView2};
 
+use crate::attention_spec::attention_spec;
 use crate::backend::{
     AttentionSpec, Backend, CacheCapacity, DistanceBias, Feature, FloatType, Input, LinearStatistics, Mask,
     Observer, Output,
 };
-use crate::block::{self, Block, Loader};
+use crate::block::{self, Block, Loader, StreamEnds};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, Positions, RawConfig, RecurrentMixer, RotaryPrecision, Seq2SeqConfig};
+use crate::config::{
+    DecoderConfig, Positions, RawConfig, RecurrentMixer, RotaryPrecision, Seq2SeqConfig, Sinusoids,
+};
 use crate::families::{self, CrossNamesOf, RecurrentNames, Seq2SeqNames, TensorNames};
 use crate::latent;
+use crate::layer_inputs::InputTable;
 use crate::placement::{self, Devices, Sizes};
 use crate::plan;
 pub use crate::precision::LinearRole;
 use crate::precision::{Precision, Quantization, Site, Stack};
 use crate::recurrent;
+use crate::scratch::Carried;
 use crate::seq2seq::SourceEncoder;
 pub use crate::session::{Session, SessionOptions};
 use crate::shared::{self, SharedCores};
@@ -33,12 +38,16 @@ pub struct Decoder<B: Backend> {
     positions: Option<(B::Embedding, usize)>,
     embedding_norm: Option<B::Norm>,
     project_in: Option<B::Linear>,
+    inputs: Option<InputTable<B>>,
+    streams: Option<StreamEnds<B>>,
     /// In order; the first also has the embedding.
     stages: Vec<Stage<B>>,
     /// Index of the stage on whose backend the head is.
     head_stage: usize,
     final_norm: Option<B::Norm>,
     project_out: Option<B::Linear>,
+    /// Before the head: a linear layer and the norm after its activation.
+    head_transform: Option<(B::Linear, B::Norm)>,
     head: B::Linear,
     /// Whether the head's weights are the embedding's and take no memory of their own.
     head_is_shared: bool,
@@ -267,6 +276,11 @@ impl<B: Backend> Decoder<B> {
                 let table = table.expect_shape(&[config.max_positions + offset, config.hidden_size])?;
                 Some((backend.embedding(read_matrix(&table)?)?, *offset))
             }
+            (Positions::Sinusoidal(sinusoids), _) => {
+                let rows = config.max_positions + sinusoids.offset;
+                let table = sinusoids.table(rows, config.hidden_size);
+                Some((backend.embedding(table.into())?, sinusoids.offset))
+            }
             _ => None,
         };
         let head_site = Site::outside(LinearRole::Head);
@@ -286,7 +300,31 @@ impl<B: Backend> Decoder<B> {
         };
         let project_in = project(&loader, names.project_in, config.hidden_size, config.embedding_size)?;
         let project_out = project(&at_head, names.project_out, config.embedding_size, config.hidden_size)?;
+        let inputs = match (names.layer_inputs, config.layer_inputs) {
+            (Some(names), Some(inputs)) => Some(InputTable::load(&loader, names, inputs)?),
+            _ => None,
+        };
+        let ends = |end: &str| -> Result<Vec<B::Linear>, Error> {
+            let count = config.streams.map_or(0, |streams| streams.count);
+            let name = |index: usize| format!("{end}.{index}");
+            (1..count)
+                .map(|stream| {
+                    let project =
+                        |name: &str| project(&loader, Some(name), config.hidden_size, config.hidden_size);
+                    Ok(project(&name(stream - 1))?.into_iter().next())
+                })
+                .filter_map(Result::transpose)
+                .collect()
+        };
+        let streams = match names.streams {
+            Some([split, join]) => Some(StreamEnds { split: ends(split)?, join: ends(join)? }),
+            None => None,
+        };
         let embedding_norm = names.embedding_norm.map(|name| loader.norm(name)).transpose()?;
+        let head_transform = match names.head_transform {
+            Some([dense, norm]) => Some(head_transform(&at_head, dense, norm)?),
+            None => None,
+        };
         let final_norm = names.final_norm.map(|name| at_head.norm(name)).transpose()?;
 
         let mut stages = Vec::new();
@@ -318,10 +356,13 @@ impl<B: Backend> Decoder<B> {
             positions,
             embedding_norm,
             project_in,
+            inputs,
+            streams,
             stages,
             head_stage,
             final_norm,
             project_out,
+            head_transform,
             head,
             head_is_shared,
             config,
@@ -399,15 +440,20 @@ impl<B: Backend> Decoder<B> {
         kv_cache: FloatType,
         capacity: CacheCapacity,
     ) -> Result<B::Cache, Error> {
-        let mut spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
+        let mut spec = attention_spec(&self.config, self.config.layers, Mask::Causal);
         spec.layers = spec.layers.drain(stage.first..stage.first + stage.blocks.len()).collect();
-        stage.blocks.iter().zip(&mut spec.layers).for_each(|(block, layer)| block.complete(layer));
+        for (block, layer) in stage.blocks.iter().zip(&mut spec.layers) {
+            block.complete(layer);
+            layer.source = layer.source.checked_sub(stage.first).ok_or_else(|| {
+                Error::Unsupported("keys and values shared between blocks on several devices".to_owned())
+            })?;
+        }
         stage.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
     }
 
     /// A KV cache for the blocks' cross-attention to one source text of `positions` tokens.
     pub(crate) fn cross_cache(&self, kv_cache: FloatType, positions: usize) -> Result<B::Cache, Error> {
-        let spec = block::attention_spec(&self.config, self.config.layers, Mask::Full);
+        let spec = attention_spec(&self.config, self.config.layers, Mask::Full);
         let capacity = CacheCapacity { sequences: 1, max_positions: positions, total_positions: None };
         let mut cache = self.backend().cache(&AttentionSpec { kv_cache, ..spec }, capacity)?;
         self.backend().reserve(&mut cache, &[(0, 0..positions)])?;
@@ -430,7 +476,7 @@ impl<B: Backend> Decoder<B> {
 
     /// Whether embedding or head are narrower than the residual stream.
     pub(crate) fn is_projected(&self) -> bool {
-        self.project_in.is_some() || self.project_out.is_some()
+        self.project_in.is_some() || self.project_out.is_some() || self.head_transform.is_some()
     }
 
     /// The blocks.
@@ -471,13 +517,17 @@ impl<B: Backend> Decoder<B> {
         }
         footprint.embedding = backend.embedding_bytes(&self.embedding)
             + self.positions.as_ref().map_or(0, |(table, _)| backend.embedding_bytes(table))
+            + self.inputs.as_ref().map_or(0, |inputs| inputs.bytes(backend))
             + if self.head_is_shared { 0 } else { backend.linear_bytes(&self.head) };
         let tables = if config.tied_embeddings { 1 } else { 2 };
         let positions = match config.positions {
-            Positions::Learned { offset } => (config.max_positions + offset) * config.hidden_size,
+            Positions::Learned { offset } | Positions::Sinusoidal(Sinusoids { offset, .. }) => {
+                (config.max_positions + offset) * config.hidden_size
+            }
             Positions::Alibi | Positions::Rotary(_) | Positions::Relative(_) | Positions::None => 0,
         };
-        footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions;
+        let inputs = config.layer_inputs.map_or(0, |inputs| inputs.vocabulary * inputs.width * config.layers);
+        footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions + inputs;
         footprint
     }
 
@@ -533,6 +583,20 @@ fn tables(
     let head = head_name(checkpoint, names);
     let (embedding, tied) = embedding_and_head(checkpoint, &embedding, &head, config.tied_embeddings)?;
     Ok((root, embedding, tied))
+}
+
+/// The linear layer and the norm before the head, which no root is before.
+fn head_transform<B: Backend>(
+    loader: &Loader<'_, B>,
+    dense: &str,
+    norm: &str,
+) -> Result<(B::Linear, B::Norm), Error> {
+    let Loader { checkpoint, backend, config, stack, .. } = *loader;
+    let loader = Loader { checkpoint, backend, config, root: "", stack, shared: SharedCores::default() };
+    let hidden = loader.config.hidden_size;
+    let part = vec![Part::new(dense).biased(loader.config.biases.head_transform)];
+    let site = Site::outside(LinearRole::Head);
+    Ok((loader.linear(site, part, &[hidden], hidden, &Precision::Float)?, loader.norm(norm)?))
 }
 
 /// The head's module: that of `names`, or in an older checkpoint of several parts, below that of its language model.
@@ -617,17 +681,54 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
+    /// What the blocks get beside the embedded tokens `x`, on the first device.
+    pub(crate) fn begin(
+        &self,
+        batch: &B::Batch,
+        x: &B::Activations,
+        carried: &mut Carried<B>,
+    ) -> Result<(), Error> {
+        let carries = self.inputs.is_some() || self.streams.is_some() || self.config.experts_ahead;
+        if self.stages.len() > 1 && carries {
+            let what = "embeddings for each block, several residual streams, or experts whose output a later block adds, on several devices";
+            return Err(Error::Unsupported(what.to_owned()));
+        }
+        if let Some(inputs) = &self.inputs {
+            inputs.compute(self.backend(), batch, x, carried)?;
+        }
+        match &self.streams {
+            Some(streams) => streams.split(self.backend(), x, carried),
+            None => Ok(()),
+        }
+    }
+
+    /// The residual stream `x` after the last block.
+    pub(crate) fn end(&self, x: &mut B::Activations, carried: &mut Carried<B>) -> Result<(), Error> {
+        match &self.streams {
+            Some(streams) => streams.join(self.backend(), self.config.hidden_size, x, carried),
+            None => Ok(()),
+        }
+    }
+
     /// `logits [rows, vocabulary]` of hidden states `x [rows, hidden_size]`.
     pub(crate) fn head(
         &self,
-        x: &B::Activations,
+        x: &mut B::Activations,
         narrow: &mut B::Activations,
         logits: &mut B::Activations,
     ) -> Result<(), Error> {
         let backend = self.head_backend();
-        let x = match &self.final_norm {
+        let normed = match &self.final_norm {
             Some(norm) => Input::Normed(x, norm),
             None => Input::Plain(x),
+        };
+        let x = match (&self.head_transform, self.config.head_activation) {
+            (Some((dense, norm)), Some(activation)) => {
+                backend.project(normed, &mut [(dense, Output::Store(&mut *narrow))])?;
+                backend.activate(narrow, activation, false, x)?;
+                Input::Normed(x, norm)
+            }
+            _ => normed,
         };
         match &self.project_out {
             None => backend.project(x, &mut [(&self.head, Output::Store(&mut *logits))])?,

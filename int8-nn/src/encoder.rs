@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ndarray::Array2;
 
 use crate::Error;
+use crate::attention_spec::attention_spec;
 use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey,
     LinearStatistics, Mask, Output, Phase, Segment,
@@ -16,7 +17,6 @@ use crate::config::{EncoderConfig, RawConfig};
 use crate::decoder::Footprint;
 use crate::families;
 use crate::precision::{LinearRole, Precision, Stack};
-use crate::scratch::Scratch;
 use crate::shared::SharedCores;
 use crate::weights::{FloatMatrix, read_matrix};
 
@@ -118,7 +118,7 @@ impl<B: Backend> Encoder<B> {
             return Ok(Vec::new());
         }
         // Nothing is kept after a block, so one layer of a cache serves them all.
-        let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
+        let spec = AttentionSpec { bias: self.bias.clone(), ..attention_spec(config, 1, Mask::Full) };
         let segments = sequences.len();
         let capacity = CacheCapacity { sequences: segments, max_positions: longest, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;
@@ -126,7 +126,7 @@ impl<B: Backend> Encoder<B> {
         backend.reserve(&mut cache, &ranges)?;
         let mut batch = backend.batch(BatchCapacity { rows, segments, selected: 0 })?;
         let mut x = backend.activations(rows, config.hidden_size, ActivationRole::Residual)?;
-        let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;
+        let mut scratch = block::scratch(backend, config, &self.blocks, rows)?;
         let all: Vec<Segment<'_>> = sequences
             .iter()
             .enumerate()

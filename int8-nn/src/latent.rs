@@ -2,10 +2,10 @@
 //! cache holds whole heads of keys and values, not the latents.
 
 use crate::Error;
-use crate::backend::{ActivationRole, Backend, ColumnCopy, Input, Output};
+use crate::backend::{ActivationRole, Backend, ColumnCopy, Input, NormSpec, Output};
 use crate::block::Loader;
-use crate::config::{DecoderConfig, LatentAttention};
-use crate::families::LatentNames;
+use crate::config::{DecoderConfig, IndexShape, LatentAttention, NormKind};
+use crate::families::{IndexNames, LatentNames};
 use crate::precision::{LinearRole, Precision, Site};
 use crate::weights::Part;
 
@@ -27,6 +27,7 @@ pub(crate) struct Latent<B: Backend> {
     join: Vec<ColumnCopy>,
     /// From heads of the context to heads of the width of values.
     values: Vec<ColumnCopy>,
+    index: Option<Index<B>>,
 }
 
 /// A linear layer: its weight, output channels and input features.
@@ -66,17 +67,22 @@ impl<B: Backend> Latent<B> {
     pub(crate) fn load(
         loader: &Loader<'_, B>,
         site: Site,
-        names: LatentNames,
+        mut names: LatentNames,
         latent: LatentAttention,
         precision: &Precision,
     ) -> Result<Self, Error> {
         let config = loader.config;
+        let names_of_index = names.index.take();
         let norm = |name: &str, width| loader.norm_with_eps(name, width, EPS);
         let query_norm = match (&names.query_norm, latent.query_rank) {
             (Some(name), Some(rank)) => Some(norm(name, rank)?),
             _ => None,
         };
-        let kv_norm = norm(&names.kv_norm, latent.kv_rank)?;
+        let mut kv_norm = NormSpec { eps: EPS, ..loader.norm_spec(&names.kv_norm, latent.kv_rank)? };
+        if let Some(factor) = config.latent_scale {
+            kv_norm.gain.iter_mut().for_each(|gain| *gain *= factor);
+        }
+        let kv_norm = loader.backend.norm(&kv_norm)?;
         let precision = precision.of(LinearRole::Qkv);
         let mut linears = Vec::new();
         for (part, outputs, inputs) in layers(names, config, latent) {
@@ -91,12 +97,15 @@ impl<B: Backend> Latent<B> {
         };
         let (query, kv_down, key, kv_up) = (next()?, next()?, next()?, next()?);
         let (join, values) = copies(config, latent);
-        Ok(Self { query_down, query, kv_down, kv_norm, key, kv_up, join, values })
+        let index =
+            names_of_index.map(|names| Index::load(loader, site, names, latent, &precision)).transpose()?;
+        Ok(Self { query_down, query, kv_down, kv_norm, key, kv_up, join, values, index })
     }
 
     pub(crate) fn linears(&self) -> impl Iterator<Item = &B::Linear> {
         let down = self.query_down.iter().map(|(down, _)| down);
-        down.chain([&self.query, &self.kv_down, &self.key, &self.kv_up])
+        let index = self.index.iter().flat_map(|index| [&index.query, &index.key]);
+        down.chain([&self.query, &self.kv_down, &self.key, &self.kv_up]).chain(index)
     }
 
     /// `qkv [rows, 3·heads·head_size]`, as attention takes it, from the input of the block.
@@ -107,15 +116,21 @@ impl<B: Backend> Latent<B> {
         scratch: &mut LatentScratch<B>,
         qkv: &mut B::Activations,
     ) -> Result<(), Error> {
-        let LatentScratch { query_latent, query, kv_latent, key, kv, .. } = scratch;
+        let LatentScratch { query_latent, query, kv_latent, key, kv, index, .. } = scratch;
+        let [index_query, index_key, index_weights] = index;
         let mut targets =
             vec![(&self.kv_down, Output::Store(&mut *kv_latent)), (&self.key, Output::Store(&mut *key))];
+        if let Some(index) = &self.index {
+            targets.push((&index.key, Output::Store(index_key)));
+            targets.push((&index.weights, Output::Store(index_weights)));
+        }
         match &self.query_down {
             Some((down, norm)) => {
                 targets.push((down, Output::Store(&mut *query_latent)));
                 backend.project(input, &mut targets)?;
-                let target = (&self.query, Output::Store(&mut *query));
-                backend.project(Input::Normed(query_latent, norm), &mut [target])?;
+                let mut targets = vec![(&self.query, Output::Store(&mut *query))];
+                targets.extend(self.index.as_ref().map(|index| (&index.query, Output::Store(index_query))));
+                backend.project(Input::Normed(query_latent, norm), &mut targets)?;
             }
             None => {
                 targets.push((&self.query, Output::Store(&mut *query)));
@@ -127,6 +142,20 @@ impl<B: Backend> Latent<B> {
         backend.copy_columns(&[query, key, kv], &self.join, qkv)
     }
 
+    /// Selects the keys that attention sees, where this block has an indexer.
+    pub(crate) fn select_keys(
+        &self,
+        backend: &B,
+        batch: &B::Batch,
+        (layer, cache): (usize, &mut B::Cache),
+        scratch: &mut LatentScratch<B>,
+    ) -> Result<(), Error> {
+        let Some(index) = &self.index else { return Ok(()) };
+        let [queries, keys, weights] = &mut scratch.index;
+        backend.normalize(keys, &index.key_norm)?;
+        backend.select_keys(batch, layer, queries, keys, weights, cache)
+    }
+
     /// The heads of `context [rows, heads·head_size]` without what lies beyond the width of values.
     pub(crate) fn values<'a>(
         &self,
@@ -136,6 +165,52 @@ impl<B: Backend> Latent<B> {
     ) -> Result<&'a B::Activations, Error> {
         backend.copy_columns(&[context], &self.values, &mut scratch.values)?;
         Ok(&scratch.values)
+    }
+}
+
+/// The projections of an indexer.
+#[derive(Debug)]
+struct Index<B: Backend> {
+    /// From the latent of queries.
+    query: B::Linear,
+    key: B::Linear,
+    key_norm: B::Norm,
+    /// Of the queries, in floating point.
+    weights: B::Linear,
+}
+
+impl<B: Backend> Index<B> {
+    fn load(
+        loader: &Loader<'_, B>,
+        site: Site,
+        names: IndexNames,
+        latent: LatentAttention,
+        precision: &Precision,
+    ) -> Result<Self, Error> {
+        let (Some(indexer), Some(rank)) = (&loader.config.indexer, latent.query_rank) else {
+            return Err(Error::Unsupported("an indexer without a latent of queries".to_owned()));
+        };
+        let IndexShape { heads, size, .. } = indexer.shape;
+        let hidden = loader.config.hidden_size;
+        let linear = |part: Part, outputs, inputs, precision: &Precision| {
+            loader.linear(site, vec![part.biased(false)], &[outputs], inputs, precision)
+        };
+        let vector = |suffix: &str| -> Result<Vec<f32>, Error> {
+            let stored = loader.vector(&format!("{}.{suffix}", names.key_norm), size)?;
+            Ok(names.order.iter().map(|place| stored[*place]).collect())
+        };
+        let norm = NormSpec {
+            kind: NormKind::LayerNorm,
+            eps: EPS,
+            gain: vector("weight")?,
+            bias: Some(vector("bias")?),
+        };
+        Ok(Self {
+            key_norm: loader.backend.norm(&norm)?,
+            query: linear(names.query, heads * size, rank, precision)?,
+            key: linear(names.key, size, hidden, precision)?,
+            weights: linear(names.weights, heads, hidden, &Precision::Float)?,
+        })
     }
 }
 
@@ -166,6 +241,8 @@ pub(crate) struct LatentScratch<B: Backend> {
     key: B::Activations,
     kv: B::Activations,
     values: B::Activations,
+    /// Queries, keys and weights of an indexer.
+    index: [B::Activations; 3],
 }
 
 impl<B: Backend> LatentScratch<B> {
@@ -176,7 +253,17 @@ impl<B: Backend> LatentScratch<B> {
         max_rows: usize,
     ) -> Result<Self, Error> {
         let rows = |width| backend.activations(max_rows, width, ActivationRole::Intermediate);
+        let index = config.indexer.as_ref().map(|indexer| indexer.shape);
+        let indexed = |width: usize| {
+            backend.activations(
+                if index.is_some() { max_rows } else { 0 },
+                width,
+                ActivationRole::Intermediate,
+            )
+        };
+        let (heads, size) = index.map_or((1, 1), |index| (index.heads, index.size));
         Ok(Self {
+            index: [indexed(heads * size)?, indexed(size)?, indexed(heads)?],
             query_latent: rows(latent.query_rank.unwrap_or(1))?,
             query: rows(config.heads * latent.key())?,
             kv_latent: rows(latent.kv_rank)?,

@@ -13,6 +13,7 @@
 //! and reorders what makes up a linear layer; [`decoder`] is the network, a stack of blocks written once over the operations
 //! of a [`backend`]; [`generate`] and [`perplexity`] use it. Residuals are f32 throughout: those of real models overflow f16.
 
+mod attention_spec;
 pub mod backend;
 mod block;
 mod calibration;
@@ -39,6 +40,7 @@ mod int8_weight;
 mod kept_columns;
 mod kind;
 mod latent;
+mod layer_inputs;
 pub mod linear8bit;
 pub mod model;
 mod named;

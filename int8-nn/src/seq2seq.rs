@@ -4,6 +4,7 @@
 //! of their own; from then on a [`Session`] is used like that of any decoder.
 
 use crate::Error;
+use crate::attention_spec::attention_spec;
 use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask,
     Output, Phase, Segment,
@@ -14,7 +15,6 @@ use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::families::Seq2SeqNames;
 use crate::precision::{Precision, Stack};
-use crate::scratch::Scratch;
 use crate::session::{Session, SessionOptions};
 use crate::shared::SharedCores;
 
@@ -98,7 +98,7 @@ impl<B: Backend> SourceEncoder<B> {
         let backend = decoder.backend();
         let rows = source.len();
         // Nothing is kept after a block of the encoder, so one layer of a cache serves them all.
-        let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
+        let spec = AttentionSpec { bias: self.bias.clone(), ..attention_spec(config, 1, Mask::Full) };
         let capacity = CacheCapacity { sequences: 1, max_positions: rows, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;
         backend.reserve(&mut cache, &[(0, 0..rows)])?;
@@ -107,7 +107,7 @@ impl<B: Backend> SourceEncoder<B> {
         let mut x = backend.activations(rows, config.hidden_size, ActivationRole::Residual)?;
         let kv_width = 2 * config.kv_heads * config.head_size;
         let mut kv = backend.activations(rows, kv_width, ActivationRole::Intermediate)?;
-        let mut scratch = Scratch::new(backend, config, &self.blocks, rows)?;
+        let mut scratch = block::scratch(backend, config, &self.blocks, rows)?;
         backend.set_batch(&mut batch, &[Segment { sequence: 0, position: 0, ids: source, length: rows }])?;
         let at = Context { backend, config, batch: &batch, cross_kv: None };
         let key = GraphKey { phase: Phase::Encode, rows, segments: 1, selected: 0 };

@@ -7,7 +7,7 @@ use crate::backend::{
     ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase,
     RowSelection, Segment,
 };
-use crate::block::Context;
+use crate::block::{self, Context};
 use crate::decoder::Decoder;
 use crate::sampler::Sampler;
 use crate::scratch::Scratch;
@@ -109,7 +109,7 @@ impl<'m, B: Backend> Session<'m, B> {
                     selected: max_logits,
                 })?,
                 x: backend.activations(max_rows, config.hidden_size, role)?,
-                scratch: Scratch::new(backend, config, &stage.blocks, max_rows)?,
+                scratch: block::scratch(backend, config, &stage.blocks, max_rows)?,
             });
         }
         let last = decoder.stages().len() - 1;
@@ -282,12 +282,16 @@ impl<'m, B: Backend> Session<'m, B> {
             backend.run(key, batch, &mut || {
                 if stage.first == 0 {
                     decoder.embed(batch, narrow, x)?;
+                    decoder.begin(batch, x, &mut scratch.carried)?;
                     if let Some(shared) = &mut scratch.shared {
                         shared.embed(backend, x, decoder.config().hidden_size)?;
                     }
                 }
                 for (layer, block) in stage.blocks.iter().enumerate() {
                     block.forward(&at, (layer, cache), x, scratch)?;
+                }
+                if stage.first + stage.blocks.len() == decoder.config().layers {
+                    decoder.end(x, &mut scratch.carried)?;
                 }
                 Ok(())
             })?;

@@ -63,6 +63,36 @@ pub enum Feature {
     ClampedGates,
     /// State-space mixers: convolutions and recurrent states.
     StateSpace,
+    /// Gates of attention's output.
+    AttentionGate,
+    /// Normalised inputs of the output projection and of the MLP's contraction.
+    InnerNorms,
+    /// An activation with learned numbers.
+    LearnedActivation,
+    /// Mixtures of experts beside attention.
+    ParallelExperts,
+    /// Heads that differ between blocks.
+    VaryingHeads,
+    /// Blocks that attend to the keys and values of others.
+    SharedKeyValues,
+    /// Embeddings for each block.
+    LayerInputs,
+    /// MLPs that drop most of their gates.
+    SparseGates,
+    /// Several residual streams.
+    Streams,
+    /// Mixtures of experts beside an MLP.
+    ExpertsBeside,
+    /// Attention to keys that an indexer selects.
+    KeySelection,
+    /// Experts whose output a later block adds.
+    ExpertsAhead,
+    /// Experts that return their input.
+    IdentityExperts,
+    /// Heads of values that are not as wide as those of keys.
+    ValueHeads,
+    /// An activation and a norm before the head.
+    HeadActivation,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -79,7 +109,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 46] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -105,6 +135,21 @@ impl Feature {
         Self::ChunkedAttention,
         Self::ClampedGates,
         Self::StateSpace,
+        Self::AttentionGate,
+        Self::InnerNorms,
+        Self::LearnedActivation,
+        Self::ParallelExperts,
+        Self::VaryingHeads,
+        Self::SharedKeyValues,
+        Self::LayerInputs,
+        Self::SparseGates,
+        Self::Streams,
+        Self::ExpertsBeside,
+        Self::KeySelection,
+        Self::ExpertsAhead,
+        Self::IdentityExperts,
+        Self::ValueHeads,
+        Self::HeadActivation,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -141,6 +186,21 @@ impl Feature {
             Self::ChunkedAttention => "chunked attention",
             Self::ClampedGates => "gates with limits",
             Self::StateSpace => "state-space mixers",
+            Self::AttentionGate => "gates of attention",
+            Self::InnerNorms => "norms inside attention and MLP",
+            Self::LearnedActivation => "activations with learned numbers",
+            Self::ParallelExperts => "experts beside attention",
+            Self::VaryingHeads => "heads that differ between blocks",
+            Self::SharedKeyValues => "keys and values shared between blocks",
+            Self::LayerInputs => "embeddings for each block",
+            Self::SparseGates => "sparse gates",
+            Self::Streams => "several residual streams",
+            Self::ExpertsBeside => "experts beside an MLP",
+            Self::KeySelection => "attention to selected keys",
+            Self::ExpertsAhead => "experts whose output a later block adds",
+            Self::IdentityExperts => "experts that return their input",
+            Self::ValueHeads => "heads of values of another width than those of keys",
+            Self::HeadActivation => "activations before the head",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -176,6 +236,21 @@ impl Feature {
         need(Self::ChunkedAttention, config.chunks.is_some());
         need(Self::ClampedGates, config.clamped_gate.is_some());
         need(Self::StateSpace, matches!(config.recurrent, Some(RecurrentMixer::StateSpace(_))));
+        need(Self::AttentionGate, config.attention_gate.is_some());
+        need(Self::InnerNorms, config.inner_norms);
+        need(Self::LearnedActivation, config.learned_activation);
+        need(Self::VaryingHeads, config.shapes.is_some());
+        need(Self::SharedKeyValues, !config.sources.is_empty());
+        need(Self::LayerInputs, config.layer_inputs.is_some());
+        need(Self::SparseGates, config.sparse_gates.is_some());
+        need(Self::Streams, config.streams.is_some());
+        need(Self::ExpertsAhead, config.experts_ahead);
+        need(Self::IdentityExperts, config.experts.as_ref().is_some_and(|experts| experts.identities > 0));
+        need(Self::ValueHeads, config.values.is_some());
+        need(Self::HeadActivation, config.head_activation.is_some());
+        need(Self::KeySelection, config.indexer.is_some());
+        need(Self::ExpertsBeside, config.experts_beside);
+        need(Self::ParallelExperts, config.block == BlockKind::Parallel && config.experts.is_some());
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);
@@ -250,7 +325,8 @@ impl Capabilities {
                 config.family
             )));
         }
-        match self.max_head_size.filter(|most| config.head_size > *most) {
+        let widest = (0..config.layers).map(|layer| config.shape(layer).head_size).max();
+        match self.max_head_size.filter(|most| widest.unwrap_or(config.head_size) > *most) {
             Some(most) => Err(Error::Unsupported(format!(
                 "{} has attention heads of width {most} at most, and this {} model has {}; run it on the CPU",
                 self.device, config.family, config.head_size

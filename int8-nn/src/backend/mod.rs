@@ -44,7 +44,7 @@ pub use spec::{
 };
 
 use crate::Error;
-use crate::config::Activation;
+use crate::config::{Activation, ClampedGate, GateFunction, Xielu};
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};
 use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
@@ -226,6 +226,116 @@ pub trait Backend: Sized + Send + Sync {
         let _ = (batch, layer, inputs, cache, out);
         Err(Error::Unsupported("recurrences on this backend".to_owned()))
     }
+    /// `x[m, n] = x[m, n]·f(gate[m, n/run])` in place. Only backends with [`Feature::AttentionGate`] are asked for it.
+    fn gate_heads(
+        &self,
+        x: &mut Self::Activations,
+        gate: &Self::Activations,
+        function: GateFunction,
+        run: usize,
+    ) -> Result<(), Error> {
+        let _ = (x, gate, function, run);
+        Err(Error::Unsupported("gates of attention on this backend".to_owned()))
+    }
+    /// `out = act(x)`, or `out = act(x[:, ..K])·x[:, K..]` where `gated`: for activations that a normalisation follows. Only
+    /// backends with [`Feature::InnerNorms`] are asked for it.
+    fn activate(
+        &self,
+        x: &Self::Activations,
+        activation: Activation,
+        gated: bool,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (x, activation, gated, out);
+        Err(Error::Unsupported("activations that are normalised on this backend".to_owned()))
+    }
+    /// `out = gate.apply(x[:, ..K], x[:, K..])`: a clamped gate that a projection follows. Only backends with
+    /// [`Feature::ClampedGates`] are asked for it, and those in dense MLPs.
+    fn clamp_gate(
+        &self,
+        x: &Self::Activations,
+        gate: ClampedGate,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (x, gate, out);
+        Err(Error::Unsupported("gates with limits on this backend".to_owned()))
+    }
+    /// `out = x[:, ..K] − factor·x[:, K..]`. Only backends with [`Feature::ValueHeads`] are asked for it.
+    fn subtract_half(
+        &self,
+        x: &Self::Activations,
+        factor: f32,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (x, factor, out);
+        Err(Error::Unsupported("differential attention on this backend".to_owned()))
+    }
+    /// `x = xielu(x)` in place. Only backends with [`Feature::LearnedActivation`] are asked for it.
+    fn xielu(&self, x: &mut Self::Activations, function: Xielu) -> Result<(), Error> {
+        let _ = (x, function);
+        Err(Error::Unsupported("learned activations on this backend".to_owned()))
+    }
+    /// `out[r] = factor·table[id[r]]`, or of row 0 where the table has no row of this id. Only backends with
+    /// [`Feature::LayerInputs`] are asked for it, and for the next.
+    fn embed_known(
+        &self,
+        batch: &Self::Batch,
+        table: &Self::Embedding,
+        factor: f32,
+        out: &mut Self::Activations,
+    ) -> Result<(), Error> {
+        let _ = (batch, table, factor, out);
+        Err(Error::Unsupported("embeddings for each block on this backend".to_owned()))
+    }
+    /// `x[m, n] = act(x[m, n])·factors[m, first + n]` in place.
+    fn activate_by(
+        &self,
+        x: &mut Self::Activations,
+        activation: Activation,
+        factors: &Self::Activations,
+        first: usize,
+    ) -> Result<(), Error> {
+        let _ = (x, activation, factors, first);
+        Err(Error::Unsupported("embeddings for each block on this backend".to_owned()))
+    }
+    /// `x[m, n] = max(x[m, n] − mean − multiplier·deviation, 0)` for `n < width`, in place; mean and deviation of these columns of
+    /// row m. Only backends with [`Feature::SparseGates`] are asked for it.
+    fn sparsify(&self, x: &mut Self::Activations, width: usize, multiplier: f32) -> Result<(), Error> {
+        let _ = (x, width, multiplier);
+        Err(Error::Unsupported("sparse gates on this backend".to_owned()))
+    }
+    /// `xₛ = xₛ + Σ_t c[s, t]·x_t`, with `c [rows, S·S]` of each row = `prediction [S·S, S]·tanh(modes [rows, S])`, S streams. Only
+    /// backends with [`Feature::Streams`] are asked for it, and for the next three.
+    fn predict_streams(
+        &self,
+        streams: &mut [&mut Self::Activations],
+        modes: &Self::Activations,
+        prediction: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
+        let _ = (streams, modes, prediction);
+        Err(Error::Unsupported("several residual streams on this backend".to_owned()))
+    }
+    /// `xₛ = xₛ + (1 + c[s])·(computed − x₀)`, with `c [S]` of each row = `correction [S, S]·tanh(modes [rows, S])` and x₀ as it was.
+    fn correct_streams(
+        &self,
+        streams: &mut [&mut Self::Activations],
+        computed: &Self::Activations,
+        modes: &Self::Activations,
+        correction: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
+        let _ = (streams, computed, modes, correction);
+        Err(Error::Unsupported("several residual streams on this backend".to_owned()))
+    }
+    /// `x = x·√(mean(y²)/max(mean(x²), 1e-5))` row by row, in place.
+    fn match_magnitude(&self, x: &mut Self::Activations, y: &Self::Activations) -> Result<(), Error> {
+        let _ = (x, y);
+        Err(Error::Unsupported("several residual streams on this backend".to_owned()))
+    }
+    /// `x[m, n] = x[m, n]·factors[n]` in place.
+    fn scale_by(&self, x: &mut Self::Activations, factors: &[f32]) -> Result<(), Error> {
+        let _ = (x, factors);
+        Err(Error::Unsupported("several residual streams on this backend".to_owned()))
+    }
     /// `out [rows, width]`: the columns of `from` that `copies` say, and zeros elsewhere. Only backends with
     /// [`Feature::LatentAttention`] are asked for it.
     fn copy_columns(
@@ -250,6 +360,22 @@ pub trait Backend: Sized + Send + Sync {
         input: Input<'_, Self>,
         targets: &mut [(&Self::Linear, Output<'_, Self>)],
     ) -> Result<(), Error>;
+    /// Selects the keys that [`attention`](Self::attention) of block `layer`, and of the blocks after it until the next selection,
+    /// sees: rotates the leading dimensions of `queries [rows, heads·size]` and `keys [rows, size]` as those of the block's heads,
+    /// keeps the keys, and takes for each row the positions t ≤ its own with the largest
+    /// `Σ_h weights[row, h]·max(queries[row, h]·keys[t], 0)`. Only backends with [`Feature::KeySelection`] are asked for it.
+    fn select_keys(
+        &self,
+        batch: &Self::Batch,
+        layer: usize,
+        queries: &mut Self::Activations,
+        keys: &mut Self::Activations,
+        weights: &Self::Activations,
+        cache: &mut Self::Cache,
+    ) -> Result<(), Error> {
+        let _ = (batch, layer, queries, keys, weights, cache);
+        Err(Error::Unsupported("selected keys on this backend".to_owned()))
+    }
     /// Rotates (in place) or biases as the model's positions say, writes keys and values to the cache of block `layer`,
     /// and attends as its mask says: `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
     fn attention(

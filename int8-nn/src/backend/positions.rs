@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use ndarray::parallel::prelude::*;
+use ndarray::{ArrayViewMut2, Axis};
+
 use crate::config::{Positions, Rotary};
 use crate::convert;
 
@@ -30,6 +33,25 @@ impl Rotation {
     }
 }
 
+impl Rotation {
+    /// Rotates the leading dimensions of each run of `size` columns, rows being those of consecutive positions of which `position`
+    /// is the place of the first in the table; pairs are `(i, i + dims/2)`.
+    pub(super) fn turn(&self, position: usize, size: usize, x: &mut ArrayViewMut2<'_, f32>) {
+        let half = self.half;
+        x.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(row, mut values)| {
+            let angles = (position + row) * half..(position + row + 1) * half;
+            let (cos, sin) = (&self.cos[angles.clone()], &self.sin[angles]);
+            let values = values.as_slice_mut().expect("rows are contiguous");
+            for head in values.chunks_exact_mut(size) {
+                let (first, second) = head[..2 * half].split_at_mut(half);
+                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        });
+    }
+}
+
 /// The rotations of a model's layers, each different one once.
 #[derive(Debug, Default)]
 pub(super) struct Rotations<'a> {
@@ -46,7 +68,11 @@ impl<'a> Rotations<'a> {
                     self.known.len() - 1
                 }))
             }
-            Positions::Learned { .. } | Positions::Alibi | Positions::Relative(_) | Positions::None => None,
+            Positions::Learned { .. }
+            | Positions::Sinusoidal(_)
+            | Positions::Alibi
+            | Positions::Relative(_)
+            | Positions::None => None,
         }
     }
 

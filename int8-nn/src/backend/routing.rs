@@ -5,7 +5,7 @@ use crate::config::{ExpertGroups, ExpertsConfig, Scores};
 /// How the logits of a router become experts and weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Routing {
-    /// Experts to choose from, without the shared one.
+    /// Experts to choose from, without the shared one. Those that a model has no weights of return their input.
     pub count: usize,
     /// Experts a token, without the shared one.
     pub chosen: usize,
@@ -19,6 +19,8 @@ pub struct Routing {
     pub groups: Option<ExpertGroups>,
     /// The weights are multiplied by this.
     pub scale: f32,
+    /// `[count]`: and each by that of its expert.
+    pub expert_scales: Option<Vec<f32>>,
     /// Weights multiply the inputs of the experts instead of their outputs.
     pub weighs_inputs: bool,
     /// A shared expert sees every token.
@@ -26,10 +28,10 @@ pub struct Routing {
 }
 
 /// The weight of the shared expert.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SharedWeight {
-    /// 1.
-    One,
+    /// This.
+    Constant(f32),
     /// `σ` of the logit behind those of the other experts.
     Gate,
 }
@@ -38,9 +40,23 @@ impl Routing {
     /// As the configuration says.
     pub(crate) fn new(settings: &ExpertsConfig, correction: Option<Vec<f32>>) -> Self {
         let ExpertsConfig { count, chosen, normalized, scores, groups, scale, weighs_inputs, .. } = *settings;
-        let weight = if settings.shared_gate { SharedWeight::Gate } else { SharedWeight::One };
+        let constant = SharedWeight::Constant(settings.shared_scale);
+        let count = count + settings.identities;
+        let weight = if settings.shared_gate { SharedWeight::Gate } else { constant };
         let shared = settings.shared_intermediate_size.map(|_| weight);
-        Self { count, chosen, normalized, scores, correction, groups, scale, weighs_inputs, shared }
+        let expert_scales = None;
+        Self {
+            count,
+            chosen,
+            normalized,
+            scores,
+            correction,
+            groups,
+            scale,
+            expert_scales,
+            weighs_inputs,
+            shared,
+        }
     }
 
     /// Logits of a token.
@@ -61,9 +77,12 @@ pub(super) fn route(logits: &[f32], routing: &Routing) -> Vec<(usize, f32)> {
         weights.iter_mut().for_each(|(_, weight)| *weight /= sum);
     }
     weights.iter_mut().for_each(|(_, weight)| *weight *= routing.scale);
+    if let Some(scales) = &routing.expert_scales {
+        weights.iter_mut().for_each(|(expert, weight)| *weight *= scales[*expert]);
+    }
     match routing.shared {
         None => {}
-        Some(SharedWeight::One) => weights.push((routing.count, 1.0)),
+        Some(SharedWeight::Constant(weight)) => weights.push((routing.count, weight)),
         Some(SharedWeight::Gate) => weights.extend(gate.iter().map(|logit| (routing.count, sigmoid(*logit)))),
     }
     weights

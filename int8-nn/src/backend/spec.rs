@@ -9,7 +9,7 @@ use ndarray::Array2;
 use super::Backend;
 use super::recurrent::RecurrentLayer;
 pub use super::routing::Routing;
-use crate::config::{Activation, ClampedGate, NormKind, Positions, QueryGrowth};
+use crate::config::{Activation, ClampedGate, HeadShape, IndexShape, NormKind, Positions, QueryGrowth};
 
 /// Consecutive tokens of one sequence that a forward computes.
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +168,15 @@ pub struct LayerAttention {
     pub query_growth: Option<QueryGrowth>,
     /// `[heads]`: a score of each query head that takes its share of the softmax and has no value.
     pub sinks: Option<Vec<f32>>,
+    /// The heads, where they are not those of the specification.
+    pub shape: HeadShape,
+    /// Only the keys that [`Backend::select_keys`] selected last are seen.
+    pub selects: bool,
+    /// The sizes of the layer's own selection.
+    pub index: Option<IndexShape>,
+    /// The layer of the cache whose keys and values are read; one that is not the layer's own has been written in the same
+    /// forward, and there are queries alone.
+    pub source: usize,
 }
 
 /// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token; the shared
@@ -188,6 +197,8 @@ pub struct Experts<B: Backend> {
     pub gated: bool,
     /// This instead of `act(gate)·up`.
     pub clamped_gate: Option<ClampedGate>,
+    /// The router sees the input without its prologue, normalised by this.
+    pub router_norm: Option<B::Norm>,
 }
 
 /// Columns of one of several matrices that are copied to columns of another.

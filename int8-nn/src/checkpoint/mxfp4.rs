@@ -47,7 +47,9 @@ impl<'a> Mxfp4<'a> {
         }
         let (blocks, scales) = (checkpoint.tensor(&blocks)?, checkpoint.tensor(&scales)?);
         let &[experts, rows, groups, BLOCK_BYTES] = blocks.shape() else {
-            return Err(blocks.shape_error("[experts, N, K/32, 16], blocks of 32 values in 16 bytes".to_owned()));
+            return Err(
+                blocks.shape_error("[experts, N, K/32, 16], blocks of 32 values in 16 bytes".to_owned())
+            );
         };
         let scales = scales.expect_shape(&[experts, rows, groups])?;
         Ok(Some(Self {
@@ -114,7 +116,8 @@ mod tests {
     fn values_are_those_of_the_formula() {
         // Row 0: scales 127 and 129, row 1: 0 and 254, row 2: 255 and 126.
         let scales = [127, 129, 0, 254, 255, 126];
-        let blocks: Vec<u8> = (0..6 * 16).map(|index| u8::try_from(index * 37 % 256).expect("a byte")).collect();
+        let blocks: Vec<u8> =
+            (0..6 * 16).map(|index| u8::try_from(index * 37 % 256).expect("a byte")).collect();
         let matrix = Mxfp4 { blocks: &blocks, scales: &scales, dim: (3, 64) };
         let mut row = [bf16::ZERO; 64];
         for index in 0..3 {
@@ -134,7 +137,10 @@ mod tests {
                 if scale == 255 {
                     assert!(found.is_nan() && matrix.at(index, column).is_nan());
                 } else {
-                    assert!(found == expected || expected.abs() > 3.4e38, "{index} {column}: {found} {expected}");
+                    assert!(
+                        found == expected || expected.abs() > 3.4e38,
+                        "{index} {column}: {found} {expected}"
+                    );
                     assert_eq!(matrix.at(index, column), value.to_f32());
                 }
             }

@@ -117,6 +117,28 @@ impl<'a> TensorView<'a> {
         Ok(Self { shape, bytes, strides, ..*self })
     }
 
+    /// Of a matrix `[n·rows, columns]` the rows `index·rows..(index + 1)·rows`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Shape`] for another shape or a matrix that is not row-major, [`CheckpointError::Selection`] if there
+    /// are no such rows.
+    pub(crate) fn stacked(&self, index: usize, shape: &'a [usize; 2]) -> Result<Self, CheckpointError> {
+        let [rows, columns] = *shape;
+        let all = match *self.shape {
+            [all, width]
+                if width == columns && rows != 0 && all.is_multiple_of(rows) && self.is_row_major() =>
+            {
+                all
+            }
+            _ => return Err(self.shape_error(format!("row-major [n·{rows}, {columns}]"))),
+        };
+        if index >= all / rows {
+            return Err(self.selection_error(format!("an index below {}", all / rows), index.to_string()));
+        }
+        let size = self.bytes.len() / (all / rows);
+        Ok(Self { shape, bytes: &self.bytes[index * size..][..size], ..*self })
+    }
+
     /// `(rows, columns)` of a matrix.
     ///
     /// # Errors

@@ -3,7 +3,8 @@
 use int8_core::FloatType;
 
 use super::{
-    Buckets, ExpertsConfig, LatentAttention, Mixer, RawConfig, RecurrentMixer, Rotary, SharedTransformer,
+    AttentionGate, Buckets, ExpertsConfig, HeadShape, Indexer, LatentAttention, LayerInputs, Mixer,
+    RawConfig, RecurrentMixer, Rotary, SharedTransformer, Sinusoids, Streams, ValueHeads,
 };
 use crate::Error;
 
@@ -103,6 +104,45 @@ pub struct DecoderConfig {
     pub chunks: Option<(BlockSet, usize)>,
     /// Experts compute `down((up(x) + 1)·g·σ(α·g))` with limits instead of `down(act(gate(x))·up(x))`.
     pub clamped_gate: Option<ClampedGate>,
+    /// The heads' output is multiplied by a gate before the output projection.
+    pub attention_gate: Option<AttentionGate>,
+    /// The inputs of the output projection of attention and of the MLP's contraction are normalised.
+    pub inner_norms: bool,
+    /// The MLP's activation is [`Xielu`], with numbers of its own in each block.
+    pub learned_activation: bool,
+    /// Blocks whose attention has other heads.
+    pub shapes: Option<(BlockSet, HeadShape)>,
+    /// For each block the one whose keys and values it attends to: its own, or those of an earlier block. Empty: all their own.
+    pub sources: Vec<usize>,
+    /// Blocks without a window have no projection of values: the keys' is used for both, before the keys are normalised.
+    pub values_are_keys: bool,
+    /// Each head of values is normalised, without gains.
+    pub value_norms: bool,
+    /// Blocks whose MLP has another width than `intermediate_size`.
+    pub wide_mlps: Option<(BlockSet, usize)>,
+    /// Blocks whose MLP drops most of its gates: before the activation a gate `g` becomes `max(g − mean − m·deviation, 0)`, mean
+    /// and deviation over all gates of the token, with this m.
+    pub sparse_gates: Option<(BlockSet, f32)>,
+    /// Each block gets an embedding of its own for each token.
+    pub layer_inputs: Option<LayerInputs>,
+    /// Several residual streams, of which a block computes one.
+    pub streams: Option<Streams>,
+    /// The residual stream is multiplied by a learned number at the end of each block.
+    pub layer_scalars: bool,
+    /// The experts are beside the MLP instead of in its place.
+    pub experts_beside: bool,
+    /// Experts see the input of a block's MLP, and the next block adds their output at its end.
+    pub experts_ahead: bool,
+    /// The latent of keys and values is multiplied by this after its norm.
+    pub latent_scale: Option<f32>,
+    /// Attention sees the keys that an indexer selects.
+    pub indexer: Option<Indexer>,
+    /// Heads of values have another width than those of keys.
+    pub values: Option<ValueHeads>,
+    /// The heads' output is multiplied by this.
+    pub value_scale: Option<f32>,
+    /// The head's input goes through a linear layer, this activation and a norm.
+    pub head_activation: Option<Activation>,
     /// The mixer of each block; attention in all without it.
     pub mixers: Option<Vec<Mixer>>,
     /// The mixer with a recurrent state, of the blocks that have one.
@@ -194,6 +234,8 @@ pub struct Biases {
     pub head: bool,
     /// The routers of mixtures of experts.
     pub router: bool,
+    /// The linear layer before the head.
+    pub head_transform: bool,
 }
 
 impl Biases {
@@ -204,7 +246,15 @@ impl Biases {
 
     /// Those of attention, and those of the MLP; the head has none.
     pub const fn of(attention: bool, mlp: bool) -> Self {
-        Self { qkv: attention, attention_output: attention, up: mlp, down: mlp, head: false, router: false }
+        Self {
+            qkv: attention,
+            attention_output: attention,
+            up: mlp,
+            down: mlp,
+            head: false,
+            router: false,
+            head_transform: false,
+        }
     }
 }
 
@@ -251,6 +301,8 @@ pub enum Positions {
         /// Rows of the table before position 0 (2 for OPT).
         offset: usize,
     },
+    /// Sines and cosines are added to the token embedding.
+    Sinusoidal(Sinusoids),
     /// A bias `−slope(head)·distance` on the attention scores (Press, Smith, Lewis, 2022).
     Alibi,
     /// Pairs of a head's dimensions are rotated by `position·frequency` (Su et al., 2021).
@@ -406,6 +458,25 @@ impl Default for DecoderConfig {
             mlps: None,
             shared: None,
             branch_factors: None,
+            attention_gate: None,
+            inner_norms: false,
+            learned_activation: false,
+            shapes: None,
+            sources: Vec::new(),
+            values_are_keys: false,
+            value_norms: false,
+            wide_mlps: None,
+            sparse_gates: None,
+            layer_inputs: None,
+            streams: None,
+            layer_scalars: false,
+            experts_beside: false,
+            experts_ahead: false,
+            latent_scale: None,
+            indexer: None,
+            values: None,
+            value_scale: None,
+            head_activation: None,
         }
     }
 }
@@ -448,6 +519,27 @@ impl DecoderConfig {
     /// Whether a sequence has a state that cannot be taken back to fewer tokens.
     pub fn has_recurrent_state(&self) -> bool {
         self.recurrent.is_some()
+    }
+
+    /// The heads of block `index`.
+    pub fn shape(&self, index: usize) -> HeadShape {
+        match &self.shapes {
+            Some((blocks, shape)) if blocks.contains(index) => *shape,
+            _ => HeadShape { heads: self.heads, kv_heads: self.kv_heads, head_size: self.head_size },
+        }
+    }
+
+    /// The block whose keys and values block `index` attends to.
+    pub fn source(&self, index: usize) -> usize {
+        self.sources.get(index).copied().unwrap_or(index)
+    }
+
+    /// Width of the MLP's hidden layer in block `index`.
+    pub fn intermediate(&self, index: usize) -> usize {
+        match &self.wide_mlps {
+            Some((blocks, width)) if blocks.contains(index) => *width,
+            _ => self.intermediate_size,
+        }
     }
 
     /// The rotary settings of all blocks, each kind once.
@@ -497,7 +589,20 @@ impl DecoderConfig {
                 format!("is {}; it must divide the {} attention heads", self.kv_heads, self.heads),
             ));
         }
-        self.rotary().try_for_each(|rotary| rotary.validate(raw, self.head_size))?;
+        match &self.shapes {
+            None => self.rotary().try_for_each(|rotary| rotary.validate(raw, self.head_size))?,
+            Some((_, other)) => {
+                if !other.heads.is_multiple_of(other.kv_heads) {
+                    let problem = format!("gives {} heads of keys for {}", other.kv_heads, other.heads);
+                    return Err(raw.problem("num_key_value_heads", problem));
+                }
+                for layer in 0..self.layers {
+                    if let Positions::Rotary(rotary) = self.attention(layer).0 {
+                        rotary.validate(raw, self.shape(layer).head_size)?;
+                    }
+                }
+            }
+        }
         if let Some(experts) = &self.experts {
             experts.validate(raw)?;
         }

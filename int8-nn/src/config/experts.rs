@@ -8,6 +8,8 @@ use crate::Error;
 pub struct ExpertsConfig {
     /// Experts that the router chooses from.
     pub count: usize,
+    /// Further ones that the router chooses from, which return their input.
+    pub identities: usize,
     /// Experts chosen for each token.
     pub chosen: usize,
     /// The weights of the chosen experts are divided by their sum.
@@ -26,8 +28,10 @@ pub struct ExpertsConfig {
     pub intermediate_size: usize,
     /// Hidden width of a shared expert, which runs for every token.
     pub shared_intermediate_size: Option<usize>,
-    /// The shared expert is weighted by `σ(gate)` instead of 1.
+    /// The shared expert is weighted by `σ(gate)` instead of `shared_scale`.
     pub shared_gate: bool,
+    /// The weight of the shared expert.
+    pub shared_scale: f32,
     /// Only each `period`-th block has experts.
     pub period: usize,
     /// Indices of blocks without experts all the same.
@@ -71,6 +75,11 @@ impl ExpertsConfig {
     /// Checks that the numbers fit each other.
     pub(super) fn validate(&self, raw: &RawConfig) -> Result<(), Error> {
         let Self { count, chosen, .. } = *self;
+        if self.identities > 0 && self.shared_intermediate_size.is_some() {
+            return Err(
+                raw.problem("zero_expert_num", "is set beside shared experts, which is not implemented")
+            );
+        }
         if chosen > count {
             return Err(
                 raw.problem("num_experts_per_tok", format!("is {chosen}; there are only {count} experts"))
@@ -108,6 +117,7 @@ impl Default for ExpertsConfig {
     fn default() -> Self {
         Self {
             count: 0,
+            identities: 0,
             chosen: 0,
             normalized: false,
             scores: Scores::Softmax,
@@ -118,6 +128,7 @@ impl Default for ExpertsConfig {
             intermediate_size: 0,
             shared_intermediate_size: None,
             shared_gate: false,
+            shared_scale: 1.0,
             period: 1,
             dense_blocks: Vec::new(),
         }

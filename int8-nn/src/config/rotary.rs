@@ -61,6 +61,13 @@ pub enum RotaryScaling {
         /// Context length the model was trained with.
         positions: usize,
     },
+    /// The first pairs turn by `position·θ^(−2i/dims)/factor` and the others not at all.
+    Proportional {
+        /// Pairs that turn.
+        pairs: usize,
+        /// Divisor of their frequencies.
+        factor: f64,
+    },
     /// LongRoPE (Ding et al., 2024): one divisor a pair, other ones for long contexts.
     LongRope {
         /// Divisors for at most `original_positions` positions.
@@ -131,7 +138,8 @@ impl Rotary {
             None => RotaryScaling::None,
         };
         // Frequencies of a scaled kind follow the key in every family, and a family that rotates whole heads cannot use fewer.
-        if !defaults.partial && share != defaults.share && scaling != RotaryScaling::None {
+        let proportional = matches!(scaling, RotaryScaling::Proportional { .. });
+        if !defaults.partial && share != defaults.share && scaling != RotaryScaling::None && !proportional {
             return Err(raw.problem(
                 "partial_rotary_factor",
                 format!("is {share}; with scaled rotary positions this family rotates whole heads"),
@@ -196,6 +204,10 @@ impl Rotary {
         let frequencies: Vec<f64> = match &self.scaling {
             RotaryScaling::None | RotaryScaling::Dynamic { .. } => base.collect(),
             RotaryScaling::Linear { factor } => base.map(|frequency| frequency / factor).collect(),
+            RotaryScaling::Proportional { pairs, factor } => base
+                .enumerate()
+                .map(|(pair, frequency)| if pair < *pairs { frequency / factor } else { 0.0 })
+                .collect(),
             RotaryScaling::Llama3 { factor, low_factor, high_factor, original_positions } => base
                 .map(|frequency| {
                     let wavelength = std::f64::consts::TAU / frequency;
@@ -234,6 +246,7 @@ impl Rotary {
             RotaryScaling::None
             | RotaryScaling::Linear { .. }
             | RotaryScaling::Llama3 { .. }
+            | RotaryScaling::Proportional { .. }
             | RotaryScaling::Yarn { .. } => None,
         }
     }
@@ -253,6 +266,7 @@ impl Rotary {
             RotaryScaling::None
             | RotaryScaling::Linear { .. }
             | RotaryScaling::Llama3 { .. }
+            | RotaryScaling::Proportional { .. }
             | RotaryScaling::Dynamic { .. } => 1.0,
         }
     }
@@ -295,12 +309,17 @@ impl Reader<'_> {
                 }
                 Ok(RotaryScaling::Dynamic { factor, positions: self.raw.size_or(POSITIONS, 2048)? })
             }
+            // The key that gives other kinds fewer dimensions is a share of the pairs here.
+            "proportional" => Ok(RotaryScaling::Proportional {
+                pairs: convert::fraction_of(dims, self.number_or("partial_rotary_factor", 1.0)? / 2.0),
+                factor: self.number_or("factor", 1.0)?,
+            }),
             "yarn" => self.yarn(theta, dims),
             "longrope" | "su" => self.longrope(),
             other => Err(self.raw.problem(
                 self.key,
                 format!(
-                    "has rope type {other:?}; implemented: default, linear, dynamic, llama3, yarn, longrope"
+                    "has rope type {other:?}; implemented: default, linear, dynamic, llama3, yarn, longrope, proportional"
                 ),
             )),
         }

@@ -116,7 +116,7 @@ fn config(whole: &RawConfig) -> Result<DecoderConfig, Error> {
 }
 
 /// The rotary settings of the blocks without and with a window.
-fn gemma3_rotary(raw: &RawConfig, head_size: usize) -> Result<(Rotary, Rotary), Error> {
+pub(super) fn gemma3_rotary(raw: &RawConfig, head_size: usize) -> Result<(Rotary, Rotary), Error> {
     const KEY: &str = "rope_parameters";
     let of = |kind: &str, defaults| {
         let parameters = raw.get(KEY).and_then(|parameters| parameters.get(kind));
@@ -141,13 +141,21 @@ fn names(config: &DecoderConfig) -> TensorNames {
             let mlp_norm = (config.family == "vaultgemma").then(|| block.name("pre_feedforward_layernorm"));
             return LayerNames { mlp_norm: mlp_norm.or(plain.mlp_norm), ..plain };
         }
-        let branch_norms = ["post_attention_layernorm", "post_feedforward_layernorm"];
-        LayerNames {
-            mlp_norm: Some(block.name("pre_feedforward_layernorm")),
-            branch_norms: Some(branch_norms.map(|norm| block.name(norm))),
-            ..plain
-        }
+        branch_normed(plain, index)
     };
-    let roots = &["model.", "language_model.model.", "model.language_model.", ""];
-    TensorNames { roots, ..llama::tensors(layer) }
+    TensorNames { roots: ROOTS, ..llama::tensors(layer) }
+}
+
+/// Where a checkpoint keeps the text part's tensors.
+pub(super) const ROOTS: &[&str] = &["model.", "language_model.model.", "model.language_model.", ""];
+
+/// Block `index` with the names of Gemma's norms since its second version.
+pub(super) fn branch_normed(plain: LayerNames, index: usize) -> LayerNames {
+    let block = llama::module(index);
+    let branch_norms = ["post_attention_layernorm", "post_feedforward_layernorm"];
+    LayerNames {
+        mlp_norm: Some(block.name("pre_feedforward_layernorm")),
+        branch_norms: Some(branch_norms.map(|norm| block.name(norm))),
+        ..plain
+    }
 }

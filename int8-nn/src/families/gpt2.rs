@@ -5,7 +5,7 @@ use super::{Family, LayerNames, MlpNames, Module, TensorNames};
 use crate::Error;
 use crate::config::{DecoderConfig, Positions, RawConfig, SizeKeys};
 
-pub(crate) const FAMILY: Family = Family { model_types: &["gpt2"], config, names };
+pub(crate) const FAMILY: Family = Family { model_types: &["gpt2", "gpt-sw3"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     DecoderConfig {

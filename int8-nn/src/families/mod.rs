@@ -1,15 +1,24 @@
 //! The model families. Each file maps one family's `config.json` onto [`DecoderConfig`] and names its tensors; the
 //! arithmetic is in [`crate::decoder`]. A new family is one file here, one line in `FAMILIES` and one golden.
 
+mod afmoe;
+mod apertus;
+mod aria;
 mod bert;
 mod biogpt;
+mod bitnet;
 mod bloom;
 mod codegen;
 mod cohere;
+mod dbrx;
+mod diffllama;
 mod exaone;
 mod falcon;
 mod falcon_h1;
+mod flint;
 mod gemma;
+mod gemma3n;
+mod gemma4;
 mod glm_moe;
 mod gpt2;
 mod gpt_bigcode;
@@ -26,7 +35,10 @@ mod latent;
 mod llama;
 mod llama4;
 mod mamba;
+mod mimo;
+mod minimax_m3;
 mod mixtral;
+mod modernbert;
 mod moe;
 mod mpnet;
 mod mpt;
@@ -42,6 +54,7 @@ mod phi3;
 mod phimoe;
 mod qwen_moe;
 mod recurrent;
+mod sinusoidal;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -59,8 +72,8 @@ use crate::weights::{Part, Rows};
 
 use names::Module;
 pub(crate) use names::{
-    CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LatentNames, LayerNames, MlpNames, Seq2SeqNames,
-    TensorNames,
+    BesideNames, CrossNames, CrossNamesOf, EncoderNames, ExpertNames, IndexNames, InputNames, LatentNames,
+    LayerInputNames, LayerNames, MlpNames, Seq2SeqNames, StreamLayerNames, TensorNames,
 };
 pub(crate) use recurrent::{RecurrentNames, SharedNames, StateSpaceNames};
 
@@ -118,6 +131,19 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &falcon_h1::FAMILY,
     &nemotron_h::FAMILY,
     &zamba::FAMILY,
+    &flint::FAMILY,
+    &sinusoidal::FAMILY,
+    &dbrx::FAMILY,
+    &apertus::FAMILY,
+    &afmoe::FAMILY,
+    &bitnet::FAMILY,
+    &aria::FAMILY,
+    &gemma3n::FAMILY,
+    &gemma4::FAMILY,
+    &mimo::FAMILY,
+    &diffllama::FAMILY,
+    &modernbert::FAMILY,
+    &minimax_m3::FAMILY,
 ];
 
 /// A family of encoders.
@@ -212,8 +238,21 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         let first = parts.len();
         let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
         let recurrent = layer.recurrent.map(RecurrentNames::parts).into_iter().flatten();
-        parts.extend(layer.qkv.into_iter().chain(latent).chain(layer.attention_output).chain(recurrent));
+        parts.extend(
+            layer
+                .qkv
+                .into_iter()
+                .chain(latent)
+                .chain(layer.attention_output)
+                .chain(layer.gate)
+                .chain(recurrent),
+        );
         parts.extend(layer.shared.map(SharedNames::parts).into_iter().flatten());
+        parts.extend(layer.layer_input.into_iter().flat_map(|names| [names.gate, names.projection]));
+        parts.extend(layer.streams.into_iter().flat_map(|names| {
+            let small = [Part::new(&names.prediction), Part::new(&names.correction), names.router];
+            small.into_iter().chain(names.low)
+        }));
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()
@@ -227,8 +266,14 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         }
     }
     parts.extend([names.project_in, names.project_out].into_iter().flatten().map(Part::new));
+    parts.extend(names.layer_inputs.map(|inputs| Part::new(inputs.projection)));
+    // Outside the root.
+    let dense = names.head_transform.map(|[dense, _]| (format!("{dense}.weight"), false));
+    let ends = names.streams.into_iter().flatten();
+    let count = config.streams.map_or(0, |streams| streams.count - 1);
+    parts.extend(ends.flat_map(|end| (0..count).map(move |index| Part::new(&format!("{end}.{index}")))));
     let stored = parts.iter().map(Part::stored);
-    Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).collect())
+    Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).chain(dense).collect())
 }
 
 /// Modules by which the root of the names is found: the embedding, and the first norm or projection of the first block, because
@@ -259,7 +304,8 @@ pub fn kind(model_type: &str) -> Option<Kind> {
 /// Whether models of this `model_type` also read images or audio, which are not computed: only text is.
 pub fn is_text_part(model_type: &str) -> bool {
     multimodal::FAMILY.model_types.contains(&model_type)
-        || ["llama4", "gemma3", "phi4_multimodal"].contains(&model_type)
+        || ["llama4", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "phi4_multimodal"]
+            .contains(&model_type)
 }
 
 /// Every supported `model_type`.

@@ -85,10 +85,15 @@ impl Default for Names {
 impl Names {
     /// Those of block `index`.
     pub(super) fn of(self, index: usize, experts: &ExpertsConfig) -> MlpNames {
+        MlpNames::Experts(vec![self.experts(index, experts)])
+    }
+
+    /// The same as experts alone.
+    pub(super) fn experts(self, index: usize, experts: &ExpertsConfig) -> ExpertNames {
         let count = experts.count;
         let module = Module::new(llama::module(index).name(self.module));
         let gate = experts.shared_intermediate_size.filter(|_| experts.shared_gate);
-        MlpNames::Experts(vec![ExpertNames {
+        ExpertNames {
             router: std::iter::once(self.router)
                 .chain(gate.map(|_| self.shared_gate))
                 .map(|name| module.name(name))
@@ -104,6 +109,6 @@ impl Names {
                 let [gate, up, down] = self.projections;
                 (expert.parts([gate, up]), expert.part(down))
             }),
-        }])
+        }
     }
 }

@@ -96,6 +96,11 @@ pub(crate) struct TensorNames {
     pub(crate) project_out: Option<&'static str>,
     pub(crate) final_norm: Option<&'static str>,
     pub(crate) head: &'static str,
+    pub(crate) layer_inputs: Option<InputNames>,
+    /// The linear layer and the norm before the head.
+    pub(crate) head_transform: Option<[&'static str; 2]>,
+    /// The projections to and from the streams but the first, without their number.
+    pub(crate) streams: Option<[&'static str; 2]>,
     pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
 }
 
@@ -116,6 +121,9 @@ impl TensorNames {
             project_out: None,
             final_norm: Some(final_norm),
             head: "lm_head",
+            layer_inputs: None,
+            head_transform: None,
+            streams: None,
             layer: Box::new(layer),
         }
     }
@@ -146,25 +154,74 @@ pub(crate) struct LayerNames {
     /// A transformer that several blocks share, before that mixer.
     pub(crate) shared: Option<SharedNames>,
     pub(crate) mlp: MlpNames,
+    /// Of the MLP's or the experts' output, before the residual addition, without one of attention's.
+    pub(crate) mlp_branch_norm: Option<String>,
+    /// The gate of attention's output.
+    pub(crate) gate: Option<Part>,
+    /// Of the input of `attention_output`, and of the MLP's contraction.
+    pub(crate) inner_norms: Option<[String; 2]>,
+    /// The module of the learned activation.
+    pub(crate) activation: Option<String>,
+    /// The block's own embedding.
+    pub(crate) layer_input: Option<LayerInputNames>,
+    /// What mixes several residual streams.
+    pub(crate) streams: Option<StreamLayerNames>,
+    /// The tensor of the number that the residual stream is multiplied by.
+    pub(crate) scalar: Option<String>,
+    /// Experts beside the MLP.
+    pub(crate) beside: Option<BesideNames>,
+    /// Experts whose output a later block adds.
+    pub(crate) shortcut: Option<ExpertNames>,
+    /// The block adds it.
+    pub(crate) adds_shortcut: bool,
+    /// The vectors whose products give the factor of differential attention: two of queries, two of keys.
+    pub(crate) lambdas: Option<[[String; 2]; 2]>,
+}
+
+/// The names of a block's part of [`crate::config::LayerInputs`].
+pub(crate) struct LayerInputNames {
+    pub(crate) gate: Part,
+    pub(crate) projection: Part,
+    pub(crate) norm: String,
+}
+
+/// The names of a block's part of [`crate::config::Streams`].
+pub(crate) struct StreamLayerNames {
+    pub(crate) router: Part,
+    pub(crate) router_norm: String,
+    /// Modules of `[S·S, S]` and `[S, S]`.
+    pub(crate) prediction: String,
+    pub(crate) correction: String,
+    /// The tensor of the first stream's factors.
+    pub(crate) output_scale: Option<String>,
+    /// Down and up.
+    pub(crate) low: [Part; 2],
+    pub(crate) low_norm: String,
+}
+
+/// The names of experts beside an MLP.
+pub(crate) struct BesideNames {
+    pub(crate) experts: ExpertNames,
+    /// The tensor of the gains of the router's norm, which are divided by the root of the width.
+    pub(crate) router_gain: String,
+    /// The tensor of the experts' factors.
+    pub(crate) scales: String,
+    /// Of the MLP's output, the experts' input, and their output.
+    pub(crate) norms: [String; 3],
+}
+
+/// The names of what a model has for all blocks' [`crate::config::LayerInputs`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct InputNames {
+    pub(crate) table: &'static str,
+    pub(crate) projection: &'static str,
+    pub(crate) norm: &'static str,
 }
 
 impl LayerNames {
     /// A block without norms.
     pub(super) fn new(qkv: Vec<Part>, attention_output: Part, mlp: MlpNames) -> Self {
-        Self {
-            attention_norm: None,
-            mlp_norm: None,
-            branch_norms: None,
-            qkv,
-            query_key_norms: None,
-            query_key_order: None,
-            latent: None,
-            sinks: None,
-            attention_output: Some(attention_output),
-            recurrent: None,
-            shared: None,
-            mlp,
-        }
+        Self { qkv, attention_output: Some(attention_output), ..Self::without_mixer(mlp) }
     }
 
     /// A block of one mixer with a recurrent state behind a norm.
@@ -191,6 +248,17 @@ impl LayerNames {
             recurrent: None,
             shared: None,
             mlp,
+            mlp_branch_norm: None,
+            gate: None,
+            inner_norms: None,
+            activation: None,
+            layer_input: None,
+            streams: None,
+            scalar: None,
+            beside: None,
+            shortcut: None,
+            adds_shortcut: false,
+            lambdas: None,
         }
     }
 
@@ -219,12 +287,24 @@ pub(crate) struct LatentNames {
     pub(crate) kv_norm: String,
     /// Head by head the other dimensions of the key, and the value.
     pub(crate) kv_up: Part,
+    pub(crate) index: Option<IndexNames>,
+}
+
+/// The names of an indexer.
+pub(crate) struct IndexNames {
+    pub(crate) query: Part,
+    pub(crate) key: Part,
+    pub(crate) key_norm: String,
+    /// The stored place of each dimension of a key in its norm.
+    pub(crate) order: Vec<usize>,
+    pub(crate) weights: Part,
 }
 
 impl LatentNames {
     /// The linear layers.
     pub(crate) fn parts(self) -> impl Iterator<Item = Part> {
-        self.query_down.into_iter().chain([self.query, self.kv_down, self.key, self.kv_up])
+        let index = self.index.into_iter().flat_map(|index| [index.query, index.key, index.weights]);
+        self.query_down.into_iter().chain([self.query, self.kv_down, self.key, self.kv_up]).chain(index)
     }
 }
 

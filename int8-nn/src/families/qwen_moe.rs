@@ -69,7 +69,7 @@ fn windows(raw: &RawConfig, layers: usize, third: bool) -> Result<Option<(BlockS
     Ok(Some((blocks, raw.size_or("sliding_window", 4096)?)))
 }
 
-fn dense_blocks(raw: &RawConfig) -> Result<Vec<usize>, Error> {
+pub(super) fn dense_blocks(raw: &RawConfig) -> Result<Vec<usize>, Error> {
     const KEY: &str = "mlp_only_layers";
     let Some(value) = raw.get(KEY) else { return Ok(Vec::new()) };
     let index = |value: &Value| value.as_u64().and_then(|index| usize::try_from(index).ok());

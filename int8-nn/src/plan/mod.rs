@@ -25,7 +25,7 @@ mod gpus;
 mod models;
 mod tensors;
 
-use crate::config::{DecoderConfig, Mixer, NormKind, Positions};
+use crate::config::{DecoderConfig, Mixer, NormKind, Positions, Sinusoids};
 use crate::convert::bytes as wide;
 use int8_core::FloatType;
 
@@ -191,6 +191,13 @@ impl Shape {
                 (sum(&[weights, product(&[values, hidden])]), sum(&[outputs, hidden]))
             }
         };
+        let (attention_weights, attention_outputs) = match config.attention_gate {
+            None => (attention_weights, attention_outputs),
+            Some(gate) => {
+                let width = if gate.by_head { heads } else { queries };
+                (sum(&[attention_weights, product(&[width, hidden])]), sum(&[attention_outputs, width]))
+            }
+        };
         let mut shape = Self {
             name: name.into(),
             blocks: wide(config.layers),
@@ -260,7 +267,9 @@ impl Shape {
             sum(&[hidden, sum(&[product(&[2, queries]), keys_values]).max(product(&[gates, widest_mlp]))]);
         let table = product(&[wide(config.vocab_size), wide(config.embedding_size)]);
         let positions = match config.positions {
-            Positions::Learned { offset } => product(&[wide(config.max_positions + offset), hidden]),
+            Positions::Learned { offset } | Positions::Sinusoidal(Sinusoids { offset, .. }) => {
+                product(&[wide(config.max_positions + offset), hidden])
+            }
             _ => 0,
         };
         let projections = match config.embedding_size == config.hidden_size {

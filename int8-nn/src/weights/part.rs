@@ -14,6 +14,8 @@ pub(crate) struct Part {
     pub(super) transposed: bool,
     /// The weight is this one of those that are stored as one tensor `[experts, out, in]`, under the name itself.
     pub(super) slab: Option<usize>,
+    /// Shape of a slab of a matrix, which holds them one below the other; where it is `None` they are the first dimension.
+    pub(super) slab_shape: Option<[usize; 2]>,
     pub(super) rows: Rows,
     /// The tensor of the bias; `None` if the model has none, whatever the checkpoint holds.
     pub(super) bias: Option<String>,
@@ -35,6 +37,7 @@ impl Part {
             name: name.to_owned(),
             transposed: false,
             slab: None,
+            slab_shape: None,
             rows: Rows::All,
             bias: Some(format!("{name}.bias")),
         }
@@ -79,6 +82,11 @@ impl Part {
         Self { slab: Some(index), ..self }
     }
 
+    /// One of the weights of this shape that the matrix `name` itself holds one below the other.
+    pub(crate) fn stacked(self, index: usize, shape: [usize; 2]) -> Self {
+        Self { slab: Some(index), slab_shape: Some(shape), ..self }
+    }
+
     /// The name of its weight below the checkpoint's root, and whether a 16-bit one is stored `[in, out]`.
     pub(crate) fn stored(&self) -> (String, bool) {
         (format!("{}.weight", self.name), self.transposed)
@@ -113,10 +121,16 @@ impl Part {
     }
 
     /// The tensor that holds the weight.
-    pub(super) fn tensor<'a>(&self, checkpoint: &'a Checkpoint) -> Result<TensorView<'a>, Error> {
+    pub(super) fn tensor<'a>(&'a self, checkpoint: &'a Checkpoint) -> Result<TensorView<'a>, Error> {
         Ok(match self.slab {
             None => checkpoint.tensor(&format!("{}.weight", self.name))?,
-            Some(index) => checkpoint.tensor(&self.name)?.slab(index)?,
+            Some(index) => {
+                let all = checkpoint.tensor(&self.name)?;
+                match &self.slab_shape {
+                    None => all.slab(index)?,
+                    Some(shape) => all.stacked(index, shape)?,
+                }
+            }
         })
     }
 

@@ -11,10 +11,11 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use super::Rows;
 use super::elementwise::normalize_columns;
 use super::recurrent::States;
+use super::selection::{IndexPages, bias, scores};
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
 use crate::backend::{AttentionSpec, CacheCapacity, Mask, NormSpec, PageTables};
-use crate::config::{Positions, QueryGrowth, Rotary};
+use crate::config::{HeadShape, IndexShape, Positions, QueryGrowth, Rotary};
 
 /// Keys and values of all blocks and sequences, in pages, and the recurrent states beside them.
 #[derive(Debug)]
@@ -22,12 +23,17 @@ pub struct CpuCache {
     kernel: Kernel,
     spec: AttentionSpec,
     tables: PageTables,
-    pages: KvPages,
+    /// One pool for each different width of keys; a page number is one page in each.
+    pages: Vec<KvPages>,
     /// Positions written, by sequence.
     lengths: Vec<usize>,
     /// Each different kind of rotary positions once.
     rotations: Vec<Turns>,
     layers: Vec<Layer>,
+    /// The keys of indexers.
+    index: IndexPages,
+    /// What the last selection adds to the scores of each row of the forward; empty where a row sees all.
+    selection: Vec<Vec<f32>>,
     pub(super) states: States,
 }
 
@@ -70,8 +76,6 @@ impl Turns {
 /// Positions and window of a block.
 #[derive(Debug)]
 struct Layer {
-    /// Index among the layers of the pages; a block without attention has none.
-    kv: usize,
     /// Index into the rotary tables.
     rotation: Option<usize>,
     /// Factor of the scores.
@@ -84,18 +88,50 @@ struct Layer {
     norms: Option<[NormSpec; 2]>,
     query_growth: Option<QueryGrowth>,
     sinks: Option<Vec<f32>>,
+    shape: HeadShape,
+    /// The layer sees selected keys alone; its own selection, and the place of its keys.
+    selects: bool,
+    index: Option<(IndexShape, usize)>,
+    /// The layer writes keys and values of its own.
+    writes: bool,
+    /// Where its keys and values are: the pool, and the layer there.
+    place: (usize, usize),
 }
 
 impl CpuCache {
     pub(super) fn new(kernel: Kernel, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self, Error> {
         let mut rotations = Rotations::default();
-        let (mut layers, mut kv) = (Vec::new(), 0);
-        for layer in &spec.layers {
+        let mut layers: Vec<Layer> = Vec::new();
+        let (mut indexers, mut index_size) = (0, 0);
+        // Shape and number of layers of each pool.
+        let mut pools: Vec<(HeadShape, usize)> = Vec::new();
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let same = |(shape, _): &(HeadShape, usize)| {
+                (shape.kv_heads, shape.head_size) == (layer.shape.kv_heads, layer.shape.head_size)
+            };
+            let writes = layer.source == index;
+            let place = if !layer.attends {
+                (0, 0)
+            } else if writes {
+                let pool = pools.iter().position(same).unwrap_or_else(|| {
+                    pools.push((layer.shape, 0));
+                    pools.len() - 1
+                });
+                pools[pool].1 += 1;
+                (pool, pools[pool].1 - 1)
+            } else {
+                let source = layers.get(layer.source).filter(|source| {
+                    (source.shape.kv_heads, source.shape.head_size)
+                        == (layer.shape.kv_heads, layer.shape.head_size)
+                });
+                let unfit =
+                    || Error::Unsupported(format!("layer {index} with the keys of layer {}", layer.source));
+                source.ok_or_else(unfit)?.place
+            };
             let rotation = if layer.attends { rotations.place(&layer.positions) } else { None };
             let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
             let window = layer.sliding_window.unwrap_or(usize::MAX);
             layers.push(Layer {
-                kv,
                 rotation,
                 slopes,
                 window,
@@ -104,16 +140,22 @@ impl CpuCache {
                 norms: layer.norms.clone(),
                 query_growth: layer.query_growth,
                 sinks: layer.sinks.clone(),
+                shape: layer.shape,
+                selects: layer.selects,
+                index: layer.index.map(|index| {
+                    indexers += 1;
+                    index_size = index.size;
+                    (index, indexers - 1)
+                }),
+                writes,
+                place,
             });
-            kv += usize::from(layer.attends);
         }
-        let pages = KvPages::new(
-            spec.kv_cache,
-            kv,
-            spec.kv_heads,
-            spec.head_size,
-            PageTables::pages_for(capacity, PAGE_POSITIONS),
-        )?;
+        let count = PageTables::pages_for(capacity, PAGE_POSITIONS);
+        let pool = |(shape, layers): &(HeadShape, usize)| {
+            KvPages::new(spec.kv_cache, *layers, shape.kv_heads, shape.head_size, count)
+        };
+        let pages = pools.iter().map(pool).collect::<Result<_, _>>()?;
         Ok(Self {
             kernel,
             spec: spec.clone(),
@@ -125,6 +167,8 @@ impl CpuCache {
                 .map(|rotary| Turns::new(rotary, capacity.max_positions))
                 .collect(),
             layers,
+            index: IndexPages::new(indexers, index_size, PAGE_POSITIONS),
+            selection: Vec::new(),
             states: States::new(spec.layers.iter().map(|layer| layer.recurrent.clone()), capacity.sequences),
         })
     }
@@ -135,12 +179,13 @@ impl CpuCache {
 
     /// Bytes of the pages and states that sequences hold.
     pub(super) fn bytes(&self) -> usize {
-        self.tables.used() * self.pages.page_bytes() + self.states.bytes()
+        self.tables.used() * self.pages.iter().map(KvPages::page_bytes).sum::<usize>() + self.states.bytes()
     }
 
     pub(super) fn reserve(&mut self, ranges: &[(usize, Range<usize>)]) -> Result<(), Error> {
         for copy in self.tables.reserve(ranges)? {
-            self.pages.copy(copy.from, copy.to);
+            self.pages.iter_mut().for_each(|pool| pool.copy(copy.from, copy.to));
+            self.index.copy(copy);
         }
         Ok(())
     }
@@ -161,11 +206,13 @@ impl CpuCache {
     /// Fills the pages that no sequence holds with NaN, so that a test sees who reads them.
     pub fn poison_free_pages(&mut self) {
         for page in self.tables.free_pages() {
-            self.pages.poison(*page);
+            self.pages.iter_mut().for_each(|pool| pool.poison(*page));
+            self.index.poison(*page);
         }
     }
 
-    /// `qkv [rows, (heads + 2·kv_heads)·head_size]` → `out [rows, heads·head_size]`.
+    /// `qkv [rows, (heads + 2·kv_heads)·head_size]`, or of queries alone where the layer reads another's keys →
+    /// `out [rows, heads·head_size]`.
     pub(super) fn attend(
         &mut self,
         segments: &[Rows],
@@ -173,12 +220,15 @@ impl CpuCache {
         mut qkv: ArrayViewMut2<'_, f32>,
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
-        let queries = self.spec.heads * self.spec.head_size;
+        let queries = self.layers[layer].shape.queries();
+        let writes = self.layers[layer].writes;
         for segment in segments {
             let mut qkv = qkv.slice_mut(s![segment.range(), ..]);
             self.rotate(layer, segment, &mut qkv);
             self.after_rotation(layer, segment, &mut qkv);
-            self.write(segment, layer, qkv.slice(s![.., queries..]))?;
+            if writes {
+                self.write(segment, layer, qkv.slice(s![.., queries..]))?;
+            }
             let out = out.slice_mut(s![segment.range(), ..]);
             self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)?;
         }
@@ -209,33 +259,64 @@ impl CpuCache {
         })
     }
 
+    /// As [`crate::backend::Backend::select_keys`].
+    pub(super) fn select_keys(
+        &mut self,
+        segments: &[Rows],
+        layer: usize,
+        mut queries: ArrayViewMut2<'_, f32>,
+        mut keys: ArrayViewMut2<'_, f32>,
+        weights: ArrayView2<'_, f32>,
+    ) {
+        let Some((IndexShape { heads, size, chosen }, place)) = self.layers[layer].index else { return };
+        self.selection.clear();
+        for segment in segments {
+            if let Some(rotation) = self.layers[layer].rotation {
+                let (rotation, position) = self.rotations[rotation].of(segment);
+                rotation.turn(position, size, &mut queries.slice_mut(s![segment.range(), ..]));
+                rotation.turn(position, size, &mut keys.slice_mut(s![segment.range(), ..]));
+            }
+            let table = self.tables.table(segment.sequence);
+            for row in 0..segment.rows {
+                let key = keys.row(segment.first_row + row);
+                self.index.write(place, table, segment.position + row, key);
+            }
+            let all = self.index.keys(place, table, segment.position + segment.rows);
+            let rows: Vec<Vec<f32>> = (0..segment.rows)
+                .into_par_iter()
+                .map(|row| {
+                    let length = segment.position + row + 1;
+                    if length <= chosen {
+                        return Vec::new();
+                    }
+                    let row = segment.first_row + row;
+                    let queries = queries.row(row);
+                    let queries = queries.to_shape((heads, size)).expect("heads·size columns");
+                    let scores = scores(queries.view(), weights.row(row), all.slice(s![..length, ..]));
+                    bias(&scores, chosen)
+                })
+                .collect();
+            self.selection.extend(rows);
+        }
+    }
+
     /// Rotates queries and keys in place; pairs are `(i, i + dims/2)`.
     fn rotate(&mut self, layer: usize, segment: &Rows, qkv: &mut ArrayViewMut2<'_, f32>) {
-        let size = self.spec.head_size;
-        let rotated = (self.spec.heads + self.spec.kv_heads) * size;
+        let Layer { shape, writes, .. } = &self.layers[layer];
+        let size = shape.head_size;
+        let rotated = shape.queries() + if *writes { shape.keys() } else { 0 };
         let Some(place) = self.layers[layer].rotation else { return };
         let (rotation, position) = self.rotations[place].of(segment);
-        let half = rotation.half;
-        qkv.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(row, mut values)| {
-            let angles = (position + row) * half..(position + row + 1) * half;
-            let (cos, sin) = (&rotation.cos[angles.clone()], &rotation.sin[angles]);
-            let values = values.as_slice_mut().expect("rows are contiguous");
-            for head in values[..rotated].chunks_exact_mut(size) {
-                let (first, second) = head[..2 * half].split_at_mut(half);
-                for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-                }
-            }
-        });
+        let mut turned = qkv.slice_mut(s![.., ..rotated]);
+        rotation.turn(position, size, &mut turned);
     }
 
     /// Normalises the heads of queries and keys, and multiplies queries by the factor of their position.
     fn after_rotation(&self, layer: usize, segment: &Rows, qkv: &mut ArrayViewMut2<'_, f32>) {
-        let AttentionSpec { heads, kv_heads, head_size, .. } = self.spec;
-        let Layer { norms, query_growth, .. } = &self.layers[layer];
-        let queries = 0..heads * head_size;
+        let Layer { norms, query_growth, shape, .. } = &self.layers[layer];
+        let queries = 0..shape.queries();
         if let Some([of_queries, of_keys]) = norms {
-            let keys = queries.end..queries.end + kv_heads * head_size;
+            let keys = queries.end..queries.end + shape.keys();
             normalize_columns(self.kernel, qkv.view_mut(), queries.clone(), of_queries);
             normalize_columns(self.kernel, qkv.view_mut(), keys, of_keys);
         }
@@ -249,9 +330,10 @@ impl CpuCache {
 
     /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the pages of the segment's sequence.
     fn write(&mut self, segment: &Rows, layer: usize, kv: ArrayView2<'_, f32>) -> Result<(), Error> {
-        let (keys, values) = kv.split_at(Axis(1), self.spec.kv_heads * self.spec.head_size);
+        let Layer { shape, place: (pool, place), .. } = self.layers[layer];
+        let (keys, values) = kv.split_at(Axis(1), shape.keys());
         let table = self.tables.table(segment.sequence);
-        self.pages.write(self.kernel, self.layers[layer].kv, table, segment.position, keys, values)?;
+        self.pages[pool].write(self.kernel, place, table, segment.position, keys, values)?;
         self.lengths[segment.sequence] = segment.position + segment.rows;
         Ok(())
     }
@@ -267,7 +349,8 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { kv, slopes, window, chunk, factor, sinks, .. } = &self.layers[layer];
+        let Layer { slopes, window, chunk, factor, sinks, shape, selects, place: (pool, place), .. } =
+            &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
             Mask::Causal => {
                 let chunk = chunk.map_or(0, |size| position / size * size);
@@ -282,11 +365,31 @@ impl CpuCache {
             (None, Some(bias)) => Bias::Distances(bias.table.view()),
             (None, None) => Bias::None,
         };
-        let AttentionSpec { heads, scale, softcap, .. } = self.spec;
-        let scale = scale * factor;
+        let AttentionSpec { scale, softcap, .. } = self.spec;
+        let (heads, scale) = (shape.heads, scale * factor);
         let sinks = sinks.as_deref();
         let attention = Attention { kernel: self.kernel, heads, scale, softcap, bias, sinks };
-        let sequence = self.pages.sequence(*kv, self.tables.table(segment.sequence));
-        Ok(attention.attend(queries, &sequence, &rows, out)?)
+        let sequence = self.pages[*pool].sequence(*place, self.tables.table(segment.sequence));
+        if !selects {
+            return Ok(attention.attend(queries, &sequence, &rows, out)?);
+        }
+        let Some(selection) = self.selection.get(segment.range()) else {
+            return Err(Error::Unsupported("attention to keys that no block before selected".to_owned()));
+        };
+        // The first rows see all that there is; each of the others has a bias of its own.
+        let dense = selection.iter().take_while(|bias| bias.is_empty()).count();
+        let (first, mut others) = out.split_at(Axis(0), dense);
+        attention.attend(queries.slice(s![..dense, ..]), &sequence, &rows[..dense], first)?;
+        for (row, hidden) in selection.iter().enumerate().skip(dense) {
+            // By distance: the key of position t stands t places from the left, the row's own in the middle.
+            let mut distances = vec![0.0; 2 * rows[row].position + 1];
+            distances[..hidden.len()].copy_from_slice(hidden);
+            let table = ArrayView2::from_shape((1, distances.len()), &distances).expect("one row");
+            let table = table.broadcast((heads, distances.len())).expect("rows repeated");
+            let attention = Attention { bias: Bias::Distances(table), ..attention };
+            let out = others.slice_mut(s![row - dense..=row - dense, ..]);
+            attention.attend(queries.slice(s![row..=row, ..]), &sequence, &rows[row..=row], out)?;
+        }
+        Ok(())
     }
 }

@@ -10,24 +10,28 @@ use crate::Error;
 use crate::backend::Experts;
 use crate::backend::routing::route;
 
-/// `out += experts(x)`, `x [rows, K]`, `out [rows, K]`; experts in ascending order, so that the sums are too.
+/// `out += experts(x)`, chosen by `routed`; all `[rows, K]`; experts in ascending order, so that the sums are too.
 pub(super) fn add(
     kernel: Kernel,
-    x: ArrayView2<'_, f32>,
+    (x, routed): (ArrayView2<'_, f32>, ArrayView2<'_, f32>),
     experts: &Experts<CpuBackend>,
     mut out: ArrayViewMut2<'_, f32>,
 ) -> Result<(), Error> {
     let mut logits = Array2::zeros((x.nrows(), experts.routing.logits()));
     for (x, logits) in
-        x.axis_chunks_iter(Axis(0), ROUTER_ROWS).zip(logits.axis_chunks_iter_mut(Axis(0), ROUTER_ROWS))
+        routed.axis_chunks_iter(Axis(0), ROUTER_ROWS).zip(logits.axis_chunks_iter_mut(Axis(0), ROUTER_ROWS))
     {
         experts.router.apply(x, Store::Overwrite, logits)?;
     }
-    let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); experts.up.len()];
+    let count = experts.up.len().max(experts.routing.count);
+    let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); count];
     for (row, logits) in logits.rows().into_iter().enumerate() {
         for (expert, weight) in route(&logits.to_vec(), &experts.routing) {
             chosen[expert].push((row, weight));
         }
+    }
+    for (row, weight) in chosen[experts.up.len()..].iter().flatten() {
+        out.row_mut(*row).scaled_add(*weight, &x.row(*row));
     }
     for ((up, down), rows) in experts.up.iter().zip(&experts.down).zip(&chosen) {
         if rows.is_empty() {

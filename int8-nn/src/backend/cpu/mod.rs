@@ -7,13 +7,15 @@ mod float;
 mod linear;
 mod projection;
 mod recurrent;
+mod selection;
+mod streams;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use int8_cpu::{Prologue, Store};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Zip, s};
 use projection::Target;
 use rayon::prelude::*;
 
@@ -22,7 +24,7 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, ColumnCopy, Experts,
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
-use crate::config::Activation;
+use crate::config::{Activation, ClampedGate, GateFunction, Xielu};
 use crate::convert;
 use crate::precision::{Precision, Site};
 use crate::sampler::Sampler;
@@ -327,6 +329,134 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn gate_heads(
+        &self,
+        x: &mut CpuActivations,
+        gate: &CpuActivations,
+        function: GateFunction,
+        run: usize,
+    ) -> Result<(), Error> {
+        let gates = gate.view();
+        for (mut values, gates) in x.view_mut().rows_mut().into_iter().zip(gates.rows()) {
+            for (column, value) in values.iter_mut().enumerate() {
+                *value *= function.at(gates[column / run]);
+            }
+        }
+        Ok(())
+    }
+
+    fn activate(
+        &self,
+        x: &CpuActivations,
+        activation: Activation,
+        gated: bool,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let computed =
+            projection::materialize(self.kernel, x.view(), projection::activated(activation, gated))?;
+        out.resize(x.rows).assign(&computed.view());
+        Ok(())
+    }
+
+    fn clamp_gate(
+        &self,
+        x: &CpuActivations,
+        gate: ClampedGate,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let (gates, ups) = x.view().split_at(Axis(1), x.width / 2);
+        Zip::from(out.resize(x.rows)).and(gates).and(ups).for_each(|out, g, u| *out = gate.apply(*g, *u));
+        Ok(())
+    }
+
+    fn subtract_half(&self, x: &CpuActivations, factor: f32, out: &mut CpuActivations) -> Result<(), Error> {
+        let (left, right) = x.view().split_at(Axis(1), x.width / 2);
+        Zip::from(out.resize(x.rows)).and(left).and(right).for_each(|out, l, r| *out = l - factor * r);
+        Ok(())
+    }
+
+    fn xielu(&self, x: &mut CpuActivations, function: Xielu) -> Result<(), Error> {
+        x.data.iter_mut().for_each(|value| *value = function.at(*value));
+        Ok(())
+    }
+
+    fn embed_known(
+        &self,
+        batch: &CpuBatch,
+        table: &SharedMatrix,
+        factor: f32,
+        out: &mut CpuActivations,
+    ) -> Result<(), Error> {
+        let known = table.dim().0;
+        let mut out = out.resize(batch.ids.len());
+        out.fill(0.0);
+        for (id, mut values) in batch.ids.iter().zip(out.rows_mut()) {
+            let row = Some(convert::index(*id)).filter(|row| *row < known).unwrap_or_default();
+            table.add_row(row, values.view_mut());
+            values *= factor;
+        }
+        Ok(())
+    }
+
+    fn activate_by(
+        &self,
+        x: &mut CpuActivations,
+        activation: Activation,
+        factors: &CpuActivations,
+        first: usize,
+    ) -> Result<(), Error> {
+        let width = x.width;
+        let activated =
+            projection::materialize(self.kernel, x.view(), projection::activated(activation, false))?;
+        let factors = factors.view();
+        let factors = factors.slice(s![.., first..first + width]);
+        Zip::from(x.view_mut()).and(activated.view()).and(factors).for_each(|x, a, f| *x = a * f);
+        Ok(())
+    }
+
+    fn sparsify(&self, x: &mut CpuActivations, width: usize, multiplier: f32) -> Result<(), Error> {
+        streams::sparsify(x.view_mut(), width, multiplier);
+        Ok(())
+    }
+
+    fn predict_streams(
+        &self,
+        streams: &mut [&mut CpuActivations],
+        modes: &CpuActivations,
+        prediction: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
+        streams::predict(
+            streams.iter_mut().map(|stream| stream.view_mut()).collect(),
+            modes.view(),
+            prediction,
+        );
+        Ok(())
+    }
+
+    fn correct_streams(
+        &self,
+        streams: &mut [&mut CpuActivations],
+        computed: &CpuActivations,
+        modes: &CpuActivations,
+        correction: ArrayView2<'_, f32>,
+    ) -> Result<(), Error> {
+        let streams = streams.iter_mut().map(|stream| stream.view_mut()).collect();
+        streams::correct(streams, computed.view(), modes.view(), correction);
+        Ok(())
+    }
+
+    fn match_magnitude(&self, x: &mut CpuActivations, y: &CpuActivations) -> Result<(), Error> {
+        streams::match_magnitude(x.view_mut(), y.view());
+        Ok(())
+    }
+
+    fn scale_by(&self, x: &mut CpuActivations, factors: &[f32]) -> Result<(), Error> {
+        for mut row in x.view_mut().rows_mut() {
+            row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+        }
+        Ok(())
+    }
+
     fn copy_columns(
         &self,
         from: &[&CpuActivations],
@@ -350,6 +480,7 @@ impl Backend for CpuBackend {
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
         let (x, prologue) = input.parts();
+        let raw = x;
         let mut computed;
         let x = match (self.observer(), experts.up.first(), prologue) {
             // Experts share their input: an observer sees it once, as that of the first one.
@@ -366,7 +497,12 @@ impl Backend for CpuBackend {
         };
         let mut out = out.resize(x.nrows());
         out.fill(0.0);
-        experts::add(self.kernel, x, experts, out)
+        let routed = match &experts.router_norm {
+            Some(norm) => Some(projection::materialize(self.kernel, raw, projection::normed(norm))?),
+            None => None,
+        };
+        let routed = routed.as_ref().map_or(x, |routed| routed.view());
+        experts::add(self.kernel, (x, routed), experts, out)
     }
 
     fn project(
@@ -389,6 +525,19 @@ impl Backend for CpuBackend {
             observer.input(target.linear.site(), target.linear.name(), x.view_mut());
             projection::project(self.kernel, x.view(), Prologue::None, [target])?;
         }
+        Ok(())
+    }
+
+    fn select_keys(
+        &self,
+        batch: &CpuBatch,
+        layer: usize,
+        queries: &mut CpuActivations,
+        keys: &mut CpuActivations,
+        weights: &CpuActivations,
+        cache: &mut CpuCache,
+    ) -> Result<(), Error> {
+        cache.select_keys(&batch.segments, layer, queries.view_mut(), keys.view_mut(), weights.view());
         Ok(())
     }
 

@@ -101,6 +101,21 @@ impl CudaBackend {
             Feature::ChunkedAttention,
             Feature::ClampedGates,
             Feature::StateSpace,
+            Feature::AttentionGate,
+            Feature::InnerNorms,
+            Feature::LearnedActivation,
+            Feature::ParallelExperts,
+            Feature::VaryingHeads,
+            Feature::SharedKeyValues,
+            Feature::LayerInputs,
+            Feature::SparseGates,
+            Feature::Streams,
+            Feature::ExpertsBeside,
+            Feature::KeySelection,
+            Feature::ExpertsAhead,
+            Feature::IdentityExperts,
+            Feature::ValueHeads,
+            Feature::HeadActivation,
         ] {
             capabilities.features.remove(&missing);
         }

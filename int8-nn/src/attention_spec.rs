@@ -1,0 +1,50 @@
+//! What attention is told about the blocks of a model.
+
+use crate::backend::{AttentionSpec, FloatType, LayerAttention, Mask};
+use crate::config::DecoderConfig;
+use crate::convert;
+
+/// Attention of blocks with this mask, over `layers` layers of an f32 cache.
+pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
+    let divisor = config.attention_divisor.unwrap_or(convert::f64_from(config.head_size));
+    let layer = |index| {
+        let (positions, sliding_window) = config.attention(index);
+        let shape = config.shape(index);
+        let factor = if config.scores_by_layer {
+            convert::f32_from(1.0 / convert::f64_from(index + 1))
+        } else if config.attention_divisor.is_none() {
+            let [usual, own] = [config.head_size, shape.head_size].map(convert::f64_from);
+            convert::f32_from((usual / own).sqrt())
+        } else {
+            1.0
+        };
+        let own_index = config.indexer.as_ref().filter(|indexer| indexer.blocks.contains(index));
+        let growth = config.query_growth.as_ref().filter(|(blocks, _)| blocks.contains(index));
+        LayerAttention {
+            attends: config.mixer(index).attends(),
+            recurrent: None,
+            positions: positions.clone(),
+            sliding_window,
+            factor,
+            norms: None,
+            chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
+            query_growth: growth.map(|(_, growth)| *growth),
+            sinks: None,
+            shape,
+            source: config.source(index),
+            selects: config.indexer.is_some(),
+            index: own_index.map(|indexer| indexer.shape),
+        }
+    };
+    AttentionSpec {
+        layers: (0..layers).map(layer).collect(),
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        head_size: config.head_size,
+        mask,
+        scale: convert::f32_from(1.0 / divisor.sqrt()),
+        softcap: config.attention_softcap,
+        bias: None,
+        kv_cache: FloatType::F32,
+    }
+}
