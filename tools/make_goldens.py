@@ -183,7 +183,7 @@ FAMILIES = {
         "layers_block_type": ["hybrid", "linear_attention", "hybrid"]}),
     "zamba2": ("zamba2", "bfloat16", {
         **SIZES, "num_hidden_layers": 4, "mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 7,
-        "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid"], "num_mem_blocks": 2,
+        "layers_block_type": ["hybrid", "linear_attention", "hybrid", "linear_attention"], "rms_norm_eps": 4.0,
         "adapter_rank": 4, "use_shared_attention_adapter": True, "use_mem_rope": True}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.

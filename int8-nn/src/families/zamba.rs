@@ -60,6 +60,13 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     if is_zamba2 { zamba2(raw, base) } else { zamba(raw, base) }?.validate(raw)
 }
 
+/// How many of its blocks' transformers differ: `count`, but all where embedding and head are not tied, because transformers then
+/// ties no weights at all.
+fn different(base: &DecoderConfig, count: usize) -> usize {
+    let hybrid = (0..base.layers).filter(|index| base.mixer(*index) == Mixer::SharedThenRecurrent).count();
+    if base.tied_embeddings { count.min(hybrid) } else { hybrid }.max(1)
+}
+
 /// The input of the shared attention is the residual stream beside the token embedding.
 fn joined(raw: &RawConfig, hidden: usize) -> Result<(), Error> {
     const KEY: &str = "attention_hidden_size";
@@ -95,7 +102,11 @@ fn zamba(raw: &RawConfig, base: DecoderConfig) -> Result<DecoderConfig, Error> {
         max_positions: raw.size_or("max_position_embeddings", 4096)?,
         biases: Biases::blocks(false),
         recurrent: Some(RecurrentMixer::StateSpace(space)),
-        shared: Some(SharedTransformer { count: 1, adapter_rank: None, attention_adapters: false }),
+        shared: Some(SharedTransformer {
+            count: different(&base, 1),
+            adapter_rank: None,
+            attention_adapters: false,
+        }),
         ..base
     })
 }
@@ -144,7 +155,7 @@ fn zamba2(raw: &RawConfig, base: DecoderConfig) -> Result<DecoderConfig, Error> 
         biases: Biases::of(false, biased),
         recurrent: Some(RecurrentMixer::StateSpace(space)),
         shared: Some(SharedTransformer {
-            count: raw.size_or("num_mem_blocks", 1)?,
+            count: different(&base, raw.size_or("num_mem_blocks", 1)?),
             adapter_rank,
             attention_adapters,
         }),
@@ -210,7 +221,7 @@ fn zamba_mixer(mixer: &Module, space: &StateSpace) -> StateSpaceNames {
 /// The shared transformer lies in the first block that has it, the adapters of all blocks with it.
 fn shared(index: usize, place: usize, hybrid: &[usize], config: &DecoderConfig) -> Option<SharedNames> {
     let settings = config.shared?;
-    let first = hybrid[place % settings.count.min(hybrid.len())];
+    let first = hybrid[place % settings.count];
     let is_zamba = config.family == "zamba";
     let name = if is_zamba { "shared_transf" } else { "shared_transformer" };
     let module = Module::new(llama::module(first).name(name));

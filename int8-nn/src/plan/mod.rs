@@ -225,6 +225,7 @@ impl Shape {
                 (Mixer::SharedThenRecurrent, Some(shared)) => {
                     let [core, own] = shared.weights(config).map(|sizes| sizes.map(wide));
                     let loads = index_of_shared < shared.count;
+                    widest_mlp = widest_mlp.max(wide(config.intermediate_size));
                     index_of_shared += 1;
                     let core = if loads { core } else { [0; 2] };
                     (sum(&[core[0], own[0]]), sum(&[core[1], own[1]]))

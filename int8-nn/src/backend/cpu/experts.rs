@@ -18,11 +18,7 @@ pub(super) fn add(
     mut out: ArrayViewMut2<'_, f32>,
 ) -> Result<(), Error> {
     let mut logits = Array2::zeros((x.nrows(), experts.routing.logits()));
-    for (x, logits) in
-        routed.axis_chunks_iter(Axis(0), ROUTER_ROWS).zip(logits.axis_chunks_iter_mut(Axis(0), ROUTER_ROWS))
-    {
-        experts.router.apply(x, Store::Overwrite, logits)?;
-    }
+    experts.router.apply_by_rows(routed, Store::Overwrite, logits.view_mut())?;
     let count = experts.up.len().max(experts.routing.count);
     let mut chosen: Vec<Vec<(usize, f32)>> = vec![Vec::new(); count];
     for (row, logits) in logits.rows().into_iter().enumerate() {
@@ -65,7 +61,3 @@ pub(super) fn add(
     }
     Ok(())
 }
-
-/// Rows of one product of the router. Products in floating point sum in another order from 17 rows on; the choice of a
-/// token's experts must not depend on how many tokens there are.
-const ROUTER_ROWS: usize = 16;

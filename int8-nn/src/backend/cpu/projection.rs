@@ -12,6 +12,7 @@ use super::elementwise::function;
 use crate::Error;
 use crate::backend::NormSpec;
 use crate::config::{Activation, NormKind};
+use crate::precision::LinearRole;
 
 /// A weight and its output `f32 [M, N]`.
 pub(super) struct Target<'a> {
@@ -62,7 +63,11 @@ pub(super) fn project<'a>(
         };
         let x = computed.as_ref().map_or(x, |rows| rows.view());
         for Target { linear, store, out } in floats {
-            linear.apply(x, store, out)?;
+            if linear.site().role == LinearRole::StateSpace {
+                linear.apply_by_rows(x, store, out)?;
+            } else {
+                linear.apply(x, store, out)?;
+            }
         }
     }
     Ok(())

@@ -123,9 +123,13 @@ impl States {
         to: usize,
         tokens: usize,
     ) -> Result<(), Error> {
-        let layers = || self.layers.iter().flatten();
-        let copies =
-            layers().map(|layer| Some((layer.windows[from].at(tokens)?, layer.states[from].at(tokens)?)));
+        let held = |has: bool, buffers: &[Buffers]| {
+            if has { buffers[from].at(tokens) } else { Some(Buffers::default()) }
+        };
+        let copies = self.layers.iter().flatten().map(|layer| {
+            let window = held(layer.spec.convolution.is_some(), &layer.windows)?;
+            Some((window, held(layer.spec.recurrence.is_some(), &layer.states)?))
+        });
         let Some(copies) = copies.collect::<Option<Vec<_>>>() else {
             return Err(Error::Input(format!(
                 "sequence {to} cannot begin with {tokens} tokens of sequence {from}: a recurrent state cannot be taken back to \
