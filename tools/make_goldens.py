@@ -185,6 +185,75 @@ FAMILIES = {
         **SIZES, "num_hidden_layers": 4, "mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 7,
         "layers_block_type": ["hybrid", "linear_attention", "hybrid", "linear_attention"], "rms_norm_eps": 4.0,
         "adapter_rank": 4, "use_shared_attention_adapter": True, "use_mem_rope": True}),
+    "flint": ("flint", "bfloat16", {
+        **GROUPED, **EXPERTS, "head_dim": 8, "sliding_window": 7, "shared_expert_intermediate_size": 24,
+        "mlp_only_layers": [0], "layer_types": ["full_attention", "sliding_attention"]}),
+    "xglm": ("xglm", "float16", {
+        "vocab_size": VOCAB, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64,
+        "max_position_embeddings": 64, "pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2}),
+    "ctrl": ("ctrl", "float16", {
+        "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 64, "n_positions": 64}),
+    "dbrx": ("dbrx", "bfloat16", {
+        "vocab_size": VOCAB, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64,
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 2.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}}),
+    "apertus": ("apertus", "bfloat16", {**GROUPED}),
+    "afmoe": ("afmoe", "bfloat16", {
+        **GROUPED, **EXPERTS, "head_dim": 8, "num_dense_layers": 1, "num_shared_experts": 1, "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention"], "mup_enabled": True}),
+    "laguna": ("laguna", "bfloat16", {
+        **GROUPED, **EXPERTS, "head_dim": 8, "shared_expert_intermediate_size": 24, "sliding_window": 7,
+        "num_attention_heads_per_layer": [4, 8], "layer_types": ["full_attention", "sliding_attention"]}),
+    "bitnet": ("bitnet", "bfloat16", {**GROUPED}),
+    "cohere2_moe": ("cohere2_moe", "bfloat16", {
+        **GROUPED, "head_dim": 8, "intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2,
+        "num_shared_experts": 1, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}),
+    "axk1": ("axk1", "bfloat16", {
+        **SIZES, **LATENT, "num_key_value_heads": 4, "v_head_dim": 8, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "n_shared_experts": 1, "moe_intermediate_size": 24, "n_group": 2, "topk_group": 1}),
+    "gemma3n": ("gemma3n_text", "bfloat16", {
+        **GROUPED, "head_dim": 8, "num_hidden_layers": 4, "sliding_window": 7, "num_kv_shared_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0], "hidden_size_per_layer_input": 8, "laurel_rank": 8,
+        "altup_num_inputs": 3, "vocab_size_per_layer_input": 80}),
+    # As the small ones: an embedding for each block, shared keys and values, wider MLPs.
+    "gemma4": ("gemma4_text", "bfloat16", {
+        **GROUPED, "head_dim": 8, "global_head_dim": 16, "num_hidden_layers": 4, "sliding_window": 7,
+        "num_kv_shared_layers": 2, "use_double_wide_mlp": True, "final_logit_softcapping": 30.0,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB}),
+    # As the large ones: experts beside the MLP, keys as values.
+    "gemma4_moe": ("gemma4_text", "bfloat16", {
+        **GROUPED, "head_dim": 8, "global_head_dim": 16, "num_global_key_value_heads": 1, "sliding_window": 7,
+        "attention_k_eq_v": True, "layer_types": ["sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+        "moe_intermediate_size": 24}),
+    # So many queries of the indexer that no two keys have the same score, and a selection from the eighth token on.
+    "deepseek_v32": ("deepseek_v32", "bfloat16", {
+        **SIZES, **LATENT, "num_key_value_heads": 4, "v_head_dim": 8, "n_routed_experts": 8,
+        "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+        "n_group": 2, "topk_group": 1, "index_n_heads": 16, "index_head_dim": 8, "index_topk": 7}),
+    "glm_moe_dsa": ("glm_moe_dsa", "bfloat16", {
+        **SIZES, **LATENT, "num_key_value_heads": 4, "v_head_dim": 8, "n_routed_experts": 8,
+        "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+        "indexer_types": ["full", "shared"], "index_n_heads": 16, "index_head_dim": 8, "index_topk": 7}),
+    "longcat_flash": ("longcat_flash", "bfloat16", {
+        "vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "ffn_hidden_size": 40,
+        "max_position_embeddings": 64, **LATENT, "head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4, "moe_topk": 2,
+        "zero_expert_num": 2, "expert_ffn_hidden_size": 24}),
+    "mimo_v2_flash": ("mimo_v2_flash", "bfloat16", {
+        **SIZES, "num_key_value_heads": 1, "head_dim": 12, "v_head_dim": 8, "sliding_window": 7,
+        "layer_types": ["full_attention", "sliding_attention"], "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24}),
+    "diffllama": ("diffllama", "bfloat16", {**GROUPED}),
+    "modernbert_decoder": ("modernbert-decoder", "bfloat16", {
+        **SIZES, "num_hidden_layers": 3, "local_attention": 12,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+    "minimax_m3": ("minimax_m3_vl_text", "bfloat16", {
+        **GROUPED, "head_dim": 8, "intermediate_size": 24, "dense_intermediate_size": 40,
+        "shared_intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 1.0,
+        "mlp_layer_types": ["dense", "sparse"], "layer_types": ["full_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0, "partial_rotary_factor": 0.5}}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}
@@ -202,7 +271,9 @@ def randomize(model, generator):
     """Random weights, large enough for distinct logits; norm gains with a few large entries."""
     import torch
 
-    gemma = type(model).__name__.startswith("Gemma")
+    # Gains less one.
+    kind = type(model).__name__
+    gemma = kind.startswith(("Gemma", "MiniMaxM3")) and not kind.startswith(("Gemma3n", "Gemma4"))
     for name, tensor in model.named_parameters():
         short = name.rsplit(".", 1)[-1]
         draw = torch.randn(tensor.shape, generator=generator)
@@ -248,10 +319,12 @@ def int8_logits(model, ids):
     FalconLinear.forward = torch.nn.Linear.forward
     plain = torch.nn.functional.linear
     head = model.get_output_embeddings()
-    around = ("project_in", "project_out")
+    around = ("project_in", "project_out", "per_layer_model_projection", "lm_head.dense")
+    small = ("router.layer", "router.proj", "router.classifier", "modality_router", "prediction_coefs", "correction_coefs",
+             "weights_proj")
     left = {id(head.weight)} | {id(module.weight) for name, module in model.named_modules()
-                                if name.endswith((".gate", ".router", "shared_expert_gate", *around))
-                                and hasattr(module, "weight")}
+                                if (name.endswith((".gate", ".router", "shared_expert_gate", *around, *small))
+                                    or "altup_" in name) and hasattr(module, "weight")}
     assert not any(isinstance(module, Conv1D) for module in model.modules())
 
     def linear(x, weight, bias=None):
