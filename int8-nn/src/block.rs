@@ -33,6 +33,7 @@ pub(crate) struct Block<B: Backend> {
     rotated_norms: Option<[NormSpec; 2]>,
     /// `[heads]`
     sinks: Option<Vec<f32>>,
+    distance_bias: Option<DistanceBias>,
     attention_output: B::Linear,
     mlp: Mlp<B>,
     /// Cross-attention, after self-attention.
@@ -235,6 +236,11 @@ impl<B: Backend> Loader<'_, B> {
             None => {}
         }
         let sinks = names.sinks.map(|name| self.vector(&name, config.heads)).transpose()?;
+        let mask = if self.stack == Stack::Encoder { Mask::Full } else { Mask::Causal };
+        let distance_bias = match names.distance_bias {
+            Some(name) => self.distance_bias(&name, mask)?,
+            None => None,
+        };
         let biases = config.biases;
         let (projection, attention_weights, context) = match (config.latent, names.latent) {
             (Some(latent), Some(names)) => {
@@ -260,6 +266,7 @@ impl<B: Backend> Loader<'_, B> {
             query_key_norms,
             rotated_norms,
             sinks,
+            distance_bias,
             attention_output: self.linear(
                 site(LinearRole::AttentionOutput),
                 vec![names.attention_output.biased(biases.attention_output)],
@@ -465,6 +472,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
             chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
             query_growth: growth.map(|(_, growth)| *growth),
             sinks: None,
+            bias: None,
         }
     };
     AttentionSpec {
@@ -478,6 +486,19 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         bias: None,
         kv_cache: FloatType::F32,
     }
+}
+
+/// Attention of an encoder's blocks to all tokens, and whether each has a layer of the cache of its own. Nothing is kept after a
+/// block, so that one layer serves all that attend alike.
+pub(crate) fn full_attention<B: Backend>(
+    config: &DecoderConfig,
+    blocks: &[Block<B>],
+    bias: Option<&DistanceBias>,
+) -> (AttentionSpec, bool) {
+    let own = config.bias_by_layer;
+    let mut spec = attention_spec(config, if own { blocks.len() } else { 1 }, Mask::Full);
+    spec.layers.iter_mut().zip(blocks).for_each(|(layer, block)| block.complete(layer));
+    (AttentionSpec { bias: bias.cloned(), ..spec }, own)
 }
 
 /// The surroundings of a block in a forward.
@@ -540,6 +561,7 @@ impl<B: Backend> Block<B> {
     pub(crate) fn complete(&self, layer: &mut LayerAttention) {
         layer.norms.clone_from(&self.rotated_norms);
         layer.sinks.clone_from(&self.sinks);
+        layer.bias.clone_from(&self.distance_bias);
     }
 
     /// Whether the block attends to the output of an encoder.
@@ -573,7 +595,7 @@ impl<B: Backend> Block<B> {
         let backend = at.backend;
         self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
         self.attention(at, (layer, cache), scratch)?;
-        let Scratch { context, branch, query, latent, .. } = &mut *scratch;
+        let Scratch { context, branch, latent, .. } = &mut *scratch;
         let attended = match (&self.projection, latent) {
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.values(backend, context, scratch)?
@@ -588,11 +610,8 @@ impl<B: Backend> Block<B> {
         } else {
             backend.project(Input::Plain(attended), &mut [(&self.attention_output, Output::Add(x))])?;
         }
-        if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
-            let target = (&cross.query, Output::Store(&mut *query));
-            backend.project(Input::Normed(x, &cross.norm), &mut [target])?;
-            backend.cross_attention(at.batch, layer, query, cross_kv, context)?;
-            backend.project(Input::Plain(context), &mut [(&cross.output, Output::Add(x))])?;
+        if let Some(cross) = &self.cross {
+            self.cross_attention(at, layer, Some(&cross.norm), x, scratch)?;
         }
         self.mlp(at, self.mlp_norm.as_ref(), x, scratch)
     }
@@ -645,8 +664,28 @@ impl<B: Backend> Block<B> {
         let target = (&self.attention_output, Output::Add(&mut *x));
         backend.project(Input::Plain(&scratch.context), &mut [target])?;
         normalize(x, &self.attention_norm)?;
+        if let Some(cross) = &self.cross {
+            self.cross_attention(at, layer, None, x, scratch)?;
+            backend.normalize(x, &cross.norm)?;
+        }
         self.mlp(at, None, x, scratch)?;
         normalize(x, &self.mlp_norm)
+    }
+
+    /// `x += cross_attention(norm(x))`; nothing without an encoder's output.
+    fn cross_attention(
+        &self,
+        at: &Context<'_, B>,
+        layer: usize,
+        norm: Option<&B::Norm>,
+        x: &mut B::Activations,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
+        let (backend, Scratch { context, query, .. }) = (at.backend, scratch);
+        let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) else { return Ok(()) };
+        backend.project(input(x, norm), &mut [(&cross.query, Output::Store(&mut *query))])?;
+        backend.cross_attention(at.batch, layer, query, cross_kv, context)?;
+        backend.project(Input::Plain(context), &mut [(&cross.output, Output::Add(x))])
     }
 
     fn normed_residual(

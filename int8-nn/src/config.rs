@@ -8,6 +8,7 @@ mod raw;
 mod relative;
 mod rotary;
 mod seq2seq;
+mod sinusoids;
 mod sizes;
 
 pub use decoder::{
@@ -25,4 +26,5 @@ pub use rotary::{Rotary, RotaryScaling};
 /// The former name of the type of [`Rotary::precision`].
 pub type RotaryPrecision = int8_core::FloatType;
 pub use seq2seq::Seq2SeqConfig;
+pub use sinusoids::Sinusoids;
 pub(crate) use sizes::SizeKeys;

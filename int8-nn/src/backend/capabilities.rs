@@ -61,6 +61,10 @@ pub enum Feature {
     ChunkedAttention,
     /// Gates with limits.
     ClampedGates,
+    /// Learned position biases of each block's own.
+    DistanceBiasByLayer,
+    /// Speech as input.
+    Speech,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -77,7 +81,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -102,6 +106,8 @@ impl Feature {
         Self::WeighedExpertInputs,
         Self::ChunkedAttention,
         Self::ClampedGates,
+        Self::DistanceBiasByLayer,
+        Self::Speech,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -137,6 +143,8 @@ impl Feature {
             Self::WeighedExpertInputs => "inputs of experts multiplied by their weights",
             Self::ChunkedAttention => "chunked attention",
             Self::ClampedGates => "gates with limits",
+            Self::DistanceBiasByLayer => "relative position biases of each block's own",
+            Self::Speech => "speech",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -171,6 +179,7 @@ impl Feature {
         need(Self::LatentAttention, config.latent.is_some());
         need(Self::ChunkedAttention, config.chunks.is_some());
         need(Self::ClampedGates, config.clamped_gate.is_some());
+        need(Self::DistanceBiasByLayer, config.bias_by_layer);
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);

@@ -162,6 +162,8 @@ pub struct LayerAttention {
     pub query_growth: Option<QueryGrowth>,
     /// `[heads]`: a score of each query head that takes its share of the softmax and has no value.
     pub sinks: Option<Vec<f32>>,
+    /// Instead of [`AttentionSpec::bias`].
+    pub bias: Option<DistanceBias>,
 }
 
 /// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token; the shared

@@ -2,7 +2,7 @@
 
 use int8_core::FloatType;
 
-use super::{Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary};
+use super::{Buckets, ExpertsConfig, LatentAttention, RawConfig, Rotary, Sinusoids};
 use crate::Error;
 
 /// A decoder-only transformer, as [`crate::decoder`] runs it.
@@ -101,6 +101,12 @@ pub struct DecoderConfig {
     pub chunks: Option<(BlockSet, usize)>,
     /// Experts compute `down((up(x) + 1)·g·σ(α·g))` with limits instead of `down(act(gate(x))·up(x))`.
     pub clamped_gate: Option<ClampedGate>,
+    /// The table of [`Positions::Learned`] is computed.
+    pub computed_positions: Option<Sinusoids>,
+    /// Each block has a table of [`Positions::Relative`] of its own.
+    pub bias_by_layer: bool,
+    /// A token that has no position of its own, and that no text may hold.
+    pub unplaced_token: Option<u32>,
 }
 
 /// The gate of gpt-oss: `(u + 1)·g·σ(α·g)` with `g = min(gate(x), limit)`, `u = max(−limit, min(limit, up(x)))`.
@@ -361,6 +367,9 @@ impl Default for DecoderConfig {
             latent: None,
             chunks: None,
             clamped_gate: None,
+            computed_positions: None,
+            bias_by_layer: false,
+            unplaced_token: None,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::Rows;
 use super::elementwise::normalize_columns;
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
-use crate::backend::{AttentionSpec, CacheCapacity, Mask, NormSpec, PageTables};
+use crate::backend::{AttentionSpec, CacheCapacity, DistanceBias, Mask, NormSpec, PageTables};
 use crate::config::{Positions, QueryGrowth, Rotary};
 
 /// Keys and values of all blocks and sequences, in pages.
@@ -80,6 +80,7 @@ struct Layer {
     norms: Option<[NormSpec; 2]>,
     query_growth: Option<QueryGrowth>,
     sinks: Option<Vec<f32>>,
+    bias: Option<DistanceBias>,
 }
 
 impl CpuCache {
@@ -99,6 +100,7 @@ impl CpuCache {
                 norms: layer.norms.clone(),
                 query_growth: layer.query_growth,
                 sinks: layer.sinks.clone(),
+                bias: layer.bias.clone(),
             });
         }
         let pages = KvPages::new(
@@ -258,7 +260,7 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { slopes, window, chunk, factor, sinks, .. } = &self.layers[layer];
+        let Layer { slopes, window, chunk, factor, sinks, bias, .. } = &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
             Mask::Causal => {
                 let chunk = chunk.map_or(0, |size| position / size * size);
@@ -268,7 +270,7 @@ impl CpuCache {
         };
         let positions = segment.position..segment.position + segment.rows;
         let rows: Vec<Query> = positions.map(|position| Query { position, span: span(position) }).collect();
-        let bias = match (slopes, &self.spec.bias) {
+        let bias = match (slopes, bias.as_ref().or(self.spec.bias.as_ref())) {
             (Some(slopes), _) => Bias::Slopes(slopes),
             (None, Some(bias)) => Bias::Distances(bias.table.view()),
             (None, None) => Bias::None,

@@ -100,6 +100,8 @@ impl CudaBackend {
             Feature::LatentAttention,
             Feature::ChunkedAttention,
             Feature::ClampedGates,
+            Feature::DistanceBiasByLayer,
+            Feature::Speech,
         ] {
             capabilities.features.remove(&missing);
         }
