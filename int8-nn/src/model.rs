@@ -189,10 +189,7 @@ impl Loader {
     ///
     /// # Errors
     /// As [`build_on`](Self::build_on).
-    pub fn transcriber_on<B: Backend>(
-        self,
-        device: impl Into<Devices<B>>,
-    ) -> Result<Transcriber<B>, Error> {
+    pub fn transcriber_on<B: Backend>(self, device: impl Into<Devices<B>>) -> Result<Transcriber<B>, Error> {
         let backend = device.into().single("a model of speech")?;
         let Self { checkpoint, precision, progress, .. } = self;
         let raw = RawConfig::read(checkpoint.source())?;

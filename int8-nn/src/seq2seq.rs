@@ -7,8 +7,8 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::audio::Convolution;
 use crate::backend::{
-    ActivationRole, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask,
-    Output, Phase, Segment,
+    ActivationRole, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask, Output, Phase,
+    Segment,
 };
 use crate::block::{self, Block, Context, Loader, Scratch};
 use crate::config::{DecoderConfig, Seq2SeqConfig};
@@ -58,10 +58,11 @@ impl<B: Backend> SourceEncoder<B> {
             None => None,
         };
         let mut convolutions = Vec::new();
-        for (name, (inputs, stride)) in names.convolutions.iter().zip([
-            (config.mel_bins.unwrap_or_default(), 1),
-            (config.encoder.hidden_size, 2),
-        ]) {
+        for (name, (inputs, stride)) in names
+            .convolutions
+            .iter()
+            .zip([(config.mel_bins.unwrap_or_default(), 1), (config.encoder.hidden_size, 2)])
+        {
             let shape = (config.encoder.hidden_size, inputs);
             convolutions.push(Convolution::load(loader.checkpoint, &loader.name(name), shape, stride)?);
         }

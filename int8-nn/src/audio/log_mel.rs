@@ -90,7 +90,14 @@ impl LogMel {
         }
         let rate = u32::try_from(rate).unwrap_or(u32::MAX);
         let window = seconds * usize::try_from(rate).unwrap_or(usize::MAX);
-        Ok(Self { rate, window, hop, fft, transform: transform(fft), bands: bands(fft, bins, f64::from(rate)) })
+        Ok(Self {
+            rate,
+            window,
+            hop,
+            fft,
+            transform: transform(fft),
+            bands: bands(fft, bins, f64::from(rate)),
+        })
     }
 
     /// Samples a second of the recordings that are read.
@@ -189,7 +196,11 @@ mod tests {
     use super::*;
 
     fn read(json: Value, bins: usize, frames: usize) -> Result<LogMel, Error> {
-        LogMel::of(&RawConfig::from_json("preprocessor_config.json".to_owned(), json).expect("an object"), bins, frames)
+        LogMel::of(
+            &RawConfig::from_json("preprocessor_config.json".to_owned(), json).expect("an object"),
+            bins,
+            frames,
+        )
     }
 
     #[test]
@@ -208,7 +219,8 @@ mod tests {
             (json!({"do_normalize": true}), "do_normalize"),
             (json!({"sampling_rate": "fast"}), "sampling_rate"),
         ] {
-            assert!(error(json.clone()).contains(part), "{json}: {}", error(json));
+            let found = error(json.clone());
+            assert!(found.contains(part), "{json}: {found}");
         }
     }
 

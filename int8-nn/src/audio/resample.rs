@@ -121,7 +121,9 @@ mod tests {
 
     #[test]
     fn tones_beyond_the_band_vanish() {
-        for (from, frequency) in [(22_050, 8_100.0), (44_100, 8_100.0), (48_000, 15_000.0), (48_000, 23_000.0)] {
+        for (from, frequency) in
+            [(22_050, 8_100.0), (44_100, 8_100.0), (48_000, 15_000.0), (48_000, 23_000.0)]
+        {
             let found = resample(&tone(frequency, from, 20_000), from, 16_000);
             let middle = &found[found.len() / 5..4 * found.len() / 5];
             let largest = middle.iter().map(|value| value.abs()).fold(0.0, f32::max);

@@ -62,7 +62,8 @@ impl Recording {
         let (mut rest, mut format) = (container, None);
         loop {
             let (Some(name), Some(length)) = (rest.get(..4), word(rest, 4)) else {
-                let missing = if format.is_none() { "format (chunk `fmt `)" } else { "samples (chunk `data`)" };
+                let missing =
+                    if format.is_none() { "format (chunk `fmt `)" } else { "samples (chunk `data`)" };
                 return Err(Error::Input(format!("a WAV file without {missing}; it may have been cut off")));
             };
             let body = &rest[8..];

@@ -165,9 +165,7 @@ fn forced(raw: &RawConfig) -> Result<Vec<Option<u32>>, Error> {
         }
         tokens.push(match token {
             Value::Null => None,
-            token => {
-                Some(token.as_u64().and_then(|token| u32::try_from(token).ok()).ok_or_else(wrong)?)
-            }
+            token => Some(token.as_u64().and_then(|token| u32::try_from(token).ok()).ok_or_else(wrong)?),
         });
     }
     Ok(tokens)
@@ -197,7 +195,8 @@ mod tests {
     /// What transformers' `_retrieve_init_tokens` returns for the same settings.
     #[test]
     fn prompts_of_all_kinds_of_models() {
-        let english = json!({"is_multilingual": false, "forced_decoder_ids": [[1, 90]], "no_timestamps_token_id": 90});
+        let english =
+            json!({"is_multilingual": false, "forced_decoder_ids": [[1, 90]], "no_timestamps_token_id": 90});
         assert_eq!(tokens(english.clone(), &options(None, None)), Ok(vec![50, 90]));
         for refused in [options(Some("en"), None), options(None, Some(SpeechTask::Transcribe))] {
             assert!(tokens(english.clone(), &refused).expect_err("refused").contains("English alone"));
