@@ -63,7 +63,11 @@ impl From<int8_nn::Error> for Failure {
         match error {
             int8_nn::Error::Checkpoint(error) => error.into(),
             int8_nn::Error::WrongKind { kind, .. } => {
-                let command = if kind == int8_nn::Kind::Encoder { "int8 embed" } else { "int8 run" };
+                let command = match kind {
+                    int8_nn::Kind::Encoder => "int8 embed",
+                    int8_nn::Kind::Speech => "int8 transcribe MODEL FILE.wav",
+                    int8_nn::Kind::Decoder | int8_nn::Kind::Seq2Seq => "int8 run",
+                };
                 // The library ends with the name of its type, which is of no use here.
                 let message = error.to_string();
                 let message = message.rsplit_once("; `").map_or(&*message, |(message, _)| message);

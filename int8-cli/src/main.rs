@@ -70,6 +70,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Serve(arguments) => serve::run(&arguments, &device, output),
         Command::Eval(arguments) => commands::eval::run(&arguments, &device, output),
         Command::Embed(arguments) => commands::embed::run(&arguments, &device, output),
+        Command::Transcribe(arguments) => commands::transcribe::run(&arguments, &device, output),
         Command::Outliers(arguments) => commands::outliers::run(&arguments, &device, output),
         Command::Logits(arguments) => commands::logits::run(&arguments, &device, output),
         Command::Inspect(arguments) => commands::inspect::run(&arguments, output),

@@ -95,6 +95,50 @@ fn a_prompt_is_read_and_another_text_written() {
     assert!(code == 1 && message.contains("`t5`") && message.contains("int8 run"), "{message}");
 }
 
+/// A recording becomes text window by window; what is no recording, or no model of speech, is named.
+#[test]
+fn a_recording_is_written_down() {
+    let whisper = model("../speech/whisper");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).expect("a file");
+        path(name)
+    };
+    // 1.5 seconds at 8 kHz: a window and a half.
+    let mut sound =
+        b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1F\0\0\x80\x3E\0\0\x02\0\x10\0data\xFF\xFF\xFF\xFF"
+            .to_vec();
+    sound.extend((0..12_000_i32).flat_map(|n| (n * n % 9001 - 4500).to_le_bytes()[..2].to_vec()));
+    let wav = write("sound.wav", &sound);
+    let written = json(&["transcribe", &whisper, &wav, "--fp"]);
+    assert_eq!(written["windows"].as_array().map(Vec::len), Some(2));
+    assert_eq!(written["windows"][1]["to"], 1.5);
+    assert!(written["language"].is_string() && written["text"].as_str().is_some_and(|text| text.len() > 3));
+    let printed = int8(&["transcribe", &whisper, &wav, "--fp"]);
+    assert_eq!(String::from_utf8_lossy(&printed.stdout).trim_end(), written["text"].as_str().expect("text"));
+    let german = json(&["transcribe", &whisper, &wav, "--language", "de", "--task", "translate"]);
+    assert_eq!((&german["language"], &german["task"]), (&"de".into(), &"translate".into()));
+
+    let text = write("text.wav", b"no sound at all, but a text");
+    let (empty, opt, t5) = (write("empty.wav", b""), model("opt"), model("../encoders/t5"));
+    for (arguments, part) in [
+        (&["transcribe", &whisper, &text][..], "text.wav: not a WAV file"),
+        (&["transcribe", &whisper, &empty], "empty.wav: the file is empty"),
+        (&["transcribe", &whisper, &path("none.wav")], "none.wav: No such file"),
+        (&["transcribe", &whisper, &wav, "--language", "tlh"], "no language \"tlh\""),
+        (&["transcribe", &opt, &wav], "`int8 run` runs such a model"),
+        (&["transcribe", &t5, &wav], "`int8 run` runs such a model"),
+        (&["run", &whisper, "-p", "hello"], "`int8 transcribe MODEL FILE.wav` runs such a model"),
+        (&["embed", &whisper, "--text", "hello"], "`int8 transcribe MODEL FILE.wav` runs such a model"),
+    ] {
+        let (code, message) = failure(arguments);
+        assert!(code == 1 && message.contains(part), "{arguments:?}: {message}");
+    }
+    let (code, _) = failure(&["transcribe", &whisper, &wav, "--task", "sing"]);
+    assert_eq!(code, 2);
+}
+
 #[test]
 fn text_streams_as_it_is_decoded() {
     let folder = demo_folder();

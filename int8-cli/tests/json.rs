@@ -38,7 +38,14 @@ fn commands_print_what_the_page_says() {
     };
     let owned =
         |arguments: &[&str]| -> Vec<String> { arguments.iter().map(|text| (*text).to_owned()).collect() };
+    let sound = path("sound.wav");
+    let header =
+        b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x80\x3E\0\0\0\x7D\0\0\x02\0\x10\0data\xFF\xFF\xFF\xFF";
+    std::fs::write(&sound, [&header[..], &[1, 9, 0, 7].repeat(2000)].concat()).expect("a file");
+    let whisper = Path::new(env!("CARGO_MANIFEST_DIR")).join("../int8-nn/tests/data/speech/whisper");
+    let whisper = whisper.to_str().expect("UTF-8");
     for (section, arguments) in [
+        ("transcribe", owned(&["transcribe", whisper, &sound, "--language", "en", "--task", "transcribe"])),
         ("run", owned(&["run", demo, "-p", "The", "-n", "2"])),
         ("eval", with_text(&["eval"])),
         ("eval --compare", [with_text(&["eval"]), owned(&["--compare"])].concat()),

@@ -1,6 +1,7 @@
 //! What attention is told about the blocks of a model.
 
-use crate::backend::{AttentionSpec, FloatType, LayerAttention, Mask};
+use crate::backend::{AttentionSpec, Backend, DistanceBias, FloatType, LayerAttention, Mask};
+use crate::block::Block;
 use crate::config::DecoderConfig;
 use crate::convert;
 
@@ -30,6 +31,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
             chunk: config.chunks.as_ref().filter(|(blocks, _)| blocks.contains(index)).map(|(_, size)| *size),
             query_growth: growth.map(|(_, growth)| *growth),
             sinks: None,
+            bias: None,
             shape,
             source: config.source(index),
             selects: config.indexer.is_some(),
@@ -47,4 +49,17 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         bias: None,
         kv_cache: FloatType::F32,
     }
+}
+
+/// Attention of an encoder's blocks to all tokens, and whether each has a layer of the cache of its own. Nothing is kept after a
+/// block, so that one layer serves all that attend alike.
+pub(crate) fn full_attention<B: Backend>(
+    config: &DecoderConfig,
+    blocks: &[Block<B>],
+    bias: Option<&DistanceBias>,
+) -> (AttentionSpec, bool) {
+    let own = config.bias_by_layer;
+    let mut spec = attention_spec(config, if own { blocks.len() } else { 1 }, Mask::Full);
+    spec.layers.iter_mut().zip(blocks).for_each(|(layer, block)| block.complete(layer));
+    (AttentionSpec { bias: bias.cloned(), ..spec }, own)
 }

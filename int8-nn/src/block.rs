@@ -54,6 +54,8 @@ pub(crate) struct Block<B: Backend> {
     gate: Option<B::Linear>,
     /// Width of a head.
     gate_run: usize,
+    /// The relative position bias of its own.
+    distance_bias: Option<DistanceBias>,
     /// None in a block without attention.
     attention_output: Option<B::Linear>,
     /// A mixer with a recurrent state, beside attention or instead of it.
@@ -231,6 +233,11 @@ impl<B: Backend> Loader<'_, B> {
             None => {}
         }
         let sinks = names.sinks.map(|name| self.vector(&name, shape.heads)).transpose()?;
+        let mask = if self.stack == Stack::Encoder { Mask::Full } else { Mask::Causal };
+        let distance_bias = match names.distance_bias {
+            Some(name) => self.distance_bias(&name, mask)?,
+            None => None,
+        };
         let biases = config.biases;
         let recurrent = names.recurrent.map(|names| Recurrent::load(self, layer, names, precision));
         let recurrent = recurrent.transpose()?;
@@ -360,6 +367,7 @@ impl<B: Backend> Loader<'_, B> {
             query_key_norms,
             rotated_norms,
             sinks,
+            distance_bias,
             attention_output: names.attention_output.map(output).transpose()?,
             recurrent,
             mlp,
@@ -521,6 +529,7 @@ impl<B: Backend> Block<B> {
         layer.norms.clone_from(&self.rotated_norms);
         layer.sinks.clone_from(&self.sinks);
         layer.recurrent = self.recurrent.as_ref().map(|recurrent| recurrent.layer().clone());
+        layer.bias.clone_from(&self.distance_bias);
     }
 
     /// Whether the block attends to the output of an encoder.
@@ -584,17 +593,14 @@ impl<B: Backend> Block<B> {
             let attended = input(attended, self.inner_norms.as_ref().map(|[norm, _]| norm));
             self.mixed(at, Branch::Attention, (attended, linear), x, branch)?;
         }
-        let Scratch { context, branch, query, recurrent: of_recurrent, .. } = &mut *scratch;
+        let Scratch { branch, recurrent: of_recurrent, .. } = &mut *scratch;
         if let (Some(recurrent), Some(scratch)) = (&self.recurrent, of_recurrent) {
             recurrent.mix(at, (layer, cache), scratch)?;
             let mixed = Input::Plain(&scratch.mixed);
             self.mixed(at, Branch::Recurrent, (mixed, recurrent.output()), x, branch)?;
         }
-        if let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) {
-            let target = (&cross.query, Output::Store(&mut *query));
-            backend.project(Input::Normed(x, &cross.norm), &mut [target])?;
-            backend.cross_attention(at.batch, layer, query, cross_kv, context)?;
-            backend.project(Input::Plain(context), &mut [(&cross.output, Output::Add(x))])?;
+        if let Some(cross) = &self.cross {
+            self.cross_attention(at, layer, Some(&cross.norm), x, scratch)?;
         }
         self.mlp(at, self.mlp_norm.as_ref(), x, scratch)
     }
@@ -672,8 +678,28 @@ impl<B: Backend> Block<B> {
         self.attention(at, (layer, cache), scratch)?;
         self.attended(backend, &scratch.context, Output::Add(x))?;
         normalize(x, &self.attention_norm)?;
+        if let Some(cross) = &self.cross {
+            self.cross_attention(at, layer, None, x, scratch)?;
+            backend.normalize(x, &cross.norm)?;
+        }
         self.mlp(at, None, x, scratch)?;
         normalize(x, &self.mlp_norm)
+    }
+
+    /// `x += cross_attention(norm(x))`; nothing without an encoder's output.
+    fn cross_attention(
+        &self,
+        at: &Context<'_, B>,
+        layer: usize,
+        norm: Option<&B::Norm>,
+        x: &mut B::Activations,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
+        let (backend, Scratch { context, query, .. }) = (at.backend, scratch);
+        let (Some(cross), Some(cross_kv)) = (&self.cross, at.cross_kv) else { return Ok(()) };
+        backend.project(input(x, norm), &mut [(&cross.query, Output::Store(&mut *query))])?;
+        backend.cross_attention(at.batch, layer, query, cross_kv, context)?;
+        backend.project(Input::Plain(context), &mut [(&cross.output, Output::Add(x))])
     }
 
     fn normed_residual(

@@ -7,7 +7,7 @@ use crate::backend::{Backend, RowSelection};
 use crate::block::Block;
 use crate::decoder::Decoder;
 use crate::encoder::Encoder;
-use crate::seq2seq::SourceEncoder;
+use crate::seq2seq::{Source, SourceEncoder};
 use crate::session::SessionOptions;
 use crate::{Error, convert};
 
@@ -45,7 +45,7 @@ pub(crate) fn decoder<B: Backend>(
             }
             Some(source) => {
                 for ids in &texts {
-                    let mut session = source.session(decoder, ids, &one)?;
+                    let mut session = source.session(decoder, Source::Text(ids), &one)?;
                     session.forward(&[(0, &[&[source.start_token()], &ids[1..]].concat())])?;
                     session.logits(&RowSelection::LastOfSegments)?;
                 }

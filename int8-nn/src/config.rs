@@ -1,5 +1,6 @@
 //! `config.json`, read with checks, and the one description that all families are mapped onto.
 
+mod computed_table;
 mod decoder;
 mod encoder;
 mod experts;
@@ -16,6 +17,7 @@ mod shared;
 mod sinusoids;
 mod sizes;
 
+pub use computed_table::ComputedTable;
 pub use decoder::{
     Activation, AlternateAttention, Biases, BlockKind, BlockSet, Branch, BranchFactors, ClampedGate,
     DecoderConfig, NormKind, Positions, QueryGrowth, QueryKeyNorms,

@@ -21,6 +21,7 @@ use crate::latent;
 use crate::layer_inputs::InputTable;
 use crate::placement::{self, Devices, Sizes};
 use crate::plan;
+use crate::position_table;
 pub use crate::precision::LinearRole;
 use crate::precision::{Precision, Quantization, Site, Stack};
 use crate::recurrent;
@@ -135,7 +136,8 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<(Self, SourceEncoder<B>), Error> {
         let raw = RawConfig::read(checkpoint.source())?;
         let family = families::seq2seq(&raw)?;
-        let Seq2SeqConfig { encoder, decoder, start_token } = (family.config)(&raw)?;
+        let config = (family.config)(&raw)?;
+        let Seq2SeqConfig { encoder, decoder, .. } = config.clone();
         let mut names = (family.names)(&decoder);
         names.decoder.token_embedding = shared_embedding(checkpoint, &names)?;
         let all = encoder.layers + decoder.layers;
@@ -145,16 +147,12 @@ impl<B: Backend> Decoder<B> {
             progress(loaded, all);
         };
         let capabilities = backend.capabilities();
-        capabilities.accept(&encoder, precision, &[Feature::FullAttention])?;
-        capabilities.accept(&decoder, precision, &[Feature::CrossAttention, Feature::FullAttention])?;
-        let source = SourceEncoder::load(
-            checkpoint,
-            &*backend,
-            (encoder, start_token),
-            &names,
-            precision,
-            &mut loaded,
-        )?;
+        config.accept(&capabilities, precision)?;
+        let root = root_of(checkpoint, &names.decoder);
+        let shared = SharedCores::default();
+        let stack = Stack::Encoder;
+        let loader = Loader { checkpoint, backend: &*backend, config: &encoder, root, stack, shared };
+        let source = SourceEncoder::load(&loader, &config, names.encoder, precision, &mut loaded)?;
         let cross = Some((names.decoder_bias, names.cross));
         let decoder = Self::assemble(
             checkpoint,
@@ -165,7 +163,10 @@ impl<B: Backend> Decoder<B> {
             precision,
             &mut loaded,
         )?;
-        calibration::decoder(&decoder, Some(&source))?;
+        // Random ids are no speech.
+        if config.mel_bins.is_none() {
+            calibration::decoder(&decoder, Some(&source))?;
+        }
         Ok((decoder, source))
     }
 
@@ -235,7 +236,7 @@ impl<B: Backend> Decoder<B> {
         devices: Devices<B>,
         mut config: DecoderConfig,
         names: TensorNames,
-        cross: Option<(&str, CrossNamesOf)>,
+        cross: Option<(Option<&str>, CrossNamesOf)>,
         precision: &Precision,
         mut loaded: impl FnMut(),
     ) -> Result<Self, Error> {
@@ -253,7 +254,9 @@ impl<B: Backend> Decoder<B> {
         };
         let own_head = head_name(checkpoint, &names);
         let has_bias = config.biases.head && checkpoint.contains(&format!("{own_head}.bias"));
-        let head_is_shared = config.tied_embeddings && head_precision == float && !has_bias;
+        let logit_bias = logit_bias(checkpoint, names.logit_bias)?;
+        let biased = has_bias || logit_bias.is_some();
+        let head_is_shared = config.tied_embeddings && head_precision == float && !biased;
         let placed = devices.place(config.layers, sizes(&config, precision, head_is_shared))?;
         let backends = devices.backends();
         let head_stage = if head_is_shared { 0 } else { backends.len() - 1 };
@@ -270,25 +273,17 @@ impl<B: Backend> Decoder<B> {
         let kv_cache_type = table.float_type();
         let embedding = backend.embedding(table)?;
         checkpoint.release(tokens.name());
-        let positions = match (&config.positions, names.position_embedding) {
-            (Positions::Learned { offset }, Some(name)) => {
-                let table = checkpoint.tensor(&(loader.name(name) + ".weight"))?;
-                let table = table.expect_shape(&[config.max_positions + offset, config.hidden_size])?;
-                Some((backend.embedding(read_matrix(&table)?)?, *offset))
-            }
-            (Positions::Sinusoidal(sinusoids), _) => {
-                let rows = config.max_positions + sinusoids.offset;
-                let table = sinusoids.table(rows, config.hidden_size);
-                Some((backend.embedding(table.into())?, sinusoids.offset))
-            }
-            _ => None,
-        };
+        let positions = position_table::load(&loader, names.position_embedding)?;
         let head_site = Site::outside(LinearRole::Head);
         let head = if head_is_shared {
             backend.tied(head_site, &embedding)?
         } else {
             let name = if config.tied_embeddings { &token_embedding } else { &own_head };
-            let parts = vec![Part::new(name).bias_of(&own_head).biased(has_bias)];
+            let part = Part::new(name).bias_of(&own_head).biased(has_bias);
+            let parts = vec![match logit_bias {
+                Some(name) => part.bias_in(name.to_owned()),
+                None => part,
+            }];
             let source =
                 LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
             head_backend.linear(head_site, &source, &head_precision)?
@@ -346,7 +341,8 @@ impl<B: Backend> Decoder<B> {
         }
         let bias = match cross {
             None => None,
-            Some((name, _)) => loader.distance_bias(name, Mask::Causal)?,
+            Some((Some(name), _)) => loader.distance_bias(name, Mask::Causal)?,
+            Some((None, _)) => None,
         };
         Ok(Self {
             bias,
@@ -502,6 +498,12 @@ impl<B: Backend> Decoder<B> {
     /// Checks that all ids are in the vocabulary.
     pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
         let vocabulary = self.config.vocab_size;
+        if let Some(padding) = self.config.unplaced_token.filter(|padding| ids.contains(padding)) {
+            return Err(Error::Input(format!(
+                "token id {padding} is padding, which has no position in a {} model; leave it out",
+                self.config.family
+            )));
+        }
         match ids.iter().find(|id| crate::convert::index(**id) >= vocabulary) {
             Some(id) => Err(Error::Input(format!("token id {id} is not in the vocabulary of {vocabulary}"))),
             None => Ok(()),
@@ -576,9 +578,7 @@ fn tables(
     config: &DecoderConfig,
     names: &TensorNames,
 ) -> Result<(&'static str, String, bool), Error> {
-    let known = families::known_modules(names);
-    let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let root = block::root(checkpoint, names.roots, &known);
+    let root = root_of(checkpoint, names);
     let embedding = format!("{root}{}", names.token_embedding);
     let head = head_name(checkpoint, names);
     let (embedding, tied) = embedding_and_head(checkpoint, &embedding, &head, config.tied_embeddings)?;
@@ -597,6 +597,21 @@ fn head_transform<B: Backend>(
     let part = vec![Part::new(dense).biased(loader.config.biases.head_transform)];
     let site = Site::outside(LinearRole::Head);
     Ok((loader.linear(site, part, &[hidden], hidden, &Precision::Float)?, loader.norm(norm)?))
+}
+
+/// What the names of the decoder's tensors begin with in this checkpoint.
+fn root_of(checkpoint: &Checkpoint, names: &TensorNames) -> &'static str {
+    let known = families::known_modules(names);
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    block::root(checkpoint, names.roots, &known)
+}
+
+/// The tensor `name` that is added to the logits, unless it is missing or all zeros: then a tied head needs no weights of its own.
+fn logit_bias<'a>(checkpoint: &Checkpoint, name: Option<&'a str>) -> Result<Option<&'a str>, Error> {
+    let Some((name, tensor)) = name.and_then(|name| Some((name, checkpoint.get(name)?))) else {
+        return Ok(None);
+    };
+    Ok(tensor.to_f32()?.iter().any(|value| *value != 0.0).then_some(name))
 }
 
 /// The head's module: that of `names`, or in an older checkpoint of several parts, below that of its language model.
@@ -637,8 +652,10 @@ fn embedding_and_head(
 /// # Errors
 /// When the checkpoint has several that differ: the stacks then have different embeddings, which is not implemented.
 fn shared_embedding(checkpoint: &Checkpoint, names: &Seq2SeqNames) -> Result<&'static str, Error> {
-    let modules = || std::iter::once(names.decoder.token_embedding).chain(names.stack_embeddings);
-    let tensor = |module: &str| checkpoint.get(&format!("{module}.weight"));
+    let root = root_of(checkpoint, &names.decoder);
+    let modules =
+        || std::iter::once(names.decoder.token_embedding).chain(names.stack_embeddings.iter().copied());
+    let tensor = |module: &str| checkpoint.get(&format!("{root}{module}.weight"));
     let mut held = modules().filter_map(|module| Some((module, tensor(module)?)));
     let Some((first, table)) = held.next() else { return Ok(names.decoder.token_embedding) };
     match held.find(|(_, other)| other.shape() != table.shape() || other.bytes() != table.bytes()) {

@@ -10,6 +10,7 @@ use crate::constraint::TokenConstraint;
 use crate::generation::LogitRules;
 use crate::model::Model;
 use crate::sampler::{Sampler, Sampling};
+use crate::seq2seq::Source;
 use crate::session::{Session, SessionOptions};
 
 /// What to generate.
@@ -96,7 +97,7 @@ impl<B: Backend> Model<B> {
         &self,
         prompt: &[u32],
         options: &GenerateOptions,
-        mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+        on_token: impl FnMut(u32) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
         let most = self.config().max_positions;
         if prompt.is_empty() {
@@ -118,19 +119,34 @@ impl<B: Backend> Model<B> {
         let begin = Instant::now();
         let start = self.source().map(|source| [source.start_token()]);
         let written = start.as_ref().map_or(prompt, |start| &start[..]);
+        let options_of_session = self.writing(written.len(), options);
+        let mut session = self.reading(prompt, &options_of_session)?;
+        self.write(&mut session, (written, rules, begin), options, on_token)
+    }
+
+    /// The session for a text that begins with `written` tokens.
+    pub(crate) fn writing(&self, written: usize, options: &GenerateOptions) -> SessionOptions {
+        SessionOptions {
+            kv_cache: options.kv_cache.unwrap_or(self.decoder().kv_cache_type()),
+            max_rows: self.decoder().backend().capabilities().prefill_rows.min(written),
+            max_logits: 1,
+            ..SessionOptions::text(self.config().max_positions.min(written + options.max_new_tokens))
+        }
+    }
+
+    /// Continues `written` in an empty session of this size. `begin`: when the work began.
+    pub(crate) fn write(
+        &self,
+        session: &mut Session<'_, B>,
+        (written, rules, begin): (&[u32], &LogitRules, Instant),
+        options: &GenerateOptions,
+        mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generation, Error> {
         let mut sampler = Sampler::new(options.sampling)?
             .with_rules(rules, written, written.len() + options.max_new_tokens)
             .with_constraint(options.constraint.clone());
-        let positions = most.min(written.len() + options.max_new_tokens);
-        let kv_cache = options.kv_cache.unwrap_or(self.decoder().kv_cache_type());
-        let options_of_session = SessionOptions {
-            kv_cache,
-            max_rows: self.decoder().backend().capabilities().prefill_rows.min(written.len()),
-            max_logits: 1,
-            ..SessionOptions::text(positions)
-        };
-        let mut session = self.reading(prompt, &options_of_session)?;
-        prefill(&mut session, written)?;
+        let SessionOptions { kv_cache, max_positions: positions, .. } = *session.options();
+        prefill(session, written)?;
         let mut generation = Generation {
             ids: Vec::new(),
             stop: StopReason::Length,
@@ -171,7 +187,7 @@ impl<B: Backend> Model<B> {
             // Phi-3 at the length where its rotary frequencies change.
             if self.config().recomputed_beyond == Some(session.len(0)) {
                 session.clear(0)?;
-                prefill(&mut session, &[written, &generation.ids].concat())?;
+                prefill(session, &[written, &generation.ids].concat())?;
                 continue;
             }
             session.forward(&[(0, &[id])])?;
@@ -185,7 +201,7 @@ impl<B: Backend> Model<B> {
     fn reading(&self, prompt: &[u32], options: &SessionOptions) -> Result<Session<'_, B>, Error> {
         match self.source() {
             None => self.decoder().session(options),
-            Some(source) => source.session(self.decoder(), prompt, options),
+            Some(source) => source.session(self.decoder(), Source::Text(prompt), options),
         }
     }
 
@@ -261,7 +277,7 @@ impl<B: Backend> Model<B> {
         self.logit_rows(targets.len(), logits)
     }
 
-    fn logit_rows(&self, rows: usize, logits: Vec<f32>) -> Result<ndarray::Array2<f32>, Error> {
+    pub(crate) fn logit_rows(&self, rows: usize, logits: Vec<f32>) -> Result<ndarray::Array2<f32>, Error> {
         ndarray::Array2::from_shape_vec((rows, self.config().vocab_size), logits)
             .map_err(|error| Error::Input(format!("logits: {error}")))
     }

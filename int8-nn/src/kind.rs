@@ -1,4 +1,4 @@
-//! The kinds of models, by what they do with a text.
+//! The kinds of models, by what they read and write.
 
 /// What the models of a family do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub enum Kind {
     Encoder,
     /// Reads a text and writes another: [`Model`](crate::Model).
     Seq2Seq,
+    /// Writes down speech: [`Transcriber`](crate::Transcriber).
+    Speech,
 }
 
 impl Kind {
@@ -21,6 +23,7 @@ impl Kind {
                 "an encoder-decoder: it reads a text and writes another, but neither continues a text nor has sentence \
                  embeddings"
             }
+            Self::Speech => "a model of speech: it writes down a recording, and reads no text",
         }
     }
 
@@ -29,6 +32,7 @@ impl Kind {
         match self {
             Self::Decoder | Self::Seq2Seq => "Model",
             Self::Encoder => "Embedder",
+            Self::Speech => "Transcriber",
         }
     }
 }

@@ -14,6 +14,7 @@
 //! of a [`backend`]; [`generate`] and [`perplexity`] use it. Residuals are f32 throughout: those of real models overflow f16.
 
 mod attention_spec;
+pub mod audio;
 pub mod backend;
 mod block;
 mod calibration;
@@ -48,6 +49,7 @@ pub mod outliers;
 pub mod perplexity;
 pub mod placement;
 pub mod plan;
+mod position_table;
 pub mod precision;
 pub mod quality;
 pub mod quantize;
@@ -61,6 +63,7 @@ pub mod synthetic;
 mod template;
 pub mod tokenizer;
 mod tokenizer_checks;
+pub mod transcriber;
 pub mod weights;
 
 pub use chat::{ChatTemplate, Message};
@@ -76,6 +79,7 @@ pub use perplexity::{Perplexity, PerplexityOptions};
 pub use sampler::{Sampler, Sampling};
 pub use session::{Session, SessionOptions};
 pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use transcriber::Transcriber;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

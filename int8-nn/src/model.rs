@@ -21,6 +21,7 @@ use crate::placement::Devices;
 use crate::precision::{OutlierWeights, Precision, Quantization};
 use crate::seq2seq::SourceEncoder;
 use crate::tokenizer::Tokenizer;
+use crate::transcriber::Transcriber;
 
 /// A causal language model, ready to use.
 ///
@@ -126,10 +127,8 @@ impl Loader {
                 let config = (families::encoder(&raw)?.config)(&raw)?;
                 accept(&config.network, &[Feature::FullAttention])
             }
-            Some(Kind::Seq2Seq) => {
-                let config = (families::seq2seq(&raw)?.config)(&raw)?;
-                accept(&config.encoder, &[Feature::FullAttention])?;
-                accept(&config.decoder, &[Feature::CrossAttention, Feature::FullAttention])
+            Some(Kind::Seq2Seq | Kind::Speech) => {
+                (families::seq2seq(&raw)?.config)(&raw)?.accept(capabilities, &self.precision)
             }
             _ => accept(&(families::of(&raw)?.config)(&raw)?, &[]),
         }
@@ -178,6 +177,29 @@ impl Loader {
         Embedder::new(encoder, checkpoint, precision)
     }
 
+    /// Builds a model of speech on the CPU.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn transcriber(self) -> Result<Transcriber, Error> {
+        self.transcriber_on(Arc::new(CpuBackend::new()?))
+    }
+
+    /// Builds a model of speech on any backend.
+    ///
+    /// # Errors
+    /// As [`build_on`](Self::build_on).
+    pub fn transcriber_on<B: Backend>(self, device: impl Into<Devices<B>>) -> Result<Transcriber<B>, Error> {
+        let backend = device.into().single("a model of speech")?;
+        let Self { checkpoint, precision, progress, .. } = self;
+        let raw = RawConfig::read(checkpoint.source())?;
+        families::require_speech(&raw)?;
+        checks::refuse(&raw, &checkpoint, Kind::Speech)?;
+        let (decoder, source) = Decoder::load_with_source(&checkpoint, backend, &precision, progress)?;
+        let bins = (families::seq2seq(&raw)?.config)(&raw)?.mel_bins.unwrap_or_default();
+        Transcriber::new(Model::new(checkpoint, decoder, Some(source), precision)?, bins)
+    }
+
     /// Builds the model on any backend, or the blocks of a decoder on several ([`Devices`]).
     ///
     /// # Errors
@@ -187,7 +209,7 @@ impl Loader {
         let Self { checkpoint, precision, rotary, progress } = self;
         let raw = RawConfig::read(checkpoint.source())?;
         checks::refuse(&raw, &checkpoint, Kind::Decoder)?;
-        let (decoder, mut source) = match families::kind(raw.text_or("model_type", "")?) {
+        let (decoder, source) = match families::kind(raw.text_or("model_type", "")?) {
             Some(Kind::Seq2Seq) => {
                 let (decoder, source) = Decoder::load_with_source(
                     &checkpoint,
@@ -199,6 +221,18 @@ impl Loader {
             }
             _ => (Decoder::load(&checkpoint, devices, &precision, rotary, progress)?, None),
         };
+        Model::new(checkpoint, decoder, source, precision)
+    }
+}
+
+impl<B: Backend> Model<B> {
+    /// Puts a loaded network and the other files of its checkpoint together.
+    fn new(
+        checkpoint: Checkpoint,
+        decoder: Decoder<B>,
+        mut source: Option<SourceEncoder<B>>,
+        precision: Precision,
+    ) -> Result<Self, Error> {
         let files = checkpoint.source();
         let tokenizer = Tokenizer::read(files).map_err(|error| match error {
             Error::Tokenizer(problem) => problem,
@@ -213,11 +247,9 @@ impl Loader {
             source.set_start_token(start);
             decoder.check_ids(&[start])?;
         }
-        Ok(Model { decoder, source, tokenizer, eos_token_ids, generation, precision, checkpoint })
+        Ok(Self { decoder, source, tokenizer, eos_token_ids, generation, precision, checkpoint })
     }
-}
 
-impl<B: Backend> Model<B> {
     /// Names of the checkpoint's tensors that are no part of the model.
     pub fn unread_tensors(&self) -> Vec<String> {
         checks::unread(&self.checkpoint)
@@ -241,6 +273,10 @@ impl<B: Backend> Model<B> {
     /// Where the weights' bytes are, those of an encoder included.
     pub fn footprint(&self) -> Footprint {
         let mut footprint = self.decoder.footprint();
+        if let Some((bytes, weights)) = self.source.as_ref().map(SourceEncoder::convolution_weights) {
+            footprint.embedding += bytes;
+            footprint.embedding_weights += weights;
+        }
         for block in self.source.iter().flat_map(SourceEncoder::blocks) {
             footprint.linear_weights += block.weights();
             footprint.linear +=

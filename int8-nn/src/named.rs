@@ -4,6 +4,7 @@ use int8_core::Named;
 
 use crate::backend::OutlierWeights;
 use crate::embedder::Pooling;
+use crate::transcriber::SpeechTask;
 
 impl Named for OutlierWeights {
     const VALUES: &'static [Self] = &[Self::Exact, Self::Dequantized];
@@ -19,6 +20,24 @@ impl Named for OutlierWeights {
         match self {
             Self::Exact => "As the checkpoint stores them",
             Self::Dequantized => "From the int8 codes",
+        }
+    }
+}
+
+impl Named for SpeechTask {
+    const VALUES: &'static [Self] = &[Self::Transcribe, Self::Translate];
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Transcribe => "transcribe",
+            Self::Translate => "translate",
+        }
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::Transcribe => "The speech in its own language",
+            Self::Translate => "Its translation to English",
         }
     }
 }

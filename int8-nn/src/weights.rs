@@ -41,28 +41,34 @@ impl LinearSource {
         // A fused projection is one part that holds all outputs.
         let part_outputs =
             if parts.len() == outputs.len() { outputs.to_vec() } else { vec![outputs.iter().sum()] };
-        let mut bias: Option<Vec<f32>> = None;
-        let mut biases = 0;
+        let (mut bias, mut found, mut missing) = (Vec::new(), false, false);
         for (part, outputs) in parts.iter().zip(&part_outputs) {
             let stored = part.stored_rows(*outputs);
             part.expect_shape(checkpoint, stored, inputs)?;
-            if let Some(tensor) = part.bias.as_ref().and_then(|bias| checkpoint.get(bias)) {
+            let stored_bias = part.bias.as_ref().and_then(|bias| checkpoint.get(bias));
+            missing |= part.bias.is_some() && stored_bias.is_none();
+            if let Some(tensor) = stored_bias {
                 let tensor = match part.slab {
                     Some(index) => tensor.slab(index)?,
+                    // One row: biases of logits are stored so.
+                    None if tensor.shape() == [1, stored] => tensor.slab(0)?,
                     None => tensor,
                 };
-                let values = part.select(tensor.expect_shape(&[stored])?.to_f32()?);
-                bias.get_or_insert_default().extend(values);
-                biases += 1;
+                bias.extend(part.select(tensor.expect_shape(&[stored])?.to_f32()?));
+                found = true;
+            } else {
+                // Of a part that has none beside others that have (Whisper's keys).
+                bias.extend(std::iter::repeat_n(0.0, *outputs));
             }
         }
-        if biases != 0 && biases != parts.len() {
+        if found && missing {
             return Err(Error::Input(format!(
                 "{}: some of the {} weights that form this layer have a bias and some have none",
                 parts[0].name,
                 parts.len()
             )));
         }
+        let bias = found.then_some(bias);
         let name = parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join("+");
         Ok(Self { checkpoint: checkpoint.clone(), name, parts, part_outputs, inputs, bias })
     }

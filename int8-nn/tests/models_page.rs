@@ -71,6 +71,7 @@ fn page() -> String {
         let folders = goldens.get(name).map(Vec::as_slice).unwrap_or_default();
         let command = match kind(name) {
             Some(Kind::Encoder) => "`embed`",
+            Some(Kind::Speech) => "`transcribe`",
             _ => "`run`",
         };
         let gpu = folders.first().map_or("–".to_owned(), |folder| on_gpu(folder));

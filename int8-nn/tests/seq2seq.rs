@@ -1,5 +1,6 @@
-//! Tiny random T5 checkpoints against logits and greedy texts of Hugging Face transformers
-//! (`tools/make_encoder_goldens.py`): version 1.0 (ReLU, tied and scaled head) and 1.1 (gated, a head of its own).
+//! Tiny random encoder-decoders against logits and greedy texts of Hugging Face transformers
+//! (`tools/make_encoder_goldens.py`): T5 1.0 (ReLU, tied and scaled head) and 1.1 (gated, a head of its own), UMT5, and BART with its
+//! relatives.
 
 mod common;
 
@@ -8,12 +9,12 @@ use std::path::PathBuf;
 
 use int8_core::metrics::relative_l2;
 use int8_nn::backend::FloatType;
-use int8_nn::{GenerateOptions, Model, PerplexityOptions, Sampling};
+use int8_nn::{GenerateOptions, LogitRules, Model, PerplexityOptions, Sampling};
 use serde_json::{Value, json};
 
 use common::{Case, GoldenFile, LATE, changed, check, data, exactly};
 
-const MODELS: [&str; 2] = ["t5", "t5_gated"];
+const MODELS: [&str; 8] = ["t5", "t5_gated", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100"];
 
 fn folder(name: &str) -> PathBuf {
     data("encoders").join(name)
@@ -50,12 +51,13 @@ impl Golden {
 }
 
 fn generate(model: &Model, source: &[u32], count: usize, sampling: Sampling) -> Vec<u32> {
-    let options = GenerateOptions { sampling, ..exactly(count) };
+    // The goldens have no forced tokens.
+    let options = GenerateOptions { sampling, rules: Some(LogitRules::default()), ..exactly(count) };
     model.generate_ids(source, &options, |_| ControlFlow::Continue(())).expect("a text").ids
 }
 
 #[test]
-fn t5_agrees_with_transformers() {
+fn encoder_decoders_agree_with_transformers() {
     let mut wrong = Vec::new();
     for name in MODELS {
         let golden = Golden::read(name);
@@ -67,7 +69,7 @@ fn t5_agrees_with_transformers() {
             "{name}: float {error:.1e}, LLM.int8() {int8:.2e}, bitsandbytes' {:.2e}",
             golden.int8_error
         );
-        // Not `>`: a NaN is wrong. Theirs saw the padding, too, so that other columns are outliers.
+        // Not `>`: a NaN is wrong.
         if !(error <= 1e-5 && int8 <= 1.25 * golden.int8_error) {
             wrong.push(format!("{name}: logits"));
         }
@@ -127,11 +129,21 @@ fn what_reads_and_writes_cannot_continue() {
     assert!(message.contains("opt") && message.contains("continues"), "{message}");
 }
 
+/// M2M100 counts the tokens that are no padding: one that is has no position.
+#[test]
+fn padding_without_a_position_is_refused() {
+    let model = Model::load(folder("m2m_100")).expect("a checkpoint").build().expect("a model");
+    for (source, target) in [(&[5, 1, 6][..], &[2, 7][..]), (&[5, 6], &[2, 1])] {
+        let message = model.target_logits(source, target).expect_err("refused").to_string();
+        assert!(message.contains("1 is padding"), "{message}");
+    }
+}
+
 /// The error of loading and running a checkpoint with these keys of its `config.json` changed (`null` removes).
 fn error(name: &str, changes: &[(&str, Value)]) -> Result<(), String> {
     let folder = changed(&folder(name), changes);
     let loader = Model::load(folder.path()).map_err(|error| error.to_string())?.int8();
-    if name.starts_with("t5") {
+    if MODELS.contains(&name) {
         let model = loader.build().map_err(|error| error.to_string())?;
         model.target_logits(&[5, 17, 42], &[0, 7]).map(drop)
     } else {
@@ -166,8 +178,27 @@ fn every_contradiction_is_named() {
         ("t5", vec![("layer_norm_epsilon", json!(-1))], vec!["layer_norm_epsilon", "-1"]),
         ("t5", vec![("decoder_start_token_id", json!(96))], vec!["decoder_start_token_id", "96"]),
         ("t5", vec![("scale_decoder_outputs", json!("yes"))], vec!["scale_decoder_outputs", "true or false"]),
-        ("t5", vec![("model_type", json!("umt5"))], vec!["umt5", "supported", "mt5"]),
+        ("t5", vec![("model_type", json!("t6"))], vec!["t6", "supported", "mt5"]),
         ("t5_gated", vec![("feed_forward_proj", json!("relu"))], vec!["DenseReluDense.wi"]),
+        ("umt5", vec![("num_heads", json!(2))], vec!["relative_attention_bias", "[8, 2]"]),
+        ("umt5", vec![("model_type", json!("t5")), ("num_layers", json!(3))], vec!["encoder.block.2"]),
+        ("bart", vec![("d_model", json!(null))], vec!["config.json", "d_model", "missing"]),
+        ("bart", vec![("encoder_attention_heads", json!(5))], vec!["encoder_attention_heads", "5", "32"]),
+        ("bart", vec![("encoder_ffn_dim", json!(48))], vec!["model.encoder.layers.0.fc1", "48", "64"]),
+        ("bart", vec![("decoder_ffn_dim", json!(64))], vec!["model.decoder.layers.0.fc1", "64", "48"]),
+        ("bart", vec![("max_position_embeddings", json!(41))], vec!["encoder.embed_positions", "43", "42"]),
+        ("bart", vec![("vocab_size", json!(97))], vec!["model.shared.weight", "97", "96"]),
+        ("bart", vec![("decoder_layers", json!(3))], vec!["model.decoder.layers.2"]),
+        ("bart", vec![("activation_function", json!("snake"))], vec!["activation_function", "snake"]),
+        ("bart", vec![("decoder_start_token_id", json!(96))], vec!["decoder_start_token_id", "96"]),
+        ("bart", vec![("scale_embedding", json!(2))], vec!["scale_embedding", "true or false"]),
+        ("bart", vec![("model_type", json!("mbart"))], vec!["encoder.layer_norm"]),
+        ("pegasus", vec![("max_position_embeddings", json!(39))], vec!["embed_positions", "39", "40"]),
+        (
+            "marian",
+            vec![("share_encoder_decoder_embeddings", json!(false))],
+            vec!["share_encoder_decoder_embeddings", "different embeddings"],
+        ),
         ("bert", vec![("hidden_size", json!(31))], vec!["num_attention_heads", "4", "31"]),
         ("bert", vec![("hidden_size", json!(64))], vec!["word_embeddings", "64", "32"]),
         ("bert", vec![("max_position_embeddings", json!(41))], vec!["position_embeddings", "41", "40"]),
@@ -195,7 +226,7 @@ fn every_contradiction_is_named() {
 /// The unchanged checkpoints load: a table of errors could otherwise pass because nothing does.
 #[test]
 fn the_unchanged_checkpoints_run() {
-    for name in ["t5", "t5_gated", "bert", "roberta", "distilbert", "mpnet"] {
+    for name in MODELS.into_iter().chain(["bert", "roberta", "distilbert", "mpnet"]) {
         assert_eq!(error(name, &[]), Ok(()), "{name}");
     }
     // The multilingual models are of the same architecture and never scale.

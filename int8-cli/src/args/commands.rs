@@ -6,6 +6,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use int8_core::FloatType;
 use int8_nn::embedder::Pooling;
+use int8_nn::transcriber::SpeechTask;
 
 use super::shared::{InputArgs, ModelArgs, PRECISION_OPTIONS, TextArgs, WriteArgs};
 use crate::bench::ModelShape;
@@ -139,6 +140,24 @@ pub(crate) struct EmbedArgs {
     /// or for the given one
     #[arg(help_heading = "Output", long, conflicts_with = "out")]
     pub(crate) compare: bool,
+}
+
+/// `int8 transcribe`
+#[derive(Debug, Args)]
+pub(crate) struct TranscribeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// WAV file, `-` for standard input
+    pub(crate) file: PathBuf,
+    /// Language of the speech by its code, as de [default: the model finds it out; models of English alone take none]
+    #[arg(help_heading = "Speech", long, value_name = "CODE")]
+    pub(crate) language: Option<String>,
+    /// Text to write, of a model that knows several languages [default: transcribe]
+    #[arg(help_heading = "Speech", long, value_name = "TASK", value_parser = named::<SpeechTask>())]
+    pub(crate) task: Option<SpeechTask>,
+    /// Type of the KV cache
+    #[arg(help_heading = "Speech", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
+    pub(crate) kv_cache: OrAuto<FloatType>,
 }
 
 /// `int8 outliers`

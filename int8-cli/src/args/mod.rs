@@ -12,7 +12,7 @@ use int8_core::FloatType;
 
 pub(crate) use commands::{
     BenchArgs, DequantizeArgs, EmbedArgs, EvalArgs, InspectArgs, LogitsArgs, OutliersArgs, PlanArgs,
-    QuantizeArgs, Required, RunArgs, Runs, VerifyArgs,
+    QuantizeArgs, Required, RunArgs, Runs, TranscribeArgs, VerifyArgs,
 };
 #[cfg(feature = "serve")]
 pub(crate) use serve::ServeArgs;
@@ -128,6 +128,18 @@ pub(crate) enum Command {
         int8 embed ./all-MiniLM-L6-v2 --compare --file pairs.tsv    (how far int8 is from floating point)"
     )]
     Embed(EmbedArgs),
+    /// Write down speech: a recording becomes text (Whisper)
+    #[command(
+        after_help = "FILE is a WAV file: PCM of 8 to 32 bits or floating point, any number of channels (they are averaged) and any \
+        sampling rate (converted to the model's 16 kHz). A recording longer than 30 seconds is cut into windows of 30 seconds, each \
+        written down for itself, without time stamps: a word at a cut may be lost.\n\n\
+        Other formats: ffmpeg -i talk.mp3 -ar 16000 -ac 1 talk.wav\n\n\
+        Examples:\n  int8 transcribe ./whisper-tiny.en talk.wav\n  \
+        int8 transcribe ./whisper-small talk.wav --language de\n  \
+        int8 transcribe ./whisper-small talk.wav --task translate   (to English)\n  \
+        int8 transcribe ./whisper-tiny.en talk.wav --fp --json      (16/32-bit, for comparison)"
+    )]
+    Transcribe(TranscribeArgs),
     /// Which features of a model are outliers, where, and how the model performs without them (section 4 of the paper)
     #[command(
         after_help = "An outlier feature is a hidden dimension that reaches magnitude 6 in at least 25 % of the layers and 6 % of \

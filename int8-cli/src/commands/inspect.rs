@@ -117,6 +117,7 @@ fn runs(model_type: &str, checkpoint: &Checkpoint) -> String {
         Some(Kind::Decoder) => "yes",
         Some(Kind::Seq2Seq) => "yes, reads one text and writes another: int8 run",
         Some(Kind::Encoder) => "yes, an encoder: int8 embed",
+        Some(Kind::Speech) => "yes, writes down speech: int8 transcribe",
         None => return "not yet: this family is not implemented".to_owned(),
     };
     let refused = Loader::new(checkpoint.clone()).check().err();

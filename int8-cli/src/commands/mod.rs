@@ -20,6 +20,7 @@ pub(crate) mod quantize;
 pub(crate) mod run;
 mod schema;
 mod stop_flag;
+pub(crate) mod transcribe;
 pub(crate) mod verify;
 
 use std::fs;

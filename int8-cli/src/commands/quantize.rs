@@ -208,6 +208,7 @@ fn print(arguments: &QuantizeArgs, report: &Report, seconds: f64, output: &Outpu
     let command = match kind {
         Some(Kind::Decoder | Kind::Seq2Seq) => Some(format!("int8 run {out} -p \"…\"")),
         Some(Kind::Encoder) => Some(format!("int8 embed {out} --text \"…\"")),
+        Some(Kind::Speech) => Some(format!("int8 transcribe {out} FILE.wav")),
         None => None,
     };
     let class = architecture.as_deref().unwrap_or("AutoModel");

@@ -93,6 +93,10 @@ pub enum Feature {
     ValueHeads,
     /// An activation and a norm before the head.
     HeadActivation,
+    /// Learned position biases of each block's own.
+    DistanceBiasByLayer,
+    /// Speech as input.
+    Speech,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -109,7 +113,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 48] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -150,6 +154,8 @@ impl Feature {
         Self::IdentityExperts,
         Self::ValueHeads,
         Self::HeadActivation,
+        Self::DistanceBiasByLayer,
+        Self::Speech,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -201,6 +207,8 @@ impl Feature {
             Self::IdentityExperts => "experts that return their input",
             Self::ValueHeads => "heads of values of another width than those of keys",
             Self::HeadActivation => "activations before the head",
+            Self::DistanceBiasByLayer => "relative position biases of each block's own",
+            Self::Speech => "speech",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -251,6 +259,7 @@ impl Feature {
         need(Self::KeySelection, config.indexer.is_some());
         need(Self::ExpertsBeside, config.experts_beside);
         need(Self::ParallelExperts, config.block == BlockKind::Parallel && config.experts.is_some());
+        need(Self::DistanceBiasByLayer, config.bias_by_layer);
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);

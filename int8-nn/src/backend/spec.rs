@@ -177,6 +177,8 @@ pub struct LayerAttention {
     /// The layer of the cache whose keys and values are read; one that is not the layer's own has been written in the same
     /// forward, and there are queries alone.
     pub source: usize,
+    /// Instead of [`AttentionSpec::bias`].
+    pub bias: Option<DistanceBias>,
 }
 
 /// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token; the shared

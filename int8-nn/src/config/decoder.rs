@@ -3,8 +3,8 @@
 use int8_core::FloatType;
 
 use super::{
-    AttentionGate, Buckets, ExpertsConfig, HeadShape, Indexer, LatentAttention, LayerInputs, Mixer,
-    RawConfig, RecurrentMixer, Rotary, SharedTransformer, Sinusoids, Streams, ValueHeads,
+    AttentionGate, Buckets, ComputedTable, ExpertsConfig, HeadShape, Indexer, LatentAttention, LayerInputs,
+    Mixer, RawConfig, RecurrentMixer, Rotary, SharedTransformer, Sinusoids, Streams, ValueHeads,
 };
 use crate::Error;
 
@@ -104,6 +104,12 @@ pub struct DecoderConfig {
     pub chunks: Option<(BlockSet, usize)>,
     /// Experts compute `down((up(x) + 1)·g·σ(α·g))` with limits instead of `down(act(gate(x))·up(x))`.
     pub clamped_gate: Option<ClampedGate>,
+    /// The table of [`Positions::Learned`] is computed.
+    pub computed_positions: Option<ComputedTable>,
+    /// Each block has a table of [`Positions::Relative`] of its own.
+    pub bias_by_layer: bool,
+    /// A token that has no position of its own, and that no text may hold.
+    pub unplaced_token: Option<u32>,
     /// The heads' output is multiplied by a gate before the output projection.
     pub attention_gate: Option<AttentionGate>,
     /// The inputs of the output projection of attention and of the MLP's contraction are normalised.
@@ -453,6 +459,9 @@ impl Default for DecoderConfig {
             latent: None,
             chunks: None,
             clamped_gate: None,
+            computed_positions: None,
+            bias_by_layer: false,
+            unplaced_token: None,
             mixers: None,
             recurrent: None,
             mlps: None,

@@ -4,6 +4,7 @@
 mod afmoe;
 mod apertus;
 mod aria;
+mod bart;
 mod bert;
 mod biogpt;
 mod bitnet;
@@ -60,6 +61,7 @@ mod stablelm;
 mod starcoder2;
 mod t5;
 mod ungated;
+mod whisper;
 mod zamba;
 
 use std::collections::BTreeMap;
@@ -73,7 +75,7 @@ use crate::weights::{Part, Rows};
 use names::Module;
 pub(crate) use names::{
     BesideNames, CrossNames, CrossNamesOf, EncoderNames, ExpertNames, IndexNames, InputNames, LatentNames,
-    LayerInputNames, LayerNames, MlpNames, Seq2SeqNames, StreamLayerNames, TensorNames,
+    LayerInputNames, LayerNames, MlpNames, Seq2SeqNames, SourceNames, StreamLayerNames, TensorNames,
 };
 pub(crate) use recurrent::{RecurrentNames, SharedNames, StateSpaceNames};
 
@@ -170,7 +172,23 @@ pub(crate) struct Seq2SeqFamily {
 }
 
 /// Encoder-decoders.
-pub(crate) const SEQ2SEQ: &[&Seq2SeqFamily] = &[&t5::FAMILY];
+pub(crate) const SEQ2SEQ: &[&Seq2SeqFamily] = &[&t5::FAMILY, &bart::FAMILY];
+
+/// The token that the decoder of an encoder-decoder begins with: `decoder_start_token_id`, or the one under `otherwise`.
+fn start_token(raw: &RawConfig, decoder: &DecoderConfig, otherwise: &str) -> Result<u32, Error> {
+    const START: &str = "decoder_start_token_id";
+    let start = raw.token_ids(START)?.first().copied();
+    let start = start.or(raw.token_ids(otherwise)?.first().copied()).unwrap_or(0);
+    if crate::convert::index(start) >= decoder.vocab_size {
+        return Err(
+            raw.problem(START, format!("is {start}, outside the vocabulary of {}", decoder.vocab_size))
+        );
+    }
+    Ok(start)
+}
+
+/// Encoder-decoders whose source is speech.
+pub(crate) const SPEECH: &[&Seq2SeqFamily] = &[&whisper::FAMILY];
 
 /// Finds the family of a decoder.
 pub(crate) fn of(raw: &RawConfig) -> Result<&'static Family, Error> {
@@ -186,7 +204,15 @@ pub(crate) fn encoder(raw: &RawConfig) -> Result<&'static EncoderFamily, Error> 
 
 /// Finds the family of an encoder-decoder.
 pub(crate) fn seq2seq(raw: &RawConfig) -> Result<&'static Seq2SeqFamily, Error> {
-    find(raw, model_type(raw)?, SEQ2SEQ, |family| family.model_types)
+    let model_type = model_type(raw)?;
+    let families = if kind(model_type) == Some(Kind::Speech) { SPEECH } else { SEQ2SEQ };
+    find(raw, model_type, families, |family| family.model_types)
+}
+
+/// Refuses a model of any other kind than speech.
+pub(crate) fn require_speech(raw: &RawConfig) -> Result<(), Error> {
+    let model_type = model_type_of(raw, Kind::Speech)?;
+    find(raw, model_type, SPEECH, |family| family.model_types).map(drop)
 }
 
 fn model_type(raw: &RawConfig) -> Result<&str, Error> {
@@ -296,6 +322,8 @@ pub fn kind(model_type: &str) -> Option<Kind> {
         Some(Kind::Encoder)
     } else if SEQ2SEQ.iter().any(|family| is(family.model_types)) {
         Some(Kind::Seq2Seq)
+    } else if SPEECH.iter().any(|family| is(family.model_types)) {
+        Some(Kind::Speech)
     } else {
         None
     }
@@ -312,7 +340,7 @@ pub fn is_text_part(model_type: &str) -> bool {
 pub fn supported() -> Vec<&'static str> {
     let decoders = FAMILIES.iter().flat_map(|family| family.model_types);
     let encoders = ENCODERS.iter().flat_map(|family| family.model_types);
-    let seq2seq = SEQ2SEQ.iter().flat_map(|family| family.model_types);
+    let seq2seq = SEQ2SEQ.iter().chain(SPEECH).flat_map(|family| family.model_types);
     decoders.chain(encoders).chain(seq2seq).copied().collect()
 }
 

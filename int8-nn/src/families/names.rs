@@ -32,18 +32,43 @@ impl Module {
     }
 }
 
-/// The names of a model with an encoder and a decoder.
+/// The names of a model with an encoder and a decoder, all but the head below one of the decoder's roots.
 pub(crate) struct Seq2SeqNames {
     pub(crate) decoder: TensorNames,
     /// Modules that hold the embedding of one stack, where a checkpoint has them.
-    pub(crate) stack_embeddings: [&'static str; 2],
-    /// The relative position biases of encoder and decoder.
-    pub(crate) encoder_bias: &'static str,
-    pub(crate) decoder_bias: &'static str,
+    pub(crate) stack_embeddings: &'static [&'static str],
+    /// The relative position bias that all blocks of the decoder share.
+    pub(crate) decoder_bias: Option<&'static str>,
     /// What a decoder block has besides [`LayerNames`].
     pub(crate) cross: CrossNamesOf,
-    pub(crate) encoder_norm: &'static str,
-    pub(crate) encoder_layer: Box<dyn Fn(usize) -> LayerNames>,
+    pub(crate) encoder: SourceNames,
+}
+
+/// The names of the encoder of such a model.
+pub(crate) struct SourceNames {
+    pub(crate) position_embedding: Option<&'static str>,
+    pub(crate) embedding_norm: Option<&'static str>,
+    /// After the last block.
+    pub(crate) norm: Option<&'static str>,
+    /// The relative position bias that all blocks share.
+    pub(crate) bias: Option<&'static str>,
+    /// The convolutions that spectra go through, in this order.
+    pub(crate) convolutions: &'static [&'static str],
+    pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
+}
+
+impl SourceNames {
+    /// Blocks named by `layer`, and nothing else.
+    pub(super) fn new(layer: impl Fn(usize) -> LayerNames + 'static) -> Self {
+        Self {
+            position_embedding: None,
+            embedding_norm: None,
+            norm: None,
+            bias: None,
+            convolutions: &[],
+            layer: Box::new(layer),
+        }
+    }
 }
 
 /// The names of a block's cross-attention, by the block's index.
@@ -101,6 +126,8 @@ pub(crate) struct TensorNames {
     pub(crate) head_transform: Option<[&'static str; 2]>,
     /// The projections to and from the streams but the first, without their number.
     pub(crate) streams: Option<[&'static str; 2]>,
+    /// The full name of a tensor `[1, vocabulary]` that is added to the logits, where a checkpoint has it.
+    pub(crate) logit_bias: Option<&'static str>,
     pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
 }
 
@@ -124,6 +151,7 @@ impl TensorNames {
             layer_inputs: None,
             head_transform: None,
             streams: None,
+            logit_bias: None,
             layer: Box::new(layer),
         }
     }
@@ -147,6 +175,8 @@ pub(crate) struct LayerNames {
     pub(crate) latent: Option<LatentNames>,
     /// The tensor of the attention sinks, `[heads]`.
     pub(crate) sinks: Option<String>,
+    /// The module of the block's own relative position bias.
+    pub(crate) distance_bias: Option<String>,
     /// None in a block without attention.
     pub(crate) attention_output: Option<Part>,
     /// The mixer with a recurrent state.
@@ -244,6 +274,7 @@ impl LayerNames {
             query_key_order: None,
             latent: None,
             sinks: None,
+            distance_bias: None,
             attention_output: None,
             recurrent: None,
             shared: None,

@@ -1,13 +1,13 @@
 //! T5 (Raffel et al., 2020), T5 1.1 and FLAN-T5 (gated), mT5, ByT5: RMSNorm, no biases, unscaled attention scores, and a
-//! relative position bias that the first block holds for all.
+//! relative position bias that the first block holds for all. In UMT5 each block has its own.
 
-use super::{CrossNames, LayerNames, Module, Seq2SeqFamily, Seq2SeqNames, TensorNames};
+use super::{CrossNames, LayerNames, Module, Seq2SeqFamily, Seq2SeqNames, SourceNames, TensorNames};
 use crate::Error;
 use crate::config::{
     Activation, Biases, Buckets, DecoderConfig, NormKind, Positions, RawConfig, Seq2SeqConfig, SizeKeys,
 };
 
-pub(crate) const FAMILY: Seq2SeqFamily = Seq2SeqFamily { model_types: &["t5", "mt5"], config, names };
+pub(crate) const FAMILY: Seq2SeqFamily = Seq2SeqFamily { model_types: &["t5", "mt5", "umt5"], config, names };
 
 const KEYS: SizeKeys = SizeKeys { hidden: "d_model", layers: "num_layers", heads: "num_heads" };
 
@@ -15,15 +15,20 @@ const KEYS: SizeKeys = SizeKeys { hidden: "d_model", layers: "num_layers", heads
 const POSITIONS: usize = 1 << 16;
 
 fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
-    let (gated_mlp, activation) = mlp(raw)?;
-    let multilingual = raw.text_or("model_type", "t5")? == "mt5";
+    let family = match raw.text_or("model_type", "t5")? {
+        "mt5" => "mt5",
+        "umt5" => "umt5",
+        _ => "t5",
+    };
+    let multilingual = family == "mt5";
+    let (gated_mlp, activation) = mlp(raw, if family == "umt5" { "gated-gelu" } else { "relu" })?;
     // transformers 5 always writes `tie_word_embeddings`: true; `scale_decoder_outputs` has the older key's meaning.
     let scaled =
         !multilingual && raw.flag_or("scale_decoder_outputs", raw.flag_or("tie_word_embeddings", true)?)?;
     let sized = DecoderConfig::sized_by_head(raw, KEYS, "d_kv")?;
     let layers = sized.layers;
     let decoder = DecoderConfig {
-        family: if multilingual { "mt5" } else { "t5" },
+        family,
         layers: raw.size_or("num_decoder_layers", layers)?,
         head_size: raw.size("d_kv")?,
         intermediate_size: raw.size("d_ff")?,
@@ -31,6 +36,7 @@ fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
         norm: NormKind::RmsNorm,
         norm_eps: raw.float_or("layer_norm_epsilon", 1e-6)?,
         positions: Positions::Relative(Buckets::read(raw)?),
+        bias_by_layer: family == "umt5",
         attention_divisor: Some(1.0),
         activation,
         gated_mlp,
@@ -40,22 +46,15 @@ fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
         ..sized
     }
     .validate(raw)?;
-    const START: &str = "decoder_start_token_id";
-    let start = raw.token_ids(START)?.first().copied();
-    // Without the key, the padding token.
-    let start_token = start.or(raw.token_ids("pad_token_id")?.first().copied()).unwrap_or(0);
-    if crate::convert::index(start_token) >= decoder.vocab_size {
-        return Err(
-            raw.problem(START, format!("is {start_token}, outside the vocabulary of {}", decoder.vocab_size))
-        );
-    }
-    Ok(Seq2SeqConfig { encoder: DecoderConfig { layers, ..decoder.clone() }, start_token, decoder })
+    let start_token = super::start_token(raw, &decoder, "pad_token_id")?;
+    let encoder = DecoderConfig { layers, ..decoder.clone() };
+    Ok(Seq2SeqConfig { encoder, start_token, decoder, mel_bins: None })
 }
 
 /// `feed_forward_proj`: an activation, with or without the prefix `gated-`.
-fn mlp(raw: &RawConfig) -> Result<(bool, Activation), Error> {
+fn mlp(raw: &RawConfig, default: &str) -> Result<(bool, Activation), Error> {
     const KEY: &str = "feed_forward_proj";
-    let name = raw.text_or(KEY, "relu")?;
+    let name = raw.text_or(KEY, default)?;
     let (gated, activation) = match name.strip_prefix("gated-") {
         // T5 1.1 was trained with the tanh approximation.
         Some("gelu") => (true, "gelu_new"),
@@ -69,12 +68,14 @@ fn mlp(raw: &RawConfig) -> Result<(bool, Activation), Error> {
 }
 
 fn names(config: &DecoderConfig) -> Seq2SeqNames {
-    let gated = config.gated_mlp;
-    let decoder = move |layer| block(&format!("decoder.block.{layer}.layer"), 2, gated);
+    let (gated, own) = (config.gated_mlp, config.bias_by_layer);
+    let decoder = move |layer| block(&format!("decoder.block.{layer}.layer"), 2, gated, own);
+    let encoder = move |layer| block(&format!("encoder.block.{layer}.layer"), 1, gated, own);
+    let shared = |name| (!own).then_some(name);
     Seq2SeqNames {
         decoder: TensorNames::new(&[""], "shared", "decoder.final_layer_norm", decoder),
-        stack_embeddings: ["decoder.embed_tokens", "encoder.embed_tokens"],
-        decoder_bias: "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+        stack_embeddings: &["decoder.embed_tokens", "encoder.embed_tokens"],
+        decoder_bias: shared("decoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
         cross: Box::new(|layer| {
             let cross = Module::new(format!("decoder.block.{layer}.layer.1"));
             CrossNames {
@@ -84,17 +85,19 @@ fn names(config: &DecoderConfig) -> Seq2SeqNames {
                 output: cross.part("EncDecAttention.o"),
             }
         }),
-        encoder_norm: "encoder.final_layer_norm",
-        encoder_bias: "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
-        encoder_layer: Box::new(move |layer| block(&format!("encoder.block.{layer}.layer"), 1, gated)),
+        encoder: SourceNames {
+            norm: Some("encoder.final_layer_norm"),
+            bias: shared("encoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
+            ..SourceNames::new(encoder)
+        },
     }
 }
 
-/// The names of a block below `root`, whose MLP is sublayer `mlp`.
-fn block(root: &str, mlp: usize, gated: bool) -> LayerNames {
+/// The names of a block below `root`, whose MLP is sublayer `mlp`; `own`: with a relative position bias.
+fn block(root: &str, mlp: usize, gated: bool, own: bool) -> LayerNames {
     let attention = Module::new(format!("{root}.0"));
     let dense = Module::new(format!("{root}.{mlp}"));
-    LayerNames::new(
+    let names = LayerNames::new(
         attention.parts(["SelfAttention.q", "SelfAttention.k", "SelfAttention.v"]),
         attention.part("SelfAttention.o"),
         match gated {
@@ -102,5 +105,7 @@ fn block(root: &str, mlp: usize, gated: bool) -> LayerNames {
             false => dense.mlp(["DenseReluDense.wi"], "DenseReluDense.wo"),
         },
     )
-    .norms(attention.name("layer_norm"), dense.name("layer_norm"))
+    .norms(attention.name("layer_norm"), dense.name("layer_norm"));
+    let bias = own.then(|| attention.name("SelfAttention.relative_attention_bias"));
+    LayerNames { distance_bias: bias, ..names }
 }

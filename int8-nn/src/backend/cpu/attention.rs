@@ -14,7 +14,7 @@ use super::recurrent::States;
 use super::selection::{IndexPages, bias, scores};
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
-use crate::backend::{AttentionSpec, CacheCapacity, Mask, NormSpec, PageTables};
+use crate::backend::{AttentionSpec, CacheCapacity, DistanceBias, Mask, NormSpec, PageTables};
 use crate::config::{HeadShape, IndexShape, Positions, QueryGrowth, Rotary};
 
 /// Keys and values of all blocks and sequences, in pages, and the recurrent states beside them.
@@ -96,6 +96,7 @@ struct Layer {
     writes: bool,
     /// Where its keys and values are: the pool, and the layer there.
     place: (usize, usize),
+    bias: Option<DistanceBias>,
 }
 
 impl CpuCache {
@@ -149,6 +150,7 @@ impl CpuCache {
                 }),
                 writes,
                 place,
+                bias: layer.bias.clone(),
             });
         }
         let count = PageTables::pages_for(capacity, PAGE_POSITIONS);
@@ -349,8 +351,9 @@ impl CpuCache {
         if length == 0 {
             return Err(Error::Input(format!("sequence {} holds nothing to attend to", segment.sequence)));
         }
-        let Layer { slopes, window, chunk, factor, sinks, shape, selects, place: (pool, place), .. } =
-            &self.layers[layer];
+        let Layer {
+            slopes, window, chunk, factor, sinks, bias, shape, selects, place: (pool, place), ..
+        } = &self.layers[layer];
         let span = |position: usize| match self.spec.mask {
             Mask::Causal => {
                 let chunk = chunk.map_or(0, |size| position / size * size);
@@ -360,7 +363,7 @@ impl CpuCache {
         };
         let positions = segment.position..segment.position + segment.rows;
         let rows: Vec<Query> = positions.map(|position| Query { position, span: span(position) }).collect();
-        let bias = match (slopes, &self.spec.bias) {
+        let bias = match (slopes, bias.as_ref().or(self.spec.bias.as_ref())) {
             (Some(slopes), _) => Bias::Slopes(slopes),
             (None, Some(bias)) => Bias::Distances(bias.table.view()),
             (None, None) => Bias::None,

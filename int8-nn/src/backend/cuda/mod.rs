@@ -116,6 +116,8 @@ impl CudaBackend {
             Feature::IdentityExperts,
             Feature::ValueHeads,
             Feature::HeadActivation,
+            Feature::DistanceBiasByLayer,
+            Feature::Speech,
         ] {
             capabilities.features.remove(&missing);
         }
