@@ -177,7 +177,6 @@ impl<B: Backend> Decoder<B> {
             table.expect_shape(&[config.vocab_size, config.embedding_size])?;
         }
         let hidden = config.hidden_size;
-        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
         for layer in 0..config.layers {
             let names = (names.layer)(layer);
             let find = |parts, outputs: &[usize], inputs| {
@@ -191,13 +190,14 @@ impl<B: Backend> Decoder<B> {
                     config.heads * latent.value
                 }
                 _ => {
-                    find(names.qkv, &[queries, keys, keys], hidden)?;
-                    queries
+                    let (outputs, context) = block::projected(&config, layer);
+                    find(names.qkv, &outputs, hidden)?;
+                    context
                 }
             };
             find(vec![names.attention_output], &[hidden], context)?;
             if let families::MlpNames::Dense { up, down } = names.mlp {
-                let wide = config.intermediate_size;
+                let wide = config.intermediate(layer);
                 let outputs = vec![wide; if config.gated_mlp { 2 } else { 1 }];
                 find(up, &outputs, hidden)?;
                 find(vec![down], &[hidden], wide)?;
