@@ -196,7 +196,7 @@ impl<B: Backend> Loader<'_, B> {
         let hidden = config.hidden_size;
         let shape = config.shape(layer);
         let own_keys = config.source(layer) == layer;
-        let (queries, keys) = (shape.queries(), if own_keys { shape.keys() } else { 0 });
+        let queries = shape.queries();
         let norm = |name: &Option<String>| name.as_ref().map(|name| self.norm(name)).transpose();
         let branch_norms = match names.branch_norms {
             Some([first, second]) => [Some(self.branch_norm(&first)?), Some(self.branch_norm(&second)?)],
