@@ -220,6 +220,12 @@ impl<B: Backend> Decoder<B> {
         for backend in devices.backends() {
             backend.capabilities().accept(&config, precision, further.as_slice())?;
         }
+        if let Some(what) = config.on_one_device().filter(|_| devices.backends().len() > 1) {
+            return Err(Error::Unsupported(format!(
+                "{what}, as this {} model has, on several devices; name one device",
+                config.family
+            )));
+        }
         let (root, token_embedding, tied) = tables(checkpoint, &config, &names)?;
         config.tied_embeddings = tied;
         let float = Precision::Float;
@@ -661,11 +667,6 @@ impl<B: Backend> Decoder<B> {
         x: &B::Activations,
         carried: &mut Carried<B>,
     ) -> Result<(), Error> {
-        let carries = self.inputs.is_some() || self.streams.is_some() || self.config.experts_ahead;
-        if self.stages.len() > 1 && carries {
-            let what = "embeddings for each block, several residual streams, or experts whose output a later block adds, on several devices";
-            return Err(Error::Unsupported(what.to_owned()));
-        }
         if let Some(inputs) = &self.inputs {
             inputs.compute(self.backend(), batch, x, carried)?;
         }
