@@ -214,7 +214,7 @@ FAMILIES = {
     "gemma3n": ("gemma3n_text", "bfloat16", {
         **GROUPED, "head_dim": 8, "num_hidden_layers": 4, "sliding_window": 7, "num_kv_shared_layers": 2,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
-        "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0], "hidden_size_per_layer_input": 8, "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.7, 0.0, 0.0, 0.0], "hidden_size_per_layer_input": 8, "laurel_rank": 8,
         "altup_num_inputs": 3, "vocab_size_per_layer_input": 80}),
     # As the small ones: an embedding for each block, shared keys and values, wider MLPs.
     "gemma4": ("gemma4_text", "bfloat16", {
@@ -228,8 +228,9 @@ FAMILIES = {
         "attention_k_eq_v": True, "layer_types": ["sliding_attention", "full_attention"],
         "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
         "moe_intermediate_size": 24}),
-    # So many queries of the indexer that no two keys have the same score, and a selection from the eighth token on.
-    "deepseek_v32": ("deepseek_v32", "bfloat16", {
+    # So many queries of the indexer that no two keys have the same score, and a selection from the eighth token on. 32-bit: what
+    # a 16-bit KV cache rounds away changes selections.
+    "deepseek_v32": ("deepseek_v32", "float32", {
         **SIZES, **LATENT, "num_key_value_heads": 4, "v_head_dim": 8, "n_routed_experts": 8,
         "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
         "n_group": 2, "topk_group": 1, "index_n_heads": 16, "index_head_dim": 8, "index_topk": 7}),

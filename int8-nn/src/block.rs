@@ -214,7 +214,7 @@ impl<B: Backend> Loader<'_, B> {
         let hidden = config.hidden_size;
         let shape = config.shape(layer);
         let own_keys = config.source(layer) == layer;
-        let (queries, keys) = (shape.queries(), if own_keys { shape.keys() } else { 0 });
+        let queries = shape.queries();
         let norm = |name: &Option<String>| name.as_ref().map(|name| self.norm(name)).transpose();
         let branch_norms = match names.branch_norms {
             Some([first, second]) => [Some(self.branch_norm(&first)?), Some(self.branch_norm(&second)?)],
@@ -258,19 +258,15 @@ impl<B: Backend> Loader<'_, B> {
             }
             _ => {
                 let qkv = names.qkv.into_iter().map(|part| part.biased(biases.qkv)).collect();
-                let all = match config.values {
-                    Some(values) => value_heads::columns(values, shape),
-                    None => [queries, keys, keys],
-                };
-                let outputs = if own_keys { &all[..] } else { &all[..1] };
+                let (outputs, context) = projected(config, layer);
                 let precision = precision.of(LinearRole::Qkv);
-                let linear = self.linear(site(LinearRole::Qkv), qkv, outputs, hidden, &precision)?;
+                let linear = self.linear(site(LinearRole::Qkv), qkv, &outputs, hidden, &precision)?;
                 let weights = hidden * outputs.iter().sum::<usize>();
                 match config.values {
-                    None => (Projection::Direct(linear), weights, queries),
+                    None => (Projection::Direct(linear), weights, context),
                     Some(values) => {
                         let copied = Copied::load(self, linear, layer, values, names.lambdas.as_ref())?;
-                        (Projection::Copied(copied), weights, value_heads::context(values, shape))
+                        (Projection::Copied(copied), weights, context)
                     }
                 }
             }
@@ -414,6 +410,19 @@ impl<B: Backend> Loader<'_, B> {
         let table = read_matrix(&tensor.expect_shape(&[buckets.count, self.config.heads])?)?.to_f32();
         Ok(Some(buckets.biases(table.view(), mask)))
     }
+}
+
+/// Of block `layer`, the outputs of the layer of queries, keys and values, one by one, and the inputs of the output projection.
+pub(crate) fn projected(config: &DecoderConfig, layer: usize) -> (Vec<usize>, usize) {
+    let shape = config.shape(layer);
+    let (mut outputs, context) = match config.values {
+        Some(values) => (value_heads::columns(values, shape).to_vec(), value_heads::context(values, shape)),
+        None => (vec![shape.queries(), shape.keys(), shape.keys()], shape.queries()),
+    };
+    if config.source(layer) != layer {
+        outputs.truncate(1);
+    }
+    (outputs, context)
 }
 
 /// The root under which this checkpoint keeps a model's tensors, by the names of some of its modules below it, of which a

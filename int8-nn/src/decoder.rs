@@ -182,7 +182,6 @@ impl<B: Backend> Decoder<B> {
             table.expect_shape(&[config.vocab_size, config.embedding_size])?;
         }
         let hidden = config.hidden_size;
-        let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
         for layer in 0..config.layers {
             let names = (names.layer)(layer);
             let find = |parts, outputs: &[usize], inputs| {
@@ -213,15 +212,16 @@ impl<B: Backend> Decoder<B> {
                     config.heads * latent.value
                 }
                 _ => {
-                    find(names.qkv, &[queries, keys, keys], hidden)?;
-                    queries
+                    let (outputs, context) = block::projected(&config, layer);
+                    find(names.qkv, &outputs, hidden)?;
+                    context
                 }
             };
             if let Some(output) = names.attention_output {
                 find(vec![output], &[hidden], context)?;
             }
             if let families::MlpNames::Dense { up, down } = names.mlp {
-                let wide = config.intermediate_size;
+                let wide = config.intermediate(layer);
                 let outputs = vec![wide; if config.gated_mlp { 2 } else { 1 }];
                 find(up, &outputs, hidden)?;
                 find(vec![down], &[hidden], wide)?;
@@ -243,6 +243,12 @@ impl<B: Backend> Decoder<B> {
         let further = cross.as_ref().map(|_| Feature::CrossAttention);
         for backend in devices.backends() {
             backend.capabilities().accept(&config, precision, further.as_slice())?;
+        }
+        if let Some(what) = config.on_one_device().filter(|_| devices.backends().len() > 1) {
+            return Err(Error::Unsupported(format!(
+                "{what}, as this {} model has, on several devices; name one device",
+                config.family
+            )));
         }
         let (root, token_embedding, tied) = tables(checkpoint, &config, &names)?;
         config.tied_embeddings = tied;
@@ -705,11 +711,6 @@ impl<B: Backend> Decoder<B> {
         x: &B::Activations,
         carried: &mut Carried<B>,
     ) -> Result<(), Error> {
-        let carries = self.inputs.is_some() || self.streams.is_some() || self.config.experts_ahead;
-        if self.stages.len() > 1 && carries {
-            let what = "embeddings for each block, several residual streams, or experts whose output a later block adds, on several devices";
-            return Err(Error::Unsupported(what.to_owned()));
-        }
         if let Some(inputs) = &self.inputs {
             inputs.compute(self.backend(), batch, x, carried)?;
         }

@@ -112,6 +112,22 @@ impl<'a> Tensors<'a> {
                 }
             }
         }
+        let further = [
+            names.gate.is_some(),
+            names.inner_norms.is_some(),
+            names.activation.is_some(),
+            names.layer_input.is_some(),
+            names.streams.is_some(),
+            names.scalar.is_some(),
+            names.lambdas.is_some(),
+            config.shapes.is_some(),
+            !config.sources.is_empty(),
+            config.values.is_some(),
+            config.head_activation.is_some(),
+        ];
+        if further.contains(&true) {
+            return Err(Error::Unsupported(format!("random weights of a {} model", config.family)));
+        }
         if names.latent.is_some() {
             return Err(Error::Unsupported("random weights of a model with latent attention".to_owned()));
         }

@@ -305,6 +305,12 @@ fn placement_changes_no_bit() {
                 continue;
             }
             let layers = one.config().layers;
+            if one.config().on_one_device().is_some() {
+                let several = Devices::with_blocks(vec![backend(), backend()], vec![1, layers - 1]);
+                let error = load(several.expect("devices"), precision).expect_err("one device").to_string();
+                assert!(error.contains("name one device"), "{}: {error}", folder.display());
+                continue;
+            }
             let expected = placed_logits(&one);
             for count in 2..=3.min(layers) {
                 let mut blocks = vec![1; count];

@@ -543,6 +543,21 @@ impl DecoderConfig {
         self.sources.get(index).copied().unwrap_or(index)
     }
 
+    /// Something that one block hands to another beside the residual stream: then all must be on one device.
+    pub fn on_one_device(&self) -> Option<&'static str> {
+        let shares_selection =
+            |indexer: &Indexer| !(0..self.layers).all(|layer| indexer.blocks.contains(layer));
+        [
+            (!self.sources.is_empty(), "keys and values shared between blocks"),
+            (self.layer_inputs.is_some(), "embeddings for each block"),
+            (self.streams.is_some(), "several residual streams"),
+            (self.experts_ahead, "experts whose output a later block adds"),
+            (self.indexer.as_ref().is_some_and(shares_selection), "selections of keys shared between blocks"),
+        ]
+        .into_iter()
+        .find_map(|(has, what)| has.then_some(what))
+    }
+
     /// Width of the MLP's hidden layer in block `index`.
     pub fn intermediate(&self, index: usize) -> usize {
         match &self.wide_mlps {

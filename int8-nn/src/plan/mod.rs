@@ -25,7 +25,7 @@ mod gpus;
 mod models;
 mod tensors;
 
-use crate::config::{DecoderConfig, Mixer, NormKind, Positions, Sinusoids};
+use crate::config::{DecoderConfig, HeadShape, Mixer, NormKind, Positions, Sinusoids};
 use crate::convert::bytes as wide;
 use int8_core::FloatType;
 
@@ -171,32 +171,12 @@ impl Shape {
     /// The shape of a decoder. `biases`: its linear layers have them.
     pub fn of_decoder(name: impl Into<String>, config: &DecoderConfig, biases: bool) -> Self {
         let hidden = wide(config.hidden_size);
-        let (heads, head_size) = (wide(config.heads), wide(config.head_size));
-        let queries = product(&[heads, head_size]);
-        let keys_values = product(&[2, wide(config.kv_heads), head_size]);
+        let (queries, keys_values) = widest_heads(config);
         let gates = if config.gated_mlp { 2 } else { 1 };
         // Weights and output channels of `hidden → width → hidden`.
         let mlp = |width: u64| {
             let outputs = sum(&[product(&[gates, width]), hidden]);
             (product(&[gates + 1, width, hidden]), outputs)
-        };
-        let (attention_weights, attention_outputs) = match config.latent {
-            None => (
-                sum(&[product(&[sum(&[queries, keys_values]), hidden]), product(&[queries, hidden])]),
-                sum(&[queries, keys_values, hidden]),
-            ),
-            Some(latent) => {
-                let [weights, outputs] = crate::latent::weights(config, latent).map(wide);
-                let values = product(&[heads, wide(latent.value)]);
-                (sum(&[weights, product(&[values, hidden])]), sum(&[outputs, hidden]))
-            }
-        };
-        let (attention_weights, attention_outputs) = match config.attention_gate {
-            None => (attention_weights, attention_outputs),
-            Some(gate) => {
-                let width = if gate.by_head { heads } else { queries };
-                (sum(&[attention_weights, product(&[width, hidden])]), sum(&[attention_outputs, width]))
-            }
         };
         let mut shape = Self {
             name: name.into(),
@@ -230,15 +210,15 @@ impl Shape {
                     let core = if loads { core } else { [0; 2] };
                     (sum(&[core[0], own[0]]), sum(&[core[1], own[1]]))
                 }
-                _ if mixer.attends() => (attention_weights, attention_outputs),
+                _ if mixer.attends() => attention(config, index),
                 _ => (0, 0),
             };
             let experts = config.experts.as_ref().filter(|experts| experts.in_block(index));
             let (weights, outputs) = match experts {
                 _ if !config.has_mlp(index) => (0, 0),
                 None => {
-                    widest_mlp = widest_mlp.max(wide(config.intermediate_size));
-                    mlp(wide(config.intermediate_size))
+                    widest_mlp = widest_mlp.max(wide(config.intermediate(index)));
+                    mlp(wide(config.intermediate(index)))
                 }
                 Some(experts) => {
                     let (weights, outputs) = mlp(wide(experts.intermediate_size));
@@ -252,6 +232,12 @@ impl Shape {
                     )
                 }
             };
+            let (weights, outputs) = if config.experts_beside {
+                let (dense, dense_outputs) = mlp(wide(config.intermediate(index)));
+                (sum(&[weights, dense]), sum(&[outputs, dense_outputs]))
+            } else {
+                (weights, outputs)
+            };
             let outputs = sum(&[attention_outputs, outputs]);
             shape.linear = sum(&[shape.linear, attention_weights, weights]);
             shape.linear_outputs = sum(&[shape.linear_outputs, outputs]);
@@ -262,7 +248,7 @@ impl Shape {
                 shape.other = sum(&[shape.other, outputs]);
             }
         }
-        shape.cache = cache(config, keys_values);
+        shape.cache = cache(config);
         shape.widest_input = hidden.max(queries).max(widest_mlp);
         shape.widest =
             sum(&[hidden, sum(&[product(&[2, queries]), keys_values]).max(product(&[gates, widest_mlp]))]);
@@ -277,7 +263,10 @@ impl Shape {
             true => 0,
             false => product(&[2, wide(config.embedding_size), hidden]),
         };
-        shape.embeddings = sum(&[table, positions, projections]);
+        let inputs = config.layer_inputs.map_or(0, |inputs| {
+            product(&[sum(&[wide(inputs.vocabulary), hidden]), wide(inputs.width), wide(config.layers)])
+        });
+        shape.embeddings = sum(&[table, positions, projections, inputs]);
         shape.head = if config.tied_embeddings { 0 } else { table };
         shape
     }
@@ -339,16 +328,59 @@ impl Shape {
 }
 
 /// The KV cache: blocks grouped by window.
-fn cache(config: &DecoderConfig, width: u64) -> Vec<CachedBlocks> {
+fn cache(config: &DecoderConfig) -> Vec<CachedBlocks> {
     let mut groups: Vec<CachedBlocks> = Vec::new();
-    for index in (0..config.layers).filter(|index| config.mixer(*index).attends()) {
+    let own = |index: &usize| config.mixer(*index).attends() && config.source(*index) == *index;
+    for index in (0..config.layers).filter(own) {
         let window = config.attention(index).1.map(wide);
-        match groups.iter_mut().find(|group| group.window == window) {
+        let width = product(&[2, wide(config.shape(index).keys())]);
+        match groups.iter_mut().find(|group| group.window == window && group.width == width) {
             Some(group) => group.blocks += 1,
             None => groups.push(CachedBlocks { blocks: 1, width, window }),
         }
     }
     groups
+}
+
+/// Columns of the queries, and of keys and values, of the widest block.
+fn widest_heads(config: &DecoderConfig) -> (u64, u64) {
+    let usual = HeadShape { heads: config.heads, kv_heads: config.kv_heads, head_size: config.head_size };
+    let others = config.shapes.iter().map(|(_, shape)| *shape);
+    std::iter::once(usual).chain(others).fold((0, 0), |(queries, keys_values), shape| {
+        let own = [
+            product(&[wide(shape.heads), wide(shape.head_size)]),
+            product(&[2, wide(shape.kv_heads), wide(shape.head_size)]),
+        ];
+        (queries.max(own[0]), keys_values.max(own[1]))
+    })
+}
+
+/// Weights and output channels of the attention of block `index`.
+fn attention(config: &DecoderConfig, index: usize) -> (u64, u64) {
+    let hidden = wide(config.hidden_size);
+    let shape = config.shape(index);
+    let (heads, head_size) = (wide(shape.heads), wide(shape.head_size));
+    let queries = product(&[heads, head_size]);
+    let own = config.source(index) == index;
+    let keys_values = if own { product(&[2, wide(shape.kv_heads), head_size]) } else { 0 };
+    let (weights, outputs) = match config.latent {
+        None => (
+            sum(&[product(&[sum(&[queries, keys_values]), hidden]), product(&[queries, hidden])]),
+            sum(&[queries, keys_values, hidden]),
+        ),
+        Some(latent) => {
+            let [weights, outputs] = crate::latent::weights(config, latent).map(wide);
+            let values = product(&[heads, wide(latent.value)]);
+            (sum(&[weights, product(&[values, hidden])]), sum(&[outputs, hidden]))
+        }
+    };
+    match config.attention_gate {
+        None => (weights, outputs),
+        Some(gate) => {
+            let width = if gate.by_head { heads } else { queries };
+            (sum(&[weights, product(&[width, hidden])]), sum(&[outputs, width]))
+        }
+    }
 }
 
 /// Saturating: sizes come out of untrusted files.
