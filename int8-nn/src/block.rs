@@ -424,18 +424,6 @@ impl<B: Backend> Loader<'_, B> {
     }
 }
 
-/// The root under which this checkpoint keeps a model's tensors, by the names of some of its modules below it, of which a
-/// checkpoint may lack one; the first root if it keeps them nowhere, so that the error names what was expected.
-pub(crate) fn root(
-    checkpoint: &Checkpoint,
-    roots: &'static [&'static str],
-    modules: &[&str],
-) -> &'static str {
-    let held =
-        |root: &&&str| modules.iter().any(|module| checkpoint.contains(&format!("{root}{module}.weight")));
-    roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
-}
-
 /// Attention of blocks with this mask, over `layers` layers of an f32 cache.
 pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) -> AttentionSpec {
     let divisor = config.attention_divisor.unwrap_or(crate::convert::f64_from(config.head_size));

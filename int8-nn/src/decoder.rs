@@ -528,7 +528,7 @@ fn tables(
 ) -> Result<(&'static str, String, bool), Error> {
     let known = families::known_modules(names);
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let root = block::root(checkpoint, names.roots, &known);
+    let root = families::root(checkpoint, names.roots, &known);
     let embedding = format!("{root}{}", names.token_embedding);
     let head = head_name(checkpoint, names);
     let (embedding, tied) = embedding_and_head(checkpoint, &embedding, &head, config.tied_embeddings)?;
