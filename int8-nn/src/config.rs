@@ -29,4 +29,4 @@ pub use rotary::{Rotary, RotaryScaling};
 pub type RotaryPrecision = int8_core::FloatType;
 pub use seq2seq::Seq2SeqConfig;
 pub use shared::SharedTransformer;
-pub(crate) use sizes::SizeKeys;
+pub(crate) use sizes::{SizeKeys, listed_layers};

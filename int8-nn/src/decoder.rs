@@ -185,14 +185,9 @@ impl<B: Backend> Decoder<B> {
                     find(vec![part], &[outputs], inputs)?;
                 }
             }
-            for (_, parts, outputs, inputs) in names
-                .shared
-                .map(|names| shared::linear_layers(names, &config))
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                find(parts, &outputs, inputs)?;
+            let of_shared = names.shared.map(|names| shared::linear_layers(names, &config));
+            for layer in of_shared.into_iter().flatten().flatten() {
+                find(layer.parts, &layer.outputs, layer.inputs)?;
             }
             let context = match (config.latent, names.latent) {
                 _ if names.attention_output.is_none() => 0,
