@@ -158,17 +158,7 @@ FAMILIES = {
         "sliding_window": 6, "rope_parameters": {**YARN, "truncate": False}}),
     "mamba": ("mamba", "bfloat16", {**MAMBA, "state_size": 6, "time_step_rank": 5, "use_bias": True}),
     "falcon_mamba": ("falcon_mamba", "float16", {**MAMBA, "state_size": 6, "time_step_rank": 5}),
-    "mamba2": ("mamba2", "bfloat16", {
-        **MAMBA, "state_size": 6, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 7,
-        "time_step_limit": (0.1, 1.5)}),
     "bamba": ("bamba", "bfloat16", {**GROUPED, **MAMBA_HEADS, "attn_layer_indices": [1], "mamba_chunk_size": 7}),
-    "jamba": ("jamba", "bfloat16", {
-        **GROUPED, "intermediate_size": 24, "mamba_d_state": 6, "mamba_dt_rank": 5, "num_experts": 4,
-        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}),
-    "granitemoehybrid": ("granitemoehybrid", "bfloat16", {
-        **GROUPED, **MAMBA_HEADS, "intermediate_size": 24, "num_local_experts": 4, "shared_intermediate_size": 24,
-        "layer_types": ["linear_attention", "full_attention"], "embedding_multiplier": 3.0,
-        "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0}),
     "falcon_h1": ("falcon_h1", "bfloat16", {
         **GROUPED, **MAMBA_HEADS, "mamba_d_ssm": 48, "mamba_d_head": 12, "mamba_rms_norm": True,
         "ssm_multipliers": [0.5, 0.7, 1.3, 2.0, 0.6], "ssm_in_multiplier": 1.5, "ssm_out_multiplier": 0.4,
@@ -182,8 +172,8 @@ FAMILIES = {
         **SIZES, "num_key_value_heads": 4, "num_hidden_layers": 3, "mamba_d_state": 6, "mamba_dt_rank": 5,
         "layers_block_type": ["hybrid", "linear_attention", "hybrid"]}),
     "zamba2": ("zamba2", "bfloat16", {
-        **SIZES, "num_hidden_layers": 4, "mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 7,
-        "layers_block_type": ["hybrid", "linear_attention", "hybrid", "linear_attention"], "rms_norm_eps": 4.0,
+        **SIZES, "num_hidden_layers": 2, "mamba_d_state": 6, "n_mamba_heads": 4, "mamba_ngroups": 2, "chunk_size": 7,
+        "layers_block_type": ["hybrid", "hybrid"], "rms_norm_eps": 4.0,
         "adapter_rank": 4, "use_shared_attention_adapter": True, "use_mem_rope": True}),
     "flint": ("flint", "bfloat16", {
         **GROUPED, **EXPERTS, "head_dim": 8, "sliding_window": 7, "shared_expert_intermediate_size": 24,
@@ -255,6 +245,16 @@ FAMILIES = {
         "shared_intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 2, "swiglu_limit": 1.0,
         "mlp_layer_types": ["dense", "sparse"], "layer_types": ["full_attention", "full_attention"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0, "partial_rotary_factor": 0.5}}),
+    "jamba": ("jamba", "bfloat16", {
+        **GROUPED, "intermediate_size": 24, "mamba_d_state": 6, "mamba_dt_rank": 5, "num_experts": 4,
+        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}),
+    "granitemoehybrid": ("granitemoehybrid", "bfloat16", {
+        **GROUPED, **MAMBA_HEADS, "intermediate_size": 24, "num_local_experts": 4, "shared_intermediate_size": 24,
+        "layer_types": ["linear_attention", "full_attention"], "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.5, "attention_multiplier": 0.2, "logits_scaling": 4.0}),
+    "mamba2": ("mamba2", "bfloat16", {
+        **MAMBA, "state_size": 6, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 7,
+        "time_step_limit": (0.1, 1.5)}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}

@@ -425,18 +425,6 @@ pub(crate) fn projected(config: &DecoderConfig, layer: usize) -> (Vec<usize>, us
     (outputs, context)
 }
 
-/// The root under which this checkpoint keeps a model's tensors, by the names of some of its modules below it, of which a
-/// checkpoint may lack one; the first root if it keeps them nowhere, so that the error names what was expected.
-pub(crate) fn root(
-    checkpoint: &Checkpoint,
-    roots: &'static [&'static str],
-    modules: &[&str],
-) -> &'static str {
-    let held =
-        |root: &&&str| modules.iter().any(|module| checkpoint.contains(&format!("{root}{module}.weight")));
-    roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
-}
-
 /// The activations for these blocks, in forwards of at most `max_rows` tokens.
 pub(crate) fn scratch<B: Backend>(
     backend: &B,

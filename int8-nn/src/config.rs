@@ -40,4 +40,4 @@ pub type RotaryPrecision = int8_core::FloatType;
 pub use seq2seq::Seq2SeqConfig;
 pub use shared::SharedTransformer;
 pub use sinusoids::Sinusoids;
-pub(crate) use sizes::SizeKeys;
+pub(crate) use sizes::{SizeKeys, listed_layers};

@@ -194,14 +194,9 @@ impl<B: Backend> Decoder<B> {
                     find(vec![part], &[outputs], inputs)?;
                 }
             }
-            for (_, parts, outputs, inputs) in names
-                .shared
-                .map(|names| shared::linear_layers(names, &config))
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                find(parts, &outputs, inputs)?;
+            let of_shared = names.shared.map(|names| shared::linear_layers(names, &config));
+            for layer in of_shared.into_iter().flatten().flatten() {
+                find(layer.parts, &layer.outputs, layer.inputs)?;
             }
             let context = match (config.latent, names.latent) {
                 _ if names.attention_output.is_none() => 0,
@@ -609,7 +604,7 @@ fn head_transform<B: Backend>(
 fn root_of(checkpoint: &Checkpoint, names: &TensorNames) -> &'static str {
     let known = families::known_modules(names);
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    block::root(checkpoint, names.roots, &known)
+    families::root(checkpoint, names.roots, &known)
 }
 
 /// The tensor `name` that is added to the logits, unless it is missing or all zeros: then a tied head needs no weights of its own.

@@ -52,7 +52,7 @@ impl<B: Backend> Encoder<B> {
         let names = (family.names)(&config);
         let network = &config.network;
         backend.capabilities().accept(network, precision, &[Feature::FullAttention])?;
-        let root = block::root(checkpoint, names.roots, &[names.token_embedding]);
+        let root = families::root(checkpoint, names.roots, &[names.token_embedding]);
         let loader = Loader {
             checkpoint,
             backend: &*backend,

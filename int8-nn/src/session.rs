@@ -69,6 +69,15 @@ pub struct Session<'m, B: Backend> {
     segments: Vec<usize>,
 }
 
+/// What a stage hands to the next one.
+struct Handed<'a, B: Backend> {
+    backend: &'a B,
+    /// The residual stream.
+    x: &'a B::Activations,
+    /// The token embedding, where blocks need it again.
+    embedded: Option<&'a B::Activations>,
+}
+
 /// What a backend holds for its blocks.
 #[derive(Debug)]
 struct StageState<B: Backend> {
@@ -225,7 +234,8 @@ impl<'m, B: Backend> Session<'m, B> {
     /// Makes sequence `to` begin with the first `tokens` tokens of `from`: they share its pages, each until it writes to one.
     ///
     /// # Errors
-    /// [`Error::Input`] when there is no such sequence, both are one, or `from` holds fewer tokens.
+    /// [`Error::Input`] when there is no such sequence, both are one, or `from` holds fewer tokens; of a model with recurrent states
+    /// also when `tokens` is neither the end of `from` nor that of the forward before its last one.
     pub fn fork(&mut self, from: usize, to: usize, tokens: usize) -> Result<(), Error> {
         let held = self.lengths.get(from).copied().unwrap_or(0);
         if from == to || to >= self.lengths.len() || tokens > held {
@@ -267,11 +277,11 @@ impl<'m, B: Backend> Session<'m, B> {
         for (stage, state) in decoder.stages().iter().zip(&mut *stages) {
             stage.backend.set_batch(&mut state.batch, &segments)?;
         }
-        let mut before: Option<(&B, &B::Activations, Option<&B::Activations>)> = None;
+        let mut before: Option<Handed<'_, B>> = None;
         for (stage, state) in decoder.stages().iter().zip(stages) {
             let backend = &*stage.backend;
             let StageState { cache, batch, x, scratch } = state;
-            if let Some((sender, residual, embedded)) = before {
+            if let Some(Handed { backend: sender, x: residual, embedded }) = before {
                 backend.receive(sender, residual, x)?;
                 if let (Some(embedded), Some(shared)) = (embedded, &mut scratch.shared) {
                     backend.receive(sender, embedded, &mut shared.embedded)?;
@@ -295,7 +305,8 @@ impl<'m, B: Backend> Session<'m, B> {
                 }
                 Ok(())
             })?;
-            before = Some((backend, x, scratch.shared.as_ref().map(|shared| &shared.embedded)));
+            let embedded = scratch.shared.as_ref().map(|shared| &shared.embedded);
+            before = Some(Handed { backend, x, embedded });
         }
         for segment in segments {
             self.lengths[segment.sequence] += segment.ids.len();

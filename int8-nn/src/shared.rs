@@ -97,37 +97,50 @@ impl<B: Backend> SharedScratch<B> {
     }
 }
 
-/// The linear layers of a core, then those of a block: each weight with its role, output channels and input features.
-pub(crate) fn linear_layers(
-    names: SharedNames,
-    config: &DecoderConfig,
-) -> [Vec<(LinearRole, Vec<Part>, Vec<usize>, usize)>; 2] {
+/// A linear layer.
+pub(crate) struct Layer {
+    role: LinearRole,
+    pub(crate) parts: Vec<Part>,
+    /// Output channels of each part, or of all that one part holds.
+    pub(crate) outputs: Vec<usize>,
+    /// Input features.
+    pub(crate) inputs: usize,
+}
+
+/// The linear layers of a core, then those of a block.
+pub(crate) fn linear_layers(names: SharedNames, config: &DecoderConfig) -> [Vec<Layer>; 2] {
     let (hidden, joined, wide) = (config.hidden_size, 2 * config.hidden_size, config.intermediate_size);
     let (queries, keys) = (config.heads * config.head_size, config.kv_heads * config.head_size);
     let up = if config.gated_mlp { vec![wide, wide] } else { vec![wide] };
     let rank = config.shared.and_then(|shared| shared.adapter_rank).unwrap_or_default();
-    let biased = |parts: Vec<Part>, biased: bool| parts.into_iter().map(|part| part.biased(biased)).collect();
+    let layer = |role, parts: Vec<Part>, biased, outputs, inputs| {
+        let parts = parts.into_iter().map(|part| part.biased(biased)).collect();
+        Layer { role, parts, outputs, inputs }
+    };
     let core = vec![
-        (LinearRole::Qkv, biased(names.qkv, false), vec![queries, keys, keys], joined),
-        (LinearRole::AttentionOutput, biased(vec![names.attention_output], false), vec![hidden], queries),
-        (LinearRole::Up, biased(names.up, config.biases.up), up.clone(), hidden),
-        (LinearRole::Down, biased(vec![names.down], config.biases.down), vec![hidden], wide),
+        layer(LinearRole::Qkv, names.qkv, false, vec![queries, keys, keys], joined),
+        layer(LinearRole::AttentionOutput, vec![names.attention_output], false, vec![hidden], queries),
+        layer(LinearRole::Up, names.up, config.biases.up, up.clone(), hidden),
+        layer(LinearRole::Down, vec![names.down], config.biases.down, vec![hidden], wide),
     ];
-    let adapter = |[down, to]: [Part; 2], role, outputs: usize, inputs| {
-        let second = if role == LinearRole::Up { LinearRole::Down } else { LinearRole::AttentionOutput };
+    let adapter = |[down, to]: [Part; 2], roles: [LinearRole; 2], outputs, inputs| {
         [
-            (role, biased(vec![down], false), vec![rank], inputs),
-            (second, biased(vec![to], false), vec![outputs], rank),
+            layer(roles[0], vec![down], false, vec![rank], inputs),
+            layer(roles[1], vec![to], false, vec![outputs], rank),
         ]
     };
-    let mut own = vec![(LinearRole::Down, biased(vec![names.output], false), vec![hidden], hidden)];
-    let of_up = names.up_adapter.map(|parts| adapter(parts, LinearRole::Up, up.iter().sum(), hidden));
+    let mut own = vec![layer(LinearRole::Down, vec![names.output], false, vec![hidden], hidden)];
+    let of_up = names.up_adapter.map(|parts| adapter(parts, OF_UP, up.iter().sum(), hidden));
     own.extend(of_up.into_iter().flatten());
     for (parts, outputs) in names.attention_adapters.into_iter().zip([queries, keys, keys]) {
-        own.extend(adapter(parts, LinearRole::Qkv, outputs, joined));
+        own.extend(adapter(parts, OF_QKV, outputs, joined));
     }
     [core, own]
 }
+
+/// The roles of an adapter's layers, beside the MLP's expansion and beside queries, keys and values.
+const OF_UP: [LinearRole; 2] = [LinearRole::Up, LinearRole::Down];
+const OF_QKV: [LinearRole; 2] = [LinearRole::Qkv, LinearRole::AttentionOutput];
 
 impl<B: Backend> Shared<B> {
     pub(crate) fn load(
@@ -140,7 +153,7 @@ impl<B: Backend> Shared<B> {
         let config = loader.config;
         let (attention_norm, mlp_norm) = (names.attention_norm.clone(), names.mlp_norm.clone());
         let [of_core, own] = linear_layers(names, config);
-        let linear = |(role, parts, outputs, inputs): (LinearRole, Vec<Part>, Vec<usize>, usize)| {
+        let linear = |Layer { role, parts, outputs, inputs }| {
             let site = Site::block(loader.stack, layer, role);
             loader.linear(site, parts, &outputs, inputs, &precision.of(role))
         };
@@ -198,14 +211,8 @@ impl<B: Backend> Shared<B> {
             (LinearRole::Down, &core.down),
         ];
         let shared = shared.into_iter().filter(|_| self.is_first);
-        let of_up = self
-            .up_adapter
-            .iter()
-            .flat_map(move |adapter| adapter.linears([LinearRole::Up, LinearRole::Down]));
-        let of_attention = self
-            .attention_adapters
-            .iter()
-            .flat_map(move |adapter| adapter.linears([LinearRole::Qkv, LinearRole::AttentionOutput]));
+        let of_up = self.up_adapter.iter().flat_map(move |adapter| adapter.linears(OF_UP));
+        let of_attention = self.attention_adapters.iter().flat_map(move |adapter| adapter.linears(OF_QKV));
         shared.chain([(LinearRole::Down, &self.output)]).chain(of_up).chain(of_attention)
     }
 

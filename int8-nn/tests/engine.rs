@@ -197,6 +197,42 @@ fn answers_do_not_depend_on_what_else_runs() {
     }
 }
 
+/// A recurrent state cannot be taken back: a request continues all that a sequence holds, or begins anew.
+#[test]
+fn recurrent_states_are_continued_whole() {
+    for name in ["goldens/mamba2", "goldens/bamba"] {
+        let model = load(folder(name));
+        let options = EngineOptions {
+            max_batch: 6,
+            context: Some(64),
+            prefill_rows: 16,
+            kept_prefixes: 3,
+            ..EngineOptions::default()
+        };
+        a_mix(name, &model, options);
+        let tight = EngineOptions { total_positions: Some(128), ..options };
+        a_mix(name, &model, tight);
+        let request =
+            |prompt: &[u32]| Request { max_tokens: 4, ignore_eos: true, ..Request::new(prompt.to_vec()) };
+        let begin: Vec<u32> = (3..27).collect();
+        let mut engine = Engine::new(&model, options).expect("an engine");
+        let mut ask = |prompt: &[u32]| {
+            let answers = Answers::default();
+            engine.submit(request(prompt), note(&answers, 0)).expect("room");
+            run(&mut engine);
+            let (found, expected) = (of(&answers, 0), alone_in(&model, &request(prompt), options.context));
+            assert_eq!(found.tokens, expected.tokens, "{name}");
+            (found.ids(), found.finished.expect("an end").cached_tokens)
+        };
+        let (first, cached) = ask(&begin);
+        assert_eq!(cached, 0, "{name}");
+        // The last token that was chosen has not been computed.
+        let held = [&begin[..], &first[..3]].concat();
+        assert_eq!(ask(&[&held[..20], &[5, 6]].concat()).1, 0, "{name}: a part");
+        assert_eq!(ask(&[&held[..], &[5, 6]].concat()).1, held.len(), "{name}: all");
+    }
+}
+
 #[test]
 fn a_backend_that_records_graphs_gives_the_same() {
     let loader = |name| -> Loader { Model::load(folder(name)).expect("a checkpoint").precision(values()) };

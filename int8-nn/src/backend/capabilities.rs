@@ -348,6 +348,7 @@ impl Capabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Activation, Scan, StateSpace};
     use crate::precision::Quantization;
 
     #[test]
@@ -375,6 +376,22 @@ mod tests {
             "{found}"
         );
         assert!(!error(&capabilities, &Precision::Float).contains("granularity"));
+        capabilities.features.remove(&Feature::StateSpace);
+        let space = StateSpace {
+            channels: 8,
+            dimensions: 2,
+            kernel: 4,
+            convolution_bias: true,
+            activation: Activation::Silu,
+            input_bias: false,
+            output_bias: false,
+            scan: Scan::Selective { rank: 1, norms: None, heads: None },
+            multipliers: None,
+        };
+        let mixer = Some(RecurrentMixer::StateSpace(space));
+        let mamba = DecoderConfig { family: "test", recurrent: mixer, ..DecoderConfig::default() };
+        let found = capabilities.accept(&mamba, &Precision::Float, &[]).expect_err("refused").to_string();
+        assert!(found.contains("does not compute state-space mixers"), "{found}");
         let mut narrow = Capabilities::all("a device".to_owned());
         narrow.max_head_size = Some(64);
         assert!(error(&narrow, &Precision::Float).contains("width 64 at most"));

@@ -45,15 +45,15 @@ impl RecurrentMixer {
         }
     }
 
-    /// Weights and output channels of its linear layers, for a residual stream of this width.
+    /// Weights and output channels of its linear layers, for a residual stream of this width. Saturating: sizes come out of
+    /// untrusted files.
     pub(crate) fn weights(&self, hidden: usize) -> [usize; 2] {
         let layers = match self {
             Self::StateSpace(space) => space.layers(hidden),
         };
-        [
-            layers.iter().map(|[outputs, inputs]| outputs * inputs).sum(),
-            layers.iter().map(|[outputs, _]| outputs).sum(),
-        ]
+        layers.iter().fold([0, 0], |[weights, all], [outputs, inputs]: &[usize; 2]| {
+            [weights.saturating_add(outputs.saturating_mul(*inputs)), all.saturating_add(*outputs)]
+        })
     }
 
     /// Checks that the sizes fit each other.
@@ -165,15 +165,29 @@ impl StateSpace {
     }
 
     fn state_size(&self) -> usize {
-        self.channels * self.dimensions + self.convolved() * (self.kernel - 1)
+        let window = self.convolved().saturating_mul(self.kernel - 1);
+        self.channels.saturating_mul(self.dimensions).saturating_add(window)
     }
 
     fn validate(&self, raw: &RawConfig) -> Result<(), Error> {
+        /// Far above the widest mixer; sums of such sizes do not overflow.
+        const WIDEST: usize = 1 << 31;
+        /// Heads with projections of their own, each of which is a linear layer.
+        const MOST_HEADS: usize = 1024;
+        let grouped = match self.scan {
+            Scan::Selective { .. } => self.dimensions,
+            Scan::Heads { groups, .. } => groups.saturating_mul(self.dimensions),
+        };
+        if self.channels.max(grouped) > WIDEST {
+            let problem =
+                format!("has a state-space mixer of {} channels and {grouped} columns", self.channels);
+            return Err(raw.problem("model_type", format!("{problem}; at most {WIDEST} of each")));
+        }
         if let Scan::Selective { heads: Some(heads), .. } = self.scan
-            && !self.channels.is_multiple_of(heads)
+            && (!self.channels.is_multiple_of(heads) || heads > MOST_HEADS)
         {
             let problem = format!("is {heads}; it must divide the {} channels of the mixer", self.channels);
-            return Err(raw.problem("n_mamba_heads", problem));
+            return Err(raw.problem("n_mamba_heads", format!("{problem}, and be {MOST_HEADS} at most")));
         }
         if let Scan::Heads { heads, groups, norm, step_limits: [least, most] } = self.scan {
             let of_norm = norm.map_or(1, |norm| norm.groups);

@@ -64,6 +64,19 @@ impl DecoderConfig {
     }
 }
 
+/// Most layers of a model whose layers are listed one by one, far above the deepest one.
+const MOST_LAYERS: usize = 16_384;
+
+/// The number of layers, of a model whose layers are listed one by one.
+pub(crate) fn listed_layers(raw: &RawConfig, key: &str) -> Result<usize, Error> {
+    match raw.size(key)? {
+        layers if layers > MOST_LAYERS => {
+            Err(raw.problem(key, format!("is {layers}; at most {MOST_LAYERS} are implemented")))
+        }
+        layers => Ok(layers),
+    }
+}
+
 /// `hidden_size / heads`, checked.
 fn head_size(raw: &RawConfig, key: &str, hidden_size: usize, heads: usize) -> Result<usize, Error> {
     if hidden_size.is_multiple_of(heads) {

@@ -78,7 +78,8 @@ pub struct EngineOptions {
     pub logits_rows: usize,
     /// Requests that may wait; more are refused.
     pub max_waiting: usize,
-    /// Finished sequences that are kept for requests with the same prefix.
+    /// Finished sequences that are kept for requests with the same prefix. Of a model with recurrent states a request continues
+    /// all that a sequence holds, or nothing: a state cannot be taken back.
     pub kept_prefixes: usize,
 }
 

@@ -7,26 +7,26 @@ use super::hybrid;
 use super::{Family, LayerNames, Module, RecurrentNames, StateSpaceNames, TensorNames, llama};
 use crate::config::{
     Biases, BranchFactors, DecoderConfig, GatedNorm, Mixer, RawConfig, RecurrentMixer, RotaryDefaults, Scan,
-    StateSpace,
+    StateSpace, listed_layers,
 };
 use crate::{Error, convert};
 
 pub(crate) const FAMILY: Family = Family { model_types: &["falcon_h1"], config, names };
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
-    const HEADS: &str = "num_attention_heads";
     let raw = &raw.with_defaults(&[
         ("vocab_size", json!(128_000)),
         ("hidden_size", json!(4096)),
         ("intermediate_size", json!(14336)),
         ("num_hidden_layers", json!(32)),
-        (HEADS, json!(32)),
+        ("num_attention_heads", json!(32)),
         ("num_key_value_heads", json!(8)),
         ("rms_norm_eps", json!(1e-5)),
         ("max_position_embeddings", json!(8192)),
         ("eos_token_id", json!(2)),
         ("mamba_d_ssm", json!(1024)),
     ]);
+    listed_layers(raw, "num_hidden_layers")?;
     let base = llama::base(raw, RotaryDefaults::default())?;
     let factor = |key: &str| raw.float_or(key, 1.0);
     let [gate, mlp] = factors(raw, "mlp_multipliers")?;
@@ -76,13 +76,15 @@ fn mixer(raw: &RawConfig) -> Result<StateSpace, Error> {
         },
         scan @ Scan::Selective { .. } => scan,
     };
-    Ok(StateSpace {
+    let space = StateSpace {
         channels,
         output_bias: raw.flag_or("projectors_bias", false)?,
         scan,
         multipliers: Some(factors(raw, "ssm_multipliers")?),
         ..base
-    })
+    };
+    hybrid::check_head_size(raw, "mamba_d_head", &space)?;
+    Ok(space)
 }
 
 /// The list of factors under `key`, 1 without it.

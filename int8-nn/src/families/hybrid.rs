@@ -11,11 +11,13 @@ use super::{granite, llama};
 use crate::Error;
 use crate::config::{
     Biases, DecoderConfig, ExpertsConfig, GatedNorm, Mixer, NormKind, ParameterNorms, Positions, RawConfig,
-    RecurrentMixer, RotaryDefaults, Scan, SizeKeys, StateSpace,
+    RecurrentMixer, RotaryDefaults, Scan, SizeKeys, StateSpace, listed_layers,
 };
 
 pub(crate) const FAMILY: Family =
     Family { model_types: &["bamba", "jamba", "granitemoehybrid"], config, names };
+
+const LAYERS: &str = "num_hidden_layers";
 
 fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
     match raw.text_or("model_type", "")? {
@@ -40,6 +42,7 @@ fn bamba(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         ("eos_token_id", json!(2)),
     ]);
     let rotary = RotaryDefaults { share: 0.5, partial: true, ..RotaryDefaults::default() };
+    listed_layers(raw, LAYERS)?;
     let base = llama::base(raw, rotary)?;
     let attending = match raw.get(ATTENDING) {
         None => Vec::new(),
@@ -54,7 +57,7 @@ fn bamba(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         family: "bamba",
         biases: Biases::of(attention, mlp),
         mixers: Some((0..base.layers).map(mixer).collect()),
-        recurrent: Some(RecurrentMixer::StateSpace(heads(raw)?)),
+        recurrent: Some(RecurrentMixer::StateSpace(checked_heads(raw)?)),
         ..base
     })
 }
@@ -71,7 +74,7 @@ fn jamba(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         ("eos_token_id", json!(2)),
     ]);
     let sized = DecoderConfig::sized(raw, SizeKeys::default())?;
-    let (hidden, layers) = (sized.hidden_size, sized.layers);
+    let (hidden, layers) = (sized.hidden_size, listed_layers(raw, LAYERS)?);
     let eps = raw.float_or("rms_norm_eps", 1e-6)?;
     let periodic = |period: &str, offset: &str, defaults: (usize, usize)| -> Result<Vec<bool>, Error> {
         let (period, offset) = (raw.size_or(period, defaults.0)?, raw.index_or(offset, defaults.1)?);
@@ -130,6 +133,7 @@ fn granite_hybrid(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         (SHARED, json!(1024)),
         ("eos_token_id", json!(2)),
     ]);
+    listed_layers(raw, LAYERS)?;
     // Without experts the shared MLP is the block's MLP.
     let has_experts = raw.index_or("num_local_experts", 8)? > 0;
     let base = if has_experts {
@@ -149,7 +153,7 @@ fn granite_hybrid(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         family: "granitemoehybrid",
         positions: if rotary { base.positions } else { Positions::None },
         mixers: Some(mixers),
-        recurrent: Some(RecurrentMixer::StateSpace(heads(raw)?)),
+        recurrent: Some(RecurrentMixer::StateSpace(checked_heads(raw)?)),
         ..base
     })
 }
@@ -165,6 +169,27 @@ fn layer_types(raw: &RawConfig, key: &str, layers: Option<usize>) -> Result<Vec<
         _ => Err(raw.problem(key, format!("has {kind}; implemented: full_attention, linear_attention"))),
     };
     list.iter().map(mixer).collect()
+}
+
+fn checked_heads(raw: &RawConfig) -> Result<StateSpace, Error> {
+    let space = heads(raw)?;
+    check_head_size(raw, "mamba_d_head", &space)?;
+    Ok(space)
+}
+
+/// Refuses heads whose width under `key` is not that of `heads` heads of all channels.
+pub(super) fn check_head_size(raw: &RawConfig, key: &str, space: &StateSpace) -> Result<(), Error> {
+    let Scan::Heads { heads, .. } = space.scan else { return Ok(()) };
+    match raw.get(key) {
+        Some(value) if value != "auto" && raw.size(key)?.saturating_mul(heads) != space.channels => {
+            let channels = space.channels;
+            Err(raw.problem(
+                key,
+                format!("is {value}; {heads} heads of it are not the mixer's {channels} channels"),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Mamba-2 under the keys `mamba_…`, with a norm in groups behind the gate.

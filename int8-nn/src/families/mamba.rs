@@ -7,10 +7,12 @@ use super::{Family, LayerNames, Module, RecurrentNames, StateSpaceNames, TensorN
 use crate::Error;
 use crate::config::{
     BlockSet, DecoderConfig, GatedNorm, Mixer, NormKind, ParameterNorms, RawConfig, RecurrentMixer, Scan,
-    StateSpace,
+    StateSpace, listed_layers,
 };
 
 pub(crate) const FAMILY: Family = Family { model_types: &["mamba", "falcon_mamba", "mamba2"], config, names };
+
+const LAYERS: &str = "num_hidden_layers";
 
 /// A state has no positions: the limit only bounds the sizes of sessions.
 const MOST_POSITIONS: usize = 1 << 20;
@@ -95,7 +97,7 @@ fn mixer(raw: &RawConfig) -> Result<StateSpace, Error> {
 }
 
 fn blocks(raw: &RawConfig, family: &'static str, space: StateSpace) -> Result<DecoderConfig, Error> {
-    let (hidden_size, layers) = (raw.size("hidden_size")?, raw.size("num_hidden_layers")?);
+    let (hidden_size, layers) = (raw.size("hidden_size")?, listed_layers(raw, LAYERS)?);
     DecoderConfig {
         family,
         vocab_size: raw.size("vocab_size")?,

@@ -257,7 +257,7 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     let names = (family.names)(&config);
     let known = known_modules(&names);
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
-    let root = crate::block::root(checkpoint, names.roots, &known);
+    let root = root(checkpoint, names.roots, &known);
     let mut parts = Vec::new();
     for layer in 0..config.layers {
         let layer = (names.layer)(layer);
@@ -300,6 +300,18 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     parts.extend(ends.flat_map(|end| (0..count).map(move |index| Part::new(&format!("{end}.{index}")))));
     let stored = parts.iter().map(Part::stored);
     Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).chain(dense).collect())
+}
+
+/// The root under which this checkpoint keeps a model's tensors, by the names of some of its modules below it, of which a
+/// checkpoint may lack one; the first root if it keeps them nowhere, so that the error names what was expected.
+pub(crate) fn root(
+    checkpoint: &Checkpoint,
+    roots: &'static [&'static str],
+    modules: &[&str],
+) -> &'static str {
+    let held =
+        |root: &&&str| modules.iter().any(|module| checkpoint.contains(&format!("{root}{module}.weight")));
+    roots.iter().find(held).or(roots.first()).copied().unwrap_or_default()
 }
 
 /// Modules by which the root of the names is found: the embedding, and the first norm or projection of the first block, because

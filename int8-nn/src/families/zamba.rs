@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
+use super::hybrid;
 use super::mamba::{rank, step_limits};
 use super::{Family, LayerNames, Module, RecurrentNames, SharedNames, StateSpaceNames, TensorNames, llama};
 use crate::config::{
     Activation, Biases, BlockSet, DecoderConfig, GatedNorm, Mixer, NormKind, Positions, RawConfig,
-    RecurrentMixer, Rotary, RotaryDefaults, Scan, SharedTransformer, StateSpace,
+    RecurrentMixer, Rotary, RotaryDefaults, Scan, SharedTransformer, StateSpace, listed_layers,
 };
 use crate::weights::{Part, Rows};
 use crate::{Error, convert};
@@ -36,7 +37,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         ("tie_word_embeddings", json!(true)),
     ]);
     let hidden_size = raw.size("hidden_size")?;
-    let (layers, heads) = (raw.size("num_hidden_layers")?, raw.size("num_attention_heads")?);
+    let (layers, heads) = (listed_layers(raw, "num_hidden_layers")?, raw.size("num_attention_heads")?);
     joined(raw, hidden_size)?;
     let head_size = raw.size_or("attention_head_dim", 2 * hidden_size / heads)?;
     let base = DecoderConfig {
@@ -132,6 +133,7 @@ fn zamba2(raw: &RawConfig, base: DecoderConfig) -> Result<DecoderConfig, Error> 
         },
         multipliers: None,
     };
+    hybrid::check_head_size(raw, "mamba_headdim", &space)?;
     let kv_heads = raw.size_or(HEADS, base.heads)?;
     let attention_adapters = raw.flag_or("use_shared_attention_adapter", false)?;
     if attention_adapters && (kv_heads != base.heads || base.heads * base.head_size != 2 * base.hidden_size) {

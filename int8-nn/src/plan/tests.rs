@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::checkpoint::Checkpoint;
+use crate::config::RawConfig;
+use crate::families;
 
 fn model(name: &str) -> Shape {
     Shape::built_in(name).unwrap_or_else(|| panic!("no {name}"))
@@ -103,6 +105,39 @@ fn cache_and_activations_by_hand() {
         CachedBlocks { blocks: 6, width: 10, window: None },
     ];
     assert_eq!(windowed.estimate(Precision::F16, load).cache, 6 * 10 * 3 * 2 * (40 + 100));
+}
+
+/// Weights, cache and states of hybrids, counted by hand and in the tensors of checkpoints.
+#[test]
+fn recurrent_states_are_counted() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens");
+    let shapes = |name: &str| {
+        let checkpoint = Checkpoint::open(folder.join(name)).expect("a checkpoint");
+        let raw = RawConfig::read(checkpoint.source()).expect("a configuration");
+        let config = (families::of(&raw).expect("a family").config)(&raw).expect("a decoder");
+        let of_tensors = Shape::of_checkpoint(name, &checkpoint).expect("a shape");
+        (Shape::of_decoder(name, &config, false), of_tensors)
+    };
+    let load = Load { context: 10, batch: 3, kv_cache: None };
+    // Two blocks of 64 channels with 6 dimensions; the convolution keeps three inputs of 64 + 2·2·6 columns.
+    let (mamba2, of_tensors) = shapes("mamba2");
+    assert_eq!(mamba2.state, 2 * (64 * 6 + 3 * 88));
+    assert_eq!(mamba2.linear, 2 * 32 * ((64 + 88 + 4) + 64));
+    assert_eq!(mamba2.estimate(Precision::F16, load).cache, 2 * 4 * 3 * mamba2.state);
+    assert_eq!(
+        (mamba2.max_positions, of_tensors.linear, of_tensors.state),
+        (None, mamba2.linear, mamba2.state)
+    );
+    // One block of either kind; keys and values of two heads of 8.
+    let (bamba, of_tensors) = shapes("bamba");
+    assert_eq!(bamba.state, 64 * 6 + 3 * 88);
+    let keys_and_values = 2 * 2 * 8 * 10 * 3 * 2;
+    assert_eq!(bamba.estimate(Precision::F16, load).cache, keys_and_values + 2 * 4 * 3 * bamba.state);
+    assert_eq!(of_tensors.linear, bamba.linear);
+    for name in ["mamba", "falcon_mamba", "jamba", "granitemoehybrid", "falcon_h1", "nemotron_h", "zamba2"] {
+        let (shape, of_tensors) = shapes(name);
+        assert_eq!(of_tensors.linear, shape.linear, "{name}");
+    }
 }
 
 #[test]
