@@ -8,7 +8,9 @@ use crate::backend::{
     Routing,
 };
 use crate::checkpoint::Checkpoint;
-use crate::config::{BlockKind, Branch, BranchFactors, DecoderConfig, NormKind, Positions, QueryKeyNorms};
+use crate::config::{
+    Activation, BlockKind, Branch, BranchFactors, DecoderConfig, NormKind, Positions, QueryKeyNorms,
+};
 use crate::families::{CrossNames, ExpertNames, LayerNames, MlpNames};
 use crate::latent::{self, Latent};
 use crate::precision::{LinearRole, Precision, Site, Stack};
@@ -39,6 +41,8 @@ pub(crate) struct Block<B: Backend> {
     sinks: Option<Vec<f32>>,
     /// None in a block without attention.
     attention_output: Option<B::Linear>,
+    /// Its sigmoid is the factor of the output of attention.
+    attention_gate: Option<B::Linear>,
     /// A mixer with a recurrent state, beside attention or instead of it.
     recurrent: Option<Recurrent<B>>,
     mlp: Mlp<B>,
@@ -211,7 +215,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// The `count` numbers of a tensor, whatever its shape.
-    fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
+    pub(crate) fn vector(&self, name: &str, count: usize) -> Result<Vec<f32>, Error> {
         let tensor = self.checkpoint.tensor(&self.name(name))?;
         if tensor.shape().iter().product::<usize>() != count {
             return Err(tensor.shape_error(format!("{count} numbers")).into());
@@ -266,6 +270,12 @@ impl<B: Backend> Loader<'_, B> {
                 (Projection::Direct(linear), hidden * (queries + 2 * keys), queries)
             }
         };
+        let gate = |part: Part| {
+            let (role, part) = (LinearRole::Qkv, vec![part.biased(biases.qkv)]);
+            self.linear(site(role), part, &[config.attention_gates()], hidden, &precision.of(role))
+        };
+        let attention_gate = names.attention_gate.map(gate).transpose()?;
+        let gate_weights = attention_gate.as_ref().map_or(0, |_| hidden * config.attention_gates());
         let (mlp, mlp_weights) = self.mlp(layer, names.mlp, precision)?;
         let output = |part: Part| {
             let part = vec![part.biased(biases.attention_output)];
@@ -295,10 +305,11 @@ impl<B: Backend> Loader<'_, B> {
             rotated_norms,
             sinks,
             attention_output: names.attention_output.map(output).transpose()?,
+            attention_gate,
             recurrent,
             mlp,
             cross: None,
-            weights: attention_weights + hidden * context + recurrent_weights + mlp_weights,
+            weights: attention_weights + gate_weights + hidden * context + recurrent_weights + mlp_weights,
         })
     }
 
@@ -491,11 +502,13 @@ impl<B: Backend> Block<B> {
             Projection::Latent(latent) => (None, Some(latent.linears())),
             Projection::None => (None, None),
         };
+        let gate = self.attention_gate.iter().map(|linear| (LinearRole::Qkv, linear));
         let output = self.attention_output.iter().map(|linear| (LinearRole::AttentionOutput, linear));
         direct
             .into_iter()
             .chain(latent.into_iter().flatten())
             .map(|linear| (LinearRole::Qkv, linear))
+            .chain(gate)
             .chain(output)
             .chain(self.recurrent.iter().flat_map(Recurrent::linears))
             .chain(cross)
@@ -665,9 +678,18 @@ impl<B: Backend> Block<B> {
         if let Some(norm) = &self.attention_norm {
             backend.normalize(x, norm)?;
         }
-        self.project(backend, Input::Plain(x), scratch)?;
-        self.attention(at, (layer, cache), scratch)?;
-        self.attended(backend, &scratch.context, x)?;
+        if let Some(output) = &self.attention_output {
+            self.project(backend, Input::Plain(x), scratch)?;
+            self.attention(at, (layer, cache), scratch)?;
+            let Scratch { context, branch, .. } = &mut *scratch;
+            self.mixed(at, Branch::Attention, (context, output), x, branch)?;
+        }
+        let Scratch { branch, recurrent: of_recurrent, .. } = &mut *scratch;
+        if let (Some(recurrent), Some(scratch)) = (&self.recurrent, of_recurrent) {
+            recurrent.project(backend, Input::Plain(x), scratch)?;
+            recurrent.mix(at, (layer, cache), scratch)?;
+            self.mixed(at, Branch::Recurrent, (&scratch.mixed, recurrent.output()), x, branch)?;
+        }
         if let Some(norm) = &self.mlp_norm {
             backend.normalize(x, norm)?;
         }
@@ -684,9 +706,14 @@ impl<B: Backend> Block<B> {
 
     /// `scratch.qkv`, from the input of attention.
     fn project(&self, backend: &B, input: Input<'_, B>, scratch: &mut Scratch<B>) -> Result<(), Error> {
-        let Scratch { qkv, latent, .. } = scratch;
+        let Scratch { qkv, latent, gates, .. } = scratch;
         match (&self.projection, latent) {
-            (Projection::Direct(linear), _) => backend.project(input, &mut [(linear, Output::Store(qkv))]),
+            (Projection::Direct(linear), _) => match &self.attention_gate {
+                None => backend.project(input, &mut [(linear, Output::Store(qkv))]),
+                Some(gate) => {
+                    backend.project(input, &mut [(linear, Output::Store(qkv)), (gate, Output::Store(gates))])
+                }
+            },
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.project(backend, input, scratch, qkv)
             }
@@ -703,14 +730,18 @@ impl<B: Backend> Block<B> {
         (layer, cache): (usize, &mut B::Cache),
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        let Scratch { qkv, context, .. } = scratch;
+        let Scratch { qkv, context, gates, .. } = scratch;
         for (columns, norm) in &self.query_key_norms {
             at.backend.normalize_columns(qkv, columns.clone(), norm)?;
         }
         if let Some(limit) = at.config.qkv_limit {
             at.backend.clamp(qkv, limit)?;
         }
-        at.backend.attention(at.batch, layer, qkv, cache, context)
+        at.backend.attention(at.batch, layer, qkv, cache, context)?;
+        match self.attention_gate {
+            None => Ok(()),
+            Some(_) => at.backend.gate(context, gates, 0..at.config.attention_gates(), Activation::Sigmoid),
+        }
     }
 
     /// `x += mlp(norm(x))`, or of experts.
@@ -745,7 +776,9 @@ impl<B: Backend> Block<B> {
 
     /// Whether something lies between the last projection of a branch and the residual addition.
     fn adds_branch(&self, config: &DecoderConfig, branch: Branch) -> bool {
-        self.branch_norms.is_some() || config.branch_factor(branch).is_some()
+        self.branch_norms.is_some()
+            || config.branch_factor(branch).is_some()
+            || config.residual_factor(branch).is_some()
     }
 
     /// Whether a branch of the block is stored before it is added to the residual stream.
@@ -757,7 +790,7 @@ impl<B: Backend> Block<B> {
     }
 }
 
-/// `x += norm(branch)`, or `x += branch`, with the factor of branches, which the gains of `norm` hold.
+/// `x += norm(branch)`, or `x += branch`, with the factor of branches, which the gains of `norm` hold, and that of `x`.
 fn add_branch<B: Backend>(
     at: &Context<'_, B>,
     kind: Branch,
@@ -768,6 +801,9 @@ fn add_branch<B: Backend>(
     let factor = at.config.branch_factor(kind).filter(|_| norm.is_none());
     if factor.is_some() {
         at.backend.scale(branch, factor, None)?;
+    }
+    if let Some(factor) = at.config.residual_factor(kind) {
+        at.backend.scale(x, Some(factor), None)?;
     }
     at.backend.add(x, branch, norm)
 }

@@ -4,6 +4,7 @@ mod decoder;
 mod encoder;
 mod experts;
 mod latent;
+mod linear_attention;
 mod raw;
 mod recurrent;
 mod relative;
@@ -12,12 +13,14 @@ mod seq2seq;
 mod sizes;
 
 pub use decoder::{
-    Activation, AlternateAttention, Biases, BlockKind, BlockSet, Branch, BranchFactors, ClampedGate,
-    DecoderConfig, NormKind, Positions, QueryGrowth, QueryKeyNorms,
+    Activation, AlternateAttention, AttentionGate, Biases, BlockKind, BlockSet, Branch, BranchFactors,
+    ClampedGate, DecoderConfig, NormKind, Positions, QueryGrowth, QueryKeyNorms,
 };
 pub use encoder::EncoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, Scores};
 pub use latent::LatentAttention;
+pub(crate) use linear_attention::Widths;
+pub use linear_attention::{GatedConvolution, GatedDelta, Lightning};
 pub use raw::RawConfig;
 pub use recurrent::{GatedNorm, Mixer, ParameterNorms, RecurrentMixer, Scan, StateSpace};
 pub use relative::Buckets;

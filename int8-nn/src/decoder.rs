@@ -12,8 +12,8 @@ use crate::backend::{
 use crate::block::{self, Block, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
-use crate::config::{DecoderConfig, Positions, RawConfig, RecurrentMixer, RotaryPrecision, Seq2SeqConfig};
-use crate::families::{self, CrossNamesOf, RecurrentNames, Seq2SeqNames, TensorNames};
+use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig};
+use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
 use crate::latent;
 use crate::placement::{self, Devices, Sizes};
 use crate::plan;
@@ -164,6 +164,7 @@ impl<B: Backend> Decoder<B> {
         let family = families::of(raw)?;
         let config = (family.config)(raw)?;
         let names = (family.names)(&config);
+        let checkpoint = &checkpoint.with_other_names(names.other_names);
         let (root, embedding, tied) = tables(checkpoint, &config, &names)?;
         let head = if tied { embedding.clone() } else { head_name(checkpoint, &names) };
         for module in [embedding, head] {
@@ -177,12 +178,13 @@ impl<B: Backend> Decoder<B> {
             let find = |parts, outputs: &[usize], inputs| {
                 LinearSource::find(checkpoint, root, parts, outputs, inputs).map(|_| ())
             };
-            if let (Some(RecurrentMixer::StateSpace(space)), Some(RecurrentNames::StateSpace(names))) =
-                (&config.recurrent, names.recurrent)
-            {
-                for (part, [outputs, inputs]) in recurrent::linear_layers(names, space, hidden) {
-                    find(vec![part], &[outputs], inputs)?;
+            if let (Some(mixer), Some(names)) = (&config.recurrent, names.recurrent) {
+                for (parts, outputs, inputs) in recurrent::linear_layers(mixer, names, hidden) {
+                    find(parts, &outputs, inputs)?;
                 }
+            }
+            if let Some(gate) = names.attention_gate {
+                find(vec![gate], &[config.attention_gates()], hidden)?;
             }
             let context = match (config.latent, names.latent) {
                 _ if names.attention_output.is_none() => 0,
@@ -224,6 +226,7 @@ impl<B: Backend> Decoder<B> {
         for backend in devices.backends() {
             backend.capabilities().accept(&config, precision, further.as_slice())?;
         }
+        let checkpoint = &checkpoint.with_other_names(names.other_names);
         let (root, token_embedding, tied) = tables(checkpoint, &config, &names)?;
         config.tied_embeddings = tied;
         let float = Precision::Float;

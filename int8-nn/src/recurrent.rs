@@ -2,6 +2,7 @@
 //! sizes in [`crate::config::RecurrentMixer`], its names in [`RecurrentNames`] and its recurrence in
 //! [`crate::backend::Recurrence`].
 
+mod linear;
 mod state_space;
 
 use std::sync::Arc;
@@ -12,13 +13,32 @@ use crate::block::{Context, Loader};
 use crate::config::{DecoderConfig, RecurrentMixer};
 use crate::families::RecurrentNames;
 use crate::precision::{LinearRole, Precision};
+use crate::weights::Part;
+use linear::LinearMixer;
 use state_space::StateSpaceMixer;
-pub(crate) use state_space::linear_layers;
+
+/// The linear layers of a mixer: parts, their output channels, input features.
+pub(crate) fn linear_layers(
+    mixer: &RecurrentMixer,
+    names: RecurrentNames,
+    hidden: usize,
+) -> Vec<(Vec<Part>, Vec<usize>, usize)> {
+    match (mixer, names) {
+        (RecurrentMixer::StateSpace(space), RecurrentNames::StateSpace(names)) => {
+            let layers = state_space::linear_layers(names, space, hidden).into_iter();
+            layers.map(|(part, [outputs, inputs])| (vec![part], vec![outputs], inputs)).collect()
+        }
+        (mixer, RecurrentNames::Linear(names)) => linear::linear_layers(mixer, names, hidden),
+        (_, RecurrentNames::StateSpace(_)) => Vec::new(),
+    }
+}
 
 /// A block's mixer.
 #[derive(Debug)]
 pub(crate) enum Recurrent<B: Backend> {
     StateSpace(StateSpaceMixer<B>),
+    /// All others.
+    Linear(LinearMixer<B>),
 }
 
 impl<B: Backend> Recurrent<B> {
@@ -33,21 +53,27 @@ impl<B: Backend> Recurrent<B> {
             (Some(RecurrentMixer::StateSpace(space)), RecurrentNames::StateSpace(names)) => {
                 StateSpaceMixer::load(loader, layer, names, space, precision).map(Self::StateSpace)
             }
-            (None, _) => Err(Error::Unsupported("a recurrent mixer without its sizes".to_owned())),
+            (Some(mixer), RecurrentNames::Linear(names)) => {
+                LinearMixer::load(loader, layer, names, mixer, precision).map(Self::Linear)
+            }
+            _ => Err(Error::Unsupported("a recurrent mixer without its sizes".to_owned())),
         }
     }
 
     /// The linear layers with their roles.
     pub(crate) fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
-        match self {
-            Self::StateSpace(mixer) => mixer.linears(),
-        }
+        let (space, linear) = match self {
+            Self::StateSpace(mixer) => (Some(mixer.linears()), None),
+            Self::Linear(mixer) => (None, Some(mixer.linears())),
+        };
+        space.into_iter().flatten().chain(linear.into_iter().flatten())
     }
 
     /// What the cache keeps for each sequence.
     pub(crate) fn layer(&self) -> &Arc<RecurrentLayer> {
         match self {
             Self::StateSpace(mixer) => mixer.layer(),
+            Self::Linear(mixer) => mixer.layer(),
         }
     }
 
@@ -60,6 +86,7 @@ impl<B: Backend> Recurrent<B> {
     ) -> Result<(), Error> {
         match self {
             Self::StateSpace(mixer) => mixer.project(backend, input, scratch),
+            Self::Linear(mixer) => mixer.project(backend, input, scratch),
         }
     }
 
@@ -72,6 +99,7 @@ impl<B: Backend> Recurrent<B> {
     ) -> Result<(), Error> {
         match self {
             Self::StateSpace(mixer) => mixer.mix(at, (layer, cache), scratch),
+            Self::Linear(mixer) => mixer.mix(at, (layer, cache), scratch),
         }
     }
 
@@ -79,6 +107,7 @@ impl<B: Backend> Recurrent<B> {
     pub(crate) fn output(&self) -> &B::Linear {
         match self {
             Self::StateSpace(mixer) => mixer.output(),
+            Self::Linear(mixer) => mixer.output(),
         }
     }
 }
@@ -90,7 +119,7 @@ pub(crate) struct RecurrentScratch<B: Backend> {
     pub(crate) projected: B::Activations,
     /// The input of the output projection.
     pub(crate) mixed: B::Activations,
-    /// B, C and Δ at its low rank; that rank alone; Δ.
+    /// B, C and Δ at its low rank; that rank alone; Δ. In linear attention the gate; a low rank; the decay.
     pub(crate) parameters: B::Activations,
     pub(crate) low: B::Activations,
     pub(crate) steps: B::Activations,
@@ -102,6 +131,7 @@ impl<B: Backend> RecurrentScratch<B> {
         let Some(recurrent) = &config.recurrent else { return Ok(None) };
         let [projected, mixed, parameters, low, steps] = match recurrent {
             RecurrentMixer::StateSpace(space) => state_space::widths(space),
+            other => linear::widths(other),
         };
         let rows = |width| backend.activations(max_rows, width, ActivationRole::Intermediate);
         Ok(Some(Self {

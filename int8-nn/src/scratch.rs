@@ -12,6 +12,8 @@ use crate::recurrent::RecurrentScratch;
 pub(crate) struct Scratch<B: Backend> {
     pub(crate) qkv: B::Activations,
     pub(crate) context: B::Activations,
+    /// The gate on the output of attention.
+    pub(crate) gates: B::Activations,
     /// Queries of cross-attention.
     pub(crate) query: B::Activations,
     pub(crate) up: B::Activations,
@@ -37,6 +39,7 @@ impl<B: Backend> Scratch<B> {
         Ok(Self {
             qkv: rows((config.heads + 2 * config.kv_heads) * config.head_size)?,
             context: rows(config.heads * config.head_size)?,
+            gates: rows(config.attention_gates())?,
             query: backend.activations(
                 if crossed { max_rows } else { 0 },
                 config.heads * config.head_size,

@@ -105,6 +105,9 @@ impl<'a> Tensors<'a> {
         if names.latent.is_some() {
             return Err(Error::Unsupported("random weights of a model with latent attention".to_owned()));
         }
+        if let Some(gate) = names.attention_gate {
+            self.linear(&[gate], &[config.attention_gates()], hidden);
+        }
         let (None, Some(output)) = (names.recurrent, names.attention_output) else {
             return Err(Error::Unsupported(
                 "random weights of a model without attention in each block".to_owned(),

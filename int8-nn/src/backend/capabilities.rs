@@ -63,6 +63,12 @@ pub enum Feature {
     ClampedGates,
     /// State-space mixers: convolutions and recurrent states.
     StateSpace,
+    /// Linear attention: convolutions and recurrent states.
+    LinearAttention,
+    /// Short convolutions between gates.
+    ShortConvolution,
+    /// Gates on the output of attention.
+    GatedAttention,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -79,7 +85,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 34] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -105,6 +111,9 @@ impl Feature {
         Self::ChunkedAttention,
         Self::ClampedGates,
         Self::StateSpace,
+        Self::LinearAttention,
+        Self::ShortConvolution,
+        Self::GatedAttention,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -141,6 +150,9 @@ impl Feature {
             Self::ChunkedAttention => "chunked attention",
             Self::ClampedGates => "gates with limits",
             Self::StateSpace => "state-space mixers",
+            Self::LinearAttention => "linear attention",
+            Self::ShortConvolution => "short convolutions",
+            Self::GatedAttention => "gated attention",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -175,7 +187,15 @@ impl Feature {
         need(Self::LatentAttention, config.latent.is_some());
         need(Self::ChunkedAttention, config.chunks.is_some());
         need(Self::ClampedGates, config.clamped_gate.is_some());
-        need(Self::StateSpace, matches!(config.recurrent, Some(RecurrentMixer::StateSpace(_))));
+        need(Self::GatedAttention, config.attention_gate.is_some());
+        match config.recurrent {
+            None => {}
+            Some(RecurrentMixer::StateSpace(_)) => need(Self::StateSpace, true),
+            Some(RecurrentMixer::GatedDelta(_) | RecurrentMixer::Lightning(_)) => {
+                need(Self::LinearAttention, true);
+            }
+            Some(RecurrentMixer::ShortConvolution(_)) => need(Self::ShortConvolution, true),
+        }
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);

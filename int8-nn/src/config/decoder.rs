@@ -109,6 +109,19 @@ pub struct DecoderConfig {
     pub mlps: Option<BlockSet>,
     /// Factors within the branches of a block.
     pub branch_factors: Option<BranchFactors>,
+    /// Factors of the residual stream where the outputs of attention, of a recurrent mixer and of the MLP are added to it.
+    pub residual_factors: Option<[f32; 3]>,
+    /// The output of attention is multiplied by `σ(gate(x))` of the block's input before the output projection.
+    pub attention_gate: Option<AttentionGate>,
+}
+
+/// What each gate on the output of attention multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionGate {
+    /// One channel.
+    Channel,
+    /// One head.
+    Head,
 }
 
 /// Factors of the inputs and outputs of a block's branches: each is multiplied by its own before the residual addition.
@@ -401,6 +414,8 @@ impl Default for DecoderConfig {
             recurrent: None,
             mlps: None,
             branch_factors: None,
+            residual_factors: None,
+            attention_gate: None,
         }
     }
 }
@@ -430,6 +445,15 @@ impl DecoderConfig {
         self.mlps.as_ref().is_none_or(|mlps| mlps.contains(index))
     }
 
+    /// Output channels of the gate on the output of attention; 0 without it.
+    pub fn attention_gates(&self) -> usize {
+        match self.attention_gate {
+            None => 0,
+            Some(AttentionGate::Channel) => self.heads * self.head_size,
+            Some(AttentionGate::Head) => self.heads,
+        }
+    }
+
     /// The factor of the output of a branch.
     pub fn branch_factor(&self, branch: Branch) -> Option<f32> {
         let own = self.branch_factors.map(|factors| match branch {
@@ -438,6 +462,16 @@ impl DecoderConfig {
             Branch::Mlp => factors.mlp,
         });
         own.or(self.residual_multiplier)
+    }
+
+    /// The factor of the residual stream where a branch is added to it.
+    pub fn residual_factor(&self, branch: Branch) -> Option<f32> {
+        let [attention, recurrent, mlp] = self.residual_factors?;
+        Some(match branch {
+            Branch::Attention => attention,
+            Branch::Recurrent => recurrent,
+            Branch::Mlp => mlp,
+        })
     }
 
     /// Whether a sequence has a state that cannot be taken back to fewer tokens.
@@ -498,7 +532,7 @@ impl DecoderConfig {
         }
         if let Some(recurrent) = &self.recurrent {
             recurrent.validate(raw)?;
-            if self.block != BlockKind::PreNorm {
+            if !matches!(self.block, BlockKind::PreNorm | BlockKind::NormedResidual) {
                 return Err(raw.problem("model_type", "has recurrent states in blocks that are not pre-norm"));
             }
         }

@@ -61,6 +61,13 @@ pub enum RotaryScaling {
         /// Context length the model was trained with.
         positions: usize,
     },
+    /// Only the first `pairs` pairs turn, with the frequencies that they have among those of the whole head, divided by the factor.
+    Proportional {
+        /// Number of pairs that turn.
+        pairs: usize,
+        /// Divisor of the frequencies.
+        factor: f64,
+    },
     /// LongRoPE (Ding et al., 2024): one divisor a pair, other ones for long contexts.
     LongRope {
         /// Divisors for at most `original_positions` positions.
@@ -125,6 +132,14 @@ impl Rotary {
         };
         let theta = number("rope_theta", "rotary_emb_base", defaults.theta)?;
         let share = number("partial_rotary_factor", "rotary_pct", defaults.share)?;
+        let kind = parameters.and_then(|parameters| parameters.get("rope_type")).and_then(Value::as_str);
+        if kind == Some("proportional") {
+            // The share is one of turning pairs, in every family.
+            let share = number("partial_rotary_factor", "rotary_pct", 1.0)?;
+            let pairs = convert::fraction_of(head_size, share) / 2;
+            let scaling = RotaryScaling::Proportional { pairs, factor: number("factor", "factor", 1.0)? };
+            return Ok(Self { dims: head_size, theta, scaling, precision: FloatType::F32 });
+        }
         let dims = convert::fraction_of(head_size, if defaults.partial { share } else { defaults.share });
         let scaling = match parameters {
             Some(parameters) => Reader { raw, key, parameters }.scaling(theta, dims)?,
@@ -196,6 +211,11 @@ impl Rotary {
         let frequencies: Vec<f64> = match &self.scaling {
             RotaryScaling::None | RotaryScaling::Dynamic { .. } => base.collect(),
             RotaryScaling::Linear { factor } => base.map(|frequency| frequency / factor).collect(),
+            RotaryScaling::Proportional { pairs, factor } => {
+                let turns = |pair: usize| pair < *pairs;
+                let all = base.enumerate();
+                all.map(|(pair, frequency)| if turns(pair) { frequency / factor } else { 0.0 }).collect()
+            }
             RotaryScaling::Llama3 { factor, low_factor, high_factor, original_positions } => base
                 .map(|frequency| {
                     let wavelength = std::f64::consts::TAU / frequency;
@@ -233,6 +253,7 @@ impl Rotary {
             RotaryScaling::Dynamic { positions, .. } => Some(*positions),
             RotaryScaling::None
             | RotaryScaling::Linear { .. }
+            | RotaryScaling::Proportional { .. }
             | RotaryScaling::Llama3 { .. }
             | RotaryScaling::Yarn { .. } => None,
         }
@@ -253,6 +274,7 @@ impl Rotary {
             RotaryScaling::None
             | RotaryScaling::Linear { .. }
             | RotaryScaling::Llama3 { .. }
+            | RotaryScaling::Proportional { .. }
             | RotaryScaling::Dynamic { .. } => 1.0,
         }
     }
@@ -300,7 +322,7 @@ impl Reader<'_> {
             other => Err(self.raw.problem(
                 self.key,
                 format!(
-                    "has rope type {other:?}; implemented: default, linear, dynamic, llama3, yarn, longrope"
+                    "has rope type {other:?}; implemented: default, linear, dynamic, llama3, yarn, longrope, proportional"
                 ),
             )),
         }

@@ -22,10 +22,13 @@ mod granite;
 mod hunyuan;
 mod hybrid;
 mod interleaved;
+mod kimi_linear;
 mod latent;
+mod lfm;
 mod llama;
 mod llama4;
 mod mamba;
+mod minimax;
 mod mixtral;
 mod moe;
 mod mpnet;
@@ -34,6 +37,7 @@ mod multimodal;
 mod names;
 mod nemotron_h;
 mod olmo2;
+mod olmo_hybrid;
 mod openai;
 mod opt;
 mod persimmon;
@@ -41,6 +45,7 @@ mod phi;
 mod phi3;
 mod phimoe;
 mod qwen_moe;
+mod qwen_next;
 mod recurrent;
 mod smollm3;
 mod stablelm;
@@ -61,7 +66,7 @@ pub(crate) use names::{
     CrossNames, CrossNamesOf, EncoderNames, ExpertNames, LatentNames, LayerNames, MlpNames, Seq2SeqNames,
     TensorNames,
 };
-pub(crate) use recurrent::{RecurrentNames, StateSpaceNames};
+pub(crate) use recurrent::{LinearNames, RecurrentNames, StateSpaceNames};
 
 /// A family of decoders.
 pub(crate) struct Family {
@@ -116,6 +121,11 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &hybrid::FAMILY,
     &falcon_h1::FAMILY,
     &nemotron_h::FAMILY,
+    &qwen_next::FAMILY,
+    &lfm::FAMILY,
+    &minimax::FAMILY,
+    &olmo_hybrid::FAMILY,
+    &kimi_linear::FAMILY,
 ];
 
 /// A family of encoders.
@@ -201,6 +211,7 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     let family = of(raw).ok()?;
     let config = (family.config)(raw).ok()?;
     let names = (family.names)(&config);
+    let checkpoint = &checkpoint.with_other_names(names.other_names);
     let known = known_modules(&names);
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let root = crate::block::root(checkpoint, names.roots, &known);
@@ -210,7 +221,8 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         let first = parts.len();
         let latent = layer.latent.map(LatentNames::parts).into_iter().flatten();
         let recurrent = layer.recurrent.map(RecurrentNames::parts).into_iter().flatten();
-        parts.extend(layer.qkv.into_iter().chain(latent).chain(layer.attention_output).chain(recurrent));
+        let attention = layer.attention_output.into_iter().chain(layer.attention_gate);
+        parts.extend(layer.qkv.into_iter().chain(latent).chain(attention).chain(recurrent));
         // A configuration may name any number of layers: the weights that exist bound the work.
         if !parts[first..]
             .iter()
@@ -224,8 +236,13 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
         }
     }
     parts.extend([names.project_in, names.project_out].into_iter().flatten().map(Part::new));
-    let stored = parts.iter().map(Part::stored);
-    Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).collect())
+    let stored = parts.iter().map(Part::stored).map(|(name, transposed)| {
+        let name = format!("{root}{name}");
+        // The name that the tensor has in this checkpoint.
+        let name = checkpoint.get(&name).map_or(name, |tensor| tensor.name().to_owned());
+        (name, transposed)
+    });
+    Some(stored.collect())
 }
 
 /// Modules by which the root of the names is found: the embedding, and the first norm or projection of the first block, because

@@ -96,6 +96,8 @@ pub(crate) struct TensorNames {
     pub(crate) project_out: Option<&'static str>,
     pub(crate) final_norm: Option<&'static str>,
     pub(crate) head: &'static str,
+    /// See [`Checkpoint::with_other_names`](crate::checkpoint::Checkpoint::with_other_names).
+    pub(crate) other_names: &'static [(&'static str, &'static str)],
     pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
 }
 
@@ -116,6 +118,7 @@ impl TensorNames {
             project_out: None,
             final_norm: Some(final_norm),
             head: "lm_head",
+            other_names: &[],
             layer: Box::new(layer),
         }
     }
@@ -141,6 +144,8 @@ pub(crate) struct LayerNames {
     pub(crate) sinks: Option<String>,
     /// None in a block without attention.
     pub(crate) attention_output: Option<Part>,
+    /// The gate on the output of attention.
+    pub(crate) attention_gate: Option<Part>,
     /// The mixer with a recurrent state.
     pub(crate) recurrent: Option<RecurrentNames>,
     pub(crate) mlp: MlpNames,
@@ -159,6 +164,7 @@ impl LayerNames {
             latent: None,
             sinks: None,
             attention_output: Some(attention_output),
+            attention_gate: None,
             recurrent: None,
             mlp,
         }
@@ -185,6 +191,7 @@ impl LayerNames {
             latent: None,
             sinks: None,
             attention_output: None,
+            attention_gate: None,
             recurrent: None,
             mlp,
         }

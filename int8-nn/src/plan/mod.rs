@@ -214,8 +214,12 @@ impl Shape {
                 shape.linear_outputs = sum(&[shape.linear_outputs, recurrent_outputs]);
                 shape.state = sum(&[shape.state, recurrent.map_or(0, |recurrent| wide(recurrent.state()))]);
             }
-            let (attention_weights, attention_outputs) =
-                if mixer.attends() { (attention_weights, attention_outputs) } else { (0, 0) };
+            let gates = wide(config.attention_gates());
+            let (attention_weights, attention_outputs) = if mixer.attends() {
+                (sum(&[attention_weights, product(&[gates, hidden])]), sum(&[attention_outputs, gates]))
+            } else {
+                (0, 0)
+            };
             let experts = config.experts.as_ref().filter(|experts| experts.in_block(index));
             let (weights, outputs) = match experts {
                 _ if !config.has_mlp(index) => (0, 0),

@@ -101,6 +101,9 @@ impl CudaBackend {
             Feature::ChunkedAttention,
             Feature::ClampedGates,
             Feature::StateSpace,
+            Feature::LinearAttention,
+            Feature::ShortConvolution,
+            Feature::GatedAttention,
         ] {
             capabilities.features.remove(&missing);
         }

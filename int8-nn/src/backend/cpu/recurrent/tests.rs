@@ -14,7 +14,7 @@ fn kernel() -> Kernel {
     Kernel::select().expect("a kernel")
 }
 
-fn random(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+pub(super) fn random(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
     let mut random = Random::new(seed);
     Array2::from_shape_fn((rows, columns), |_| random.normal())
 }
@@ -35,15 +35,15 @@ fn segments(of: &[(usize, usize, usize)]) -> Vec<Rows> {
     rows.collect()
 }
 
-fn states(layer: &RecurrentLayer) -> States {
+pub(super) fn states(layer: &RecurrentLayer) -> States {
     States::new([None, Some(Arc::new(layer.clone()))].into_iter(), 3)
 }
 
-fn operand(input: usize, columns: std::ops::Range<usize>) -> Operand {
+pub(super) fn operand(input: usize, columns: std::ops::Range<usize>) -> Operand {
     Operand { input, columns }
 }
 
-fn wide(x: f32) -> f64 {
+pub(super) fn wide(x: f32) -> f64 {
     f64::from(x)
 }
 
@@ -52,7 +52,7 @@ fn softplus(x: f64) -> f64 {
 }
 
 /// The largest difference must be below `bound` times the largest value.
-fn assert_close(found: ArrayView2<'_, f32>, expected: &Array2<f64>, bound: f64) {
+pub(super) fn assert_close(found: ArrayView2<'_, f32>, expected: &Array2<f64>, bound: f64) {
     assert_eq!(found.dim(), expected.dim());
     let most = expected.iter().fold(0.0, |most: f64, value| most.max(value.abs()));
     for (at, expected) in expected.indexed_iter() {
@@ -106,17 +106,17 @@ fn heads() -> HeadScan {
 }
 
 /// `recur` over segments, in one forward.
-fn run(states: &mut States, of: &[(usize, usize, usize)], inputs: &[Array2<f32>]) -> Array2<f32> {
+pub(super) fn run(states: &mut States, of: &[(usize, usize, usize)], inputs: &[Array2<f32>]) -> Array2<f32> {
     let inputs: Vec<CpuActivations> = inputs.iter().map(activations).collect();
     let rows = inputs[0].rows;
     let outputs = states.layer(1).expect("a layer").recurrence.as_ref().expect("a recurrence").outputs();
     let mut out = CpuActivations { data: Vec::new(), rows: 0, max_rows: rows, width: outputs };
     let inputs: Vec<&CpuActivations> = inputs.iter().collect();
-    recur(&segments(of), states, 1, &inputs, &mut out).expect("a recurrence");
+    recur(kernel(), &segments(of), states, 1, &inputs, &mut out).expect("a recurrence");
     out.view().to_owned()
 }
 
-fn rows_of(inputs: &[Array2<f32>], rows: std::ops::Range<usize>) -> Vec<Array2<f32>> {
+pub(super) fn rows_of(inputs: &[Array2<f32>], rows: std::ops::Range<usize>) -> Vec<Array2<f32>> {
     inputs.iter().map(|input| input.slice(s![rows.clone(), ..]).to_owned()).collect()
 }
 
