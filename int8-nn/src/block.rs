@@ -710,9 +710,19 @@ impl<B: Backend> Block<B> {
         if let Some(norm) = &self.attention_norm {
             backend.normalize(x, norm)?;
         }
-        self.project(backend, Input::Plain(x), scratch)?;
-        self.attention(at, (layer, cache), scratch)?;
-        self.attended(backend, &scratch.context, Output::Add(x))?;
+        if let Some(output) = &self.attention_output {
+            self.project(backend, Input::Plain(x), scratch)?;
+            self.attention(at, (layer, cache), scratch)?;
+            let Scratch { context, branch, .. } = &mut *scratch;
+            self.mixed(at, Branch::Attention, (Input::Plain(context), output), x, branch)?;
+        }
+        let Scratch { branch, recurrent: of_recurrent, .. } = &mut *scratch;
+        if let (Some(recurrent), Some(scratch)) = (&self.recurrent, of_recurrent) {
+            recurrent.project(backend, Input::Plain(x), Some(&mut *scratch))?;
+            recurrent.mix(at, (layer, cache), scratch)?;
+            let mixed = Input::Plain(&scratch.mixed);
+            self.mixed(at, Branch::Recurrent, (mixed, recurrent.output()), x, branch)?;
+        }
         if let Some(norm) = &self.mlp_norm {
             backend.normalize(x, norm)?;
         }
@@ -844,11 +854,13 @@ impl<B: Backend> Block<B> {
 
     /// Whether something lies between the last projection of a branch and the residual addition.
     fn adds_branch(&self, config: &DecoderConfig, kind: Branch) -> bool {
-        self.norm_of_branch(kind).is_some() || config.branch_factor(kind).is_some()
+        self.norm_of_branch(kind).is_some()
+            || config.branch_factor(kind).is_some()
+            || config.residual_factor(kind).is_some()
     }
 }
 
-/// `x += norm(branch)`, or `x += branch`, with the factor of branches, which the gains of `norm` hold.
+/// `x += norm(branch)`, or `x += branch`, with the factor of branches, which the gains of `norm` hold, and that of `x`.
 fn add_branch<B: Backend>(
     at: &Context<'_, B>,
     kind: Branch,
@@ -859,6 +871,9 @@ fn add_branch<B: Backend>(
     let factor = at.config.branch_factor(kind).filter(|_| norm.is_none());
     if factor.is_some() {
         at.backend.scale(branch, factor, None)?;
+    }
+    if let Some(factor) = at.config.residual_factor(kind) {
+        at.backend.scale(x, Some(factor), None)?;
     }
     at.backend.add(x, branch, norm)
 }

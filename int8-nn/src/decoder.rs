@@ -13,10 +13,8 @@ use crate::backend::{
 use crate::block::{self, Block, Loader, StreamEnds};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
-use crate::config::{
-    DecoderConfig, Positions, RawConfig, RecurrentMixer, RotaryPrecision, Seq2SeqConfig, Sinusoids,
-};
-use crate::families::{self, CrossNamesOf, RecurrentNames, Seq2SeqNames, TensorNames};
+use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig, Sinusoids};
+use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
 use crate::latent;
 use crate::layer_inputs::InputTable;
 use crate::placement::{self, Devices, Sizes};
@@ -175,6 +173,7 @@ impl<B: Backend> Decoder<B> {
         let family = families::of(raw)?;
         let config = (family.config)(raw)?;
         let names = (family.names)(&config);
+        let checkpoint = &checkpoint.with_other_names(names.other_names);
         let (root, embedding, tied) = tables(checkpoint, &config, &names)?;
         let head = if tied { embedding.clone() } else { head_name(checkpoint, &names) };
         for module in [embedding, head] {
@@ -187,11 +186,9 @@ impl<B: Backend> Decoder<B> {
             let find = |parts, outputs: &[usize], inputs| {
                 LinearSource::find(checkpoint, root, parts, outputs, inputs).map(|_| ())
             };
-            if let (Some(RecurrentMixer::StateSpace(space)), Some(RecurrentNames::StateSpace(names))) =
-                (&config.recurrent, names.recurrent)
-            {
-                for (part, [outputs, inputs]) in recurrent::linear_layers(names, space, hidden) {
-                    find(vec![part], &[outputs], inputs)?;
+            if let (Some(mixer), Some(names)) = (&config.recurrent, names.recurrent) {
+                for (parts, outputs, inputs) in recurrent::linear_layers(mixer, names, hidden) {
+                    find(parts, &outputs, inputs)?;
                 }
             }
             let of_shared = names.shared.map(|names| shared::linear_layers(names, &config));
@@ -245,6 +242,7 @@ impl<B: Backend> Decoder<B> {
                 config.family
             )));
         }
+        let checkpoint = &checkpoint.with_other_names(names.other_names);
         let (root, token_embedding, tied) = tables(checkpoint, &config, &names)?;
         config.tied_embeddings = tied;
         let float = Precision::Float;

@@ -2,6 +2,7 @@
 //! sizes in [`crate::config::RecurrentMixer`], its names in [`RecurrentNames`] and its recurrence in
 //! [`crate::backend::Recurrence`].
 
+mod linear;
 mod state_space;
 
 use std::sync::Arc;
@@ -12,13 +13,32 @@ use crate::block::{Context, Loader};
 use crate::config::{DecoderConfig, RecurrentMixer};
 use crate::families::RecurrentNames;
 use crate::precision::{LinearRole, Precision};
-pub(crate) use state_space::linear_layers;
+use crate::weights::Part;
+use linear::{LinearMixer, LowRankScratch};
 use state_space::{SelectionScratch, StateSpaceMixer};
+
+/// The linear layers of a mixer: parts, their output channels, input features.
+pub(crate) fn linear_layers(
+    mixer: &RecurrentMixer,
+    names: RecurrentNames,
+    hidden: usize,
+) -> Vec<(Vec<Part>, Vec<usize>, usize)> {
+    match (mixer, names) {
+        (RecurrentMixer::StateSpace(space), RecurrentNames::StateSpace(names)) => {
+            let layers = state_space::linear_layers(names, space, hidden).into_iter();
+            layers.map(|(part, [outputs, inputs])| (vec![part], vec![outputs], inputs)).collect()
+        }
+        (mixer, RecurrentNames::Linear(names)) => linear::linear_layers(mixer, names, hidden),
+        (_, RecurrentNames::StateSpace(_)) => Vec::new(),
+    }
+}
 
 /// A block's mixer.
 #[derive(Debug)]
 pub(crate) enum Recurrent<B: Backend> {
     StateSpace(StateSpaceMixer<B>),
+    /// All others.
+    Linear(LinearMixer<B>),
 }
 
 impl<B: Backend> Recurrent<B> {
@@ -33,21 +53,27 @@ impl<B: Backend> Recurrent<B> {
             (Some(RecurrentMixer::StateSpace(space)), RecurrentNames::StateSpace(names)) => {
                 StateSpaceMixer::load(loader, layer, names, space, precision).map(Self::StateSpace)
             }
-            (None, _) => Err(Error::Unsupported("a recurrent mixer without its sizes".to_owned())),
+            (Some(mixer), RecurrentNames::Linear(names)) => {
+                LinearMixer::load(loader, layer, names, mixer, precision).map(Self::Linear)
+            }
+            _ => Err(Error::Unsupported("a recurrent mixer without its sizes".to_owned())),
         }
     }
 
     /// The linear layers with their roles.
     pub(crate) fn linears(&self) -> impl Iterator<Item = (LinearRole, &B::Linear)> {
-        match self {
-            Self::StateSpace(mixer) => mixer.linears(),
-        }
+        let (space, linear) = match self {
+            Self::StateSpace(mixer) => (Some(mixer.linears()), None),
+            Self::Linear(mixer) => (None, Some(mixer.linears())),
+        };
+        space.into_iter().flatten().chain(linear.into_iter().flatten())
     }
 
     /// What the cache keeps for each sequence.
     pub(crate) fn layer(&self) -> &Arc<RecurrentLayer> {
         match self {
             Self::StateSpace(mixer) => mixer.layer(),
+            Self::Linear(mixer) => mixer.layer(),
         }
     }
 
@@ -63,6 +89,7 @@ impl<B: Backend> Recurrent<B> {
         };
         match self {
             Self::StateSpace(mixer) => mixer.project(backend, input, scratch),
+            Self::Linear(mixer) => mixer.project(backend, input, scratch),
         }
     }
 
@@ -75,6 +102,7 @@ impl<B: Backend> Recurrent<B> {
     ) -> Result<(), Error> {
         match self {
             Self::StateSpace(mixer) => mixer.mix(at, (layer, cache), scratch),
+            Self::Linear(mixer) => mixer.mix(at, (layer, cache), scratch),
         }
     }
 
@@ -82,6 +110,7 @@ impl<B: Backend> Recurrent<B> {
     pub(crate) fn output(&self) -> &B::Linear {
         match self {
             Self::StateSpace(mixer) => mixer.output(),
+            Self::Linear(mixer) => mixer.output(),
         }
     }
 }
@@ -95,6 +124,8 @@ pub(crate) struct RecurrentScratch<B: Backend> {
     pub(crate) mixed: B::Activations,
     /// Mamba: see [`SelectionScratch`].
     pub(crate) selection: Option<SelectionScratch<B>>,
+    /// Linear attention: see [`LowRankScratch`].
+    pub(crate) low: Option<LowRankScratch<B>>,
 }
 
 impl<B: Backend> RecurrentScratch<B> {
@@ -102,11 +133,15 @@ impl<B: Backend> RecurrentScratch<B> {
     pub(crate) fn new(backend: &B, config: &DecoderConfig, max_rows: usize) -> Result<Option<Self>, Error> {
         let Some(recurrent) = &config.recurrent else { return Ok(None) };
         let rows = |width| backend.activations(max_rows, width, ActivationRole::Intermediate);
-        let (projected, mixed, selection) = match recurrent {
+        let (projected, mixed, selection, low) = match recurrent {
             RecurrentMixer::StateSpace(space) => {
-                (space.projected(), space.channels, SelectionScratch::new(&rows, space)?)
+                (space.projected(), space.channels, SelectionScratch::new(&rows, space)?, None)
+            }
+            other => {
+                let [projected, mixed] = linear::widths(other);
+                (projected, mixed, None, LowRankScratch::new(&rows, other)?)
             }
         };
-        Ok(Some(Self { projected: rows(projected)?, mixed: rows(mixed)?, selection }))
+        Ok(Some(Self { projected: rows(projected)?, mixed: rows(mixed)?, selection, low }))
     }
 }

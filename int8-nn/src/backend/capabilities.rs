@@ -97,6 +97,10 @@ pub enum Feature {
     DistanceBiasByLayer,
     /// Speech as input.
     Speech,
+    /// Linear attention: convolutions and recurrent states.
+    LinearAttention,
+    /// Short convolutions between gates.
+    ShortConvolution,
     /// int8 layers with one scale a group of input features.
     GroupGranularity,
     /// int8 layers with single outlier values.
@@ -113,7 +117,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 50] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -156,6 +160,8 @@ impl Feature {
         Self::HeadActivation,
         Self::DistanceBiasByLayer,
         Self::Speech,
+        Self::LinearAttention,
+        Self::ShortConvolution,
         Self::GroupGranularity,
         Self::ValueOutliers,
         Self::TensorGranularity,
@@ -209,6 +215,8 @@ impl Feature {
             Self::HeadActivation => "activations before the head",
             Self::DistanceBiasByLayer => "relative position biases of each block's own",
             Self::Speech => "speech",
+            Self::LinearAttention => "linear attention",
+            Self::ShortConvolution => "short convolutions",
             Self::GroupGranularity => "group granularity",
             Self::ValueOutliers => "single outlier values",
             Self::TensorGranularity => "one scale a tensor",
@@ -243,7 +251,6 @@ impl Feature {
         need(Self::LatentAttention, config.latent.is_some());
         need(Self::ChunkedAttention, config.chunks.is_some());
         need(Self::ClampedGates, config.clamped_gate.is_some());
-        need(Self::StateSpace, matches!(config.recurrent, Some(RecurrentMixer::StateSpace(_))));
         need(Self::AttentionGate, config.attention_gate.is_some());
         need(Self::InnerNorms, config.inner_norms);
         need(Self::LearnedActivation, config.learned_activation);
@@ -260,6 +267,14 @@ impl Feature {
         need(Self::ExpertsBeside, config.experts_beside);
         need(Self::ParallelExperts, config.block == BlockKind::Parallel && config.experts.is_some());
         need(Self::DistanceBiasByLayer, config.bias_by_layer);
+        match config.recurrent {
+            None => {}
+            Some(RecurrentMixer::StateSpace(_)) => need(Self::StateSpace, true),
+            Some(RecurrentMixer::GatedDelta(_) | RecurrentMixer::Lightning(_)) => {
+                need(Self::LinearAttention, true);
+            }
+            Some(RecurrentMixer::ShortConvolution(_)) => need(Self::ShortConvolution, true),
+        }
         need(Self::WeighedExpertInputs, config.experts.as_ref().is_some_and(|experts| experts.weighs_inputs));
         for layer in 0..config.layers {
             let (positions, window) = config.attention(layer);

@@ -21,6 +21,7 @@ mod capabilities;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod linear_attention;
 mod observer;
 mod pages;
 mod positions;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 
 pub use capabilities::{Capabilities, Feature};
 pub use int8_core::FloatType;
+pub use linear_attention::{GatedDeltaRule, LightningAttention, ShortConvolution};
 use ndarray::{Array2, ArrayView2};
 pub use observer::Observer;
 pub use pages::{PageCopy, PageTables};
@@ -190,7 +192,9 @@ pub trait Backend: Sized + Send + Sync {
         let _ = (x, columns, factor);
         Err(Error::Unsupported("scaled columns on this backend".to_owned()))
     }
-    /// `x = act(gate[:, columns])·x` in place. Only backends with [`Feature::StateSpace`] are asked for it.
+    /// `x = act(gate[:, columns])·x` in place; with fewer such columns than `x` has, each is the factor of as many consecutive ones
+    /// of `x`. Only backends with [`Feature::StateSpace`], [`Feature::LinearAttention`] or [`Feature::GatedAttention`] are asked
+    /// for it.
     fn gate(
         &self,
         x: &mut Self::Activations,
@@ -202,7 +206,7 @@ pub trait Backend: Sized + Send + Sync {
         Err(Error::Unsupported("gates of a mixer on this backend".to_owned()))
     }
     /// The [`Convolution`] of block `layer` of the cache, in place on its columns of `x`, each segment after the inputs of its
-    /// sequence's earlier tokens. Only backends with [`Feature::StateSpace`] are asked for it.
+    /// sequence's earlier tokens. Only backends with [`Feature::StateSpace`] or [`Feature::LinearAttention`] are asked for it.
     fn convolve(
         &self,
         batch: &Self::Batch,
@@ -214,7 +218,8 @@ pub trait Backend: Sized + Send + Sync {
         Err(Error::Unsupported("convolutions on this backend".to_owned()))
     }
     /// The [`Recurrence`] of block `layer` of the cache over the batch's tokens, each segment from the state of its sequence:
-    /// the columns of `inputs` that it names → `out [rows, outputs]`. Only backends with [`Feature::StateSpace`] are asked for it.
+    /// the columns of `inputs` that it names → `out [rows, outputs]`. Only backends with the [`Feature`] of such mixers are asked for
+    /// it.
     fn recur(
         &self,
         batch: &Self::Batch,

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use ndarray::Array2;
 
+use super::{GatedDeltaRule, LightningAttention, ShortConvolution};
 use crate::config::Activation;
 
 /// What the mixer of one block keeps for each sequence, and how a token changes it.
@@ -47,6 +48,12 @@ pub enum Recurrence {
     SelectiveScan(SelectiveScan),
     /// Mamba-2: one decay for each head.
     HeadScan(HeadScan),
+    /// Gated DeltaNet and Kimi Delta Attention.
+    GatedDelta(GatedDeltaRule),
+    /// Lightning attention.
+    Lightning(LightningAttention),
+    /// A short convolution between two gates.
+    ShortConvolution(ShortConvolution),
 }
 
 impl Recurrence {
@@ -55,6 +62,9 @@ impl Recurrence {
         match self {
             Self::SelectiveScan(scan) => scan.transition.len(),
             Self::HeadScan(scan) => scan.heads * scan.head_size * scan.state,
+            Self::GatedDelta(rule) => rule.heads * rule.key_size * rule.value_size,
+            Self::Lightning(spec) => spec.slopes.len() * spec.head_size * spec.head_size,
+            Self::ShortConvolution(spec) => spec.weight.nrows() * spec.weight.ncols().saturating_sub(1),
         }
     }
 
@@ -63,6 +73,9 @@ impl Recurrence {
         match self {
             Self::SelectiveScan(scan) => scan.transition.nrows(),
             Self::HeadScan(scan) => scan.heads * scan.head_size,
+            Self::GatedDelta(rule) => rule.heads * rule.value_size,
+            Self::Lightning(spec) => spec.slopes.len() * spec.head_size,
+            Self::ShortConvolution(spec) => spec.weight.nrows(),
         }
     }
 }

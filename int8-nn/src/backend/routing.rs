@@ -11,6 +11,8 @@ pub struct Routing {
     pub chosen: usize,
     /// The weights are divided by the sum over the chosen experts.
     pub normalized: bool,
+    /// Added to their sum.
+    pub sum_floor: f32,
     /// From logits to scores.
     pub scores: Scores,
     /// `[count]`: added to the scores where experts are chosen.
@@ -39,7 +41,9 @@ pub enum SharedWeight {
 impl Routing {
     /// As the configuration says.
     pub(crate) fn new(settings: &ExpertsConfig, correction: Option<Vec<f32>>) -> Self {
-        let ExpertsConfig { count, chosen, normalized, scores, groups, scale, weighs_inputs, .. } = *settings;
+        let ExpertsConfig {
+            count, chosen, normalized, sum_floor, scores, groups, scale, weighs_inputs, ..
+        } = *settings;
         let constant = SharedWeight::Constant(settings.shared_scale);
         let count = count + settings.identities;
         let weight = if settings.shared_gate { SharedWeight::Gate } else { constant };
@@ -49,6 +53,7 @@ impl Routing {
             count,
             chosen,
             normalized,
+            sum_floor,
             scores,
             correction,
             groups,
@@ -73,7 +78,7 @@ pub(super) fn route(logits: &[f32], routing: &Routing) -> Vec<(usize, f32)> {
         scores => choose(routed, scores, routing),
     };
     if routing.normalized {
-        let sum: f32 = weights.iter().map(|(_, weight)| weight).sum();
+        let sum = weights.iter().map(|(_, weight)| weight).sum::<f32>() + routing.sum_floor;
         weights.iter_mut().for_each(|(_, weight)| *weight /= sum);
     }
     weights.iter_mut().for_each(|(_, weight)| *weight *= routing.scale);

@@ -80,6 +80,8 @@ use source::Storage;
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     inner: Arc<Inner>,
+    /// See [`Checkpoint::with_other_names`].
+    other_names: &'static [(&'static str, &'static str)],
 }
 
 #[derive(Debug)]
@@ -212,6 +214,7 @@ impl Checkpoint {
                 outliers: None,
                 asked: Mutex::default(),
             }),
+            other_names: &[],
         })
     }
 
@@ -230,9 +233,23 @@ impl Checkpoint {
 
     /// The tensor of this name, if it exists.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        let place = *self.inner.places.get(name)?;
+        let place = self.place(name)?;
         self.inner.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(place);
         Some(self.view(place))
+    }
+
+    /// With other names for some tensors: for each pair, a name that contains the first and that no tensor has is also looked up
+    /// with the second in its place. transformers renames tensors so while it loads or saves some families.
+    pub(crate) fn with_other_names(&self, pairs: &'static [(&'static str, &'static str)]) -> Self {
+        Self { inner: self.inner.clone(), other_names: pairs }
+    }
+
+    fn place(&self, name: &str) -> Option<(usize, usize)> {
+        let other = |(first, second): &(&str, &str)| {
+            let other = name.contains(first).then(|| name.replace(first, second))?;
+            self.inner.places.get(&other)
+        };
+        self.inner.places.get(name).or_else(|| self.other_names.iter().find_map(other)).copied()
     }
 
     fn view(&self, (file, entry): (usize, usize)) -> TensorView<'_> {
@@ -266,7 +283,7 @@ impl Checkpoint {
 
     /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.inner.places.contains_key(name)
+        self.place(name).is_some()
     }
 
     /// All names in a stable order, layer 2 before layer 10.
@@ -312,7 +329,7 @@ impl Checkpoint {
     /// Drops a tensor's pages from memory, so that streaming through a large checkpoint needs little of it. Reading the tensor
     /// again reads the file again. Unknown names are ignored.
     pub fn release(&self, name: &str) {
-        if let Some(&(file, entry)) = self.inner.places.get(name) {
+        if let Some((file, entry)) = self.place(name) {
             let file = &self.inner.files[file];
             file.storage.release(file.contents.entries[entry].range.clone());
         }
@@ -320,7 +337,7 @@ impl Checkpoint {
 
     /// [`Self::release`] for the bytes `part` of a tensor.
     pub fn release_part(&self, name: &str, part: std::ops::Range<usize>) {
-        if let Some(&(file, entry)) = self.inner.places.get(name) {
+        if let Some((file, entry)) = self.place(name) {
             let file = &self.inner.files[file];
             let range = &file.contents.entries[entry].range;
             let end = range.end.min(range.start.saturating_add(part.end));

@@ -38,6 +38,9 @@ impl Checkpoint {
         (outputs, inputs): (usize, usize),
     ) -> Result<Option<OutlierColumns<'_>>, CheckpointError> {
         let Some(file) = &self.inner.outliers else { return Ok(None) };
+        // Under the name that the weight has in the files.
+        let weight = self.get(&format!("{prefix}.weight")).map(|weight| weight.name);
+        let prefix = weight.and_then(|name| name.strip_suffix(".weight")).unwrap_or(prefix);
         let Some(columns) = file.get(&format!("{prefix}.outlier_columns")) else { return Ok(None) };
         let weights = file.tensor(&format!("{prefix}.outlier_weight"))?;
         let indices: Vec<i32> = columns.to_vec()?;

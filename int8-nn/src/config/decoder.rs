@@ -159,6 +159,8 @@ pub struct DecoderConfig {
     pub shared: Option<SharedTransformer>,
     /// Factors within the branches of a block.
     pub branch_factors: Option<BranchFactors>,
+    /// Factors of the residual stream where the outputs of attention, of a recurrent mixer and of the MLP are added to it.
+    pub residual_factors: Option<[f32; 3]>,
 }
 
 /// Factors of the inputs and outputs of a block's branches: each is multiplied by its own before the residual addition.
@@ -486,6 +488,7 @@ impl Default for DecoderConfig {
             values: None,
             value_scale: None,
             head_activation: None,
+            residual_factors: None,
         }
     }
 }
@@ -523,6 +526,16 @@ impl DecoderConfig {
             Branch::Mlp => factors.mlp,
         });
         own.or(self.residual_multiplier)
+    }
+
+    /// The factor of the residual stream where a branch is added to it.
+    pub fn residual_factor(&self, branch: Branch) -> Option<f32> {
+        let [attention, recurrent, mlp] = self.residual_factors?;
+        Some(match branch {
+            Branch::Attention => attention,
+            Branch::Recurrent => recurrent,
+            Branch::Mlp => mlp,
+        })
     }
 
     /// Whether a sequence has a state that cannot be taken back to fewer tokens.
@@ -632,7 +645,7 @@ impl DecoderConfig {
         }
         if let Some(recurrent) = &self.recurrent {
             recurrent.validate(raw)?;
-            if self.block != BlockKind::PreNorm {
+            if !matches!(self.block, BlockKind::PreNorm | BlockKind::NormedResidual) {
                 return Err(raw.problem("model_type", "has recurrent states in blocks that are not pre-norm"));
             }
         }

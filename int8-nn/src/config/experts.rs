@@ -14,6 +14,8 @@ pub struct ExpertsConfig {
     pub chosen: usize,
     /// The weights of the chosen experts are divided by their sum.
     pub normalized: bool,
+    /// Added to that sum.
+    pub sum_floor: f32,
     /// From the router's logits to the scores of the experts.
     pub scores: Scores,
     /// A learned number for each expert is added to its score where experts are chosen, and not where they are weighted.
@@ -120,6 +122,7 @@ impl Default for ExpertsConfig {
             identities: 0,
             chosen: 0,
             normalized: false,
+            sum_floor: 0.0,
             scores: Scores::Softmax,
             correction: false,
             groups: None,

@@ -1,6 +1,6 @@
 //! Mixers: what exchanges information between the tokens of a block, attention or a recurrent state.
 
-use super::{Activation, NormKind, RawConfig};
+use super::{Activation, GatedConvolution, GatedDelta, Lightning, NormKind, RawConfig, Widths};
 use crate::Error;
 
 /// What exchanges information between the tokens of a block.
@@ -35,6 +35,12 @@ impl Mixer {
 pub enum RecurrentMixer {
     /// Mamba and Mamba-2.
     StateSpace(StateSpace),
+    /// Gated DeltaNet and Kimi Delta Attention.
+    GatedDelta(GatedDelta),
+    /// Lightning attention.
+    Lightning(Lightning),
+    /// A short convolution between two gates.
+    ShortConvolution(GatedConvolution),
 }
 
 impl RecurrentMixer {
@@ -42,6 +48,17 @@ impl RecurrentMixer {
     pub fn state(&self) -> usize {
         match self {
             Self::StateSpace(space) => space.state_size(),
+            other => other.widths().map_or(0, |widths| widths.state),
+        }
+    }
+
+    /// The widths of all but state-space mixers.
+    pub(crate) fn widths(&self) -> Option<Widths> {
+        match self {
+            Self::StateSpace(_) => None,
+            Self::GatedDelta(delta) => Some(delta.widths()),
+            Self::Lightning(lightning) => Some(lightning.widths()),
+            Self::ShortConvolution(convolution) => Some(convolution.widths()),
         }
     }
 
@@ -50,6 +67,7 @@ impl RecurrentMixer {
     pub(crate) fn weights(&self, hidden: usize) -> [usize; 2] {
         let layers = match self {
             Self::StateSpace(space) => space.layers(hidden),
+            other => other.widths().map_or(Vec::new(), |widths| widths.layers(hidden)),
         };
         layers.iter().fold([0, 0], |[weights, all], [outputs, inputs]: &[usize; 2]| {
             [weights.saturating_add(outputs.saturating_mul(*inputs)), all.saturating_add(*outputs)]
@@ -60,6 +78,8 @@ impl RecurrentMixer {
     pub(super) fn validate(&self, raw: &RawConfig) -> Result<(), Error> {
         match self {
             Self::StateSpace(space) => space.validate(raw),
+            Self::GatedDelta(delta) => delta.validate(raw),
+            Self::Lightning(_) | Self::ShortConvolution(_) => Ok(()),
         }
     }
 }

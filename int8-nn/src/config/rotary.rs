@@ -132,14 +132,22 @@ impl Rotary {
         };
         let theta = number("rope_theta", "rotary_emb_base", defaults.theta)?;
         let share = number("partial_rotary_factor", "rotary_pct", defaults.share)?;
+        let kind = |name: &str| parameters.and_then(|parameters| parameters.get(name));
+        let kind = kind("rope_type").or_else(|| kind("type")).and_then(Value::as_str);
+        if kind == Some("proportional") {
+            // The share is one of turning pairs, in every family.
+            let share = number("partial_rotary_factor", "rotary_pct", 1.0)?;
+            let pairs = convert::fraction_of(head_size, share) / 2;
+            let scaling = RotaryScaling::Proportional { pairs, factor: number("factor", "factor", 1.0)? };
+            return Ok(Self { dims: head_size, theta, scaling, precision: FloatType::F32 });
+        }
         let dims = convert::fraction_of(head_size, if defaults.partial { share } else { defaults.share });
         let scaling = match parameters {
             Some(parameters) => Reader { raw, key, parameters }.scaling(theta, dims)?,
             None => RotaryScaling::None,
         };
         // Frequencies of a scaled kind follow the key in every family, and a family that rotates whole heads cannot use fewer.
-        let proportional = matches!(scaling, RotaryScaling::Proportional { .. });
-        if !defaults.partial && share != defaults.share && scaling != RotaryScaling::None && !proportional {
+        if !defaults.partial && share != defaults.share && scaling != RotaryScaling::None {
             return Err(raw.problem(
                 "partial_rotary_factor",
                 format!("is {share}; with scaled rotary positions this family rotates whole heads"),
@@ -245,8 +253,8 @@ impl Rotary {
             RotaryScaling::Dynamic { positions, .. } => Some(*positions),
             RotaryScaling::None
             | RotaryScaling::Linear { .. }
-            | RotaryScaling::Llama3 { .. }
             | RotaryScaling::Proportional { .. }
+            | RotaryScaling::Llama3 { .. }
             | RotaryScaling::Yarn { .. } => None,
         }
     }
@@ -309,11 +317,6 @@ impl Reader<'_> {
                 }
                 Ok(RotaryScaling::Dynamic { factor, positions: self.raw.size_or(POSITIONS, 2048)? })
             }
-            // The key that gives other kinds fewer dimensions is a share of the pairs here.
-            "proportional" => Ok(RotaryScaling::Proportional {
-                pairs: convert::fraction_of(dims, self.number_or("partial_rotary_factor", 1.0)? / 2.0),
-                factor: self.number_or("factor", 1.0)?,
-            }),
             "yarn" => self.yarn(theta, dims),
             "longrope" | "su" => self.longrope(),
             other => Err(self.raw.problem(

@@ -159,7 +159,7 @@ fn granite_hybrid(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 }
 
 /// The mixers that the list under `key` names, of `layers` layers if their number is known.
-fn layer_types(raw: &RawConfig, key: &str, layers: Option<usize>) -> Result<Vec<Mixer>, Error> {
+pub(super) fn layer_types(raw: &RawConfig, key: &str, layers: Option<usize>) -> Result<Vec<Mixer>, Error> {
     let list = raw.get(key).and_then(Value::as_array);
     let list = list.filter(|list| layers.is_none_or(|layers| list.len() == layers));
     let list = list.ok_or_else(|| raw.problem(key, "is no list of the types of all layers"))?;

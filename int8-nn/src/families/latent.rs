@@ -46,7 +46,7 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 }
 
 /// The keys that all share; sizes of the largest DeepSeek where they are absent.
-fn base(raw: &RawConfig, interleaved: bool) -> Result<DecoderConfig, Error> {
+pub(super) fn base(raw: &RawConfig, interleaved: bool) -> Result<DecoderConfig, Error> {
     let raw = &raw.with_defaults(&[
         ("kv_lora_rank", json!(512)),
         ("q_lora_rank", json!(1536)),
@@ -395,7 +395,7 @@ fn longcat_layer(index: usize, config: &DecoderConfig) -> LayerNames {
 }
 
 /// In heads of queries the rotated dimensions come first, unlike where they are stored.
-fn latent_names(index: usize, latent: LatentAttention, heads: usize) -> LatentNames {
+pub(super) fn latent_names(index: usize, latent: LatentAttention, heads: usize) -> LatentNames {
     latent_names_in(&llama::module(index), "self_attn", latent, heads)
 }
 

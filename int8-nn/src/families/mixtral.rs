@@ -41,20 +41,23 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
 
 fn names(config: &DecoderConfig) -> TensorNames {
     let config = config.clone();
-    llama::tensors(move |index| {
-        // transformers 5 calls the module `mlp`, and saves it under the former name.
-        let experts = ["block_sparse_moe", "mlp"].map(|module| {
-            let module = Module::new(llama::module(index).name(module));
-            ExpertNames {
-                router: vec![module.name("gate")],
-                correction: None,
-                fused: Some(["experts.gate_up_proj", "experts.down_proj"].map(|name| module.name(name))),
-                expert: Box::new(move |expert| {
-                    let expert = Module::new(module.name(&format!("experts.{expert}")));
-                    (expert.parts(["w1", "w3"]), expert.part("w2"))
-                }),
-            }
-        });
-        LayerNames { mlp: MlpNames::Experts(experts.into()), ..layer(index, &config) }
-    })
+    llama::tensors(move |index| LayerNames { mlp: mlp(index), ..layer(index, &config) })
+}
+
+/// The experts of block `index`.
+pub(super) fn mlp(index: usize) -> MlpNames {
+    // transformers 5 calls the module `mlp`, and saves it under the former name.
+    let experts = ["block_sparse_moe", "mlp"].map(|module| {
+        let module = Module::new(llama::module(index).name(module));
+        ExpertNames {
+            router: vec![module.name("gate")],
+            correction: None,
+            fused: Some(["experts.gate_up_proj", "experts.down_proj"].map(|name| module.name(name))),
+            expert: Box::new(move |expert| {
+                let expert = Module::new(module.name(&format!("experts.{expert}")));
+                (expert.parts(["w1", "w3"]), expert.part("w2"))
+            }),
+        }
+    });
+    MlpNames::Experts(experts.into())
 }

@@ -32,11 +32,14 @@ mod granite;
 mod hunyuan;
 mod hybrid;
 mod interleaved;
+mod kimi_linear;
 mod latent;
+mod lfm;
 mod llama;
 mod llama4;
 mod mamba;
 mod mimo;
+mod minimax;
 mod minimax_m3;
 mod mixtral;
 mod modernbert;
@@ -47,6 +50,7 @@ mod multimodal;
 mod names;
 mod nemotron_h;
 mod olmo2;
+mod olmo_hybrid;
 mod openai;
 mod opt;
 mod persimmon;
@@ -54,6 +58,7 @@ mod phi;
 mod phi3;
 mod phimoe;
 mod qwen_moe;
+mod qwen_next;
 mod recurrent;
 mod sinusoidal;
 mod smollm3;
@@ -77,7 +82,7 @@ pub(crate) use names::{
     BesideNames, CrossNames, CrossNamesOf, EncoderNames, ExpertNames, IndexNames, InputNames, LatentNames,
     LayerInputNames, LayerNames, MlpNames, Seq2SeqNames, SourceNames, StreamLayerNames, TensorNames,
 };
-pub(crate) use recurrent::{RecurrentNames, SharedNames, StateSpaceNames};
+pub(crate) use recurrent::{LinearNames, RecurrentNames, SharedNames, StateSpaceNames};
 
 /// A family of decoders.
 pub(crate) struct Family {
@@ -146,6 +151,11 @@ pub(crate) const FAMILIES: &[&Family] = &[
     &diffllama::FAMILY,
     &modernbert::FAMILY,
     &minimax_m3::FAMILY,
+    &qwen_next::FAMILY,
+    &lfm::FAMILY,
+    &minimax::FAMILY,
+    &olmo_hybrid::FAMILY,
+    &kimi_linear::FAMILY,
 ];
 
 /// A family of encoders.
@@ -255,6 +265,7 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     let family = of(raw).ok()?;
     let config = (family.config)(raw).ok()?;
     let names = (family.names)(&config);
+    let checkpoint = &checkpoint.with_other_names(names.other_names);
     let known = known_modules(&names);
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let root = root(checkpoint, names.roots, &known);
@@ -298,8 +309,13 @@ pub(crate) fn linear_weights(raw: &RawConfig, checkpoint: &Checkpoint) -> Option
     let ends = names.streams.into_iter().flatten();
     let count = config.streams.map_or(0, |streams| streams.count - 1);
     parts.extend(ends.flat_map(|end| (0..count).map(move |index| Part::new(&format!("{end}.{index}")))));
-    let stored = parts.iter().map(Part::stored);
-    Some(stored.map(|(name, transposed)| (format!("{root}{name}"), transposed)).chain(dense).collect())
+    let stored = parts.iter().map(Part::stored).map(|(name, transposed)| {
+        let name = format!("{root}{name}");
+        // The name that the tensor has in this checkpoint.
+        let name = checkpoint.get(&name).map_or(name, |tensor| tensor.name().to_owned());
+        (name, transposed)
+    });
+    Some(stored.chain(dense).collect())
 }
 
 /// The root under which this checkpoint keeps a model's tensors, by the names of some of its modules below it, of which a

@@ -14,6 +14,8 @@ pub(crate) const FAMILY: Family = Family {
         "qwen2_vl",
         "qwen2_5_vl",
         "qwen3_vl",
+        "qwen3_5",
+        "qwen3_5_moe",
         "llava",
         "llava_next",
         "llava_onevision",
@@ -42,6 +44,8 @@ fn text_of(model_type: &str) -> Text {
     match model_type {
         "qwen2_vl" | "qwen2_5_vl" => fixed("qwen2"),
         "qwen3_vl" => fixed("qwen3"),
+        "qwen3_5" => fixed("qwen3_5_text"),
+        "qwen3_5_moe" => fixed("qwen3_5_moe_text"),
         "fuyu" => fixed("persimmon"),
         "mistral3" => default("mistral"),
         "llava_onevision" | "internvl" | "got_ocr2" => default("qwen2"),

@@ -128,6 +128,8 @@ pub(crate) struct TensorNames {
     pub(crate) streams: Option<[&'static str; 2]>,
     /// The full name of a tensor `[1, vocabulary]` that is added to the logits, where a checkpoint has it.
     pub(crate) logit_bias: Option<&'static str>,
+    /// See [`Checkpoint::with_other_names`](crate::checkpoint::Checkpoint::with_other_names).
+    pub(crate) other_names: &'static [(&'static str, &'static str)],
     pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
 }
 
@@ -152,6 +154,7 @@ impl TensorNames {
             head_transform: None,
             streams: None,
             logit_bias: None,
+            other_names: &[],
             layer: Box::new(layer),
         }
     }

@@ -25,10 +25,8 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
             true => None,
             false => Some(raw.size("shared_expert_intermediate_size")?),
         },
-        period: raw.size_or("decoder_sparse_step", 1)?,
-        dense_blocks: dense_blocks(raw)?,
         shared_gate: true,
-        ..ExpertsConfig::default()
+        ..sparse_blocks(raw)?
     };
     let qkv = if third {
         base.biases
@@ -45,6 +43,15 @@ fn config(raw: &RawConfig) -> Result<DecoderConfig, Error> {
         ..base
     }
     .validate(raw)
+}
+
+/// The blocks that have experts.
+pub(super) fn sparse_blocks(raw: &RawConfig) -> Result<ExpertsConfig, Error> {
+    Ok(ExpertsConfig {
+        period: raw.size_or("decoder_sparse_step", 1)?,
+        dense_blocks: dense_blocks(raw)?,
+        ..ExpertsConfig::default()
+    })
 }
 
 /// Qwen3-MoE: all blocks. Before: those that `layer_types` names, or else each second one before `max_window_layers`.

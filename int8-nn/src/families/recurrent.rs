@@ -6,6 +6,23 @@ use crate::weights::Part;
 /// The names of a block's mixer with a recurrent state.
 pub(crate) enum RecurrentNames {
     StateSpace(StateSpaceNames),
+    /// All other mixers.
+    Linear(LinearNames),
+}
+
+/// The names of linear attention or of a short convolution.
+pub(crate) struct LinearNames {
+    /// The input projection, in the order of its parts.
+    pub(crate) input: Vec<Part>,
+    /// Of decay and gate, from a low rank.
+    pub(crate) low: Vec<Part>,
+    /// The modules of weights `[channels, 1, kernel]` and biases that make up the convolution.
+    pub(crate) convolution: Vec<String>,
+    /// The tensors `ln(−A)` and the bias that is added to the decay before the softplus.
+    pub(crate) decay: Option<[String; 2]>,
+    /// Of the output.
+    pub(crate) norm: Option<String>,
+    pub(crate) output: Part,
 }
 
 impl RecurrentNames {
@@ -16,6 +33,7 @@ impl RecurrentNames {
                 .into_iter()
                 .flatten()
                 .collect(),
+            Self::Linear(names) => names.input.into_iter().chain(names.low).chain([names.output]).collect(),
         }
     }
 }

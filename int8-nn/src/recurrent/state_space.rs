@@ -249,7 +249,7 @@ impl<B: Backend> StateSpaceMixer<B> {
         scratch: &mut RecurrentScratch<B>,
     ) -> Result<(), Error> {
         let backend = at.backend;
-        let RecurrentScratch { projected, mixed, selection: scratch } = scratch;
+        let RecurrentScratch { projected, mixed, selection: scratch, .. } = scratch;
         backend.convolve(at.batch, layer, projected, cache)?;
         match (&self.selection, scratch) {
             (Some(selection), Some(scratch)) => {

@@ -571,7 +571,7 @@ impl Backend for CpuBackend {
         cache: &mut CpuCache,
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
-        recurrent::recur(&batch.segments, &mut cache.states, layer, inputs, out)
+        recurrent::recur(self.kernel, &batch.segments, &mut cache.states, layer, inputs, out)
     }
 
     fn gate(

@@ -118,6 +118,8 @@ impl CudaBackend {
             Feature::HeadActivation,
             Feature::DistanceBiasByLayer,
             Feature::Speech,
+            Feature::LinearAttention,
+            Feature::ShortConvolution,
         ] {
             capabilities.features.remove(&missing);
         }

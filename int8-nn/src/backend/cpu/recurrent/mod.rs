@@ -2,12 +2,18 @@
 //! one forward or in several: tokens are taken one after the other, threads share out channels or heads.
 
 mod convolution;
+mod gated_delta;
 mod head_scan;
+mod lightning;
+#[cfg(test)]
+mod linear_attention_tests;
 mod selective_scan;
+mod short_convolution;
 mod states;
 #[cfg(test)]
 mod tests;
 
+use int8_cpu::Kernel;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
@@ -23,6 +29,7 @@ const PARALLEL_WORK: usize = 1 << 15;
 
 /// `out [rows, outputs]` = the recurrence of `layer` over `inputs`, each segment from the state of its sequence.
 pub(super) fn recur(
+    kernel: Kernel,
     segments: &[Rows],
     states: &mut States,
     layer: usize,
@@ -43,6 +50,9 @@ pub(super) fn recur(
         match recurrence {
             Recurrence::SelectiveScan(scan) => selective_scan::run(scan, &of, next, out),
             Recurrence::HeadScan(scan) => head_scan::run(scan, &of, next, out),
+            Recurrence::GatedDelta(rule) => gated_delta::run(rule, &of, next, out),
+            Recurrence::Lightning(spec) => lightning::run(kernel, spec, &of, next, out),
+            Recurrence::ShortConvolution(spec) => short_convolution::run(spec, &of, next, out),
         }
     }
     Ok(())

@@ -14,7 +14,7 @@ fn kernel() -> Kernel {
     Kernel::select().expect("a kernel")
 }
 
-fn random(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
+pub(super) fn random(rows: usize, columns: usize, seed: u64) -> Array2<f32> {
     let mut random = Random::new(seed);
     Array2::from_shape_fn((rows, columns), |_| random.normal())
 }
@@ -35,15 +35,15 @@ fn segments(of: &[(usize, usize, usize)]) -> Vec<Rows> {
     rows.collect()
 }
 
-fn states(layer: &RecurrentLayer) -> States {
+pub(super) fn states(layer: &RecurrentLayer) -> States {
     States::new([None, Some(Arc::new(layer.clone()))].into_iter(), 3)
 }
 
-fn operand(input: usize, columns: std::ops::Range<usize>) -> Operand {
+pub(super) fn operand(input: usize, columns: std::ops::Range<usize>) -> Operand {
     Operand { input, columns }
 }
 
-fn wide(x: f32) -> f64 {
+pub(super) fn wide(x: f32) -> f64 {
     f64::from(x)
 }
 
@@ -52,7 +52,7 @@ fn softplus(x: f64) -> f64 {
 }
 
 /// The largest difference must be below `bound` times the largest value.
-fn assert_close(found: ArrayView2<'_, f32>, expected: &Array2<f64>, bound: f64) {
+pub(super) fn assert_close(found: ArrayView2<'_, f32>, expected: &Array2<f64>, bound: f64) {
     assert_eq!(found.dim(), expected.dim());
     let most = expected.iter().fold(0.0, |most: f64, value| most.max(value.abs()));
     for (at, expected) in expected.indexed_iter() {
@@ -106,17 +106,17 @@ fn heads() -> HeadScan {
 }
 
 /// `recur` over segments, in one forward.
-fn run(states: &mut States, of: &[(usize, usize, usize)], inputs: &[Array2<f32>]) -> Array2<f32> {
+pub(super) fn run(states: &mut States, of: &[(usize, usize, usize)], inputs: &[Array2<f32>]) -> Array2<f32> {
     let inputs: Vec<CpuActivations> = inputs.iter().map(activations).collect();
     let rows = inputs[0].rows;
     let outputs = states.layer(1).expect("a layer").recurrence.as_ref().expect("a recurrence").outputs();
     let mut out = CpuActivations { data: Vec::new(), rows: 0, max_rows: rows, width: outputs };
     let inputs: Vec<&CpuActivations> = inputs.iter().collect();
-    recur(&segments(of), states, 1, &inputs, &mut out).expect("a recurrence");
+    recur(kernel(), &segments(of), states, 1, &inputs, &mut out).expect("a recurrence");
     out.view().to_owned()
 }
 
-fn rows_of(inputs: &[Array2<f32>], rows: std::ops::Range<usize>) -> Vec<Array2<f32>> {
+pub(super) fn rows_of(inputs: &[Array2<f32>], rows: std::ops::Range<usize>) -> Vec<Array2<f32>> {
     inputs.iter().map(|input| input.slice(s![rows.clone(), ..]).to_owned()).collect()
 }
 
@@ -249,7 +249,7 @@ fn a_state_belongs_to_its_sequence() {
         let input = [activations(&last[0])];
         let inputs_of: Vec<&CpuActivations> = input.iter().cycle().take(inputs.len()).collect();
         let mut out = CpuActivations { data: Vec::new(), rows: 0, max_rows: 1, width: whole.ncols() };
-        let error = recur(&segments(&[(0, 11, 1)]), &mut states, 1, &inputs_of, &mut out);
+        let error = recur(kernel(), &segments(&[(0, 11, 1)]), &mut states, 1, &inputs_of, &mut out);
         assert!(error.expect_err("no state").to_string().contains("clear the sequence"));
         assert_eq!(run(&mut states, &[(0, 0, 4)], &rows_of(&inputs, 0..4)), whole.slice(s![..4, ..]));
     }
@@ -262,7 +262,7 @@ fn a_layer_without_a_state_is_refused() {
     let x = activations(&random(1, 12, 1));
     let mut out = CpuActivations { data: Vec::new(), rows: 0, max_rows: 1, width: 1 };
     for layer in [0, 1, 2] {
-        assert!(recur(&segments(&[(0, 0, 1)]), &mut states, layer, &[&x], &mut out).is_err());
+        assert!(recur(kernel(), &segments(&[(0, 0, 1)]), &mut states, layer, &[&x], &mut out).is_err());
         let mut x = random(1, 12, 1);
         assert!(convolve(kernel(), &segments(&[(0, 0, 1)]), &mut states, layer, x.view_mut()).is_err());
     }
