@@ -153,3 +153,54 @@ fn names(config: &DecoderConfig) -> TensorNames {
         LayerNames::recurrent(block.name("norm"), RecurrentNames::StateSpace(names))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Python's `Infinity`, transformers' name for it, and numbers; all else is refused.
+    #[test]
+    fn limits_of_steps_may_be_infinite() {
+        let read = |limits: serde_json::Value| {
+            let file = json!({"time_step_limit": limits});
+            step_limits(&RawConfig::from_json("config.json".to_owned(), file).expect("an object"))
+        };
+        for infinite in [json!("Infinity"), json!({"__float__": "Infinity"})] {
+            assert_eq!(read(json!([0.5, infinite])).expect("limits"), [0.5, f32::INFINITY]);
+        }
+        assert_eq!(read(json!([0, 2.0])).expect("limits"), [0.0, 2.0]);
+        assert_eq!(read(json!(null)).expect("limits"), [0.0, f32::INFINITY]);
+        for wrong in [json!([1.0]), json!([0.0, "much"]), json!(3)] {
+            assert!(read(wrong).is_err());
+        }
+    }
+
+    /// The mixer of a file without `time_step_rank`, and sizes that contradict each other.
+    #[test]
+    fn sizes_follow_from_each_other() {
+        let read = |file: serde_json::Value| {
+            config(&RawConfig::from_json("config.json".to_owned(), file).expect("an object"))
+                .map_err(|error| error.to_string())
+        };
+        let found = read(json!({"model_type": "mamba", "hidden_size": 40, "time_step_rank": "auto"}));
+        let Some(RecurrentMixer::StateSpace(space)) = found.expect("a configuration").recurrent else {
+            panic!("Mamba")
+        };
+        assert_eq!((space.channels, space.scan), (80, Scan::Selective { rank: 3, norms: None, heads: None }));
+        for (file, key) in [
+            (json!({"model_type": "mamba2", "hidden_size": 64, "num_heads": 3, "head_dim": 16}), "num_heads"),
+            (
+                json!({"model_type": "mamba2", "hidden_size": 64, "num_heads": 8, "head_dim": 16, "n_groups": 3}),
+                "n_groups",
+            ),
+            (json!({"model_type": "mamba", "num_hidden_layers": 1_000_000_000}), "num_hidden_layers"),
+            (
+                json!({"model_type": "mamba", "intermediate_size": 2_147_483_647, "hidden_size": 0}),
+                "hidden_size",
+            ),
+        ] {
+            let error = read(file).expect_err("refused");
+            assert!(error.contains(key), "{error}");
+        }
+    }
+}

@@ -186,3 +186,47 @@ fn mlp(mixer: Module, config: &DecoderConfig, index: usize) -> MlpNames {
         }),
     }])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A text of letters, as older files have it, and a list of names: the same model; what is neither is refused.
+    #[test]
+    fn blocks_are_named_by_letters_or_words() {
+        let read = |key: &str, blocks: Value| {
+            let mut file = json!({"model_type": "nemotron_h", "time_step_min": 0.25});
+            file[key] = blocks;
+            let raw = RawConfig::from_json("config.json".to_owned(), file).expect("an object");
+            config(&raw).map_err(|error| error.to_string())
+        };
+        let words = json!(["mamba", "moe", "attention", "mlp", "linear_attention"]);
+        let named = read("layers_block_type", words).expect("a configuration");
+        assert_eq!(read("hybrid_override_pattern", json!("ME*-M")).expect("a configuration"), named);
+        let of = |mixer: Mixer| (0..5).filter(|index| named.mixer(*index) == mixer).collect::<Vec<_>>();
+        assert_eq!(of(Mixer::Recurrent), [0, 4]);
+        assert_eq!((of(Mixer::Attention), of(Mixer::None)), (vec![2], vec![1, 3]));
+        assert_eq!(
+            (0..5).map(|index| named.has_mlp(index)).collect::<Vec<_>>(),
+            [false, true, false, true, false]
+        );
+        let experts = named.experts.as_ref().expect("experts");
+        assert_eq!((0..5).filter(|index| experts.in_block(*index)).collect::<Vec<_>>(), [1]);
+        let Some(RecurrentMixer::StateSpace(StateSpace { scan: Scan::Heads { step_limits, .. }, .. })) =
+            named.recurrent
+        else {
+            panic!("Mamba-2")
+        };
+        assert_eq!(step_limits, [0.25, f32::INFINITY]);
+        for (key, blocks) in [
+            ("hybrid_override_pattern", json!("MX")),
+            ("hybrid_override_pattern", json!("")),
+            ("layers_block_type", json!(["mamba", 3])),
+            ("layers_block_type", json!([])),
+            ("moe_latent_size", json!(8)),
+        ] {
+            let error = read(key, blocks).expect_err("refused");
+            assert!(error.contains("config.json"), "{error}");
+        }
+    }
+}
