@@ -488,19 +488,6 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
     }
 }
 
-/// Attention of an encoder's blocks to all tokens, and whether each has a layer of the cache of its own. Nothing is kept after a
-/// block, so that one layer serves all that attend alike.
-pub(crate) fn full_attention<B: Backend>(
-    config: &DecoderConfig,
-    blocks: &[Block<B>],
-    bias: Option<&DistanceBias>,
-) -> (AttentionSpec, bool) {
-    let own = config.bias_by_layer;
-    let mut spec = attention_spec(config, if own { blocks.len() } else { 1 }, Mask::Full);
-    spec.layers.iter_mut().zip(blocks).for_each(|(layer, block)| block.complete(layer));
-    (AttentionSpec { bias: bias.cloned(), ..spec }, own)
-}
-
 /// The surroundings of a block in a forward.
 pub(crate) struct Context<'a, B: Backend> {
     pub(crate) backend: &'a B,

@@ -7,8 +7,8 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::audio::Convolution;
 use crate::backend::{
-    ActivationRole, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask, Output, Phase,
-    Segment,
+    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask,
+    Output, Phase, Segment,
 };
 use crate::block::{self, Block, Context, Loader, Scratch};
 use crate::config::{DecoderConfig, Seq2SeqConfig};
@@ -143,7 +143,7 @@ impl<B: Backend> SourceEncoder<B> {
         };
         let tokens = table.as_ref().unwrap_or(decoder.embedding());
         let rows = ids.len();
-        let (spec, own) = block::full_attention(config, &self.blocks, self.bias.as_ref());
+        let (spec, own) = full_attention(config, &self.blocks, self.bias.as_ref());
         let capacity = CacheCapacity { sequences: 1, max_positions: rows, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;
         backend.reserve(&mut cache, &[(0, 0..rows)])?;
@@ -213,4 +213,17 @@ impl<B: Backend> SourceEncoder<B> {
             None => Ok(()),
         }
     }
+}
+
+/// Attention of an encoder's blocks to all tokens, and whether each has a layer of the cache of its own. Nothing is kept after a
+/// block, so that one layer serves all that attend alike.
+fn full_attention<B: Backend>(
+    config: &DecoderConfig,
+    blocks: &[Block<B>],
+    bias: Option<&DistanceBias>,
+) -> (AttentionSpec, bool) {
+    let own = config.bias_by_layer;
+    let mut spec = block::attention_spec(config, if own { blocks.len() } else { 1 }, Mask::Full);
+    spec.layers.iter_mut().zip(blocks).for_each(|(layer, block)| block.complete(layer));
+    (AttentionSpec { bias: bias.cloned(), ..spec }, own)
 }
