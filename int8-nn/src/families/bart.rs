@@ -83,7 +83,7 @@ fn names(config: &DecoderConfig) -> Seq2SeqNames {
         },
         stack_embeddings: &["decoder.embed_tokens", "encoder.embed_tokens"],
         decoder_bias: None,
-        cross: Box::new(|layer| cross(layer)),
+        cross: Box::new(cross),
         encoder: SourceNames {
             position_embedding: Some("encoder.embed_positions"),
             embedding_norm: embedding_norm("encoder.layernorm_embedding"),
@@ -94,7 +94,7 @@ fn names(config: &DecoderConfig) -> Seq2SeqNames {
 }
 
 /// The cross-attention of a decoder's block.
-pub(super) fn cross(layer: usize) -> CrossNames {
+fn cross(layer: usize) -> CrossNames {
     let block = Module::new(format!("decoder.layers.{layer}"));
     CrossNames {
         norm: block.name("encoder_attn_layer_norm"),
