@@ -43,6 +43,7 @@ LATENT = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 4, "qk_nope
 MAMBA = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2,
          "pad_token_id": 0}
 MAMBA_HEADS = {"mamba_d_state": 6, "mamba_n_heads": 4, "mamba_n_groups": 2}
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 # name: (model_type, dtype, config)
@@ -255,6 +256,25 @@ FAMILIES = {
     "mamba2": ("mamba2", "bfloat16", {
         **MAMBA, "state_size": 6, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 7,
         "time_step_limit": (0.1, 1.5)}),
+    "qwen3_next": ("qwen3_next", "bfloat16", {
+        **GROUPED, **EXPERTS, **DELTA, "head_dim": 16, "shared_expert_intermediate_size": 24,
+        "layer_types": ["linear_attention", "full_attention"]}),
+    "qwen3_5_text": ("qwen3_5_text", "bfloat16", {
+        **GROUPED, **DELTA, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"]}),
+    "olmo_hybrid": ("olmo_hybrid", "bfloat16", {
+        **SIZES, **DELTA, "num_key_value_heads": 4, "layer_types": ["linear_attention", "full_attention"]}),
+    "kimi_linear": ("kimi_linear", "bfloat16", {
+        **SIZES, **LATENT, **EXPERTS, "q_lora_rank": None, "num_key_value_heads": 4, "v_head_dim": 8, "linear_num_heads": 2,
+        "linear_head_dim": 10, "n_group": 2, "topk_group": 1, "layer_types": ["linear_attention", "full_attention"]}),
+    "minimax": ("minimax", "bfloat16", {
+        **GROUPED, "head_dim": 12, "intermediate_size": 24, "num_local_experts": 4, "block_size": 7,
+        "layer_types": ["linear_attention", "full_attention"], "linear_attn_alpha_factor": 1.5,
+        "linear_attn_beta_factor": 0.75, "full_attn_alpha_factor": 1.25, "mlp_beta_factor": 0.5}),
+    "lfm2_moe": ("lfm2_moe", "bfloat16", {
+        **GROUPED, **EXPERTS, "num_dense_layers": 1, "conv_bias": True, "layer_types": ["conv", "full_attention"]}),
+    "lfm3": ("lfm3", "bfloat16", {
+        **GROUPED, "head_dim": 16, "sliding_window": 7, "num_hidden_layers": 3,
+        "layer_types": ["conv", "sliding_attention", "full_attention"]}),
 }
 # Also saved with a block's experts in one tensor, as transformers 5 holds them.
 FUSED = {"mixtral": "mixtral_fused"}

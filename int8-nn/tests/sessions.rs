@@ -71,9 +71,12 @@ const MODELS: [&str; 13] = [
     "goldens/zamba",
 ];
 
+/// Whose mixers have recurrent states.
+const RECURRENT: [&str; 4] = ["goldens/qwen3_next", "goldens/kimi_linear", "goldens/minimax", "goldens/lfm3"];
+
 #[test]
 fn a_sequence_does_not_see_its_neighbours() {
-    for name in MODELS {
+    for name in MODELS.into_iter().chain(RECURRENT) {
         for precision in [values(), Precision::Int8(Quantization::best())] {
             let model = loader(name, precision).build().expect("a model");
             let (long, short) = (text(40, 1), text(9, 2));
@@ -102,6 +105,42 @@ fn forked_sequences_and_pages_that_come_back() {
         let model = loader(name, values()).build().expect("a model");
         forks_and_releases(&model, name);
     }
+}
+
+/// A recurrent state is copied where a forward ended, the last one or the one before, and goes its own way.
+#[test]
+fn a_state_is_forked_at_the_end_of_a_forward() {
+    for name in RECURRENT {
+        let model = loader(name, values()).build().expect("a model");
+        recurrent_forks(&model, name);
+        recurrent_forks(&loader(name, values()).build_on(Arc::new(Mock::new(None))).expect("a model"), name);
+    }
+}
+
+fn recurrent_forks<B: Backend>(model: &Model<B>, name: &str) {
+    let (base, first, second) = (text(30, 3), text(5, 4), text(6, 5));
+    let mut session = model.decoder().session(&room(3, 48)).expect("a session");
+    session.forward(&[(0, &base[..21])]).expect("a forward");
+    session.forward(&[(0, &base[21..])]).expect("a forward");
+    let error = session.fork(0, 1, 25).expect_err("in the middle of a forward").to_string();
+    assert!(error.contains("cannot be taken back"), "{error}");
+    session.fork(0, 1, 21).expect("a fork");
+    session.fork(0, 2, 30).expect("a fork");
+    session.forward(&[(1, &first), (2, &second)]).expect("a forward");
+    let found = logits(&mut session, 0..11);
+    let (to_first, to_second) = ([&base[..21], &first].concat(), [&base[..], &second].concat());
+    let vocabulary = model.config().vocab_size;
+    assert!(found[..5 * vocabulary] == alone(model, &to_first, 21), "{name}: a fork of a part");
+    assert!(found[5 * vocabulary..] == alone(model, &to_second, 30), "{name}: a fork of all");
+    session.forward(&[(0, &first)]).expect("a forward");
+    let grown = [&base[..], &first].concat();
+    assert!(logits(&mut session, 0..5) == alone(model, &grown, 30), "{name}: the origin of the forks");
+    session.clear(0).expect("released");
+    session.forward(&[(0, &second), (1, &second)]).expect("a forward");
+    let found = logits(&mut session, 0..12);
+    assert!(found[..6 * vocabulary] == alone(model, &second, 0), "{name}: a sequence begun again");
+    let grown = [&to_first[..], &second].concat();
+    assert!(found[6 * vocabulary..] == alone(model, &grown, 26), "{name}: a fork whose origin was cleared");
 }
 
 /// Forks in the middle of a page and of a text, writes to both sides, and gives pages back to be used again.
