@@ -22,7 +22,11 @@ fn error(family: &str, changes: &[(&str, Value)]) -> Result<(), String> {
 fn every_contradiction_is_named() {
     let cases: Vec<Case> = vec![
         ("opt", vec![("model_type", json!(null))], vec!["config.json", "model_type", "missing"]),
-        ("opt", vec![("model_type", json!("unheard_of"))], vec!["config.json", "unheard_of", "llama", "gpt2"]),
+        (
+            "opt",
+            vec![("model_type", json!("unheard_of"))],
+            vec!["config.json", "unheard_of", "llama", "gpt2"],
+        ),
         ("opt", vec![("model_type", json!("evil\u{1b}[2J"))], vec!["config.json", "u{1b}"]),
         ("opt", vec![("model_type", json!(7))], vec!["config.json", "model_type", "7", "string"]),
         ("opt", vec![("hidden_size", json!(null))], vec!["config.json", "hidden_size", "missing"]),
