@@ -187,6 +187,8 @@ impl Shape {
             ..Self::default()
         };
         let mut widest_mlp = 0;
+        let equal = config.shapes.is_none() && config.sources.is_empty();
+        let usual_attention = attention(config, 0);
         for index in 0..config.layers {
             let experts = config.experts.as_ref().filter(|experts| experts.in_block(index));
             let (weights, outputs) = match experts {
@@ -212,7 +214,8 @@ impl Shape {
             } else {
                 (weights, outputs)
             };
-            let (attention_weights, attention_outputs) = attention(config, index);
+            let (attention_weights, attention_outputs) =
+                if equal { usual_attention } else { attention(config, index) };
             let outputs = sum(&[attention_outputs, outputs]);
             shape.linear = sum(&[shape.linear, attention_weights, weights]);
             shape.linear_outputs = sum(&[shape.linear_outputs, outputs]);
