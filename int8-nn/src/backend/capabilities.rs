@@ -349,8 +349,8 @@ impl Capabilities {
                 config.family
             )));
         }
-        let widest = (0..config.layers).map(|layer| config.shape(layer).head_size).max();
-        match self.max_head_size.filter(|most| widest.unwrap_or(config.head_size) > *most) {
+        let other = config.shapes.as_ref().map_or(0, |(_, shape)| shape.head_size);
+        match self.max_head_size.filter(|most| config.head_size.max(other) > *most) {
             Some(most) => Err(Error::Unsupported(format!(
                 "{} has attention heads of width {most} at most, and this {} model has {}; run it on the CPU",
                 self.device, config.family, config.head_size

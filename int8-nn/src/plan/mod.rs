@@ -194,6 +194,8 @@ impl Shape {
         let recurrent = config.recurrent.as_ref();
         let [recurrent_weights, recurrent_outputs] =
             recurrent.map_or([0; 2], |recurrent| recurrent.weights(config.hidden_size).map(wide));
+        let equal = config.shapes.is_none() && config.sources.is_empty();
+        let usual_attention = attention(config, 0);
         for index in 0..config.layers {
             let mixer = config.mixer(index);
             if mixer.recurs() {
@@ -210,6 +212,7 @@ impl Shape {
                     let core = if loads { core } else { [0; 2] };
                     (sum(&[core[0], own[0]]), sum(&[core[1], own[1]]))
                 }
+                _ if mixer.attends() && equal => usual_attention,
                 _ if mixer.attends() => attention(config, index),
                 _ => (0, 0),
             };
