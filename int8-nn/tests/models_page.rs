@@ -33,7 +33,7 @@ converts these and most other types for transformers.
 /// Folders of goldens by `model_type`.
 fn goldens() -> BTreeMap<String, Vec<PathBuf>> {
     let mut found: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-    for part in ["models", "goldens", "encoders"] {
+    for part in ["models", "goldens", "encoders", "speech"] {
         let mut folders: Vec<_> = fs::read_dir(data(part))
             .expect("a folder")
             .map(|entry| entry.expect("an entry").path())
