@@ -124,8 +124,15 @@ impl States {
         tokens: usize,
     ) -> Result<(), Error> {
         let layers = || self.layers.iter().flatten();
-        let copies =
-            layers().map(|layer| Some((layer.windows[from].at(tokens)?, layer.states[from].at(tokens)?)));
+        // Of a layer without a convolution, or without a recurrence, nothing is held.
+        let copy = |buffers: &Buffers, held: bool| match held {
+            true => buffers.at(tokens),
+            false => Some(Buffers::default()),
+        };
+        let copies = layers().map(|layer| {
+            let window = copy(&layer.windows[from], layer.spec.convolution.is_some())?;
+            Some((window, copy(&layer.states[from], layer.spec.recurrence.is_some())?))
+        });
         let Some(copies) = copies.collect::<Option<Vec<_>>>() else {
             return Err(Error::Input(format!(
                 "sequence {to} cannot begin with {tokens} tokens of sequence {from}: a recurrent state cannot be taken back to \

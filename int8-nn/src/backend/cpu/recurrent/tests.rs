@@ -249,7 +249,7 @@ fn a_state_belongs_to_its_sequence() {
         let input = [activations(&last[0])];
         let inputs_of: Vec<&CpuActivations> = input.iter().cycle().take(inputs.len()).collect();
         let mut out = CpuActivations { data: Vec::new(), rows: 0, max_rows: 1, width: whole.ncols() };
-        let error = recur(&segments(&[(0, 11, 1)]), &mut states, 1, &inputs_of, &mut out);
+        let error = recur(kernel(), &segments(&[(0, 11, 1)]), &mut states, 1, &inputs_of, &mut out);
         assert!(error.expect_err("no state").to_string().contains("clear the sequence"));
         assert_eq!(run(&mut states, &[(0, 0, 4)], &rows_of(&inputs, 0..4)), whole.slice(s![..4, ..]));
     }
@@ -262,7 +262,7 @@ fn a_layer_without_a_state_is_refused() {
     let x = activations(&random(1, 12, 1));
     let mut out = CpuActivations { data: Vec::new(), rows: 0, max_rows: 1, width: 1 };
     for layer in [0, 1, 2] {
-        assert!(recur(&segments(&[(0, 0, 1)]), &mut states, layer, &[&x], &mut out).is_err());
+        assert!(recur(kernel(), &segments(&[(0, 0, 1)]), &mut states, layer, &[&x], &mut out).is_err());
         let mut x = random(1, 12, 1);
         assert!(convolve(kernel(), &segments(&[(0, 0, 1)]), &mut states, layer, x.view_mut()).is_err());
     }
