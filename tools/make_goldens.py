@@ -266,12 +266,14 @@ FAMILIES = {
     "kimi_linear": ("kimi_linear", "bfloat16", {
         **SIZES, **LATENT, **EXPERTS, "q_lora_rank": None, "num_key_value_heads": 4, "v_head_dim": 8, "linear_num_heads": 2,
         "linear_head_dim": 10, "n_group": 2, "topk_group": 1, "layer_types": ["linear_attention", "full_attention"]}),
-    "minimax": ("minimax", "bfloat16", {
-        **GROUPED, "head_dim": 12, "intermediate_size": 24, "num_local_experts": 4, "block_size": 7,
+    # transformers stores its tables of decays, and rounds them to a 16-bit type; they are computed in f32 here.
+    "minimax": ("minimax", "float32", {
+        **GROUPED, "head_dim": 12, "intermediate_size": 24, "num_local_experts": 4, "num_experts_per_tok": 3, "block_size": 7,
         "layer_types": ["linear_attention", "full_attention"], "linear_attn_alpha_factor": 1.5,
         "linear_attn_beta_factor": 0.75, "full_attn_alpha_factor": 1.25, "mlp_beta_factor": 0.5}),
     "lfm2_moe": ("lfm2_moe", "bfloat16", {
-        **GROUPED, **EXPERTS, "num_dense_layers": 1, "conv_bias": True, "layer_types": ["conv", "full_attention"]}),
+        **GROUPED, **EXPERTS, "num_dense_layers": 1, "num_hidden_layers": 3, "conv_bias": True,
+        "layer_types": ["conv", "full_attention", "conv"]}),
     "lfm3": ("lfm3", "bfloat16", {
         **GROUPED, "head_dim": 16, "sliding_window": 7, "num_hidden_layers": 3,
         "layer_types": ["conv", "sliding_attention", "full_attention"]}),
