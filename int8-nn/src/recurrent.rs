@@ -25,7 +25,7 @@ pub(crate) fn linear_layers(
 ) -> Vec<(Vec<Part>, Vec<usize>, usize)> {
     match (mixer, names) {
         (RecurrentMixer::StateSpace(space), RecurrentNames::StateSpace(names)) => {
-            let layers = state_space::linear_layers(names, space, hidden).into_iter();
+            let layers = state_space::linear_layers(*names, space, hidden).into_iter();
             layers.map(|(part, [outputs, inputs])| (vec![part], vec![outputs], inputs)).collect()
         }
         (mixer, RecurrentNames::Linear(names)) => linear::linear_layers(mixer, names, hidden),
@@ -51,7 +51,7 @@ impl<B: Backend> Recurrent<B> {
     ) -> Result<Self, Error> {
         match (&loader.config.recurrent, names) {
             (Some(RecurrentMixer::StateSpace(space)), RecurrentNames::StateSpace(names)) => {
-                StateSpaceMixer::load(loader, layer, names, space, precision).map(Self::StateSpace)
+                StateSpaceMixer::load(loader, layer, *names, space, precision).map(Self::StateSpace)
             }
             (Some(mixer), RecurrentNames::Linear(names)) => {
                 LinearMixer::load(loader, layer, names, mixer, precision).map(Self::Linear)

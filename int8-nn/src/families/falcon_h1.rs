@@ -105,7 +105,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
         let block = llama::module(index);
         let mixer = StateSpaceNames::mamba2(&Module::new(block.name("mamba")));
         LayerNames {
-            recurrent: Some(RecurrentNames::StateSpace(mixer)),
+            recurrent: Some(RecurrentNames::StateSpace(Box::new(mixer))),
             mlp: block.mlp(["feed_forward.gate_proj", "feed_forward.up_proj"], "feed_forward.down_proj"),
             ..llama::layer(index, &config)
         }

@@ -239,7 +239,7 @@ fn mixer(index: usize, config: &DecoderConfig) -> LayerNames {
         }
         _ => StateSpaceNames::mamba2(&mixer),
     };
-    LayerNames::recurrent(String::new(), RecurrentNames::StateSpace(names))
+    LayerNames::recurrent(String::new(), RecurrentNames::StateSpace(Box::new(names)))
 }
 
 fn layer(index: usize, config: &DecoderConfig) -> LayerNames {

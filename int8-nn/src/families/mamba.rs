@@ -150,7 +150,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
         let block = Module::new(format!("layers.{index}"));
         let mixer = Module::new(block.name("mixer"));
         let names = if is_mamba2 { StateSpaceNames::mamba2(&mixer) } else { StateSpaceNames::mamba(&mixer) };
-        LayerNames::recurrent(block.name("norm"), RecurrentNames::StateSpace(names))
+        LayerNames::recurrent(block.name("norm"), RecurrentNames::StateSpace(Box::new(names)))
     })
 }
 

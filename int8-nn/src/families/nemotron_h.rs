@@ -162,7 +162,10 @@ fn names(config: &DecoderConfig) -> TensorNames {
                 )
             },
             Mixer::Recurrent | Mixer::AttentionAndRecurrent | Mixer::SharedThenRecurrent => {
-                LayerNames::recurrent(norm, RecurrentNames::StateSpace(StateSpaceNames::mamba2(&mixer)))
+                LayerNames::recurrent(
+                    norm,
+                    RecurrentNames::StateSpace(Box::new(StateSpaceNames::mamba2(&mixer))),
+                )
             }
             Mixer::None => LayerNames::mlp_alone(norm, mlp(mixer, &config, index)),
         }

@@ -5,7 +5,7 @@ use crate::weights::Part;
 
 /// The names of a block's mixer with a recurrent state.
 pub(crate) enum RecurrentNames {
-    StateSpace(StateSpaceNames),
+    StateSpace(Box<StateSpaceNames>),
     /// All other mixers.
     Linear(LinearNames),
 }

@@ -200,7 +200,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
             Some(RecurrentMixer::StateSpace(space)) if config.family == "zamba" => zamba_mixer(&mixer, space),
             _ => StateSpaceNames::mamba2(&mixer),
         };
-        let names = RecurrentNames::StateSpace(mixer);
+        let names = RecurrentNames::StateSpace(Box::new(mixer));
         let shared = place.and_then(|place| shared(index, place, &hybrid, &config));
         LayerNames { shared, ..LayerNames::recurrent(decoder.name("input_layernorm"), names) }
     });
