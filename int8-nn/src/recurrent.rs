@@ -28,7 +28,7 @@ pub(crate) fn linear_layers(
             let layers = state_space::linear_layers(*names, space, hidden).into_iter();
             layers.map(|(part, [outputs, inputs])| (vec![part], vec![outputs], inputs)).collect()
         }
-        (mixer, RecurrentNames::Linear(names)) => linear::linear_layers(mixer, names, hidden),
+        (mixer, RecurrentNames::Linear(names)) => linear::linear_layers(mixer, *names, hidden),
         (_, RecurrentNames::StateSpace(_)) => Vec::new(),
     }
 }
@@ -54,7 +54,7 @@ impl<B: Backend> Recurrent<B> {
                 StateSpaceMixer::load(loader, layer, *names, space, precision).map(Self::StateSpace)
             }
             (Some(mixer), RecurrentNames::Linear(names)) => {
-                LinearMixer::load(loader, layer, names, mixer, precision).map(Self::Linear)
+                LinearMixer::load(loader, layer, *names, mixer, precision).map(Self::Linear)
             }
             _ => Err(Error::Unsupported("a recurrent mixer without its sizes".to_owned())),
         }

@@ -135,6 +135,6 @@ fn linear(mixer: &Module) -> LayerNames {
         norm: Some(mixer.name("o_norm")),
         output: mixer.part("o_proj"),
     };
-    let names = LayerNames::recurrent(String::new(), RecurrentNames::Linear(names));
+    let names = LayerNames::recurrent(String::new(), RecurrentNames::Linear(Box::new(names)));
     LayerNames { mlp: MlpNames::None, ..names }
 }

@@ -219,6 +219,6 @@ fn convolution(block: &Module) -> LayerNames {
         norm: None,
         output: mixer.part("out_proj"),
     };
-    let names = LayerNames::recurrent(String::new(), RecurrentNames::Linear(names));
+    let names = LayerNames::recurrent(String::new(), RecurrentNames::Linear(Box::new(names)));
     LayerNames { mlp: MlpNames::None, ..names }
 }

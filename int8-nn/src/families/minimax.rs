@@ -115,6 +115,6 @@ fn linear(mixer: &Module, lightning: &Lightning) -> LayerNames {
         norm: Some(mixer.name("norm")),
         output: mixer.part("out_proj"),
     };
-    let names = LayerNames::recurrent(String::new(), RecurrentNames::Linear(names));
+    let names = LayerNames::recurrent(String::new(), RecurrentNames::Linear(Box::new(names)));
     LayerNames { mlp: MlpNames::None, ..names }
 }

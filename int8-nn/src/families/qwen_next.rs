@@ -107,7 +107,7 @@ fn names(config: &DecoderConfig) -> TensorNames {
                     _ => split_input(&mixer, delta),
                 };
                 let names = linear_names(&mixer, input);
-                LayerNames::recurrent(String::new(), RecurrentNames::Linear(names))
+                LayerNames::recurrent(String::new(), RecurrentNames::Linear(Box::new(names)))
             }
             _ => attention(index, &config),
         };

@@ -7,7 +7,7 @@ use crate::weights::Part;
 pub(crate) enum RecurrentNames {
     StateSpace(Box<StateSpaceNames>),
     /// All other mixers.
-    Linear(LinearNames),
+    Linear(Box<LinearNames>),
 }
 
 /// The names of linear attention or of a short convolution.
