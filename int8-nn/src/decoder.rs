@@ -389,7 +389,7 @@ impl<B: Backend> Decoder<B> {
         kv_cache: FloatType,
         capacity: CacheCapacity,
     ) -> Result<B::Cache, Error> {
-        let mut spec = block::attention_spec(&self.config, self.config.layers, Mask::Causal);
+        let mut spec = crate::attention_spec::attention_spec(&self.config, self.config.layers, Mask::Causal);
         spec.layers = spec.layers.drain(stage.first..stage.first + stage.blocks.len()).collect();
         stage.blocks.iter().zip(&mut spec.layers).for_each(|(block, layer)| block.complete(layer));
         stage.backend.cache(&AttentionSpec { bias: self.bias.clone(), kv_cache, ..spec }, capacity)
@@ -397,7 +397,7 @@ impl<B: Backend> Decoder<B> {
 
     /// A KV cache for the blocks' cross-attention to one source text of `positions` tokens.
     pub(crate) fn cross_cache(&self, kv_cache: FloatType, positions: usize) -> Result<B::Cache, Error> {
-        let spec = block::attention_spec(&self.config, self.config.layers, Mask::Full);
+        let spec = crate::attention_spec::attention_spec(&self.config, self.config.layers, Mask::Full);
         let capacity = CacheCapacity { sequences: 1, max_positions: positions, total_positions: None };
         let mut cache = self.backend().cache(&AttentionSpec { kv_cache, ..spec }, capacity)?;
         self.backend().reserve(&mut cache, &[(0, 0..positions)])?;

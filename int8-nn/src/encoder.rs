@@ -110,7 +110,10 @@ impl<B: Backend> Encoder<B> {
             return Ok(Vec::new());
         }
         // Nothing is kept after a block, so one layer of a cache serves them all.
-        let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
+        let spec = AttentionSpec {
+            bias: self.bias.clone(),
+            ..crate::attention_spec::attention_spec(config, 1, Mask::Full)
+        };
         let segments = sequences.len();
         let capacity = CacheCapacity { sequences: segments, max_positions: longest, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;

@@ -13,6 +13,7 @@
 //! and reorders what makes up a linear layer; [`decoder`] is the network, a stack of blocks written once over the operations
 //! of a [`backend`]; [`generate`] and [`perplexity`] use it. Residuals are f32 throughout: those of real models overflow f16.
 
+mod attention_spec;
 pub mod backend;
 mod block;
 mod calibration;

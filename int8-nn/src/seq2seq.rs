@@ -8,7 +8,7 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, GraphKey, Mask,
     Output, Phase, Segment,
 };
-use crate::block::{self, Block, Context, Loader};
+use crate::block::{Block, Context, Loader};
 use crate::checkpoint::Checkpoint;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
@@ -90,7 +90,10 @@ impl<B: Backend> SourceEncoder<B> {
         let backend = decoder.backend();
         let rows = source.len();
         // Nothing is kept after a block of the encoder, so one layer of a cache serves them all.
-        let spec = AttentionSpec { bias: self.bias.clone(), ..block::attention_spec(config, 1, Mask::Full) };
+        let spec = AttentionSpec {
+            bias: self.bias.clone(),
+            ..crate::attention_spec::attention_spec(config, 1, Mask::Full)
+        };
         let capacity = CacheCapacity { sequences: 1, max_positions: rows, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;
         backend.reserve(&mut cache, &[(0, 0..rows)])?;
