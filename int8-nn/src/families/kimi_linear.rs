@@ -76,7 +76,7 @@ fn mixers(raw: &RawConfig, linear: Option<&RawConfig>, layers: usize) -> Result<
     }
     let lists = linear.and_then(|linear| Some((linear, linear.get(ATTENDING)?, linear.get(RECURRENT)?)));
     let Some((linear, attending, recurrent)) = lists else {
-        let attends = |layer: usize| layer > 0 && layer % 4 == 0;
+        let attends = |layer: usize| layer > 0 && layer.is_multiple_of(4);
         let mixer = |layer| if attends(layer) { Mixer::Attention } else { Mixer::Recurrent };
         return Ok((0..layers).map(mixer).collect());
     };

@@ -4,6 +4,7 @@ use super::Module;
 use crate::weights::Part;
 
 /// The names of a block's mixer with a recurrent state.
+#[allow(clippy::large_enum_variant, reason = "one a block, while it is loaded")]
 pub(crate) enum RecurrentNames {
     StateSpace(StateSpaceNames),
     /// All other mixers.
