@@ -12,7 +12,7 @@ use int8_nn::backend::{
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Phase, Precision, Segment,
     Site,
 };
-use int8_nn::config::Activation;
+use int8_nn::config::{Activation, GateFunction};
 use int8_nn::sampler::Sampler;
 use int8_nn::weights::{FloatMatrix, LinearSource};
 use ndarray::{Array2, ArrayView2};
@@ -428,6 +428,20 @@ impl Backend for Mock {
         self.record(move |cpu| {
             let mut x = x.lock();
             cpu.gate(&mut x, &gate.lock(), columns.clone(), activation)?;
+            Ok(x.rows())
+        })
+    }
+    fn gate_heads(
+        &self,
+        x: &mut Self::Activations,
+        gate: &Self::Activations,
+        function: GateFunction,
+        run: usize,
+    ) -> Result<(), Error> {
+        let (x, gate) = (x.handle(), gate.handle());
+        self.record(move |cpu| {
+            let mut x = x.lock();
+            cpu.gate_heads(&mut x, &gate.lock(), function, run)?;
             Ok(x.rows())
         })
     }
