@@ -257,12 +257,12 @@ impl Device {
 #[cfg(feature = "cuda")]
 fn on_gpu(precision: Precision, task: &impl Task, output: &Output) -> Precision {
     let Precision::Int8(quantization) = precision else { return precision };
-    let int8_head = quantization.int8_head;
-    if quantization == (Quantization { int8_head, ..Quantization::best() }) {
+    let Quantization { int8_head, float_experts, .. } = quantization;
+    if quantization == (Quantization { int8_head, float_experts, ..Quantization::best() }) {
         output.remark(
             &output.dim("--preset best: one scale a row on a GPU (best-rows), not one for 32 values"),
         );
-        return Precision::Int8(Quantization { int8_head, ..Quantization::best_rows() });
+        return Precision::Int8(Quantization { int8_head, float_experts, ..Quantization::best_rows() });
     }
     let exact =
         task.options().is_some_and(|options| options.outlier_weights.is_some() || options.preset.is_some());

@@ -27,7 +27,8 @@ pub(crate) fn precision(arguments: &PrecisionArgs) -> Result<Precision, Failure>
         Some(args::Preset::BestRows) => Quantization::best_rows(),
         Some(args::Preset::Paper) | None => quantization(arguments)?,
     };
-    Ok(Precision::Int8(Quantization { int8_head: arguments.int8_head, ..quantization }))
+    let PrecisionArgs { int8_head, float_experts, .. } = *arguments;
+    Ok(Precision::Int8(Quantization { int8_head, float_experts, ..quantization }))
 }
 
 /// As [`precision`], for work in which one text must not change what another gets: outliers are single values unless a

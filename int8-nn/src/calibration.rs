@@ -30,8 +30,12 @@ pub(crate) fn decoder<B: Backend>(
     }
     stages[0].1.extend(of_source.map(|(_, linear)| linear));
     together(&stages, false, &mut || {
-        let texts = text(config.vocab_size, config.max_positions);
+        let mut texts = text(config.vocab_size, config.max_positions);
         let Some(tokens) = texts.first().map(Vec::len) else { return Ok(()) };
+        if let Some(unplaced) = config.unplaced_token {
+            let other = u32::from(unplaced == 0);
+            texts.iter_mut().flatten().filter(|id| **id == unplaced).for_each(|id| *id = other);
+        }
         let one = SessionOptions { max_logits: 1, ..SessionOptions::text(tokens) };
         // The logits: the head has an input, too.
         match source {

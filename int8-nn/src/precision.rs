@@ -24,6 +24,9 @@ pub struct Quantization {
     /// Whether the output head is int8, too. bitsandbytes leaves it in floating point; of a small model it is a good part
     /// of the bytes a token reads. A tied embedding keeps its own copy.
     pub int8_head: bool,
+    /// Whether the routed experts of a mixture stay in floating point, as transformers' `load_in_8bit` leaves those that it holds
+    /// stacked in one tensor: their int8 rounding adds to that of the router's input, which chooses other experts for some tokens.
+    pub float_experts: bool,
 }
 
 /// Weights of the outlier product.
@@ -110,7 +113,7 @@ impl Site {
 impl Quantization {
     /// The same settings for every layer.
     pub fn new(config: Config, outlier_weights: OutlierWeights) -> Self {
-        Self { config, outlier_weights, normed_rule: None, int8_head: false }
+        Self { config, outlier_weights, normed_rule: None, int8_head: false, float_experts: false }
     }
 
     /// The setting called `best`, the same for every model: group granularity and zero points on both sides, single outlier

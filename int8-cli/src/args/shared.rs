@@ -29,11 +29,15 @@ pub(crate) struct PrecisionArgs {
     #[arg(long, conflicts_with_all = PRECISION_OPTIONS[1..].iter().copied())]
     pub(crate) fp: bool,
     /// Settings by name: the paper's, or the ones that lose least (docs/quality.md) [default: paper]
-    #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[3..].iter().copied())]
+    #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[4..].iter().copied())]
     pub(crate) preset: Option<Preset>,
     /// The output head in int8 as well, which bitsandbytes keeps in 16 bits: less to read for every generated token
     #[arg(long)]
     pub(crate) int8_head: bool,
+    /// The routed experts of a mixture in floating point, as transformers' load_in_8bit leaves them where it holds them
+    /// stacked: more memory, and the routing of floating point
+    #[arg(long)]
+    pub(crate) float_experts: bool,
     /// Quantisation, one of the eight of the paper's Table 1 [default: llm-int8]
     #[arg(long, value_name = "NAME", value_parser = named::<Scheme>())]
     pub(crate) scheme: Option<Scheme>,
@@ -83,11 +87,12 @@ pub(crate) enum Preset {
     BestRows,
 }
 
-/// Options of the precision: `fp` excludes all others, `preset` all but `int8_head`. A comparison sets them itself.
-pub(super) const PRECISION_OPTIONS: [&str; 11] = [
+/// Options of the precision: `fp` excludes all others, `preset` all but `int8_head` and `float_experts`. A comparison sets them itself.
+pub(super) const PRECISION_OPTIONS: [&str; 12] = [
     "fp",
     "preset",
     "int8_head",
+    "float_experts",
     "scheme",
     "threshold",
     "rule",

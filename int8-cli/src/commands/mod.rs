@@ -111,7 +111,7 @@ fn settings(precision: &Precision) -> Value {
     let normed = quantization.normed_rule.map(described);
     let groups = quantization.config.has_groups();
     json!({"outliers": rule, "outliers_of_normalised": normed, "granularity": granularity, "outlier_weights": weights,
-        "groups": groups, "int8_head": quantization.int8_head})
+        "groups": groups, "int8_head": quantization.int8_head, "float_experts": quantization.float_experts})
 }
 
 /// The outliers in the inputs of all layers, as shares; NaN (`null` as JSON) where the device counts none.

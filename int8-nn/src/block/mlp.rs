@@ -4,7 +4,7 @@ use super::{Loader, Mlp};
 use crate::Error;
 use crate::backend::{Backend, Experts, Routing};
 use crate::families::{ExpertNames, MlpNames};
-use crate::precision::{LinearRole, Precision, Site};
+use crate::precision::{LinearRole, Precision, Quantization, Site};
 use crate::weights::{LinearSource, Part};
 
 impl<B: Backend> Loader<'_, B> {
@@ -19,6 +19,15 @@ impl<B: Backend> Loader<'_, B> {
         let hidden = config.hidden_size;
         let pair = |up: Vec<Part>, down: Part, wide: usize, expert: Option<usize>| -> Result<_, Error> {
             let site = |role| Site { expert, ..Site::block(self.stack, layer, role) };
+            let routed = config.experts.as_ref().map_or(0, |experts| experts.count);
+            let precision = match precision {
+                Precision::Int8(Quantization { float_experts: true, .. })
+                    if expert.is_some_and(|expert| expert < routed) =>
+                {
+                    &Precision::Float
+                }
+                precision => precision,
+            };
             let outputs: &[usize] = if config.gated_mlp { &[wide, wide] } else { &[wide] };
             let find = |parts, outputs, inputs| {
                 LinearSource::find(self.checkpoint, self.root, parts, outputs, inputs)
