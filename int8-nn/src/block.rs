@@ -448,7 +448,7 @@ pub(crate) fn scratch<B: Backend>(
     let further = Further {
         widths,
         query: blocks.iter().any(Block::has_cross_attention),
-        branch: config.residual_multiplier.is_some() || blocks.iter().any(branch),
+        branch: blocks.iter().any(branch),
     };
     Scratch::new(backend, config, further, max_rows)
 }

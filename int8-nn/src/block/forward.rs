@@ -35,10 +35,26 @@ impl<B: Backend> Block<B> {
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
+        self.mixers(at, (layer, cache), self.attention_norm.as_ref(), x, scratch)?;
+        if let Some(cross) = &self.cross {
+            self.cross_attention(at, layer, Some(&cross.norm), x, scratch)?;
+        }
+        self.mlp(at, self.mlp_norm.as_ref(), x, scratch)
+    }
+
+    /// Adds attention of `norm(x)` and what the recurrent mixer makes of its input to `x`.
+    fn mixers(
+        &self,
+        at: &Context<'_, B>,
+        (layer, cache): (usize, &mut B::Cache),
+        norm: Option<&B::Norm>,
+        x: &mut B::Activations,
+        scratch: &mut Scratch<B>,
+    ) -> Result<(), Error> {
         let backend = at.backend;
         // Both projections read the residual stream before either mixer adds to it.
         if let Some(recurrent) = &self.recurrent {
-            let norm = self.recurrent_norm.as_ref().or(self.attention_norm.as_ref());
+            let norm = self.recurrent_norm.as_ref().or(norm);
             let mut of_recurrent = scratch.recurrent.take();
             let projected = match &self.shared {
                 None => recurrent.project(backend, input(x, norm), of_recurrent.as_mut()),
@@ -50,7 +66,7 @@ impl<B: Backend> Block<B> {
             projected?;
         }
         if let Some(linear) = &self.attention_output {
-            self.project(backend, input(x, self.attention_norm.as_ref()), scratch)?;
+            self.project(backend, input(x, norm), scratch)?;
             self.attention(at, (layer, cache), scratch)?;
             let Scratch { context, branch, latent, output, .. } = &mut *scratch;
             let attended = match (&self.projection, latent) {
@@ -69,10 +85,7 @@ impl<B: Backend> Block<B> {
             let mixed = Input::Plain(&scratch.mixed);
             self.mixed(at, Branch::Recurrent, (mixed, recurrent.output()), x, branch)?;
         }
-        if let Some(cross) = &self.cross {
-            self.cross_attention(at, layer, Some(&cross.norm), x, scratch)?;
-        }
-        self.mlp(at, self.mlp_norm.as_ref(), x, scratch)
+        Ok(())
     }
 
     /// Adds the output projection of a mixer to the residual stream.
@@ -104,21 +117,21 @@ impl<B: Backend> Block<B> {
         };
         let attention_input = input(x, self.attention_norm.as_ref());
         let Scratch { qkv: projected, up, branch, .. } = &mut *scratch;
-        let mut targets = vec![(qkv, Output::Store(projected))];
-        let mlp_input = || input(x, self.mlp_norm.as_ref().or(self.attention_norm.as_ref()));
+        let target = (qkv, Output::Store(projected));
         match &self.mlp {
-            Mlp::None => backend.project(attention_input, &mut targets)?,
-            Mlp::Experts(experts) => {
-                backend.project(attention_input, &mut targets)?;
-                backend.experts(mlp_input(), experts, branch)?;
-            }
             Mlp::Dense { up: expansion, .. } if self.mlp_norm.is_none() => {
-                targets.push((expansion, Output::Store(up)));
-                backend.project(attention_input, &mut targets)?;
+                backend.project(attention_input, &mut [target, (expansion, Output::Store(up))])?;
             }
-            Mlp::Dense { up: expansion, .. } => {
-                backend.project(attention_input, &mut targets)?;
-                backend.project(mlp_input(), &mut [(expansion, Output::Store(up))])?;
+            mlp => {
+                backend.project(attention_input, &mut [target])?;
+                let mlp_input = input(x, self.mlp_norm.as_ref().or(self.attention_norm.as_ref()));
+                match mlp {
+                    Mlp::Experts(experts) => backend.experts(mlp_input, experts, branch)?,
+                    Mlp::Dense { up: expansion, .. } => {
+                        backend.project(mlp_input, &mut [(expansion, Output::Store(up))])?;
+                    }
+                    Mlp::None => {}
+                }
             }
         }
         self.attention(at, (layer, cache), scratch)?;
@@ -183,19 +196,7 @@ impl<B: Backend> Block<B> {
         if let Some(norm) = &self.attention_norm {
             backend.normalize(x, norm)?;
         }
-        if let Some(output) = &self.attention_output {
-            self.project(backend, Input::Plain(x), scratch)?;
-            self.attention(at, (layer, cache), scratch)?;
-            let Scratch { context, branch, .. } = &mut *scratch;
-            self.mixed(at, Branch::Attention, (Input::Plain(context), output), x, branch)?;
-        }
-        let Scratch { branch, recurrent: of_recurrent, .. } = &mut *scratch;
-        if let (Some(recurrent), Some(scratch)) = (&self.recurrent, of_recurrent) {
-            recurrent.project(backend, Input::Plain(x), Some(&mut *scratch))?;
-            recurrent.mix(at, (layer, cache), scratch)?;
-            let mixed = Input::Plain(&scratch.mixed);
-            self.mixed(at, Branch::Recurrent, (mixed, recurrent.output()), x, branch)?;
-        }
+        self.mixers(at, (layer, cache), None, x, scratch)?;
         if let Some(norm) = &self.mlp_norm {
             backend.normalize(x, norm)?;
         }
@@ -228,9 +229,11 @@ impl<B: Backend> Block<B> {
         let Scratch { qkv, latent, gate, .. } = scratch;
         match (&self.projection, latent) {
             (Projection::Direct(linear), _) => {
-                let mut targets = vec![(linear, Output::Store(qkv))];
-                targets.extend(self.gate.as_ref().map(|linear| (linear, Output::Store(gate))));
-                backend.project(input, &mut targets)
+                let target = (linear, Output::Store(qkv));
+                match &self.gate {
+                    None => backend.project(input, &mut [target]),
+                    Some(linear) => backend.project(input, &mut [target, (linear, Output::Store(gate))]),
+                }
             }
             (Projection::Latent(projection), Some(scratch)) => {
                 projection.project(backend, input, scratch, qkv)
