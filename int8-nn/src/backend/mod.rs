@@ -192,8 +192,7 @@ pub trait Backend: Sized + Send + Sync {
         let _ = (x, columns, factor);
         Err(Error::Unsupported("scaled columns on this backend".to_owned()))
     }
-    /// `x = act(gate[:, columns])·x` in place; with fewer such columns than `x` has, each is the factor of as many consecutive ones
-    /// of `x`. Only backends with [`Feature::StateSpace`], [`Feature::LinearAttention`] or [`Feature::GatedAttention`] are asked
+    /// `x = act(gate[:, columns])·x` in place. Only backends with [`Feature::StateSpace`] or [`Feature::LinearAttention`] are asked
     /// for it.
     fn gate(
         &self,

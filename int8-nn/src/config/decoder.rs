@@ -114,7 +114,7 @@ pub struct DecoderConfig {
     pub attention_gate: Option<AttentionGate>,
     /// The inputs of the output projection of attention and of the MLP's contraction are normalised.
     pub inner_norms: bool,
-    /// The MLP's activation is [`Xielu`], with numbers of its own in each block.
+    /// The MLP's activation is [`Xielu`](super::Xielu), with numbers of its own in each block.
     pub learned_activation: bool,
     /// Blocks whose attention has other heads.
     pub shapes: Option<(BlockSet, HeadShape)>,

@@ -45,7 +45,7 @@ fn normalize_row(kernel: Kernel, row: &mut [f32], norm: &NormSpec) {
     }
 }
 
-/// `x = act(gates)·x`, row by row; each of fewer gates than columns is the factor of as many consecutive ones.
+/// `x = act(gates)·x`, row by row.
 pub(super) fn gate(
     kernel: Kernel,
     mut x: ArrayViewMut2<'_, f32>,
@@ -53,18 +53,10 @@ pub(super) fn gate(
     activation: Activation,
 ) {
     let mut factors = vec![0.0; x.ncols()];
-    let run = x.ncols() / gates.ncols();
-    let mut repeated = Vec::new();
     for (mut row, gates) in x.rows_mut().into_iter().zip(gates.rows()) {
         let row = row.as_slice_mut().expect("rows are contiguous");
         factors.copy_from_slice(row);
-        let mut gates = gates.to_slice().expect("columns are");
-        if run != 1 {
-            repeated.clear();
-            repeated.extend(gates.iter().flat_map(|gate| std::iter::repeat_n(*gate, run)));
-            gates = &repeated;
-        }
-        float::gate(kernel, function(activation), gates, &factors, row);
+        float::gate(kernel, function(activation), gates.to_slice().expect("columns are"), &factors, row);
     }
 }
 
