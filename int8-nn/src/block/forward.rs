@@ -35,32 +35,33 @@ impl<B: Backend> Block<B> {
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
-        self.mixers(at, (layer, cache), self.attention_norm.as_ref(), x, scratch)?;
+        let norm = self.attention_norm.as_ref();
+        let norms = [norm, self.recurrent_norm.as_ref().or(norm)];
+        self.mixers(at, (layer, cache), norms, x, scratch)?;
         if let Some(cross) = &self.cross {
             self.cross_attention(at, layer, Some(&cross.norm), x, scratch)?;
         }
         self.mlp(at, self.mlp_norm.as_ref(), x, scratch)
     }
 
-    /// Adds attention of `norm(x)` and what the recurrent mixer makes of its input to `x`.
+    /// Adds attention and what the recurrent mixer makes of `x`, each behind its norm, to `x`.
     fn mixers(
         &self,
         at: &Context<'_, B>,
         (layer, cache): (usize, &mut B::Cache),
-        norm: Option<&B::Norm>,
+        [norm, recurrent_norm]: [Option<&B::Norm>; 2],
         x: &mut B::Activations,
         scratch: &mut Scratch<B>,
     ) -> Result<(), Error> {
         let backend = at.backend;
         // Both projections read the residual stream before either mixer adds to it.
         if let Some(recurrent) = &self.recurrent {
-            let norm = self.recurrent_norm.as_ref().or(norm);
             let mut of_recurrent = scratch.recurrent.take();
             let projected = match &self.shared {
-                None => recurrent.project(backend, input(x, norm), of_recurrent.as_mut()),
-                Some(shared) => shared
-                    .forward(at, (layer, cache), x, scratch)
-                    .and_then(|sum| recurrent.project(backend, input(sum, norm), of_recurrent.as_mut())),
+                None => recurrent.project(backend, input(x, recurrent_norm), of_recurrent.as_mut()),
+                Some(shared) => shared.forward(at, (layer, cache), x, scratch).and_then(|sum| {
+                    recurrent.project(backend, input(sum, recurrent_norm), of_recurrent.as_mut())
+                }),
             };
             scratch.recurrent = of_recurrent;
             projected?;
@@ -196,7 +197,8 @@ impl<B: Backend> Block<B> {
         if let Some(norm) = &self.attention_norm {
             backend.normalize(x, norm)?;
         }
-        self.mixers(at, (layer, cache), None, x, scratch)?;
+        // `x` is normalised already.
+        self.mixers(at, (layer, cache), [None; 2], x, scratch)?;
         if let Some(norm) = &self.mlp_norm {
             backend.normalize(x, norm)?;
         }
