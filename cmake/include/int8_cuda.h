@@ -27,7 +27,7 @@ extern "C" {
 #endif
 
 /* Raised with every change of a struct or an enumerator. */
-#define INT8_CUDA_ABI 4
+#define INT8_CUDA_ABI 5
 
 typedef void *int8_cuda_stream; /* cudaStream_t = CUstream; NULL is the legacy default stream */
 

@@ -8,6 +8,7 @@ use int8_nn::Loader;
 use int8_nn::backend::cpu::{CpuBackend, Kernel};
 #[cfg(feature = "cuda")]
 use int8_nn::backend::cuda::CudaBackend;
+use int8_nn::backend::parallel::TensorParallel;
 use int8_nn::backend::{Backend, FloatType, Precision};
 #[cfg(feature = "cuda")]
 use int8_nn::backend::{OutlierWeights, Quantization};
@@ -27,6 +28,8 @@ pub(crate) struct Device {
     /// Blocks on each of several GPUs.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a build with CUDA has GPUs"))]
     blocks: Option<Vec<usize>>,
+    /// Ranks of tensor parallelism.
+    ranks: Option<usize>,
     compute: Option<FloatType>,
 }
 
@@ -76,9 +79,19 @@ pub(crate) trait Task {
 #[derive(Debug)]
 pub(crate) struct Place<B> {
     pub(crate) devices: Devices<B>,
+    /// Devices that read a layer's weights at the same time.
+    pub(crate) ranks: usize,
     pub(crate) processor: Processor,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) precision: Precision,
+}
+
+/// GPUs that are to be used, with what is free of their memory, and the precision of the task there.
+#[cfg(feature = "cuda")]
+struct Gpus {
+    backends: Vec<Arc<CudaBackend>>,
+    memory: Vec<u64>,
+    precision: Precision,
 }
 
 impl Device {
@@ -87,7 +100,13 @@ impl Device {
     /// # Errors
     /// For a device that does not exist or that this build has no support for, or if the threads cannot be started.
     pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
-        let choice = Choice::of(&global.device)?;
+        let ranks = global.tensor_parallel.map(usize::from);
+        let choice = Choice::of(&global.device)?.of_ranks(ranks, &global.device)?;
+        if ranks.is_some() && global.device_map.is_some() {
+            return Err(Failure::usage(
+                "--tensor-parallel gives every device a part of each block, --device-map some of the blocks; drop one",
+            ));
+        }
         if let (Choice::Cuda(_), false) = (&choice, cfg!(feature = "cuda")) {
             return Err(Failure::new(format!(
                 "--device {}: this `int8` was built without GPU support; --device cpu runs models on the processor",
@@ -125,7 +144,7 @@ impl Device {
                 .map_err(|error| Failure::new(format!("--threads {threads}: {error}")))?;
         }
         let blocks = global.device_map.clone();
-        Ok(Self { kernel: global.kernel.clone(), choice, blocks, compute: global.compute })
+        Ok(Self { kernel: global.kernel.clone(), choice, blocks, ranks, compute: global.compute })
     }
 
     /// The number of the GPU that `--device cuda` or `cuda:N` names, for work that one GPU does.
@@ -169,8 +188,17 @@ impl Device {
         output: &Output,
     ) -> Result<T::Output, Failure> {
         #[cfg(feature = "cuda")]
-        if let Some((devices, precision)) = self.gpu(&checkpoint, &task, output)? {
-            return task.run(&Place { devices, processor: Processor::Gpu, checkpoint, precision });
+        if let Some(Gpus { backends, memory, precision }) = self.gpu(&checkpoint, &task, output)? {
+            let (processor, ranks) = (Processor::Gpu, self.ranks.unwrap_or(1));
+            if self.ranks.is_some() {
+                let devices = Arc::new(TensorParallel::new(backends)?).into();
+                return task.run(&Place { devices, ranks, processor, checkpoint, precision });
+            }
+            let devices = match &self.blocks {
+                Some(blocks) => Devices::with_blocks(backends, blocks.clone())?,
+                None => Devices::with_memory(backends, memory)?,
+            };
+            return task.run(&Place { devices, ranks, processor, checkpoint, precision });
         }
         if let Some(compute) = self.compute {
             output.remark(&format!(
@@ -179,8 +207,20 @@ impl Device {
             ));
         }
         let precision = stored(task.precision()?, &task, &checkpoint)?;
-        let backend = Arc::new(CpuBackend::with_kernel(self.kernel()?));
-        task.run(&Place { devices: backend.into(), processor: Processor::Cpu, checkpoint, precision })
+        let kernel = self.kernel()?;
+        if let Some(ranks) = self.ranks {
+            let ranks = (0..ranks).map(|_| Arc::new(CpuBackend::with_kernel(kernel))).collect();
+            let devices = Arc::new(TensorParallel::new(ranks)?).into();
+            return task.run(&Place { devices, ranks: 1, processor: Processor::Cpu, checkpoint, precision });
+        }
+        let backend = Arc::new(CpuBackend::with_kernel(kernel));
+        task.run(&Place {
+            devices: backend.into(),
+            ranks: 1,
+            processor: Processor::Cpu,
+            checkpoint,
+            precision,
+        })
     }
 
     /// The GPUs that are to be used, with the precision of the task there; `None` for the processor.
@@ -190,7 +230,7 @@ impl Device {
         checkpoint: &Checkpoint,
         task: &impl Task,
         output: &Output,
-    ) -> Result<Option<(Devices<CudaBackend>, Precision)>, Failure> {
+    ) -> Result<Option<Gpus>, Failure> {
         let ordinals = match &self.choice {
             Choice::Cpu => return Ok(None),
             Choice::Auto => &[0],
@@ -214,20 +254,16 @@ impl Device {
                 memory.push(backend.free_memory()?);
                 backends.push(Arc::new(backend));
             }
-            let devices = match &self.blocks {
-                Some(blocks) => Devices::with_blocks(backends, blocks.clone())?,
-                None => Devices::with_memory(backends, memory)?,
-            };
             // A GPU that is named gets the model, and the loader's error names what it lacks.
             if self.choice == Choice::Auto {
                 let loader = Loader::new(checkpoint.clone()).precision(precision);
-                loader.accept(&devices.first().capabilities())?;
+                loader.accept(&backends[0].capabilities())?;
             }
-            Ok((devices, precision))
+            Ok(Gpus { backends, memory, precision })
         };
         match (open(), &self.choice) {
             (Ok(found), Choice::Auto) => {
-                output.remark(&output.dim(&format!("on {}", found.0.describe())));
+                output.remark(&output.dim(&format!("on {}", found.backends[0].describe())));
                 Ok(Some(found))
             }
             (Err(failure), Choice::Auto) => {
@@ -279,6 +315,21 @@ fn stored(precision: Precision, task: &impl Task, checkpoint: &Checkpoint) -> Re
 }
 
 impl Choice {
+    /// The devices of this number of ranks: those that are named, or the first GPUs, or the processor several times.
+    fn of_ranks(self, ranks: Option<usize>, device: &str) -> Result<Self, Failure> {
+        let Some(ranks) = ranks else { return Ok(self) };
+        let first = || (0..).take(ranks).collect();
+        match self {
+            Self::Cpu => Ok(Self::Cpu),
+            Self::Auto => Ok(Self::Cuda(first())),
+            Self::Cuda(ordinals) if ordinals == [0] => Ok(Self::Cuda(first())),
+            Self::Cuda(ordinals) if ordinals.len() == ranks => Ok(Self::Cuda(ordinals)),
+            Self::Cuda(_) => Err(Failure::usage(format!(
+                "--tensor-parallel {ranks}, but --device {device}: name as many GPUs, or cuda for the first ones"
+            ))),
+        }
+    }
+
     /// `auto`, `cpu`, `cuda`, `cuda:N`, `cuda:N,cuda:N`
     fn of(device: &str) -> Result<Self, Failure> {
         let ordinal = |name: &str| match name.strip_prefix("cuda")? {

@@ -1,4 +1,4 @@
-//! `int8_cuda.h` and `int8_cuda_model.h` in Rust: one `repr(C)` struct an operation, an explicit stream, caller-owned workspaces, a status returned.
+//! `int8_cuda.h`, `int8_cuda_model.h` and `int8_cuda_exchange.h` in Rust: one `repr(C)` struct an operation, an explicit stream, caller-owned workspaces, a status returned.
 //! The header documents every field; the ABI test compares sizes and offsets with the C++ compiler's.
 #![allow(unsafe_code, reason = "declares C functions")]
 #![allow(non_camel_case_types, reason = "the names are those of the C header")]
@@ -6,8 +6,10 @@
 
 use std::ffi::{c_char, c_void};
 
+mod exchange;
 mod model;
 
+pub use exchange::*;
 pub use model::*;
 
 /// `cudaStream_t`, the same as the driver's `CUstream`. Null is the legacy default stream.
@@ -17,7 +19,7 @@ pub type int8_cuda_stream = *mut c_void;
 pub type int8_cuda_status = i32;
 
 /// The version of these declarations.
-pub const INT8_CUDA_ABI: i32 = 4;
+pub const INT8_CUDA_ABI: i32 = 5;
 pub const INT8_CUDA_OK: i32 = 0;
 pub const INT8_CUDA_INVALID: i32 = 1;
 pub const INT8_CUDA_UNSUPPORTED: i32 = 2;

@@ -109,6 +109,20 @@ impl Device {
         Ok(())
     }
 
+    /// The same, and whether kernels of this device can read that memory.
+    pub(crate) fn reaches(&self, other: &Self) -> Result<bool, Error> {
+        if self.0.context.get_inner() == other.0.context.get_inner() {
+            return Ok(true);
+        }
+        self.activate()?;
+        // SAFETY: a live context.
+        let status = unsafe { cuda::cuCtxEnablePeerAccess(other.0.context.get_inner(), 0) };
+        Ok(matches!(
+            status,
+            cuda::cudaError_enum::CUDA_SUCCESS | cuda::cudaError_enum::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED
+        ))
+    }
+
     /// The device's properties.
     pub fn info(&self) -> &DeviceInfo {
         &self.0.info

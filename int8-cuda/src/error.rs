@@ -66,6 +66,12 @@ pub enum Error {
         /// The size requested.
         bytes: usize,
     },
+    /// A device did not come to an exchange with the others.
+    #[error("device {rank} waited for 10 s for the others in vain: one of them has failed; start again")]
+    Peer {
+        /// Its number among them.
+        rank: usize,
+    },
     /// A library that is loaded at run time was not found.
     #[error("{operation}: {library} was not found; put its folder on LD_LIBRARY_PATH")]
     Missing {

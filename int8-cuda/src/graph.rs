@@ -26,17 +26,72 @@ impl Graph {
     /// # Errors
     /// The error of `work`, or [`Error::Device`].
     pub unsafe fn capture(stream: &Stream, work: impl FnOnce() -> Result<(), Error>) -> Result<Self, Error> {
-        let raw = stream.inner().as_inner();
-        stream.device().activate()?;
+        // SAFETY: the caller's promise.
+        let mut graphs = unsafe { Self::capture_all(&[stream], work)? };
+        graphs.pop().ok_or(Error::Invalid { operation: "graph", shape: "no stream".to_owned() })
+    }
+
+    /// The same for several streams: a graph of each, in their order.
+    ///
+    /// # Safety
+    /// As [`capture`](Self::capture).
+    ///
+    /// # Errors
+    /// The error of `work`, or [`Error::Device`].
+    pub unsafe fn capture_all(
+        streams: &[&Stream],
+        work: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<Vec<Self>, Error> {
         let mode = cuda::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: a live stream of the current context.
-        done("begin capture", unsafe { cuda::cuStreamBeginCapture_v2(raw, mode) })?;
-        let outcome = work();
-        let mut graph = std::ptr::null_mut();
-        // SAFETY: ends the capture begun above, also when the work failed.
-        let ended = done("end capture", unsafe { cuda::cuStreamEndCapture(raw, &raw mut graph) });
-        outcome?;
-        ended?;
+        let begin = |stream: &Stream| {
+            stream.device().activate()?;
+            // SAFETY: a live stream of the current context.
+            done("begin capture", unsafe { cuda::cuStreamBeginCapture_v2(stream.inner().as_inner(), mode) })
+        };
+        let mut begun = 0;
+        let mut outcome = Ok(());
+        for stream in streams {
+            outcome = begin(stream);
+            if outcome.is_err() {
+                break;
+            }
+            begun += 1;
+        }
+        let outcome = outcome.and_then(|()| work());
+        // All end before the first is made executable, which may allocate.
+        let mut captured = Vec::new();
+        for stream in &streams[..begun] {
+            let mut graph = std::ptr::null_mut();
+            let ended = stream.device().activate().and_then(|()| {
+                // SAFETY: ends the capture begun above, also when the work failed.
+                done("end capture", unsafe {
+                    cuda::cuStreamEndCapture(stream.inner().as_inner(), &raw mut graph)
+                })
+            });
+            captured.push((graph, ended));
+        }
+        let mut graphs = Vec::new();
+        let mut failed = outcome.err();
+        for (stream, (graph, ended)) in streams.iter().zip(captured) {
+            if let (None, Err(error)) = (&failed, ended) {
+                failed = Some(error);
+            }
+            if !graph.is_null() {
+                match Self::executable(stream.device(), graph) {
+                    Ok(graph) => graphs.push(graph),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
+            }
+        }
+        match failed {
+            None => Ok(graphs),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Takes a captured graph.
+    fn executable(device: &Device, graph: cuda::CUgraph) -> Result<Self, Error> {
+        device.activate()?;
         let mut executable = std::ptr::null_mut();
         // SAFETY: a graph that was just captured; no log is requested.
         let status = unsafe {
@@ -51,7 +106,7 @@ impl Graph {
         // SAFETY: the executable graph does not refer to the one it was made of.
         unsafe { cuda::cuGraphDestroy(graph) };
         done("instantiate graph", status)?;
-        Ok(Self { executable, device: stream.device().clone() })
+        Ok(Self { executable, device: device.clone() })
     }
 
     /// Enqueues one replay on `stream`.

@@ -43,6 +43,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_size: config.head_size,
+        part: None,
         mask,
         scale: convert::f32_from(1.0 / divisor.sqrt()),
         softcap: config.attention_softcap,

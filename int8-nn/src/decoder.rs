@@ -235,6 +235,7 @@ impl<B: Backend> Decoder<B> {
         let further = cross.as_ref().map(|_| Feature::CrossAttention);
         for backend in devices.backends() {
             backend.capabilities().accept(&config, precision, further.as_slice())?;
+            backend.prepare(&config)?;
         }
         if let Some(what) = config.on_one_device().filter(|_| devices.backends().len() > 1) {
             return Err(Error::Unsupported(format!(

@@ -1,16 +1,21 @@
 //! An int8 weight with what its products need beside it: settings, and exact columns for the outliers.
 
 use std::error::Error as StdError;
+use std::ops::Range;
 
-use int8_core::{Config, Element, Granularity, OutlierRule};
+use int8_core::{Config, Element, Granularity, OutlierRule, QuantizedMatrix};
 use int8_cpu::{ExactColumn, ExactColumns, Kernel, LinearStats, PackedWeight, PackedWeightBuilder, Store};
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, s};
 use rayon::prelude::*;
 
 use crate::Error;
 use crate::exact_columns::{ExactColumnCache, Origin};
 use crate::precision::{OutlierWeights, Quantization};
 use crate::weights::{FloatMatrix, LinearSource, StoredWeight, widened};
+
+/// Input features behind those of a [shard](LinearSource::shard), with weights of 0: through them a row of the input is given the
+/// least and the greatest value of all its shards, on which its scale depends.
+pub(crate) const RANGE_FEATURES: usize = 2;
 
 /// `W [N, K]` in int8.
 #[derive(Debug)]
@@ -86,6 +91,9 @@ impl ExactColumns for Int8Weight {
 
 /// Quantises the parts of a layer, each by itself: where a tensor has one scale, each of them has one.
 fn pack(kernel: Kernel, source: &LinearSource, config: &Config) -> Result<PackedWeight, Error> {
+    if let Some(features) = source.shard() {
+        return pack_shard(kernel, source, features, config);
+    }
     let parts = (0..source.parts()).map(|part| source.part(part)).collect::<Result<Vec<_>, _>>()?;
     let granularity = match config.weight_granularity {
         // What is int8 already has one scale a row, and the parts become one weight.
@@ -105,6 +113,76 @@ fn pack(kernel: Kernel, source: &LinearSource, config: &Config) -> Result<Packed
         }
     }
     Ok(builder.finish()?)
+}
+
+/// Some features of the quantised weight, and behind them [`RANGE_FEATURES`].
+fn pack_shard(
+    kernel: Kernel,
+    source: &LinearSource,
+    features: &Range<usize>,
+    config: &Config,
+) -> Result<PackedWeight, Error> {
+    /// Rows that are quantised at a time.
+    const ROWS: usize = 1024;
+    if config.weight_granularity != Granularity::Row {
+        return Err(Error::Unsupported("a shard of a weight without one scale a row".to_owned()));
+    }
+    let inner = features.len() + RANGE_FEATURES;
+    let mut builder = PackedWeightBuilder::new(
+        kernel,
+        (source.outputs(), inner),
+        config.weight_encoding,
+        Granularity::Row,
+    )?;
+    for part in 0..source.parts() {
+        match source.part(part)? {
+            StoredWeight::Float(rows) => {
+                let all = FloatMatrix::stack(vec![StoredWeight::Float(rows)], source.inputs());
+                for first in (0..all.dim().0).step_by(ROWS) {
+                    let count = ROWS.min(all.dim().0 - first);
+                    let mut values = Array2::zeros((count, source.inputs()));
+                    let mut targets = values.rows_mut().into_iter();
+                    let mut wide = Vec::new();
+                    all.read(first..first + count, &mut |row| {
+                        if let Some(mut target) = targets.next() {
+                            target.assign(&ArrayView1::from(widened(row, &mut wide)));
+                        }
+                    });
+                    let quantized =
+                        QuantizedMatrix::quantize(values.view(), config.weight_encoding, Granularity::Row);
+                    let zeros = quantized.zero_points();
+                    let mut codes = Array2::from_shape_fn((count, inner), |(row, _)| {
+                        // What stands for 0; zero points lie in the codes' range.
+                        i8::try_from(zeros[row]).unwrap_or_default()
+                    });
+                    let kept = quantized.codes();
+                    codes.slice_mut(s![.., ..features.len()]).assign(&kept.slice(s![.., features.clone()]));
+                    append(&mut builder, &codes, quantized.scales(), Some(zeros))?;
+                }
+            }
+            StoredWeight::Int8(rows) => {
+                let mut codes = Array2::zeros((rows.dim().0, inner));
+                for (index, mut target) in codes.rows_mut().into_iter().enumerate() {
+                    let kept = ArrayView1::from(&rows.row(index)[features.clone()]);
+                    target.slice_mut(s![..features.len()]).assign(&kept);
+                }
+                append(&mut builder, &codes, rows.scales(), None)?;
+            }
+        }
+    }
+    Ok(builder.finish()?)
+}
+
+fn append(
+    builder: &mut PackedWeightBuilder,
+    codes: &Array2<i8>,
+    scales: ArrayView1<'_, f32>,
+    zero_points: Option<ArrayView1<'_, i32>>,
+) -> Result<(), Error> {
+    let inner = codes.ncols();
+    let all = codes.as_slice().expect("standard layout");
+    let row = |index: usize| &all[index * inner..(index + 1) * inner];
+    Ok(builder.append_codes(codes.nrows(), &row, scales, zero_points)?)
 }
 
 /// The largest magnitude of each row; NaN for one that is not finite.

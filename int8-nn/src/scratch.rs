@@ -108,10 +108,11 @@ impl<B: Backend> Scratch<B> {
         let role = ActivationRole::Intermediate;
         let rows_if =
             |condition, width| backend.activations(if condition { max_rows } else { 0 }, width, role);
+        let projected = |width| backend.activations(max_rows, width, ActivationRole::QueriesKeysValues);
         let of = |widths: Widths| -> Result<[B::Activations; 7], Error> {
             let Widths { qkv, context, gate, up, inner, raw, output } = widths;
             Ok([
-                rows_if(true, qkv)?,
+                projected(qkv)?,
                 rows_if(true, context)?,
                 rows_if(gate > 0, gate)?,
                 rows_if(true, up)?,

@@ -133,7 +133,7 @@ impl<'m, B: Backend> Session<'m, B> {
             narrow_out: head.activations(narrow_out, config.embedding_size, role)?,
             selected: selected(&decoder.stages()[last].backend)?,
             handed_on,
-            logits: head.activations(max_logits, config.vocab_size, role)?,
+            logits: head.activations(max_logits, config.vocab_size, ActivationRole::Logits)?,
             host: Vec::new(),
             lengths: vec![0; sequences],
             expected: vec![0; sequences],

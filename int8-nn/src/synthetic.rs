@@ -40,15 +40,16 @@ pub fn checkpoint(config: &str, float: FloatType, biases: bool) -> Result<Checkp
     let family = families::of(&raw)?;
     let config = (family.config)(&raw)?;
     let tensors = Tensors::of((family.names)(&config), &config, biases)?;
-    Ok(Checkpoint::synthetic(source, float, deviation(config.hidden_size), tensors.list)?)
+    Ok(Checkpoint::synthetic(source, float, deviation(config.hidden_size, config.gated_mlp), tensors.list)?)
 }
 
-/// Standard deviation of the weights: 0.02, what OPT and LLaMA are initialised with, and for more than 4,096 hidden features so much
-/// less that the inputs of the contraction do not grow with the width. (At 14,336 features they would have a deviation of 2.8,
-/// and of 512 rows each column would hold an outlier, which no trained model has.)
-fn deviation(hidden: usize) -> f32 {
-    const WIDTH: usize = 4096;
-    let share = convert::f64_from(WIDTH) / convert::f64_from(hidden.max(WIDTH));
+/// Standard deviation of the weights: 0.02, what OPT and LLaMA are initialised with, and for more than 4,096 hidden features (1,024 with gates) so
+/// much less that the inputs of the contraction do not grow with the width. (OPT-175B's would have a deviation of 2.8, and of 512
+/// rows each column would hold an outlier, which no trained model has.) A gate multiplies two of them: a product reaches 6 much
+/// sooner.
+fn deviation(hidden: usize, gated: bool) -> f32 {
+    let width = if gated { 1024 } else { 4096 };
+    let share = convert::f64_from(width) / convert::f64_from(hidden.max(width));
     convert::f32_from(0.02 * share.sqrt())
 }
 

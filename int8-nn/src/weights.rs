@@ -6,6 +6,7 @@ mod part;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use int8_core::{Element, FloatSlice, FloatType};
 use int8_cpu::ExactColumn;
@@ -24,7 +25,11 @@ pub struct LinearSource {
     name: String,
     parts: Vec<Part>,
     part_outputs: Vec<usize>,
+    /// Outputs of the layers that are stacked, whether or not they are stored as one part.
+    sections: Vec<usize>,
     inputs: usize,
+    /// The input features that are used.
+    shard: Option<Range<usize>>,
     bias: Option<Vec<f32>>,
 }
 
@@ -70,7 +75,67 @@ impl LinearSource {
         }
         let bias = found.then_some(bias);
         let name = parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join("+");
-        Ok(Self { checkpoint: checkpoint.clone(), name, parts, part_outputs, inputs, bias })
+        let (checkpoint, sections) = (checkpoint.clone(), outputs.to_vec());
+        Ok(Self { checkpoint, name, parts, part_outputs, sections, inputs, shard: None, bias })
+    }
+
+    /// The same layer with these of its outputs alone: ranges of each of the [`sections`](Self::sections), counted in it.
+    ///
+    /// # Panics
+    /// If there is not one range for each section, inside it.
+    #[must_use]
+    pub(crate) fn with_outputs(&self, ranges: &[Range<usize>]) -> Self {
+        assert_eq!(ranges.len(), self.sections.len(), "{}: ranges of the sections", self.name);
+        let firsts = self.sections.iter().scan(0, |end, outputs| {
+            let first = *end;
+            *end += outputs;
+            Some((first, *outputs))
+        });
+        let kept: Vec<Range<usize>> = firsts
+            .zip(ranges)
+            .map(|((first, outputs), range)| {
+                assert!(range.start <= range.end && range.end <= outputs, "{}: {range:?}", self.name);
+                first + range.start..first + range.end
+            })
+            .collect();
+        let (mut parts, mut part_outputs, mut first) = (Vec::new(), Vec::new(), 0);
+        for (part, outputs) in self.parts.iter().zip(&self.part_outputs) {
+            let inside = |range: &Range<usize>| {
+                range.start.clamp(first, first + outputs) - first
+                    ..range.end.clamp(first, first + outputs) - first
+            };
+            let rows: Vec<usize> = kept.iter().flat_map(inside).collect();
+            first += outputs;
+            if !rows.is_empty() {
+                part_outputs.push(rows.len());
+                parts.push(part.clone().of_rows(&rows, *outputs));
+            }
+        }
+        let bias = self.bias.as_ref();
+        let bias = bias.map(|bias| kept.iter().flat_map(|range| &bias[range.clone()]).copied().collect());
+        let sections = ranges.iter().map(ExactSizeIterator::len).collect();
+        Self { parts, part_outputs, sections, bias, ..self.clone() }
+    }
+
+    /// The same layer with these of its input features alone, and with the bias or without: a summand of its output.
+    ///
+    /// # Panics
+    /// If the layer has no such features.
+    #[must_use]
+    pub(crate) fn with_inputs(&self, features: Range<usize>, biased: bool) -> Self {
+        assert!(features.start < features.end && features.end <= self.inputs, "{}: {features:?}", self.name);
+        let bias = self.bias.clone().filter(|_| biased);
+        Self { shard: Some(features), bias, ..self.clone() }
+    }
+
+    /// Outputs of the layers that are stacked: of queries, keys and values, for example.
+    pub(crate) fn sections(&self) -> &[usize] {
+        &self.sections
+    }
+
+    /// The input features that are used, where it is not all of them. Codes and scales are those of whole rows.
+    pub fn shard(&self) -> Option<&Range<usize>> {
+        self.shard.as_ref()
     }
 
     /// The layer's name in the checkpoint; stacked parts are joined by `+`.
@@ -83,7 +148,7 @@ impl LinearSource {
         self.part_outputs.iter().sum()
     }
 
-    /// Inputs K.
+    /// Input features K of the stored weight.
     pub fn inputs(&self) -> usize {
         self.inputs
     }
@@ -122,13 +187,18 @@ impl LinearSource {
         self.parts[index].open(&self.checkpoint)
     }
 
-    /// The whole weight in floating point, in the stored type when all parts share one. int8 parts are dequantised to f32.
+    /// The whole weight, or its [`shard`](Self::shard), in floating point, in the stored type when all parts share one. int8 parts
+    /// are dequantised to f32.
     ///
     /// # Errors
     /// As [`part`](Self::part).
     pub fn float(&self) -> Result<FloatMatrix<'_>, Error> {
         let parts: Vec<_> = (0..self.parts()).map(|index| self.part(index)).collect::<Result<_, _>>()?;
-        Ok(FloatMatrix::stack(parts, self.inputs))
+        let whole = FloatMatrix::stack(parts, self.inputs);
+        Ok(match &self.shard {
+            None => whole,
+            Some(features) => whole.narrowed(features.clone()),
+        })
     }
 
     /// Lets the system take back the memory that holds the mapped weight: it has been read, and will be again in single columns
@@ -146,6 +216,9 @@ impl LinearSource {
         if self.is_int8()? && !self.checkpoint.has_outlier_columns() {
             return Ok(None);
         }
+        let first = self.shard.as_ref().map_or(0, |features| features.start);
+        let columns: Vec<usize> = columns.iter().map(|column| first + column).collect();
+        let columns = &columns[..];
         let mut types = Vec::new();
         for part in &self.parts {
             types.push(match part.dtype(&self.checkpoint)? {
@@ -194,7 +267,9 @@ impl LinearSource {
             let stored = self.checkpoint.outlier_columns(&part.name, tensor.matrix_shape()?)?;
             all.extend(stored.into_iter().flat_map(|stored| stored.columns));
         }
-        Ok(Some(all.into_iter().collect()))
+        let features = self.shard.clone().unwrap_or(0..self.inputs);
+        let inside = all.range(features.clone());
+        Ok(Some(inside.map(|column| column - features.start).collect()))
     }
 
     fn columns_as<T: Element + ReadAs>(

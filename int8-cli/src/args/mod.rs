@@ -54,6 +54,10 @@ pub(crate) struct Global {
     /// Blocks of the model on each of several GPUs, as 40,30 [default: by their free memory]
     #[arg(long, global = true, value_name = "N,N", value_delimiter = ',')]
     pub(crate) device_map: Option<Vec<usize>>,
+    /// Number of GPUs that compute each layer together, each with a part of it (tensor parallelism): the first ones, or those that
+    /// --device names
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub(crate) tensor_parallel: Option<u16>,
     /// On a GPU, the type of activations and of weights that are not int8 (sums are 32-bit): 16-bit types are faster, f16 is
     /// finer and bf16 reaches further [default: the type of the checkpoint]
     #[arg(long, global = true, value_name = "TYPE", value_parser = named::<FloatType>())]

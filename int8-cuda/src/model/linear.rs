@@ -1,5 +1,7 @@
 //! Weights of linear layers: int8, built from rows as they arrive, or in floating point.
 
+use std::sync::Arc;
+
 use int8_core::{Encoding, FloatType, Granularity};
 use int8_cuda_sys as sys;
 
@@ -57,6 +59,39 @@ impl Int8Linear {
     /// Whether its exact columns, if there are any, can be multiplied with activations of this type.
     pub(super) fn fits(&self, compute: FloatType) -> bool {
         self.exact.element().is_none_or(|element| element == compute)
+    }
+
+    /// Enqueues: `count` of its input features from `first` on, and behind them `zeros` features with weights of 0. Codes and scales
+    /// stay as they are; columns that are kept exactly are not taken along.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where it has no such features; [`Error::OutOfMemory`], [`Error::Device`].
+    pub fn features(self, stream: &Stream, first: usize, count: usize, zeros: usize) -> Result<Self, Error> {
+        let Self { n, .. } = self;
+        if first + count > self.k {
+            let (expected, found) = (self.dim(), (n, first + count));
+            return Err(Error::Shape { operation: "part of a weight", what: "features", expected, found });
+        }
+        let k = count + zeros;
+        let codes = Buffer::zeros(stream.device(), n * leading(k))?;
+        let params = sys::int8_cuda_slice_params {
+            codes: self.codes.pointer(),
+            zero_points: Buffer::pointer_or_null(self.zero_points.as_ref()),
+            out: codes.pointer(),
+            code_sums: self.code_sums.pointer(),
+            stream: stream.raw()?,
+            n: convert::size(n),
+            first: convert::size(first),
+            count: convert::size(count),
+            zeros: convert::size(zeros),
+            ldq: convert::size(leading(self.k)),
+            ldo: convert::size(leading(k)),
+        };
+        // SAFETY: the sizes are those of the buffers; freeing the former codes waits for the device.
+        let status = unsafe { sys::int8_cuda_slice(&raw const params) };
+        check("part of a weight", status, || format!("W [{n}, {k}]"))?;
+        let exact = ExactColumns::default();
+        Ok(Self { k, codes, exact, ..self })
     }
 
     pub(crate) fn raw(&self) -> RawWeight {
@@ -222,8 +257,10 @@ impl Int8LinearBuilder {
 /// `W [n, k]` in floating point, row-major, ld = k.
 #[derive(Debug)]
 pub struct FloatWeight {
-    bytes: Buffer<u8>,
+    bytes: Arc<Buffer<u8>>,
     element: FloatType,
+    /// Where it is a part of the rows in memory.
+    first_row: usize,
     n: usize,
     k: usize,
 }
@@ -234,7 +271,19 @@ impl FloatWeight {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Device`].
     pub fn zeros(device: &Device, element: FloatType, n: usize, k: usize) -> Result<Self, Error> {
-        Ok(Self { bytes: Buffer::zeros(device, n * k * element.bytes())?, element, n, k })
+        let bytes = Arc::new(Buffer::zeros(device, n * k * element.bytes())?);
+        Ok(Self { bytes, element, first_row: 0, n, k })
+    }
+
+    /// These of its rows, which stay where they are.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    #[must_use]
+    pub fn part(&self, rows: std::ops::Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.n, "rows {rows:?} of {}", self.n);
+        let Self { ref bytes, element, first_row, k, .. } = *self;
+        Self { bytes: bytes.clone(), element, first_row: first_row + rows.start, n: rows.len(), k }
     }
 
     /// Enqueues the copy of staged rows to row `first` and those behind it.
@@ -254,7 +303,10 @@ impl FloatWeight {
             return Err(Error::Shape { operation: "weight", what: "rows", expected, found });
         }
         staged.expect(rows * row)?;
-        staged.copy_to(stream, &mut self.bytes, first * row, rows * row)
+        let shared =
+            || Error::Invalid { operation: "weight", shape: "rows that are shared already".to_owned() };
+        let bytes = Arc::get_mut(&mut self.bytes).ok_or_else(shared)?;
+        staged.copy_to(stream, bytes, (self.first_row + first) * row, rows * row)
     }
 
     /// Output channels and input features, `(n, k)`.
@@ -269,10 +321,10 @@ impl FloatWeight {
 
     /// Device memory in bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.n * self.k * self.element.bytes()
     }
 
     pub(crate) fn pointer(&self) -> *mut std::ffi::c_void {
-        self.bytes.pointer().cast()
+        self.bytes.pointer().wrapping_add(self.first_row * self.k * self.element.bytes()).cast()
     }
 }

@@ -7,6 +7,7 @@
 
 mod attention;
 mod exact;
+mod exchange;
 mod linear;
 mod sampling;
 mod tensor;
@@ -15,6 +16,7 @@ mod upload;
 mod workspace;
 
 pub use attention::{Attention, Batch, BatchRow, CacheShape, KvCache, Mask, PAGE_POSITIONS, Rotation};
+pub use exchange::{Arrival, Exchange, ExchangeSizes, RANGE_COLUMNS};
 pub use linear::{FloatWeight, Int8Linear, Int8LinearBuilder};
 pub use sampling::{Draw, Samples};
 pub use tensor::{SharedRows, Store, Tensor};

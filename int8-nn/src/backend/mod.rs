@@ -24,6 +24,7 @@ pub mod cuda;
 mod linear_attention;
 mod observer;
 mod pages;
+pub mod parallel;
 mod positions;
 mod recurrent;
 mod routing;
@@ -46,7 +47,7 @@ pub use spec::{
 };
 
 use crate::Error;
-use crate::config::{Activation, ClampedGate, GateFunction, Xielu};
+use crate::config::{Activation, ClampedGate, DecoderConfig, GateFunction, Xielu};
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};
 use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
@@ -72,6 +73,15 @@ pub trait Backend: Sized + Send + Sync {
     fn capabilities(&self) -> Capabilities;
 
     // Building a model.
+
+    /// Called once, before the weights of a model with this description are made.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the backend cannot hold such a model.
+    fn prepare(&self, config: &DecoderConfig) -> Result<(), Error> {
+        let _ = config;
+        Ok(())
+    }
 
     /// Reads (and quantises) a linear layer.
     ///

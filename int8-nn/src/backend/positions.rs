@@ -5,6 +5,7 @@ use std::ops::Range;
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayViewMut2, Axis};
 
+use crate::backend::AttentionSpec;
 use crate::config::{Positions, Rotary};
 use crate::convert;
 
@@ -90,7 +91,7 @@ impl<'a> Rotations<'a> {
 
 /// The slopes of Press, Smith and Lewis (2022): a geometric sequence for a power of two; for other head counts the
 /// sequence of the next lower power, then every second slope of the next higher.
-pub(super) fn alibi_slopes(heads: usize) -> Vec<f32> {
+fn alibi_slopes(heads: usize) -> Vec<f32> {
     let power = |heads: usize| heads.next_power_of_two() >> usize::from(!heads.is_power_of_two());
     let slopes = |count: usize| {
         let base = 2.0_f64.powf(-8.0 / convert::f64_from(count));
@@ -98,6 +99,14 @@ pub(super) fn alibi_slopes(heads: usize) -> Vec<f32> {
     };
     let lower = power(heads);
     slopes(lower).chain(slopes(2 * lower).step_by(2)).take(heads).collect()
+}
+
+impl AttentionSpec {
+    /// The slopes of its query heads.
+    pub(super) fn alibi_slopes(&self) -> Vec<f32> {
+        let (first, all) = self.part.unwrap_or((0, self.heads));
+        alibi_slopes(all).into_iter().skip(first).take(self.heads).collect()
+    }
 }
 
 #[cfg(test)]

@@ -75,9 +75,13 @@ pub struct GraphKey {
 /// What activations hold, by which a backend chooses their type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ActivationRole {
-    /// The residual stream, what is added to it, and logits: f32.
+    /// The residual stream, and what is added to it: f32.
     Residual,
-    /// What lies between two operations of a block: f32, or the type that the backend computes in.
+    /// Logits: f32.
+    Logits,
+    /// Queries, keys and values of a block: f32, or the type that the backend computes in.
+    QueriesKeysValues,
+    /// What else lies between two operations of a block: likewise.
     Intermediate,
 }
 
@@ -135,6 +139,8 @@ pub struct AttentionSpec {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_size: usize,
+    /// Where these are not all of a model's query heads: the first of them, and the number of all.
+    pub part: Option<(usize, usize)>,
     /// Which tokens are seen.
     pub mask: Mask,
     /// Factor of the scores: `1/√head_size`, or 1 for T5.

@@ -18,7 +18,8 @@ use crate::checkpoint::{FloatRows, TensorView};
 #[derive(Debug, Clone)]
 pub struct FloatMatrix<'a> {
     parts: Vec<Source<'a>>,
-    columns: usize,
+    /// Of those of the parts.
+    columns: Range<usize>,
     float_type: FloatType,
 }
 
@@ -52,12 +53,23 @@ impl<'a> FloatMatrix<'a> {
         let mut types = parts.iter().map(Source::float_type);
         let first = types.next().unwrap_or(FloatType::F32);
         let float_type = if types.all(|other| other == first) { first } else { FloatType::F32 };
-        Self { parts, columns, float_type }
+        Self { parts, columns: 0..columns, float_type }
+    }
+
+    /// These of its columns.
+    ///
+    /// # Panics
+    /// If it has no such columns.
+    #[must_use]
+    pub(crate) fn narrowed(self, columns: Range<usize>) -> Self {
+        assert!(columns.start <= columns.end && columns.end <= self.columns.len(), "columns {columns:?}");
+        let first = self.columns.start;
+        Self { columns: first + columns.start..first + columns.end, ..self }
     }
 
     /// Shape `(rows, columns)`.
     pub fn dim(&self) -> (usize, usize) {
-        (self.parts.iter().map(Source::rows).sum(), self.columns)
+        (self.parts.iter().map(Source::rows).sum(), self.columns.len())
     }
 
     /// Type of its elements.
@@ -78,6 +90,14 @@ impl<'a> FloatMatrix<'a> {
     pub fn read(&self, rows: Range<usize>, each: &mut dyn FnMut(FloatSlice<'_>)) {
         assert!(rows.end <= self.dim().0, "rows of the matrix");
         let mut wide = Vec::new();
+        let mut each = |row: FloatSlice<'_>| {
+            let columns = self.columns.clone();
+            each(match row {
+                FloatSlice::F32(row) => FloatSlice::F32(&row[columns]),
+                FloatSlice::F16(row) => FloatSlice::F16(&row[columns]),
+                FloatSlice::Bf16(row) => FloatSlice::Bf16(&row[columns]),
+            });
+        };
         let mut first = 0;
         for part in &self.parts {
             let end = first + part.rows();
@@ -93,13 +113,13 @@ impl<'a> FloatMatrix<'a> {
                     }
                 }
                 Source::Stored(StoredWeight::Float(stored)) if stored.float_type() == self.float_type => {
-                    stored.read(inside, each);
+                    stored.read(inside, &mut each);
                 }
                 Source::Stored(StoredWeight::Float(stored)) => {
                     stored.read(inside, &mut |row| each(FloatSlice::F32(widened(row, &mut wide))));
                 }
                 Source::Stored(StoredWeight::Int8(stored)) => {
-                    wide.resize(self.columns, 0.0);
+                    wide.resize(stored.dim().1, 0.0);
                     for row in inside {
                         stored.dequantize(row, &mut wide);
                         each(FloatSlice::F32(&wide));
@@ -128,7 +148,7 @@ impl From<Array2<f32>> for FloatMatrix<'_> {
         let columns = matrix.ncols();
         let matrix =
             if matrix.is_standard_layout() { matrix } else { matrix.as_standard_layout().into_owned() };
-        Self { parts: vec![Source::Memory(matrix)], columns, float_type: FloatType::F32 }
+        Self { parts: vec![Source::Memory(matrix)], columns: 0..columns, float_type: FloatType::F32 }
     }
 }
 

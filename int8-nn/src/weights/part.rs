@@ -97,6 +97,14 @@ impl Part {
         Self { rows, ..self }
     }
 
+    /// Only `rows` of the `outputs` that the layer has of it.
+    pub(super) fn of_rows(self, rows: &[usize], outputs: usize) -> Self {
+        let of = self.stored_rows(outputs);
+        let stored = |row: &usize| self.order().map_or(*row, |order| order[*row]);
+        let rows = Rows::Gather { rows: rows.iter().map(stored).collect(), of };
+        Self { rows, ..self }
+    }
+
     /// Output rows of the stored weight of which the layer has `outputs`.
     pub(crate) fn stored_rows(&self, outputs: usize) -> usize {
         match &self.rows {

@@ -142,7 +142,7 @@ impl Task for Bench<'_> {
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
         let device = place.devices.describe();
-        let bandwidth = self.bandwidth(place.processor, &device);
+        let bandwidth = self.bandwidth(place.processor, &device).map(|one| one * real(place.ranks));
         self.output.remark(&self.output.dim(&format!("{}, random weights; {device}", self.name)));
         // One after the other: large models do not fit beside each other.
         let runs = self.arguments.only;

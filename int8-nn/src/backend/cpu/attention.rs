@@ -13,7 +13,7 @@ use super::elementwise::normalize_columns;
 use super::recurrent::States;
 use super::selection::{IndexPages, bias, scores};
 use crate::Error;
-use crate::backend::positions::{Rotation, Rotations, alibi_slopes};
+use crate::backend::positions::{Rotation, Rotations};
 use crate::backend::{AttentionSpec, CacheCapacity, DistanceBias, Mask, NormSpec, PageTables};
 use crate::config::{HeadShape, IndexShape, Positions, QueryGrowth, Rotary};
 
@@ -130,7 +130,7 @@ impl CpuCache {
                 source.ok_or_else(unfit)?.place
             };
             let rotation = if layer.attends { rotations.place(&layer.positions) } else { None };
-            let slopes = matches!(layer.positions, Positions::Alibi).then(|| alibi_slopes(spec.heads));
+            let slopes = matches!(layer.positions, Positions::Alibi).then(|| spec.alibi_slopes());
             let window = layer.sliding_window.unwrap_or(usize::MAX);
             layers.push(Layer {
                 rotation,

@@ -1,5 +1,6 @@
 //! Weights in floating point: held in their stored type, multiplied in f32.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::{bf16, f16};
@@ -15,6 +16,8 @@ use crate::weights::FloatMatrix;
 /// A matrix shared between an embedding and a tied head.
 #[derive(Debug, Clone)]
 pub struct SharedMatrix {
+    /// Where it is a part of the values.
+    first_row: usize,
     rows: usize,
     columns: usize,
     values: Arc<Values>,
@@ -52,7 +55,7 @@ impl SharedMatrix {
                 }))
             }
         };
-        Self { rows, columns, values: Arc::new(values) }
+        Self { first_row: 0, rows, columns, values: Arc::new(values) }
     }
 
     /// `(rows, columns)`.
@@ -61,19 +64,28 @@ impl SharedMatrix {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        match &*self.values {
-            Values::F32(values) => size_of_val(&**values),
-            Values::F16(values) => size_of_val(&**values),
-            Values::Bf16(values) => size_of_val(&**values),
-        }
+        let element = match &*self.values {
+            Values::F32(_) => size_of::<f32>(),
+            Values::F16(_) | Values::Bf16(_) => size_of::<f16>(),
+        };
+        self.rows * self.columns * element
+    }
+
+    /// These of its rows, which stay where they are.
+    pub(super) fn part(&self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        Self { first_row: self.first_row + rows.start, rows: rows.len(), ..self.clone() }
     }
 
     fn view<'a, T>(&self, values: &'a [T]) -> ArrayView2<'a, T> {
+        let first = self.first_row * self.columns;
+        let values = &values[first..first + self.rows * self.columns];
         ArrayView2::from_shape(self.dim(), values).expect("as many values as the matrix had")
     }
 
     /// `out += matrix[row]`.
     pub(super) fn add_row(&self, row: usize, out: ArrayViewMut1<'_, f32>) {
+        let row = self.first_row + row;
         let row = row * self.columns..(row + 1) * self.columns;
         match &*self.values {
             Values::F32(values) => add(out, values[row].iter().copied()),

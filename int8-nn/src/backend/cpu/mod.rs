@@ -6,6 +6,7 @@ mod experts;
 mod float;
 mod linear;
 mod projection;
+mod rank;
 mod recurrent;
 mod selection;
 mod streams;
@@ -126,6 +127,20 @@ impl CpuActivations {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// These rows.
+    #[cfg(test)]
+    pub(crate) fn of(rows: &Array2<f32>) -> Self {
+        let mut activations = Self::room(rows.nrows(), rows.ncols());
+        activations.resize(rows.nrows()).assign(rows);
+        activations
+    }
+
+    /// Room for `max_rows` rows.
+    #[cfg(test)]
+    pub(crate) fn room(max_rows: usize, width: usize) -> Self {
+        Self { data: Vec::new(), rows: 0, max_rows, width }
     }
 
     /// All rows.

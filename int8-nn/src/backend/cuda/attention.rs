@@ -8,7 +8,7 @@ use int8_cuda::model::{
 use int8_cuda::{Buffer, Device, Stream};
 
 use crate::Error;
-use crate::backend::positions::{Rotations, alibi_slopes};
+use crate::backend::positions::Rotations;
 use crate::backend::{AttentionSpec, CacheCapacity, Mask, PageTables};
 use crate::config::Positions;
 
@@ -76,7 +76,7 @@ impl CudaCache {
         let mut layers = Vec::new();
         for layer in &spec.layers {
             let slopes = matches!(layer.positions, Positions::Alibi)
-                .then(|| Buffer::from_host(device, &alibi_slopes(spec.heads)))
+                .then(|| Buffer::from_host(device, &spec.alibi_slopes()))
                 .transpose()?;
             let rotation = rotations.place(&layer.positions);
             layers.push(Layer { rotation, slopes, window: layer.sliding_window.unwrap_or(0) });

@@ -68,54 +68,68 @@ pub(super) fn is_recorded(key: &GraphKey) -> bool {
     }
 }
 
-/// Replays the graph of this key; or runs `body`, the second time to record it.
+/// Replays the graphs of this key, one on each backend; or runs `body`, which enqueues work on all of them, the second time to
+/// record it.
 pub(super) fn run(
-    backend: &CudaBackend,
+    backends: &[&CudaBackend],
     key: GraphKey,
-    graphs: &Mutex<Graphs>,
+    graphs: &[&Mutex<Graphs>],
     body: &mut (dyn FnMut() -> Result<(), Error> + Send),
 ) -> Result<(), Error> {
-    let mut graphs = lock(graphs);
-    match graphs.0.get(&key) {
-        Some(State::Recorded(recorded)) => {
-            recorded.graph.launch(&backend.stream)?;
-            recorded.rows.iter().for_each(|(rows, count)| rows.set(*count));
+    let mut graphs: Vec<_> = graphs.iter().map(|graphs| lock(graphs)).collect();
+    let Some(known) = graphs.first().map(|graphs| graphs.0.get(&key)) else { return body() };
+    // What runs on one runs on all: they know the same keys.
+    match known {
+        Some(State::Recorded(_)) => {
+            for (backend, graphs) in backends.iter().zip(&graphs) {
+                if let Some(State::Recorded(recorded)) = graphs.0.get(&key) {
+                    recorded.graph.launch(&backend.stream)?;
+                    recorded.rows.iter().for_each(|(rows, count)| rows.set(*count));
+                }
+            }
             return Ok(());
         }
         Some(State::Refused) => return body(),
         Some(State::Seen) => {}
         None => {
-            graphs.0.insert(key, State::Seen);
-            lock(&backend.recording).host_decides = false;
+            graphs.iter_mut().for_each(|graphs| _ = graphs.0.insert(key, State::Seen));
+            backends.iter().for_each(|backend| lock(&backend.recording).host_decides = false);
             body()?;
-            if lock(&backend.recording).host_decides {
-                graphs.0.insert(key, State::Refused);
+            if backends.iter().any(|backend| lock(&backend.recording).host_decides) {
+                graphs.iter_mut().for_each(|graphs| _ = graphs.0.insert(key, State::Refused));
             }
             return Ok(());
         }
     }
-    let workspace = backend.workspace();
-    lock(&backend.recording).capturing = Some(Vec::new());
+    let workspaces: Vec<_> = backends.iter().map(|backend| backend.workspace()).collect();
+    backends.iter().for_each(|backend| lock(&backend.recording).capturing = Some(Vec::new()));
+    let streams: Vec<_> = backends.iter().map(|backend| &backend.stream).collect();
     let mut failed = None;
-    // SAFETY: weights and the session's buffers outlive the session, whose batch holds the graph; the workspace is kept with it.
+    // SAFETY: weights and the session's buffers outlive the session, whose batch holds the graph; the workspace is kept with it, and
+    // the buffers of exchanges by the backend of all ranks.
     let captured = unsafe {
-        Graph::capture(&backend.stream, || {
+        Graph::capture_all(&streams, || {
             body().or_else(|error| {
                 failed = Some(error);
                 Ok(())
             })
         })
     };
-    let rows = lock(&backend.recording).capturing.take().unwrap_or_default();
+    let take = |backend: &&CudaBackend| lock(&backend.recording).capturing.take().unwrap_or_default();
+    let rows: Vec<_> = backends.iter().map(take).collect();
     match captured {
-        Ok(graph) if failed.is_none() => {
-            graph.launch(&backend.stream)?;
-            graphs.0.insert(key, State::Recorded(Recorded { graph, rows, _workspace: workspace }));
+        Ok(captured) if failed.is_none() => {
+            let parts = captured.into_iter().zip(rows).zip(workspaces);
+            for ((graphs, backend), ((graph, rows), workspace)) in graphs.iter_mut().zip(backends).zip(parts)
+            {
+                graph.launch(&backend.stream)?;
+                graphs.0.insert(key, State::Recorded(Recorded { graph, rows, _workspace: workspace }));
+            }
             Ok(())
         }
         // What cannot be recorded still runs; a mistake of the caller fails again.
         _ => {
-            graphs.0.insert(key, State::Refused);
+            graphs.iter_mut().for_each(|graphs| _ = graphs.0.insert(key, State::Refused));
             body()
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use int8_core::{Config, FloatSlice, FloatType, Granularity, OutlierRule};
-use int8_cuda::model::{FloatWeight, Int8Linear, Int8LinearBuilder, Tensor, Upload};
+use int8_cuda::model::{FloatWeight, Int8Linear, Int8LinearBuilder, RANGE_COLUMNS, Tensor, Upload};
 use int8_cuda::{Buffer, Stream};
 use ndarray::ArrayView2;
 use rayon::prelude::*;
@@ -56,8 +56,20 @@ impl CudaLinear {
             // Tensor cores multiply two operands of one type.
             Precision::Float => Weight::Float(Arc::new(upload(stream, to, &source.float()?, compute)?)),
             Precision::Int8(Quantization { config, outlier_weights, .. }) => {
-                let weight = quantize(stream, to, source, config)?;
+                let whole = quantize(stream, to, source, config)?;
+                let weight = match source.shard() {
+                    None => whole,
+                    Some(features) => {
+                        whole.features(stream, features.start, features.len(), RANGE_COLUMNS)?
+                    }
+                };
                 let exact = *outlier_weights == OutlierWeights::Exact && config.rule != OutlierRule::None;
+                if exact && source.shard().is_some() {
+                    return Err(Error::Unsupported(format!(
+                        "exact outlier weights of {}, which is shared out by input features",
+                        source.name()
+                    )));
+                }
                 // A checkpoint that is int8 itself has those columns that were stored beside the codes, or none.
                 if exact && source.exact_columns(&[])?.is_some() {
                     match source.stored_outlier_columns()? {

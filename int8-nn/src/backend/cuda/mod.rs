@@ -5,6 +5,7 @@ mod attention;
 mod experts;
 mod graphs;
 mod linear;
+mod rank;
 mod turn;
 
 use std::ops::Range;
@@ -13,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use int8_core::{Config, FloatType};
 use int8_cuda::model::{
-    Batch, BatchRow, Draw, FloatWeight, Function, Lookup, Projection, Samples, Store, Target, Tensor, Upload,
-    Workspace, gather, transform, transform_columns, transform_in_place,
+    Arrival, Batch, BatchRow, Draw, FloatWeight, Function, Lookup, Projection, Samples, Store, Target,
+    Tensor, Upload, Workspace, gather, transform, transform_columns, transform_in_place,
 };
 use int8_cuda::{Buffer, Device, Stream};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
@@ -54,6 +55,8 @@ pub struct CudaBackend {
     recording: Mutex<Recording>,
     observer: Mutex<Option<Arc<dyn Observer>>>,
     observed: AtomicBool,
+    /// Where it is one of several ranks.
+    arrival: Mutex<Option<Arrival>>,
     /// The layers see their inputs, and nothing is recorded.
     calibrating: AtomicBool,
 }
@@ -151,6 +154,7 @@ impl CudaBackend {
             recording: Mutex::default(),
             observer: Mutex::default(),
             observed: AtomicBool::new(false),
+            arrival: Mutex::default(),
             calibrating: AtomicBool::new(false),
             device,
         })
@@ -180,6 +184,14 @@ impl CudaBackend {
     /// [`Error::Cuda`], also for a failure of earlier work.
     pub fn synchronize(&self) -> Result<(), Error> {
         Ok(self.stream.synchronize()?)
+    }
+
+    /// Whether the other ranks, if it is one of several, have done their part. Waits for the stream then.
+    fn check_arrival(&self) -> Result<(), Error> {
+        match &*lock(&self.arrival) {
+            Some(arrival) => Ok(arrival.check(&self.stream)?),
+            None => Ok(()),
+        }
     }
 
     fn observer(&self) -> Option<Arc<dyn Observer>> {
@@ -418,8 +430,8 @@ impl Backend for CudaBackend {
         role: ActivationRole,
     ) -> Result<CudaActivations, Error> {
         let element = match role {
-            ActivationRole::Residual => FloatType::F32,
-            ActivationRole::Intermediate => self.compute,
+            ActivationRole::Residual | ActivationRole::Logits => FloatType::F32,
+            ActivationRole::QueriesKeysValues | ActivationRole::Intermediate => self.compute,
         };
         let _turn = self.turn.enter();
         Ok(CudaActivations { tensor: Tensor::new(&self.device, element, max_rows, width)? })
@@ -498,7 +510,7 @@ impl Backend for CudaBackend {
         if observed || !graphs::is_recorded(&key) {
             return body();
         }
-        graphs::run(self, key, &batch.graphs, body)
+        graphs::run(&[self], key, &[&batch.graphs], body)
     }
 
     fn embed(
@@ -688,6 +700,7 @@ impl Backend for CudaBackend {
         };
         let workspace = self.workspace();
         let tokens = samples.choose(&self.stream, &mut lock(&workspace), &logits.tensor, &draws)?;
+        self.check_arrival()?;
         let tokens: Option<Vec<u32>> = tokens.into_iter().collect();
         tokens.ok_or_else(Sampler::not_a_number)
     }
@@ -697,7 +710,7 @@ impl Backend for CudaBackend {
         x.tensor.read(&self.stream, out)?;
         let workspace = self.workspace();
         lock(&workspace).check_overflow(&self.stream)?;
-        Ok(())
+        self.check_arrival()
     }
 
     fn linear_name<'a>(&self, linear: &'a CudaLinear) -> &'a str {

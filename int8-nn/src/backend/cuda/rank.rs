@@ -1,0 +1,122 @@
+//! GPUs as ranks: exchanges over the memory of each other.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use int8_cuda::model::{Exchange, ExchangeSizes, FloatWeight, Function, Store};
+
+use super::linear::Weight;
+use super::{CudaActivations, CudaBackend, CudaBatch, CudaLinear, graphs, lock};
+use crate::Error;
+use crate::backend::parallel::{ExchangeCapacity, Rank};
+use crate::backend::{Backend, GraphKey, Input, Output};
+use crate::precision::Site;
+
+/// The buffers for exchanges, and those before, which recorded graphs may use.
+#[derive(Debug)]
+pub struct Exchanges {
+    current: Exchange,
+    former: Vec<Exchange>,
+}
+
+impl Rank for CudaBackend {
+    const EXACT_OUTLIER_WEIGHTS: bool = false;
+
+    type Exchange = Exchanges;
+
+    fn exchange(
+        ranks: &[Arc<Self>],
+        capacity: ExchangeCapacity,
+        former: Option<Exchanges>,
+    ) -> Result<Exchanges, Error> {
+        let devices: Vec<_> = ranks.iter().map(|rank| &rank.device).collect();
+        let ExchangeCapacity { rows, hidden, inputs, .. } = capacity;
+        let current = Exchange::new(&devices, ExchangeSizes { rows, hidden, inputs })?;
+        for (index, rank) in ranks.iter().enumerate() {
+            *lock(&rank.arrival) = Some(current.arrival(index));
+        }
+        let former = former.into_iter().flat_map(|former| {
+            let Exchanges { current, former } = former;
+            former.into_iter().chain([current])
+        });
+        Ok(Exchanges { current, former: former.collect() })
+    }
+
+    fn tied_rows(
+        &self,
+        site: Site,
+        embedding: &Arc<FloatWeight>,
+        rows: Range<usize>,
+    ) -> Result<CudaLinear, Error> {
+        self.tied(site, &Arc::new(embedding.part(rows)))
+    }
+
+    fn run_together(
+        ranks: &[Arc<Self>],
+        key: GraphKey,
+        batches: &[CudaBatch],
+        body: &mut (dyn FnMut() -> Result<(), Error> + Send),
+    ) -> Result<(), Error> {
+        let _turns: Vec<_> = ranks.iter().map(|rank| rank.turn.enter()).collect();
+        if !graphs::is_recorded(&key) {
+            return body();
+        }
+        let backends: Vec<_> = ranks.iter().map(|rank| &**rank).collect();
+        let graphs: Vec<_> = batches.iter().map(|batch| &batch.graphs).collect();
+        graphs::run(&backends, key, &graphs, body)
+    }
+
+    fn contract(
+        ranks: &[Arc<Self>],
+        exchange: &mut Exchanges,
+        inputs: &[Input<'_, Self>],
+        linears: &[&CudaLinear],
+        outs: &mut [Output<'_, Self>],
+    ) -> Result<(), Error> {
+        let exchange = &mut exchange.current;
+        let _turns: Vec<_> = ranks.iter().map(|rank| rank.turn.enter()).collect();
+        let streams: Vec<_> = ranks.iter().map(|rank| &rank.stream).collect();
+        let inputs: Vec<_> = inputs.iter().map(Input::parts).collect();
+        let (outputs, _) = linears[0].dim();
+        exchange.set_width(outputs, inputs[0].0.rows())?;
+        let quantized = match linears[0].weight() {
+            Weight::Int8 { config, .. } => {
+                exchange.quantizable(&streams, &inputs, ranks[0].compute, config)?;
+                true
+            }
+            Weight::Float(_) => false,
+        };
+        for (index, (rank, linear)) in ranks.iter().zip(linears).enumerate() {
+            let (input, part) = exchange.input_and_part(index);
+            let (x, function) = if quantized { (input, Function::Identity) } else { inputs[index] };
+            rank.project_rows(x, &function, &mut [(linear, part, Store::Overwrite)])?;
+        }
+        let mut outs: Vec<_> = outs
+            .iter_mut()
+            .map(|out| {
+                let (out, store) = out.parts_mut();
+                (&mut out.tensor, store)
+            })
+            .collect();
+        // The next exchange of int8 layers is that of ranges, which no rank passes before all have added up.
+        exchange.sum(&streams, &mut outs, !quantized)?;
+        for (rank, (out, _)) in ranks.iter().zip(&outs) {
+            lock(&rank.recording).produced(out);
+        }
+        Ok(())
+    }
+
+    fn join(
+        ranks: &[Arc<Self>],
+        exchange: &mut Exchanges,
+        parts: &[CudaActivations],
+        out: &mut CudaActivations,
+    ) -> Result<(), Error> {
+        let _turns: Vec<_> = ranks.iter().map(|rank| rank.turn.enter()).collect();
+        let streams: Vec<_> = ranks.iter().map(|rank| &rank.stream).collect();
+        let parts: Vec<_> = parts.iter().map(|part| &part.tensor).collect();
+        exchange.current.columns(&streams, &parts, &mut out.tensor)?;
+        ranks[0].produced(out);
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! Tensor parallelism on the processor: two and four ranks against one, for every decoder family of the repository.
+#![allow(clippy::print_stdout, reason = "says what it measured")]
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use int8_core::metrics::relative_l2;
+use int8_core::{Config, OutlierGranularity, Scheme};
+use int8_nn::backend::cpu::CpuBackend;
+use int8_nn::backend::parallel::TensorParallel;
+use int8_nn::precision::{OutlierWeights, Precision, Quantization};
+use int8_nn::{Error, GenerateOptions, Model, Sampling};
+
+use common::{GoldenFile, IDS, exactly, folders};
+
+type Ranks = TensorParallel<CpuBackend>;
+
+fn ranks(count: usize) -> Arc<Ranks> {
+    let ranks = (0..count).map(|_| Arc::new(CpuBackend::new().expect("a backend"))).collect();
+    Arc::new(TensorParallel::new(ranks).expect("ranks"))
+}
+
+fn parallel(folder: &Path, precision: Precision, count: usize) -> Result<Model<Ranks>, Error> {
+    Model::load(folder)?.precision(precision).build_on(ranks(count))
+}
+
+fn settings() -> Vec<(&'static str, Precision)> {
+    let int8 = |scheme: Scheme, outlier_granularity, weights| {
+        let config = Config { outlier_granularity, ..scheme.config() };
+        Precision::Int8(Quantization::new(config, weights))
+    };
+    let (column, value) = (OutlierGranularity::Column, OutlierGranularity::Value);
+    vec![
+        ("float", Precision::Float),
+        ("columns", int8(Scheme::LlmInt8Absmax, column, OutlierWeights::Dequantized)),
+        ("values", int8(Scheme::LlmInt8Absmax, value, OutlierWeights::Exact)),
+        ("zero points", int8(Scheme::LlmInt8Zeropoint, column, OutlierWeights::Exact)),
+    ]
+}
+
+/// In floating point but for rounding; in int8 but for codes that another rounding of the values before them changes: as the tests of
+/// one layer show, codes and scales of equal values are equal.
+#[test]
+fn ranks_compute_what_one_device_computes() {
+    let (mut run, mut refused) = (0, Vec::new());
+    for folder in folders("models").into_iter().chain(folders("goldens")) {
+        let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
+        let texts = GoldenFile::open(&folder).rows("input_ids");
+        let logits = |model: &dyn Fn(&[u32]) -> Vec<f32>| {
+            texts.iter().flat_map(|ids| model(ids)).collect::<Vec<f32>>()
+        };
+        let mut float = Vec::new();
+        for (setting, precision) in settings() {
+            let Ok(one) = Model::load(&folder).and_then(|loader| loader.precision(precision).build()) else {
+                continue;
+            };
+            let expected = logits(&|ids| one.logits(ids).expect("logits").into_iter().collect());
+            if precision == Precision::Float {
+                float.clone_from(&expected);
+            }
+            for count in [2, 4] {
+                let model = match parallel(&folder, precision, count) {
+                    Ok(model) => model,
+                    Err(Error::Unsupported(why)) => {
+                        refused.push(format!("{name}, {count} ranks: {why}"));
+                        continue;
+                    }
+                    Err(error) => panic!("{name}, {setting}, {count} ranks: {error}"),
+                };
+                let found = logits(&|ids| model.logits(ids).expect("logits").into_iter().collect());
+                let distance = relative_l2(&found, &expected);
+                let bound = match precision {
+                    Precision::Float => 2e-6,
+                    Precision::Int8(_) => 0.2 * relative_l2(&expected, &float),
+                };
+                assert!(distance < bound, "{name}, {setting}, {count} ranks: {distance}, {bound} allowed");
+                run += 1;
+            }
+        }
+    }
+    println!("{run} comparisons; refused: {}", refused.join("; "));
+    assert!(run > 300, "{run} comparisons");
+}
+
+/// Batches of several lengths, forks and sampling go through the same operations on every rank.
+#[test]
+fn ranks_generate_the_same_ids() {
+    for family in ["llama", "qwen2", "bloom", "opt"] {
+        let folder = common::data("models").join(family);
+        let one = Model::load(&folder).and_then(|loader| loader.build()).expect("a model");
+        let two = parallel(&folder, Precision::Float, 2).expect("a model");
+        let options = GenerateOptions { sampling: Sampling::Greedy, ..exactly(20) };
+        let prompts = [&IDS[..3], &IDS[..9], &IDS[4..6]];
+        for prompt in prompts {
+            let go = |_: &_| ControlFlow::Continue(());
+            let expected = one.generate_ids(prompt, &options, |token| go(&token)).expect("ids").ids;
+            let found = two.generate_ids(prompt, &options, |token| go(&token)).expect("ids").ids;
+            assert_eq!(found, expected, "{family}");
+        }
+    }
+}
+
+/// What a rank cannot have a part of is refused before weights are read.
+#[test]
+fn models_that_are_not_divisible_are_refused_by_name() {
+    let folder = common::data("models").join("llama");
+    let error = parallel(&folder, Precision::Float, 3).expect_err("three ranks").to_string();
+    assert!(error.contains("on 3 ranks") && error.contains("not divisible"), "{error}");
+    let best = Precision::Int8(Quantization::best());
+    let error = parallel(&folder, best, 2).expect_err("groups").to_string();
+    assert!(error.contains("group granularity"), "{error}");
+}
