@@ -2,10 +2,17 @@
 
 use std::ffi::c_void;
 
-use crate::{int8_cuda_status, int8_cuda_stream};
+use crate::{int8_cuda_status, int8_cuda_stream, int8_cuda_transform};
 
 pub const INT8_CUDA_MAX_RANKS: usize = 8;
 pub const INT8_CUDA_SIGNAL_BYTES: usize = 65536;
+pub const INT8_CUDA_PACKETS: usize = 131_072;
+
+/// `INT8_CUDA_RECEIVE_BYTES`
+pub const fn int8_cuda_receive_bytes(ranks: usize) -> usize {
+    ranks * 2 * (INT8_CUDA_PACKETS + 1024) * 8
+}
+
 pub const INT8_CUDA_RANGE_COLUMNS: usize = 128;
 
 /// What the ranks signal each other by.
@@ -13,6 +20,7 @@ pub const INT8_CUDA_RANGE_COLUMNS: usize = 128;
 #[derive(Debug, Clone, Copy)]
 pub struct int8_cuda_signals {
     pub of_rank: [*mut c_void; INT8_CUDA_MAX_RANKS],
+    pub receive: [*mut c_void; INT8_CUDA_MAX_RANKS],
     /// u32 `[1]`
     pub failed: *mut u32,
     pub ranks: i32,
@@ -42,6 +50,7 @@ pub struct int8_cuda_exchange_ranges_params {
     pub signals: int8_cuda_signals,
     /// f32 `[rows, 2]`
     pub ranges: [*mut f32; INT8_CUDA_MAX_RANKS],
+    pub input: *const c_void,
     /// `[rows, k + INT8_CUDA_RANGE_COLUMNS]`
     pub x: *mut c_void,
     pub workspace: *mut c_void,
@@ -49,13 +58,15 @@ pub struct int8_cuda_exchange_ranges_params {
     pub workspace_bytes: usize,
     pub rows: i64,
     pub k: i64,
+    pub ldi: i64,
     pub ldx: i64,
+    pub input_element: i32,
     pub element: i32,
     pub rule: i32,
     pub outlier_granularity: i32,
     pub row_maximum: i32,
     pub threshold: f32,
-    pub reserved: i32,
+    pub transform: int8_cuda_transform,
 }
 
 /// All ranks' columns on the first.

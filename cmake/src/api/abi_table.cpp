@@ -40,9 +40,9 @@ constexpr uint64_t kTable[] = {
     sizeof(int8_cuda_float_linear_params), AT(int8_cuda_float_linear_params, m), AT(int8_cuda_float_linear_params, element), AT(int8_cuda_float_linear_params, store),
     sizeof(int8_cuda_sampler), AT(int8_cuda_sampler, temperature), AT(int8_cuda_sampler, top_k),
     sizeof(int8_cuda_sample_params), AT(int8_cuda_sample_params, tokens), AT(int8_cuda_sample_params, rows), AT(int8_cuda_sample_params, ld),
-    sizeof(int8_cuda_signals), AT(int8_cuda_signals, failed), AT(int8_cuda_signals, ranks),
+    sizeof(int8_cuda_signals), AT(int8_cuda_signals, receive), AT(int8_cuda_signals, failed), AT(int8_cuda_signals, ranks),
     sizeof(int8_cuda_exchange_sum_params), AT(int8_cuda_exchange_sum_params, parts), AT(int8_cuda_exchange_sum_params, out), AT(int8_cuda_exchange_sum_params, store),
-    sizeof(int8_cuda_exchange_ranges_params), AT(int8_cuda_exchange_ranges_params, x), AT(int8_cuda_exchange_ranges_params, rows), AT(int8_cuda_exchange_ranges_params, threshold),
+    sizeof(int8_cuda_exchange_ranges_params), AT(int8_cuda_exchange_ranges_params, x), AT(int8_cuda_exchange_ranges_params, rows), AT(int8_cuda_exchange_ranges_params, threshold), AT(int8_cuda_exchange_ranges_params, transform),
     sizeof(int8_cuda_exchange_columns_params), AT(int8_cuda_exchange_columns_params, out), AT(int8_cuda_exchange_columns_params, widths),
     sizeof(int8_cuda_slice_params), AT(int8_cuda_slice_params, code_sums), AT(int8_cuda_slice_params, n), AT(int8_cuda_slice_params, ldo),
 };

@@ -2,6 +2,7 @@
 #include "api/validation.cuh"
 #include "exchange/exchange.cuh"
 #include "prologue/prologue.cuh"
+#include "prologue/transform.cuh"
 
 using namespace int8_cuda;
 
@@ -10,7 +11,7 @@ namespace {
 bool valid_signals(const int8_cuda_signals &s) {
   if (s.ranks < 1 || s.ranks > INT8_CUDA_MAX_RANKS || s.rank < 0 || s.rank >= s.ranks || s.failed == nullptr) return false;
   for (int rank = 0; rank < s.ranks; ++rank) {
-    if (s.of_rank[rank] == nullptr || !aligned(s.of_rank[rank], 256)) return false;
+    if (s.of_rank[rank] == nullptr || !aligned(s.of_rank[rank], 256) || s.receive[rank] == nullptr || !aligned(s.receive[rank], 256)) return false;
   }
   return true;
 }
@@ -53,7 +54,11 @@ int8_cuda_status int8_cuda_exchange_ranges(const int8_cuda_exchange_ranges_param
       p->rule < INT8_CUDA_RULE_NONE || p->rule > INT8_CUDA_RULE_ABSOLUTE || (p->rule != INT8_CUDA_RULE_NONE && !(p->threshold > 0.0f))) {
     return INT8_CUDA_INVALID;
   }
+  const int8_cuda_transform &f = p->transform;
+  if (!valid_function(f) || p->input_element < INT8_CUDA_F16 || p->input_element > INT8_CUDA_F32) return INT8_CUDA_INVALID;
   if (p->rows == 0) return INT8_CUDA_OK;
+  const bool gated = f.function == INT8_CUDA_GATED, norm = f.function == INT8_CUDA_RMS_NORM || f.function == INT8_CUDA_LAYER_NORM;
+  if (p->input == nullptr || p->ldi < (gated ? 2 * p->k : p->k) || (norm && f.gain == nullptr)) return INT8_CUDA_INVALID;
   if (!valid_parts(p->ranges, p->signals.ranks, 8) || p->x == nullptr || p->ldx < p->k + INT8_CUDA_RANGE_COLUMNS) return INT8_CUDA_INVALID;
   size_t bytes = 0;
   INT8_CUDA_PASS(int8_cuda_exchange_ranges_workspace(p, &bytes));
@@ -61,6 +66,10 @@ int8_cuda_status int8_cuda_exchange_ranges(const int8_cuda_exchange_ranges_param
   Device device;
   INT8_CUDA_PASS(current_device(&device));
   if (device.major < 8) return INT8_CUDA_UNSUPPORTED;
+  if (small_ranges_support(*p)) return launch_small_ranges(*p, has_mask(*p), device);
+  const int8_cuda_transform_params transform{p->input, p->x, p->stream, p->rows, p->k, 1, p->ldi, p->ldx, p->input_element, p->element,
+                                             INT8_CUDA_OVERWRITE, 0, f};
+  INT8_CUDA_PASS(launch_transform(transform, device.major >= 9));
   uint32_t *mask = nullptr;
   if (has_mask(*p)) {
     PrologueParams rows{};

@@ -1,4 +1,5 @@
-// A barrier between the blocks of one index on all ranks.
+// A barrier between the blocks of one index on all ranks, and packets: numbers that arrive with the mark of their exchange, so that a
+// rank waits for nothing but what it needs.
 #pragma once
 
 #include "common/types.cuh"
@@ -7,9 +8,9 @@
 namespace int8_cuda {
 
 // A rank's signals: for each block its epoch, and for each of its peers the epoch that the peer has reached.
-constexpr int kSignalWords = 16;  // a block: u32 [MAX_RANKS] arrivals, then its epoch; a cache line of its own
+constexpr int kSignalWords = 16;  // a block: u32 [MAX_RANKS] arrivals, then its epochs; a cache line of its own
 constexpr int kSignalBlocks = INT8_CUDA_SIGNAL_BYTES / (kSignalWords * 4);
-constexpr int kEpoch = INT8_CUDA_MAX_RANKS;
+constexpr int kEpoch = INT8_CUDA_MAX_RANKS, kSumEpoch = kEpoch + 1, kRangeEpoch = kEpoch + 2;
 constexpr uint64_t kTimeout = 10'000'000'000;  // ns
 
 __device__ __forceinline__ uint64_t nanoseconds() {
@@ -43,6 +44,36 @@ __device__ __forceinline__ void rank_barrier(const int8_cuda_signals &s) {
   __syncthreads();
   if (threadIdx.x == 0) static_cast<uint32_t *>(s.of_rank[s.rank])[blockIdx.x * kSignalWords + kEpoch] += 1;
   __syncthreads();
+}
+
+// Packets lie where they are received, those of every second exchange in the same place: a rank that sends the next but one has
+// received all of the next, which a peer sends after it has read this one's.
+constexpr int kRangeRows = 16, kRangeParts = 32;
+static_assert(kRangeRows * kRangeParts * 2 <= 1024, "room for packets of ranges");
+constexpr int64_t kReceived = INT8_CUDA_PACKETS + 1024;
+
+// Where rank `to` receives the packets of rank `from`.
+__device__ __forceinline__ uint2 *packets(const int8_cuda_signals &s, int to, int from, uint32_t epoch) {
+  return static_cast<uint2 *>(s.receive[to]) + ((epoch & 1u) * s.ranks + from) * kReceived;
+}
+__device__ __forceinline__ void send(uint2 *to, float first, float second, uint32_t epoch) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %2};" ::"l"(to), "r"(__float_as_uint(first)), "r"(epoch), "r"(__float_as_uint(second)) : "memory");
+}
+__device__ __forceinline__ float2 receive(const int8_cuda_signals &s, const uint2 *at, uint32_t epoch) {
+  uint32_t first, second, mark, other;
+  uint64_t start = 0;
+  for (int tries = 0;; ++tries) {
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(first), "=r"(mark), "=r"(second), "=r"(other) : "l"(at) : "memory");
+    if (mark == epoch && other == epoch) break;
+    if (tries % 256 != 255) continue;
+    if (start == 0) start = nanoseconds();
+    if (*const_cast<volatile uint32_t *>(s.failed) != 0) break;
+    if (nanoseconds() - start > kTimeout) {
+      *const_cast<volatile uint32_t *>(s.failed) = 1;
+      break;
+    }
+  }
+  return make_float2(__uint_as_float(first), __uint_as_float(second));
 }
 
 // Memory of a peer, past the caches that do not see its writes.

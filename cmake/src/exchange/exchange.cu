@@ -3,6 +3,7 @@
 #include "common/launch.cuh"
 #include "exchange/barrier.cuh"
 #include "exchange/exchange.cuh"
+#include "prologue/activation.cuh"
 #include "prologue/quantize.cuh"
 
 namespace int8_cuda {
@@ -56,6 +57,138 @@ __global__ void __launch_bounds__(kThreads) exchange_sum(const __grid_constant__
     p.out[at] = p.store == INT8_CUDA_ACCUMULATE ? p.out[at] + sum : sum;
   }
   if (p.waits) rank_barrier(p.signals);
+}
+
+// The same for a few rows: every thread sends its four numbers and waits for those of the others alone.
+__global__ void __launch_bounds__(kThreads) exchange_small_sum(const __grid_constant__ int8_cuda_exchange_sum_params p) {
+  pdl_trigger();
+  const int8_cuda_signals &s = p.signals;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  pdl_wait();
+  uint32_t *mark = static_cast<uint32_t *>(s.of_rank[s.rank]) + blockIdx.x * kSignalWords + kSumEpoch;
+  const uint32_t epoch = *const_cast<volatile uint32_t *>(mark) + 1;
+  if (at < p.rows * p.width / 4) {
+    const float4 own = reinterpret_cast<const float4 *>(p.parts[s.rank])[at];
+    for (int peer = 0; peer < s.ranks; ++peer) {
+      if (peer == s.rank) continue;
+      uint2 *to = packets(s, peer, s.rank, epoch) + at * 4;
+      send(to, own.x, own.y, epoch);
+      send(to + 2, own.z, own.w, epoch);
+    }
+    float4 *out = reinterpret_cast<float4 *>(p.out) + at;
+    const float4 before = p.store == INT8_CUDA_ACCUMULATE ? *out : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    for (int rank = 0; rank < s.ranks; ++rank) {
+      float4 part = own;
+      if (rank != s.rank) {
+        const uint2 *from = packets(s, s.rank, rank, epoch) + at * 4;
+        const float2 low = receive(s, from, epoch), high = receive(s, from + 2, epoch);
+        part = make_float4(low.x, low.y, high.x, high.y);
+      }
+      sum = rank == 0 ? part : make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+    }
+    *out = p.store == INT8_CUDA_ACCUMULATE ? make_float4(before.x + sum.x, before.y + sum.y, before.z + sum.z, before.w + sum.w) : sum;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) *mark = epoch;
+}
+
+// Ranges of a few rows, with the function of the input: a block has some columns of all rows, a thread eight of them, so that a block
+// finds its outlier columns by itself. It sends its part of each row's range to every rank; then each block waits for all parts of
+// some rows.
+constexpr int kSmallThreads = 128;
+template <typename T>
+__global__ void __launch_bounds__(kSmallThreads) exchange_small_ranges(const __grid_constant__ int8_cuda_exchange_ranges_params p, bool by_column) {
+  constexpr int kWarps = kSmallThreads / 32;
+  __shared__ float lows[kRangeRows][kWarps], highs[kRangeRows][kWarps];
+  pdl_trigger();
+  const int8_cuda_signals &s = p.signals;
+  const int rows = static_cast<int>(p.rows), parts = static_cast<int>(gridDim.x), part = static_cast<int>(blockIdx.x);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t column = (static_cast<int64_t>(part) * kSmallThreads + threadIdx.x) * kChunk;
+  const bool inside = column < p.k, decompose = p.rule != INT8_CUDA_RULE_NONE;
+  const float threshold = decompose ? p.threshold : infinity(), nan = __int_as_float(0x7fc00000);
+  T *x = static_cast<T *>(p.x);
+  pdl_wait();
+  // One mark for all blocks, which differ in number from exchange to exchange.
+  uint32_t *mark = static_cast<uint32_t *>(s.of_rank[s.rank]) + kRangeEpoch;
+  const uint32_t epoch = *const_cast<volatile uint32_t *>(mark) + 1;
+
+  uint32_t outliers = 0;  // of this thread's columns: in any row
+  for (int row = 0; row < rows && inside; ++row) {
+    const T *from = static_cast<const T *>(p.input) + row * p.ldi + column;
+    T v[kChunk], second[kChunk];
+    load_chunk<T, true>(from, 0, kChunk, v);
+    if (p.transform.function == INT8_CUDA_GATED) load_chunk<T, true>(from + p.k, 0, kChunk, second);
+#pragma unroll
+    for (int i = 0; i < kChunk; ++i) {
+      float value = to_f32(v[i]);
+      if (p.transform.function != INT8_CUDA_IDENTITY) value = activate(value, p.transform.activation);
+      if (p.transform.function == INT8_CUDA_GATED) value *= to_f32(second[i]);
+      v[i] = from_f32<T>(value);
+      if (decompose && fabsf(to_f32(v[i])) >= threshold) outliers |= 1u << i;
+    }
+    *reinterpret_cast<uint4 *>(x + row * p.ldx + column) = *reinterpret_cast<const uint4 *>(v);
+  }
+  for (int row = 0; row < rows; ++row) {
+    Range range;
+    if (inside) {
+      T v[kChunk];
+      load_chunk<T, true>(x + row * p.ldx + column, 0, kChunk, v);
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) {
+        const float value = to_f32(v[i]);
+        const bool outlier = by_column ? (outliers >> i & 1u) != 0 : decompose && fabsf(value) >= threshold;
+        if (!outlier) range.add(value);
+      }
+    }
+    if (range.infinite) range.low = range.high = nan;
+    // A NaN stays.
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      const float low = __shfl_xor_sync(0xffffffffu, range.low, offset), high = __shfl_xor_sync(0xffffffffu, range.high, offset);
+      if (!(range.low <= low)) range.low = range.low == range.low ? low : nan;
+      if (!(range.high >= high)) range.high = range.high == range.high ? high : nan;
+    }
+    if (lane == 0) {
+      lows[row][warp] = range.low;
+      highs[row][warp] = range.high;
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < rows * s.ranks; i += kSmallThreads) {
+    const int row = i % rows, to = i / rows;
+    float low = lows[row][0], high = highs[row][0];
+    for (int w = 1; w < kWarps; ++w) {
+      if (!(low <= lows[row][w])) low = low == low ? lows[row][w] : nan;
+      if (!(high >= highs[row][w])) high = high == high ? highs[row][w] : nan;
+    }
+    send(packets(s, to, s.rank, epoch) + INT8_CUDA_PACKETS + (row * kRangeParts + part) * 2, low, high, epoch);
+  }
+  // The parts of all ranks: a warp a row.
+  for (int row = part * kWarps + warp; row < rows; row += parts * kWarps) {
+    float low = 0.0f, high = 0.0f;
+    for (int i = lane; i < parts * s.ranks; i += 32) {
+      const float2 range = receive(s, packets(s, s.rank, i / parts, epoch) + INT8_CUDA_PACKETS + (row * kRangeParts + i % parts) * 2, epoch);
+      if (!(low <= range.x)) low = low == low ? range.x : nan;
+      if (!(high >= range.y)) high = high == high ? range.y : nan;
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      const float other_low = __shfl_xor_sync(0xffffffffu, low, offset), other_high = __shfl_xor_sync(0xffffffffu, high, offset);
+      if (!(low <= other_low)) low = low == low ? other_low : nan;
+      if (!(high >= other_high)) high = high == high ? other_high : nan;
+    }
+    for (int i = lane; i < INT8_CUDA_RANGE_COLUMNS; i += 32) {
+      x[row * p.ldx + p.k + i] = from_f32<T>(i == 0 ? low : i == 1 ? high : 0.0f);
+    }
+  }
+  __syncthreads();
+  // The last block has seen all others read it.
+  if (threadIdx.x == 0 && atomicAdd(mark + 1, 1u) == gridDim.x - 1) {
+    mark[1] = 0;
+    *mark = epoch;
+  }
 }
 
 template <typename T>
@@ -148,9 +281,33 @@ int8_cuda_status launch_ranges(const int8_cuda_exchange_ranges_params &p, const 
 
 int8_cuda_status launch_exchange_sum(const int8_cuda_exchange_sum_params &p, const Device &device) {
   const int64_t pieces = ceil_div<int64_t>(p.rows * p.width, 4);
+  if (p.rows * p.width <= INT8_CUDA_PACKETS && p.rows * p.width % 4 == 0 && !p.waits) {
+    Launch launch(dim3(static_cast<unsigned>(ceil_div<int64_t>(pieces, kThreads))), dim3(kThreads), 0, static_cast<cudaStream_t>(p.stream),
+                  device.major >= 9);
+    INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, exchange_small_sum, p));
+    return INT8_CUDA_OK;
+  }
   // One piece a thread for a few rows: their time is that of the barrier.
   Launch launch(dim3(blocks_for(ceil_div<int64_t>(pieces, kThreads), device)), dim3(kThreads), 0, static_cast<cudaStream_t>(p.stream), device.major >= 9);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, exchange_sum, p));
+  return INT8_CUDA_OK;
+}
+
+bool small_ranges_support(const int8_cuda_exchange_ranges_params &p) {
+  const auto aligned = [](const void *base, int64_t ld) { return reinterpret_cast<uintptr_t>(base) % 16 == 0 && ld % kChunk == 0; };
+  const bool function = p.transform.function == INT8_CUDA_IDENTITY || p.transform.function == INT8_CUDA_ACTIVATION || p.transform.function == INT8_CUDA_GATED;
+  return p.rows <= kRangeRows && p.k % kChunk == 0 && p.k <= kRangeParts * kSmallThreads * kChunk && p.element != INT8_CUDA_F32 &&
+         p.input_element == p.element && function && aligned(p.input, p.ldi) && aligned(p.x, p.ldx);
+}
+
+int8_cuda_status launch_small_ranges(const int8_cuda_exchange_ranges_params &p, bool by_column, const Device &device) {
+  const int64_t parts = ceil_div<int64_t>(p.k, kSmallThreads * kChunk);
+  Launch launch(dim3(static_cast<unsigned>(parts)), dim3(kSmallThreads), 0, static_cast<cudaStream_t>(p.stream), device.major >= 9);
+  if (p.element == INT8_CUDA_F16) {
+    INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, exchange_small_ranges<__half>, p, by_column));
+  } else {
+    INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, exchange_small_ranges<__nv_bfloat16>, p, by_column));
+  }
   return INT8_CUDA_OK;
 }
 

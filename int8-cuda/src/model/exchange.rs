@@ -7,7 +7,7 @@ use int8_core::{Config, FloatType};
 use int8_cuda_sys as sys;
 
 use super::tensor::{Store, Tensor, element};
-use super::transform::{Function, transform_leading};
+use super::transform::Function;
 use crate::convert;
 use crate::device::{Device, Stream};
 use crate::error::{Error, check};
@@ -37,6 +37,7 @@ pub struct Exchange {
 #[derive(Debug)]
 struct Buffers {
     signals: Buffer<u8>,
+    receive: Buffer<u8>,
     failed: Arc<Buffer<u32>>,
     /// f32 `[rows, hidden]`: what the others add up.
     part: Tensor,
@@ -71,6 +72,7 @@ impl Exchange {
         let buffers = |device: &&Device| -> Result<Buffers, Error> {
             Ok(Buffers {
                 signals: Buffer::zeros(device, sys::INT8_CUDA_SIGNAL_BYTES)?,
+                receive: Buffer::zeros(device, sys::int8_cuda_receive_bytes(count))?,
                 failed: Arc::new(Buffer::zeros(device, 1)?),
                 part: Tensor::new(device, FloatType::F32, rows, hidden)?,
                 ranges: Buffer::zeros(device, 2 * rows)?,
@@ -98,15 +100,12 @@ impl Exchange {
         if !matches!(settings.rule, sys::INT8_CUDA_RULE_NONE | sys::INT8_CUDA_RULE_ABSOLUTE) {
             return Err(Error::Unsupported { operation: "exchange", shape: "relative outliers".to_owned() });
         }
-        let mut widths = Vec::new();
-        for ((stream, (x, function)), rank) in streams.iter().zip(inputs).zip(&mut self.ranks) {
-            let k = x.width() / function.input_width(1);
-            rank.input.reshape(compute, k + RANGE_COLUMNS);
-            transform_leading(stream, x, function, &mut rank.input, k)?;
-            widths.push(k);
+        for ((x, function), rank) in inputs.iter().zip(&mut self.ranks) {
+            rank.input.reshape(compute, x.width() / function.input_width(1) + RANGE_COLUMNS);
+            rank.input.set_rows(x.rows())?;
         }
-        for (index, (stream, k)) in streams.iter().zip(widths).enumerate() {
-            let rank = &self.ranks[index];
+        for (index, (stream, (x, function))) in streams.iter().zip(inputs).enumerate() {
+            let (rank, k) = (&self.ranks[index], x.width() / function.input_width(1));
             let rows = rank.input.rows();
             if 2 * rows > rank.ranges.len() {
                 let (expected, found) = ((rank.ranges.len() / 2, k), (rows, k));
@@ -115,19 +114,22 @@ impl Exchange {
             let params = sys::int8_cuda_exchange_ranges_params {
                 signals: self.signals(index),
                 ranges: self.of_ranks(std::ptr::null_mut(), |rank| rank.ranges.pointer()),
+                input: x.pointer(),
                 x: rank.input.pointer(),
                 workspace: rank.workspace.pointer().cast(),
                 stream: stream.raw()?,
                 workspace_bytes: rank.workspace.len(),
                 rows: convert::size(rows),
                 k: convert::size(k),
+                ldi: convert::size(x.width()),
                 ldx: convert::size(k + RANGE_COLUMNS),
+                input_element: element(x.element()),
                 element: element(compute),
                 rule: settings.rule,
                 outlier_granularity: settings.outlier_granularity,
                 row_maximum: settings.row_maximum,
                 threshold: settings.threshold,
-                reserved: 0,
+                transform: function.raw(k)?,
             };
             // SAFETY: the buffers have room for these rows, which was checked; all ranks reach them.
             let status = unsafe { sys::int8_cuda_exchange_ranges(&raw const params) };
@@ -232,6 +234,7 @@ impl Exchange {
     fn signals(&self, rank: usize) -> sys::int8_cuda_signals {
         sys::int8_cuda_signals {
             of_rank: self.of_ranks(std::ptr::null_mut(), |rank| rank.signals.pointer().cast()),
+            receive: self.of_ranks(std::ptr::null_mut(), |rank| rank.receive.pointer().cast()),
             failed: self.ranks[rank].failed.pointer(),
             ranks: convert::index(self.ranks.len()),
             rank: convert::index(rank),

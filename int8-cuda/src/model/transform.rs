@@ -151,23 +151,6 @@ pub fn transform(
     enqueue(stream, Operand::of(x), Operand::of(y), (x.rows(), k, 1), function, store)
 }
 
-/// `y[:, ..k] = function(x)`, row by row.
-pub(super) fn transform_leading(
-    stream: &Stream,
-    x: &Tensor,
-    function: &Function<'_>,
-    y: &mut Tensor,
-    k: usize,
-) -> Result<(), Error> {
-    x.expect_width("transform", function.input_width(k))?;
-    if k > y.width() {
-        let (expected, found) = ((x.rows(), k), (y.rows(), y.width()));
-        return Err(Error::Shape { operation: "transform", what: "y", expected, found });
-    }
-    y.set_rows(x.rows())?;
-    enqueue(stream, Operand::of(x), Operand::of(y), (x.rows(), k, 1), function, Store::Overwrite)
-}
-
 /// `x = function(x)`, row by row.
 ///
 /// # Errors
