@@ -90,7 +90,7 @@ typedef enum int8_cuda_algorithm {
   INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, few rows */
   INT8_CUDA_GEMV = 7,          /* int8_cuda_linear alone: M = 1, x f16|bf16 and 16-byte aligned, K <= 65536, sm_80 and later: one
                                 * kernel, without intermediate results in the workspace */
-  INT8_CUDA_GEMV_TMA = 8,      /* int8_cuda_linear alone: M = 1, x f16|bf16 and 16-byte aligned, K <= 16384 a multiple of 128,
+  INT8_CUDA_GEMV_TMA = 8,      /* int8_cuda_linear alone: M = 1, x f16|bf16 and 16-byte aligned, K <= 32768 a multiple of 128,
                                 * sm_90: as GEMV, weights through shared memory by TMA loads */
   INT8_CUDA_WGMMA_64X64 = 9,   /* sm_90a: TMA + wgmma, few rows and smaller N */
   INT8_CUDA_WGMMA_64X32 = 10,  /* sm_90a: TMA + wgmma, few rows and smaller N still */

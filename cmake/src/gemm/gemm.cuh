@@ -52,7 +52,7 @@ constexpr int kSmallM = 32;
 // Largest K of GEMV: one row's codes, mask and list fit into shared memory two blocks at a time (228 KB an SM).
 constexpr int kGemvInner = 65536;
 // Largest K of GEMV_TMA: one row's values stay in registers, 8 chunks of 8 a thread.
-constexpr int kGemvTmaInner = 16384;
+constexpr int kGemvTmaInner = 32768, kGemvTmaPairInner = 16384;
 
 bool gemv_tma_supports(int64_t m, int64_t n, int64_t k, int element, const Device &device);
 bool is_wgmma(int algorithm);

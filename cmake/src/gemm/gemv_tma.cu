@@ -22,8 +22,9 @@ constexpr int kN = 16;
 constexpr int kWindow = 128, kStep = kWarps * kWindow;
 constexpr int kWindowBytes = kN * kWindow, kStageBytes = kN * kStep;
 constexpr int kMaxStages = 8;
-// Shared memory of a block: two fit on a multiprocessor.
-constexpr int kBytes = 112 * 1024;
+// Shared memory of a block: two fit on a multiprocessor, or, of a wider row, one.
+constexpr int kBytes = 112 * 1024, kBytesAlone = 226 * 1024;
+int bytes_for(int64_t k) { return k <= kGemvTmaPairInner ? kBytes : kBytesAlone; }
 // Loads in flight a block: 6 MB on all multiprocessors, twice what keeps memory busy (4.3 TB/s for 0.8 us). More queue before the
 // loads of other kernels, and each of the few that a prologue or attention waits for takes as long as the queue.
 constexpr int kInFlight = 3;
@@ -203,12 +204,12 @@ int64_t fixed_bytes(int64_t k) { return static_cast<int64_t>(sizeof(Tail)) + rou
 
 template <typename T, bool kWide>
 int8_cuda_status launch_as(const GemmParams &p, bool zero_point, cudaStream_t stream, int multiprocessors) {
-  const int fixed = static_cast<int>(fixed_bytes(p.k)), fitting = (kBytes - fixed) / kStageBytes;
+  const int fixed = static_cast<int>(fixed_bytes(p.k)), bytes = bytes_for(p.k), fitting = (bytes - fixed) / kStageBytes;
   const int groups = ceil_div(p.n, kN), blocks = groups < multiprocessors ? groups : multiprocessors;
   const int stages = fitting < kMaxStages ? fitting : kMaxStages;
   CUtensorMap map;
   INT8_CUDA_PASS(encode_weights(&map, p));
-  INT8_CUDA_TRY(allow_shared(gemv_tma<T, kWide>, kBytes));
+  INT8_CUDA_TRY(allow_shared(gemv_tma<T, kWide>, kBytesAlone));
   Launch launch(dim3(static_cast<unsigned>(blocks)), dim3(kThreads), static_cast<size_t>(fixed + stages * kStageBytes), stream, true);
   INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, gemv_tma<T, kWide>, map, p, stages, zero_point ? 1 : 0));
   return INT8_CUDA_OK;
@@ -225,7 +226,7 @@ bool gemv_tma_transforms(const int8_cuda_transform &f, int64_t k, int x_element,
 
 bool gemv_tma_supports(int64_t m, int64_t n, int64_t k, int element, const Device &device) {
   static_assert(sizeof(Tail) % 16 == 0, "the codes behind it are read in words of 16 bytes");
-  const bool fits = k > 0 && k % kWindow == 0 && k <= kGemvTmaInner && fixed_bytes(k) + 3 * kStageBytes <= kBytes;
+  const bool fits = k > 0 && k % kWindow == 0 && k <= kGemvTmaInner && fixed_bytes(k) + 3 * kStageBytes <= bytes_for(k);
   return device.major == 9 && m == 1 && n > 0 && element != INT8_CUDA_F32 && fits;
 }
 
