@@ -151,6 +151,9 @@ fn edge_cases(quick: bool) -> Vec<Case> {
         (4500, 8, 4096),
         (1030, 8, 16_384),
         (1, 100, 16_384),
+        (1, 24, 16_512),
+        (1, 2200, 18_560),
+        (1, 17, 32_768),
         (1, 33, 1152),
     ];
     // More outlier columns than the compact operands hold (256 MB): the prologue in several kernels, and in one.
