@@ -258,6 +258,13 @@ fn encoders_compute_what_the_cpu_computes() {
                     wrong.push(format!("{}: off by {error:.1e}", folder.display()));
                 }
             }
+            Err(Error::Unsupported(why))
+                if ["modernbert", "deberta_v2", "deberta_v2_own"]
+                    .iter()
+                    .any(|name| folder.ends_with(name)) =>
+            {
+                println!("{}: refused: {why}", folder.display());
+            }
             Err(error) => wrong.push(format!("{}: {error}", folder.display())),
         }
     }

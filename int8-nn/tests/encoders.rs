@@ -51,7 +51,20 @@ impl Golden {
     }
 }
 
-const ENCODERS: [&str; 5] = ["bert", "roberta", "xlm_roberta", "distilbert", "mpnet"];
+const ENCODERS: [&str; 12] = [
+    "bert",
+    "roberta",
+    "xlm_roberta",
+    "distilbert",
+    "mpnet",
+    "modernbert",
+    "nomic_bert",
+    "electra",
+    "albert",
+    "eurobert",
+    "deberta_v2",
+    "deberta_v2_own",
+];
 
 #[test]
 fn encoders_agree_with_transformers() {

@@ -72,6 +72,7 @@ impl<'a> Rotations<'a> {
             | Positions::Sinusoidal(_)
             | Positions::Alibi
             | Positions::Relative(_)
+            | Positions::Disentangled(_)
             | Positions::None => None,
         }
     }
