@@ -62,8 +62,6 @@ MODELS = {
                                   "cls_token_id": 1, "sep_token_id": 2}),
     "nomic_bert": ("nomic_bert", BERT),
     "electra": ("electra", {**BERT, "embedding_size": 24}),
-    # The first block runs three times, the second twice.
-    "albert": ("albert", {**BERT, "embedding_size": 24, "num_hidden_layers": 5, "num_hidden_groups": 2}),
     "eurobert": ("eurobert", {**BERT, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}),
     # As DeBERTa v3; few buckets, so that distances share some.
     "deberta_v2": ("deberta-v2", {**BERT, **DEBERTA, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"],
@@ -71,6 +69,8 @@ MODELS = {
     # As the first DeBERTa v2: projections of their own, one term, a row for each distance.
     "deberta_v2_own": ("deberta-v2", {**BERT, **DEBERTA, "max_relative_positions": 15, "pos_att_type": ["c2p"],
                                       "type_vocab_size": 2}),
+    # The first block runs three times, the second twice.
+    "albert": ("albert", {**BERT, "embedding_size": 24, "num_hidden_layers": 5, "num_hidden_groups": 2}),
 }
 
 
