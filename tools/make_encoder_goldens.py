@@ -71,6 +71,8 @@ MODELS = {
                                       "type_vocab_size": 2}),
     # The first block runs three times, the second twice.
     "albert": ("albert", {**BERT, "embedding_size": 24, "num_hidden_layers": 5, "num_hidden_groups": 2}),
+    # Windows of 3 to each side in the encoder.
+    "longt5": ("longt5", {**T5, "feed_forward_proj": "gated-gelu", "pad_token_id": 0, "local_radius": 3}),
 }
 
 

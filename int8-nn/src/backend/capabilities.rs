@@ -419,6 +419,13 @@ mod tests {
         let mamba = DecoderConfig { family: "test", recurrent: mixer, ..DecoderConfig::default() };
         let found = capabilities.accept(&mamba, &Precision::Float, &[]).expect_err("refused").to_string();
         assert!(found.contains("does not compute state-space mixers"), "{found}");
+        let windows =
+            DecoderConfig { family: "test", layers: 1, sliding_window: Some(4), ..DecoderConfig::default() };
+        capabilities.features.remove(&Feature::WindowsToBothSides);
+        let accept = |further: &[Feature]| capabilities.accept(&windows, &Precision::Float, further);
+        assert!(accept(&[]).is_ok());
+        let found = accept(&[Feature::FullAttention]).expect_err("refused").to_string();
+        assert!(found.contains("does not compute sliding windows to both sides"), "{found}");
         let mut narrow = Capabilities::all("a device".to_owned());
         narrow.max_head_size = Some(64);
         assert!(error(&narrow, &Precision::Float).contains("width 64 at most"));

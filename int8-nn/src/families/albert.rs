@@ -59,3 +59,32 @@ fn names(_: &EncoderConfig) -> EncoderNames {
         ..EncoderNames::new(&["", "albert."], layer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn blocks_run_group_by_group() {
+        let read = |layers: usize, groups: usize, inner: usize| {
+            let file = json!({
+                "num_hidden_layers": layers, "num_hidden_groups": groups, "inner_group_num": inner,
+            });
+            config(&RawConfig::from_json("config.json".to_owned(), file).expect("an object"))
+        };
+        let order = |layers, groups| read(layers, groups, 1).expect("a configuration").order;
+        assert_eq!(order(4, 1), Some(vec![0; 4]));
+        assert_eq!(order(7, 3), Some(vec![0, 0, 0, 1, 1, 2, 2]));
+        assert_eq!(order(3, 3), Some(vec![0, 1, 2]));
+        for (refused, key) in [
+            (read(4, 1, 2), "inner_group_num"),
+            (read(4, 5, 1), "num_hidden_groups"),
+            (read(1 << 20, 1, 1), "num_hidden_layers"),
+        ] {
+            let message = refused.expect_err(key).to_string();
+            assert!(message.contains(key), "{key} not in: {message}");
+        }
+    }
+}

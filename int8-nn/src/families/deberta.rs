@@ -101,3 +101,40 @@ fn names(_: &EncoderConfig) -> EncoderNames {
         ..EncoderNames::new(&["", "deberta."], layer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn terms_and_refusals() {
+        let read = |key: &str, value: Value| {
+            let mut file = json!({
+                "hidden_size": 32, "num_attention_heads": 4, "relative_attention": true, "position_buckets": 8,
+                "pos_att_type": "P2C| c2p",
+            });
+            file[key] = value;
+            config(&RawConfig::from_json("config.json".to_owned(), file).expect("an object"))
+        };
+        let both = read("vocab_size", json!(7)).expect("a configuration").network;
+        assert_eq!(both.attention_divisor, Some(24.0));
+        let one = read("pos_att_type", json!(["c2p"])).expect("a configuration").network;
+        let Positions::Disentangled(settings) = one.positions else { panic!("other positions") };
+        assert_eq!((settings.of_queries, settings.of_keys, one.attention_divisor), (true, false, Some(16.0)));
+        for (key, value) in [
+            ("conv_kernel_size", json!(3)),
+            ("embedding_size", json!(16)),
+            ("attention_head_size", json!(16)),
+            ("pos_att_type", json!(3)),
+            ("position_buckets", json!(1)),
+            ("position_buckets", json!(1 << 20)),
+            ("max_relative_positions", json!(4)),
+        ] {
+            let message = read(key, value.clone()).expect_err(key).to_string();
+            let key = if key == "max_relative_positions" { "position_buckets" } else { key };
+            assert!(message.contains(key), "{key} = {value} not in: {message}");
+        }
+    }
+}

@@ -116,3 +116,50 @@ fn names(_: &EncoderConfig) -> EncoderNames {
         ..EncoderNames::new(&["", "nomic_bert.", "bert."], layer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(changes: &[(&str, Value)]) -> Result<EncoderConfig, Error> {
+        let mut file = json!({
+            "model_type": "nomic_bert", "activation_function": "swiglu", "causal": false, "layer_norm_epsilon": 1e-12,
+            "max_trained_positions": 2048, "mlp_fc1_bias": false, "mlp_fc2_bias": false, "n_embd": 96, "n_head": 4,
+            "n_inner": 160, "n_layer": 3, "n_positions": 8192, "parallel_block": false, "prenorm": false,
+            "qkv_proj_bias": false, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": false,
+            "rotary_emb_scale_base": null, "rotary_scaling_factor": null, "type_vocab_size": 2, "use_rms_norm": false,
+            "vocab_size": 30528,
+        });
+        for (key, value) in changes {
+            file[*key] = value.clone();
+        }
+        config(&RawConfig::from_json("config.json".to_owned(), file)?)
+    }
+
+    #[test]
+    fn the_first_files_have_names_of_their_own() {
+        let EncoderConfig { network, token_types, .. } = read(&[]).expect("a configuration");
+        assert_eq!((network.hidden_size, network.layers, network.heads), (96, 3, 4));
+        assert_eq!((network.intermediate_size, network.max_positions, token_types), (160, 2048, 2));
+        let Positions::Rotary(rotary) = network.positions else { panic!("other positions") };
+        assert_eq!((rotary.dims, rotary.theta), (24, 1000.0));
+    }
+
+    #[test]
+    fn other_models_of_the_name_are_refused() {
+        for (key, value) in [
+            ("prenorm", json!(true)),
+            ("qkv_proj_bias", json!(true)),
+            ("rotary_scaling_factor", json!(2)),
+            ("rotary_emb_fraction", json!(0.5)),
+            ("moe_every_n_layers", json!(2)),
+            ("activation_function", json!("gelu")),
+            ("max_trained_positions", json!(1 << 20)),
+        ] {
+            let message = read(&[(key, value)]).expect_err(key).to_string();
+            let key = if key == "max_trained_positions" { "max_position_embeddings" } else { key };
+            assert!(message.contains(key), "{key} not in: {message}");
+        }
+        assert!(read(&[("moe_every_n_layers", json!(0)), ("num_experts", json!(0))]).is_ok());
+    }
+}
