@@ -72,7 +72,7 @@ MODELS = {
     # The first block runs three times, the second twice.
     "albert": ("albert", {**BERT, "embedding_size": 24, "num_hidden_layers": 5, "num_hidden_groups": 2}),
     # Windows of 3 to each side in the encoder.
-    "longt5": ("longt5", {**T5, "feed_forward_proj": "gated-gelu", "pad_token_id": 0, "local_radius": 3}),
+    "longt5": ("longt5", {**T5, "feed_forward_proj": "relu", "pad_token_id": 0, "local_radius": 3}),
 }
 
 
