@@ -48,11 +48,12 @@ fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
         activation: raw.activation("hidden_act", "gelu")?,
         ..sized
     };
-    Ok(EncoderConfig {
+    EncoderConfig {
         token_types: raw.index_or("type_vocab_size", 0)?,
         position_table: raw.flag_or("position_biased_input", true)?,
         ..EncoderConfig::of(network.validate(raw)?)
-    })
+    }
+    .validate(raw)
 }
 
 /// Whether the scores have a term of queries (`c2p`), and one of keys (`p2c`).

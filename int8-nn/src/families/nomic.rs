@@ -10,9 +10,6 @@ use crate::config::{
 
 pub(crate) const FAMILY: EncoderFamily = EncoderFamily { model_types: &["nomic_bert"], config, names };
 
-/// Most positions accepted: each has a row of the token type's embedding.
-const MOST_POSITIONS: usize = 1 << 17;
-
 /// Keys of the first files, which have GPT-2's names, with transformers' for the same.
 const OLD_KEYS: [(&str, &str); 7] = [
     ("n_embd", "hidden_size"),
@@ -80,10 +77,6 @@ fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
     let defaults = RotaryDefaults { theta: 1000.0, ..RotaryDefaults::default() };
     let rotary = Rotary::read(raw, sized.head_size, defaults)?;
     let max_positions = rotary.max_positions(raw.size("max_position_embeddings")?);
-    if max_positions > MOST_POSITIONS {
-        let problem = format!("gives {max_positions} positions; at most {MOST_POSITIONS} are implemented");
-        return Err(raw.problem("max_position_embeddings", problem));
-    }
     let network = DecoderConfig {
         family: "nomic_bert",
         intermediate_size: raw.size("intermediate_size")?,
@@ -97,7 +90,7 @@ fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
         ..sized
     };
     let token_types = raw.size_or("type_vocab_size", 2)?;
-    Ok(EncoderConfig { token_types, ..EncoderConfig::of(network.validate(raw)?) })
+    EncoderConfig { token_types, ..EncoderConfig::of(network.validate(raw)?) }.validate(raw)
 }
 
 fn names(_: &EncoderConfig) -> EncoderNames {
