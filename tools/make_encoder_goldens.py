@@ -39,6 +39,7 @@ T5 = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 12, "d_ff": 64, "num_layers": 
 BART = {"vocab_size": VOCAB, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
         "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
         "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+DEBERTA = {"relative_attention": True}
 MODELS = {
     "bert": ("bert", BERT),
     "roberta": ("roberta", ROBERTA),
@@ -56,6 +57,22 @@ MODELS = {
                           "decoder_start_token_id": 0}),
     "m2m_100": ("m2m_100", BART),
     "umt5": ("umt5", {**T5, "feed_forward_proj": "gated-gelu", "pad_token_id": 0}),
+    # Windows of 3 to each side in blocks 1 and 2.
+    "modernbert": ("modernbert", {**BERT, "num_hidden_layers": 4, "local_attention": 6, "bos_token_id": 1, "eos_token_id": 2,
+                                  "cls_token_id": 1, "sep_token_id": 2}),
+    "nomic_bert": ("nomic_bert", BERT),
+    "electra": ("electra", {**BERT, "embedding_size": 24}),
+    "eurobert": ("eurobert", {**BERT, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}),
+    # As DeBERTa v3; few buckets, so that distances share some.
+    "deberta_v2": ("deberta-v2", {**BERT, **DEBERTA, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"],
+                                  "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_biased_input": False}),
+    # As the first DeBERTa v2: projections of their own, one term, a row for each distance.
+    "deberta_v2_own": ("deberta-v2", {**BERT, **DEBERTA, "max_relative_positions": 15, "pos_att_type": ["c2p"],
+                                      "type_vocab_size": 2}),
+    # The first block runs three times, the second twice.
+    "albert": ("albert", {**BERT, "embedding_size": 24, "num_hidden_layers": 5, "num_hidden_groups": 2}),
+    # Windows of 3 to each side in the encoder.
+    "longt5": ("longt5", {**T5, "feed_forward_proj": "relu", "pad_token_id": 0, "local_radius": 3}),
 }
 
 

@@ -32,6 +32,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
             query_growth: growth.map(|(_, growth)| *growth),
             sinks: None,
             bias: None,
+            disentangled: None,
             shape,
             source: config.source(index),
             selects: config.indexer.is_some(),
@@ -49,18 +50,28 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         softcap: config.attention_softcap,
         bias: None,
         kv_cache: FloatType::F32,
+        transient: false,
     }
 }
 
-/// Attention of an encoder's blocks to all tokens, and whether each has a layer of the cache of its own. Nothing is kept after a
-/// block, so that one layer serves all that attend alike.
+/// Attention of an encoder's blocks to all tokens, and for each block its layer of the cache: blocks that attend alike have
+/// one.
 pub(crate) fn full_attention<B: Backend>(
     config: &DecoderConfig,
     blocks: &[Block<B>],
     bias: Option<&DistanceBias>,
-) -> (AttentionSpec, bool) {
-    let own = config.bias_by_layer;
-    let mut spec = attention_spec(config, if own { blocks.len() } else { 1 }, Mask::Full);
-    spec.layers.iter_mut().zip(blocks).for_each(|(layer, block)| block.complete(layer));
-    (AttentionSpec { bias: bias.cloned(), ..spec }, own)
+) -> (AttentionSpec, Vec<usize>) {
+    let mut spec = attention_spec(config, blocks.len(), Mask::Full);
+    let mut layers: Vec<LayerAttention> = Vec::new();
+    let mut places = Vec::new();
+    for (mut layer, block) in spec.layers.drain(..).zip(blocks) {
+        block.complete(&mut layer);
+        layer.source = 0;
+        places.push(layers.iter().position(|known| *known == layer).unwrap_or_else(|| {
+            layers.push(layer);
+            layers.len() - 1
+        }));
+    }
+    layers.iter_mut().enumerate().for_each(|(index, layer)| layer.source = index);
+    (AttentionSpec { layers, bias: bias.cloned(), transient: true, ..spec }, places)
 }

@@ -1,6 +1,7 @@
 //! One transformer block: attention and MLP with their normalisations, for decoders and encoders alike.
 
 mod beside;
+mod disentangled;
 mod forward;
 mod layer_input;
 mod mlp;
@@ -9,8 +10,10 @@ mod streams;
 mod value_heads;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use beside::Beside;
+pub(crate) use disentangled::Distances;
 pub(crate) use forward::expanded;
 use layer_input::LayerInput;
 use streams::Mixing;
@@ -18,7 +21,9 @@ pub(crate) use streams::StreamEnds;
 use value_heads::Copied;
 
 use crate::Error;
-use crate::backend::{Backend, DistanceBias, Experts, Input, LayerAttention, Mask, NormSpec, Output};
+use crate::backend::{
+    Backend, DistanceBias, DistanceVectors, Experts, Input, LayerAttention, Mask, NormSpec, Output,
+};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Branch, BranchFactors, DecoderConfig, NormKind, Positions, Xielu};
 use crate::families::{CrossNames, LayerNames, MlpNames};
@@ -56,6 +61,8 @@ pub(crate) struct Block<B: Backend> {
     gate_run: usize,
     /// The relative position bias of its own.
     distance_bias: Option<DistanceBias>,
+    /// The embedded distances as keys and queries of the block.
+    distance_vectors: Option<Arc<DistanceVectors>>,
     /// None in a block without attention.
     attention_output: Option<B::Linear>,
     /// A mixer with a recurrent state, beside attention or instead of it.
@@ -364,6 +371,7 @@ impl<B: Backend> Loader<'_, B> {
             rotated_norms,
             sinks,
             distance_bias,
+            distance_vectors: None,
             attention_output: names.attention_output.map(output).transpose()?,
             recurrent,
             mlp,
@@ -527,6 +535,7 @@ impl<B: Backend> Block<B> {
         layer.sinks.clone_from(&self.sinks);
         layer.recurrent = self.recurrent.as_ref().map(|recurrent| recurrent.layer().clone());
         layer.bias.clone_from(&self.distance_bias);
+        layer.disentangled.clone_from(&self.distance_vectors);
     }
 
     /// Whether the block attends to the output of an encoder.

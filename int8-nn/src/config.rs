@@ -2,6 +2,7 @@
 
 mod computed_table;
 mod decoder;
+mod disentangled;
 mod encoder;
 mod experts;
 mod gates;
@@ -23,6 +24,7 @@ pub use decoder::{
     Activation, AlternateAttention, Biases, BlockKind, BlockSet, Branch, BranchFactors, ClampedGate,
     DecoderConfig, NormKind, Positions, QueryGrowth, QueryKeyNorms,
 };
+pub use disentangled::Disentangled;
 pub use encoder::EncoderConfig;
 pub use experts::{ExpertGroups, ExpertsConfig, Scores};
 pub(crate) use gates::softplus;

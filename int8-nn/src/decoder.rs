@@ -526,7 +526,11 @@ impl<B: Backend> Decoder<B> {
             Positions::Learned { offset } | Positions::Sinusoidal(Sinusoids { offset, .. }) => {
                 (config.max_positions + offset) * config.hidden_size
             }
-            Positions::Alibi | Positions::Rotary(_) | Positions::Relative(_) | Positions::None => 0,
+            Positions::Alibi
+            | Positions::Rotary(_)
+            | Positions::Relative(_)
+            | Positions::Disentangled(_)
+            | Positions::None => 0,
         };
         let inputs = config.layer_inputs.map_or(0, |inputs| inputs.vocabulary * inputs.width * config.layers);
         footprint.embedding_weights = tables * config.vocab_size * config.embedding_size + positions + inputs;

@@ -135,7 +135,14 @@ impl EmbedSettings {
         }
         let pooling = format!("{pooling}/config.json");
         if source.contains(&pooling) {
-            settings.pooling = read_pooling(&config(source, &pooling)?)?;
+            let raw = config(source, &pooling)?;
+            settings.pooling = read_pooling(&raw)?;
+            const PROMPT: &str = "include_prompt";
+            if !raw.flag_or(PROMPT, true)? && !TextSettings::read(source)?.prompt.is_empty() {
+                return Err(
+                    raw.problem(PROMPT, "is false; a prompt that the pooling leaves out is not implemented")
+                );
+            }
         }
         // The first of these that has a limit counts.
         for (file, key) in
@@ -417,6 +424,16 @@ mod tests {
                 ["1_Pooling", "lasttoken"],
             ),
             (vec![("1_Pooling/config.json", "{}")], ["1_Pooling", "0 poolings"]),
+            (
+                vec![
+                    ("1_Pooling/config.json", r#"{"pooling_mode": "mean", "include_prompt": false}"#),
+                    (
+                        "config_sentence_transformers.json",
+                        r#"{"prompts": {"query": "find: "}, "default_prompt_name": "query"}"#,
+                    ),
+                ],
+                ["1_Pooling", "include_prompt"],
+            ),
         ] {
             let message = read(&files).expect_err("not implemented").to_string();
             assert!(words.iter().all(|word| message.contains(word)), "{words:?} not in: {message}");

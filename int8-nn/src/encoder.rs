@@ -5,20 +5,20 @@ use std::sync::Arc;
 use ndarray::Array2;
 
 use crate::Error;
-use crate::attention_spec::attention_spec;
+use crate::attention_spec::full_attention;
 use crate::backend::{
-    ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey,
+    ActivationRole, Backend, BatchCapacity, CacheCapacity, DistanceBias, Feature, GraphKey, Input,
     LinearStatistics, Mask, Output, Phase, Segment,
 };
-use crate::block::{self, Block, Context, Loader};
+use crate::block::{self, Block, Context, Distances, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, RawConfig};
 use crate::decoder::Footprint;
 use crate::families;
-use crate::precision::{LinearRole, Precision, Stack};
+use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::shared::SharedCores;
-use crate::weights::{FloatMatrix, read_matrix};
+use crate::weights::{FloatMatrix, Part, read_matrix};
 
 /// An encoder whose weights are on a backend.
 #[derive(Debug)]
@@ -27,15 +27,20 @@ pub struct Encoder<B: Backend> {
     config: EncoderConfig,
     embedding: B::Embedding,
     /// The row of token type 0 is part of each of its rows.
-    positions: B::Embedding,
-    embedding_norm: B::Norm,
+    positions: Option<B::Embedding>,
+    embedding_norm: Option<B::Norm>,
+    /// From an embedding that is not as wide as the residual stream.
+    project_in: Option<B::Linear>,
     bias: Option<DistanceBias>,
     blocks: Vec<Block<B>>,
+    /// The blocks in the order in which they run.
+    order: Vec<usize>,
+    final_norm: Option<B::Norm>,
 }
 
 impl<B: Backend> Encoder<B> {
-    /// Loads an encoder: `progress(done, blocks)` is called after each block. The embeddings stay in floating point; all
-    /// linear layers of the blocks become what `precision` says. Heads that a checkpoint has on top of its encoder
+    /// Loads an encoder: `progress(done, blocks)` is called after each block. The embeddings and a projection behind them stay in
+    /// floating point; all linear layers of the blocks become what `precision` says. Heads that a checkpoint has on top of its encoder
     /// (pooler, classifier) are not read.
     ///
     /// # Errors
@@ -62,29 +67,61 @@ impl<B: Backend> Encoder<B> {
             shared: SharedCores::default(),
         };
 
+        let width = network.embedding_size;
         let table = |name: &str, rows: usize| -> Result<FloatMatrix, Error> {
             let tensor = checkpoint.tensor(&(loader.name(name) + ".weight"))?;
-            read_matrix(&tensor.expect_shape(&[rows, network.hidden_size])?)
+            read_matrix(&tensor.expect_shape(&[rows, width])?)
         };
         let embedding = backend.embedding(table(names.token_embedding, network.vocab_size)?)?;
-        let mut positions = table(names.position_embedding, network.max_positions + config.position_offset)?;
-        if let Some(name) = names.token_type_embedding {
+        let rows = network.max_positions + config.position_offset;
+        let mut positions = match config.position_table {
+            true => Some(table(names.position_embedding, rows)?),
+            false => None,
+        };
+        if let Some(name) = names.token_type_embedding.filter(|_| config.token_types > 0) {
             // A text alone is all of type 0.
             let types = table(name, config.token_types)?.to_f32();
-            positions = FloatMatrix::from(positions.to_f32() + types.row(0));
+            let without = positions.map_or_else(|| Array2::zeros((rows, width)), |table| table.to_f32());
+            positions = Some(FloatMatrix::from(without + types.row(0)));
         }
-        let positions = backend.embedding(positions)?;
-        let embedding_norm = loader.norm(names.embedding_norm)?;
+        let positions = positions.map(|table| backend.embedding(table)).transpose()?;
+        let embedding_norm = names.embedding_norm.map(|name| loader.norm_of(name, width)).transpose()?;
+        let projection = names.project_in.map(|name| {
+            let (site, part) = (Site::outside(LinearRole::Embedding), vec![Part::new(name)]);
+            loader.linear(site, part, &[network.hidden_size], width, &Precision::Float)
+        });
+        let project_in = projection.transpose()?;
+        let final_norm = names.final_norm.map(|name| loader.norm(name)).transpose()?;
         let bias = match names.distance_bias {
             Some(name) => loader.distance_bias(name, Mask::Full)?,
             None => None,
         };
+        let distances = match &names.distances {
+            Some(names) => Distances::load(&loader, names)?.map(|distances| (names, distances)),
+            None => None,
+        };
         let mut blocks = Vec::new();
         for layer in 0..network.layers {
-            blocks.push(loader.block(layer, (names.layer)(layer), precision)?);
+            let mut block = loader.block(layer, (names.layer)(layer), precision)?;
+            if let Some((names, distances)) = &distances {
+                distances.project(&loader, (layer, &mut block), names, precision)?;
+            }
+            blocks.push(block);
             progress(layer + 1, network.layers);
         }
-        let encoder = Self { embedding, positions, embedding_norm, bias, blocks, config, backend };
+        let order = config.order.clone().unwrap_or_else(|| (0..blocks.len()).collect());
+        let encoder = Self {
+            embedding,
+            positions,
+            embedding_norm,
+            project_in,
+            bias,
+            blocks,
+            order,
+            final_norm,
+            config,
+            backend,
+        };
         calibration::encoder(&encoder)?;
         Ok(encoder)
     }
@@ -94,9 +131,9 @@ impl<B: Backend> Encoder<B> {
         &self.backend
     }
 
-    /// The linear layers of the blocks.
+    /// The linear layers: those of the blocks, and the projection behind the embedding.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &B::Linear> {
-        self.blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear)
+        self.blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear).chain(&self.project_in)
     }
 
     /// The normalised configuration.
@@ -117,8 +154,7 @@ impl<B: Backend> Encoder<B> {
         if rows == 0 {
             return Ok(Vec::new());
         }
-        // Nothing is kept after a block, so one layer of a cache serves them all.
-        let spec = AttentionSpec { bias: self.bias.clone(), ..attention_spec(config, 1, Mask::Full) };
+        let (spec, places) = full_attention(config, &self.blocks, self.bias.as_ref());
         let segments = sequences.len();
         let capacity = CacheCapacity { sequences: segments, max_positions: longest, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;
@@ -126,6 +162,8 @@ impl<B: Backend> Encoder<B> {
         backend.reserve(&mut cache, &ranges)?;
         let mut batch = backend.batch(BatchCapacity { rows, segments, selected: 0 })?;
         let mut x = backend.activations(rows, config.hidden_size, ActivationRole::Residual)?;
+        let narrow = if self.project_in.is_some() { rows } else { 0 };
+        let mut narrow = backend.activations(narrow, config.embedding_size, ActivationRole::Residual)?;
         let mut scratch = block::scratch(backend, config, &self.blocks, rows)?;
         let all: Vec<Segment<'_>> = sequences
             .iter()
@@ -136,13 +174,14 @@ impl<B: Backend> Encoder<B> {
         let at = Context { backend, config, batch: &batch, cross_kv: None };
         let key = GraphKey { phase: Phase::Encode, rows, segments, selected: 0 };
         backend.run(key, &batch, &mut || {
-            let positions = Some((&self.positions, self.config.position_offset));
-            backend.embed(&batch, Some(&self.embedding), positions, Output::Store(&mut x))?;
-            backend.normalize(&mut x, &self.embedding_norm)?;
-            for block in &self.blocks {
-                block.forward(&at, (0, &mut cache), &mut x, &mut scratch)?;
+            self.embed(&batch, &mut narrow, &mut x)?;
+            for index in &self.order {
+                self.blocks[*index].forward(&at, (places[*index], &mut cache), &mut x, &mut scratch)?;
             }
-            Ok(())
+            match &self.final_norm {
+                Some(norm) => backend.normalize(&mut x, norm),
+                None => Ok(()),
+            }
         })?;
         let mut host = Vec::new();
         backend.read(&x, &mut host)?;
@@ -156,6 +195,26 @@ impl<B: Backend> Encoder<B> {
                     .map_err(|error| Error::Input(format!("hidden states: {error}")))
             })
             .collect()
+    }
+
+    /// `x [rows, hidden_size]` = the embedded tokens of the batch; `narrow` is used where the embedding is not as wide.
+    fn embed(
+        &self,
+        batch: &B::Batch,
+        narrow: &mut B::Activations,
+        x: &mut B::Activations,
+    ) -> Result<(), Error> {
+        let backend = &*self.backend;
+        let positions = self.positions.as_ref().map(|table| (table, self.config.position_offset));
+        let embedded = if self.project_in.is_some() { &mut *narrow } else { &mut *x };
+        backend.embed(batch, Some(&self.embedding), positions, Output::Store(&mut *embedded))?;
+        if let Some(norm) = &self.embedding_norm {
+            backend.normalize(embedded, norm)?;
+        }
+        match &self.project_in {
+            Some(project) => backend.project(Input::Plain(narrow), &mut [(project, Output::Store(x))]),
+            None => Ok(()),
+        }
     }
 
     /// Checks sequences; their largest length.
@@ -183,12 +242,23 @@ impl<B: Backend> Encoder<B> {
     pub fn footprint(&self) -> Footprint {
         let (backend, config) = (&*self.backend, &self.config.network);
         let linears = self.blocks.iter().flat_map(Block::linears);
-        let rows = config.vocab_size + config.max_positions + self.config.position_offset;
+        let positions = match self.positions {
+            Some(_) => config.max_positions + self.config.position_offset,
+            None => 0,
+        };
+        let tables = [Some(&self.embedding), self.positions.as_ref()];
+        let projection = self.project_in.as_ref();
         Footprint {
             linear: linears.map(|(_, linear)| backend.linear_bytes(linear)).sum(),
             linear_weights: self.blocks.iter().map(Block::weights).sum(),
-            embedding: backend.embedding_bytes(&self.embedding) + backend.embedding_bytes(&self.positions),
-            embedding_weights: rows * config.hidden_size,
+            embedding: tables
+                .into_iter()
+                .flatten()
+                .map(|table| backend.embedding_bytes(table))
+                .sum::<usize>()
+                + projection.map_or(0, |linear| backend.linear_bytes(linear)),
+            embedding_weights: (config.vocab_size + positions) * config.embedding_size
+                + projection.map_or(0, |_| config.embedding_size * config.hidden_size),
         }
     }
 

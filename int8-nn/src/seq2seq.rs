@@ -144,7 +144,7 @@ impl<B: Backend> SourceEncoder<B> {
         };
         let tokens = table.as_ref().unwrap_or(decoder.embedding());
         let rows = ids.len();
-        let (spec, own) = full_attention(config, &self.blocks, self.bias.as_ref());
+        let (spec, places) = full_attention(config, &self.blocks, self.bias.as_ref());
         let capacity = CacheCapacity { sequences: 1, max_positions: rows, total_positions: None };
         let mut cache = backend.cache(&spec, capacity)?;
         backend.reserve(&mut cache, &[(0, 0..rows)])?;
@@ -159,8 +159,8 @@ impl<B: Backend> SourceEncoder<B> {
         let key = GraphKey { phase: Phase::Encode, rows, segments: 1, selected: 0 };
         backend.run(key, &batch, &mut || {
             self.embed(backend, tokens, &batch, &mut x)?;
-            for (layer, block) in self.blocks.iter().enumerate() {
-                block.forward(&at, (if own { layer } else { 0 }, &mut cache), &mut x, &mut scratch)?;
+            for (block, layer) in self.blocks.iter().zip(&places) {
+                block.forward(&at, (*layer, &mut cache), &mut x, &mut scratch)?;
             }
             if let Some(norm) = &self.norm {
                 backend.normalize(&mut x, norm)?;

@@ -1,5 +1,7 @@
 //! Text to token ids and back, by a checkpoint's `tokenizer.json`, or by the files it is made from.
 
+#[cfg(test)]
+mod class_tests;
 mod files;
 mod sentencepiece;
 mod settings;
@@ -154,13 +156,26 @@ fn by_class(inner: &mut Inner, settings: &Settings) -> Result<(), Error> {
             inner.with_decoder(Some(part::<tokenizers::DecoderWrapper>(decoder)?));
             without_normalizer(inner)
         }
-        "BertTokenizer" | "DistilBertTokenizer" => {
-            let normalizer = part::<tokenizers::NormalizerWrapper>(files::bert_normalizer(settings))?;
-            let changed = inner.with_normalizer(Some(normalizer));
-            changed.map(|_| ()).map_err(|error| Error::Tokenizer(error.to_string()))
+        "BertTokenizer" | "DistilBertTokenizer" | "MPNetTokenizer" => {
+            set_normalizer(inner, files::bert_normalizer(settings))
+        }
+        "AlbertTokenizer" | "DebertaV2Tokenizer" => {
+            let own = serde_json::to_value(inner.get_normalizer());
+            let own = own.map_err(|error| Error::Tokenizer(error.to_string()))?;
+            let (normalizer, pre_tokenizer) = match &*settings.class {
+                "AlbertTokenizer" => files::albert_parts(settings, &own),
+                _ => files::deberta_parts(settings),
+            };
+            inner.with_pre_tokenizer(Some(part::<tokenizers::PreTokenizerWrapper>(pre_tokenizer)?));
+            set_normalizer(inner, normalizer)
         }
         _ => Ok(()),
     }
+}
+
+fn set_normalizer(inner: &mut Inner, normalizer: Value) -> Result<(), Error> {
+    let changed = inner.with_normalizer(Some(part::<tokenizers::NormalizerWrapper>(normalizer)?));
+    changed.map(|_| ()).map_err(|error| Error::Tokenizer(error.to_string()))
 }
 
 fn without_normalizer(inner: &mut Inner) -> Result<(), Error> {

@@ -11,8 +11,9 @@ use int8_core::{Config, OutlierGranularity, Scheme};
 use int8_nn::backend::{OutlierWeights, Precision};
 use int8_nn::embedder::cosine;
 use int8_nn::{Embedder, Error, Model};
+use serde_json::{Value, json};
 
-use common::{GoldenFile, data, shared};
+use common::{GoldenFile, data, read_json, shared, with_config};
 
 fn embedder(folder: &Path, precision: Precision) -> Embedder {
     Model::load(folder).expect("a checkpoint").precision(precision).embedder().expect("an encoder")
@@ -51,7 +52,20 @@ impl Golden {
     }
 }
 
-const ENCODERS: [&str; 5] = ["bert", "roberta", "xlm_roberta", "distilbert", "mpnet"];
+const ENCODERS: [&str; 12] = [
+    "bert",
+    "roberta",
+    "xlm_roberta",
+    "distilbert",
+    "mpnet",
+    "modernbert",
+    "nomic_bert",
+    "electra",
+    "albert",
+    "eurobert",
+    "deberta_v2",
+    "deberta_v2_own",
+];
 
 #[test]
 fn encoders_agree_with_transformers() {
@@ -156,4 +170,109 @@ fn models_of_another_kind_are_refused_with_the_way_out() {
     let opt = data("models/opt");
     let decoder = Model::load(opt).expect("a checkpoint").embedder().expect_err("no encoder").to_string();
     assert!(decoder.contains("`opt`") && decoder.contains("`Model`"), "{decoder}");
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    /// The states change (that they are right is for the goldens).
+    Obeyed,
+    /// They stay bit for bit, as in transformers.
+    Ignored,
+    /// Loading fails, and the error names the key.
+    Refused,
+}
+use Effect::{Ignored, Obeyed, Refused};
+
+fn states(folder: &Path, texts: &[&[u32]]) -> Result<Vec<f32>, Error> {
+    let states = Model::load(folder)?.embedder()?.encoder().hidden_states(texts)?;
+    Ok(states.into_iter().flatten().collect())
+}
+
+/// Keys of `config.json` that transformers' encoders read, and some that they do not.
+#[test]
+fn keys_are_obeyed_refused_or_ignored() {
+    let full = json!(["full_attention", "full_attention", "full_attention", "full_attention"]);
+    let turning = |theta: f64| json!({"rope_type": "default", "rope_theta": theta});
+    let rows = [
+        ("modernbert", "local_attention", json!(4), Obeyed),
+        ("modernbert", "layer_types", full, Obeyed),
+        ("modernbert", "global_attn_every_n_layers", json!(2), Ignored),
+        ("modernbert", "rope_parameters", json!({"sliding_attention": turning(7.0)}), Obeyed),
+        ("modernbert", "rope_scaling", json!({"rope_type": "linear", "factor": 2.0}), Refused),
+        ("modernbert", "hidden_activation", json!("relu"), Obeyed),
+        ("modernbert", "norm_eps", json!(0.5), Obeyed),
+        ("modernbert", "classifier_pooling", json!("mean"), Ignored),
+        ("nomic_bert", "hidden_act", json!("gelu"), Obeyed),
+        ("nomic_bert", "rope_parameters", turning(7.0), Obeyed),
+        ("nomic_bert", "layer_norm_eps", json!(0.5), Obeyed),
+        ("nomic_bert", "num_experts", json!(8), Refused),
+        ("electra", "hidden_act", json!("relu"), Obeyed),
+        ("electra", "is_decoder", json!(true), Refused),
+        ("electra", "summary_type", json!("last"), Ignored),
+        ("albert", "num_hidden_layers", json!(4), Obeyed),
+        ("albert", "num_hidden_groups", json!(1), Obeyed),
+        ("albert", "inner_group_num", json!(2), Refused),
+        ("albert", "hidden_act", json!("gelu"), Obeyed),
+        ("eurobert", "rms_norm_eps", json!(0.5), Obeyed),
+        ("eurobert", "rope_parameters", turning(7.0), Obeyed),
+        ("eurobert", "classifier_pooling", json!("mean"), Ignored),
+        ("deberta_v2", "max_relative_positions", json!(12), Obeyed),
+        ("deberta_v2", "norm_rel_ebd", json!("none"), Obeyed),
+        ("deberta_v2", "pos_att_type", json!("c2p"), Obeyed),
+        ("deberta_v2", "relative_attention", json!(false), Obeyed),
+        ("deberta_v2", "conv_kernel_size", json!(3), Refused),
+        ("deberta_v2", "legacy", json!(false), Ignored),
+    ];
+    let texts: [&[u32]; 2] = [&[5, 17, 42, 9, 61, 3, 70, 8, 8, 31, 4, 90], &[7]];
+    let mut wrong = Vec::new();
+    for (name, key, value, effect) in rows {
+        let source = data("encoders").join(name);
+        let plain = states(&source, &texts).expect("the unchanged checkpoint");
+        let mut config = read_json(&source.join("config.json"));
+        config[key] = value.clone();
+        let found = match states(with_config(&source, &config).path(), &texts) {
+            Ok(states) => Ok(if states == plain { Ignored } else { Obeyed }),
+            Err(error) if error.to_string().contains(key) => Ok(Refused),
+            Err(error) => Err(error.to_string()),
+        };
+        if found != Ok(effect) {
+            wrong.push(format!("{name} {key} = {value}: {found:?}, expected {effect:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Keys that the files of the goldens hold with the default of transformers' configuration class.
+#[test]
+fn an_absent_key_has_the_default_of_transformers() {
+    let rows: [(&str, &[&str]); 6] = [
+        (
+            "modernbert",
+            &["hidden_activation", "norm_eps", "norm_bias", "layer_types", "rope_parameters", "mlp_bias"],
+        ),
+        ("nomic_bert", &["hidden_act", "layer_norm_eps", "rope_parameters", "type_vocab_size", "head_dim"]),
+        ("electra", &["hidden_act", "layer_norm_eps", "type_vocab_size", "is_decoder"]),
+        ("albert", &["hidden_act", "layer_norm_eps", "inner_group_num", "type_vocab_size"]),
+        ("eurobert", &["hidden_act", "rms_norm_eps", "rope_parameters", "attention_bias", "head_dim"]),
+        ("deberta_v2", &["hidden_act", "layer_norm_eps", "type_vocab_size"]),
+    ];
+    let texts: [&[u32]; 1] = [&[5, 17, 42, 9, 61, 3, 70, 8, 8, 31, 4, 90]];
+    let mut wrong = Vec::new();
+    for (name, keys) in rows {
+        let source = data("encoders").join(name);
+        let plain = states(&source, &texts).expect("the unchanged checkpoint");
+        let config: Value = read_json(&source.join("config.json"));
+        for key in keys {
+            let mut config = config.clone();
+            if config.as_object_mut().expect("an object").remove(*key).is_none() {
+                wrong.push(format!("{name} has no {key}"));
+            }
+            match states(with_config(&source, &config).path(), &texts) {
+                Ok(found) if found == plain => {}
+                Ok(_) => wrong.push(format!("{name} without {key}: other states")),
+                Err(error) => wrong.push(format!("{name} without {key}: {error}")),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

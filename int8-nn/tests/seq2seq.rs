@@ -1,5 +1,5 @@
 //! Tiny random encoder-decoders against logits and greedy texts of Hugging Face transformers
-//! (`tools/make_encoder_goldens.py`): T5 1.0 (ReLU, tied and scaled head) and 1.1 (gated, a head of its own), UMT5, and BART with its
+//! (`tools/make_encoder_goldens.py`): T5 1.0 (ReLU, tied and scaled head) and 1.1 (gated, a head of its own), UMT5, LongT5, and BART with its
 //! relatives.
 
 mod common;
@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use common::{Case, GoldenFile, LATE, changed, check, data, exactly};
 
-const MODELS: [&str; 8] = ["t5", "t5_gated", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100"];
+const MODELS: [&str; 9] =
+    ["t5", "t5_gated", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "m2m_100"];
 
 fn folder(name: &str) -> PathBuf {
     data("encoders").join(name)
@@ -182,6 +183,12 @@ fn every_contradiction_is_named() {
         ("t5_gated", vec![("feed_forward_proj", json!("relu"))], vec!["DenseReluDense.wi"]),
         ("umt5", vec![("num_heads", json!(2))], vec!["relative_attention_bias", "[8, 2]"]),
         ("umt5", vec![("model_type", json!("t5")), ("num_layers", json!(3))], vec!["encoder.block.2"]),
+        (
+            "longt5",
+            vec![("encoder_attention_type", json!("transient-global"))],
+            vec!["encoder_attention_type", "transient-global", "local"],
+        ),
+        ("longt5", vec![("local_radius", json!(-1))], vec!["local_radius", "-1"]),
         ("bart", vec![("d_model", json!(null))], vec!["config.json", "d_model", "missing"]),
         ("bart", vec![("encoder_attention_heads", json!(5))], vec!["encoder_attention_heads", "5", "32"]),
         ("bart", vec![("encoder_ffn_dim", json!(48))], vec!["model.encoder.layers.0.fc1", "48", "64"]),

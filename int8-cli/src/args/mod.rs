@@ -125,7 +125,7 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Sentence embeddings: texts become vectors, and their cosines say how alike they are
     #[command(
-        after_help = "For encoders of the BERT family (MiniLM, E5, …). Pooling, normalisation and length come from \
+        after_help = "For encoders (MiniLM, E5, ModernBERT, Nomic, DeBERTa, …). Pooling, normalisation and length come from \
         sentence-transformers' files beside the model, if there are any.\n\n\
         Examples:\n  int8 embed ./all-MiniLM-L6-v2 --text \"A man is eating food.\" --text \"A man is eating bread.\"\n  \
         int8 embed ./all-MiniLM-L6-v2 --file lines.txt --out vectors.npy\n  \

@@ -95,6 +95,10 @@ pub enum Feature {
     HeadActivation,
     /// Learned position biases of each block's own.
     DistanceBiasByLayer,
+    /// Sliding windows to both sides.
+    WindowsToBothSides,
+    /// Scores of contents and distances.
+    DisentangledAttention,
     /// Speech as input.
     Speech,
     /// Linear attention: convolutions and recurrent states.
@@ -117,7 +121,7 @@ pub enum Feature {
 
 impl Feature {
     /// All.
-    pub const ALL: [Self; 50] = [
+    pub const ALL: [Self; 52] = [
         Self::CrossAttention,
         Self::FullAttention,
         Self::Experts,
@@ -159,6 +163,8 @@ impl Feature {
         Self::ValueHeads,
         Self::HeadActivation,
         Self::DistanceBiasByLayer,
+        Self::WindowsToBothSides,
+        Self::DisentangledAttention,
         Self::Speech,
         Self::LinearAttention,
         Self::ShortConvolution,
@@ -214,6 +220,8 @@ impl Feature {
             Self::ValueHeads => "heads of values of another width than those of keys",
             Self::HeadActivation => "activations before the head",
             Self::DistanceBiasByLayer => "relative position biases of each block's own",
+            Self::WindowsToBothSides => "sliding windows to both sides",
+            Self::DisentangledAttention => "disentangled attention",
             Self::Speech => "speech",
             Self::LinearAttention => "linear attention",
             Self::ShortConvolution => "short convolutions",
@@ -282,6 +290,7 @@ impl Feature {
             need(Self::Rotary, matches!(positions, Positions::Rotary(_)));
             need(Self::Alibi, matches!(positions, Positions::Alibi));
             need(Self::DistanceBias, matches!(positions, Positions::Relative(_)));
+            need(Self::DisentangledAttention, matches!(positions, Positions::Disentangled(_)));
         }
         if let Precision::Int8(quantization) = precision {
             let config = &quantization.config;
@@ -340,6 +349,9 @@ impl Capabilities {
     ) -> Result<(), Error> {
         let mut needed = Feature::needed(config, precision);
         needed.extend(further);
+        if needed.contains(&Feature::FullAttention) && needed.contains(&Feature::SlidingWindow) {
+            needed.insert(Feature::WindowsToBothSides);
+        }
         let lacking: Vec<&str> = needed.difference(&self.features).map(|feature| feature.name()).collect();
         if !lacking.is_empty() {
             return Err(Error::Unsupported(format!(
@@ -407,6 +419,13 @@ mod tests {
         let mamba = DecoderConfig { family: "test", recurrent: mixer, ..DecoderConfig::default() };
         let found = capabilities.accept(&mamba, &Precision::Float, &[]).expect_err("refused").to_string();
         assert!(found.contains("does not compute state-space mixers"), "{found}");
+        let windows =
+            DecoderConfig { family: "test", layers: 1, sliding_window: Some(4), ..DecoderConfig::default() };
+        capabilities.features.remove(&Feature::WindowsToBothSides);
+        let accept = |further: &[Feature]| capabilities.accept(&windows, &Precision::Float, further);
+        assert!(accept(&[]).is_ok());
+        let found = accept(&[Feature::FullAttention]).expect_err("refused").to_string();
+        assert!(found.contains("does not compute sliding windows to both sides"), "{found}");
         let mut narrow = Capabilities::all("a device".to_owned());
         narrow.max_head_size = Some(64);
         assert!(error(&narrow, &Precision::Float).contains("width 64 at most"));

@@ -42,8 +42,9 @@ pub use pages::{PageCopy, PageTables};
 pub use recurrent::{Convolution, HeadScan, Operand, Recurrence, RecurrentLayer, SelectiveScan};
 pub use routing::SharedWeight;
 pub use spec::{
-    ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, ColumnCopy, DistanceBias, Experts, GraphKey,
-    Input, LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, Routing, RowSelection, Segment,
+    ActivationRole, AttentionSpec, BatchCapacity, CacheCapacity, ColumnCopy, DistanceBias, DistanceVectors,
+    Experts, GraphKey, Input, LayerAttention, LinearStatistics, Mask, NormSpec, Output, Phase, Routing,
+    RowSelection, Segment,
 };
 
 use crate::Error;

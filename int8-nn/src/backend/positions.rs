@@ -73,6 +73,7 @@ impl<'a> Rotations<'a> {
             | Positions::Sinusoidal(_)
             | Positions::Alibi
             | Positions::Relative(_)
+            | Positions::Disentangled(_)
             | Positions::None => None,
         }
     }

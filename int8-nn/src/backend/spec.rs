@@ -9,7 +9,9 @@ use ndarray::Array2;
 use super::Backend;
 use super::recurrent::RecurrentLayer;
 pub use super::routing::Routing;
-use crate::config::{Activation, ClampedGate, HeadShape, IndexShape, NormKind, Positions, QueryGrowth};
+use crate::config::{
+    Activation, ClampedGate, Disentangled, HeadShape, IndexShape, NormKind, Positions, QueryGrowth,
+};
 
 /// Consecutive tokens of one sequence that a forward computes.
 #[derive(Debug, Clone, Copy)]
@@ -114,8 +116,7 @@ pub struct NormSpec {
 pub enum Mask {
     /// Itself and those before it.
     Causal,
-    /// All, as in an encoder: a sequence is one segment of one forward, and nothing is kept after a block, so that all
-    /// blocks share one layer of a cache.
+    /// All, as in an encoder: a sequence is one segment of one forward.
     Full,
 }
 
@@ -151,6 +152,8 @@ pub struct AttentionSpec {
     pub bias: Option<DistanceBias>,
     /// The type that keys and values are rounded to. A number that it would round to infinity is an error of the forward.
     pub kv_cache: FloatType,
+    /// Nothing is read after the block that wrote it, as in an encoder: layers of equal heads may share their pages.
+    pub transient: bool,
 }
 
 /// The attention of one block.
@@ -162,7 +165,7 @@ pub struct LayerAttention {
     pub recurrent: Option<Arc<RecurrentLayer>>,
     /// How positions enter.
     pub positions: Positions,
-    /// Number of latest positions seen, itself included.
+    /// Number of latest positions seen, itself included; with [`Mask::Full`] of as many later ones, too.
     pub sliding_window: Option<usize>,
     /// Factor of this block's scores, besides [`AttentionSpec::scale`].
     pub factor: f32,
@@ -185,6 +188,20 @@ pub struct LayerAttention {
     pub source: usize,
     /// Instead of [`AttentionSpec::bias`].
     pub bias: Option<DistanceBias>,
+    /// Added to the scores before the softmax, by content and distance.
+    pub disentangled: Option<Arc<DistanceVectors>>,
+}
+
+/// The projected embeddings of distances of disentangled attention in one block: the score of query `i` and key `j` is
+/// `scale·(q_i·k_j + q_i·keys[b] + k_j·queries[b])`, `b` the [row](Disentangled::row) of `i − j`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DistanceVectors {
+    /// Which row a distance has.
+    pub distances: Disentangled,
+    /// `f32 [2·span, heads·head_size]`, for the queries of tokens.
+    pub keys: Option<Array2<f32>>,
+    /// `f32 [2·span, heads·head_size]`, for the keys of tokens.
+    pub queries: Option<Array2<f32>>,
 }
 
 /// A mixture of experts: `y = Σ w_e(x)·down_e(act(up_e(x)))` over the experts that the router chooses for a token; the shared

@@ -3,8 +3,8 @@
 use int8_core::FloatType;
 
 use super::{
-    AttentionGate, Buckets, ComputedTable, ExpertsConfig, HeadShape, Indexer, LatentAttention, LayerInputs,
-    Mixer, RawConfig, RecurrentMixer, Rotary, SharedTransformer, Sinusoids, Streams, ValueHeads,
+    AttentionGate, Buckets, ComputedTable, Disentangled, ExpertsConfig, HeadShape, Indexer, LatentAttention,
+    LayerInputs, Mixer, RawConfig, RecurrentMixer, Rotary, SharedTransformer, Sinusoids, Streams, ValueHeads,
 };
 use crate::Error;
 
@@ -47,7 +47,8 @@ pub struct DecoderConfig {
     pub activation: Activation,
     /// `down(act(gate(x)) · up(x))` instead of `down(act(up(x)))`.
     pub gated_mlp: bool,
-    /// Number of latest positions that attention sees, the query's own included; all without it.
+    /// Number of latest positions that attention sees, the query's own included; all without it. An encoder sees as many later
+    /// ones, too.
     pub sliding_window: Option<usize>,
     /// Blocks whose `positions` and `sliding_window` differ from those above.
     pub alternate: Option<AlternateAttention>,
@@ -317,6 +318,8 @@ pub enum Positions {
     Rotary(Rotary),
     /// A learned bias on the attention scores for each head and bucket of distances (Raffel et al., 2020).
     Relative(Buckets),
+    /// Embedded distances add to the attention scores by the contents of query and key.
+    Disentangled(Disentangled),
     /// Not at all, but for the causal mask.
     None,
 }

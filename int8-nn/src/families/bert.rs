@@ -53,7 +53,9 @@ pub(super) fn config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
     Ok(EncoderConfig {
         network: network.validate(raw)?,
         token_types: raw.size_or("type_vocab_size", 2)?,
+        position_table: true,
         position_offset: offset,
+        order: None,
     })
 }
 
@@ -84,7 +86,7 @@ fn distilbert_config(raw: &RawConfig) -> Result<EncoderConfig, Error> {
         activation: raw.activation("activation", "gelu")?,
         ..DecoderConfig::sized_encoder(raw, SizeKeys { hidden: "dim", layers: "n_layers", heads: "n_heads" })?
     };
-    Ok(EncoderConfig { network: network.validate(raw)?, token_types: 0, position_offset: 0 })
+    Ok(EncoderConfig { position_table: true, ..EncoderConfig::of(network.validate(raw)?) })
 }
 
 fn distilbert_names(_: &EncoderConfig) -> EncoderNames {

@@ -2,6 +2,7 @@
 //! arithmetic is in [`crate::decoder`]. A new family is one file here, one line in `FAMILIES` and one golden.
 
 mod afmoe;
+mod albert;
 mod apertus;
 mod aria;
 mod bart;
@@ -12,7 +13,10 @@ mod bloom;
 mod codegen;
 mod cohere;
 mod dbrx;
+mod deberta;
 mod diffllama;
+mod electra;
+mod eurobert;
 mod exaone;
 mod falcon;
 mod falcon_h1;
@@ -49,6 +53,7 @@ mod mpt;
 mod multimodal;
 mod names;
 mod nemotron_h;
+mod nomic;
 mod olmo2;
 mod olmo_hybrid;
 mod openai;
@@ -79,8 +84,9 @@ use crate::weights::{Part, Rows};
 
 use names::Module;
 pub(crate) use names::{
-    BesideNames, CrossNames, CrossNamesOf, EncoderNames, ExpertNames, IndexNames, InputNames, LatentNames,
-    LayerInputNames, LayerNames, MlpNames, Seq2SeqNames, SourceNames, StreamLayerNames, TensorNames,
+    BesideNames, CrossNames, CrossNamesOf, DistanceNames, EncoderNames, ExpertNames, IndexNames, InputNames,
+    LatentNames, LayerInputNames, LayerNames, MlpNames, Seq2SeqNames, SourceNames, StreamLayerNames,
+    TensorNames,
 };
 pub(crate) use recurrent::{LinearNames, RecurrentNames, SharedNames, StateSpaceNames};
 
@@ -169,7 +175,17 @@ pub(crate) struct EncoderFamily {
 }
 
 /// Encoders.
-pub(crate) const ENCODERS: &[&EncoderFamily] = &[&bert::FAMILY, &bert::DISTILBERT, &mpnet::FAMILY];
+pub(crate) const ENCODERS: &[&EncoderFamily] = &[
+    &bert::FAMILY,
+    &bert::DISTILBERT,
+    &mpnet::FAMILY,
+    &modernbert::ENCODER,
+    &nomic::FAMILY,
+    &electra::FAMILY,
+    &albert::FAMILY,
+    &eurobert::FAMILY,
+    &deberta::FAMILY,
+];
 
 /// A family of encoder-decoders.
 pub(crate) struct Seq2SeqFamily {

@@ -89,22 +89,40 @@ pub(crate) struct EncoderNames {
     pub(crate) token_embedding: &'static str,
     pub(crate) position_embedding: &'static str,
     pub(crate) token_type_embedding: Option<&'static str>,
-    pub(crate) embedding_norm: &'static str,
+    pub(crate) embedding_norm: Option<&'static str>,
+    /// From the normalised embedding to a residual stream of another width.
+    pub(crate) project_in: Option<&'static str>,
+    /// After the last block.
+    pub(crate) final_norm: Option<&'static str>,
     /// The relative position bias that all blocks share.
     pub(crate) distance_bias: Option<&'static str>,
+    pub(crate) distances: Option<DistanceNames>,
     pub(crate) layer: Box<dyn Fn(usize) -> LayerNames>,
 }
 
+/// The names of [`crate::config::Disentangled`] attention.
+pub(crate) struct DistanceNames {
+    /// The table of embedded distances.
+    pub(crate) table: &'static str,
+    /// Its norm.
+    pub(crate) norm: &'static str,
+    /// Of keys and of queries, where a block has its own: by its index.
+    pub(crate) projections: fn(usize) -> [Part; 2],
+}
+
 impl EncoderNames {
-    /// BERT's embeddings around blocks named by `layer`; no token types, no relative position bias.
+    /// BERT's embeddings around blocks named by `layer`; no token types, no projection, no final norm, no relative position bias.
     pub(super) fn new(roots: &'static [&'static str], layer: impl Fn(usize) -> LayerNames + 'static) -> Self {
         Self {
             roots,
             token_embedding: "embeddings.word_embeddings",
             position_embedding: "embeddings.position_embeddings",
             token_type_embedding: None,
-            embedding_norm: "embeddings.LayerNorm",
+            embedding_norm: Some("embeddings.LayerNorm"),
+            project_in: None,
+            final_norm: None,
             distance_bias: None,
+            distances: None,
             layer: Box::new(layer),
         }
     }

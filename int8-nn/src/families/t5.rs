@@ -1,5 +1,6 @@
 //! T5 (Raffel et al., 2020), T5 1.1 and FLAN-T5 (gated), mT5, ByT5: RMSNorm, no biases, unscaled attention scores, and a
-//! relative position bias that the first block holds for all. In UMT5 each block has its own.
+//! relative position bias that the first block holds for all. In UMT5 each block has its own; the encoder of LongT5 (Guo et al.,
+//! 2022) sees windows.
 
 use super::{CrossNames, LayerNames, Module, Seq2SeqFamily, Seq2SeqNames, SourceNames, TensorNames};
 use crate::Error;
@@ -7,7 +8,8 @@ use crate::config::{
     Activation, Biases, Buckets, DecoderConfig, NormKind, Positions, RawConfig, Seq2SeqConfig, SizeKeys,
 };
 
-pub(crate) const FAMILY: Seq2SeqFamily = Seq2SeqFamily { model_types: &["t5", "mt5", "umt5"], config, names };
+pub(crate) const FAMILY: Seq2SeqFamily =
+    Seq2SeqFamily { model_types: &["t5", "mt5", "umt5", "longt5"], config, names };
 
 const KEYS: SizeKeys = SizeKeys { hidden: "d_model", layers: "num_layers", heads: "num_heads" };
 
@@ -18,6 +20,7 @@ fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
     let family = match raw.text_or("model_type", "t5")? {
         "mt5" => "mt5",
         "umt5" => "umt5",
+        "longt5" => "longt5",
         _ => "t5",
     };
     let multilingual = family == "mt5";
@@ -47,8 +50,21 @@ fn config(raw: &RawConfig) -> Result<Seq2SeqConfig, Error> {
     }
     .validate(raw)?;
     let start_token = super::start_token(raw, &decoder, "pad_token_id")?;
-    let encoder = DecoderConfig { layers, ..decoder.clone() };
+    let sliding_window = if family == LONG { Some(window(raw)?) } else { None };
+    let encoder = DecoderConfig { layers, sliding_window, ..decoder.clone() };
     Ok(Seq2SeqConfig { encoder, start_token, decoder, mel_bins: None })
+}
+
+const LONG: &str = "longt5";
+
+/// LongT5's window: a token sees this many positions less one to each side.
+fn window(raw: &RawConfig) -> Result<usize, Error> {
+    const KIND: &str = "encoder_attention_type";
+    let kind = raw.text_or(KIND, "local")?;
+    if kind != "local" {
+        return Err(raw.problem(KIND, format!("is {kind:?}; implemented: local")));
+    }
+    Ok(raw.index_or("local_radius", 127)? + 1)
 }
 
 /// `feed_forward_proj`: an activation, with or without the prefix `gated-`.
@@ -69,8 +85,13 @@ fn mlp(raw: &RawConfig, default: &str) -> Result<(bool, Activation), Error> {
 
 fn names(config: &DecoderConfig) -> Seq2SeqNames {
     let (gated, own) = (config.gated_mlp, config.bias_by_layer);
-    let decoder = move |layer| block(&format!("decoder.block.{layer}.layer"), 2, gated, own);
-    let encoder = move |layer| block(&format!("encoder.block.{layer}.layer"), 1, gated, own);
+    let (of_encoder, bias) = match config.family == LONG {
+        true => ("LocalSelfAttention", "encoder.block.0.layer.0.LocalSelfAttention.relative_attention_bias"),
+        false => ("SelfAttention", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
+    };
+    let decoder =
+        move |layer| block(&format!("decoder.block.{layer}.layer"), ("SelfAttention", 2), gated, own);
+    let encoder = move |layer| block(&format!("encoder.block.{layer}.layer"), (of_encoder, 1), gated, own);
     let shared = |name| (!own).then_some(name);
     Seq2SeqNames {
         decoder: TensorNames::new(&[""], "shared", "decoder.final_layer_norm", decoder),
@@ -87,25 +108,27 @@ fn names(config: &DecoderConfig) -> Seq2SeqNames {
         }),
         encoder: SourceNames {
             norm: Some("encoder.final_layer_norm"),
-            bias: shared("encoder.block.0.layer.0.SelfAttention.relative_attention_bias"),
+            bias: shared(bias),
             ..SourceNames::new(encoder)
         },
     }
 }
 
-/// The names of a block below `root`, whose MLP is sublayer `mlp`; `own`: with a relative position bias.
-fn block(root: &str, mlp: usize, gated: bool, own: bool) -> LayerNames {
-    let attention = Module::new(format!("{root}.0"));
+/// The names of a block below `root` with this module of attention, whose MLP is sublayer `mlp`; `own`: with a relative position
+/// bias.
+fn block(root: &str, (kind, mlp): (&str, usize), gated: bool, own: bool) -> LayerNames {
+    let sublayer = Module::new(format!("{root}.0"));
+    let attention = Module::new(sublayer.name(kind));
     let dense = Module::new(format!("{root}.{mlp}"));
     let names = LayerNames::new(
-        attention.parts(["SelfAttention.q", "SelfAttention.k", "SelfAttention.v"]),
-        attention.part("SelfAttention.o"),
+        attention.parts(["q", "k", "v"]),
+        attention.part("o"),
         match gated {
             true => dense.mlp(["DenseReluDense.wi_0", "DenseReluDense.wi_1"], "DenseReluDense.wo"),
             false => dense.mlp(["DenseReluDense.wi"], "DenseReluDense.wo"),
         },
     )
-    .norms(attention.name("layer_norm"), dense.name("layer_norm"));
-    let bias = own.then(|| attention.name("SelfAttention.relative_attention_bias"));
+    .norms(sublayer.name("layer_norm"), dense.name("layer_norm"));
+    let bias = own.then(|| attention.name("relative_attention_bias"));
     LayerNames { distance_bias: bias, ..names }
 }

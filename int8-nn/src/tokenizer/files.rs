@@ -161,6 +161,51 @@ pub(super) fn bert_normalizer(settings: &Settings) -> Value {
     })
 }
 
+/// Normalisation and pre-tokenisation of ALBERT's tokenizers by their settings; `own`: the normalisation in the file, whose table of
+/// characters is kept.
+pub(super) fn albert_parts(settings: &Settings, own: &Value) -> (Value, Value) {
+    let quotes = |pattern: &str| json!({"type": "Replace", "pattern": {"String": pattern}, "content": "\""});
+    let mut all = vec![quotes("``"), quotes("''")];
+    if !settings.flag("keep_accents", false) {
+        all.extend([json!({"type": "NFKD"}), json!({"type": "StripAccents"})]);
+    }
+    if settings.flag("do_lower_case", true) {
+        all.push(json!({"type": "Lowercase"}));
+    }
+    let parts =
+        own.get("normalizers").and_then(Value::as_array).map_or(std::slice::from_ref(own), Vec::as_slice);
+    all.extend(parts.iter().find(|part| part["type"] == "Precompiled").cloned());
+    let scheme = if settings.flag("add_prefix_space", true) { "always" } else { "never" };
+    (sequence_of_normalizers(&all), marked_words(vec![json!({"type": "WhitespaceSplit"})], scheme))
+}
+
+/// Normalisation and pre-tokenisation of the tokenizers of DeBERTa v2 and v3 by their settings.
+pub(super) fn deberta_parts(settings: &Settings) -> (Value, Value) {
+    let mut all = Vec::new();
+    if settings.flag("do_lower_case", false) {
+        all.push(json!({"type": "Lowercase"}));
+    }
+    all.extend([
+        json!({"type": "Replace", "pattern": {"Regex": r"\s{2,}|[\n\r\t]"}, "content": " "}),
+        json!({"type": "NFC"}),
+        json!({"type": "Strip", "strip_left": false, "strip_right": true}),
+    ]);
+    let split = settings.flag("split_by_punct", false);
+    let first = split.then(|| json!({"type": "Punctuation", "behavior": "Isolated"}));
+    let scheme = if settings.flag("add_prefix_space", true) { "always" } else { "first" };
+    (sequence_of_normalizers(&all), marked_words(first.into_iter().collect(), scheme))
+}
+
+fn sequence_of_normalizers(all: &[Value]) -> Value {
+    json!({"type": "Sequence", "normalizers": all})
+}
+
+/// `first`, then words that begin with `▁`.
+fn marked_words(mut first: Vec<Value>, scheme: &str) -> Value {
+    first.push(json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true}));
+    json!({"type": "Sequence", "pretokenizers": first})
+}
+
 fn bpe(vocab: Value, merges: &[[String; 2]], unk: Value, fallback: bool, whole_first: bool) -> Value {
     // Unknown tokens in a row are one where bytes stand for them.
     let sentencepiece = fallback || !unk.is_null();

@@ -29,7 +29,7 @@ const SPECIAL: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 
 /// Special tokens that transformers' classes name when no file does.
-const CLASS_TOKENS: [(&str, &[(&str, &str)]); 12] = [
+const CLASS_TOKENS: [(&str, &[(&str, &str)]); 14] = [
     ("GPT2Tokenizer", END_OF_TEXT),
     ("GPTNeoXTokenizer", END_OF_TEXT),
     (
@@ -53,6 +53,30 @@ const CLASS_TOKENS: [(&str, &[(&str, &str)]); 12] = [
     ("RobertaTokenizer", ROBERTA),
     ("XLMRobertaTokenizer", ROBERTA),
     ("CamembertTokenizer", ROBERTA),
+    (
+        "AlbertTokenizer",
+        &[
+            ("bos_token", "[CLS]"),
+            ("eos_token", "[SEP]"),
+            ("unk_token", "<unk>"),
+            ("sep_token", "[SEP]"),
+            ("pad_token", "<pad>"),
+            ("cls_token", "[CLS]"),
+            ("mask_token", "[MASK]"),
+        ],
+    ),
+    (
+        "DebertaV2Tokenizer",
+        &[
+            ("bos_token", "[CLS]"),
+            ("eos_token", "[SEP]"),
+            ("unk_token", "[UNK]"),
+            ("sep_token", "[SEP]"),
+            ("pad_token", "[PAD]"),
+            ("cls_token", "[CLS]"),
+            ("mask_token", "[MASK]"),
+        ],
+    ),
     (
         "MPNetTokenizer",
         &[
@@ -87,7 +111,7 @@ const ROBERTA: &[(&str, &str)] = &[
 ];
 
 /// The class by `model_type`; for the others the general one.
-const CLASSES: [(&str, &str); 21] = [
+const CLASSES: [(&str, &str); 25] = [
     ("gpt2", "GPT2Tokenizer"),
     ("gptj", "GPT2Tokenizer"),
     ("gpt_neo", "GPT2Tokenizer"),
@@ -109,7 +133,14 @@ const CLASSES: [(&str, &str); 21] = [
     ("roberta", "RobertaTokenizer"),
     ("mpnet", "MPNetTokenizer"),
     ("xlm-roberta", "XLMRobertaTokenizer"),
+    ("nomic_bert", "BertTokenizer"),
+    ("electra", "BertTokenizer"),
+    ("albert", "AlbertTokenizer"),
+    ("deberta-v2", "DebertaV2Tokenizer"),
 ];
+
+/// Classes that are another one under a second name.
+const SECOND_NAMES: [(&str, &str); 1] = [("ElectraTokenizer", "BertTokenizer")];
 
 /// Types whose files name a class that transformers overrules.
 const GENERAL: [&str; 5] = ["gpt_bigcode", "stablelm", "olmo2", "mistral", "phi3"];
@@ -218,7 +249,10 @@ fn class(config: &Value, model: &Value) -> String {
     match (declared, registered) {
         (Some(_), Some(registered)) if model_type == "qwen2" => registered.to_owned(),
         (Some(class), _) if ["TokenizersBackend", "PreTrainedTokenizer"].contains(&&*class) => String::new(),
-        (Some(class), _) => class,
+        (Some(class), _) => match SECOND_NAMES.iter().find(|(second, _)| *second == class) {
+            Some((_, first)) => (*first).to_owned(),
+            None => class,
+        },
         (None, registered) => registered.unwrap_or_default().to_owned(),
     }
 }

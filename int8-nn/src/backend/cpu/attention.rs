@@ -2,6 +2,7 @@
 //! learned biases, sliding windows and soft caps.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use int8_cpu::Kernel;
 use int8_cpu::attention::{Attention, Bias, KvPages, PAGE_POSITIONS, Query};
@@ -9,12 +10,15 @@ use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::Rows;
+use super::disentangled;
 use super::elementwise::normalize_columns;
 use super::recurrent::States;
 use super::selection::{IndexPages, bias, scores};
 use crate::Error;
 use crate::backend::positions::{Rotation, Rotations};
-use crate::backend::{AttentionSpec, CacheCapacity, DistanceBias, Mask, NormSpec, PageTables};
+use crate::backend::{
+    AttentionSpec, CacheCapacity, DistanceBias, DistanceVectors, Mask, NormSpec, PageTables,
+};
 use crate::config::{HeadShape, IndexShape, Positions, QueryGrowth, Rotary};
 
 /// Keys and values of all blocks and sequences, in pages, and the recurrent states beside them.
@@ -97,6 +101,7 @@ struct Layer {
     /// Where its keys and values are: the pool, and the layer there.
     place: (usize, usize),
     bias: Option<DistanceBias>,
+    disentangled: Option<Arc<DistanceVectors>>,
 }
 
 impl CpuCache {
@@ -118,8 +123,9 @@ impl CpuCache {
                     pools.push((layer.shape, 0));
                     pools.len() - 1
                 });
-                pools[pool].1 += 1;
-                (pool, pools[pool].1 - 1)
+                let places = &mut pools[pool].1;
+                *places = if spec.transient { 1 } else { *places + 1 };
+                (pool, *places - 1)
             } else {
                 let source = layers.get(layer.source).filter(|source| {
                     (source.shape.kv_heads, source.shape.head_size)
@@ -151,6 +157,7 @@ impl CpuCache {
                 writes,
                 place,
                 bias: layer.bias.clone(),
+                disentangled: layer.disentangled.clone(),
             });
         }
         let count = PageTables::pages_for(capacity, PAGE_POSITIONS);
@@ -232,7 +239,11 @@ impl CpuCache {
                 self.write(segment, layer, qkv.slice(s![.., queries..]))?;
             }
             let out = out.slice_mut(s![segment.range(), ..]);
-            self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)?;
+            if self.layers[layer].disentangled.is_some() {
+                self.attend_disentangled(segment, layer, qkv.view(), out)?;
+            } else {
+                self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)?;
+            }
         }
         Ok(())
     }
@@ -340,6 +351,37 @@ impl CpuCache {
         Ok(())
     }
 
+    /// Disentangled attention of a whole sequence, `qkv [rows, 3·heads·head_size]`: each row has a bias of its own.
+    fn attend_disentangled(
+        &self,
+        segment: &Rows,
+        layer: usize,
+        qkv: ArrayView2<'_, f32>,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) -> Result<(), Error> {
+        let Layer { disentangled, shape, factor, place: (pool, place), .. } = &self.layers[layer];
+        let length = self.lengths[segment.sequence];
+        let (Some(vectors), true) = (disentangled, segment.position == 0 && length == segment.rows) else {
+            return Err(Error::Unsupported("disentangled attention to parts of a text".to_owned()));
+        };
+        let columns = shape.queries();
+        let queries = qkv.slice(s![.., ..columns]);
+        let AttentionSpec { scale, softcap, .. } = self.spec;
+        let (heads, scale) = (shape.heads, scale * factor);
+        let terms =
+            disentangled::Terms::new(vectors, queries, qkv.slice(s![.., columns..2 * columns]), heads, scale);
+        let attention =
+            Attention { kernel: self.kernel, heads, scale, softcap, bias: Bias::None, sinks: None };
+        let sequence = self.pages[*pool].sequence(*place, self.tables.table(segment.sequence));
+        let rows = out.axis_chunks_iter_mut(Axis(0), 1).into_par_iter().enumerate();
+        rows.try_for_each(|(position, out)| {
+            let biases = terms.of_row(position);
+            let attention = Attention { bias: Bias::Distances(biases.view()), ..attention };
+            let query = [Query { position, span: 0..length }];
+            Ok(attention.attend(queries.slice(s![position..=position, ..]), &sequence, &query, out)?)
+        })
+    }
+
     fn attend_segment(
         &self,
         segment: &Rows,
@@ -359,7 +401,9 @@ impl CpuCache {
                 let chunk = chunk.map_or(0, |size| position / size * size);
                 (position + 1).saturating_sub(*window).max(chunk)..position + 1
             }
-            Mask::Full => 0..length,
+            Mask::Full => {
+                (position + 1).saturating_sub(*window)..position.saturating_add(*window).min(length)
+            }
         };
         let positions = segment.position..segment.position + segment.rows;
         let rows: Vec<Query> = positions.map(|position| Query { position, span: span(position) }).collect();

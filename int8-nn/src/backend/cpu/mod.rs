@@ -1,6 +1,7 @@
 //! The CPU backend: int8 layers from `int8-cpu`, everything else in f32 on rayon's threads.
 
 mod attention;
+mod disentangled;
 mod elementwise;
 mod experts;
 mod float;

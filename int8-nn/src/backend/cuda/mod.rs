@@ -120,6 +120,8 @@ impl CudaBackend {
             Feature::ValueHeads,
             Feature::HeadActivation,
             Feature::DistanceBiasByLayer,
+            Feature::WindowsToBothSides,
+            Feature::DisentangledAttention,
             Feature::Speech,
             Feature::LinearAttention,
             Feature::ShortConvolution,
