@@ -57,13 +57,15 @@ impl Plan {
                 "this {family} model on {ranks} ranks: {why}; name another number of devices"
             )))
         };
-        if heads % ranks != 0 || (kv_heads % ranks != 0 && ranks % kv_heads != 0) {
+        if !heads.is_multiple_of(ranks)
+            || (!kv_heads.is_multiple_of(ranks) && !ranks.is_multiple_of(kv_heads))
+        {
             return refused(format!(
                 "its {heads} heads and {kv_heads} key and value heads are not divisible"
             ));
         }
         let widest = (0..config.layers).map(|layer| config.intermediate(layer)).max().unwrap_or(0);
-        if (0..config.layers).any(|layer| config.intermediate(layer) % ranks != 0) {
+        if (0..config.layers).any(|layer| !config.intermediate(layer).is_multiple_of(ranks)) {
             return refused(format!("its MLPs have {widest} features, which are not divisible"));
         }
         match config.query_key_norms {
