@@ -11,7 +11,7 @@ namespace {
 
 constexpr int kThreads = 512;
 // 16-byte pieces of each part that a thread has in flight.
-constexpr int kPieces = 4;
+constexpr int kPieces = 8;
 
 __global__ void __launch_bounds__(kThreads) exchange_sum(const __grid_constant__ int8_cuda_exchange_sum_params p) {
   pdl_trigger();
@@ -191,19 +191,21 @@ __global__ void __launch_bounds__(kSmallThreads) exchange_small_ranges(const __g
   }
 }
 
+// A warp a row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) exchange_ranges(const __grid_constant__ int8_cuda_exchange_ranges_params p, const uint32_t *mask, bool vector) {
-  __shared__ float scratch[kThreads / 32];
-  __shared__ uint32_t scratch_u32[kThreads / 32];
+  constexpr int kWarps = kThreads / 32;
   pdl_trigger();
   pdl_wait();
   T *x = static_cast<T *>(p.x);
   const bool decompose = p.rule != INT8_CUDA_RULE_NONE;
-  const int ranks = p.signals.ranks;
+  const int ranks = p.signals.ranks, lane = threadIdx.x % 32;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32, stride = static_cast<int64_t>(gridDim.x) * kWarps;
+  const float nan = __int_as_float(0x7fc00000);
   float2 *own = reinterpret_cast<float2 *>(p.ranges[p.signals.rank]);
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+  for (int64_t row = first; row < p.rows; row += stride) {
     Range range;
-    for (int64_t k = static_cast<int64_t>(threadIdx.x) * kChunk; k < p.k; k += kThreads * kChunk) {
+    for (int64_t k = static_cast<int64_t>(lane) * kChunk; k < p.k; k += 32 * kChunk) {
       T v[kChunk];
       if constexpr (sizeof(T) == 2) {
         if (vector) {
@@ -222,26 +224,26 @@ __global__ void __launch_bounds__(kThreads) exchange_ranges(const __grid_constan
         if (!outlier) range.add(value);
       }
     }
-    const auto larger = [](float a, float b) { return fmaxf(a, b); };
-    range.low = -block_reduce<kThreads>(-range.low, larger, scratch);
-    range.high = block_reduce<kThreads>(range.high, larger, scratch);
-    range.infinite = block_reduce<kThreads>(range.infinite, [](uint32_t a, uint32_t b) { return a | b; }, scratch_u32);
-    const float nan = __int_as_float(0x7fc00000);
-    if (threadIdx.x == 0) own[row] = range.infinite ? make_float2(nan, nan) : make_float2(range.low, range.high);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      range.low = fminf(range.low, __shfl_xor_sync(0xffffffffu, range.low, offset));
+      range.high = fmaxf(range.high, __shfl_xor_sync(0xffffffffu, range.high, offset));
+      range.infinite |= __shfl_xor_sync(0xffffffffu, range.infinite, offset);
+    }
+    if (lane == 0) own[row] = range.infinite ? make_float2(nan, nan) : make_float2(range.low, range.high);
   }
   rank_barrier(p.signals);
-  for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
-    if (threadIdx.x >= INT8_CUDA_RANGE_COLUMNS) continue;
-    float value = 0.0f;
-    if (threadIdx.x < 2) {
-      for (int rank = 0; rank < ranks; ++rank) {
-        const float2 range = load_of_peer(reinterpret_cast<const float2 *>(p.ranges[rank]) + row);
-        const float end = threadIdx.x == 0 ? range.x : range.y;
-        // A NaN stays.
-        if (!(end == end) || (value == value && (threadIdx.x == 0 ? end < value : end > value))) value = end;
-      }
+  for (int64_t row = first; row < p.rows; row += stride) {
+    float low = 0.0f, high = 0.0f;
+    for (int rank = 0; rank < ranks; ++rank) {
+      const float2 range = load_of_peer(reinterpret_cast<const float2 *>(p.ranges[rank]) + row);
+      // A NaN stays.
+      if (!(low <= range.x)) low = low == low ? range.x : nan;
+      if (!(high >= range.y)) high = high == high ? range.y : nan;
     }
-    x[row * p.ldx + p.k + threadIdx.x] = from_f32<T>(value);
+    for (int i = lane; i < INT8_CUDA_RANGE_COLUMNS; i += 32) {
+      x[row * p.ldx + p.k + i] = from_f32<T>(i == 0 ? low : i == 1 ? high : 0.0f);
+    }
   }
 }
 
@@ -271,7 +273,8 @@ unsigned blocks_for(int64_t wanted, const Device &device) {
 
 template <typename T>
 int8_cuda_status launch_ranges(const int8_cuda_exchange_ranges_params &p, const uint32_t *mask, const Device &device) {
-  Launch launch(dim3(blocks_for(p.rows, device)), dim3(kThreads), 0, static_cast<cudaStream_t>(p.stream), device.major >= 9);
+  Launch launch(dim3(blocks_for(ceil_div<int64_t>(p.rows, kThreads / 32), device)), dim3(kThreads), 0, static_cast<cudaStream_t>(p.stream),
+                device.major >= 9);
   const bool vector = reinterpret_cast<uintptr_t>(p.x) % 16 == 0 && p.ldx % kChunk == 0;
   INT8_CUDA_TRY(cudaLaunchKernelEx(&launch.config, exchange_ranges<T>, p, mask, vector));
   return INT8_CUDA_OK;
