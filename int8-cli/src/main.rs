@@ -74,7 +74,7 @@ fn run(cli: Cli, output: &Output) -> Result<(), Failure> {
         Command::Outliers(arguments) => commands::outliers::run(&arguments, &device, output),
         Command::Logits(arguments) => commands::logits::run(&arguments, &device, output),
         Command::Inspect(arguments) => commands::inspect::run(&arguments, output),
-        Command::Plan(arguments) => commands::plan::run(&arguments, output),
+        Command::Plan(arguments) => commands::plan::run(&arguments, cli.global.tensor_parallel, output),
         Command::Quantize(arguments) => commands::quantize::run(&arguments, &device, output),
         Command::Dequantize(arguments) => commands::dequantize::run(&arguments, &device, output),
         Command::Bench(arguments) => commands::bench::run(&arguments, &device, output),

@@ -16,7 +16,7 @@ use crate::values::OrAuto;
 const DEFAULT_CONTEXT: u64 = 2048;
 
 /// Prints the plan of one model, or the paper's table.
-pub(crate) fn run(arguments: &PlanArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) fn run(arguments: &PlanArgs, ranks: Option<u16>, output: &Output) -> Result<(), Failure> {
     let Some(model) = &arguments.model else { return paper(output) };
     let shape = shape(arguments, model, output)?;
     let default = shape.max_positions.map_or(DEFAULT_CONTEXT, |most| most.min(DEFAULT_CONTEXT));
@@ -28,7 +28,8 @@ pub(crate) fn run(arguments: &PlanArgs, output: &Output) -> Result<(), Failure> 
         ));
     }
     let kv_cache = arguments.kv_cache.and_then(OrAuto::given);
-    let plan = Plan { load: Load { context, batch: arguments.batch, kv_cache }, shape, arguments };
+    let ranks = ranks.map(u64::from);
+    let plan = Plan { load: Load { context, batch: arguments.batch, kv_cache }, shape, ranks, arguments };
     if output.json { output.object(&plan.as_json()) } else { plan.print(output) }
 }
 
@@ -60,6 +61,8 @@ fn shape(arguments: &PlanArgs, model: &str, output: &Output) -> Result<Shape, Fa
 struct Plan<'a> {
     shape: Shape,
     load: Load,
+    /// GPUs that compute each layer together.
+    ranks: Option<u64>,
     arguments: &'a PlanArgs,
 }
 
@@ -123,6 +126,9 @@ impl Plan<'_> {
                 gpu
             });
             object["gpus"] = gpus.collect();
+            if let Some(ranks) = self.ranks {
+                object["rank_bytes"] = json!(estimate.of_rank(ranks));
+            }
             object
         };
         json!({
@@ -134,6 +140,7 @@ impl Plan<'_> {
             "batch": self.load.batch,
             "kv_cache": self.load.kv_cache.map(FloatType::name),
             "gpus": self.arguments.gpus,
+            "tensor_parallel": self.ranks,
             "precisions": Precision::ALL.into_iter().zip(self.estimates()).map(estimate).collect::<Vec<_>>(),
         })
     }
@@ -167,6 +174,12 @@ impl Plan<'_> {
             let line = format!("{name:16}{cells}");
             let is_sum = ["weights", "total"].contains(&name);
             output.line(&if is_sum { output.bold(&line) } else { line })?;
+        }
+        if let Some(ranks) = self.ranks {
+            let cells: String =
+                estimates.iter().map(|estimate| format!("{:>12}", bytes(estimate.of_rank(ranks)))).collect();
+            output.line(&output.bold(&format!("{:16}{cells}", format!("each of {ranks} GPUs"))))?;
+            output.remark(&output.dim("They compute each layer together; embeddings and norms are on each."));
         }
         if shape.embeddings_are_f32 {
             output.line("\nThe checkpoint is F32: in int8 its embeddings, head and norms stay so.")?;

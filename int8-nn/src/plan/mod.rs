@@ -165,6 +165,14 @@ impl Estimate {
     pub fn total(&self) -> u64 {
         sum(&[self.weights(), self.cache, self.activations])
     }
+
+    /// Bytes on each of `ranks` devices that compute each layer together: of linear layers, head, keys and values its share, of
+    /// embeddings, norms and activations (the residual stream among them) all.
+    pub fn of_rank(&self, ranks: u64) -> u64 {
+        let shared = sum(&[self.linear, self.head, self.cache]);
+        let whole = sum(&[self.scales, self.embeddings, self.other, self.activations]);
+        shared.div_ceil(ranks.max(1)).saturating_add(whole)
+    }
 }
 
 impl Shape {

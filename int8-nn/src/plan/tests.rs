@@ -205,3 +205,15 @@ fn sizes_that_no_number_holds_are_the_largest() {
     assert_eq!(estimate.total(), u64::MAX);
     assert_eq!(shape.gpus_needed(Precision::F32, Load::NONE, 1 << 36), None);
 }
+
+#[test]
+fn ranks_share_layers_and_keys_but_not_embeddings() {
+    let estimate =
+        Estimate { linear: 100, scales: 3, embeddings: 20, head: 10, other: 1, cache: 40, activations: 6 };
+    assert_eq!(estimate.of_rank(1), estimate.total());
+    assert_eq!(estimate.of_rank(2), 75 + 30);
+    // BLOOM-176B on two H200s, as measured: 94 GB of weights each.
+    let bloom = Shape::built_in("bloom-176b").expect("built in").estimate(Precision::Int8, Load::NONE);
+    let gigabytes = bloom.of_rank(2) / 1_000_000_000;
+    assert!((93..97).contains(&gigabytes), "{gigabytes} GB");
+}
