@@ -30,6 +30,9 @@ pub(crate) struct Device {
     blocks: Option<Vec<usize>>,
     /// Ranks of tensor parallelism.
     ranks: Option<usize>,
+    /// Blocks in host memory.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a build with CUDA has GPUs"))]
+    offload: Option<usize>,
     compute: Option<FloatType>,
 }
 
@@ -125,6 +128,13 @@ impl Device {
                 compute.name()
             )));
         }
+        if let Some(blocks) = global.offload
+            && (choice == Choice::Cpu || !cfg!(feature = "cuda"))
+        {
+            return Err(Failure::usage(format!(
+                "--offload {blocks}: only a GPU leaves blocks in host memory; drop the option"
+            )));
+        }
         if let Some(blocks) = &global.device_map {
             let devices = match &choice {
                 Choice::Cuda(ordinals) => ordinals.len(),
@@ -144,7 +154,8 @@ impl Device {
                 .map_err(|error| Failure::new(format!("--threads {threads}: {error}")))?;
         }
         let blocks = global.device_map.clone();
-        Ok(Self { kernel: global.kernel.clone(), choice, blocks, ranks, compute: global.compute })
+        let Global { offload, compute, .. } = *global;
+        Ok(Self { kernel: global.kernel.clone(), choice, blocks, ranks, offload, compute })
     }
 
     /// The number of the GPU that `--device cuda` or `cuda:N` names, for work that one GPU does.
@@ -252,6 +263,7 @@ impl Device {
                         .hint("nvidia-smi lists the GPUs; --device cpu runs models on the processor")
                 })?;
                 memory.push(backend.free_memory()?);
+                backend.offload(self.offload.unwrap_or(0))?;
                 backends.push(Arc::new(backend));
             }
             // A GPU that is named gets the model, and the loader's error names what it lacks.

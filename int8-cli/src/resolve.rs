@@ -197,6 +197,11 @@ pub(crate) fn load_as<B: Backend>(
     let (loader, bar) = loader(precision, arguments, &place.checkpoint, output);
     let model = loader.build_on(place.devices.clone())?;
     bar.clear();
+    for backend in place.devices.backends() {
+        if let Some(note) = backend.note()? {
+            output.remark(&note);
+        }
+    }
     let unread = model.unread_tensors();
     if !unread.is_empty() {
         /// Enough to see of what kind they are.

@@ -222,6 +222,28 @@ impl<T: Scalar> Buffer<T> {
         self.read_at(stream, range.start * size_of::<T>(), range.len())
     }
 
+    /// Copies all numbers to `to`, which has their bytes. Waits for the stream.
+    pub(crate) fn read_into(&self, stream: &Stream, to: &mut [u8]) -> Result<(), Error> {
+        if to.len() != self.len * size_of::<T>() {
+            return Err(self.length_error("copy to the host", to.len()));
+        }
+        if self.len > 0 {
+            stream.device().activate()?;
+            let source = self.bytes.as_device_ptr().as_raw();
+            // SAFETY: both sides have these bytes; the copy has ended when the stream has been waited for.
+            let status = unsafe {
+                cuda::cuMemcpyDtoHAsync_v2(
+                    to.as_mut_ptr().cast(),
+                    source,
+                    to.len(),
+                    stream.inner().as_inner(),
+                )
+            };
+            done("copy to the host", status)?;
+        }
+        stream.synchronize()
+    }
+
     /// How many numbers.
     pub fn len(&self) -> usize {
         self.len

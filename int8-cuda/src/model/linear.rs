@@ -1,6 +1,7 @@
 //! Weights of linear layers: int8, built from rows as they arrive, or in floating point.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use int8_core::{Encoding, FloatType, Granularity};
 use int8_cuda_sys as sys;
@@ -20,8 +21,10 @@ use crate::weight::RawWeight;
 pub struct Int8Linear {
     n: usize,
     k: usize,
-    /// i8 `[n, ld]`
+    /// i8 `[n, ld]`; none of a weight that is offloaded
     codes: Buffer<i8>,
+    /// Where the codes of such a weight are at the moment.
+    offloaded: AtomicPtr<i8>,
     scales: Buffer<f32>,
     zero_points: Option<Buffer<i32>>,
     code_sums: Buffer<i32>,
@@ -94,9 +97,22 @@ impl Int8Linear {
         Ok(Self { k, codes, exact, ..self })
     }
 
+    /// Takes the codes, which are elsewhere from now on. Waits for the stream.
+    pub(super) fn take_codes(&mut self, stream: &Stream) -> Result<Buffer<i8>, Error> {
+        stream.synchronize()?;
+        let none = Buffer::zeros(stream.device(), 0)?;
+        Ok(std::mem::replace(&mut self.codes, none))
+    }
+
+    /// Where the codes are at the moment.
+    pub(super) fn use_codes(&self, codes: *mut i8) {
+        self.offloaded.store(codes, Ordering::Relaxed);
+    }
+
     pub(crate) fn raw(&self) -> RawWeight {
+        let offloaded = self.offloaded.load(Ordering::Relaxed);
         self.exact.beside(RawWeight {
-            codes: self.codes.pointer(),
+            codes: if self.codes.is_empty() { offloaded } else { self.codes.pointer() },
             scales: self.scales.pointer(),
             zero_points: self
                 .zero_points
@@ -138,6 +154,7 @@ impl Int8LinearBuilder {
             n,
             k,
             codes: Buffer::zeros(device, n * leading(k))?,
+            offloaded: AtomicPtr::default(),
             scales: Buffer::zeros(device, n)?,
             zero_points,
             code_sums: Buffer::zeros(device, n)?,

@@ -9,6 +9,7 @@ mod attention;
 mod exact;
 mod exchange;
 mod linear;
+mod offload;
 mod sampling;
 mod tensor;
 mod transform;
@@ -18,6 +19,7 @@ mod workspace;
 pub use attention::{Attention, Batch, BatchRow, CacheShape, KvCache, Mask, PAGE_POSITIONS, Rotation};
 pub use exchange::{Arrival, Exchange, ExchangeSizes, RANGE_COLUMNS};
 pub use linear::{FloatWeight, Int8Linear, Int8LinearBuilder};
+pub use offload::Offload;
 pub use sampling::{Draw, Samples};
 pub use tensor::{SharedRows, Store, Tensor};
 pub use transform::{

@@ -110,7 +110,7 @@ impl Staged<'_> {
 
 /// Page-locked host memory.
 #[derive(Debug)]
-struct Pinned {
+pub(super) struct Pinned {
     pointer: *mut u8,
     len: usize,
     device: Device,
@@ -122,7 +122,7 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    fn new(device: &Device, len: usize) -> Result<Self, Error> {
+    pub(super) fn new(device: &Device, len: usize) -> Result<Self, Error> {
         device.activate()?;
         let mut pointer = std::ptr::null_mut();
         if len > 0 {
@@ -137,8 +137,16 @@ impl Pinned {
         Ok(Self { pointer: pointer.cast(), len, device: device.clone() })
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn pointer(&self) -> *const u8 {
+        self.pointer
+    }
+
     /// The first `len` bytes, at most all.
-    fn bytes(&mut self, len: usize) -> &mut [u8] {
+    pub(super) fn bytes(&mut self, len: usize) -> &mut [u8] {
         if self.len == 0 {
             return &mut [];
         }

@@ -108,6 +108,14 @@ pub trait Backend: Sized + Send + Sync {
         Ok(())
     }
 
+    /// What a user should know of the model that was loaded, before it runs.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn note(&self) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
     // Preparing a session.
 
     /// Activations for at most `max_rows` rows.

@@ -25,6 +25,8 @@ pub struct CudaLinear {
     name: String,
     weight: Weight,
     bias: Option<Buffer<f32>>,
+    /// Its place among those whose weights stay in host memory.
+    offloaded: Option<usize>,
     /// Until the exact columns have been chosen.
     uncalibrated: Mutex<Option<Uncalibrated>>,
 }
@@ -86,12 +88,13 @@ impl CudaLinear {
         source.release();
         let bias = source.bias().map(|bias| Buffer::from_host(stream.device(), bias)).transpose()?;
         let uncalibrated = Mutex::new(uncalibrated);
-        Ok(Self { site, name: source.name().to_owned(), weight, bias, uncalibrated })
+        let name = source.name().to_owned();
+        Ok(Self { site, name, weight, bias, offloaded: None, uncalibrated })
     }
 
     pub(super) fn from_weight(site: Site, name: &str, weight: Arc<FloatWeight>) -> Self {
         let (name, weight) = (name.to_owned(), Weight::Float(weight));
-        Self { site, name, weight, bias: None, uncalibrated: Mutex::default() }
+        Self { site, name, weight, bias: None, offloaded: None, uncalibrated: Mutex::default() }
     }
 
     /// Whether its exact columns are still to be chosen.
@@ -141,6 +144,18 @@ impl CudaLinear {
             Weight::Int8 { config, .. } => Some(config),
             Weight::Float(_) => None,
         }
+    }
+
+    pub(super) fn set_offloaded(&mut self, place: usize) {
+        self.offloaded = Some(place);
+    }
+
+    pub(super) fn offloaded(&self) -> Option<usize> {
+        self.offloaded
+    }
+
+    pub(super) fn weight_mut(&mut self) -> &mut Weight {
+        &mut self.weight
     }
 
     pub(super) fn weight(&self) -> &Weight {

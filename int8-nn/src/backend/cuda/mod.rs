@@ -5,6 +5,7 @@ mod attention;
 mod experts;
 mod graphs;
 mod linear;
+mod offload;
 mod rank;
 mod turn;
 
@@ -25,6 +26,7 @@ pub use attention::CudaCache;
 use graphs::{Graphs, Recording};
 pub use linear::CudaLinear;
 use linear::Weight;
+use offload::Offloading;
 use turn::Turn;
 
 use crate::Error;
@@ -32,7 +34,7 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, Feature,
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
-use crate::config::{Activation, NormKind};
+use crate::config::{Activation, DecoderConfig, NormKind};
 use crate::precision::{Precision, Site};
 use crate::sampler::{Sampler, Sampling};
 use crate::weights::{FloatMatrix, LinearSource};
@@ -55,6 +57,8 @@ pub struct CudaBackend {
     recording: Mutex<Recording>,
     observer: Mutex<Option<Arc<dyn Observer>>>,
     observed: AtomicBool,
+    /// Weights that stay in host memory.
+    offloading: Mutex<Offloading>,
     /// Where it is one of several ranks.
     arrival: Mutex<Option<Arrival>>,
     /// The layers see their inputs, and nothing is recorded.
@@ -156,10 +160,29 @@ impl CudaBackend {
             recording: Mutex::default(),
             observer: Mutex::default(),
             observed: AtomicBool::new(false),
+            offloading: Mutex::default(),
             arrival: Mutex::default(),
             calibrating: AtomicBool::new(false),
             device,
         })
+    }
+
+    /// The int8 weights of `blocks` of a model's blocks, which is loaded next, stay in page-locked host memory. They are copied to the
+    /// GPU in every forward, ahead of their use.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn offload(&self, blocks: usize) -> Result<(), Error> {
+        *lock(&self.offloading) = Offloading::new(&self.device, blocks)?;
+        Ok(())
+    }
+
+    /// Bytes of weights in host memory, and bytes a second at which they are copied to the GPU.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`].
+    pub fn offloaded(&self) -> Result<Option<(usize, f64)>, Error> {
+        lock(&self.offloading).rate()
     }
 
     /// The GPU.
@@ -258,6 +281,7 @@ impl CudaBackend {
         let workspace = self.workspace();
         let mut workspace = lock(&workspace);
         let mut int8: Vec<(Config, Vec<Target<'_>>)> = Vec::new();
+        let linears: Vec<&CudaLinear> = targets.iter().map(|(linear, ..)| *linear).collect();
         for (linear, out, store) in targets.iter_mut() {
             match linear.weight() {
                 Weight::Float(weight) => {
@@ -273,10 +297,14 @@ impl CudaBackend {
                 }
             }
         }
+        let mut offloading = lock(&self.offloading);
+        if offloading.fetch(&self.stream, &linears)? {
+            lock(&self.recording).host_decides();
+        }
         for (config, mut targets) in int8 {
             workspace.project(&self.stream, x, function, &config, &mut targets)?;
         }
-        Ok(())
+        offloading.release(&self.stream, &linears)
     }
 
     /// Shows the layers whose exact columns are still to be chosen their input, `function(x)`.
@@ -378,10 +406,15 @@ impl Backend for CudaBackend {
         Self::capabilities_of(format!("cuda:{}", self.ordinal))
     }
 
+    fn prepare(&self, config: &DecoderConfig) -> Result<(), Error> {
+        lock(&self.offloading).prepare(config)
+    }
+
     fn linear(&self, site: Site, source: &LinearSource, precision: &Precision) -> Result<CudaLinear, Error> {
         let _turn = self.turn.enter();
-        let linear =
+        let mut linear =
             CudaLinear::load(&self.stream, &mut lock(&self.upload), site, source, precision, self.compute)?;
+        lock(&self.offloading).take(&self.stream, &mut linear)?;
         let (n, k) = linear.dim();
         self.serve(n, k, linear.config().copied());
         Ok(linear)
@@ -409,6 +442,16 @@ impl Backend for CudaBackend {
         self.calibrating.store(false, Ordering::Release);
         done?;
         linears.iter().try_for_each(|linear| linear.choose_exact(&self.stream, self.compute))
+    }
+
+    fn note(&self) -> Result<Option<String>, Error> {
+        let Some((bytes, rate)) = self.offloaded()? else { return Ok(None) };
+        let (bytes, rate) = (crate::convert::f64_from(bytes) / 1e9, rate / 1e9);
+        let steps = rate / bytes;
+        Ok(Some(format!(
+            "cuda:{}: {bytes:.1} GB of weights in host memory, copied in every forward: at most {steps:.1} forwards a second at {rate:.0} GB/s",
+            self.ordinal
+        )))
     }
 
     fn norm(&self, spec: &NormSpec) -> Result<CudaNorm, Error> {

@@ -235,6 +235,10 @@ impl<R: Rank> Backend for TensorParallel<R> {
         Ok(Linear { split: Split::Outputs, ranks })
     }
 
+    fn note(&self) -> Result<Option<String>, Error> {
+        self.ranks[0].note()
+    }
+
     fn norm(&self, spec: &NormSpec) -> Result<Each<R::Norm>, Error> {
         self.each(|rank| rank.norm(spec))
     }

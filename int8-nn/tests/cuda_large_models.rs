@@ -1,5 +1,5 @@
-//! Tensor parallelism on GPUs against one GPU: two ranks, on two GPUs where there are two, else both on one. Needs a GPU; without
-//! one the tests say so and are skipped, unless INT8_REQUIRE_GPU=1.
+//! Models that one GPU does not hold: tensor parallelism against one GPU (two ranks, on two GPUs where there are two, else both on
+//! one), and blocks in host memory. Needs a GPU; without one the tests say so and are skipped, unless INT8_REQUIRE_GPU=1.
 #![cfg(feature = "cuda")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "says what it skips and measured")]
 
@@ -129,4 +129,46 @@ fn two_ranks_compute_what_one_gpu_computes() {
         println!("{run} models");
         assert!(run >= 20, "{run} models");
     }
+}
+
+/// Where the codes lie changes no bit, whatever the order in which layers are used, and nothing of an earlier model is taken.
+#[test]
+fn blocks_in_host_memory_change_no_bit() {
+    let Some((one, _)) = backends(FloatType::F16) else { return };
+    let host = CudaBackend::new(0, FloatType::F16).map(Arc::new).expect("the GPU once more");
+    let mut run = 0;
+    for folder in folders("models").into_iter().chain(folders("goldens")) {
+        for precision in [
+            int8(OutlierGranularity::Column, Scheme::LlmInt8Absmax),
+            int8(OutlierGranularity::Value, Scheme::LlmInt8Zeropoint),
+        ] {
+            let load = || Model::load(&folder).map(|loader| loader.precision(precision));
+            let Ok(single) = load().and_then(|loader| loader.build_on(one.clone())) else { continue };
+            let limit = single.config().max_positions;
+            let texts = GoldenFile::open(&folder).rows("input_ids");
+            if texts.iter().any(|ids| ids.len() > limit) || limit < 32 {
+                continue;
+            }
+            for blocks in [1, single.config().layers] {
+                host.offload(blocks).expect("offload");
+                let offloaded = match load().and_then(|loader| loader.build_on(host.clone())) {
+                    Ok(model) => model,
+                    Err(Error::Unsupported(_)) => continue,
+                    Err(error) => panic!("{}: {error}", folder.display()),
+                };
+                assert_eq!(logits(&offloaded, &texts), logits(&single, &texts), "{}", folder.display());
+                let prompt = &texts[0][..8.min(texts[0].len())];
+                assert_eq!(
+                    greedy(&offloaded, prompt, 16),
+                    greedy(&single, prompt, 16),
+                    "{}",
+                    folder.display()
+                );
+                run += 1;
+            }
+        }
+    }
+    host.offload(0).expect("no blocks");
+    println!("{run} comparisons");
+    assert!(run >= 40, "{run} comparisons");
 }
