@@ -282,12 +282,12 @@ FAMILIES = {
 FUSED = {"mixtral": "mixtral_fused"}
 
 
-def in_environment():
+def in_environment(script=__file__):
     python = HOME / "bin/python"
     if not python.exists():
         venv.create(HOME, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *NEEDS], check=True)
-    os.execv(python, [str(python), __file__, *sys.argv[1:]])
+    os.execv(python, [str(python), script, *sys.argv[1:]])
 
 
 def randomize(model, generator):
