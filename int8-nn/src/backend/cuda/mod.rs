@@ -6,6 +6,7 @@ mod experts;
 mod graphs;
 mod linear;
 mod offload;
+mod operands;
 mod rank;
 mod turn;
 
@@ -355,38 +356,6 @@ impl CudaBackend {
             .map_err(|error| Error::Input(format!("{}: {error}", linear.name())))?;
         observer.input(linear.site(), linear.name(), view);
         Ok(Tensor::from_f32(&self.device, FloatType::F32, k, &host)?)
-    }
-}
-
-impl<'a> Input<'a, CudaBackend> {
-    fn parts(&self) -> (&'a Tensor, Function<'a>) {
-        match *self {
-            Input::Plain(x) => (&x.tensor, Function::Identity),
-            Input::Normed(x, norm) => (&x.tensor, norm.function()),
-            Input::Activated(x, activation) => (&x.tensor, Function::Activation(function(activation))),
-            Input::Gated(x, activation) => (&x.tensor, Function::Gated(function(activation))),
-        }
-    }
-}
-
-impl CudaNorm {
-    fn function(&self) -> Function<'_> {
-        match self.kind {
-            NormKind::RmsNorm => Function::RmsNorm { gain: &self.gain, eps: self.eps },
-            NormKind::LayerNorm => {
-                Function::LayerNorm { gain: &self.gain, bias: self.bias.as_ref(), eps: self.eps }
-            }
-        }
-    }
-}
-
-fn function(activation: Activation) -> int8_cuda::model::Activation {
-    match activation {
-        Activation::Relu => int8_cuda::model::Activation::Relu,
-        Activation::Gelu => int8_cuda::model::Activation::Gelu,
-        Activation::GeluTanh => int8_cuda::model::Activation::GeluTanh,
-        Activation::Silu => int8_cuda::model::Activation::Silu,
-        other => unreachable!("{other:?} is refused by `capabilities`"),
     }
 }
 
@@ -802,22 +771,6 @@ impl Backend for CudaBackend {
 
     fn embedding_bytes(&self, embedding: &Arc<FloatWeight>) -> usize {
         embedding.bytes()
-    }
-}
-
-impl<'a> Output<'a, CudaBackend> {
-    fn parts(self) -> (&'a mut CudaActivations, Store) {
-        match self {
-            Output::Store(out) => (out, Store::Overwrite),
-            Output::Add(out) => (out, Store::Accumulate),
-        }
-    }
-
-    fn parts_mut(&mut self) -> (&mut CudaActivations, Store) {
-        match self {
-            Output::Store(out) => (out, Store::Overwrite),
-            Output::Add(out) => (out, Store::Accumulate),
-        }
     }
 }
 
