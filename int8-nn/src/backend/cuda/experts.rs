@@ -40,7 +40,7 @@ pub(super) fn compute(
     }
     out.tensor.set_rows(x.rows())?;
     out.tensor.fill_zero(stream)?;
-    let activation = super::function(experts.activation);
+    let activation = super::operands::function(experts.activation);
     let activated =
         if experts.gated { Function::Gated(activation) } else { Function::Activation(activation) };
     for ((up, down), rows) in experts.up.iter().zip(&experts.down).zip(&chosen) {

@@ -35,7 +35,7 @@ use crate::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, Experts, Feature,
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
-use crate::config::{Activation, DecoderConfig, NormKind};
+use crate::config::{DecoderConfig, NormKind};
 use crate::precision::{Precision, Site};
 use crate::sampler::{Sampler, Sampling};
 use crate::weights::{FloatMatrix, LinearSource};

@@ -28,7 +28,7 @@ impl CudaNorm {
     }
 }
 
-fn function(activation: Activation) -> int8_cuda::model::Activation {
+pub(super) fn function(activation: Activation) -> int8_cuda::model::Activation {
     match activation {
         Activation::Relu => int8_cuda::model::Activation::Relu,
         Activation::Gelu => int8_cuda::model::Activation::Gelu,
