@@ -211,6 +211,11 @@ impl Device {
             };
             return task.run(&Place { devices, ranks, processor, checkpoint, precision });
         }
+        if let (Choice::Auto, Some(ranks)) = (&self.choice, self.ranks) {
+            return Err(Failure::new(format!(
+                "--tensor-parallel {ranks}: this `int8` was built without GPU support; with --device cpu the processor is every rank, to compare results"
+            )));
+        }
         if let Some(compute) = self.compute {
             output.remark(&format!(
                 "--compute {} changes nothing: the processor computes in 32-bit",
@@ -333,7 +338,8 @@ impl Choice {
         let first = || (0..).take(ranks).collect();
         match self {
             Self::Cpu => Ok(Self::Cpu),
-            Self::Auto => Ok(Self::Cuda(first())),
+            Self::Auto if cfg!(feature = "cuda") => Ok(Self::Cuda(first())),
+            Self::Auto => Ok(Self::Auto),
             Self::Cuda(ordinals) if ordinals == [0] => Ok(Self::Cuda(first())),
             Self::Cuda(ordinals) if ordinals.len() == ranks => Ok(Self::Cuda(ordinals)),
             Self::Cuda(_) => Err(Failure::usage(format!(

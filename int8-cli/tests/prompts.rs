@@ -103,3 +103,29 @@ fn a_size_without_a_unit_is_questioned() {
     );
     assert!(String::from_utf8_lossy(&output.stdout).contains(" 1 window of 16 tokens"));
 }
+
+#[test]
+fn the_processor_can_be_several_ranks() {
+    let demo = asset("demo-opt");
+    let run = |more: &[&str]| {
+        let arguments =
+            ["run", &demo, "-p", "Once upon a time", "--greedy", "-n", "12", "--fp", "--device", "cpu"];
+        json(&[&arguments[..], more].concat(), "")["text"].clone()
+    };
+    assert_eq!(run(&["--tensor-parallel", "2"]), run(&[]));
+    let output = int8(&["run", &demo, "-p", "Once", "--device", "cpu", "--tensor-parallel", "7"], "");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && message.contains("not divisible"), "{message}");
+    let plan = json(&["plan", "bloom-176b", "--tensor-parallel", "2", "--device", "cpu"], "");
+    let (all, rank) = (&plan["precisions"][2]["total_bytes"], &plan["precisions"][2]["rank_bytes"]);
+    assert!(
+        rank.as_u64() < all.as_u64() && rank.as_u64() > all.as_u64().map(|all| all / 2),
+        "{rank} of {all}"
+    );
+    for (option, word) in [("--device-map", "drop one"), ("--offload", "only a GPU")] {
+        let output =
+            int8(&["run", &demo, "-p", "Once", "--device", "cpu", "--tensor-parallel", "2", option, "1"], "");
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && message.contains(word), "{message}");
+    }
+}
