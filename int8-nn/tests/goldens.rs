@@ -13,11 +13,12 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use int8_core::FloatType;
 use int8_core::metrics::relative_l2;
+use int8_core::{FloatType, Scheme};
 use int8_nn::Model;
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::decoder::LinearRole;
+use int8_nn::precision::OutlierWeights;
 use serde_json::{Value, json};
 
 use common::{GoldenFile, data, exactly, folders, read_json, shared, with_config};
@@ -115,15 +116,43 @@ fn families_agree_with_transformers() {
 
 /// The checkpoints of `tools/make_goldens.py`: 32-bit logits after `from_pretrained`, greedy continuations, and the error of
 /// LLM.int8() as bitsandbytes computes it, with experts in int8 as well.
+///
+/// Let ρ be our int8 error over that of bitsandbytes. `tools/int8_error_draws.py` draws the weights of 97 of these checkpoints ten
+/// times each and leaves no draw out (`docs/verified/int8-error-draws.tsv`): ln ρ has the mean ln 0.78 and the standard deviation
+/// 0.325; 40 of the 970 exceed 1.25, of which 28 are mixtures of experts, where a rounding can send a token to another expert
+/// (the largest is 2.93). Two bounds follow:
+/// - The geometric mean of ρ over all checkpoints is at most 0.87 = 0.78 · exp(3 · 0.325 / √97). This one says how good int8 is;
+///   the selection below lowers the mean by 3 % (without the 40 draws it is 0.76).
+/// - ρ is at most 1.25 for each checkpoint. The weights are a *selection*: a draw above is replaced when a golden is made
+///   (gemma3n, lfm2_moe, minimax and zamba2 were), as one in 24 must be. It finds what breaks later, and proves nothing more.
+///
+/// The mean has the power to fail: with bitsandbytes' own outlier weights it is above the bound.
 #[test]
 fn further_families_agree_with_transformers() {
     let folders = folders("goldens");
-    assert!(folders.len() >= 33, "goldens of {} checkpoints", folders.len());
-    let failures: Vec<String> = folders.iter().flat_map(|folder| tiny_failures(folder)).collect();
+    assert!(folders.len() >= 97, "goldens of {} checkpoints", folders.len());
+    let mut ratios = Vec::new();
+    let failures: Vec<String> =
+        folders.iter().flat_map(|folder| tiny_failures(folder, &mut ratios)).collect();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let mean = |ours: fn(&Ratio) -> f64| {
+        let count = f64::from(u16::try_from(ratios.len()).expect("a count"));
+        (ratios.iter().map(|ratio| ours(ratio).ln()).sum::<f64>() / count).exp()
+    };
+    let (exact, dequantized) = (mean(|ratio| ratio.exact), mean(|ratio| ratio.dequantized));
+    eprintln!("geometric mean of the ratios: {exact:.3}; with dequantised outlier weights {dequantized:.3}");
+    // Not `>`: a NaN is wrong.
+    assert!(exact <= 0.87, "{exact}");
+    assert!(dequantized > 0.87, "{dequantized}");
 }
 
-fn tiny_failures(folder: &Path) -> Vec<String> {
+/// Our int8 error over that of bitsandbytes, by the weights of the outlier product.
+struct Ratio {
+    exact: f64,
+    dequantized: f64,
+}
+
+fn tiny_failures(folder: &Path, ratios: &mut Vec<Ratio>) -> Vec<String> {
     let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
     let golden = Golden::read(folder);
     let load = |int8: bool| {
@@ -146,8 +175,13 @@ fn tiny_failures(folder: &Path) -> Vec<String> {
     }
     let ours = relative_l2(&logits(&int8, &golden), &golden.logits);
     let theirs = golden.int8_error.map(f64::from).expect("the error of bitsandbytes");
-    // Exact outlier columns take an error away, and what is left is as large as theirs but drawn from other roundings: in
-    // models this small that does not average out, so a quarter is allowed for.
+    let of_bitsandbytes = Model::load(folder)
+        .and_then(|loader| {
+            loader.quantize(Scheme::LlmInt8Absmax.config(), OutlierWeights::Dequantized).build()
+        })
+        .expect("a model");
+    let dequantized = relative_l2(&logits(&of_bitsandbytes, &golden), &golden.logits) / theirs;
+    ratios.push(Ratio { exact: ours / theirs, dequantized });
     if ours.is_nan() || ours > 1.25 * theirs {
         failures
             .push(format!("{name}: LLM.int8() logits are off by {ours:.3e}, bitsandbytes' by {theirs:.3e}"));
