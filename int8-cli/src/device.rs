@@ -336,6 +336,13 @@ impl Choice {
     fn of_ranks(self, ranks: Option<usize>, device: &str) -> Result<Self, Failure> {
         let Some(ranks) = ranks else { return Ok(self) };
         let first = || (0..).take(ranks).collect();
+        if let Self::Cuda(ordinals) = &self
+            && (1..ordinals.len()).any(|index| ordinals[..index].contains(&ordinals[index]))
+        {
+            return Err(Failure::usage(format!(
+                "--tensor-parallel {ranks}, but --device {device} names a GPU twice: the parts of one would wait for each other"
+            )));
+        }
         match self {
             Self::Cpu => Ok(Self::Cpu),
             Self::Auto if cfg!(feature = "cuda") => Ok(Self::Cuda(first())),
@@ -384,5 +391,8 @@ mod tests {
         ] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
+        let ranks = |name| Choice::of(name).expect("devices").of_ranks(Some(2), name).ok();
+        assert_eq!((ranks("cuda"), ranks("cuda:1,cuda:0")), (cuda(&[0, 1]), cuda(&[1, 0])));
+        assert_eq!((ranks("cuda:0,cuda:0"), ranks("cuda:0,cuda:1,cuda:2")), (None, None));
     }
 }
