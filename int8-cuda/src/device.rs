@@ -101,21 +101,14 @@ impl Device {
         CurrentContext::set_current(&self.0.context).map_err(driver("activate"))
     }
 
-    /// Lets this device read the memory of another directly, where the hardware can; copies between them work without, too.
-    pub(crate) fn reach(&self, other: &Self) -> Result<(), Error> {
-        self.activate()?;
-        // SAFETY: a live context. A refusal (no link between the two, or reached before) changes nothing.
-        let _ = unsafe { cuda::cuCtxEnablePeerAccess(other.0.context.get_inner(), 0) };
-        Ok(())
-    }
-
-    /// The same, and whether kernels of this device can read that memory.
+    /// Lets this device read the memory of another directly, where the hardware can, and tells whether its kernels can. Copies
+    /// between them work without, too.
     pub(crate) fn reaches(&self, other: &Self) -> Result<bool, Error> {
         if self.0.context.get_inner() == other.0.context.get_inner() {
             return Ok(true);
         }
         self.activate()?;
-        // SAFETY: a live context.
+        // SAFETY: a live context. A refusal (no link between the two, or reached before) changes nothing.
         let status = unsafe { cuda::cuCtxEnablePeerAccess(other.0.context.get_inner(), 0) };
         Ok(matches!(
             status,

@@ -151,7 +151,7 @@ impl<T: Scalar> Buffer<T> {
         if count == 0 {
             return Ok(());
         }
-        self.device.reach(&from.device)?;
+        self.device.reaches(&from.device)?;
         stream.device().activate()?;
         let (to, source) = (self.bytes.as_device_ptr().as_raw(), from.bytes.as_device_ptr().as_raw());
         // SAFETY: both have these bytes, in one address space; freeing either waits for its device, which has waited for the copy.
@@ -222,28 +222,6 @@ impl<T: Scalar> Buffer<T> {
         self.read_at(stream, range.start * size_of::<T>(), range.len())
     }
 
-    /// Copies all numbers to `to`, which has their bytes. Waits for the stream.
-    pub(crate) fn read_into(&self, stream: &Stream, to: &mut [u8]) -> Result<(), Error> {
-        if to.len() != self.len * size_of::<T>() {
-            return Err(self.length_error("copy to the host", to.len()));
-        }
-        if self.len > 0 {
-            stream.device().activate()?;
-            let source = self.bytes.as_device_ptr().as_raw();
-            // SAFETY: both sides have these bytes; the copy has ended when the stream has been waited for.
-            let status = unsafe {
-                cuda::cuMemcpyDtoHAsync_v2(
-                    to.as_mut_ptr().cast(),
-                    source,
-                    to.len(),
-                    stream.inner().as_inner(),
-                )
-            };
-            done("copy to the host", status)?;
-        }
-        stream.synchronize()
-    }
-
     /// How many numbers.
     pub fn len(&self) -> usize {
         self.len
@@ -276,27 +254,31 @@ impl<T: Scalar> Buffer<T> {
         len: usize,
     ) -> Result<Vec<V>, Error> {
         let mut values = vec![V::default(); len];
-        let end = offset + len * size_of::<V>();
+        self.read_into(stream, offset, as_bytes_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// Copies the bytes from byte `offset` on to `to`. Waits for the stream.
+    pub(crate) fn read_into(&self, stream: &Stream, offset: usize, to: &mut [u8]) -> Result<(), Error> {
+        let end = offset + to.len();
         if end > self.len * size_of::<T>() {
             return Err(self.length_error("read from a workspace", end));
         }
-        if len > 0 {
+        if !to.is_empty() {
             stream.device().activate()?;
             let source = self.bytes.as_device_ptr().as_raw() + convert::address(offset);
-            let target = as_bytes_mut(&mut values);
             // SAFETY: both sides have these bytes; the copy has ended when the stream has been waited for.
             let status = unsafe {
                 cuda::cuMemcpyDtoHAsync_v2(
-                    target.as_mut_ptr().cast(),
+                    to.as_mut_ptr().cast(),
                     source,
-                    target.len(),
+                    to.len(),
                     stream.inner().as_inner(),
                 )
             };
             done("copy to the host", status)?;
         }
-        stream.synchronize()?;
-        Ok(values)
+        stream.synchronize()
     }
 
     fn length_error(&self, operation: &'static str, found: usize) -> Error {

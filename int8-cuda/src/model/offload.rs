@@ -93,7 +93,7 @@ impl Offload {
             }
         }
         let mut pinned = Pinned::new(&self.device, bytes)?;
-        codes.read_into(stream, pinned.bytes(bytes))?;
+        codes.read_into(stream, 0, pinned.bytes(bytes))?;
         self.weights.insert(index, (place, pinned));
         Ok(())
     }
