@@ -13,12 +13,17 @@ use int8_nn::backend::{Backend, FloatType, Precision};
 #[cfg(feature = "cuda")]
 use int8_nn::backend::{OutlierWeights, Quantization};
 use int8_nn::checkpoint::Checkpoint;
+use int8_nn::group::Group;
 use int8_nn::placement::Devices;
+#[cfg(feature = "cuda")]
+use int8_nn::plan::{Load, Shape};
 
 use crate::args::{Global, PrecisionArgs};
 use crate::failure::Failure;
+use crate::launch::Launch;
 use crate::output::Output;
 use crate::stored_threshold::with_stored_threshold;
+use crate::values::OrAuto;
 
 /// The device that the options name.
 #[derive(Debug)]
@@ -28,11 +33,13 @@ pub(crate) struct Device {
     /// Blocks on each of several GPUs.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a build with CUDA has GPUs"))]
     blocks: Option<Vec<usize>>,
-    /// Ranks of tensor parallelism.
+    /// Ranks of tensor parallelism, in this process.
     ranks: Option<usize>,
+    /// The other processes, which have as many.
+    launch: Option<Launch>,
     /// Blocks in host memory.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only a build with CUDA has GPUs"))]
-    offload: Option<usize>,
+    offload: Option<OrAuto<usize>>,
     compute: Option<FloatType>,
 }
 
@@ -103,8 +110,19 @@ impl Device {
     /// # Errors
     /// For a device that does not exist or that this build has no support for, or if the threads cannot be started.
     pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
-        let ranks = global.tensor_parallel.map(usize::from);
-        let choice = Choice::of(&global.device)?.of_ranks(ranks, &global.device)?;
+        let all_ranks = global.tensor_parallel.map(usize::from);
+        let launch = if all_ranks.is_some() { Launch::of_environment()? } else { None };
+        let processes = launch.as_ref().map_or(1, |launch| launch.processes);
+        let ranks = match all_ranks {
+            Some(all) if !all.is_multiple_of(processes) => {
+                return Err(Failure::usage(format!(
+                    "--tensor-parallel {all} in {processes} processes: each has as many of the devices"
+                )));
+            }
+            ranks => ranks.map(|all| all / processes),
+        };
+        let first = launch.as_ref().zip(ranks).map_or(0, |(launch, ranks)| launch.first_gpu(ranks));
+        let choice = Choice::of(&global.device)?.of_ranks(ranks, first, &global.device)?;
         if ranks.is_some() && global.device_map.is_some() {
             return Err(Failure::usage(
                 "--tensor-parallel gives every device a part of each block, --device-map some of the blocks; drop one",
@@ -155,7 +173,32 @@ impl Device {
         }
         let blocks = global.device_map.clone();
         let Global { offload, compute, .. } = *global;
-        Ok(Self { kernel: global.kernel.clone(), choice, blocks, ranks, offload, compute })
+        Ok(Self { kernel: global.kernel.clone(), choice, blocks, ranks, launch, offload, compute })
+    }
+
+    /// The processes that compute together: waits for them.
+    fn group(&self, output: &Output) -> Result<Arc<Group>, Failure> {
+        let Some(launch) = &self.launch else { return Ok(Arc::new(Group::alone())) };
+        let options = launch.options();
+        output.remark(&output.dim(&format!(
+            "process {} of {}: waiting for the others at {}",
+            options.process, options.processes, options.address
+        )));
+        let group = Group::connect(&options)?;
+        if group.process() == 0 {
+            // Whatever this process does or waits for, it ends when it is no longer whole. Others notice when they are told nothing
+            // more.
+            for watch in group.watch()? {
+                let output = *output;
+                std::thread::spawn(move || {
+                    if let Some(error) = watch.wait() {
+                        output.failure(&error.into());
+                        std::process::exit(1);
+                    }
+                });
+            }
+        }
+        Ok(Arc::new(group))
     }
 
     /// The number of the GPU that `--device cuda` or `cuda:N` names, for work that one GPU does.
@@ -202,7 +245,8 @@ impl Device {
         if let Some(Gpus { backends, memory, precision }) = self.gpu(&checkpoint, &task, output)? {
             let (processor, ranks) = (Processor::Gpu, self.ranks.unwrap_or(1));
             if self.ranks.is_some() {
-                let devices = Arc::new(TensorParallel::new(backends)?).into();
+                let ranks = ranks * self.launch.as_ref().map_or(1, |launch| launch.processes);
+                let devices = Arc::new(TensorParallel::of_group(backends, self.group(output)?)?).into();
                 return task.run(&Place { devices, ranks, processor, checkpoint, precision });
             }
             let devices = match &self.blocks {
@@ -226,7 +270,7 @@ impl Device {
         let kernel = self.kernel()?;
         if let Some(ranks) = self.ranks {
             let ranks = (0..ranks).map(|_| Arc::new(CpuBackend::with_kernel(kernel))).collect();
-            let devices = Arc::new(TensorParallel::new(ranks)?).into();
+            let devices = Arc::new(TensorParallel::of_group(ranks, self.group(output)?)?).into();
             return task.run(&Place { devices, ranks: 1, processor: Processor::Cpu, checkpoint, precision });
         }
         let backend = Arc::new(CpuBackend::with_kernel(kernel));
@@ -267,8 +311,9 @@ impl Device {
                     Failure::new(format!("--device cuda:{ordinal}: {error}"))
                         .hint("nvidia-smi lists the GPUs; --device cpu runs models on the processor")
                 })?;
-                memory.push(backend.free_memory()?);
-                backend.offload(self.offload.unwrap_or(0))?;
+                let free = backend.free_memory()?;
+                backend.offload(self.offloaded(checkpoint, &precision, free)?)?;
+                memory.push(free);
                 backends.push(Arc::new(backend));
             }
             // A GPU that is named gets the model, and the loader's error names what it lacks.
@@ -288,6 +333,26 @@ impl Device {
                 Ok(None)
             }
             (found, _) => found.map(Some),
+        }
+    }
+
+    /// Blocks that stay in host memory, where a GPU has these bytes free.
+    #[cfg(feature = "cuda")]
+    fn offloaded(&self, checkpoint: &Checkpoint, precision: &Precision, free: u64) -> Result<usize, Failure> {
+        /// Tokens that there is to be room for.
+        const CONTEXT: u64 = 2048;
+        match (self.offload, precision) {
+            (None, _) => Ok(0),
+            (Some(OrAuto::Given(blocks)), _) => Ok(blocks),
+            (Some(OrAuto::Auto), Precision::Float) => Err(Failure::usage(
+                "--offload auto: blocks stay in host memory in int8 alone; drop --fp or the option",
+            )),
+            (Some(OrAuto::Auto), Precision::Int8(_)) => {
+                let shape = Shape::of_checkpoint("", checkpoint)?;
+                let context = shape.max_positions.map_or(CONTEXT, |most| most.min(CONTEXT));
+                let blocks = shape.blocks_to_offload(Load { context, batch: 1, kv_cache: None }, free);
+                Ok(usize::try_from(blocks).unwrap_or(usize::MAX))
+            }
         }
     }
 
@@ -332,10 +397,10 @@ fn stored(precision: Precision, task: &impl Task, checkpoint: &Checkpoint) -> Re
 }
 
 impl Choice {
-    /// The devices of this number of ranks: those that are named, or the first GPUs, or the processor several times.
-    fn of_ranks(self, ranks: Option<usize>, device: &str) -> Result<Self, Failure> {
+    /// The devices of this number of ranks: those that are named, or GPUs from number `first` on, or the processor several times.
+    fn of_ranks(self, ranks: Option<usize>, first: usize, device: &str) -> Result<Self, Failure> {
         let Some(ranks) = ranks else { return Ok(self) };
-        let first = || (0..).take(ranks).collect();
+        let first = || (0..).skip(first).take(ranks).collect();
         if let Self::Cuda(ordinals) = &self
             && (1..ordinals.len()).any(|index| ordinals[..index].contains(&ordinals[index]))
         {
@@ -391,7 +456,7 @@ mod tests {
         ] {
             assert_eq!(of(wrong), None, "{wrong}");
         }
-        let ranks = |name| Choice::of(name).expect("devices").of_ranks(Some(2), name).ok();
+        let ranks = |name| Choice::of(name).expect("devices").of_ranks(Some(2), 0, name).ok();
         assert_eq!((ranks("cuda"), ranks("cuda:1,cuda:0")), (cuda(&[0, 1]), cuda(&[1, 0])));
         assert_eq!((ranks("cuda:0,cuda:0"), ranks("cuda:0,cuda:1,cuda:2")), (None, None));
     }

@@ -26,6 +26,11 @@ impl Failure {
         Self { code: 2, ..Self::new(message) }
     }
 
+    /// No failure: another process runs the command, and this one has done its part.
+    pub(crate) fn followed() -> Self {
+        Self { code: 0, ..Self::new("done for another process") }
+    }
+
     /// A result that is no number, so that no figure may pass for one.
     pub(crate) fn not_finite(what: &str) -> Self {
         Self::new(format!("{what} is not a finite number: the model's outputs hold NaN or infinity"))

@@ -9,6 +9,7 @@ mod failure;
 mod hub;
 #[cfg(feature = "json-schema")]
 mod json_form;
+mod launch;
 mod output;
 mod report;
 mod resolve;
@@ -33,9 +34,10 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
+    launch::detect(&cli.global);
     let output = Output::new(&cli.global);
     match run(cli, &output) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) | Err(Failure { code: 0, .. }) => ExitCode::SUCCESS,
         // The reader of standard output has stopped early, as `head` does.
         Err(Failure { broken_pipe: true, .. }) => ExitCode::SUCCESS,
         Err(failure) => {

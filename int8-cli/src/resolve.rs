@@ -1,6 +1,8 @@
 //! From arguments to settings of the libraries: options that depend on each other are resolved and checked here, before any
 //! work is done.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use int8_core::{Config, OutlierGranularity, OutlierRule, Scheme, scheme};
 use int8_nn::backend::{Backend, Precision, Quantization};
 use int8_nn::checkpoint::{Checkpoint, DType, Existing};
@@ -197,6 +199,14 @@ pub(crate) fn load_as<B: Backend>(
     let (loader, bar) = loader(precision, arguments, &place.checkpoint, output);
     let model = loader.build_on(place.devices.clone())?;
     bar.clear();
+    if let Some(group) = place.devices.first().group().filter(|group| group.processes() > 1) {
+        group.agree("model or other settings", &fingerprint(precision, arguments, place)?)?;
+        if group.process() > 0 {
+            // Inside the pool, as the first process generates.
+            rayon::scope(|_| int8_nn::group::follow(model.decoder(), group))?;
+            return Err(Failure::followed());
+        }
+    }
     for backend in place.devices.backends() {
         if let Some(note) = backend.note()? {
             output.remark(&note);
@@ -222,6 +232,21 @@ pub(crate) fn load_as<B: Backend>(
         ));
     }
     Ok(model)
+}
+
+/// What processes that compute a model together must have in common.
+fn fingerprint<B: Backend>(
+    precision: Precision,
+    arguments: &PrecisionArgs,
+    place: &Place<B>,
+) -> Result<String, Failure> {
+    let mut hasher = DefaultHasher::new();
+    place.checkpoint.source().read_config().map_err(int8_nn::Error::from)?.hash(&mut hasher);
+    for tensor in place.checkpoint.tensors() {
+        (tensor.name(), tensor.shape()).hash(&mut hasher);
+    }
+    let (version, model) = (env!("CARGO_PKG_VERSION"), hasher.finish());
+    Ok(format!("{version} {model:x} {precision:?} {:?}", arguments.rotary))
 }
 
 /// Prepares to load a model with a progress bar; of the arguments, those that are no part of the precision count.

@@ -1,5 +1,7 @@
 //! Parsers of option values.
 
+use std::fmt;
+
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use int8_core::Named;
 
@@ -24,6 +26,23 @@ impl<T> OrAuto<T> {
             Self::Auto => None,
             Self::Given(value) => Some(value),
         }
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for OrAuto<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Given(value) => value.fmt(f),
+        }
+    }
+}
+
+/// Parses a number or `auto`.
+pub(crate) fn count_or_auto(text: &str) -> Result<OrAuto<usize>, String> {
+    match text {
+        "auto" => Ok(OrAuto::Auto),
+        number => number.parse().map(OrAuto::Given).map_err(|_| "expected a number or auto".to_owned()),
     }
 }
 

@@ -15,10 +15,36 @@ use crate::scalar::{Scalar, as_bytes, as_bytes_mut};
 #[derive(Debug)]
 pub struct Buffer<T> {
     // Dropped before the device; freeing waits for the device, so work in flight keeps its memory.
-    bytes: DeviceBuffer<u8>,
+    memory: Memory,
     len: usize,
     device: Device,
     element: PhantomData<T>,
+}
+
+/// Where a buffer's bytes are.
+#[derive(Debug)]
+enum Memory {
+    Device(DeviceBuffer<u8>),
+    /// Page-locked, at this address for the host and for every device.
+    Host(u64),
+}
+
+impl Memory {
+    fn address(&self) -> u64 {
+        match self {
+            Self::Device(bytes) => bytes.as_device_ptr().as_raw(),
+            Self::Host(address) => *address,
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Self::Host(address) = *self {
+            // SAFETY: allocated by `Buffer::zeros_on_host`, freed once. A failure leaves nothing to do.
+            unsafe { cuda::cuMemFreeHost(address as *mut std::ffi::c_void) };
+        }
+    }
 }
 
 impl<T> Drop for Buffer<T> {
@@ -49,7 +75,24 @@ impl<T: Scalar> Buffer<T> {
             // SAFETY: the buffer has these bytes, and lives until they are zero.
             device.wait_for("allocate", |stream| unsafe { cuda::cuMemsetD8Async(start, 0, size, stream) })?;
         }
-        Ok(Self { bytes, len, device: device.clone(), element: PhantomData })
+        Ok(Self { memory: Memory::Device(bytes), len, device: device.clone(), element: PhantomData })
+    }
+
+    /// `len` zeros in host memory, which every device reads and writes over its link to the host.
+    pub(crate) fn zeros_on_host(device: &Device, len: usize) -> Result<Self, Error> {
+        device.activate()?;
+        let size = (len * size_of::<T>()).max(1);
+        let mut pointer = std::ptr::null_mut();
+        let flags = cuda::CU_MEMHOSTALLOC_PORTABLE | cuda::CU_MEMHOSTALLOC_DEVICEMAP;
+        // SAFETY: writes the pointer of a new allocation.
+        let status = unsafe { cuda::cuMemHostAlloc(&raw mut pointer, size, flags) };
+        if status != cuda::cudaError_enum::CUDA_SUCCESS {
+            return Err(Error::OutOfHostMemory { bytes: size });
+        }
+        // SAFETY: the allocation has this length.
+        unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, size) };
+        let memory = Memory::Host(pointer as u64);
+        Ok(Self { memory, len, device: device.clone(), element: PhantomData })
     }
 
     /// A copy of `values`. Waits until it is made.
@@ -73,7 +116,7 @@ impl<T: Scalar> Buffer<T> {
         if self.len == 0 {
             return Ok(());
         }
-        let (to, bytes) = (self.bytes.as_device_ptr().as_raw(), as_bytes(values));
+        let (to, bytes) = (self.memory.address(), as_bytes(values));
         // SAFETY: both sides have these bytes, and live until the copy is made.
         self.device.wait_for("copy to the device", |stream| unsafe {
             cuda::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), stream)
@@ -114,7 +157,7 @@ impl<T: Scalar> Buffer<T> {
             return Ok(());
         }
         stream.device().activate()?;
-        let to = self.bytes.as_device_ptr().as_raw() + convert::address(offset * size_of::<T>());
+        let to = self.memory.address() + convert::address(offset * size_of::<T>());
         let bytes = as_bytes(values);
         // SAFETY: both sides have room for these bytes; the caller vouches for their life.
         let status = unsafe {
@@ -135,7 +178,7 @@ impl<T: Scalar> Buffer<T> {
         if offset + count > self.len || from_offset + count > from.len {
             return Err(self.length_error("copy on the device", offset + count));
         }
-        self.device_copy(stream, from.bytes.as_device_ptr().as_raw(), (from_offset, offset), count)
+        self.device_copy(stream, from.memory.address(), (from_offset, offset), count)
     }
 
     /// Enqueues a copy of the first `count` numbers of `from`, which may be on another device.
@@ -153,7 +196,7 @@ impl<T: Scalar> Buffer<T> {
         }
         self.device.reaches(&from.device)?;
         stream.device().activate()?;
-        let (to, source) = (self.bytes.as_device_ptr().as_raw(), from.bytes.as_device_ptr().as_raw());
+        let (to, source) = (self.memory.address(), from.memory.address());
         // SAFETY: both have these bytes, in one address space; freeing either waits for its device, which has waited for the copy.
         let status =
             unsafe { cuda::cuMemcpyAsync(to, source, count * size_of::<T>(), stream.inner().as_inner()) };
@@ -171,7 +214,7 @@ impl<T: Scalar> Buffer<T> {
         if from.max(to) + count > self.len || from.abs_diff(to) < count {
             return Err(self.length_error("copy on the device", from.max(to) + count));
         }
-        self.device_copy(stream, self.bytes.as_device_ptr().as_raw(), (from, to), count)
+        self.device_copy(stream, self.memory.address(), (from, to), count)
     }
 
     /// The ranges were checked.
@@ -187,7 +230,7 @@ impl<T: Scalar> Buffer<T> {
         }
         stream.device().activate()?;
         let bytes = |count: usize| count * size_of::<T>();
-        let target = self.bytes.as_device_ptr().as_raw() + convert::address(bytes(to));
+        let target = self.memory.address() + convert::address(bytes(to));
         let source = source + convert::address(bytes(from));
         // SAFETY: the caller has checked both ranges; freeing either buffer waits for the device.
         let status =
@@ -207,7 +250,7 @@ impl<T: Scalar> Buffer<T> {
             return Ok(());
         }
         stream.device().activate()?;
-        let start = self.bytes.as_device_ptr().as_raw();
+        let start = self.memory.address();
         // SAFETY: the buffer has these bytes; freeing it waits for the device.
         let status =
             unsafe { cuda::cuMemsetD8Async(start, 0, count * size_of::<T>(), stream.inner().as_inner()) };
@@ -238,7 +281,7 @@ impl<T: Scalar> Buffer<T> {
     }
 
     pub(crate) fn pointer(&self) -> *mut T {
-        if self.len == 0 { std::ptr::null_mut() } else { self.bytes.as_device_ptr().as_raw() as *mut T }
+        if self.len == 0 { std::ptr::null_mut() } else { self.memory.address() as *mut T }
     }
 
     /// The pointer of a buffer that may be absent.
@@ -266,7 +309,7 @@ impl<T: Scalar> Buffer<T> {
         }
         if !to.is_empty() {
             stream.device().activate()?;
-            let source = self.bytes.as_device_ptr().as_raw() + convert::address(offset);
+            let source = self.memory.address() + convert::address(offset);
             // SAFETY: both sides have these bytes; the copy has ended when the stream has been waited for.
             let status = unsafe {
                 cuda::cuMemcpyDtoHAsync_v2(

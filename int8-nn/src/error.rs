@@ -60,6 +60,12 @@ pub enum Error {
         /// The family.
         family: &'static str,
     },
+    /// The constraint of an answer cannot be followed further, or the rules leave no token.
+    #[error("{0}")]
+    Constraint(String),
+    /// Another process of a [`crate::group::Group`] has ended, does not answer, or does something else.
+    #[error("{0}")]
+    Process(String),
     /// Something that this backend or kind of model does not do.
     #[error("{0}")]
     Unsupported(String),

@@ -34,6 +34,7 @@ pub mod families;
 pub mod files;
 pub mod generate;
 pub mod generation;
+pub mod group;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod int8_weight;

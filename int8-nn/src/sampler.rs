@@ -119,7 +119,7 @@ impl Sampler {
             ruled.rules.apply(&mut changed, &ruled.text, ruled.prompt, ruled.most);
         }
         if let Some(constraint) = &mut self.constraint {
-            constraint.restrict(&mut changed).map_err(Error::Input)?;
+            constraint.restrict(&mut changed).map_err(Error::Constraint)?;
         }
         if changed[argmax(&changed)] == f32::NEG_INFINITY {
             return Err(Self::nothing_left(self.constraint.is_some()));
@@ -129,7 +129,7 @@ impl Sampler {
             ruled.text.push(id);
         }
         if let Some(constraint) = &mut self.constraint {
-            self.complete = constraint.advance(id).map_err(Error::Input)?;
+            self.complete = constraint.advance(id).map_err(Error::Constraint)?;
         }
         Ok(id)
     }
@@ -148,7 +148,7 @@ impl Sampler {
     /// The error for logits of which rules, and perhaps a constraint, have left none.
     pub(crate) fn nothing_left(constrained: bool) -> Error {
         let by = if constrained { "the form of the answer and the rules" } else { "the rules" };
-        Error::Input(format!("{by} of generation exclude every token"))
+        Error::Constraint(format!("{by} of generation exclude every token"))
     }
 
     /// The error for logits with NaN.

@@ -109,11 +109,12 @@ impl<B: Backend> Scratch<B> {
         let rows_if =
             |condition, width| backend.activations(if condition { max_rows } else { 0 }, width, role);
         let projected = |width| backend.activations(max_rows, width, ActivationRole::QueriesKeysValues);
+        let attended = |width| backend.activations(max_rows, width, ActivationRole::Context);
         let of = |widths: Widths| -> Result<[B::Activations; 7], Error> {
             let Widths { qkv, context, gate, up, inner, raw, output } = widths;
             Ok([
                 projected(qkv)?,
-                rows_if(true, context)?,
+                attended(context)?,
                 rows_if(gate > 0, gate)?,
                 rows_if(true, up)?,
                 rows_if(inner > 0, inner)?,

@@ -1,6 +1,7 @@
 //! A decoder at work: KV cache and activations, allocated once for forwards of any content.
 
 use std::ops::Range;
+use std::sync::{Arc, MutexGuard};
 
 use crate::Error;
 use crate::backend::{
@@ -9,6 +10,7 @@ use crate::backend::{
 };
 use crate::block::{self, Context};
 use crate::decoder::Decoder;
+use crate::group::{Group, Step};
 use crate::sampler::Sampler;
 use crate::scratch::Scratch;
 
@@ -67,6 +69,32 @@ pub struct Session<'m, B: Backend> {
     expected: Vec<usize>,
     /// Number of rows of each segment of the last forward.
     segments: Vec<usize>,
+    /// Where other processes have parts of the model: what makes their sessions do what this one does.
+    led: Option<Arc<Led>>,
+}
+
+/// The sessions of other processes that do what one of the first process does.
+#[derive(Debug)]
+struct Led {
+    group: Arc<Group>,
+    session: u32,
+}
+
+impl Led {
+    /// While the result lives, no other session begins a step.
+    fn begin<'a>(
+        led: Option<&'a Arc<Self>>,
+        step: impl FnOnce(u32) -> Step<'a>,
+    ) -> Result<Option<MutexGuard<'a, ()>>, Error> {
+        led.map(|led| led.group.begin(&step(led.session))).transpose()
+    }
+}
+
+impl Drop for Led {
+    fn drop(&mut self) {
+        // A process that does not hear it has ended.
+        drop(self.group.begin(&Step::Close { session: self.session }));
+    }
 }
 
 /// What a stage hands to the next one.
@@ -102,6 +130,11 @@ impl<'m, B: Backend> Session<'m, B> {
                 config.max_positions
             )));
         }
+        let group = decoder.backend().group();
+        group.map_or(Ok(()), |group| group.check_opens())?;
+        let group = group.filter(|group| group.leads());
+        let led = group.map(|group| Arc::new(Led { group: group.clone(), session: group.new_session() }));
+        let _turn = Led::begin(led.as_ref(), |session| Step::Open { session, options: *options })?;
         // No forward can be larger than all sequences together, nor have more logits than rows.
         let max_rows = options.max_rows.min(sequences.saturating_mul(max_positions));
         let max_logits = options.max_logits.min(max_rows);
@@ -138,6 +171,7 @@ impl<'m, B: Backend> Session<'m, B> {
             lengths: vec![0; sequences],
             expected: vec![0; sequences],
             segments: Vec::new(),
+            led: led.clone(),
             options: SessionOptions { max_rows, max_logits, ..*options },
             decoder,
         })
@@ -216,6 +250,8 @@ impl<'m, B: Backend> Session<'m, B> {
     /// # Panics
     /// If there is no such sequence.
     pub fn clear(&mut self, sequence: usize) -> Result<(), Error> {
+        let led = self.led.clone();
+        let _turn = Led::begin(led.as_ref(), |session| Step::Clear { session, sequence })?;
         self.lengths[sequence] = 0;
         self.expected[sequence] = 0;
         self.on_caches(|backend, cache| backend.release(cache, sequence))
@@ -228,6 +264,8 @@ impl<'m, B: Backend> Session<'m, B> {
     /// # Panics
     /// If there is no such sequence.
     pub fn expect(&mut self, sequence: usize, tokens: usize) {
+        // A process that does not hear it has ended, which the next forward says.
+        drop(Led::begin(self.led.as_ref(), |session| Step::Expect { session, sequence, tokens }));
         self.expected[sequence] = tokens;
     }
 
@@ -244,6 +282,8 @@ impl<'m, B: Backend> Session<'m, B> {
                 self.lengths.len()
             )));
         }
+        let led = self.led.clone();
+        let _turn = Led::begin(led.as_ref(), |session| Step::Fork { session, from, to, tokens })?;
         self.on_caches(|backend, cache| backend.fork(cache, from, to, tokens))?;
         self.lengths[to] = tokens;
         Ok(())
@@ -257,6 +297,11 @@ impl<'m, B: Backend> Session<'m, B> {
     pub fn forward(&mut self, batch: &[(usize, &[u32])]) -> Result<(), Error> {
         let rows = self.check(batch)?;
         let decoder = self.decoder;
+        let led = self.led.clone();
+        let _turn = Led::begin(led.as_ref(), |session| {
+            let batch = batch.iter().map(|&(sequence, ids)| (sequence, ids.into())).collect();
+            Step::Forward { session, batch }
+        })?;
         let segments: Vec<Segment<'_>> = batch
             .iter()
             .map(|&(sequence, ids)| {
@@ -369,6 +414,8 @@ impl<'m, B: Backend> Session<'m, B> {
     pub fn compute_logits(&mut self, selection: &RowSelection) -> Result<(), Error> {
         let rows = self.rows(selection)?;
         let decoder = self.decoder;
+        let led = self.led.clone();
+        let _turn = Led::begin(led.as_ref(), |session| Step::Logits { session, rows: rows.clone() })?;
         let Self { stages, selected, handed_on, narrow_out, logits, .. } = self;
         let (Some(stage), Some(last)) = (decoder.stages().last(), stages.last_mut()) else {
             return Err(Error::Input("a decoder without blocks".to_owned()));

@@ -3,16 +3,19 @@
 
 mod common;
 
+use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use int8_core::metrics::relative_l2;
 use int8_core::{Config, OutlierGranularity, Scheme};
 use int8_nn::backend::cpu::CpuBackend;
 use int8_nn::backend::parallel::TensorParallel;
+use int8_nn::group::{Group, GroupOptions, follow};
 use int8_nn::precision::{OutlierWeights, Precision, Quantization};
-use int8_nn::{Error, GenerateOptions, Model, Sampling};
+use int8_nn::{Error, GenerateOptions, Model, Sampler, Sampling, SessionOptions};
 
 use common::{GoldenFile, IDS, exactly, folders};
 
@@ -101,6 +104,85 @@ fn ranks_generate_the_same_ids() {
             assert_eq!(found, expected, "{family}");
         }
     }
+}
+
+/// Processes, here threads with backends and models of their own, compute what one process computes with as many ranks, bit by
+/// bit: two with two ranks each, and four with one.
+#[test]
+fn processes_compute_what_one_process_computes() {
+    for family in ["llama", "opt"] {
+        let folder = common::data("models").join(family);
+        for (setting, precision) in settings() {
+            let one = parallel(&folder, precision, 4).expect("a model");
+            let expected = work(&one);
+            for processes in [2, 4] {
+                let address = free_address();
+                let start = |process| {
+                    let (folder, address) = (&folder, address.clone());
+                    move || {
+                        let patience = Duration::from_secs(60);
+                        let options = GroupOptions { process, processes, address, patience };
+                        let group = Arc::new(Group::connect(&options).expect("a group"));
+                        let ranks =
+                            (0..4 / processes).map(|_| Arc::new(CpuBackend::new().expect("a backend")));
+                        let ranks = TensorParallel::of_group(ranks.collect(), group.clone()).expect("ranks");
+                        let loader = Model::load(folder).expect("a checkpoint").precision(precision);
+                        let model = loader.build_on(Arc::new(ranks)).expect("a model");
+                        if process > 0 {
+                            let alone = model.logits(&IDS[..2]).expect_err("it follows").to_string();
+                            assert!(alone.contains("several processes"), "{alone}");
+                            follow(model.decoder(), &group).expect("steps");
+                            return None;
+                        }
+                        Some(work(&model))
+                    }
+                };
+                let found = std::thread::scope(|scope| {
+                    let threads: Vec<_> = (0..processes).map(|process| scope.spawn(start(process))).collect();
+                    let results: Vec<_> =
+                        threads.into_iter().filter_map(|thread| thread.join().expect("no panic")).collect();
+                    results
+                });
+                assert_eq!(
+                    found,
+                    std::slice::from_ref(&expected),
+                    "{family}, {setting}, {processes} processes"
+                );
+            }
+        }
+    }
+}
+
+fn greedy() -> Sampler {
+    Sampler::new(Sampling::Greedy).expect("a sampler")
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+/// Logits of a text, and ids of two sequences of which the second begins as a fork of the first.
+fn work(model: &Model<Ranks>) -> (Vec<f32>, Vec<u32>) {
+    let logits = model.logits(&IDS[..9]).expect("logits").into_iter().collect();
+    let options = SessionOptions { sequences: 2, max_logits: 2, ..SessionOptions::text(40) };
+    let mut session = model.decoder().session(&options).expect("a session");
+    session.expect(0, 5);
+    session.forward(&[(0, &IDS[..5])]).expect("a forward");
+    session.fork(0, 1, 3).expect("a fork");
+    let mut ids = vec![IDS[5], IDS[6]];
+    for _ in 0..6 {
+        let last = &ids[ids.len() - 2..];
+        session.forward(&[(0, &last[..1]), (1, &last[1..])]).expect("a forward");
+        let mut samplers = vec![greedy(), greedy()];
+        ids.extend(session.sample(&mut samplers).expect("ids"));
+    }
+    // A mistake is refused on the first process, and none of the others stops.
+    session.forward(&[(0, &[u32::MAX])]).expect_err("no such id");
+    session.clear(1).expect("cleared");
+    session.forward(&[(1, &IDS[..1])]).expect("a forward");
+    ids.extend(session.sample(&mut [greedy()]).expect("an id"));
+    (logits, ids)
 }
 
 /// What a rank cannot have a part of is refused before weights are read.

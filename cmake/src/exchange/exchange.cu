@@ -9,6 +9,10 @@
 namespace int8_cuda {
 namespace {
 
+// The least and the greatest, where a NaN stays.
+__device__ __forceinline__ float least(float x, float y) { return x <= y || x != x ? x : y; }
+__device__ __forceinline__ float greatest(float x, float y) { return x >= y || x != x ? x : y; }
+
 constexpr int kThreads = 512;
 // 16-byte pieces of each part that a thread has in flight.
 constexpr int kPieces = 8;
@@ -143,12 +147,10 @@ __global__ void __launch_bounds__(kSmallThreads) exchange_small_ranges(const __g
       }
     }
     if (range.infinite) range.low = range.high = nan;
-    // A NaN stays.
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
-      const float low = __shfl_xor_sync(0xffffffffu, range.low, offset), high = __shfl_xor_sync(0xffffffffu, range.high, offset);
-      if (!(range.low <= low)) range.low = range.low == range.low ? low : nan;
-      if (!(range.high >= high)) range.high = range.high == range.high ? high : nan;
+      range.low = least(range.low, __shfl_xor_sync(0xffffffffu, range.low, offset));
+      range.high = greatest(range.high, __shfl_xor_sync(0xffffffffu, range.high, offset));
     }
     if (lane == 0) {
       lows[row][warp] = range.low;
@@ -160,8 +162,8 @@ __global__ void __launch_bounds__(kSmallThreads) exchange_small_ranges(const __g
     const int row = i % rows, to = i / rows;
     float low = lows[row][0], high = highs[row][0];
     for (int w = 1; w < kWarps; ++w) {
-      if (!(low <= lows[row][w])) low = low == low ? lows[row][w] : nan;
-      if (!(high >= highs[row][w])) high = high == high ? highs[row][w] : nan;
+      low = least(low, lows[row][w]);
+      high = greatest(high, highs[row][w]);
     }
     send(packets(s, to, s.rank, epoch) + INT8_CUDA_PACKETS + (row * kRangeParts + part) * 2, low, high, epoch);
   }
@@ -170,14 +172,13 @@ __global__ void __launch_bounds__(kSmallThreads) exchange_small_ranges(const __g
     float low = 0.0f, high = 0.0f;
     for (int i = lane; i < parts * s.ranks; i += 32) {
       const float2 range = receive(s, packets(s, s.rank, i / parts, epoch) + INT8_CUDA_PACKETS + (row * kRangeParts + i % parts) * 2, epoch);
-      if (!(low <= range.x)) low = low == low ? range.x : nan;
-      if (!(high >= range.y)) high = high == high ? range.y : nan;
+      low = least(low, range.x);
+      high = greatest(high, range.y);
     }
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
-      const float other_low = __shfl_xor_sync(0xffffffffu, low, offset), other_high = __shfl_xor_sync(0xffffffffu, high, offset);
-      if (!(low <= other_low)) low = low == low ? other_low : nan;
-      if (!(high >= other_high)) high = high == high ? other_high : nan;
+      low = least(low, __shfl_xor_sync(0xffffffffu, low, offset));
+      high = greatest(high, __shfl_xor_sync(0xffffffffu, high, offset));
     }
     for (int i = lane; i < INT8_CUDA_RANGE_COLUMNS; i += 32) {
       x[row * p.ldx + p.k + i] = from_f32<T>(i == 0 ? low : i == 1 ? high : 0.0f);
@@ -237,9 +238,8 @@ __global__ void __launch_bounds__(kThreads) exchange_ranges(const __grid_constan
     float low = 0.0f, high = 0.0f;
     for (int rank = 0; rank < ranks; ++rank) {
       const float2 range = load_of_peer(reinterpret_cast<const float2 *>(p.ranges[rank]) + row);
-      // A NaN stays.
-      if (!(low <= range.x)) low = low == low ? range.x : nan;
-      if (!(high >= range.y)) high = high == high ? range.y : nan;
+      low = least(low, range.x);
+      high = greatest(high, range.y);
     }
     for (int i = lane; i < INT8_CUDA_RANGE_COLUMNS; i += 32) {
       x[row * p.ldx + p.k + i] = from_f32<T>(i == 0 ? low : i == 1 ? high : 0.0f);

@@ -18,7 +18,7 @@ pub(crate) use commands::{
 pub(crate) use serve::ServeArgs;
 pub(crate) use shared::{InputArgs, ModelArgs, PrecisionArgs, Preset, RotaryPrecision, TextArgs, WriteArgs};
 
-use crate::values::named;
+use crate::values::{OrAuto, count_or_auto, named};
 
 /// `int8`: the whole command line.
 #[derive(Debug, Parser)]
@@ -59,9 +59,9 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8))]
     pub(crate) tensor_parallel: Option<u16>,
     /// Number of blocks whose int8 weights stay in host memory and are copied to the GPU in every forward, for a model that the GPU
-    /// does not hold
-    #[arg(long, global = true, value_name = "N")]
-    pub(crate) offload: Option<usize>,
+    /// does not hold; auto: as many as the GPU's free memory makes necessary
+    #[arg(long, global = true, value_name = "N|auto", value_parser = count_or_auto)]
+    pub(crate) offload: Option<OrAuto<usize>>,
     /// On a GPU, the type of activations and of weights that are not int8 (sums are 32-bit): 16-bit types are faster, f16 is
     /// finer and bf16 reaches further [default: the type of the checkpoint]
     #[arg(long, global = true, value_name = "TYPE", value_parser = named::<FloatType>())]

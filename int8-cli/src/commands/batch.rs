@@ -196,7 +196,10 @@ impl Batch<'_> {
                     Event::Finished(finished) => {
                         let Some((line, id, text)) = answers.remove(&number) else { continue };
                         ended += 1;
-                        failed += usize::from(matches!(finished.reason, FinishReason::Failed(_)));
+                        failed += usize::from(matches!(
+                            finished.reason,
+                            FinishReason::Constraint(_) | FinishReason::Failed(_)
+                        ));
                         self.write(&line, id, &answer(text, &finished))?;
                     }
                 }
@@ -229,7 +232,9 @@ fn answer(mut text: String, finished: &Finished) -> Value {
     text.push_str(&finished.text);
     let reason = match &finished.reason {
         FinishReason::Length => "length",
-        FinishReason::Failed(problem) => return json!({"error": problem}),
+        FinishReason::Constraint(problem) | FinishReason::Failed(problem) => {
+            return json!({"error": problem});
+        }
         _ => "stop",
     };
     json!({"text": text, "finish_reason": reason, "prompt_tokens": finished.prompt_tokens, "new_tokens": finished.new_tokens})

@@ -35,6 +35,7 @@ use serde_json::{Value, json};
 use crate::args::{InputArgs, TextArgs};
 use crate::convert::{count, real_u64};
 use crate::failure::Failure;
+use crate::launch;
 
 /// Token ids of the input, and whether they came from text.
 fn input_ids<B: Backend>(model: &Model<B>, input: &InputArgs) -> Result<Vec<u32>, Failure> {
@@ -135,8 +136,11 @@ fn outlier_share<B: Backend>(model: &Model<B>) -> OutlierShare {
     OutlierShare { columns: share(columns, all_columns), values: share(values, all_values) }
 }
 
-/// Standard input, to its end.
+/// Standard input, to its end. A process that follows another one leaves it to that, and its own text is of no use.
 fn read_input() -> std::io::Result<Vec<u8>> {
+    if launch::follows() {
+        return Ok(b"text".to_vec());
+    }
     let mut bytes = Vec::new();
     std::io::stdin().lock().read_to_end(&mut bytes)?;
     Ok(bytes)

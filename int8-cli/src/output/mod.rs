@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Color, Global};
 use crate::failure::Failure;
+use crate::launch;
 
 pub(crate) use clean::{message, short};
 pub(crate) use file::OutputFile;
@@ -20,7 +21,7 @@ pub(crate) use progress::Bar;
 pub(crate) use size::bytes;
 
 /// How this run of the program writes.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Output {
     pub(crate) json: bool,
     color: bool,
@@ -48,7 +49,7 @@ impl Output {
             json: global.json,
             color: color(io::stdout().is_terminal()),
             color_errors: color(io::stderr().is_terminal()),
-            quiet: global.quiet,
+            quiet: global.quiet || launch::follows(),
         }
     }
 

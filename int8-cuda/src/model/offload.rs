@@ -128,10 +128,13 @@ impl Offload {
     pub fn fetch(&mut self, stream: &Stream, place: usize, weight: &Int8Linear) -> Result<(), Error> {
         let index = self.index(place)?;
         if !self.pending.iter().any(|copy| copy.weight == index) {
-            // Out of order, or the first: what was copied ahead is of no use.
-            for copy in self.pending.drain(..) {
+            // Out of order, or the first: what was copied ahead is of no use, but for codes that a layer uses now.
+            let (used, ahead): (Vec<_>, Vec<_>) =
+                self.pending.drain(..).partition(|copy| copy.ready.is_none());
+            for copy in ahead {
                 self.slots[copy.slot].busy = false;
             }
+            self.pending.extend(used);
             self.next = index;
             self.fill()?;
         }

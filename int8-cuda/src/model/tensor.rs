@@ -76,7 +76,13 @@ impl Tensor {
         width: usize,
     ) -> Result<Self, Error> {
         let bytes = Buffer::zeros(device, largest_rows * width * element.bytes())?;
-        Ok(Self { bytes, element, largest_rows, rows: SharedRows::default(), width })
+        Ok(Self::of(bytes, element, width))
+    }
+
+    /// Room for as many rows as these bytes have; none yet.
+    pub(crate) fn of(bytes: Buffer<u8>, element: FloatType, width: usize) -> Self {
+        let largest_rows = bytes.len().checked_div(width * element.bytes()).unwrap_or(0);
+        Self { bytes, element, largest_rows, rows: SharedRows::default(), width }
     }
 
     /// A copy of f32 values, row-major, rounded to `element`. Waits until it is made.
@@ -165,6 +171,12 @@ impl Tensor {
         }
         self.set_rows(x.rows())?;
         self.bytes.enqueue_peer_copy(stream, &x.bytes, x.rows() * x.width * x.element.bytes())
+    }
+
+    /// Enqueues a copy of the rows in use to the begin of a buffer.
+    pub(crate) fn copy_to(&self, stream: &Stream, to: &mut Buffer<u8>) -> Result<(), Error> {
+        let bytes = self.rows() * self.width * self.element.bytes();
+        to.enqueue_device_copy(stream, 0, &self.bytes, 0, bytes)
     }
 
     /// Columns.

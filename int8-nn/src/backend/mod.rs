@@ -49,6 +49,7 @@ pub use spec::{
 
 use crate::Error;
 use crate::config::{Activation, ClampedGate, DecoderConfig, GateFunction, Xielu};
+use crate::group::Group;
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};
 use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
@@ -452,6 +453,10 @@ pub trait Backend: Sized + Send + Sync {
 
     // Looking at a model.
 
+    /// The processes that compute together, where this backend has a part of the model alone.
+    fn group(&self) -> Option<&Arc<Group>> {
+        None
+    }
     /// Name of a linear layer in the checkpoint.
     fn linear_name<'a>(&self, linear: &'a Self::Linear) -> &'a str;
     /// `y [M, N] = x [M, K] · Wᵀ + b` from and to the host, outside of a forward and not counted in statistics.

@@ -83,6 +83,8 @@ pub enum ActivationRole {
     Logits,
     /// Queries, keys and values of a block: f32, or the type that the backend computes in.
     QueriesKeysValues,
+    /// What attention puts out, all heads side by side: likewise.
+    Context,
     /// What else lies between two operations of a block: likewise.
     Intermediate,
 }

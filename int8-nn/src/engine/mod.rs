@@ -201,8 +201,19 @@ pub enum FinishReason {
     Cancelled,
     /// The deadline passed.
     Deadline,
+    /// The request's [constraint](Request::constraint) cannot be followed further: a mistake of the request.
+    Constraint(String),
     /// It cannot be computed.
     Failed(String),
+}
+
+impl FinishReason {
+    fn of(error: &crate::Error) -> Self {
+        match error {
+            crate::Error::Constraint(problem) => Self::Constraint(problem.clone()),
+            error => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 /// Why a request was not taken.

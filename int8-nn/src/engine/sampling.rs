@@ -192,7 +192,7 @@ impl TokenSampler {
         let count = self.counts.entry(id).or_default();
         *count = count.saturating_add(1);
         if let Some(constraint) = &mut self.constraint {
-            self.complete = constraint.advance(id).map_err(Error::Input)?;
+            self.complete = constraint.advance(id).map_err(Error::Constraint)?;
         }
         Ok((id, logprobs))
     }
@@ -209,7 +209,7 @@ impl TokenSampler {
             adjusted[convert::index(*id)] += bias;
         }
         if let Some(constraint) = &mut self.constraint {
-            constraint.restrict(&mut adjusted).map_err(Error::Input)?;
+            constraint.restrict(&mut adjusted).map_err(Error::Constraint)?;
         }
         if adjusted[argmax(&adjusted)] == f32::NEG_INFINITY {
             return Err(Sampler::nothing_left(self.constraint.is_some()));

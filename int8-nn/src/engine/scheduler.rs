@@ -312,7 +312,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             }
             FinishReason::Cancelled => &mut self.stats.cancelled,
             FinishReason::Deadline => &mut self.stats.expired,
-            FinishReason::Failed(_) => &mut self.stats.failed,
+            FinishReason::Constraint(_) | FinishReason::Failed(_) => &mut self.stats.failed,
         } += 1;
     }
 
@@ -517,7 +517,7 @@ impl<'m, B: Backend> Engine<'m, B> {
             for (at, drawn) in drawn {
                 match drawn {
                     Ok(token) => chosen[at] = Some(token),
-                    Err(error) => self.finish(rows[at].0, FinishReason::Failed(error.to_string()))?,
+                    Err(error) => self.finish(rows[at].0, FinishReason::of(&error))?,
                 }
             }
         }

@@ -336,6 +336,20 @@ impl Shape {
             _ => Some(2 + rest.div_ceil(middle)),
         }
     }
+
+    /// Blocks whose int8 weights have to stay in host memory where a GPU has `memory` bytes free, [`RESERVED`] of them for its
+    /// workspaces; all of them where even that does not suffice. Those in host memory take the room of two blocks on the device, by
+    /// which their weights come.
+    pub fn blocks_to_offload(&self, load: Load, memory: u64) -> u64 {
+        let estimate = self.estimate(Precision::Int8, load);
+        let needed = estimate.total().saturating_add(RESERVED);
+        if needed <= memory || self.blocks == 0 {
+            return 0;
+        }
+        let block = (estimate.linear / self.blocks).max(1);
+        let beyond = (needed - memory).saturating_add(2 * block);
+        beyond.div_ceil(block).min(self.blocks)
+    }
 }
 
 /// The KV cache: blocks grouped by window.

@@ -217,3 +217,16 @@ fn ranks_share_layers_and_keys_but_not_embeddings() {
     let gigabytes = bloom.of_rank(2) / 1_000_000_000;
     assert!((93..97).contains(&gigabytes), "{gigabytes} GB");
 }
+
+#[test]
+fn blocks_that_do_not_fit_stay_on_the_host() {
+    let opt = model("OPT-13B");
+    let load = Load { context: 2048, batch: 1, kv_cache: None };
+    let total = opt.estimate(Precision::Int8, load).total() + RESERVED;
+    assert_eq!(opt.blocks_to_offload(load, total), 0);
+    // One block too many is three: two places are on the device.
+    assert_eq!(opt.blocks_to_offload(load, total - 1), 3);
+    let half = opt.blocks_to_offload(load, total - opt.estimate(Precision::Int8, load).linear / 2);
+    assert_eq!(half, opt.blocks / 2 + 2);
+    assert_eq!(opt.blocks_to_offload(load, 0), opt.blocks);
+}

@@ -11,16 +11,23 @@ use super::{CpuActivations, CpuBackend, CpuBatch, CpuLinear, SharedMatrix, proje
 use crate::Error;
 use crate::backend::parallel::{ExchangeCapacity, Rank};
 use crate::backend::{Backend, GraphKey, Input, Output};
+use crate::group::Group;
 use crate::int8_weight::RANGE_FEATURES;
 use crate::precision::Site;
 
 impl Rank for CpuBackend {
     const EXACT_OUTLIER_WEIGHTS: bool = true;
 
-    type Exchange = ();
+    /// Messages of the processes.
+    type Exchange = Arc<Group>;
 
-    fn exchange(_: &[Arc<Self>], _: ExchangeCapacity, _: Option<()>) -> Result<(), Error> {
-        Ok(())
+    fn exchange(
+        _: &[Arc<Self>],
+        group: &Arc<Group>,
+        _: ExchangeCapacity,
+        _: Option<Arc<Group>>,
+    ) -> Result<Arc<Group>, Error> {
+        Ok(group.clone())
     }
 
     fn tied_rows(
@@ -43,7 +50,7 @@ impl Rank for CpuBackend {
 
     fn contract(
         ranks: &[Arc<Self>],
-        (): &mut (),
+        group: &mut Arc<Group>,
         inputs: &[Input<'_, Self>],
         linears: &[&CpuLinear],
         outs: &mut [Output<'_, Self>],
@@ -54,11 +61,24 @@ impl Rank for CpuBackend {
             shards.push(projection::materialize(rank.kernel, x, prologue)?.view().to_owned());
         }
         if linears[0].config().is_some() {
-            append_ranges(&mut shards, linears[0])?;
+            let ranges = ranges(&shards, linears[0])?;
+            append(&mut shards, &ranges_of_all(group, ranges)?);
         }
         let mut sum = Array2::zeros((shards[0].nrows(), linears[0].outputs()));
+        let mut part = sum.clone();
+        let mut message = Vec::new();
         for (x, linear) in shards.iter().zip(linears) {
-            linear.apply(x.view(), Store::Accumulate, sum.view_mut())?;
+            linear.apply(x.view(), Store::Overwrite, part.view_mut())?;
+            match group.processes() {
+                1 => sum += &part,
+                _ => message.extend_from_slice(bytemuck::cast_slice(values(&part))),
+            }
+        }
+        // In the order of the ranks, so that all have the same bits, in one process or in several.
+        for message in group.gather_of_several(&message)? {
+            for values in message.chunks_exact(size_of_val(values(&part))) {
+                sum.iter_mut().zip(floats(values)).for_each(|(sum, value)| *sum += value);
+            }
         }
         for out in outs {
             match out {
@@ -71,21 +91,44 @@ impl Rank for CpuBackend {
 
     fn join(
         _: &[Arc<Self>],
-        (): &mut (),
+        group: &mut Arc<Group>,
         parts: &[CpuActivations],
-        out: &mut CpuActivations,
+        out: Option<&mut CpuActivations>,
     ) -> Result<(), Error> {
+        let failed = |error| Error::Input(format!("parts of the logits: {error}"));
         let parts: Vec<_> = parts.iter().map(CpuActivations::view).collect();
-        let joined = ndarray::concatenate(Axis(1), &parts)
-            .map_err(|error| Error::Input(format!("parts of the logits: {error}")))?;
-        out.resize(joined.nrows()).assign(&joined);
+        let mut joined = ndarray::concatenate(Axis(1), &parts).map_err(failed)?;
+        let rows = joined.nrows();
+        let own = joined.as_standard_layout();
+        let messages = group.gather_of_several(bytemuck::cast_slice(own.as_slice().unwrap_or_default()))?;
+        let Some(out) = out else { return Ok(()) };
+        if !messages.is_empty() {
+            let part = |message: Vec<u8>| {
+                let values: Vec<f32> = floats(&message).collect();
+                Array2::from_shape_vec((rows, values.len() / rows.max(1)), values)
+            };
+            let parts: Vec<_> = messages.into_iter().map(part).collect::<Result<_, _>>().map_err(failed)?;
+            let parts: Vec<_> = parts.iter().map(|part| part.view()).collect();
+            joined = ndarray::concatenate(Axis(1), &parts).map_err(failed)?;
+        }
+        out.resize(rows).assign(&joined);
         Ok(())
     }
 }
 
-/// Appends to each row, on every rank, the least and the greatest value of the whole row that counts for its scale: none of them
+/// A matrix that was made here, row-major.
+fn values(matrix: &Array2<f32>) -> &[f32] {
+    matrix.as_slice().unwrap_or_default()
+}
+
+/// The values of a message.
+fn floats(message: &[u8]) -> impl Iterator<Item = f32> {
+    message.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
+}
+
+/// `[rows, 2]`: the least and the greatest value of each row, on all ranks of this process, that counts for its scale: none of them
 /// is an outlier. NaN where one is not finite.
-fn append_ranges(shards: &mut [Array2<f32>], linear: &CpuLinear) -> Result<(), Error> {
+fn ranges(shards: &[Array2<f32>], linear: &CpuLinear) -> Result<Array2<f32>, Error> {
     let config = linear.config().copied().unwrap_or_default();
     let threshold = match config.rule {
         OutlierRule::None => f32::INFINITY,
@@ -114,12 +157,29 @@ fn append_ranges(shards: &mut [Array2<f32>], linear: &CpuLinear) -> Result<(), E
             }
         }
     }
+    Ok(ranges)
+}
+
+/// The ranges of the whole rows from those of each process.
+fn ranges_of_all(group: &Group, mut ranges: Array2<f32>) -> Result<Array2<f32>, Error> {
+    for message in group.gather_of_several(bytemuck::cast_slice(values(&ranges)))? {
+        for (index, (own, other)) in ranges.iter_mut().zip(floats(&message)).enumerate() {
+            let further = if index % RANGE_FEATURES == 0 { other < *own } else { other > *own };
+            if further || other.is_nan() {
+                *own = other;
+            }
+        }
+    }
+    Ok(ranges)
+}
+
+/// Appends the range of each whole row, on every rank.
+fn append(shards: &mut [Array2<f32>], ranges: &Array2<f32>) {
     for shard in shards {
         let features = shard.ncols();
         let mut longer = Array2::zeros((shard.nrows(), features + RANGE_FEATURES));
         longer.slice_mut(s![.., ..features]).assign(shard);
-        longer.slice_mut(s![.., features..]).assign(&ranges);
+        longer.slice_mut(s![.., features..]).assign(ranges);
         *shard = longer;
     }
-    Ok(())
 }

@@ -445,7 +445,9 @@ impl Backend for CudaBackend {
     ) -> Result<CudaActivations, Error> {
         let element = match role {
             ActivationRole::Residual | ActivationRole::Logits => FloatType::F32,
-            ActivationRole::QueriesKeysValues | ActivationRole::Intermediate => self.compute,
+            ActivationRole::QueriesKeysValues | ActivationRole::Context | ActivationRole::Intermediate => {
+                self.compute
+            }
         };
         let _turn = self.turn.enter();
         Ok(CudaActivations { tensor: Tensor::new(&self.device, element, max_rows, width)? })

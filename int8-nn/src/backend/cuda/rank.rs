@@ -8,14 +8,17 @@ use int8_cuda::model::{Exchange, ExchangeSizes, FloatWeight, Function, Store};
 use super::linear::Weight;
 use super::{CudaActivations, CudaBackend, CudaBatch, CudaLinear, graphs, lock};
 use crate::Error;
-use crate::backend::parallel::{ExchangeCapacity, Rank};
+use crate::backend::parallel::{ExchangeCapacity, Rank, share};
 use crate::backend::{Backend, GraphKey, Input, Output};
+use crate::group::Group;
 use crate::precision::Site;
 
 /// The buffers for exchanges, and those before, which recorded graphs may use.
 #[derive(Debug)]
 pub struct Exchanges {
     current: Exchange,
+    /// Of the logits of each rank, in all processes.
+    widths: Vec<usize>,
     former: Vec<Exchange>,
 }
 
@@ -26,20 +29,33 @@ impl Rank for CudaBackend {
 
     fn exchange(
         ranks: &[Arc<Self>],
+        group: &Arc<Group>,
         capacity: ExchangeCapacity,
         former: Option<Exchanges>,
     ) -> Result<Exchanges, Error> {
         let devices: Vec<_> = ranks.iter().map(|rank| &rank.device).collect();
-        let ExchangeCapacity { rows, hidden, inputs, .. } = capacity;
-        let current = Exchange::new(&devices, ExchangeSizes { rows, hidden, inputs })?;
+        let ExchangeCapacity { rows, hidden, inputs, selected, vocabulary } = capacity;
+        let count = devices.len() * group.processes();
+        let current = if group.processes() == 1 {
+            Exchange::new(&devices, ExchangeSizes { rows, hidden, inputs, columns: 0 })?
+        } else {
+            let machines = group.gather(machine().as_bytes())?;
+            if machines.windows(2).any(|pair| pair[0] != pair[1]) {
+                return Err(Error::Unsupported("GPUs of several machines in one group".to_owned()));
+            }
+            let columns = selected * vocabulary.div_ceil(count);
+            let sizes = ExchangeSizes { rows, hidden, inputs, columns };
+            Exchange::of_processes(&devices, sizes, group.process(), |own| group.gather(own))?
+        };
+        let widths = (0..count).map(|rank| share(vocabulary, count, rank).len()).collect();
         for (index, rank) in ranks.iter().enumerate() {
             *lock(&rank.arrival) = Some(current.arrival(index));
         }
         let former = former.into_iter().flat_map(|former| {
-            let Exchanges { current, former } = former;
+            let Exchanges { current, former, .. } = former;
             former.into_iter().chain([current])
         });
-        Ok(Exchanges { current, former: former.collect() })
+        Ok(Exchanges { current, widths, former: former.collect() })
     }
 
     fn tied_rows(
@@ -110,13 +126,24 @@ impl Rank for CudaBackend {
         ranks: &[Arc<Self>],
         exchange: &mut Exchanges,
         parts: &[CudaActivations],
-        out: &mut CudaActivations,
+        out: Option<&mut CudaActivations>,
     ) -> Result<(), Error> {
         let _turns: Vec<_> = ranks.iter().map(|rank| rank.turn.enter()).collect();
         let streams: Vec<_> = ranks.iter().map(|rank| &rank.stream).collect();
         let parts: Vec<_> = parts.iter().map(|part| &part.tensor).collect();
-        exchange.current.columns(&streams, &parts, &mut out.tensor)?;
-        ranks[0].produced(out);
+        let Exchanges { current, widths, .. } = exchange;
+        match out {
+            Some(out) => {
+                current.columns(&streams, &parts, widths, Some(&mut out.tensor))?;
+                ranks[0].produced(out);
+            }
+            None => current.columns(&streams, &parts, widths, None)?,
+        }
         Ok(())
     }
+}
+
+/// What tells one run of one machine from others.
+fn machine() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }

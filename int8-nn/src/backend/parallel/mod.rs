@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use ndarray::{Array2, ArrayView2};
 
 use plan::{Plan, Split};
-pub use rank::{ExchangeCapacity, Rank};
+pub use rank::{ExchangeCapacity, Rank, share};
 
 use crate::Error;
 use crate::backend::{
@@ -28,14 +28,17 @@ use crate::backend::{
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Segment,
 };
 use crate::config::DecoderConfig;
-use crate::precision::{Precision, Site};
+use crate::group::Group;
+use crate::precision::{LinearRole, Precision, Site};
 use crate::sampler::Sampler;
 use crate::weights::{FloatMatrix, LinearSource};
 
 /// Several ranks as one backend, for one model.
 #[derive(Debug)]
 pub struct TensorParallel<R: Rank> {
+    /// The ranks of this process.
     ranks: Vec<Arc<R>>,
+    group: Arc<Group>,
     plan: OnceLock<Plan>,
     exchange: Mutex<Exchange<R>>,
     observed: AtomicBool,
@@ -52,7 +55,9 @@ struct Exchange<R: Rank> {
 #[derive(Debug)]
 pub struct Activations<R: Rank> {
     ranks: Vec<R::Activations>,
-    /// Where each rank has some of the columns that the first one needs: all of them, there.
+    /// Whether each rank has some of the columns, and the first one needs all of them.
+    is_joined: bool,
+    /// All of them, there.
     joined: Option<R::Activations>,
 }
 
@@ -73,20 +78,41 @@ impl<R: Rank> TensorParallel<R> {
     /// # Errors
     /// [`Error::Input`] without one.
     pub fn new(ranks: Vec<Arc<R>>) -> Result<Self, Error> {
+        Self::of_group(ranks, Arc::new(Group::alone()))
+    }
+
+    /// These ranks, and as many in each other process of the group. The model of the first process is used as any other; the
+    /// others [`follow`](crate::group::follow).
+    ///
+    /// # Errors
+    /// [`Error::Input`] without one; [`Error::Process`] when another process has another number.
+    pub fn of_group(ranks: Vec<Arc<R>>, group: Arc<Group>) -> Result<Self, Error> {
         if ranks.is_empty() {
             return Err(Error::Input("tensor parallelism without a device".to_owned()));
         }
+        group.agree("number of ranks", &ranks.len().to_string())?;
         Ok(Self {
             ranks,
+            group,
             plan: OnceLock::new(),
             exchange: Mutex::new(Exchange { capacity: ExchangeCapacity::default(), buffers: None }),
             observed: AtomicBool::new(false),
         })
     }
 
-    /// The ranks.
+    /// The ranks of this process.
     pub fn ranks(&self) -> &[Arc<R>] {
         &self.ranks
+    }
+
+    /// The ranks of all processes.
+    fn count(&self) -> usize {
+        self.ranks.len() * self.group.processes()
+    }
+
+    /// The number, among those of all processes, of a rank of this one.
+    fn number(&self, index: usize) -> usize {
+        self.ranks.len() * self.group.process() + index
     }
 
     fn plan(&self) -> Result<&Plan, Error> {
@@ -111,9 +137,11 @@ impl<R: Rank> TensorParallel<R> {
 
     /// The logits on the first rank, where `out` are those of all.
     fn join(&self, out: &mut Activations<R>) -> Result<(), Error> {
-        let Some(joined) = &mut out.joined else { return Ok(()) };
+        if !out.is_joined {
+            return Ok(());
+        }
         let mut exchange = self.exchange();
-        R::join(&self.ranks, buffers(&mut exchange)?, &out.ranks, joined)
+        R::join(&self.ranks, buffers(&mut exchange)?, &out.ranks, out.joined.as_mut())
     }
 }
 
@@ -187,12 +215,17 @@ impl<R: Rank> Backend for TensorParallel<R> {
 
     fn describe(&self) -> String {
         let ranks: Vec<String> = self.ranks.iter().map(|rank| rank.describe()).collect();
-        format!("tensor parallel on {}", ranks.join(" + "))
+        let others = match self.group.processes() {
+            1 => String::new(),
+            2 => " and one more process".to_owned(),
+            all => format!(" and {} more processes", all - 1),
+        };
+        format!("tensor parallel on {}{others}", ranks.join(" + "))
     }
 
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.ranks[0].capabilities();
-        capabilities.device = format!("tensor parallelism on {} devices", self.ranks.len());
+        capabilities.device = format!("tensor parallelism on {} devices", self.count());
         capabilities.features.retain(|feature| match feature {
             Feature::ExactOutlierWeights => R::EXACT_OUTLIER_WEIGHTS,
             feature => FEATURES.contains(feature),
@@ -202,8 +235,9 @@ impl<R: Rank> Backend for TensorParallel<R> {
 
     fn prepare(&self, config: &DecoderConfig) -> Result<(), Error> {
         self.ranks.iter().try_for_each(|rank| rank.prepare(config))?;
-        let plan = Plan::new(config, self.ranks.len())?;
-        if *self.plan.get_or_init(|| plan) == plan {
+        let plan = Plan::new(config, self.count())?;
+        let is_first = self.plan.set(plan).is_ok();
+        if is_first || (self.plan.get() == Some(&plan) && self.group.processes() == 1) {
             return Ok(());
         }
         Err(Error::Unsupported("a second model on the same ranks".to_owned()))
@@ -214,12 +248,13 @@ impl<R: Rank> Backend for TensorParallel<R> {
         let load = |(index, rank): (usize, &Arc<R>)| match split {
             Split::None => rank.linear(site, source, precision),
             Split::Outputs => {
-                let outputs = plan.outputs(site.role, source.sections(), index);
+                let outputs = plan.outputs(site.role, source.sections(), self.number(index));
                 rank.linear(site, &source.with_outputs(&outputs), precision)
             }
             Split::Inputs => {
-                let features = plan.share(source.inputs(), index);
-                rank.linear(site, &source.with_inputs(features, index == 0), precision)
+                let number = self.number(index);
+                let features = plan.inputs(site.role, source.inputs(), number);
+                rank.linear(site, &source.with_inputs(features, number == 0), precision)
             }
         };
         let ranks = self.ranks.iter().enumerate().map(load).collect::<Result<_, _>>()?;
@@ -229,7 +264,7 @@ impl<R: Rank> Backend for TensorParallel<R> {
     fn tied(&self, site: Site, embedding: &Each<R::Embedding>) -> Result<Linear<R>, Error> {
         let plan = self.plan()?;
         let tied = |(index, (rank, table)): (usize, (&R, &R::Embedding))| {
-            rank.tied_rows(site, table, plan.share(plan.vocabulary, index))
+            rank.tied_rows(site, table, plan.share(plan.vocabulary, self.number(index)))
         };
         let ranks = self.pairs(&embedding.0).enumerate().map(tied).collect::<Result<_, _>>()?;
         Ok(Linear { split: Split::Outputs, ranks })
@@ -253,24 +288,29 @@ impl<R: Rank> Backend for TensorParallel<R> {
         width: usize,
         role: ActivationRole,
     ) -> Result<Activations<R>, Error> {
-        let (plan, count) = (self.plan()?, self.ranks.len());
+        let plan = self.plan()?;
         let width_of = |index| match role {
             ActivationRole::Residual => width,
-            ActivationRole::Logits => plan.share(width, index).len(),
-            ActivationRole::QueriesKeysValues => plan.projected(),
-            ActivationRole::Intermediate => width.div_ceil(count),
+            ActivationRole::Logits => plan.share(width, self.number(index)).len(),
+            ActivationRole::QueriesKeysValues => plan.projected(self.number(index)),
+            ActivationRole::Context => {
+                plan.inputs(LinearRole::AttentionOutput, width, self.number(index)).len()
+            }
+            ActivationRole::Intermediate => width.div_ceil(self.count()),
         };
         let ranks = self.ranks.iter().enumerate();
         let ranks = ranks.map(|(index, rank)| rank.activations(max_rows, width_of(index), role));
-        let joined =
-            (role == ActivationRole::Logits).then(|| self.ranks[0].activations(max_rows, width, role));
-        Ok(Activations { ranks: ranks.collect::<Result<_, _>>()?, joined: joined.transpose()? })
+        let is_joined = role == ActivationRole::Logits;
+        let joined = (is_joined && self.group.process() == 0)
+            .then(|| self.ranks[0].activations(max_rows, width, role));
+        Ok(Activations { ranks: ranks.collect::<Result<_, _>>()?, is_joined, joined: joined.transpose()? })
     }
 
     fn cache(&self, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Each<R::Cache>, Error> {
         let plan = self.plan()?;
         let ranks = self.ranks.iter().enumerate();
-        let caches = ranks.map(|(index, rank)| rank.cache(&plan.attention(spec, index), capacity));
+        let caches =
+            ranks.map(|(index, rank)| rank.cache(&plan.attention(spec, self.number(index)), capacity));
         Ok(Each(caches.collect::<Result<_, _>>()?))
     }
 
@@ -294,7 +334,7 @@ impl<R: Rank> Backend for TensorParallel<R> {
         };
         if needed != exchange.capacity || exchange.buffers.is_none() {
             let former = exchange.buffers.take();
-            exchange.buffers = Some(R::exchange(&self.ranks, needed, former)?);
+            exchange.buffers = Some(R::exchange(&self.ranks, &self.group, needed, former)?);
             exchange.capacity = needed;
         }
         self.each(|rank| rank.batch(capacity))
@@ -361,9 +401,11 @@ impl<R: Rank> Backend for TensorParallel<R> {
         columns: Range<usize>,
         norm: &Each<R::Norm>,
     ) -> Result<(), Error> {
-        let columns = self.plan()?.columns(&columns);
-        let pairs = self.pairs_mut(&mut x.ranks).zip(&norm.0);
-        pairs.into_iter().try_for_each(|((rank, x), norm)| rank.normalize_columns(x, columns.clone(), norm))
+        let plan = self.plan()?;
+        let pairs = self.pairs_mut(&mut x.ranks).zip(&norm.0).enumerate();
+        pairs.into_iter().try_for_each(|(index, ((rank, x), norm))| {
+            rank.normalize_columns(x, plan.columns(&columns, self.number(index)), norm)
+        })
     }
 
     fn add(
@@ -379,9 +421,12 @@ impl<R: Rank> Backend for TensorParallel<R> {
     }
 
     fn scale(&self, x: &mut Activations<R>, factor: Option<f32>, cap: Option<f32>) -> Result<(), Error> {
-        match &mut x.joined {
-            Some(joined) => self.ranks[0].scale(joined, factor, cap),
-            None => self.pairs_mut(&mut x.ranks).try_for_each(|(rank, x)| rank.scale(x, factor, cap)),
+        match (x.is_joined, &mut x.joined) {
+            (true, None) => Ok(()),
+            (_, Some(joined)) => self.ranks[0].scale(joined, factor, cap),
+            (false, None) => {
+                self.pairs_mut(&mut x.ranks).try_for_each(|(rank, x)| rank.scale(x, factor, cap))
+            }
         }
     }
 
@@ -489,6 +534,10 @@ impl<R: Rank> Backend for TensorParallel<R> {
         self.ranks[0].read(x.first(), out)
     }
 
+    fn group(&self) -> Option<&Arc<Group>> {
+        Some(&self.group)
+    }
+
     fn linear_name<'a>(&self, linear: &'a Linear<R>) -> &'a str {
         self.ranks[0].linear_name(&linear.ranks[0])
     }
@@ -506,7 +555,7 @@ impl<R: Rank> Backend for TensorParallel<R> {
     fn statistics(&self, linear: &Linear<R>) -> LinearStatistics {
         let mut all = self.pairs(&linear.ranks).map(|(rank, linear)| rank.statistics(linear));
         let mut first = all.next().unwrap_or_default();
-        // Every rank sees the whole input, but where it is shared out.
+        // Every rank sees the whole input, but where it is shared out: then those of this process are counted.
         if linear.split == Split::Inputs {
             for other in all {
                 first.inputs += other.inputs;

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
+use super::share;
 use crate::Error;
 use crate::backend::AttentionSpec;
 use crate::config::{DecoderConfig, QueryKeyNorms};
 use crate::precision::{LinearRole, Site};
 
 /// How the linear layers of a model are shared out among `ranks` ranks: heads of attention, features of the MLP, and the
-/// vocabulary. A key and value head that several ranks need, because there are fewer of them than ranks, each of these has.
+/// vocabulary. Key and value heads go with their query heads, to one rank more than to another where they cannot be shared out
+/// evenly; one that several ranks need, because there are fewer of them than ranks, each of these has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Plan {
     ranks: usize,
@@ -21,6 +23,13 @@ pub(super) struct Plan {
     pub(super) vocabulary: usize,
     /// Most input features that a rank has of a layer.
     pub(super) widest: usize,
+}
+
+/// The heads of a rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Heads {
+    queries: Range<usize>,
+    keys: Range<usize>,
 }
 
 /// How one layer is shared out.
@@ -49,7 +58,7 @@ impl Split {
 
 impl Plan {
     /// # Errors
-    /// [`Error::Unsupported`] for a model that cannot be shared out evenly.
+    /// [`Error::Unsupported`] for a model that cannot be shared out.
     pub(super) fn new(config: &DecoderConfig, ranks: usize) -> Result<Self, Error> {
         let DecoderConfig { heads, kv_heads, head_size, family, .. } = *config;
         let refused = |why: String| {
@@ -57,9 +66,7 @@ impl Plan {
                 "this {family} model on {ranks} ranks: {why}; name another number of devices"
             )))
         };
-        if !heads.is_multiple_of(ranks)
-            || (!kv_heads.is_multiple_of(ranks) && !ranks.is_multiple_of(kv_heads))
-        {
+        if kv_heads < ranks && !(ranks.is_multiple_of(kv_heads) && heads.is_multiple_of(ranks)) {
             return refused(format!(
                 "its {heads} heads and {kv_heads} key and value heads are not divisible"
             ));
@@ -76,9 +83,11 @@ impl Plan {
                 )));
             }
         }
-        let widest = widest.max(heads * head_size) / ranks;
         let (hidden, vocabulary) = (config.hidden_size, config.vocab_size);
-        Ok(Self { ranks, heads, kv_heads, head_size, hidden, vocabulary, widest })
+        let mut plan = Self { ranks, heads, kv_heads, head_size, hidden, vocabulary, widest: widest / ranks };
+        let most = (0..ranks).map(|rank| plan.heads(rank).queries.len()).max().unwrap_or(heads);
+        plan.widest = plan.widest.max(most * head_size);
+        Ok(plan)
     }
 
     /// For tests of one layer that is shared out by its input features.
@@ -88,40 +97,51 @@ impl Plan {
         Self { ranks, heads: ranks, kv_heads: ranks, head_size: 1, hidden: outputs, vocabulary: 1, widest }
     }
 
-    /// Key and value heads of a rank.
-    fn local_kv_heads(&self) -> usize {
-        (self.kv_heads / self.ranks).max(1)
+    fn heads(&self, rank: usize) -> Heads {
+        if self.kv_heads < self.ranks {
+            let first = rank * self.kv_heads / self.ranks;
+            return Heads { queries: self.share(self.heads, rank), keys: first..first + 1 };
+        }
+        let (keys, group) = (self.share(self.kv_heads, rank), self.heads / self.kv_heads);
+        Heads { queries: keys.start * group..keys.end * group, keys }
     }
 
     /// The outputs of a rank in each of the sections of a layer: queries, keys and values, or gates and values, or all.
     pub(super) fn outputs(&self, role: LinearRole, sections: &[usize], rank: usize) -> Vec<Range<usize>> {
-        let share = |(index, outputs): (usize, &usize)| {
-            if role == LinearRole::Qkv && index > 0 {
-                let heads = self.local_kv_heads();
-                let first = rank * self.kv_heads / self.ranks;
-                first * self.head_size..(first + heads) * self.head_size
-            } else {
-                self.share(*outputs, rank)
-            }
+        let Heads { queries, keys } = self.heads(rank);
+        let share = |(index, outputs): (usize, &usize)| match (role, index) {
+            (LinearRole::Qkv, 0) => columns_of(&queries, outputs / self.heads),
+            (LinearRole::Qkv, _) => columns_of(&keys, self.head_size),
+            _ => self.share(*outputs, rank),
         };
         sections.iter().enumerate().map(share).collect()
     }
 
+    /// The input features of a rank, of `count` that all have.
+    pub(super) fn inputs(&self, role: LinearRole, count: usize, rank: usize) -> Range<usize> {
+        match role {
+            LinearRole::AttentionOutput => columns_of(&self.heads(rank).queries, count / self.heads),
+            _ => self.share(count, rank),
+        }
+    }
+
     /// The share of a rank in `count` things.
     pub(super) fn share(&self, count: usize, rank: usize) -> Range<usize> {
-        rank * count / self.ranks..(rank + 1) * count / self.ranks
+        share(count, self.ranks, rank)
     }
 
     /// Columns of a rank's queries, keys and values.
-    pub(super) fn projected(&self) -> usize {
-        (self.heads / self.ranks + 2 * self.local_kv_heads()) * self.head_size
+    pub(super) fn projected(&self, rank: usize) -> usize {
+        let Heads { queries, keys } = self.heads(rank);
+        (queries.len() + 2 * keys.len()) * self.head_size
     }
 
     /// A rank's part of these columns of all queries, keys and values: of all queries, of all keys or of all values.
-    pub(super) fn columns(&self, columns: &Range<usize>) -> Range<usize> {
+    pub(super) fn columns(&self, columns: &Range<usize>, rank: usize) -> Range<usize> {
         let (queries, keys) = (self.heads * self.head_size, self.kv_heads * self.head_size);
-        let own_queries = self.heads / self.ranks * self.head_size;
-        let own_keys = self.local_kv_heads() * self.head_size;
+        let own = self.heads(rank);
+        let own_queries = own.queries.len() * self.head_size;
+        let own_keys = own.keys.len() * self.head_size;
         if columns.start < queries {
             0..own_queries
         } else if columns.start < queries + keys {
@@ -133,9 +153,9 @@ impl Plan {
 
     /// The attention of a rank.
     pub(super) fn attention(&self, spec: &AttentionSpec, rank: usize) -> AttentionSpec {
-        let heads = self.share(spec.heads, rank);
+        let Heads { queries: heads, keys } = self.heads(rank);
         let mut own = spec.clone();
-        (own.heads, own.kv_heads) = (heads.len(), self.local_kv_heads());
+        (own.heads, own.kv_heads) = (heads.len(), keys.len());
         own.part = Some((heads.start, spec.heads));
         for layer in &mut own.layers {
             (layer.shape.heads, layer.shape.kv_heads) = (own.heads, own.kv_heads);
@@ -143,6 +163,11 @@ impl Plan {
         }
         own
     }
+}
+
+/// Columns of heads of this size side by side.
+fn columns_of(heads: &Range<usize>, size: usize) -> Range<usize> {
+    heads.start * size..heads.end * size
 }
 
 #[cfg(test)]
@@ -170,8 +195,8 @@ mod tests {
         let rank = |rank| plan.outputs(LinearRole::Qkv, &[32, 16, 16], rank);
         assert_eq!(rank(0), [0..8, 0..4, 0..4]);
         assert_eq!(rank(3), [24..32, 12..16, 12..16]);
-        assert_eq!((plan.projected(), plan.widest), (16, 12));
-        assert_eq!(plan.columns(&(32..48)), 8..12);
+        assert_eq!((plan.projected(0), plan.widest), (16, 12));
+        assert_eq!(plan.columns(&(32..48), 0), 8..12);
         assert_eq!(plan.outputs(LinearRole::Up, &[48, 48], 1), [12..24, 12..24]);
         let vocabulary: Vec<_> = (0..4).map(|rank| plan.share(101, rank)).collect();
         assert_eq!(vocabulary, [0..25, 25..50, 50..75, 75..101]);
@@ -180,12 +205,20 @@ mod tests {
         let keys: Vec<_> =
             (0..4).map(|rank| shared.outputs(LinearRole::Qkv, &[32, 8, 8], rank)[1].clone()).collect();
         assert_eq!(keys, [0..4, 0..4, 4..8, 4..8]);
-        assert_eq!(shared.projected(), 16);
+        assert_eq!(shared.projected(3), 16);
+
+        // SmolLM2: one rank has one group of three heads, the other two.
+        let uneven = Plan::new(&config(9, 3), 2).expect("three groups");
+        let rank = |rank| uneven.outputs(LinearRole::Qkv, &[36, 12, 12], rank);
+        assert_eq!((rank(0), rank(1)), (vec![0..12, 0..4, 0..4], vec![12..36, 4..12, 4..12]));
+        assert_eq!((uneven.projected(0), uneven.projected(1), uneven.widest), (20, 40, 24));
+        assert_eq!(uneven.inputs(LinearRole::AttentionOutput, 36, 1), 12..36);
+        assert_eq!((uneven.columns(&(36..48), 0), uneven.columns(&(36..48), 1)), (12..16, 24..32));
     }
 
     #[test]
     fn what_cannot_be_divided_is_refused_by_name() {
-        for (heads, kv_heads, ranks) in [(6, 6, 4), (12, 3, 2)] {
+        for (heads, kv_heads, ranks) in [(6, 2, 4), (12, 3, 4)] {
             let error = Plan::new(&config(heads, kv_heads), ranks).expect_err("refused").to_string();
             assert!(error.contains("heads") && error.contains("not divisible"), "{error}");
         }

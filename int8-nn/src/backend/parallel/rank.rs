@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::Error;
 use crate::backend::{Backend, GraphKey, Input, Output};
+use crate::group::Group;
 use crate::precision::Site;
 
 /// The largest operations that ranks have to do together.
@@ -22,6 +23,11 @@ pub struct ExchangeCapacity {
     pub vocabulary: usize,
 }
 
+/// The share of a rank in `count` things.
+pub fn share(count: usize, ranks: usize, rank: usize) -> Range<usize> {
+    rank * count / ranks..(rank + 1) * count / ranks
+}
+
 /// A backend that can be one of several ranks, which compute a model together. One thread enqueues the work of all.
 pub trait Rank: Backend + std::fmt::Debug {
     /// Whether a layer that is shared out by input features can have exact outlier weights.
@@ -30,12 +36,14 @@ pub trait Rank: Backend + std::fmt::Debug {
     /// What the ranks have for their exchanges.
     type Exchange: Send + Sync + std::fmt::Debug;
 
-    /// Makes buffers for exchanges of this capacity; `former`, which recorded operations may still use, is kept.
+    /// Makes buffers for exchanges of this capacity; `former`, which recorded operations may still use, is kept. Every process of
+    /// the group has as many ranks as this one, those of the first process first.
     ///
     /// # Errors
-    /// When a device has no room, or the ranks cannot reach each other's memory.
+    /// When a device has no room, the ranks cannot reach each other's memory, or a process has ended.
     fn exchange(
         ranks: &[Arc<Self>],
+        group: &Arc<Group>,
         capacity: ExchangeCapacity,
         former: Option<Self::Exchange>,
     ) -> Result<Self::Exchange, Error>;
@@ -62,7 +70,7 @@ pub trait Rank: Backend + std::fmt::Debug {
         body: &mut (dyn FnMut() -> Result<(), Error> + Send),
     ) -> Result<(), Error>;
 
-    /// `outᵣ (+)= Σᵢ inputᵢ·Wᵢᵀ` for every rank r, the sum the same on all. Of int8 layers, each of which has the codes of some
+    /// `outᵣ (+)= Σᵢ inputᵢ·Wᵢᵀ` for every rank r of this process, the sum, over the ranks of all processes, the same on all. Of int8 layers, each of which has the codes of some
     /// input features, the scale of a row is that of the whole row.
     ///
     /// # Errors
@@ -75,7 +83,7 @@ pub trait Rank: Backend + std::fmt::Debug {
         outs: &mut [Output<'_, Self>],
     ) -> Result<(), Error>;
 
-    /// On the first rank: `out [rows, Σ widths] = [parts₀ | parts₁ | …]`.
+    /// On the first rank of the first process, which alone has `out`: `out [rows, Σ widths] = [parts₀ | parts₁ | …]` of all processes.
     ///
     /// # Errors
     /// When a device fails.
@@ -83,6 +91,6 @@ pub trait Rank: Backend + std::fmt::Debug {
         ranks: &[Arc<Self>],
         exchange: &mut Self::Exchange,
         parts: &[Self::Activations],
-        out: &mut Self::Activations,
+        out: Option<&mut Self::Activations>,
     ) -> Result<(), Error>;
 }

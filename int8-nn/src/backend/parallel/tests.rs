@@ -12,7 +12,7 @@ use super::*;
 use crate::backend::OutlierWeights;
 use crate::backend::cpu::{CpuActivations, CpuBackend};
 use crate::checkpoint::Checkpoint;
-use crate::precision::{LinearRole, Quantization, Stack};
+use crate::precision::{Quantization, Stack};
 use crate::weights::Part;
 
 fn configs() -> Vec<(Config, OutlierWeights)> {
@@ -86,9 +86,10 @@ fn shards_are_quantised_as_the_whole_row() {
             let parts = (0..count).map(|rank| {
                 CpuActivations::of(&x.slice(ndarray::s![.., plan.share(inputs, rank)]).to_owned())
             });
-            let x = Activations { ranks: parts.collect(), joined: None };
+            let x = Activations { ranks: parts.collect(), is_joined: false, joined: None };
             let room = || Activations {
                 ranks: (0..count).map(|_| CpuActivations::room(rows, outputs)).collect(),
+                is_joined: false,
                 joined: None,
             };
             ranks.batch(BatchCapacity { rows, segments: 1, selected: 1 }).expect("a batch");
@@ -114,9 +115,12 @@ fn a_value_that_is_not_finite_spoils_its_row_on_every_rank() {
     let linear = ranks.linear(site, &source, &Precision::Int8(quantization)).expect("a layer");
     let parts =
         (0..2).map(|rank| CpuActivations::of(&x.slice(ndarray::s![.., plan.share(inputs, rank)]).to_owned()));
-    let x = Activations { ranks: parts.collect(), joined: None };
-    let room =
-        || Activations { ranks: (0..2).map(|_| CpuActivations::room(2, outputs)).collect(), joined: None };
+    let x = Activations { ranks: parts.collect(), is_joined: false, joined: None };
+    let room = || Activations {
+        ranks: (0..2).map(|_| CpuActivations::room(2, outputs)).collect(),
+        is_joined: false,
+        joined: None,
+    };
     ranks.batch(BatchCapacity { rows: 2, segments: 1, selected: 1 }).expect("a batch");
     let found = run(&ranks, &linear, &[x], room, |x| &x[0]);
     assert!(found[..outputs].iter().all(|value| value.is_finite()), "the other row");

@@ -1,7 +1,11 @@
 //! What several devices of one host that compute each layer together exchange: kernels on each of them read the others' memory and
-//! wait for each other, without the host.
+//! wait for each other, without the host. The devices may belong to several processes.
+
+mod addresses;
 
 use std::sync::Arc;
+
+use addresses::{Addresses, Opened, of_ranks};
 
 use int8_core::{Config, FloatType};
 use int8_cuda_sys as sys;
@@ -18,7 +22,7 @@ use crate::settings::Settings;
 pub const RANGE_COLUMNS: usize = sys::INT8_CUDA_RANGE_COLUMNS;
 
 /// The largest exchanges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ExchangeSizes {
     /// Rows.
     pub rows: usize,
@@ -26,12 +30,22 @@ pub struct ExchangeSizes {
     pub hidden: usize,
     /// Features of an input that each rank has.
     pub inputs: usize,
+    /// Numbers that a rank of another process has of what is put side by side.
+    pub columns: usize,
 }
 
 /// The buffers of all ranks. Every exchange is one operation of all of them, enqueued on a stream of each.
 #[derive(Debug)]
 pub struct Exchange {
+    /// The ranks of this process.
     ranks: Vec<Buffers>,
+    devices: Vec<Device>,
+    /// Number of the first of them.
+    first: usize,
+    /// Of all ranks.
+    addresses: Vec<Addresses>,
+    /// What the addresses of other processes' ranks need.
+    opened: Vec<Opened>,
 }
 
 #[derive(Debug)]
@@ -42,45 +56,120 @@ struct Buffers {
     /// f32 `[rows, hidden]`: what the others add up.
     part: Tensor,
     /// f32 `[rows, 2]`
-    ranges: Buffer<f32>,
+    ranges: Buffer<u8>,
+    /// f32: what rank 0 puts side by side, where it is in another process.
+    columns: Buffer<u8>,
     /// The input of a layer, 4 bytes an element.
     input: Tensor,
     workspace: Buffer<u8>,
 }
 
 impl Exchange {
-    /// Buffers on each of these devices, which reach each other's memory from now on.
+    /// Buffers on each of these devices. Where two of them cannot reach each other's memory, what they read of each other lies in
+    /// host memory.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for more than 8 devices, or where two of them cannot reach each other; [`Error::OutOfMemory`],
-    /// [`Error::Device`].
+    /// [`Error::Unsupported`] for more than 8 devices; [`Error::OutOfMemory`], [`Error::OutOfHostMemory`], [`Error::Device`].
     pub fn new(devices: &[&Device], sizes: ExchangeSizes) -> Result<Self, Error> {
-        let count = devices.len();
-        if count > sys::INT8_CUDA_MAX_RANKS {
-            let shape = format!("{count} devices; {} at most", sys::INT8_CUDA_MAX_RANKS);
-            return Err(Error::Unsupported { operation: "exchange", shape });
-        }
-        for (index, device) in devices.iter().enumerate() {
-            for (other, peer) in devices.iter().enumerate() {
-                if index != other && !device.reaches(peer)? {
-                    let shape = format!("devices {index} and {other} of {count}, whose memory is not linked");
-                    return Err(Error::Unsupported { operation: "exchange", shape });
-                }
+        let mut linked = true;
+        for device in devices {
+            for peer in devices {
+                linked = device.reaches(peer)? && linked;
             }
         }
-        let ExchangeSizes { rows, hidden, inputs } = sizes;
+        let mut exchange = Self::of_process(devices, sizes, linked)?;
+        exchange.addresses = exchange.ranks.iter().map(Addresses::of).collect();
+        exchange.check_count()?;
+        Ok(exchange)
+    }
+
+    /// As [`new`](Self::new), with everything in host memory: the way of devices that are not linked.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn through_host(devices: &[&Device], sizes: ExchangeSizes) -> Result<Self, Error> {
+        let mut exchange = Self::of_process(devices, sizes, false)?;
+        exchange.addresses = exchange.ranks.iter().map(Addresses::of).collect();
+        exchange.check_count()?;
+        Ok(exchange)
+    }
+
+    /// Buffers on the devices of process `process` of several on one host, each of which has as many; its ranks follow those of
+    /// the processes before it. `gather` returns the messages of all processes, in their order, and is called once.
+    ///
+    /// # Errors
+    /// Those of `gather`; as [`new`](Self::new), and [`Error::Unsupported`] where a device cannot reach another process's.
+    pub fn of_processes<E: From<Error>>(
+        devices: &[&Device],
+        sizes: ExchangeSizes,
+        process: usize,
+        gather: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>, E>,
+    ) -> Result<Self, E> {
+        for device in devices {
+            for peer in devices {
+                device.reaches(peer)?;
+            }
+        }
+        let mut exchange = Self::of_process(devices, sizes, true)?;
+        exchange.first = process * devices.len();
+        let own: Vec<Addresses> = exchange.ranks.iter().map(Addresses::of).collect();
+        let mut message = Vec::new();
+        for (addresses, device) in own.iter().zip(devices) {
+            message.extend(addresses.tell(device)?);
+        }
+        for (other, message) in gather(&message)?.iter().enumerate() {
+            if other == process {
+                exchange.addresses.extend(&own);
+                continue;
+            }
+            for told in message.chunks(message.len().div_ceil(devices.len().max(1)).max(1)) {
+                let (opened, addresses) = Opened::new(devices[0], told)?;
+                exchange.opened.push(opened);
+                exchange.addresses.push(addresses);
+            }
+        }
+        exchange.check_count()?;
+        Ok(exchange)
+    }
+
+    fn check_count(&self) -> Result<(), Error> {
+        let count = self.addresses.len();
+        if count <= sys::INT8_CUDA_MAX_RANKS {
+            return Ok(());
+        }
+        let shape = format!("{count} devices; {} at most", sys::INT8_CUDA_MAX_RANKS);
+        Err(Error::Unsupported { operation: "exchange", shape })
+    }
+
+    /// Without the addresses.
+    fn of_process(devices: &[&Device], sizes: ExchangeSizes, linked: bool) -> Result<Self, Error> {
+        let ExchangeSizes { rows, hidden, inputs, columns } = sizes;
+        let shared = |device: &Device, bytes: usize| match linked {
+            true => Buffer::zeros(device, bytes),
+            false => Buffer::zeros_on_host(device, bytes),
+        };
+        // Every rank has room for packets of as many ranks as there can be.
+        let receive = sys::int8_cuda_receive_bytes(sys::INT8_CUDA_MAX_RANKS);
+        let float = size_of::<f32>();
         let buffers = |device: &&Device| -> Result<Buffers, Error> {
             Ok(Buffers {
-                signals: Buffer::zeros(device, sys::INT8_CUDA_SIGNAL_BYTES)?,
-                receive: Buffer::zeros(device, sys::int8_cuda_receive_bytes(count))?,
+                signals: shared(device, sys::INT8_CUDA_SIGNAL_BYTES)?,
+                receive: shared(device, receive)?,
                 failed: Arc::new(Buffer::zeros(device, 1)?),
-                part: Tensor::new(device, FloatType::F32, rows, hidden)?,
-                ranges: Buffer::zeros(device, 2 * rows)?,
+                part: Tensor::of(shared(device, rows * hidden * float)?, FloatType::F32, hidden),
+                ranges: shared(device, 2 * rows * float)?,
+                columns: shared(device, (columns * float).max(1))?,
                 input: Tensor::new(device, FloatType::F32, rows, inputs + RANGE_COLUMNS)?,
                 workspace: Buffer::zeros(device, inputs.div_ceil(32) * 4 + 256)?,
             })
         };
-        Ok(Self { ranks: devices.iter().map(buffers).collect::<Result<_, _>>()? })
+        Ok(Self {
+            ranks: devices.iter().map(buffers).collect::<Result<_, _>>()?,
+            devices: devices.iter().map(|device| (*device).clone()).collect(),
+            first: 0,
+            addresses: Vec::new(),
+            opened: Vec::new(),
+        })
     }
 
     /// Enqueues `function(xᵣ)` in `compute`, and behind its k features [`RANGE_COLUMNS`] with the range of each row over all ranks, as
@@ -107,13 +196,14 @@ impl Exchange {
         for (index, (stream, (x, function))) in streams.iter().zip(inputs).enumerate() {
             let (rank, k) = (&self.ranks[index], x.width() / function.input_width(1));
             let rows = rank.input.rows();
-            if 2 * rows > rank.ranges.len() {
-                let (expected, found) = ((rank.ranges.len() / 2, k), (rows, k));
+            let room = rank.ranges.len() / (2 * size_of::<f32>());
+            if rows > room {
+                let (expected, found) = ((room, k), (rows, k));
                 return Err(Error::Shape { operation: "exchange", what: "rows", expected, found });
             }
             let params = sys::int8_cuda_exchange_ranges_params {
                 signals: self.signals(index),
-                ranges: self.of_ranks(std::ptr::null_mut(), |rank| rank.ranges.pointer()),
+                ranges: of_ranks(&self.addresses, std::ptr::null_mut(), |rank| rank.ranges.cast()),
                 input: x.pointer(),
                 x: rank.input.pointer(),
                 workspace: rank.workspace.pointer().cast(),
@@ -177,7 +267,7 @@ impl Exchange {
             out.set_rows(rows)?;
             let params = sys::int8_cuda_exchange_sum_params {
                 signals: self.signals(index),
-                parts: self.of_ranks(std::ptr::null(), |rank| rank.part.pointer().cast_const().cast()),
+                parts: of_ranks(&self.addresses, std::ptr::null(), |rank| rank.part.cast_const().cast()),
                 out: out.pointer().cast(),
                 stream: stream.raw()?,
                 rows: convert::size(rows),
@@ -192,57 +282,82 @@ impl Exchange {
         Ok(())
     }
 
-    /// Enqueues, on the first rank, `out [rows, Σ widths] = [parts₀ | parts₁ | …]`, all f32.
+    /// Enqueues, on the first rank of the first process, which alone has `out`: `out [rows, Σ widths] = [parts₀ | parts₁ | …]`, all
+    /// f32. `widths`: of the parts of all ranks.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Device`].
-    pub fn columns(&mut self, streams: &[&Stream], parts: &[&Tensor], out: &mut Tensor) -> Result<(), Error> {
+    pub fn columns(
+        &mut self,
+        streams: &[&Stream],
+        parts: &[&Tensor],
+        widths: &[usize],
+        mut out: Option<&mut Tensor>,
+    ) -> Result<(), Error> {
         let rows = parts.first().map_or(0, |part| part.rows());
-        let width = parts.iter().map(|part| part.width()).sum();
-        out.expect_width("exchange", width)?;
-        if let Some(part) = parts.iter().find(|part| part.rows() != rows || part.element() != FloatType::F32)
-        {
-            let (expected, found) = ((rows, part.width()), (part.rows(), part.width()));
+        let own = widths.iter().skip(self.first);
+        let fits = widths.len() == self.addresses.len()
+            && parts.iter().zip(own).all(|(part, width)| {
+                part.rows() == rows && part.width() == *width && part.element() == FloatType::F32
+            });
+        if !fits {
+            let (expected, found) = ((rows, widths.len()), (rows, self.addresses.len()));
             return Err(Error::Shape { operation: "exchange", what: "parts", expected, found });
         }
-        out.set_rows(rows)?;
-        for (index, stream) in streams.iter().enumerate() {
+        if let Some(out) = &mut out {
+            out.expect_width("exchange", widths.iter().sum())?;
+            out.set_rows(rows)?;
+        }
+        let of_processes = self.addresses.len() > self.ranks.len();
+        for (index, (stream, part)) in streams.iter().zip(parts).enumerate() {
             let mut params = sys::int8_cuda_exchange_columns_params {
                 signals: self.signals(index),
-                parts: [std::ptr::null(); sys::INT8_CUDA_MAX_RANKS],
-                out: out.pointer().cast(),
+                parts: of_ranks(&self.addresses, std::ptr::null(), |rank| rank.columns.cast_const().cast()),
+                out: out.as_ref().map_or(std::ptr::null_mut(), |out| out.pointer().cast()),
                 stream: stream.raw()?,
                 rows: convert::size(rows),
                 widths: [0; sys::INT8_CUDA_MAX_RANKS],
             };
-            for (place, part) in parts.iter().enumerate() {
-                params.parts[place] = part.pointer().cast_const().cast();
-                params.widths[place] = convert::size(part.width());
+            if of_processes {
+                part.copy_to(stream, &mut self.ranks[index].columns)?;
+            } else {
+                for (to, part) in params.parts.iter_mut().zip(parts) {
+                    *to = part.pointer().cast_const().cast();
+                }
+            }
+            for (to, width) in params.widths.iter_mut().zip(widths) {
+                *to = convert::size(*width);
             }
             // SAFETY: parts and output have these rows, which was checked; all ranks reach the parts.
             let status = unsafe { sys::int8_cuda_exchange_columns(&raw const params) };
-            check("exchange", status, || format!("[{rows}, {width}] f32"))?;
+            check("exchange", status, || format!("{rows} rows of {widths:?} f32"))?;
         }
         Ok(())
     }
 
     /// What tells whether a rank waited for the others in vain.
     pub fn arrival(&self, rank: usize) -> Arrival {
-        Arrival { rank, failed: self.ranks[rank].failed.clone() }
+        Arrival { rank: self.first + rank, failed: self.ranks[rank].failed.clone() }
     }
 
     fn signals(&self, rank: usize) -> sys::int8_cuda_signals {
         sys::int8_cuda_signals {
-            of_rank: self.of_ranks(std::ptr::null_mut(), |rank| rank.signals.pointer().cast()),
-            receive: self.of_ranks(std::ptr::null_mut(), |rank| rank.receive.pointer().cast()),
+            of_rank: of_ranks(&self.addresses, std::ptr::null_mut(), |rank| rank.signals),
+            receive: of_ranks(&self.addresses, std::ptr::null_mut(), |rank| rank.receive),
             failed: self.ranks[rank].failed.pointer(),
-            ranks: convert::index(self.ranks.len()),
-            rank: convert::index(rank),
+            ranks: convert::index(self.addresses.len()),
+            rank: convert::index(self.first + rank),
         }
     }
+}
 
-    fn of_ranks<P: Copy>(&self, none: P, pointer: impl Fn(&Buffers) -> P) -> [P; sys::INT8_CUDA_MAX_RANKS] {
-        std::array::from_fn(|index| self.ranks.get(index).map_or(none, &pointer))
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // A kernel of another rank may still read what this one has: those of this process have ended before anything is freed.
+        for device in &self.devices {
+            let _ = device.synchronize();
+        }
+        self.opened.clear();
     }
 }
 
