@@ -131,6 +131,24 @@ fn two_ranks_compute_what_one_gpu_computes() {
     }
 }
 
+/// GPUs that are not linked exchange through host memory, with the same kernels.
+#[test]
+fn ranks_exchange_through_host_memory() {
+    let column = int8(OutlierGranularity::Column, Scheme::LlmInt8Absmax);
+    for (compute, precision, bound, margin) in
+        [(FloatType::F32, Precision::Float, 1e-5, 1e-3), (FloatType::F16, column, 2e-2, 0.2)]
+    {
+        let Some((one, ranks)) = backends(compute) else { return };
+        ranks.ranks().iter().for_each(|rank| rank.exchange_through_host());
+        let run = folders("models")
+            .iter()
+            .filter(|folder| compare(folder, (&one, &ranks), (precision, bound, margin)))
+            .count();
+        println!("{run} models");
+        assert!(run >= 8, "{run} models");
+    }
+}
+
 /// Where the codes lie changes no bit, whatever the order in which layers are used, and nothing of an earlier model is taken.
 #[test]
 fn blocks_in_host_memory_change_no_bit() {

@@ -62,6 +62,7 @@ pub struct CudaBackend {
     offloading: Mutex<Offloading>,
     /// Where it is one of several ranks.
     arrival: Mutex<Option<Arrival>>,
+    exchanges_on_host: AtomicBool,
     /// The layers see their inputs, and nothing is recorded.
     calibrating: AtomicBool,
 }
@@ -163,6 +164,7 @@ impl CudaBackend {
             observed: AtomicBool::new(false),
             offloading: Mutex::default(),
             arrival: Mutex::default(),
+            exchanges_on_host: AtomicBool::new(false),
             calibrating: AtomicBool::new(false),
             device,
         })
@@ -176,6 +178,12 @@ impl CudaBackend {
     pub fn offload(&self, blocks: usize) -> Result<(), Error> {
         *lock(&self.offloading) = Offloading::new(&self.device, blocks)?;
         Ok(())
+    }
+
+    /// As one of several ranks of this process, it exchanges with the others through host memory from the next session on, as GPUs do
+    /// that are not linked.
+    pub fn exchange_through_host(&self) {
+        self.exchanges_on_host.store(true, Ordering::Release);
     }
 
     /// Bytes of weights in host memory, and bytes a second at which they are copied to the GPU.

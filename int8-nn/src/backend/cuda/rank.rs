@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use int8_cuda::model::{Exchange, ExchangeSizes, FloatWeight, Function, Store};
 
@@ -37,7 +38,10 @@ impl Rank for CudaBackend {
         let ExchangeCapacity { rows, hidden, inputs, selected, vocabulary } = capacity;
         let count = devices.len() * group.processes();
         let current = if group.processes() == 1 {
-            Exchange::new(&devices, ExchangeSizes { rows, hidden, inputs, columns: 0 })?
+            let sizes = ExchangeSizes { rows, hidden, inputs, columns: 0 };
+            let on_host = ranks.iter().any(|rank| rank.exchanges_on_host.load(Ordering::Acquire));
+            let new = if on_host { Exchange::through_host } else { Exchange::new };
+            new(&devices, sizes)?
         } else {
             let machines = group.gather(machine().as_bytes())?;
             if machines.windows(2).any(|pair| pair[0] != pair[1]) {
