@@ -89,7 +89,9 @@ fn processes_answer_as_one() {
 #[test]
 fn a_process_that_dies_ends_the_others() {
     let demo = demo();
-    let serve = ["serve", &demo, "--port", "0", "--tensor-parallel", "2"];
+    // One port, which one of them alone can have.
+    let http = port().to_string();
+    let serve = ["serve", &demo, "--port", &http, "--tensor-parallel", "2"];
     for victim in [0, 1] {
         let port = port();
         let mut children: Vec<_> = (0..2).map(|process| start(process, 2, port, &serve)).collect();

@@ -27,6 +27,7 @@ use crate::args::{PrecisionArgs, ServeArgs};
 use crate::convert::count;
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
+use crate::launch;
 use crate::output::{Output, bytes};
 use crate::resolve;
 use app::{App, Service};
@@ -46,10 +47,14 @@ const WAITING_TEXTS: usize = 8192;
 pub(crate) fn run(arguments: &ServeArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let address = SocketAddr::new(arguments.host, arguments.port);
     // Before the model is loaded: a port that is taken is noticed at once.
-    let listener = TcpListener::bind(address).map_err(|error| {
-        Failure::new(format!("--host {} --port {}: {error}", arguments.host, arguments.port))
-            .hint("another --port, or --port 0 for any free one")
-    })?;
+    let listen = || {
+        TcpListener::bind(address).map_err(|error| {
+            Failure::new(format!("--host {} --port {}: {error}", arguments.host, arguments.port))
+                .hint("another --port, or --port 0 for any free one")
+        })
+    };
+    // The first of several processes answers alone.
+    let listener = if launch::follows() { None } else { Some(listen()?) };
     if !arguments.host.is_loopback() && arguments.api_key.is_none() {
         output
             .remark("warning: other machines can reach this server, and it needs no key; --api-key sets one");
@@ -60,7 +65,8 @@ pub(crate) fn run(arguments: &ServeArgs, device: &Device, output: &Output) -> Re
 
 struct Serve<'a> {
     arguments: &'a ServeArgs,
-    listener: TcpListener,
+    /// None where another process answers.
+    listener: Option<TcpListener>,
     output: &'a Output,
 }
 
@@ -197,8 +203,8 @@ impl Serve<'_> {
         remark: &str,
         compute: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let address = self.listener.local_addr()?;
-        let (listener, grace) = (self.listener, Duration::from_secs(self.arguments.grace));
+        let Some(listener) = self.listener else { return Err(Failure::followed()) };
+        let (address, grace) = (listener.local_addr()?, Duration::from_secs(self.arguments.grace));
         self.output.remark(&self.output.dim(remark));
         self.output
             .line(&format!("{} at http://{address} (page, and API at http://{address}/v1)", app.name))?;
