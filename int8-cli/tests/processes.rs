@@ -96,7 +96,7 @@ fn a_process_that_dies_ends_the_others() {
         let port = port();
         let mut children: Vec<_> = (0..2).map(|process| start(process, 2, port, &serve)).collect();
         // Both have the model, and nothing to do.
-        let mut words = BufReader::new(children[0].stderr.take().expect("piped"));
+        let mut words = BufReader::new(children[0].stdout.take().expect("piped"));
         let mut line = String::new();
         while !line.contains("http://") {
             line.clear();
@@ -109,11 +109,7 @@ fn a_process_that_dies_ends_the_others() {
         assert!(begin.elapsed() < Duration::from_secs(10), "{status}");
         assert_eq!(status.code(), Some(1));
         let mut said = String::new();
-        match other.stderr {
-            Some(mut words) => words.read_to_string(&mut said),
-            None => words.read_to_string(&mut said),
-        }
-        .expect("words");
+        other.stderr.take().expect("piped").read_to_string(&mut said).expect("words");
         assert!(said.contains(&format!("process {victim} of 2")), "{said}");
         children.remove(0).wait().expect("an end");
     }

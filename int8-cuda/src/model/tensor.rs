@@ -176,7 +176,7 @@ impl Tensor {
     /// Enqueues a copy of the rows in use to the begin of a buffer.
     pub(crate) fn copy_to(&self, stream: &Stream, to: &mut Buffer<u8>) -> Result<(), Error> {
         let bytes = self.rows() * self.width * self.element.bytes();
-        to.enqueue_device_copy(stream, 0, &self.bytes, 0, bytes)
+        to.enqueue_peer_copy(stream, &self.bytes, bytes)
     }
 
     /// Columns.

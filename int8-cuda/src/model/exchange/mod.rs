@@ -30,7 +30,7 @@ pub struct ExchangeSizes {
     pub hidden: usize,
     /// Features of an input that each rank has.
     pub inputs: usize,
-    /// Numbers that a rank of another process has of what is put side by side.
+    /// Numbers that each rank has of what is put side by side.
     pub columns: usize,
 }
 
@@ -42,6 +42,8 @@ pub struct Exchange {
     devices: Vec<Device>,
     /// Number of the first of them.
     first: usize,
+    /// Whether the ranks read any memory of each other, and not these buffers alone.
+    linked: bool,
     /// Of all ranks.
     addresses: Vec<Addresses>,
     /// What the addresses of other processes' ranks need.
@@ -57,7 +59,7 @@ struct Buffers {
     part: Tensor,
     /// f32 `[rows, 2]`
     ranges: Buffer<u8>,
-    /// f32: what rank 0 puts side by side, where it is in another process.
+    /// f32: what rank 0 puts side by side, where it reaches no other memory of this rank.
     columns: Buffer<u8>,
     /// The input of a layer, 4 bytes an element.
     input: Tensor,
@@ -77,7 +79,8 @@ impl Exchange {
                 linked = device.reaches(peer)? && linked;
             }
         }
-        let mut exchange = Self::of_process(devices, sizes, linked)?;
+        let columns = if linked { 0 } else { sizes.columns };
+        let mut exchange = Self::of_process(devices, ExchangeSizes { columns, ..sizes }, linked)?;
         exchange.addresses = exchange.ranks.iter().map(Addresses::of).collect();
         exchange.check_count()?;
         Ok(exchange)
@@ -111,7 +114,7 @@ impl Exchange {
             }
         }
         let mut exchange = Self::of_process(devices, sizes, true)?;
-        exchange.first = process * devices.len();
+        (exchange.first, exchange.linked) = (process * devices.len(), false);
         let own: Vec<Addresses> = exchange.ranks.iter().map(Addresses::of).collect();
         let mut message = Vec::new();
         for (addresses, device) in own.iter().zip(devices) {
@@ -167,6 +170,7 @@ impl Exchange {
             ranks: devices.iter().map(buffers).collect::<Result<_, _>>()?,
             devices: devices.iter().map(|device| (*device).clone()).collect(),
             first: 0,
+            linked,
             addresses: Vec::new(),
             opened: Vec::new(),
         })
@@ -308,7 +312,6 @@ impl Exchange {
             out.expect_width("exchange", widths.iter().sum())?;
             out.set_rows(rows)?;
         }
-        let of_processes = self.addresses.len() > self.ranks.len();
         for (index, (stream, part)) in streams.iter().zip(parts).enumerate() {
             let mut params = sys::int8_cuda_exchange_columns_params {
                 signals: self.signals(index),
@@ -318,7 +321,7 @@ impl Exchange {
                 rows: convert::size(rows),
                 widths: [0; sys::INT8_CUDA_MAX_RANKS],
             };
-            if of_processes {
+            if !self.linked {
                 part.copy_to(stream, &mut self.ranks[index].columns)?;
             } else {
                 for (to, part) in params.parts.iter_mut().zip(parts) {

@@ -37,8 +37,9 @@ impl Rank for CudaBackend {
         let devices: Vec<_> = ranks.iter().map(|rank| &rank.device).collect();
         let ExchangeCapacity { rows, hidden, inputs, selected, vocabulary } = capacity;
         let count = devices.len() * group.processes();
+        let columns = selected * vocabulary.div_ceil(count);
+        let sizes = ExchangeSizes { rows, hidden, inputs, columns };
         let current = if group.processes() == 1 {
-            let sizes = ExchangeSizes { rows, hidden, inputs, columns: 0 };
             let on_host = ranks.iter().any(|rank| rank.exchanges_on_host.load(Ordering::Acquire));
             let new = if on_host { Exchange::through_host } else { Exchange::new };
             new(&devices, sizes)?
@@ -47,8 +48,6 @@ impl Rank for CudaBackend {
             if machines.windows(2).any(|pair| pair[0] != pair[1]) {
                 return Err(Error::Unsupported("GPUs of several machines in one group".to_owned()));
             }
-            let columns = selected * vocabulary.div_ceil(count);
-            let sizes = ExchangeSizes { rows, hidden, inputs, columns };
             Exchange::of_processes(&devices, sizes, group.process(), |own| group.gather(own))?
         };
         let widths = (0..count).map(|rank| share(vocabulary, count, rank).len()).collect();
