@@ -63,6 +63,13 @@ def main():
         "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False, "bos_token_id": 128000, "eos_token_id": 128001,
     }
     (a.folder / "config.json").write_text(json.dumps(config))
+    # A word for each id, so that a server has text to stream.
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(a.vocabulary)}, "unk_token": "w0"},
+    }
+    (a.folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ pub(crate) trait Task {
 #[derive(Debug)]
 pub(crate) struct Place<B> {
     pub(crate) devices: Devices<B>,
-    /// Devices that read a layer's weights at the same time.
+    /// Devices of this process that read a layer's weights at the same time.
     pub(crate) ranks: usize,
     pub(crate) processor: Processor,
     pub(crate) checkpoint: Checkpoint,
@@ -245,7 +245,6 @@ impl Device {
         if let Some(Gpus { backends, memory, precision }) = self.gpu(&checkpoint, &task, output)? {
             let (processor, ranks) = (Processor::Gpu, self.ranks.unwrap_or(1));
             if self.ranks.is_some() {
-                let ranks = ranks * self.launch.as_ref().map_or(1, |launch| launch.processes);
                 let devices = Arc::new(TensorParallel::of_group(backends, self.group(output)?)?).into();
                 return task.run(&Place { devices, ranks, processor, checkpoint, precision });
             }

@@ -165,13 +165,8 @@ fn free_address() -> String {
 /// Logits of a text, and ids of two sequences of which the second begins as a fork of the first.
 fn work(model: &Model<Ranks>) -> (Vec<f32>, Vec<u32>) {
     let logits = model.logits(&IDS[..9]).expect("logits").into_iter().collect();
-    let options = SessionOptions {
-        sequences: 2,
-        max_logits: 2,
-        // Until each has its own copy of what they share.
-        total_positions: Some(400),
-        ..SessionOptions::text(40)
-    };
+    // A third one has the page that both copy what they share to.
+    let options = SessionOptions { sequences: 3, max_logits: 2, ..SessionOptions::text(40) };
     let mut session = model.decoder().session(&options).expect("a session");
     session.expect(0, 5);
     session.forward(&[(0, &IDS[..5])]).expect("a forward");
