@@ -119,7 +119,9 @@ fn processes_compute_what_one_process_computes() {
                 let address = free_address();
                 let start = |process| {
                     let (folder, address) = (&folder, address.clone());
-                    move || {
+                    // With threads of its own, as a process has: one that waits for the others must not hold theirs.
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("threads");
+                    let compute = move || {
                         let patience = Duration::from_secs(60);
                         let options = GroupOptions { process, processes, address, patience };
                         let group = Arc::new(Group::connect(&options).expect("a group"));
@@ -135,7 +137,8 @@ fn processes_compute_what_one_process_computes() {
                             return None;
                         }
                         Some(work(&model))
-                    }
+                    };
+                    move || pool.install(compute)
                 };
                 let found = std::thread::scope(|scope| {
                     let threads: Vec<_> = (0..processes).map(|process| scope.spawn(start(process))).collect();
