@@ -5,7 +5,6 @@ use std::ffi::c_void;
 use cust::sys as cuda;
 use int8_cuda_sys as sys;
 
-use super::Buffers;
 use crate::device::Device;
 use crate::error::{Error, done};
 
@@ -30,16 +29,6 @@ const TOLD: usize = 64 + 8;
 const COUNT: usize = 5;
 
 impl Addresses {
-    pub(super) fn of(buffers: &Buffers) -> Self {
-        Self {
-            signals: buffers.signals.pointer().cast(),
-            receive: buffers.receive.pointer().cast(),
-            part: buffers.part.pointer(),
-            ranges: buffers.ranges.pointer().cast(),
-            columns: buffers.columns.pointer().cast(),
-        }
-    }
-
     fn from_array([signals, receive, part, ranges, columns]: [*mut c_void; COUNT]) -> Self {
         Self { signals, receive, part, ranges, columns }
     }

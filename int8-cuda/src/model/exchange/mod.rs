@@ -66,6 +66,18 @@ struct Buffers {
     workspace: Buffer<u8>,
 }
 
+impl Buffers {
+    fn addresses(&self) -> Addresses {
+        Addresses {
+            signals: self.signals.pointer().cast(),
+            receive: self.receive.pointer().cast(),
+            part: self.part.pointer(),
+            ranges: self.ranges.pointer().cast(),
+            columns: self.columns.pointer().cast(),
+        }
+    }
+}
+
 impl Exchange {
     /// Buffers on each of these devices. Where two of them cannot reach each other's memory, what they read of each other lies in
     /// host memory.
@@ -81,7 +93,7 @@ impl Exchange {
         }
         let columns = if linked { 0 } else { sizes.columns };
         let mut exchange = Self::of_process(devices, ExchangeSizes { columns, ..sizes }, linked)?;
-        exchange.addresses = exchange.ranks.iter().map(Addresses::of).collect();
+        exchange.addresses = exchange.ranks.iter().map(Buffers::addresses).collect();
         exchange.check_count()?;
         Ok(exchange)
     }
@@ -92,7 +104,7 @@ impl Exchange {
     /// As [`new`](Self::new).
     pub fn through_host(devices: &[&Device], sizes: ExchangeSizes) -> Result<Self, Error> {
         let mut exchange = Self::of_process(devices, sizes, false)?;
-        exchange.addresses = exchange.ranks.iter().map(Addresses::of).collect();
+        exchange.addresses = exchange.ranks.iter().map(Buffers::addresses).collect();
         exchange.check_count()?;
         Ok(exchange)
     }
@@ -115,7 +127,7 @@ impl Exchange {
         }
         let mut exchange = Self::of_process(devices, sizes, true)?;
         (exchange.first, exchange.linked) = (process * devices.len(), false);
-        let own: Vec<Addresses> = exchange.ranks.iter().map(Addresses::of).collect();
+        let own: Vec<Addresses> = exchange.ranks.iter().map(Buffers::addresses).collect();
         let mut message = Vec::new();
         for (addresses, device) in own.iter().zip(devices) {
             message.extend(addresses.tell(device)?);
