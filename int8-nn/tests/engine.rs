@@ -369,7 +369,7 @@ fn constraints_hold_whatever_else_runs() {
         let (found, expected) = (of(&answers, number), alone_in(&model, &request(number), Some(96)));
         assert_eq!(found.tokens, expected.tokens, "{number}");
         let (count, reason) = match number {
-            4 | 9 => (0, FinishReason::Failed("thirteen".to_owned())),
+            4 | 9 => (0, FinishReason::Constraint("thirteen".to_owned())),
             5 => (4, FinishReason::Length),
             0..10 => (9, FinishReason::EndOfText),
             _ => (20, FinishReason::Length),
@@ -387,7 +387,7 @@ fn constraints_hold_whatever_else_runs() {
     nothing.sampling.rules.suppress_tokens = vec![0];
     let reason = alone(&model, &nothing).reason();
     assert!(
-        matches!(&reason, FinishReason::Failed(why) if why.contains("exclude every token")),
+        matches!(&reason, FinishReason::Constraint(why) if why.contains("exclude every token")),
         "{reason:?}"
     );
 }

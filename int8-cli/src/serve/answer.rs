@@ -151,7 +151,9 @@ impl Answers {
                 let message = "the server shuts down and ended the request";
                 return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", message));
             }
-            FinishReason::Constraint(message) => return Err(ApiError::field("response_format", message)),
+            FinishReason::Constraint(message) => {
+                return Err(ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", message));
+            }
             FinishReason::Failed(message) => return Err(ApiError::server(message)),
             _ => "stop",
         };
