@@ -2,6 +2,7 @@
 //! meets its backend.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 #[cfg(feature = "cuda")]
 use int8_nn::Loader;
@@ -192,6 +193,8 @@ impl Device {
                 let output = *output;
                 std::thread::spawn(move || {
                     if let Some(error) = watch.wait() {
+                        // What the work itself meets says more: that the processes were given different things, for example.
+                        std::thread::sleep(Duration::from_secs(1));
                         output.failure(&error.into());
                         std::process::exit(1);
                     }
