@@ -1,7 +1,7 @@
 //! Processes that compute a model together, each with some of its ranks ([`crate::backend::parallel`]): on one machine or on
 //! several, connected by TCP.
 //!
-//! The first process runs the command. What its sessions do it tells the others as [`Step`]s, which they do with sessions of
+//! The first process runs the command. What its sessions do it tells the others as steps, which they do with sessions of
 //! their own ([`follow`]); what ranks exchange during a step goes between all of them. Connections are neither encrypted nor
 //! authenticated: they belong on a network that one trusts.
 
