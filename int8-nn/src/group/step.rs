@@ -115,16 +115,13 @@ fn decode(message: &[u8]) -> Option<Step<'static>> {
                 batch.push((*sequence, ids?.into()));
                 rest = further;
             }
-            Step::Forward { session: session(id)?, batch }.into_if(rest.is_empty())?
+            if !rest.is_empty() {
+                return None;
+            }
+            Step::Forward { session: session(id)?, batch }
         }
         [6, id, ref rows @ ..] => Step::Logits { session: session(id)?, rows: rows.to_vec() },
         [7] => Step::End,
         _ => return None,
     })
-}
-
-impl Step<'static> {
-    fn into_if(self, whole: bool) -> Option<Self> {
-        whole.then_some(self)
-    }
 }

@@ -85,17 +85,10 @@ impl Exchange {
     /// # Errors
     /// [`Error::Unsupported`] for more than 8 devices; [`Error::OutOfMemory`], [`Error::OutOfHostMemory`], [`Error::Device`].
     pub fn new(devices: &[&Device], sizes: ExchangeSizes) -> Result<Self, Error> {
-        let mut linked = true;
-        for device in devices {
-            for peer in devices {
-                linked = device.reaches(peer)? && linked;
-            }
+        if !link(devices)? {
+            return Self::through_host(devices, sizes);
         }
-        let columns = if linked { 0 } else { sizes.columns };
-        let mut exchange = Self::of_process(devices, ExchangeSizes { columns, ..sizes }, linked)?;
-        exchange.addresses = exchange.ranks.iter().map(Buffers::addresses).collect();
-        exchange.check_count()?;
-        Ok(exchange)
+        Self::of_one_process(devices, ExchangeSizes { columns: 0, ..sizes }, true)
     }
 
     /// As [`new`](Self::new), with everything in host memory: the way of devices that are not linked.
@@ -103,7 +96,11 @@ impl Exchange {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn through_host(devices: &[&Device], sizes: ExchangeSizes) -> Result<Self, Error> {
-        let mut exchange = Self::of_process(devices, sizes, false)?;
+        Self::of_one_process(devices, sizes, false)
+    }
+
+    fn of_one_process(devices: &[&Device], sizes: ExchangeSizes, linked: bool) -> Result<Self, Error> {
+        let mut exchange = Self::of_process(devices, sizes, linked)?;
         exchange.addresses = exchange.ranks.iter().map(Buffers::addresses).collect();
         exchange.check_count()?;
         Ok(exchange)
@@ -120,11 +117,7 @@ impl Exchange {
         process: usize,
         gather: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>, E>,
     ) -> Result<Self, E> {
-        for device in devices {
-            for peer in devices {
-                device.reaches(peer)?;
-            }
-        }
+        link(devices)?;
         let mut exchange = Self::of_process(devices, sizes, true)?;
         (exchange.first, exchange.linked) = (process * devices.len(), false);
         let own: Vec<Addresses> = exchange.ranks.iter().map(Buffers::addresses).collect();
@@ -364,6 +357,17 @@ impl Exchange {
             rank: convert::index(self.first + rank),
         }
     }
+}
+
+/// Lets devices read each other's memory, and tells whether all of them can.
+fn link(devices: &[&Device]) -> Result<bool, Error> {
+    let mut linked = true;
+    for device in devices {
+        for peer in devices {
+            linked = device.reaches(peer)? && linked;
+        }
+    }
+    Ok(linked)
 }
 
 impl Drop for Exchange {
