@@ -55,7 +55,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "N,N", value_delimiter = ',')]
     pub(crate) device_map: Option<Vec<usize>>,
     /// Number of GPUs that compute each layer together, each with a part of it (tensor parallelism): the first ones, or those that
-    /// --device names
+    /// --device names; in several processes, as torchrun, mpirun or srun starts them, of all together (docs/parallel.md)
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8))]
     pub(crate) tensor_parallel: Option<u16>,
     /// Number of blocks whose int8 weights stay in host memory and are copied to the GPU in every forward, for a model that the GPU
