@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// Longest time of a command, in an unoptimised build on a busy machine.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_secs(30);
 
 /// Most resident memory of a command.
 const MOST_MEMORY: u64 = 1 << 30;

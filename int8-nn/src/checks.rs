@@ -6,6 +6,9 @@ use crate::checkpoint::Checkpoint;
 use crate::config::RawConfig;
 use crate::families::Kind;
 
+/// Most layers that are believed without their tensors, far above the deepest model.
+pub(crate) const MOST_LAYERS: usize = 16_384;
+
 /// Names of `quant_method`.
 const METHODS: [(&str, &str); 9] = [
     ("gptq", "GPTQ"),
@@ -77,6 +80,18 @@ pub(crate) fn refuse(raw: &RawConfig, checkpoint: &Checkpoint, kind: Kind) -> Re
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses more layers than any model has and than there are tensors: what is done for each would not end.
+///
+/// # Errors
+/// [`Error::Input`].
+pub(crate) fn layers(raw: &RawConfig, layers: usize, checkpoint: &Checkpoint) -> Result<(), Error> {
+    let tensors = checkpoint.tensors().count();
+    if layers <= MOST_LAYERS.max(tensors) {
+        return Ok(());
+    }
+    Err(Error::Input(format!("{} says {layers} layers, but the checkpoint has {tensors} tensors", raw.file())))
 }
 
 /// Tensors of the checkpoint that the loaded model does not hold, without those that old versions of transformers stored and

@@ -13,6 +13,7 @@ use crate::backend::{
 use crate::block::{self, Block, Loader, StreamEnds};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
+use crate::checks;
 use crate::config::{DecoderConfig, Positions, RawConfig, RotaryPrecision, Seq2SeqConfig, Sinusoids};
 use crate::families::{self, CrossNamesOf, Seq2SeqNames, TensorNames};
 use crate::latent;
@@ -110,6 +111,7 @@ impl<B: Backend> Decoder<B> {
         let raw = RawConfig::read(checkpoint.source())?;
         let family = families::of(&raw)?;
         let mut config = (family.config)(&raw)?;
+        checks::layers(&raw, config.layers, checkpoint)?;
         config.set_rotary_precision(rotary);
         if !devices.first().capabilities().features.contains(&Feature::FrequenciesByLength) {
             config.limit_to_fixed_frequencies();
@@ -136,6 +138,7 @@ impl<B: Backend> Decoder<B> {
         let family = families::seq2seq(&raw)?;
         let config = (family.config)(&raw)?;
         let Seq2SeqConfig { encoder, decoder, .. } = config.clone();
+        checks::layers(&raw, encoder.layers.max(decoder.layers), checkpoint)?;
         let mut names = (family.names)(&decoder);
         names.decoder.token_embedding = shared_embedding(checkpoint, &names)?;
         let all = encoder.layers + decoder.layers;

@@ -13,6 +13,7 @@ use crate::backend::{
 use crate::block::{self, Block, Context, Distances, Loader};
 use crate::calibration;
 use crate::checkpoint::Checkpoint;
+use crate::checks;
 use crate::config::{EncoderConfig, RawConfig};
 use crate::decoder::Footprint;
 use crate::families;
@@ -54,6 +55,7 @@ impl<B: Backend> Encoder<B> {
         let raw = RawConfig::read(checkpoint.source())?;
         let family = families::encoder(&raw)?;
         let config = (family.config)(&raw)?;
+        checks::layers(&raw, config.network.layers, checkpoint)?;
         let names = (family.names)(&config);
         let network = &config.network;
         backend.capabilities().accept(network, precision, &[Feature::FullAttention])?;

@@ -117,7 +117,9 @@ impl Loader {
     /// As [`build_on`](Self::build_on) refuses the model: [`Error::Unsupported`] names all that the backend lacks.
     pub fn accept(&self, capabilities: &Capabilities) -> Result<(), Error> {
         let raw = RawConfig::read(self.checkpoint.source())?;
+        let bounded = |layers: usize| checks::layers(&raw, layers, &self.checkpoint);
         let accept = |config: &DecoderConfig, further: &[Feature]| {
+            bounded(config.layers)?;
             capabilities.accept(config, &self.precision, further)
         };
         let kind = families::kind(raw.text_or("model_type", "")?);
@@ -128,7 +130,9 @@ impl Loader {
                 accept(&config.network, &[Feature::FullAttention])
             }
             Some(Kind::Seq2Seq | Kind::Speech) => {
-                (families::seq2seq(&raw)?.config)(&raw)?.accept(capabilities, &self.precision)
+                let config = (families::seq2seq(&raw)?.config)(&raw)?;
+                bounded(config.encoder.layers.max(config.decoder.layers))?;
+                config.accept(capabilities, &self.precision)
             }
             _ => accept(&(families::of(&raw)?.config)(&raw)?, &[]),
         }

@@ -17,6 +17,8 @@ pub(crate) trait Instructions: Copy {
     type Floats: Copy;
     /// Sixteen i32.
     type Ints: Copy;
+    /// Vector registers.
+    const REGISTERS: usize = 16;
 
     fn splat(self, value: f32) -> Self::Floats;
     fn load(self, from: &[f32; LANES]) -> Self::Floats;

@@ -67,6 +67,7 @@ macro_rules! all_operations {
 impl Instructions for Avx512Vnni {
     type Floats = __m512;
     type Ints = __m512i;
+    const REGISTERS: usize = 32;
     all_operations!(avx512);
     forward! { avx512:
         store_code_block(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);
@@ -80,6 +81,7 @@ impl Instructions for Avx512Vnni {
 impl Instructions for AmxInt8 {
     type Floats = __m512;
     type Ints = __m512i;
+    const REGISTERS: usize = 32;
     all_operations!(avx512);
     forward! { avx512:
         store_code_block(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);

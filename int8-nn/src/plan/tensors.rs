@@ -9,10 +9,8 @@ use crate::Error;
 use crate::checkpoint::{Checkpoint, DType, foreign_format};
 use crate::config::{DecoderConfig, RawConfig};
 use crate::convert::bytes as wide;
-use crate::{checks, families};
-
-/// Most layers that are counted from a configuration alone, far above the deepest model: the work is in proportion to them.
-const MOST_LAYERS: usize = 16_384;
+use crate::checks::{self, MOST_LAYERS};
+use crate::families;
 
 impl Shape {
     /// The shape of a checkpoint: weights from its tensors, tied ones once; KV cache and activations from `config.json`, if
