@@ -91,7 +91,10 @@ pub(crate) fn layers(raw: &RawConfig, layers: usize, checkpoint: &Checkpoint) ->
     if layers <= MOST_LAYERS.max(tensors) {
         return Ok(());
     }
-    Err(Error::Input(format!("{} says {layers} layers, but the checkpoint has {tensors} tensors", raw.file())))
+    Err(Error::Input(format!(
+        "{} says {layers} layers, but the checkpoint has {tensors} tensors",
+        raw.file()
+    )))
 }
 
 /// Tensors of the checkpoint that the loaded model does not hold, without those that old versions of transformers stored and

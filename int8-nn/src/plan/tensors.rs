@@ -7,9 +7,9 @@ use serde_json::Value;
 use super::{Shape, product, sum};
 use crate::Error;
 use crate::checkpoint::{Checkpoint, DType, foreign_format};
+use crate::checks::{self, MOST_LAYERS};
 use crate::config::{DecoderConfig, RawConfig};
 use crate::convert::bytes as wide;
-use crate::checks::{self, MOST_LAYERS};
 use crate::families;
 
 impl Shape {
