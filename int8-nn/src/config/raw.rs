@@ -50,11 +50,6 @@ impl RawConfig {
         self.json.get(key).filter(|value| !value.is_null())
     }
 
-    /// The file's name, for messages.
-    pub(crate) fn file(&self) -> &str {
-        &self.file
-    }
-
     /// An error about a key of this file; `problem` completes the sentence "`key` …".
     pub fn problem(&self, key: &str, problem: impl Into<String>) -> Error {
         Error::Config { file: self.file.clone(), key: key.to_owned(), problem: problem.into() }
