@@ -3,11 +3,6 @@
 
 namespace int8_cuda {
 
-bool is_wgmma(int algorithm) {
-  return (algorithm >= INT8_CUDA_WGMMA_128X256 && algorithm <= INT8_CUDA_WGMMA_64X128) || algorithm == INT8_CUDA_WGMMA_64X64 ||
-         algorithm == INT8_CUDA_WGMMA_64X32;
-}
-
 bool is_gemv(int algorithm) { return algorithm == INT8_CUDA_GEMV || algorithm == INT8_CUDA_GEMV_TMA; }
 
 int choose_algorithm(int algorithm, const GemmShape &s, bool fused, const Device &device) {

@@ -1,5 +1,5 @@
 // MMA, for every size and type on sm_80 and later: 128x128 tiles, cp.async into three stages, mma.sync. The outlier product
-// continues on the same accumulators, as in wgmma.cu, but gathers W's outlier columns from W: no capacity limits it, which
+// continues on the same accumulators, as in wgmma.cuh, but gathers W's outlier columns from W: no capacity limits it, which
 // makes it the fallback of WGMMA.
 #include "common/launch.cuh"
 #include "epilogue/store.cuh"

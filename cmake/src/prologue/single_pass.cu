@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 1) single_pass(const __grid_constant
     mbarrier_init_fence();
   }
   // Without resets_counters the first slabs are taken before the PDL wait: the wgmma kernel before has zeroed the counters
-  // before it triggered this kernel (gemm/wgmma.cu), and nothing that is still running touches them. With it, the prologue
+  // before it triggered this kernel (gemm/wgmma.cuh), and nothing that is still running touches them. With it, the prologue
   // before zeroes them at its end, which only the wait makes certain.
   uint32_t first_slab = 0;
   if (threadIdx.x == 0 && !p.resets_counters) {

@@ -1,0 +1,26 @@
+// One form of the WGMMA kernel, INT8_CUDA_FORM: compiled once for each row of the table.
+#include "gemm/wgmma.cuh"
+
+namespace int8_cuda {
+namespace wgmma {
+namespace {
+
+template <int kAlgorithm>
+struct FormOf;
+#define INT8_CUDA_ROW(algorithm, ...)      \
+  template <>                              \
+  struct FormOf<INT8_CUDA_##algorithm> {   \
+    using Type = Form<__VA_ARGS__>;        \
+  };
+INT8_CUDA_WGMMA_FORMS(INT8_CUDA_ROW)
+#undef INT8_CUDA_ROW
+
+}  // namespace
+}  // namespace wgmma
+
+template <>
+int8_cuda_status launch_wgmma_form<INT8_CUDA_FORM>(const GemmParams &p, int element, cudaStream_t stream, bool overlap) {
+  return wgmma::launch<wgmma::FormOf<INT8_CUDA_FORM>::Type>(p, element, stream, overlap);
+}
+
+}  // namespace int8_cuda
