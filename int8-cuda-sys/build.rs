@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "sets a variable before any thread starts")]
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,6 +20,10 @@ fn main() {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     println!("cargo:rerun-if-changed=cmake");
+    if let Err(message) = write_algorithms() {
+        eprintln!("{message}");
+        std::process::exit(1);
+    }
     if ["DOCS_RS", "INT8_CUDA_WITHOUT_KERNELS"].into_iter().any(|name| env::var_os(name).is_some()) {
         return;
     }
@@ -65,6 +70,38 @@ fn build() -> Result<(), String> {
     }
     println!("cargo:include={}", Path::new("cmake/include").display());
     Ok(())
+}
+
+/// Writes `algorithms.rs` from the table in `int8_cuda_algorithms.h`: a constant for each row, and a macro that gives the rows to
+/// another one, those of the layer apart from those of the product.
+fn write_algorithms() -> Result<(), String> {
+    const TABLE: &str = "cmake/include/int8_cuda_algorithms.h";
+    let table = fs::read_to_string(TABLE).map_err(|error| format!("{TABLE}: {error}"))?;
+    let (mut constants, mut layer, mut product) = (String::new(), String::new(), String::new());
+    for row in table.lines().filter_map(|line| line.strip_prefix("  X(")) {
+        let columns: Vec<&str> = row.splitn(5, ", ").collect();
+        let [name, number, variant, kind, text] = columns[..] else {
+            return Err(format!("{TABLE}: expected X(name, number, name in Rust, kind, \"limits\" …: {row}"));
+        };
+        let text = text.split('"').nth(1).ok_or_else(|| format!("{TABLE}: no limits: {row}"))?;
+        constants += &format!("#[doc = {text:?}]\npub const INT8_CUDA_{name}: i32 = {number};\n");
+        let rows = if kind == "PRODUCT" { &mut product } else { &mut layer };
+        *rows += &format!("        {variant} {kind} $crate::INT8_CUDA_{name}, {text:?};\n");
+    }
+    let text = format!(
+        "{constants}
+/// Calls a macro with the rows of `int8_cuda_algorithms.h`: `layer {{ … }} product {{ … }}`, each row `name in Rust, kind,
+/// constant, \"limits\";`.
+#[macro_export]
+macro_rules! int8_cuda_algorithms {{
+    ($callback:ident) => {{ $callback! {{
+        layer {{\n{layer}        }}
+        product {{\n{product}        }}
+    }} }};
+}}\n"
+    );
+    let file = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?).join("algorithms.rs");
+    fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 /// The first folder with `bin/nvcc`.

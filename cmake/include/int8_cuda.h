@@ -22,6 +22,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "int8_cuda_algorithms.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -80,21 +82,12 @@ typedef struct int8_cuda_transform {
   int32_t reserved;
 } int8_cuda_transform;
 
-/* How the int8 GEMM is computed. */
+/* How the int8 GEMM is computed: chosen by shape (gemm/choice.cpp), or a row of int8_cuda_algorithms.h. */
 typedef enum int8_cuda_algorithm {
-  INT8_CUDA_AUTO = 0,          /* the choice table in gemm/choice.cpp */
-  INT8_CUDA_SMALL_M = 1,       /* M <= 32: weights read once into registers, mma.sync, sm_80 and later */
-  INT8_CUDA_MMA = 2,           /* any size: 128x128 tiles, cp.async + mma.sync, sm_80 and later */
-  INT8_CUDA_WGMMA_128X256 = 3, /* sm_90a: TMA + wgmma, clusters of two along M */
-  INT8_CUDA_WGMMA_128X128 = 4, /* sm_90a: TMA + wgmma, ping-pong schedule */
-  INT8_CUDA_WGMMA_64X128 = 5,  /* sm_90a: TMA + wgmma, few rows */
-  INT8_CUDA_GEMV = 7,          /* int8_cuda_linear alone: M = 1, x f16|bf16 and 16-byte aligned, K <= 65536, sm_80 and later: one
-                                * kernel, without intermediate results in the workspace */
-  INT8_CUDA_GEMV_TMA = 8,      /* int8_cuda_linear alone: M = 1, x f16|bf16 and 16-byte aligned, K <= 32768 a multiple of 128,
-                                * sm_90: as GEMV, weights through shared memory by TMA loads */
-  INT8_CUDA_WGMMA_64X64 = 9,   /* sm_90a: TMA + wgmma, few rows and smaller N */
-  INT8_CUDA_WGMMA_64X32 = 10,  /* sm_90a: TMA + wgmma, few rows and smaller N still */
-  INT8_CUDA_CUBLASLT = 6       /* int8_cuda_product alone: cuBLASLt's i8 x i8 -> i32, if the library is found */
+#define INT8_CUDA_ROW(name, number, ...) INT8_CUDA_##name = number,
+  INT8_CUDA_ALGORITHMS(INT8_CUDA_ROW)
+#undef INT8_CUDA_ROW
+  INT8_CUDA_AUTO = 0
 } int8_cuda_algorithm;
 
 /* Properties of the current device. */

@@ -43,16 +43,9 @@ pub const INT8_CUDA_MAXIMUM_BITSANDBYTES: i32 = 1;
 pub const INT8_CUDA_OVERWRITE: i32 = 0;
 pub const INT8_CUDA_ACCUMULATE: i32 = 1;
 pub const INT8_CUDA_AUTO: i32 = 0;
-pub const INT8_CUDA_SMALL_M: i32 = 1;
-pub const INT8_CUDA_MMA: i32 = 2;
-pub const INT8_CUDA_WGMMA_128X256: i32 = 3;
-pub const INT8_CUDA_WGMMA_128X128: i32 = 4;
-pub const INT8_CUDA_WGMMA_64X128: i32 = 5;
-pub const INT8_CUDA_GEMV: i32 = 7;
-pub const INT8_CUDA_GEMV_TMA: i32 = 8;
-pub const INT8_CUDA_WGMMA_64X64: i32 = 9;
-pub const INT8_CUDA_WGMMA_64X32: i32 = 10;
-pub const INT8_CUDA_CUBLASLT: i32 = 6;
+
+// The algorithms of the int8 GEMM, from the C table.
+include!(concat!(env!("OUT_DIR"), "/algorithms.rs"));
 
 /// Properties of the current device.
 #[repr(C)]

@@ -7,13 +7,13 @@ namespace {
 
 template <int kAlgorithm>
 struct FormOf;
-#define INT8_CUDA_ROW(algorithm, ...)      \
-  template <>                              \
-  struct FormOf<INT8_CUDA_##algorithm> {   \
-    using Type = Form<__VA_ARGS__>;        \
+#define INT8_CUDA_FORM_ROW_WGMMA(name, ...) \
+  template <>                               \
+  struct FormOf<INT8_CUDA_##name> {         \
+    using Type = Form<__VA_ARGS__>;         \
   };
-INT8_CUDA_WGMMA_FORMS(INT8_CUDA_ROW)
-#undef INT8_CUDA_ROW
+INT8_CUDA_WGMMA_FORMS
+#undef INT8_CUDA_FORM_ROW_WGMMA
 
 }  // namespace
 }  // namespace wgmma

@@ -1,24 +1,17 @@
-// The forms of the WGMMA kernel, one row each: from it follow a translation unit (CMakeLists.txt), the launch, and is_wgmma().
+// The WGMMA rows of int8_cuda_algorithms.h, and the launch of each, compiled in a translation unit of its own.
 #pragma once
 
 #include "gemm/gemm.cuh"
 
-// X(algorithm, rows and columns of a tile, blocks of a cluster along M that share its weights, stages, ping-pong schedule,
-//   k-steps whose weights are loaded before the PDL wait)
-//
-// Stages: as many as fit into 227 KB beside the output tile. Small tiles, bound by memory, need 120 to 144 KB in flight; up to
-// K of about 6000 their blocks fit beside those of the single-pass prologue and start early, with weights for all stages.
-// With more early k-steps, those of large tiles delay the loads that are needed first: 1024x4096x4096 takes 1.4 us longer with six.
-#define INT8_CUDA_WGMMA_FORMS(X)             \
-  X(WGMMA_128X256, 128, 256, 2, 4, false, 2) \
-  X(WGMMA_128X128, 128, 128, 1, 6, true, 2)  \
-  X(WGMMA_64X128, 64, 128, 1, 5, false, 5)   \
-  X(WGMMA_64X64, 64, 64, 1, 8, false, 8)     \
-  X(WGMMA_64X32, 64, 32, 1, 12, false, 12)
+// INT8_CUDA_FORM_ROW_WGMMA(name, columns of its kind), which the user defines, for each of them.
+#define INT8_CUDA_WGMMA_FORMS INT8_CUDA_ALGORITHMS(INT8_CUDA_FORM_ROW)
+#define INT8_CUDA_FORM_ROW(name, number, rust, kind, text, ...) INT8_CUDA_FORM_ROW_##kind(name, __VA_ARGS__)
+#define INT8_CUDA_FORM_ROW_GEMM(...)
+#define INT8_CUDA_FORM_ROW_FUSED(...)
+#define INT8_CUDA_FORM_ROW_PRODUCT(...)
 
 namespace int8_cuda {
 
-// One form, in a translation unit of its own.
 template <int kAlgorithm>
 int8_cuda_status launch_wgmma_form(const GemmParams &params, int element, cudaStream_t stream, bool overlap);
 
