@@ -14,6 +14,7 @@ fn main() {
         "CUDA_PATH",
         "CUDA_LIBRARY_PATH",
         "CMAKE",
+        "CUTLASS_DIR",
         "INT8_CUDA_ARCHITECTURES",
         "CMAKE_BUILD_PARALLEL_LEVEL",
     ] {
