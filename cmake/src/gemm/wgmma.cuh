@@ -56,6 +56,7 @@ constexpr int kOutlierStep = kStepBytes / 2;
 constexpr int kPanel = 8;
 // L2 policy of TMA loads: the default one.
 constexpr uint64_t kKeep = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
+
 // A form of the kernel: the tile, how many blocks of a cluster share its weights (along M), and who multiplies it.
 template <int kBm_, int kBn_, int kCluster_, int kStages_, bool kPingPong_, int kEarlySteps_>
 struct Form {
@@ -311,9 +312,7 @@ __global__ void __launch_bounds__(F::kThreads, 1)
       previous = ring.stage;
       ring.advance();
     };
-    auto release = [&](uint32_t s) {
-      shared.empty[s].arrive(thread, thread < kCluster);
-    };
+    auto release = [&](uint32_t s) { shared.empty[s].arrive(thread, thread < kCluster); };
     pdl_wait();
     int outliers = count_outliers();
     const Tiles tiles = all_tiles();
