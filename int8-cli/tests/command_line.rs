@@ -339,11 +339,28 @@ fn a_model_is_timed_in_int8_and_as_stored() {
     assert_eq!(runs.iter().map(|run| &run["weights"]).collect::<Vec<_>>(), ["int8", "as stored"]);
     for run in runs {
         for rate in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
-            assert!(run[rate].as_f64().expect("a rate") > 0.0, "{run}");
+            assert!(run["batches"][0][rate].as_f64().expect("a rate") > 0.0, "{run}");
         }
     }
     assert!(runs[0]["weight_bytes"].as_u64() < runs[1]["weight_bytes"].as_u64());
-    assert!(bench["decode_speed_up"].as_f64().expect("a ratio") > 0.0);
+    assert!(bench["speed_ups"][0]["decode"].as_f64().expect("a ratio") > 0.0);
+    // Several sequences, other settings, a text that is shorter than what is read.
+    let (demo, folder) = (demo_folder(), tempfile::tempdir().expect("a folder"));
+    let text = folder.path().join("text.txt");
+    std::fs::write(&text, "The old man sat in the garden. ").expect("a file");
+    let options = ["--only", "int8", "--preset", "best", "--batch", "1,3", "--text"];
+    let arguments =
+        ["bench", demo.to_str().expect("UTF-8"), "--quick", "--prompt-tokens", "9", "--new-tokens", "2"];
+    let bench = json(&[&arguments[..], &options[..], &[text.to_str().expect("UTF-8")]].concat());
+    let batches = bench["runs"][0]["batches"].as_array().expect("batches");
+    assert_eq!(batches.iter().map(|batch| batch["batch"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(3)]);
+    assert!(bench["runs"].as_array().map(Vec::len) == Some(1) && bench["speed_ups"] == serde_json::json!([]));
+    assert!(
+        bench["settings"] == "best"
+            && batches[1]["kv_cache_bytes"].as_u64() > batches[0]["kv_cache_bytes"].as_u64()
+    );
+    let (code, message) = failure(&["bench", "--preset", "best"]);
+    assert!(code == 2 && message.contains("--shape"), "{message}");
     let (code, message) = failure(&["bench", &model("llama"), "--new-tokens", "0"]);
     assert!(code == 2 && message.contains("--new-tokens"), "{message}");
     let (code, message) = failure(&["bench", &model("llama"), "--prompt-tokens", "1000000"]);

@@ -8,7 +8,7 @@ use int8_core::FloatType;
 use int8_nn::embedder::Pooling;
 use int8_nn::transcriber::SpeechTask;
 
-use super::shared::{InputArgs, ModelArgs, PRECISION_OPTIONS, TextArgs, WriteArgs};
+use super::shared::{InputArgs, ModelArgs, PRECISION_OPTIONS, Preset, TextArgs, WriteArgs};
 use crate::bench::ModelShape;
 use crate::values::{OrAuto, named, or_auto, size};
 
@@ -314,17 +314,18 @@ pub(crate) struct BenchArgs {
     /// sequences, in int8 and in 16 bit
     #[arg(help_heading = "Whole models", long, value_name = "NAME", conflicts_with = "model", value_parser = PossibleValuesParser::new(ModelShape::names()))]
     pub(crate) shape: Option<String>,
-    /// Only one of both, for a model that is too large in 16 bit (with --shape)
-    #[arg(help_heading = "Whole models", long, value_name = "WHICH", requires = "shape")]
+    /// Only one of both, for a model that is too large in 16 bit
+    #[arg(help_heading = "Whole models", long, value_name = "WHICH")]
     pub(crate) only: Option<Runs>,
-    /// Sequences that decode at once: measured for each of these (with --shape)
-    #[arg(
-        help_heading = "Whole models",
-        long,
-        value_name = "N,N",
-        value_delimiter = ',',
-        default_value = "1,8,32"
-    )]
+    /// Settings of the int8 model, as of `int8 run` [default: paper]
+    #[arg(help_heading = "Whole models", long, value_name = "NAME")]
+    pub(crate) preset: Option<Preset>,
+    /// Text of the prompts, repeated as needed; - reads standard input [default: ids spread over the vocabulary, which meet more
+    /// outliers than text does] (with MODEL)
+    #[arg(help_heading = "Whole models", long, value_name = "FILE", requires = "model")]
+    pub(crate) text: Option<PathBuf>,
+    /// Sequences that decode at once: measured for each of these [default: 1; with --shape 1,8,32]
+    #[arg(help_heading = "Whole models", long, value_name = "N,N", value_delimiter = ',')]
     pub(crate) batch: Vec<usize>,
     /// Tokens that each sequence holds before it decodes: measured for each of these (with --shape)
     #[arg(

@@ -9,7 +9,7 @@ use int8_core::Scheme;
 use int8_cpu::Kernel;
 use serde_json::{Value, json};
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, PrecisionArgs};
 use crate::bench::{Effort, Machine, Problem, Shape, Times, outlier_costs};
 use crate::convert::real;
 use crate::device::Device;
@@ -77,10 +77,19 @@ impl Line {
     }
 }
 
+/// Settings of a whole model in int8.
+fn precision_arguments(arguments: &BenchArgs) -> PrecisionArgs {
+    PrecisionArgs { preset: arguments.preset, int8_head: arguments.int8_head, ..PrecisionArgs::default() }
+}
+
 /// Prints the tables.
 pub(crate) fn run(arguments: &BenchArgs, device: &Device, output: &Output) -> Result<(), Failure> {
     let effort =
         Effort { best: arguments.best, ..if arguments.quick { Effort::QUICK } else { Effort::FULL } };
+    let of_models = arguments.only.is_some() || arguments.preset.is_some() || !arguments.batch.is_empty();
+    if of_models && arguments.model.is_none() && arguments.shape.is_none() {
+        return Err(Failure::usage("--only, --preset and --batch go with MODEL or --shape"));
+    }
     if let Some(path) = &arguments.model {
         return model::run(path, arguments, device, output);
     }

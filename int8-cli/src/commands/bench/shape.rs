@@ -50,7 +50,7 @@ pub(super) fn run(
         return Err(Failure::usage(format!("--shape {name}: known are {}", names.join(", "))));
     };
     let sizes = [arguments.prompts, arguments.prompt_tokens, arguments.new_tokens];
-    if sizes.iter().chain(&arguments.batch).chain(&arguments.context).any(|size| *size == 0) {
+    if sizes.iter().chain(batches(arguments)).chain(&arguments.context).any(|size| *size == 0) {
         return Err(Failure::usage(
             "--prompts, --prompt-tokens, --new-tokens, --batch and --context must be at least 1",
         ));
@@ -67,6 +67,14 @@ pub(super) fn run(
         )));
     }
     device.run(checkpoint, task, output)
+}
+
+/// `--batch`, or its default.
+fn batches(arguments: &BenchArgs) -> &[usize] {
+    match &arguments.batch[..] {
+        [] => &[1, 8, 32],
+        given => given,
+    }
 }
 
 struct Bench<'a> {
@@ -136,8 +144,7 @@ impl Task for Bench<'_> {
     type Output = ();
 
     fn precision(&self) -> Result<Precision, Failure> {
-        let precision = PrecisionArgs { int8_head: self.arguments.int8_head, ..PrecisionArgs::default() };
-        resolve::precision(&precision)
+        resolve::precision(&super::precision_arguments(self.arguments))
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
@@ -190,7 +197,7 @@ impl Bench<'_> {
         let measurement = self.measurement(stored);
         let arguments = self.arguments;
         let bar = self.output.bar("timing", "measurements");
-        let all = 1 + arguments.batch.len() * arguments.context.len();
+        let all = 1 + batches(arguments).len() * arguments.context.len();
         bar.set(0, all);
         let prefill = measurement.prefill(&model, arguments.prompts, arguments.prompt_tokens)?;
         let outliers = outlier_share(&model).columns;
@@ -205,7 +212,7 @@ impl Bench<'_> {
             real(2 * config.layers * config.kv_heads * config.head_size * measurement.kv_cache.bytes());
         let mut decode = Vec::new();
         for &context in &arguments.context {
-            for &batch in &arguments.batch {
+            for &batch in batches(arguments) {
                 bar.set(1 + decode.len(), all);
                 let measured = measurement.decode(&model, batch, context)?;
                 let positions = real(measurement.positions(context)) - real(arguments.new_tokens) / 2.0;
