@@ -46,7 +46,11 @@ fn every_contradiction_is_named() {
         ("opt", vec![("ffn_dim", json!(255))], vec!["fc1", "255", "256"]),
         ("opt", vec![("max_position_embeddings", json!(97))], vec!["embed_positions", "99", "98"]),
         ("opt", vec![("num_hidden_layers", json!(3))], vec!["model.safetensors", "layers.2"]),
-        ("opt", vec![("num_hidden_layers", json!(2_000_000_000))], vec!["model.safetensors", "layers.2"]),
+        (
+            "opt",
+            vec![("num_hidden_layers", json!(2_000_000_000))],
+            vec!["config.json", "2000000000 layers", "tensors"],
+        ),
         (
             "opt",
             vec![("activation_function", json!("gelu_maybe"))],

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use int8_nn::backend::{Backend, FloatType, Precision, RowSelection};
 use int8_nn::checkpoint::Checkpoint;
-use int8_nn::{Model, Session, SessionOptions, SpecialTokens};
+use int8_nn::{Model, SessionOptions, SpecialTokens};
 use serde_json::{Value, json};
 
 use super::super::read_text;
