@@ -8,7 +8,7 @@ use int8_core::FloatType;
 use int8_nn::embedder::Pooling;
 use int8_nn::transcriber::SpeechTask;
 
-use super::shared::{InputArgs, ModelArgs, PRECISION_OPTIONS, Preset, TextArgs, WriteArgs};
+use super::shared::{InputArgs, ModelArgs, PRECISION_OPTIONS, PrecisionArgs, Preset, TextArgs, WriteArgs};
 use crate::bench::ModelShape;
 use crate::values::{OrAuto, named, or_auto, size};
 
@@ -355,6 +355,13 @@ pub(crate) struct BenchArgs {
     /// The int8 model's output head in int8 as well
     #[arg(help_heading = "Whole models", long)]
     pub(crate) int8_head: bool,
+}
+
+impl BenchArgs {
+    /// Settings of a whole model in int8.
+    pub(crate) fn precision(&self) -> PrecisionArgs {
+        PrecisionArgs { preset: self.preset, int8_head: self.int8_head, ..PrecisionArgs::default() }
+    }
 }
 
 /// `--only`

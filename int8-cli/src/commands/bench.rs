@@ -9,7 +9,7 @@ use int8_core::Scheme;
 use int8_cpu::Kernel;
 use serde_json::{Value, json};
 
-use crate::args::{BenchArgs, PrecisionArgs};
+use crate::args::BenchArgs;
 use crate::bench::{Effort, Machine, Problem, Shape, Times, outlier_costs};
 use crate::convert::real;
 use crate::device::Device;
@@ -75,11 +75,6 @@ impl Line {
             "layer_vs_f32": self.against_f32(),
         })
     }
-}
-
-/// Settings of a whole model in int8.
-fn precision_arguments(arguments: &BenchArgs) -> PrecisionArgs {
-    PrecisionArgs { preset: arguments.preset, int8_head: arguments.int8_head, ..PrecisionArgs::default() }
 }
 
 /// Prints the tables.

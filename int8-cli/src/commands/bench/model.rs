@@ -169,7 +169,7 @@ impl Task for Bench<'_> {
     type Output = ();
 
     fn precision(&self) -> Result<Precision, Failure> {
-        resolve::precision(&super::precision_arguments(self.arguments))
+        resolve::precision(&self.arguments.precision())
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
@@ -218,7 +218,7 @@ impl Task for Bench<'_> {
                 "device": place.devices.describe(),
                 "kernel": kernel,
                 "threads": rayon::current_num_threads(),
-                "settings": resolve::precision_name(&super::precision_arguments(arguments)),
+                "settings": resolve::precision_name(&arguments.precision()),
                 "text": arguments.text,
                 "statistic": if arguments.best { "best" } else { "median" },
                 "rounds": rounds,

@@ -144,7 +144,7 @@ impl Task for Bench<'_> {
     type Output = ();
 
     fn precision(&self) -> Result<Precision, Failure> {
-        resolve::precision(&super::precision_arguments(self.arguments))
+        resolve::precision(&self.arguments.precision())
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
