@@ -46,7 +46,7 @@ pub(crate) fn detect(global: &Global) {
 }
 
 /// How long processes wait for each other: some read a model's files for the first time.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 impl Launch {
     /// What the environment says; `None` where this process was started alone.
@@ -108,7 +108,7 @@ impl Launch {
             process: self.process,
             processes: self.processes,
             address: self.address.clone(),
-            patience: PATIENCE,
+            timeout: TIMEOUT,
         }
     }
 }

@@ -122,8 +122,8 @@ fn processes_compute_what_one_process_computes() {
                     // With threads of its own, as a process has: one that waits for the others must not hold theirs.
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("threads");
                     let compute = move || {
-                        let patience = Duration::from_secs(60);
-                        let options = GroupOptions { process, processes, address, patience };
+                        let timeout = Duration::from_secs(60);
+                        let options = GroupOptions { process, processes, address, timeout };
                         let group = Arc::new(Group::connect(&options).expect("a group"));
                         let ranks =
                             (0..4 / processes).map(|_| Arc::new(CpuBackend::new().expect("a backend")));

@@ -1,4 +1,4 @@
-//! How the output is cut into blocks, which threads take one by one, and the plain integer product.
+//! How the output is partitioned into blocks, which threads take one by one, and the plain integer product.
 
 use std::ops::Range;
 
@@ -76,7 +76,7 @@ impl Rows {
     }
 }
 
-/// How the output is cut into blocks: rows, in whole tiles, by one panel.
+/// How the output is partitioned into blocks: rows, in whole tiles, by one panel.
 struct Cut {
     row_chunks: Vec<Rows>,
     panels: usize,

@@ -22,7 +22,7 @@ pub struct GroupOptions {
     /// Host and port on which the first process listens.
     pub address: String,
     /// How long to wait for the others.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 /// First word of every greeting; the last letter is the version of what follows.
@@ -70,14 +70,14 @@ impl Group {
     /// [`Error::Process`] when one does not come, or says that it belongs to another group; [`Error::Input`] for a number that
     /// is none of theirs.
     pub fn connect(options: &GroupOptions) -> Result<Self, Error> {
-        let GroupOptions { process, processes, address, patience } = options;
+        let GroupOptions { process, processes, address, timeout } = options;
         if process >= processes {
             return Err(Error::Input(format!("process {process} of {processes}")));
         }
         if *processes == 1 {
             return Ok(Self::alone());
         }
-        let deadline = Instant::now() + *patience;
+        let deadline = Instant::now() + *timeout;
         let failed = |what: &str| {
             let what = format!("process {process} of {processes}: {what}");
             move |error: io::Error| Error::Process(format!("{what}: {error}"))

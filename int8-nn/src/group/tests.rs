@@ -14,7 +14,7 @@ fn free_address() -> String {
 }
 
 fn options(process: usize, processes: usize, address: &str) -> GroupOptions {
-    GroupOptions { process, processes, address: address.to_owned(), patience: Duration::from_secs(20) }
+    GroupOptions { process, processes, address: address.to_owned(), timeout: Duration::from_secs(20) }
 }
 
 /// What each of these processes does with its group.
@@ -109,9 +109,9 @@ fn an_idle_process_sees_another_one_end() {
 #[test]
 fn a_process_that_does_not_come_is_named() {
     let address = free_address();
-    let patience = Duration::from_millis(300);
+    let timeout = Duration::from_millis(300);
     for (process, word) in [(0, "process 1 of 2 did not come"), (1, "process 0 does not answer")] {
-        let options = GroupOptions { patience, ..options(process, 2, &address) };
+        let options = GroupOptions { timeout, ..options(process, 2, &address) };
         let error = Group::connect(&options).expect_err("alone").to_string();
         assert!(error.contains(word), "{error}");
     }
@@ -135,7 +135,7 @@ fn strangers_are_sent_away() {
     });
     let outcomes = thread::scope(|scope| {
         let short = |process, processes| GroupOptions {
-            patience: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
             ..options(process, processes, &address)
         };
         let first = scope.spawn(move || Group::connect(&short(0, 2)));
