@@ -82,7 +82,9 @@ fn write_algorithms() -> Result<(), String> {
     for row in table.lines().filter_map(|line| line.strip_prefix("  X(")) {
         let columns: Vec<&str> = row.splitn(5, ", ").collect();
         let [name, number, variant, kind, text] = columns[..] else {
-            return Err(format!("{TABLE}: expected X(name, number, name in Rust, kind, \"limits\" …: {row}"));
+            return Err(format!(
+                "{TABLE}: expected X(name, number, name in Rust, kind, \"limits\" …): {row}"
+            ));
         };
         let text = text.split('"').nth(1).ok_or_else(|| format!("{TABLE}: no limits: {row}"))?;
         constants += &format!("#[doc = {text:?}]\npub const INT8_CUDA_{name}: i32 = {number};\n");

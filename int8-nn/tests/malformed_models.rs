@@ -49,7 +49,7 @@ fn every_contradiction_is_named() {
         (
             "opt",
             vec![("num_hidden_layers", json!(2_000_000_000))],
-            vec!["config.json", "2000000000 layers", "tensors"],
+            vec!["config.json", "2000000000 layers", "36 tensors"],
         ),
         (
             "opt",

@@ -362,6 +362,15 @@ impl BenchArgs {
     pub(crate) fn precision(&self) -> PrecisionArgs {
         PrecisionArgs { preset: self.preset, int8_head: self.int8_head, ..PrecisionArgs::default() }
     }
+
+    /// `--batch`, or its default.
+    pub(crate) fn batches(&self) -> &[usize] {
+        match &self.batch[..] {
+            [] if self.shape.is_some() => &[1, 8, 32],
+            [] => &[1],
+            given => given,
+        }
+    }
 }
 
 /// `--only`

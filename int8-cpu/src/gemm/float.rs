@@ -190,11 +190,12 @@ impl Vectorized for Dots<'_, '_> {
         let rows = self.product.x_rows.rows;
         let most = if I::REGISTERS >= 32 { WIDE_GROUP } else { GROUP };
         // Of sizes that differ by one at most: a group of one row converts the weights for itself.
-        let groups = rows.div_ceil(most);
+        let groups = rows.div_ceil(most).max(1);
+        let (smaller, larger) = (rows / groups, rows % groups);
         for n in self.first..self.last {
             let mut first = 0;
             for group in 0..groups {
-                let size = rows / groups + usize::from(group < rows % groups);
+                let size = smaller + usize::from(group < larger);
                 match size {
                     1 => self.group::<I, 1>(simd, first, n),
                     2 => self.group::<I, 2>(simd, first, n),

@@ -47,7 +47,7 @@ impl<B: Backend> Runner<B> {
         let model = resolve::load_as(precision, &PrecisionArgs::default(), place, output)?;
         let name = if *model.precision() == Precision::Float { "as stored" } else { "int8" };
         let kv_cache = arguments.kv_cache.given().unwrap_or(model.decoder().kv_cache_type());
-        let batches = batches(arguments).iter().map(|&sequences| Batch {
+        let batches = arguments.batches().iter().map(|&sequences| Batch {
             sequences,
             cache_bytes: 0,
             prefill: Vec::new(),
@@ -121,14 +121,6 @@ impl<B: Backend> Runner<B> {
     }
 }
 
-/// `--batch`, or its default.
-fn batches(arguments: &BenchArgs) -> &[usize] {
-    match &arguments.batch[..] {
-        [] => &[1],
-        given => given,
-    }
-}
-
 /// Prints the table.
 pub(super) fn run(
     path: &Path,
@@ -137,7 +129,7 @@ pub(super) fn run(
     output: &Output,
 ) -> Result<(), Failure> {
     let sizes = [arguments.prompt_tokens, arguments.new_tokens];
-    if sizes.iter().chain(batches(arguments)).any(|size| *size == 0) {
+    if sizes.iter().chain(arguments.batches()).any(|size| *size == 0) {
         return Err(Failure::usage("--prompt-tokens, --new-tokens and --batch must be at least 1"));
     }
     let text = arguments.text.as_deref().map(|file| read_text("--text", file)).transpose()?;
@@ -185,12 +177,12 @@ impl Task for Bench<'_> {
                 runners.push(Runner::load(precision, arguments, place, output)?);
             }
         }
-        let most = batches(arguments).iter().max().copied().unwrap_or(1);
+        let most = arguments.batches().iter().max().copied().unwrap_or(1);
         let ids = self.ids(&runners[0].model, most * (prompt + new))?;
         let rounds = if arguments.quick { QUICK_ROUNDS } else { ROUNDS };
         let bar = output.bar("timing", "rounds");
         for round in 0..=rounds {
-            for batch in 0..batches(arguments).len() {
+            for batch in 0..arguments.batches().len() {
                 for runner in &mut runners {
                     // Inside the pool, as `int8 run` generates.
                     rayon::scope(|_| runner.round(batch, &ids, prompt, new))?;
@@ -225,7 +217,7 @@ impl Task for Bench<'_> {
                 "prompt_tokens": prompt,
                 "new_tokens": new,
                 "runs": runners.iter().zip(&rates).map(|(runner, rates)| runner.json(rates)).collect::<Vec<_>>(),
-                "speed_ups": batches(arguments).iter().zip(&ratios).map(ratio).collect::<Vec<_>>(),
+                "speed_ups": arguments.batches().iter().zip(&ratios).map(ratio).collect::<Vec<_>>(),
             }));
         }
         output.line(&output.bold("weights       bytes   sequences   prompt tokens/s   new tokens/s"))?;
@@ -239,7 +231,7 @@ impl Task for Bench<'_> {
                 ))?;
             }
         }
-        for (sequences, [prefill, decode]) in batches(arguments).iter().zip(&ratios) {
+        for (sequences, [prefill, decode]) in arguments.batches().iter().zip(&ratios) {
             output.line(&format!(
                 "{:10} {:>8} {sequences:>11} {prefill:>16.2}x {decode:>13.2}x",
                 "speed-up", ""

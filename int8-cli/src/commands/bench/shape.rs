@@ -50,7 +50,7 @@ pub(super) fn run(
         return Err(Failure::usage(format!("--shape {name}: known are {}", names.join(", "))));
     };
     let sizes = [arguments.prompts, arguments.prompt_tokens, arguments.new_tokens];
-    if sizes.iter().chain(batches(arguments)).chain(&arguments.context).any(|size| *size == 0) {
+    if sizes.iter().chain(arguments.batches()).chain(&arguments.context).any(|size| *size == 0) {
         return Err(Failure::usage(
             "--prompts, --prompt-tokens, --new-tokens, --batch and --context must be at least 1",
         ));
@@ -67,14 +67,6 @@ pub(super) fn run(
         )));
     }
     device.run(checkpoint, task, output)
-}
-
-/// `--batch`, or its default.
-fn batches(arguments: &BenchArgs) -> &[usize] {
-    match &arguments.batch[..] {
-        [] => &[1, 8, 32],
-        given => given,
-    }
 }
 
 struct Bench<'a> {
@@ -197,7 +189,7 @@ impl Bench<'_> {
         let measurement = self.measurement(stored);
         let arguments = self.arguments;
         let bar = self.output.bar("timing", "measurements");
-        let all = 1 + batches(arguments).len() * arguments.context.len();
+        let all = 1 + arguments.batches().len() * arguments.context.len();
         bar.set(0, all);
         let prefill = measurement.prefill(&model, arguments.prompts, arguments.prompt_tokens)?;
         let outliers = outlier_share(&model).columns;
@@ -212,7 +204,7 @@ impl Bench<'_> {
             real(2 * config.layers * config.kv_heads * config.head_size * measurement.kv_cache.bytes());
         let mut decode = Vec::new();
         for &context in &arguments.context {
-            for &batch in batches(arguments) {
+            for &batch in arguments.batches() {
                 bar.set(1 + decode.len(), all);
                 let measured = measurement.decode(&model, batch, context)?;
                 let positions = real(measurement.positions(context)) - real(arguments.new_tokens) / 2.0;
