@@ -17,7 +17,7 @@ int8_cuda_status resolve(const int8_cuda_gemm_params &p, const Device &device, i
 }
 
 // Whether W's outlier columns are needed compact.
-bool gathers(const int8_cuda_gemm_params &p, int algorithm) { return is_wgmma(algorithm) && p.activations.rule != INT8_CUDA_RULE_NONE; }
+bool gathers(const int8_cuda_gemm_params &p, int algorithm) { return is_form(algorithm) && p.activations.rule != INT8_CUDA_RULE_NONE; }
 
 int8_cuda_status gemm(const int8_cuda_gemm_params &p) {
   const int8_cuda_activations &a = p.activations;

@@ -58,7 +58,7 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
     x = f.y;
     ldx = p.k;
   }
-  const bool wgmma = is_wgmma(algorithm);
+  const Kind kind = kind_of(algorithm);
 
   const int8_cuda_activations a = activations_in(p, layout);
   PrologueParams rows = prologue_params(a, settings_of(p), x, ldx);
@@ -66,11 +66,11 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
   rows.ranges = at<float4>(p.workspace, layout.rows.ranges);
   rows.outliers.mask = at<uint32_t>(p.workspace, layout.rows.mask);
   rows.outliers.ld = layout.capacity;
-  rows.outliers.w = wgmma && decompose ? at<void>(p.workspace, layout.outlier_w) : nullptr;
+  rows.outliers.w = is_form(algorithm) && decompose ? at<void>(p.workspace, layout.outlier_w) : nullptr;
   rows.weight = weight_of(p);
   rows.n = p.n;
   rows.weights_are_codes = p.exact == nullptr ? 1 : 0;
-  rows.counters = wgmma ? at<uint32_t>(p.workspace, layout.counters) : nullptr;
+  rows.counters = kind == Kind::WGMMA ? at<uint32_t>(p.workspace, layout.counters) : nullptr;
 
   GemmParams g = gemm_params(a, p);
   g.outlier_w = rows.outliers.w;

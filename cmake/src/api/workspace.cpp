@@ -49,7 +49,7 @@ int8_cuda_status lay_out_linear(const int8_cuda_linear_params &p, const Device &
   layout->rows = lay_out_rows(&arena, p.m, p.k, p.granularity, p.rule);
   if (p.rule != INT8_CUDA_RULE_NONE) {
     const int64_t width = element_bytes(p.element);
-    if (is_wgmma(v.algorithm)) {
+    if (is_form(v.algorithm)) {
       layout->capacity = outlier_capacity(p.m, p.n, p.k);
       layout->outlier_w = arena.take(p.n * layout->capacity * width);
     } else if (is_gemv(v.algorithm) || v.algorithm == INT8_CUDA_SMALL_M) {

@@ -1,4 +1,4 @@
-// y (+)= x * w^T + bias in floating point for any shape: 128x128 tiles. 16-bit types: cp.async + mma.sync where rows are 16-byte
+// y (+)= x * w^T + bias in floating point for any shape: tiles of 128x128. 16-bit types: the ring of stages where rows are 16-byte
 // aligned; else, and in f32, operands gathered element by element.
 #include "gemm/float_linear.cuh"
 #include "gemm/mma_tile.cuh"
@@ -6,90 +6,65 @@
 namespace int8_cuda {
 namespace {
 
-using namespace tile;
 using Params = int8_cuda_float_linear_params;
-
-// 16 KB each: 48 KB, the static limit.
-constexpr int kStages = 3;
-constexpr int kStageBytes = (kBm + kBn) * kBk;
+// 48 KB, the static limit.
+using Tile = tile::Form<128, 128, 2, 4, 3, 1>;
 
 // kAsync: k is a multiple of 8, rows are 16-byte aligned.
 template <typename T, bool kAsync>
-__global__ void __launch_bounds__(kThreads) float_tiles(const __grid_constant__ Params p) {
-  __shared__ alignas(128) uint8_t memory[kAsync ? kStages * kStageBytes : (kBm + kBn) * (kStepF32 + 1) * 4];
-  const int64_t m0 = static_cast<int64_t>(blockIdx.x) * kBm, n0 = static_cast<int64_t>(blockIdx.y) * kBn;
-  const T *x = static_cast<const T *>(p.x), *w = static_cast<const T *>(p.w);
+__global__ void __launch_bounds__(Tile::kThreads) float_tiles(const __grid_constant__ Params p) {
+#if __CUDA_ARCH__ >= 800
+  __shared__ alignas(128) uint8_t memory[Tile::kBytes];
+  const int64_t m0 = static_cast<int64_t>(blockIdx.x) * Tile::kBm, n0 = static_cast<int64_t>(blockIdx.y) * Tile::kBn;
+  const int rows = static_cast<int>(min(p.m - m0, int64_t{Tile::kBm})), columns = static_cast<int>(min(p.n - n0, int64_t{Tile::kBn}));
+  const T *x = static_cast<const T *>(p.x) + m0 * p.ldx, *w = static_cast<const T *>(p.w) + n0 * p.k;
   const int k = static_cast<int>(p.k);
-  float f[4][4][4] = {};
+  tile::Part<Tile, T> part(memory);
+  auto f = part.accumulators();
+  cute::clear(f);
   if constexpr (kAsync) {
-    const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
-    const int steps = ceil_div(k, kStep);
-    auto load = [&](int step) {
-      if (step < steps) {
-        const uint32_t stage = base + step % kStages * kStageBytes;
-#pragma unroll
-        for (int i = 0; i < (kBm + kBn) * 4 / kThreads; ++i) {
-          const int chunk = threadIdx.x + i * kThreads, row = chunk / 4, column = step * kStep + chunk % 4 * 8;
-          const bool of_x = row < kBm;
-          const int64_t from = of_x ? m0 + row : n0 + row - kBm;
-          const bool inside = column < k && from < (of_x ? p.m : p.n);
-          const T *address = of_x ? x + from * p.ldx + column : w + from * k + column;
-          copy_async_16(stage + (of_x ? 0 : kBm * kBk) + at(row % kBm, chunk % 4), inside ? address : w, inside);
-        }
-      }
-      copy_async_commit();
+    using Load = tile::Loads<Tile>;
+    const int steps = ceil_div(k, tile::kOutlierStep);
+    const auto from_x = Load::template operand<Tile::kBm>(x, p.ldx * 2);
+    const auto from_w = Load::template operand<Tile::kBn>(w, p.k * 2);
+    const auto load = [&](int step, int stage) {
+      if (step >= steps) return;
+      const bool inside = step * tile::kStepBytes + Load::first_byte() < 2 * k;
+      Load::copy(from_x, Tile::a_of(memory), step, 0, stage, rows, inside);
+      Load::copy(from_w, Tile::b_of(memory), step, 0, stage, columns, inside);
     };
-#pragma unroll
-    for (int s = 0; s < kStages - 1; ++s) load(s);
-    for (int step = 0; step < steps; ++step) {
-      copy_async_wait<kStages - 2>();
-      __syncthreads();
-      load(step + kStages - 1);
-      const uint8_t *stage = memory + step % kStages * kStageBytes;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t a[4][4], b[2][4];
-        load_fragments(stage, half, a, b);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) mma_16bit(f[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1], T{});
-        }
-      }
-    }
+    auto ring = tile::ring_of(part, load);
+    ring.run(steps, [&](int half) { part.multiply_16bit(half, f); });
   } else {
-    accumulate_gathered<T, false>(
-        f, memory, k, [&](int row, int j) { return m0 + row < p.m ? x[(m0 + row) * p.ldx + j] : from_f32<T>(0.0f); },
-        [&](int row, int j) { return n0 + row < p.n ? w[(n0 + row) * k + j] : from_f32<T>(0.0f); });
+    tile::accumulate_gathered<false>(
+        part, f, k, [&](int row, int j) { return row < rows ? x[row * p.ldx + j] : from_f32<T>(0.0f); },
+        [&](int row, int j) { return row < columns ? w[static_cast<int64_t>(row) * k + j] : from_f32<T>(0.0f); });
   }
+  const auto place = part.places();
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int64_t m = m0 + local_row(i, e), n = n0 + local_column(j, e);
-        if (m >= p.m || n >= p.n) continue;
-        float value = f[i][j][e] + (p.bias != nullptr ? p.bias[n] : 0.0f);
-        if (p.store == INT8_CUDA_ACCUMULATE) value += load_element(p.y, m * p.ldy + n, p.y_element);
-        store_element(p.y, m * p.ldy + n, p.y_element, value);
-      }
-    }
+  for (int i = 0; i < cute::size(f); ++i) {
+    const int row = static_cast<int>(cute::get<0>(place(i))), column = static_cast<int>(cute::get<1>(place(i)));
+    if (row >= rows || column >= columns) continue;
+    const int64_t m = m0 + row, n = n0 + column;
+    float value = f(i) + (p.bias != nullptr ? p.bias[n] : 0.0f);
+    if (p.store == INT8_CUDA_ACCUMULATE) value += load_element(p.y, m * p.ldy + n, p.y_element);
+    store_element(p.y, m * p.ldy + n, p.y_element, value);
   }
+#endif
 }
 
 template <typename T>
 int8_cuda_status launch_typed(const Params &p) {
-  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(p.m, kBm)), static_cast<unsigned>(ceil_div<int64_t>(p.n, kBn)));
+  const dim3 grid(static_cast<unsigned>(ceil_div<int64_t>(p.m, Tile::kBm)), static_cast<unsigned>(ceil_div<int64_t>(p.n, Tile::kBn)));
   if (grid.y > 65535) return INT8_CUDA_UNSUPPORTED;
   const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
   const bool aligned = p.k % 8 == 0 && rows_aligned(p.x, p.ldx, p.element) && rows_aligned(p.w, p.k, p.element);
   bool async = false;
   if constexpr (sizeof(T) == 2) {
     async = aligned;
-    if (async) float_tiles<T, true><<<grid, kThreads, 0, stream>>>(p);
+    if (async) float_tiles<T, true><<<grid, Tile::kThreads, 0, stream>>>(p);
   }
-  if (!async) float_tiles<T, false><<<grid, kThreads, 0, stream>>>(p);
+  if (!async) float_tiles<T, false><<<grid, Tile::kThreads, 0, stream>>>(p);
   INT8_CUDA_TRY(cudaGetLastError());
   return INT8_CUDA_OK;
 }

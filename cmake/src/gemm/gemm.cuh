@@ -55,8 +55,12 @@ constexpr int kGemvInner = 65536;
 constexpr int kGemvTmaInner = 32768, kGemvTmaPairInner = 16384;
 
 bool gemv_tma_supports(int64_t m, int64_t n, int64_t k, int element, const Device &device);
-bool is_wgmma(int algorithm);
-bool is_gemv(int algorithm);
+// The kind of an algorithm, by int8_cuda_algorithms.h.
+enum class Kind { NONE, GEMM, WGMMA, MMA, FUSED, PRODUCT };
+Kind kind_of(int algorithm);
+// Whether the kernel is a form: f16 and bf16, the outliers' weights compact.
+inline bool is_form(int algorithm) { return kind_of(algorithm) == Kind::WGMMA || kind_of(algorithm) == Kind::MMA; }
+inline bool is_gemv(int algorithm) { return kind_of(algorithm) == Kind::FUSED; }
 
 // A GEMM's shape and x's element type, by which its algorithm is chosen.
 struct GemmShape {
@@ -76,8 +80,8 @@ int8_cuda_status launch_gemv(const GemmParams &params, int element, bool zero_po
 
 int8_cuda_status launch_small_m(const GemmParams &params, int element, cudaStream_t stream, bool overlap);
 int8_cuda_status launch_mma(const GemmParams &params, int element, cudaStream_t stream, bool overlap);
-int8_cuda_status launch_wgmma(const GemmParams &params, int element, int algorithm, cudaStream_t stream, bool overlap);
-// One of these three by `algorithm`; behind WGMMA, MMA for more outlier columns than outlier_ld.
+int8_cuda_status launch_form(const GemmParams &params, int element, int algorithm, cudaStream_t stream, bool overlap);
+// One of these three by `algorithm`; behind a form, MMA for more outlier columns than outlier_ld.
 int8_cuda_status launch_gemm(const GemmParams &params, int element, int algorithm, cudaStream_t stream, bool overlap);
 
 // The integer product alone, i32 [m, n] into y.

@@ -20,14 +20,14 @@
 #include <cute/tensor.hpp>
 #include <cutlass/arch/barrier.h>
 #include <cutlass/arch/reg_reconfig.h>
-#include <cutlass/numeric_types.h>
 
+#include "common/cutlass.cuh"
 #include "common/launch.cuh"
 #include "common/tensor_map.cuh"
 #include "common/tma.cuh"
 #include "epilogue/store.cuh"
 #include "epilogue/zero_point.cuh"
-#include "gemm/wgmma_forms.cuh"
+#include "gemm/gemm.cuh"
 
 namespace int8_cuda {
 namespace wgmma {
@@ -35,18 +35,6 @@ namespace wgmma {
 using cute::Int;
 using cute::_, cute::_0, cute::_1, cute::_2, cute::_64;
 using cutlass::arch::ClusterBarrier, cutlass::arch::ClusterTransactionBarrier;
-
-// CUTLASS's name of an element type.
-template <typename T>
-struct Cutlass;
-template <>
-struct Cutlass<__half> {
-  using Type = cutlass::half_t;
-};
-template <>
-struct Cutlass<__nv_bfloat16> {
-  using Type = cutlass::bfloat16_t;
-};
 
 // Bytes of K in one stage: the widest row of the swizzle.
 constexpr int kStepBytes = 128;
