@@ -52,9 +52,7 @@ pub(crate) struct Bar(ProgressBar);
 impl Bar {
     /// Sets progress and length.
     pub(crate) fn set(&self, done: usize, all: usize) {
-        self.begin();
-        self.0.set_length(count(all));
-        self.0.set_position(count(done));
+        self.draw(count(done), count(all));
     }
 
     /// Sets progress and length in bytes, in the stage `verb`.
@@ -64,14 +62,15 @@ impl Bar {
             self.0.reset();
             self.0.set_message(shown(verb));
         }
-        self.begin();
-        self.0.set_length(all);
-        self.0.set_position(done);
+        self.draw(done, all);
     }
 
-    /// Draws it from now on: before, there is nothing to count.
-    fn begin(&self) {
-        if self.0.length().is_none() {
+    /// Draws it from now on: before, there is nothing to count. The thread that redraws it finds a length at once.
+    fn draw(&self, done: u64, all: u64) {
+        let first = self.0.length().is_none();
+        self.0.set_length(all);
+        self.0.set_position(done);
+        if first {
             self.0.enable_steady_tick(Duration::from_millis(200));
         }
     }
