@@ -72,7 +72,8 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks) mma_gemm(const __grid
   const auto column_of = [&](int g) { return n0 + static_cast<int>(cute::get<1>(place(cute::make_coord(0, 0), 0, 4 * g))); };
   const auto at = [](int low, int c) { return cute::make_coord(c % 2, low); };
   constexpr int kRows = cute::size<1>(f), kEights = cute::size<2>(f) / 4;
-  // visit(f, i, low, m, c, n) of each accumulator, by columns, so that what belongs to one is read once and not kept.
+  // visit(n) of each column n, once, gives the function of its accumulators, (column, row) pair, block of 16 rows, product and row of
+  // the pair.
   const auto each = [&](auto visit) {
 #pragma unroll
     for (int g = 0; g < kEights; ++g) {
