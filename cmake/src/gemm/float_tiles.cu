@@ -23,15 +23,14 @@ __global__ void __launch_bounds__(Tile::kThreads) float_tiles(const __grid_const
   auto f = part.accumulators();
   cute::clear(f);
   if constexpr (kAsync) {
-    using Load = tile::Loads<Tile>;
     const int steps = ceil_div(k, tile::kOutlierStep);
-    const auto from_x = Load::template operand<Tile::kBm>(x, p.ldx * 2);
-    const auto from_w = Load::template operand<Tile::kBn>(w, p.k * 2);
+    const tile::LoadsA<Tile> load_x(x, p.ldx * 2, rows);
+    const tile::LoadsB<Tile> load_w(w, p.k * 2, columns);
     const auto load = [&](int step, int stage) {
       if (step >= steps) return;
-      const bool inside = step * tile::kStepBytes + Load::first_byte() < 2 * k;
-      Load::copy(from_x, Tile::a_of(memory), step, 0, stage, rows, inside);
-      Load::copy(from_w, Tile::b_of(memory), step, 0, stage, columns, inside);
+      const int byte = step * tile::kStepBytes;
+      load_x(Tile::a_of(memory, stage), byte, byte + load_x.byte() < 2 * k);
+      load_w(Tile::b_of(memory, stage), byte, byte + load_w.byte() < 2 * k);
     };
     auto ring = tile::ring_of(part, load);
     ring.run(steps, [&](int half) { part.multiply_16bit(half, f); });

@@ -39,23 +39,20 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks) mma_gemm(const __grid
   const int inner = round_up(p.k, 16), steps = ceil_div(inner, kStepBytes);
   // A panel of 64 outlier columns is two steps, of the last one the second only where it has columns.
   const int all_steps = steps + (kGathers ? 0 : ceil_div(outliers, kOutlierStep));
-  using Load = Loads<F>;
-  const auto from_a = Load::template operand<F::kBm>(p.a + m0 * p.lda, p.lda);
-  const auto from_w = Load::template operand<F::kBn>(p.w + n0 * p.ldw, p.ldw);
-  const int64_t panel_row = 64 * 2;
-  const auto from_outlier_x = Load::template operand<F::kBm>(static_cast<const uint8_t *>(p.outlier_x) + m0 * panel_row, panel_row, p.m * panel_row);
-  const auto from_outlier_w = Load::template operand<F::kBn>(static_cast<const uint8_t *>(p.outlier_w) + n0 * panel_row, panel_row, p.n * panel_row);
-  const auto to_a = F::a_of(memory);
-  const auto to_b = F::b_of(memory);
+  const LoadsA<F> load_x(p.a + int64_t{m0} * p.lda, p.lda, p.m - m0);
+  const LoadsB<F> load_w(p.w + int64_t{n0} * p.ldw, p.ldw, p.n - n0);
+  constexpr int kPanelRow = 64 * 2;
   const auto load = [&](int step, int stage) {
+    uint8_t *a = F::a_of(memory, stage), *b = F::b_of(memory, stage);
     if (step < steps) {
-      const bool inside = step * kStepBytes + Load::first_byte() < inner;
-      Load::copy(from_a, to_a, step, 0, stage, p.m - m0, inside);
-      Load::copy(from_w, to_b, step, 0, stage, p.n - n0, inside);
+      const int k = step * kStepBytes;
+      load_x(a, k, k + load_x.byte() < inner);
+      load_w(b, k, k + load_w.byte() < inner);
     } else if (step < all_steps) {
-      const int half = step - steps;
-      Load::copy(from_outlier_x, to_a, half % 2, half / 2, stage, p.m - m0, true);
-      Load::copy(from_outlier_w, to_b, half % 2, half / 2, stage, p.n - n0, true);
+      // [panels, rows, 64] in 16 bits.
+      const int64_t panel = (step - steps) / 2, half = (step - steps) % 2 * kStepBytes;
+      LoadsA<F>(static_cast<const uint8_t *>(p.outlier_x) + (panel * p.m + m0) * kPanelRow, kPanelRow, p.m - m0)(a, half, true);
+      LoadsB<F>(static_cast<const uint8_t *>(p.outlier_w) + (panel * p.n + n0) * kPanelRow, kPanelRow, p.n - n0)(b, half, true);
     }
   };
 
@@ -66,52 +63,58 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks) mma_gemm(const __grid
   auto ring = ring_of(part, load);
   ring.run(steps, [&](int k) { part.multiply_int8(k, sums); });
 
-  const auto place = part.places();
-  const auto row_of = [&](int i, int low) { return m0 + static_cast<int>(cute::get<0>(place(cute::make_coord(0, low), i, 0))); };
-  // The first of eight neighbouring columns, of products 4g to 4g + 3.
-  const auto column_of = [&](int g) { return n0 + static_cast<int>(cute::get<1>(place(cute::make_coord(0, 0), 0, 4 * g))); };
-  const auto at = [](int low, int c) { return cute::make_coord(c % 2, low); };
+  // From here on by plain indices: tensor coordinates of every accumulator make the compiler three times as slow.
   constexpr int kRows = cute::size<1>(f), kEights = cute::size<2>(f) / 4;
-  // visit(n) of each column n, once, gives the function of its accumulators, (column, row) pair, block of 16 rows, product and row of
-  // the pair.
-  const auto each = [&](auto visit) {
+  float *const values = f.data();
+  // Accumulator of row (i, low) and column c of eight g; products 4g to 4g + 3 have the eight.
+  const auto at = [](int i, int low, int g, int c) { return c % 2 + 2 * low + 4 * i + 4 * kRows * (4 * g + c / 2); };
+  int rows[kRows][2], columns[kEights];
+  const auto place = part.places();
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int low = 0; low < 2; ++low) rows[i][low] = m0 + static_cast<int>(cute::get<0>(place(at(i, low, 0, 0))));
+  }
+#pragma unroll
+  for (int g = 0; g < kEights; ++g) columns[g] = n0 + static_cast<int>(cute::get<1>(place(at(0, 0, g, 0))));
+  // visit(index, i, low, column), by columns, so that what belongs to one is read once and not kept. Rows and columns beyond the
+  // end read the last one's; what comes of them is not stored.
+  const auto each = [&](auto of_column, auto visit) {
 #pragma unroll
     for (int g = 0; g < kEights; ++g) {
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
-        const int n = column_of(g) + c;
-        auto of_column = visit(n < p.n ? n : p.n - 1);
+        const auto column = of_column(min(columns[g] + c, p.n - 1));
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-          for (int low = 0; low < 2; ++low) of_column(at(low, c), i, 4 * g + c / 2, low);
+          for (int low = 0; low < 2; ++low) visit(values[at(i, low, g, c)], i, low, column);
         }
       }
     }
   };
-  // Rows and columns beyond the end read the last one's; what comes of them is not stored.
-  const auto inside_m = [&](int i, int low) { return min(row_of(i, low), p.m - 1); };
   if constexpr (!kRaw) {
-    float row_scale[kRows][2];
+    float row_scales[kRows][2];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int low = 0; low < 2; ++low) row_scale[i][low] = p.row_scales[inside_m(i, low)] * (1.0f / 127.0f);
+      for (int low = 0; low < 2; ++low) row_scales[i][low] = p.row_scales[min(rows[i][low], p.m - 1)] * (1.0f / 127.0f);
     }
+    const auto scale_of = [&](int n) { return p.weights_are_codes ? 1.0f : p.column_scales[n] * (1.0f / 127.0f); };
     if (p.row_zeros == nullptr && p.column_zeros == nullptr) {
-      each([&](int n) {
-        const float column_scale = p.weights_are_codes ? 1.0f : p.column_scales[n] * (1.0f / 127.0f);
-        return [&, column_scale](auto v, int i, int j, int low) { f(v, i, j) = static_cast<float>(sums(v, i, j)) * row_scale[i][low] * column_scale; };
-      });
+      each(scale_of, [&](float &v, int i, int low, float scale) { v = static_cast<float>(__float_as_int(v)) * row_scales[i][low] * scale; });
     } else {
-      each([&](int n) {
-        const float column_scale = p.weights_are_codes ? 1.0f : p.column_scales[n] * (1.0f / 127.0f);
-        const int zw = p.column_zeros != nullptr ? p.column_zeros[n] : 0, sw = p.row_zeros != nullptr ? p.column_sums[n] : 0;
-        return [&, column_scale, zw, sw](auto v, int i, int j, int low) {
-          const int m = inside_m(i, low);
-          const int za = p.row_zeros != nullptr ? p.row_zeros[m] : 0, sa = p.column_zeros != nullptr ? p.row_sums[m] : 0;
-          f(v, i, j) = corrected(sums(v, i, j), za, sa, zw, sw, p.k) * row_scale[i][low] * column_scale;
-        };
+      struct Column {
+        float scale;
+        int zero, sum;
+      };
+      const auto of = [&](int n) {
+        return Column{scale_of(n), p.column_zeros != nullptr ? p.column_zeros[n] : 0, p.row_zeros != nullptr ? p.column_sums[n] : 0};
+      };
+      each(of, [&](float &v, int i, int low, const Column &column) {
+        const int m = min(rows[i][low], p.m - 1);
+        const int zero = p.row_zeros != nullptr ? p.row_zeros[m] : 0, sum = p.column_zeros != nullptr ? p.row_sums[m] : 0;
+        v = corrected(__float_as_int(v), zero, sum, column.zero, column.sum, p.k) * row_scales[i][low] * column.scale;
       });
     }
     if constexpr (!kGathers) {
@@ -138,50 +141,58 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks) mma_gemm(const __grid
           [&](int row, int j) { return m0 + row < p.m ? outlier_x(m0 + row, j) : from_f32<T>(0.0f); },
           [&](int row, int j) { return n0 + row < p.n ? outlier_w(n0 + row, p.outlier_columns[j]) : from_f32<T>(0.0f); });
     }
-    each([&](int n) {
-      const float scale = p.weights_are_codes ? p.column_scales[n] * (1.0f / 127.0f) : 1.0f, bias = p.bias != nullptr ? p.bias[n] : 0.0f;
-      return [&, scale, bias](auto v, int i, int j, int) { f(v, i, j) = fmaf(f(v, i, j), scale, bias); };
-    });
+    const auto last = [&](int n) {
+      return make_float2(p.weights_are_codes ? p.column_scales[n] * (1.0f / 127.0f) : 1.0f, p.bias != nullptr ? p.bias[n] : 0.0f);
+    };
+    each(last, [](float &v, int, int, float2 column) { v = fmaf(v, column.x, column.y); });
   }
 
   // Eight neighbours of a row at a time where y is aligned for them.
   const auto store = [&](auto *y, auto convert) {
     using Element = cute::remove_cvref_t<decltype(*y)>;
-    struct alignas(16) Eight { Element v[8]; };
+    struct alignas(16) Eight {
+      Element v[8];
+    };
     const bool wide = p.ldy % 8 == 0 && reinterpret_cast<uintptr_t>(y) % 16 == 0;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
       for (int low = 0; low < 2; ++low) {
-        const int m = row_of(i, low);
-        if (m >= p.m) continue;
+        if (rows[i][low] >= p.m) continue;
 #pragma unroll
         for (int g = 0; g < kEights; ++g) {
-          const int n = column_of(g);
-          Element *to = y + m * p.ldy + n;
-          const auto of = [&](int c, auto before) { return convert(at(low, c), i, 4 * g + c / 2, before); };
-          if (wide && n + 8 <= p.n) {
-            Eight eight{};
-            if (p.accumulate) eight = *reinterpret_cast<const Eight *>(to);
+          Element *to = y + rows[i][low] * p.ldy + columns[g];
+          const int count = min(p.n - columns[g], 8);
+          Eight eight{};
+          if (p.accumulate) {
+            if (wide && count == 8) {
+              eight = *reinterpret_cast<const Eight *>(to);
+            } else {
 #pragma unroll
-            for (int c = 0; c < 8; ++c) eight.v[c] = of(c, eight.v[c]);
+              for (int c = 0; c < 8; ++c) eight.v[c] = c < count ? to[c] : Element{};
+            }
+          }
+#pragma unroll
+          for (int c = 0; c < 8; ++c) eight.v[c] = convert(values[at(i, low, g, c)], eight.v[c]);
+          if (wide && count == 8) {
             *reinterpret_cast<Eight *>(to) = eight;
           } else {
 #pragma unroll
             for (int c = 0; c < 8; ++c) {
-              if (n + c < p.n) to[c] = of(c, p.accumulate ? to[c] : Element{});
+              if (c < count) to[c] = eight.v[c];
             }
           }
         }
       }
     }
   };
+  // y is added in f32 before the rounding.
   if constexpr (kRaw) {
-    store(static_cast<int32_t *>(p.y), [&](auto v, int i, int j, int32_t) { return sums(v, i, j); });
+    store(static_cast<int32_t *>(p.y), [](float v, int32_t) { return __float_as_int(v); });
   } else if (p.y_is_f32) {
-    store(static_cast<float *>(p.y), [&](auto v, int i, int j, float before) { return p.accumulate ? f(v, i, j) + before : f(v, i, j); });
+    store(static_cast<float *>(p.y), [&](float v, float before) { return p.accumulate ? v + before : v; });
   } else {
-    store(static_cast<T *>(p.y), [&](auto v, int i, int j, T before) { return from_f32<T>(p.accumulate ? f(v, i, j) + to_f32(before) : f(v, i, j)); });
+    store(static_cast<T *>(p.y), [&](float v, T before) { return from_f32<T>(p.accumulate ? v + to_f32(before) : v); });
   }
 #endif
 }

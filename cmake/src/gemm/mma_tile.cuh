@@ -50,20 +50,12 @@ struct Form {
   template <typename Half>
   using Mma16 = Mma<typename MmaAtom<Half>::Type, 16>;
 
-  // [rows, 64 bytes, stages], K-major. The swizzle keeps the eight rows that a thread group reads at once in different banks:
-  // neighbours of A; of B rows r, r + 1, r + 8, r + 9, ... (Columns).
-  template <int kShift, int kAtomRows, int kRows>
-  using Operand = decltype(cute::tile_to_shape(
-      cute::composition(cute::Swizzle<2, 4, kShift>{}, cute::Layout<cute::Shape<Int<kAtomRows>, _64>, cute::Stride<_64, _1>>{}),
-      cute::Shape<Int<kRows>, _64, Int<kStages>>{}));
-  using A = Operand<3, 8, kBm>;
-  using B = Operand<5, 32, kBn>;
-  __device__ __forceinline__ static auto a_of(uint8_t *memory) {
-    return cute::make_tensor(cute::make_smem_ptr(reinterpret_cast<int8_t *>(memory)), A{});
-  }
-  __device__ __forceinline__ static auto b_of(uint8_t *memory) {
-    return cute::make_tensor(cute::make_smem_ptr(reinterpret_cast<int8_t *>(memory + kStages * kBm * kStepBytes)), B{});
-  }
+  // A stage: rows of 64 bytes of A, then of B. The swizzle, of byte offsets, keeps the eight rows that a thread group reads at
+  // once in different banks: neighbours of A; of B rows r, r + 1, r + 8, r + 9, ... (Columns).
+  using SwizzleA = cute::Swizzle<2, 4, 3>;
+  using SwizzleB = cute::Swizzle<2, 4, 5>;
+  __device__ __forceinline__ static uint8_t *a_of(uint8_t *memory, int stage) { return memory + stage * kStageBytes; }
+  __device__ __forceinline__ static uint8_t *b_of(uint8_t *memory, int stage) { return a_of(memory, stage) + kBm * kStepBytes; }
 };
 
 // The 16-bit operands of T. f32 and the raw product have none; f16 stands for them.
@@ -80,9 +72,14 @@ struct Part {
   using LoadA = decltype(cute::make_tiled_copy_A(Load{}, MmaInt8{}));
   using LoadB = decltype(cute::make_tiled_copy_B(Load{}, MmaInt8{}));
 
+  // Rows of 64 bytes before the swizzle: a swizzled tensor in every partition makes the compiler twice as slow.
+  template <int kRows>
+  __device__ __forceinline__ static auto rows_of(uint8_t *stage) {
+    return cute::make_tensor(cute::make_smem_ptr(reinterpret_cast<int8_t *>(stage)), cute::Layout<cute::Shape<Int<kRows>, _64>, cute::Stride<_64, _1>>{});
+  }
   uint8_t *memory;  // kBytes, at a multiple of 128
-  decltype(MmaInt8{}.get_slice(0).partition_fragment_A(F::a_of(nullptr)(_, _, 0))) a;
-  decltype(MmaInt8{}.get_slice(0).partition_fragment_B(F::b_of(nullptr)(_, _, 0))) b;
+  decltype(MmaInt8{}.get_slice(0).partition_fragment_A(rows_of<F::kBm>(nullptr))) a;
+  decltype(MmaInt8{}.get_slice(0).partition_fragment_B(rows_of<F::kBn>(nullptr))) b;
 
   __device__ __forceinline__ explicit Part(uint8_t *memory_) : memory(memory_) {}
 
@@ -97,14 +94,8 @@ struct Part {
 
   // Step k (0, 1) of a stage into registers.
   __device__ __forceinline__ void fetch(int stage, int k) {
-    const auto load_a = LoadA{}.get_slice(threadIdx.x);
-    const auto load_b = LoadB{}.get_slice(threadIdx.x);
-    const auto from_a = load_a.partition_S(F::a_of(memory));
-    const auto from_b = load_b.partition_S(F::b_of(memory));
-    auto to_a = load_a.retile_D(a);
-    auto to_b = load_b.retile_D(b);
-    cute::copy(LoadA{}, from_a(_, _, k, stage), to_a(_, _, k));
-    cute::copy(LoadB{}, from_b(_, _, k, stage), to_b(_, _, k));
+    fetch<LoadA, typename F::SwizzleA, F::kBm>(F::a_of(memory, stage), k, a);
+    fetch<LoadB, typename F::SwizzleB, F::kBn>(F::b_of(memory, stage), k, b);
   }
   template <typename Sums>
   __device__ __forceinline__ void multiply_int8(int k, Sums &sums) const {
@@ -116,35 +107,52 @@ struct Part {
     const auto half_b = cute::recast<Half<T>>(b);
     cute::gemm(Mma16{}, half_a(_, _, k), half_b(_, _, k), sums);
   }
-};
 
-// Loads of a tile's operands into stages: four threads a row, 16 bytes each. Rows and bytes beyond the end become zeros.
-template <typename F>
-struct Loads {
-  using Atom = cute::Copy_Atom<cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>, int8_t>;
-  using Tiled = decltype(cute::make_tiled_copy(Atom{}, cute::Layout<cute::Shape<Int<F::kThreads / 4>, _4>, cute::Stride<_4, _1>>{},
-                                               cute::Layout<cute::Shape<_1, _16>>{}));
-  // This thread's first byte of a step.
-  __device__ __forceinline__ static int first_byte() { return static_cast<int>(threadIdx.x) % 4 * 16; }
-
-  // Rows of `ld` bytes from `from` on, [kRows, 64 bytes, step, panel].
-  template <int kRows>
-  __device__ __forceinline__ static auto operand(const void *from, int64_t ld, int64_t panel_bytes = 0) {
-    return Tiled{}.get_slice(threadIdx.x).partition_S(
-        cute::make_tensor(cute::make_gmem_ptr(static_cast<const int8_t *>(from)), cute::make_shape(Int<kRows>{}, _64{}, int32_t{1}, int32_t{1}),
-                          cute::make_stride(ld, _1{}, _64{}, panel_bytes)));
-  }
-  template <typename From, typename To>
-  __device__ __forceinline__ static void copy(const From &from, const To &to, int step, int panel, int stage, int rows, bool inside) {
-    const auto stored = Tiled{}.get_slice(threadIdx.x).partition_D(to);
+ private:
+  template <typename Tiled, typename Swizzle, int kRows, typename Fragment>
+  __device__ __forceinline__ static void fetch(uint8_t *stage, int k, Fragment &fragment) {
+    const auto load = Tiled{}.get_slice(threadIdx.x);
+    const auto from = load.partition_S(rows_of<kRows>(stage))(_, _, k);
+    auto to = load.retile_D(fragment)(_, _, k);
+    const auto to_register = [&](int byte) -> uint32_t & { return *reinterpret_cast<uint32_t *>(&to(byte)); };
 #pragma unroll
-    for (int i = 0; i < cute::size<1>(stored); ++i) {
-      const bool loads = inside && static_cast<int>(threadIdx.x) / 4 + i * (F::kThreads / 4) < rows;
-      auto chunk = stored(_, i, 0, stage);
-      cute::copy(Atom{}.with(loads), from(_, i, 0, step, panel), chunk);
+    for (int i = 0; i < cute::size(to); i += 16) {
+      const int offset = static_cast<int>(&from(i) - reinterpret_cast<int8_t *>(stage));
+      const auto &row = *reinterpret_cast<const cute::uint128_t *>(stage + Swizzle{}(offset));
+      cute::SM75_U32x4_LDSM_N::copy(row, to_register(i), to_register(i + 4), to_register(i + 8), to_register(i + 12));
     }
   }
 };
+
+// One operand's rows of a tile on their way into the stages by cp.async: four threads a row, 16 bytes each.
+template <typename F, int kRows, typename Swizzle>
+struct Loads {
+  static constexpr int kEvery = F::kThreads / 4;  // rows between two of a thread
+  static_assert(kRows % kEvery == 0, "every thread loads as many rows");
+  const uint8_t *from;  // this thread's first 16 bytes
+  int64_t ld;           // bytes
+  int rows;             // of this thread's first one, those inside
+
+  __device__ __forceinline__ Loads(const void *first_row, int64_t ld_, int64_t inside)
+      : from(static_cast<const uint8_t *>(first_row) + row() * ld_ + byte()), ld(ld_), rows(static_cast<int>(min(inside, int64_t{kRows})) - row()) {}
+  __device__ __forceinline__ static int row() { return static_cast<int>(threadIdx.x) / 4; }
+  // This thread's first byte of a step.
+  __device__ __forceinline__ static int byte() { return static_cast<int>(threadIdx.x) % 4 * 16; }
+
+  // From `offset` bytes behind the first row on. Rows beyond the end, and all if `inside` is false, become zeros.
+  __device__ __forceinline__ void operator()(uint8_t *stage, int64_t offset, bool inside) const {
+#pragma unroll
+    for (int i = 0; i < kRows / kEvery; ++i) {
+      const auto &value = *reinterpret_cast<const cute::uint128_t *>(from + offset + i * kEvery * ld);
+      auto &to = *reinterpret_cast<cute::uint128_t *>(stage + Swizzle{}((row() + i * kEvery) * kStepBytes + byte()));
+      cute::SM80_CP_ASYNC_CACHEGLOBAL_ZFILL<cute::uint128_t>::copy(value, to, inside && i * kEvery < rows);
+    }
+  }
+};
+template <typename F>
+using LoadsA = Loads<F, F::kBm, typename F::SwizzleA>;
+template <typename F>
+using LoadsB = Loads<F, F::kBn, typename F::SwizzleB>;
 
 // The ring of stages. load(step, stage) issues the loads of a step, of those beyond the end none.
 template <typename F, typename T, typename Load>
@@ -197,9 +205,9 @@ __device__ __forceinline__ void accumulate_gathered(Part<F, T> &part, Sums &f, i
   constexpr int kWide = sizeof(T) == 2 ? kOutlierStep : kStepF32;
   float *words = reinterpret_cast<float *>(part.memory);
   static_assert(F::kBytes >= (F::kBm + F::kBn) * kWordsF32 * 4, "a step of f32 operands");
-  auto put = [&](auto operand, int first_row, int row, int j, T v) {
+  const auto put = [&](auto swizzle, uint8_t *operand, int first_row, int row, int j, T v) {
     if constexpr (sizeof(T) == 2) {
-      *reinterpret_cast<T *>(&operand(row, j * 2, 0)) = v;
+      *reinterpret_cast<T *>(operand + swizzle(row * kStepBytes + j * 2)) = v;
     } else {
       words[(first_row + row) * kWordsF32 + j] = v;
     }
@@ -209,11 +217,11 @@ __device__ __forceinline__ void accumulate_gathered(Part<F, T> &part, Sums &f, i
     __syncthreads();
     for (int i = threadIdx.x; i < F::kBm * kWide; i += F::kThreads) {
       const int row = i / kWide, j = i % kWide;
-      put(F::a_of(part.memory), 0, row, j, first + j < count ? x_at(row, first + j) : zero);
+      put(typename F::SwizzleA{}, F::a_of(part.memory, 0), 0, row, j, first + j < count ? x_at(row, first + j) : zero);
     }
     for (int i = threadIdx.x; i < F::kBn * kWide; i += F::kThreads) {
       const int row = kWByRow ? i % F::kBn : i / kWide, j = kWByRow ? i / F::kBn : i % kWide;
-      put(F::b_of(part.memory), F::kBm, row, j, first + j < count ? w_at(row, first + j) : zero);
+      put(typename F::SwizzleB{}, F::b_of(part.memory, 0), F::kBm, row, j, first + j < count ? w_at(row, first + j) : zero);
     }
     __syncthreads();
     if constexpr (sizeof(T) == 2) {
