@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(F::kThreads, F::kBlocks) mma_gemm(const __grid
   auto ring = ring_of(part, load);
   ring.run(steps, [&](int k) { part.multiply_int8(k, sums); });
 
-  // From here on by plain indices: tensor coordinates of every accumulator make the compiler three times as slow.
+  // From here on by plain indices: the order of a thread's accumulators is that of f.
   constexpr int kRows = cute::size<1>(f), kEights = cute::size<2>(f) / 4;
   float *const values = f.data();
   // Accumulator of row (i, low) and column c of eight g; products 4g to 4g + 3 have the eight.
