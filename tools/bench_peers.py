@@ -1,0 +1,257 @@
+"""Times `int8` on a CPU against llama.cpp (Q8_0), OpenVINO GenAI (int8 weights) and CTranslate2 (int8): one model, one script, in turns.
+
+    python3 tools/bench_peers.py setup DIR --model HF_FOLDER
+    python3 tools/bench_peers.py run DIR --model HF_FOLDER --int8 target/release/int8 [--json FILE] [--rounds 5]
+
+`setup` makes a virtual environment under DIR with pinned peers, builds llama.cpp's tools from llama-cpp-python's source distribution, and
+converts the model for each; `run` quantises it for ours at the first time. Needs a C++ compiler, git and some 6 GB. `run` starts every sample as a process of its own: a row is a length of prompt and a number of sequences;
+it reads that many random prompts and then decodes 64 tokens of each. Contestants take turns in each round. A sample during which other programs used more than 3 % of the
+processors is dropped and repeated. llama.cpp runs with and without flash attention, and its better median counts in each row. Load is the time of a process from start to its
+first token, memory its most resident bytes, both with a prompt of 32 tokens; Python peers' loads count from before their import. Printed are medians, and ours over the best peer.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+LLAMA = "0.3.36"  # of llama-cpp-python, whose sdist has llama.cpp's sources
+PACKAGES = [
+    "openvino==2026.4.1", "openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0",
+    "transformers==5.5.4", "ctranslate2==4.8.5", "torch", "torchvision", "sentencepiece", "gguf", "cmake", "ninja",
+]
+NEW = 64
+# Tokens of the prompt, sequences.
+ROWS = [(32, 1), (512, 1), (2048, 1), (32, 4), (32, 8), (32, 16)]
+MOST_OTHER = 0.03
+
+
+def shell(*command, **settings):
+    print("+", *command, file=sys.stderr)
+    subprocess.run([str(part) for part in command], check=True, **settings)
+
+
+def setup(place, model):
+    place.mkdir(parents=True, exist_ok=True)
+    binaries = place / "venv/bin"
+    if not binaries.exists():
+        shell(sys.executable, "-m", "venv", place / "venv")
+        shell(binaries / "pip", "install", "-q", "--extra-index-url", "https://download.pytorch.org/whl/cpu", *PACKAGES)
+    source = place / f"llama_cpp_python-{LLAMA}/vendor/llama.cpp"
+    if not source.exists():
+        shell(binaries / "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", place, f"llama-cpp-python=={LLAMA}")
+        shell("tar", "xzf", place / f"llama_cpp_python-{LLAMA}.tar.gz", "-C", place)
+        # Without the barrier gcc 12 stores the tile configuration after it is loaded, and Q8_0 crashes on AMX.
+        kernel = source / "ggml/src/ggml-cpu/amx/mmq.cpp"
+        kernel.write_text(kernel.read_text().replace("    _tile_loadconfig(&tc);", '    asm volatile("" ::: "memory");\n    _tile_loadconfig(&tc);'))
+    build = source / "build"
+    if not (build / "bin/llama-batched-bench").exists():
+        environment = os.environ | {"PATH": f"{binaries.resolve()}:{os.environ['PATH']}"}
+        shell("cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF", env=environment)
+        shell("cmake", "--build", build, "--target", "llama-batched-bench", "llama-quantize", env=environment)
+    if not (place / "q8_0.gguf").exists():
+        shell(binaries / "python", source / "convert_hf_to_gguf.py", model, "--outtype", "f16", "--outfile", place / "f16.gguf")
+        shell(build / "bin/llama-quantize", place / "f16.gguf", place / "q8_0.gguf", "q8_0")
+    if not (place / "openvino").exists():
+        shell(binaries / "optimum-cli", "export", "openvino", "--model", model, "--task", "text-generation-with-past", "--weight-format", "int8", place / "openvino")
+    if not (place / "ctranslate2").exists():
+        shell(binaries / "ct2-transformers-converter", "--model", model, "--quantization", "int8", "--output_dir", place / "ctranslate2")
+
+
+# ── the contestants: a command for a row, and what it prints ─────────────────────────────────────────────────────────────────
+
+
+def ours(arguments, extra):
+    def command(prompt, sequences, new):
+        return [arguments.int8, "bench", arguments.place / "int8", "--quick", "--only", "int8", "--device", "cpu", "--json", "--threads", arguments.threads,
+                "--prompt-tokens", prompt, "--new-tokens", new, "--batch", sequences, *extra]
+
+    def read(text, sequences):
+        found = json.loads(text)["runs"][0]["batches"][0]
+        return found["prefill_tokens_per_second"], found["decode_tokens_per_second"]
+
+    return command, read
+
+
+def llama(arguments, attention):
+    tool = arguments.place / f"llama_cpp_python-{LLAMA}/vendor/llama.cpp/build/bin/llama-batched-bench"
+
+    def command(prompt, sequences, new):
+        context = sequences * (prompt + new) + 64
+        return [tool, "-m", arguments.place / "q8_0.gguf", "-c", context, "-b", 2048, "-ub", 512, "-npp", prompt, "-ntg", new, "-npl", sequences, "-t", arguments.threads,
+                "-fa", attention, "--output-format", "jsonl"]
+
+    def read(text, sequences):
+        row = json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
+        return row["speed_pp"], row["speed_tg"]
+
+    return command, read
+
+
+def python_peer(arguments, name):
+    def command(prompt, sequences, new):
+        return [arguments.place / "venv/bin/python", __file__, "worker", name, arguments.place, prompt, sequences, new, arguments.threads]
+
+    def read(text, sequences):
+        row = json.loads(text.splitlines()[-1])
+        return row["prompt"], row["decode"]
+
+    return command, read
+
+
+def ids(prompt, sequences, call):
+    """Other prompts in each call: OpenVINO GenAI remembers the ones it has read."""
+    return [[(i * 7919 + s * 104729 + call * 15485863) % 30000 + 100 for i in range(prompt)] for s in range(sequences)]
+
+
+def worker(name, place, prompt, sequences, new, threads):
+    """One sample of a peer in Python: a warm-up, then two turns, of which the better counts, as in `int8 bench --quick`."""
+    if name == "openvino":
+        import numpy
+        import openvino
+        import openvino_genai
+
+        pipe = openvino_genai.LLMPipeline(str(place / "openvino"), "CPU", INFERENCE_NUM_THREADS=threads)
+        mask = openvino.Tensor(numpy.ones((sequences, prompt), dtype=numpy.int64))
+
+        def seconds(count, call):
+            tokens = openvino.Tensor(numpy.array(ids(prompt, sequences, call), dtype=numpy.int64))
+            begin = time.perf_counter()
+            pipe.generate(openvino_genai.TokenizedInputs(tokens, mask), openvino_genai.GenerationConfig(max_new_tokens=count, ignore_eos=True, do_sample=False))
+            return time.perf_counter() - begin
+    else:
+        import ctranslate2
+
+        generator = ctranslate2.Generator(str(place / "ctranslate2"), device="cpu", compute_type="int8", intra_threads=threads, inter_threads=1)
+        vocabulary = json.loads((place / "ctranslate2/vocabulary.json").read_text())
+
+        def seconds(count, call):
+            prompts = [[vocabulary[i] for i in row] for row in ids(prompt, sequences, call)]
+            begin = time.perf_counter()
+            generator.generate_batch(prompts, max_length=count, min_length=count, end_token=[], include_prompt_in_result=False, sampling_topk=1)
+            return time.perf_counter() - begin
+
+    if new == 1:
+        seconds(1, 0)
+        print(json.dumps({"prompt": 0, "decode": 0}))
+        return
+    seconds(2, 0)
+    first = min(seconds(1, call) for call in (1, 2))
+    whole = min(seconds(new, call) for call in (3, 4))
+    print(json.dumps({"prompt": sequences * prompt / first, "decode": sequences * (new - 1) / (whole - first)}))
+
+
+# ── measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def busy():
+    """Seconds that all processors have worked since the start of the system."""
+    fields = [int(field) for field in open("/proc/stat").readline().split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4] - fields[7]) / os.sysconf("SC_CLK_TCK")
+
+
+def sample(command):
+    """Standard output, seconds, most resident bytes, and the share of the processors that others used."""
+    before, begin = busy(), time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    errors = []
+    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))
+    reader.start()
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    reader.join()
+    if status != 0:
+        sys.exit(f"{' '.join(map(str, command))}\n{errors[0][-2000:]}")
+    seconds = time.perf_counter() - begin
+    others = busy() - before - usage.ru_utime - usage.ru_stime
+    return text, seconds, usage.ru_maxrss * 1024, others / (seconds * os.cpu_count())
+
+
+def undisturbed(command, tries=5):
+    for _ in range(tries):
+        found = sample(command)
+        if found[3] <= MOST_OTHER:
+            return found
+        print(f"dropped: others used {found[3]:.0%} of the processors", file=sys.stderr)
+    sys.exit("this machine has other work")
+
+
+def run(arguments):
+    if not (arguments.place / "int8").exists():
+        shell(arguments.int8, "quantize", arguments.model, arguments.place / "int8", "-q")
+    contestants = {
+        "int8": ours(arguments, []),
+        "int8 --int8-head": ours(arguments, ["--int8-head"]),
+        "llama.cpp -fa on": llama(arguments, "on"),
+        "llama.cpp -fa off": llama(arguments, "off"),
+        "OpenVINO": python_peer(arguments, "openvino"),
+        "CTranslate2": python_peer(arguments, "ctranslate2"),
+    }
+    rates = {}
+    for turn in range(arguments.rounds):
+        for prompt, sequences in arguments.rows:
+            for name, (command, read) in contestants.items():
+                text, *_ = undisturbed(command(prompt, sequences, NEW))
+                prompts, decode = read(text, sequences)
+                rates.setdefault((prompt, sequences, "prompt"), {}).setdefault(name, []).append(prompts)
+                rates.setdefault((prompt, sequences, "decode"), {}).setdefault(name, []).append(decode)
+        for name, (command, _) in contestants.items():
+            line = [arguments.int8, "run", arguments.place / "int8", "-p", " the" * 32, "-n", "1", "-q", "--device", "cpu"] if name.startswith("int8") else command(32, 1, 1)
+            if name == "int8 --int8-head":
+                line.append("--int8-head")
+            _, seconds, resident, _ = undisturbed(line)
+            rates.setdefault((32, 1, "load"), {}).setdefault(name, []).append(1 / seconds)
+            rates.setdefault((32, 1, "memory"), {}).setdefault(name, []).append(1 / resident)
+        print(f"round {turn + 1} of {arguments.rounds}", file=sys.stderr)
+    report(arguments, {row: {name: statistics.median(values) for name, values in found.items()} for row, found in rates.items()})
+
+
+UNIT = {"prompt": "tokens/s", "decode": "tokens/s", "load": "s", "memory": "MiB"}
+
+
+def report(arguments, rows):
+    """All values are rates: larger is better, also of load and memory."""
+    names = list(next(iter(rows.values())))
+    print("| row | sequences | | " + " | ".join(names) + " | ours over the best peer |\n|" + "---|" * (len(names) + 4))
+    out = []
+    for (prompt, sequences, what), found in rows.items():
+        peers = [value for name, value in found.items() if not name.startswith("int8")]
+        shown = {"load": lambda v: f"{1 / v:.2f}", "memory": lambda v: f"{1 / v / 2**20:.0f}"}.get(what, lambda v: f"{v:.1f}")
+        ratio = found["int8"] / max(peers)
+        place = prompt if what == "prompt" else f"after {prompt}" if what == "decode" else "first token"
+        print(f"| {what} {place} | {sequences} | {UNIT[what]} | " + " | ".join(shown(found[name]) for name in names) + f" | {ratio:.2f} |")
+        out.append({"prompt": prompt, "sequences": sequences, "what": what, "values": {name: float(shown(value)) for name, value in found.items()}, "over_best_peer": round(ratio, 3)})
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rounds": arguments.rounds, "threads": arguments.threads, "new_tokens": NEW, "rows": out}, indent=1) + "\n")
+
+
+def main():
+    if sys.argv[1:2] == ["worker"]:
+        name, place, *numbers = sys.argv[2:]
+        worker(name, pathlib.Path(place), *map(int, numbers))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["setup", "run"])
+    parser.add_argument("place", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("--model", type=pathlib.Path, required=True, help="folder of a 16-bit checkpoint")
+    parser.add_argument("--int8", type=pathlib.Path, help="our program, a release build")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=lambda text: [tuple(map(int, row.split("x"))) for row in text.split(",")], default=ROWS, help="PROMPTxSEQUENCES,... (default: %(default)s)")
+    parser.add_argument("--json", type=pathlib.Path)
+    arguments = parser.parse_args()
+    if arguments.task == "setup":
+        setup(arguments.place, arguments.model)
+    elif arguments.int8 is None:
+        parser.error("run needs --int8")
+    else:
+        run(arguments)
+
+
+if __name__ == "__main__":
+    main()
