@@ -58,7 +58,6 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
     x = f.y;
     ldx = p.k;
   }
-  const Kind kind = kind_of(algorithm);
 
   const int8_cuda_activations a = activations_in(p, layout);
   PrologueParams rows = prologue_params(a, settings_of(p), x, ldx);
@@ -70,7 +69,7 @@ int8_cuda_status linear(const int8_cuda_linear_params &p) {
   rows.weight = weight_of(p);
   rows.n = p.n;
   rows.weights_are_codes = p.exact == nullptr ? 1 : 0;
-  rows.counters = kind == Kind::WGMMA ? at<uint32_t>(p.workspace, layout.counters) : nullptr;
+  rows.counters = kind_of(algorithm) == Kind::WGMMA ? at<uint32_t>(p.workspace, layout.counters) : nullptr;
 
   GemmParams g = gemm_params(a, p);
   g.outlier_w = rows.outliers.w;

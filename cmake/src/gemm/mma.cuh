@@ -8,7 +8,6 @@
 #pragma once
 
 #include "common/launch.cuh"
-#include "epilogue/store.cuh"
 #include "epilogue/zero_point.cuh"
 #include "gemm/gemm.cuh"
 #include "gemm/mma_tile.cuh"

@@ -7,7 +7,6 @@
 #include "common/cutlass.cuh"
 
 namespace int8_cuda {
-
 namespace tile {
 
 using cute::Int;
