@@ -28,7 +28,7 @@ use crate::scratch::Carried;
 use crate::seq2seq::SourceEncoder;
 pub use crate::session::{Session, SessionOptions};
 use crate::shared::{self, SharedCores};
-use crate::weights::{LinearSource, Part, read_matrix};
+use crate::weights::{LinearSource, Part, RowTable};
 
 /// A decoder-only transformer whose weights are on a backend, or shared out among several.
 #[derive(Debug)]
@@ -270,12 +270,10 @@ impl<B: Backend> Decoder<B> {
         let (backend, head_backend) = (&*backends[0], &*backends[head_stage]);
         let (loader, at_head) = (on(backend), on(head_backend));
 
-        let tokens = checkpoint.tensor(&format!("{token_embedding}.weight"))?;
-        let tokens = tokens.expect_shape(&[config.vocab_size, config.embedding_size])?;
-        let table = read_matrix(&tokens)?;
-        let kv_cache_type = table.float_type();
-        let embedding = backend.embedding(table)?;
-        checkpoint.release(tokens.name());
+        let name = format!("{token_embedding}.weight");
+        let tokens = RowTable::stored(checkpoint, &name, [config.vocab_size, config.embedding_size])?;
+        let kv_cache_type = tokens.matrix()?.float_type();
+        let embedding = backend.embedding(&tokens)?;
         let positions = position_table::load(&loader, names.position_embedding)?;
         let head_site = Site::outside(LinearRole::Head);
         let head = if head_is_shared {
@@ -291,6 +289,7 @@ impl<B: Backend> Decoder<B> {
                 LinearSource::find(checkpoint, "", parts, &[config.vocab_size], config.embedding_size)?;
             head_backend.linear(head_site, &source, &head_precision)?
         };
+        tokens.release();
         let project = |loader: &Loader<'_, B>, name: Option<&str>, outputs: usize, inputs: usize| {
             let site = Site::outside(LinearRole::Embedding);
             name.map(|name| loader.linear(site, vec![Part::new(name)], &[outputs], inputs, &float))

@@ -19,7 +19,7 @@ use crate::decoder::Footprint;
 use crate::families;
 use crate::precision::{LinearRole, Precision, Site, Stack};
 use crate::shared::SharedCores;
-use crate::weights::{FloatMatrix, Part, read_matrix};
+use crate::weights::{Part, RowTable};
 
 /// An encoder whose weights are on a backend.
 #[derive(Debug)]
@@ -70,11 +70,10 @@ impl<B: Backend> Encoder<B> {
         };
 
         let width = network.embedding_size;
-        let table = |name: &str, rows: usize| -> Result<FloatMatrix, Error> {
-            let tensor = checkpoint.tensor(&(loader.name(name) + ".weight"))?;
-            read_matrix(&tensor.expect_shape(&[rows, width])?)
+        let table = |name: &str, rows: usize| -> Result<RowTable, Error> {
+            RowTable::stored(checkpoint, &(loader.name(name) + ".weight"), [rows, width])
         };
-        let embedding = backend.embedding(table(names.token_embedding, network.vocab_size)?)?;
+        let embedding = backend.embedding(&table(names.token_embedding, network.vocab_size)?)?;
         let rows = network.max_positions + config.position_offset;
         let mut positions = match config.position_table {
             true => Some(table(names.position_embedding, rows)?),
@@ -82,11 +81,14 @@ impl<B: Backend> Encoder<B> {
         };
         if let Some(name) = names.token_type_embedding.filter(|_| config.token_types > 0) {
             // A text alone is all of type 0.
-            let types = table(name, config.token_types)?.to_f32();
-            let without = positions.map_or_else(|| Array2::zeros((rows, width)), |table| table.to_f32());
-            positions = Some(FloatMatrix::from(without + types.row(0)));
+            let types = table(name, config.token_types)?.matrix()?.to_f32();
+            let without = match positions {
+                Some(table) => table.matrix()?.to_f32(),
+                None => Array2::zeros((rows, width)),
+            };
+            positions = Some(RowTable::from(without + types.row(0)));
         }
-        let positions = positions.map(|table| backend.embedding(table)).transpose()?;
+        let positions = positions.map(|table| backend.embedding(&table)).transpose()?;
         let embedding_norm = names.embedding_norm.map(|name| loader.norm_of(name, width)).transpose()?;
         let projection = names.project_in.map(|name| {
             let (site, part) = (Site::outside(LinearRole::Embedding), vec![Part::new(name)]);

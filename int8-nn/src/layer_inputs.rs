@@ -8,7 +8,7 @@ use crate::convert;
 use crate::families::InputNames;
 use crate::precision::{LinearRole, Precision, Site};
 use crate::scratch::Carried;
-use crate::weights::{Part, read_matrix};
+use crate::weights::{Part, RowTable};
 
 /// The table and the projection of the token embedding.
 #[derive(Debug)]
@@ -30,19 +30,19 @@ impl<B: Backend> InputTable<B> {
     ) -> Result<Self, Error> {
         let config = loader.config;
         let columns = config.layers * inputs.width;
-        let table = loader.checkpoint.tensor(&(loader.name(names.table) + ".weight"))?;
-        let table = table.expect_shape(&[inputs.vocabulary, columns])?;
+        let name = loader.name(names.table) + ".weight";
+        let table = RowTable::stored(loader.checkpoint, &name, [inputs.vocabulary, columns])?;
         let site = Site::outside(LinearRole::Embedding);
         let part = vec![Part::new(names.projection).biased(false)];
         let root = |size: usize| convert::f64_from(size).sqrt();
         let loaded = Self {
-            table: loader.backend.embedding(read_matrix(&table)?)?,
+            table: loader.backend.embedding(&table)?,
             projection: loader.linear(site, part, &[columns], config.hidden_size, &Precision::Float)?,
             norm: loader.norm_of(names.norm, inputs.width)?,
             columns,
             factors: [root(inputs.width), 1.0 / root(config.hidden_size)].map(convert::f32_from),
         };
-        loader.checkpoint.release(table.name());
+        table.release();
         Ok(loaded)
     }
 

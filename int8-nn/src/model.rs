@@ -199,9 +199,11 @@ impl Loader {
         let raw = RawConfig::read(checkpoint.source())?;
         families::require_speech(&raw)?;
         checks::refuse(&raw, &checkpoint, Kind::Speech)?;
-        let (decoder, source) = Decoder::load_with_source(&checkpoint, backend, &precision, progress)?;
+        let load = || Decoder::load_with_source(&checkpoint, backend, &precision, progress);
+        let (network, tokenizer) = beside_tokenizer(&checkpoint, load);
+        let (decoder, source) = network?;
         let bins = (families::seq2seq(&raw)?.config)(&raw)?.mel_bins.unwrap_or_default();
-        Transcriber::new(Model::new(checkpoint, decoder, Some(source), precision)?, bins)
+        Transcriber::new(Model::new(checkpoint, decoder, Some(source), precision, tokenizer)?, bins)
     }
 
     /// Builds the model on any backend, or the blocks of a decoder on several ([`Devices`]).
@@ -213,20 +215,37 @@ impl Loader {
         let Self { checkpoint, precision, rotary, progress } = self;
         let raw = RawConfig::read(checkpoint.source())?;
         checks::refuse(&raw, &checkpoint, Kind::Decoder)?;
-        let (decoder, source) = match families::kind(raw.text_or("model_type", "")?) {
-            Some(Kind::Seq2Seq) => {
-                let (decoder, source) = Decoder::load_with_source(
-                    &checkpoint,
-                    devices.single("an encoder and its decoder")?,
-                    &precision,
-                    progress,
-                )?;
-                (decoder, Some(source))
-            }
-            _ => (Decoder::load(&checkpoint, devices, &precision, rotary, progress)?, None),
+        let load = || -> Result<_, Error> {
+            Ok(match families::kind(raw.text_or("model_type", "")?) {
+                Some(Kind::Seq2Seq) => {
+                    let (decoder, source) = Decoder::load_with_source(
+                        &checkpoint,
+                        devices.single("an encoder and its decoder")?,
+                        &precision,
+                        progress,
+                    )?;
+                    (decoder, Some(source))
+                }
+                _ => (Decoder::load(&checkpoint, devices, &precision, rotary, progress)?, None),
+            })
         };
-        Model::new(checkpoint, decoder, source, precision)
+        let (network, tokenizer) = beside_tokenizer(&checkpoint, load);
+        let (decoder, source) = network?;
+        Model::new(checkpoint, decoder, source, precision, tokenizer)
     }
+}
+
+/// Loads a network on this thread, and reads the checkpoint's tokenizer on another: it takes a tenth of a second and, for a while,
+/// some ten times the size of its file, which is least while few weights are in memory.
+fn beside_tokenizer<T>(
+    checkpoint: &Checkpoint,
+    load: impl FnOnce() -> Result<T, Error>,
+) -> (Result<T, Error>, Result<Option<Tokenizer>, Error>) {
+    std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| Tokenizer::read(checkpoint.source()));
+        let network = load();
+        (network, tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
 }
 
 impl<B: Backend> Model<B> {
@@ -236,9 +255,10 @@ impl<B: Backend> Model<B> {
         decoder: Decoder<B>,
         mut source: Option<SourceEncoder<B>>,
         precision: Precision,
+        tokenizer: Result<Option<Tokenizer>, Error>,
     ) -> Result<Self, Error> {
         let files = checkpoint.source();
-        let tokenizer = Tokenizer::read(files).map_err(|error| match error {
+        let tokenizer = tokenizer.map_err(|error| match error {
             Error::Tokenizer(problem) => problem,
             other => other.to_string(),
         });

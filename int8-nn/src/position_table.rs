@@ -4,7 +4,7 @@ use crate::Error;
 use crate::backend::Backend;
 use crate::block::Loader;
 use crate::config::Positions;
-use crate::weights::{FloatMatrix, read_matrix};
+use crate::weights::RowTable;
 
 /// A table and the number of its rows before position 0.
 pub(crate) type PositionTable<B> = (<B as Backend>::Embedding, usize);
@@ -23,7 +23,7 @@ pub(crate) fn load<B: Backend>(
         Positions::Sinusoidal(sinusoids) => {
             let rows = config.max_positions + sinusoids.offset;
             let table = sinusoids.table(rows, config.hidden_size);
-            return Ok(Some((loader.backend.embedding(table.into())?, sinusoids.offset)));
+            return Ok(Some((loader.backend.embedding(&table.into())?, sinusoids.offset)));
         }
         _ => return Ok(None),
     };
@@ -32,10 +32,10 @@ pub(crate) fn load<B: Backend>(
     let table = match (config.computed_positions, &name) {
         (None, None) => return Ok(None),
         (Some(computed), Some(name)) if computed.may_be_stored() && loader.checkpoint.contains(name) => {
-            read_matrix(&loader.checkpoint.tensor(name)?.expect_shape(&shape)?)?
+            RowTable::stored(loader.checkpoint, name, shape)?
         }
-        (Some(computed), _) => FloatMatrix::from(computed.table(shape[0], shape[1])),
-        (None, Some(name)) => read_matrix(&loader.checkpoint.tensor(name)?.expect_shape(&shape)?)?,
+        (Some(computed), _) => RowTable::from(computed.table(shape[0], shape[1])),
+        (None, Some(name)) => RowTable::stored(loader.checkpoint, name, shape)?,
     };
-    Ok(Some((loader.backend.embedding(table)?, offset)))
+    Ok(Some((loader.backend.embedding(&table)?, offset)))
 }

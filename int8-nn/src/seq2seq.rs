@@ -18,7 +18,7 @@ use crate::families::SourceNames;
 use crate::position_table::{self, PositionTable};
 use crate::precision::Precision;
 use crate::session::{Session, SessionOptions};
-use crate::weights::FloatMatrix;
+use crate::weights::RowTable;
 use crate::{Error, convert};
 
 /// What an encoder reads.
@@ -139,7 +139,7 @@ impl<B: Backend> SourceEncoder<B> {
             Source::Spectrum(spectrum) => {
                 let frames = self.frames(spectrum)?;
                 let ids = (0..convert::token_id(frames.nrows())).collect();
-                (ids, Some(backend.embedding(FloatMatrix::from(frames))?))
+                (ids, Some(backend.embedding(&RowTable::from(frames))?))
             }
         };
         let tokens = table.as_ref().unwrap_or(decoder.embedding());

@@ -2,6 +2,7 @@
 
 mod matrix;
 mod part;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ pub use matrix::FloatMatrix;
 pub(crate) use matrix::{read_matrix, widened};
 pub use part::{CodeRows, StoredWeight};
 pub(crate) use part::{Part, Rows};
+pub use table::RowTable;
 
 /// A linear layer in a checkpoint: `y = x·Wᵀ + b`, `W [outputs, inputs]` stacked from its parts.
 #[derive(Debug, Clone)]

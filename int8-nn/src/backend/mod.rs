@@ -52,7 +52,7 @@ use crate::config::{Activation, ClampedGate, DecoderConfig, GateFunction, Xielu}
 use crate::group::Group;
 pub use crate::precision::{LinearRole, OutlierWeights, Precision, Quantization, Site, Stack};
 use crate::sampler::Sampler;
-use crate::weights::{FloatMatrix, LinearSource};
+use crate::weights::{LinearSource, RowTable};
 
 /// A device that runs models. See the module's documentation for the rules its operations keep.
 pub trait Backend: Sized + Send + Sync {
@@ -95,8 +95,8 @@ pub trait Backend: Sized + Send + Sync {
     fn tied(&self, site: Site, embedding: &Self::Embedding) -> Result<Self::Linear, Error>;
     /// A normalisation.
     fn norm(&self, spec: &NormSpec) -> Result<Self::Norm, Error>;
-    /// An embedding table `[rows, width]`.
-    fn embedding(&self, table: FloatMatrix) -> Result<Self::Embedding, Error>;
+    /// An embedding `[rows, width]`.
+    fn embedding(&self, table: &RowTable) -> Result<Self::Embedding, Error>;
 
     /// Called once, when all linear layers of a model have been made: `forwards` runs forwards over a fixed text, in which these
     /// layers see the inputs that the model has. A backend that has nothing to learn from them does not call it.

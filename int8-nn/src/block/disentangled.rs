@@ -9,7 +9,7 @@ use crate::backend::{ActivationRole, Backend, BatchCapacity, DistanceVectors, In
 use crate::config::{Disentangled, Positions};
 use crate::families::DistanceNames;
 use crate::precision::{LinearRole, Precision, Site};
-use crate::weights::read_matrix;
+use crate::weights::RowTable;
 use crate::{Error, convert};
 
 /// The table of embedded distances, normalised if the model does so.
@@ -26,8 +26,8 @@ impl<B: Backend> Distances<B> {
         let Positions::Disentangled(settings) = loader.config.positions else { return Ok(None) };
         let (backend, hidden) = (loader.backend, loader.config.hidden_size);
         let rows = 2 * settings.span;
-        let tensor = loader.checkpoint.tensor(&(loader.name(names.table) + ".weight"))?;
-        let table = backend.embedding(read_matrix(&tensor.expect_shape(&[rows, hidden])?)?)?;
+        let name = loader.name(names.table) + ".weight";
+        let table = backend.embedding(&RowTable::stored(loader.checkpoint, &name, [rows, hidden])?)?;
         let ids: Vec<u32> = (0..convert::token_id(rows)).collect();
         let mut batch = backend.batch(BatchCapacity { rows, segments: 1, selected: 0 })?;
         backend.set_batch(&mut batch, &[Segment { sequence: 0, position: 0, ids: &ids, length: rows }])?;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use half::slice::HalfFloatSliceExt;
 use int8_core::{FloatSlice, FloatType};
 use int8_cpu::WeightRows;
-use ndarray::{Array2, Axis};
+use ndarray::{ArcArray2, Array2, Axis};
 
 use super::StoredWeight;
 use crate::Error;
@@ -26,7 +26,8 @@ pub struct FloatMatrix<'a> {
 #[derive(Debug, Clone)]
 enum Source<'a> {
     Stored(StoredWeight<'a>),
-    Memory(Array2<f32>),
+    /// Shared by the clones.
+    Memory(ArcArray2<f32>),
 }
 
 impl Source<'_> {
@@ -145,9 +146,18 @@ impl<'a> FloatMatrix<'a> {
 
 impl From<Array2<f32>> for FloatMatrix<'_> {
     fn from(matrix: Array2<f32>) -> Self {
+        matrix.into_shared().into()
+    }
+}
+
+impl From<ArcArray2<f32>> for FloatMatrix<'_> {
+    fn from(matrix: ArcArray2<f32>) -> Self {
         let columns = matrix.ncols();
-        let matrix =
-            if matrix.is_standard_layout() { matrix } else { matrix.as_standard_layout().into_owned() };
+        let matrix = if matrix.is_standard_layout() {
+            matrix
+        } else {
+            matrix.as_standard_layout().into_owned().into_shared()
+        };
         Self { parts: vec![Source::Memory(matrix)], columns: 0..columns, float_type: FloatType::F32 }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use int8_nn::Error;
-use int8_nn::backend::cpu::{CpuActivations, CpuBackend, CpuBatch, CpuCache, CpuLinear, SharedMatrix};
+use int8_nn::backend::cpu::{CpuActivations, CpuBackend, CpuBatch, CpuCache, CpuLinear};
 use int8_nn::backend::{
     ActivationRole, AttentionSpec, Backend, BatchCapacity, CacheCapacity, Capabilities, ColumnCopy, Experts,
     GraphKey, Input, LinearStatistics, NormSpec, Observer, Output, PageTables, Phase, Precision, Segment,
@@ -14,7 +14,7 @@ use int8_nn::backend::{
 };
 use int8_nn::config::{Activation, GateFunction};
 use int8_nn::sampler::Sampler;
-use int8_nn::weights::{FloatMatrix, LinearSource};
+use int8_nn::weights::{LinearSource, RowTable};
 use ndarray::{Array2, ArrayView2};
 
 /// A rule of the trait that the model's code is imagined to break, to see that the mock would notice.
@@ -163,7 +163,7 @@ impl Backend for Mock {
     type Activations = Shared<CpuActivations>;
     type Linear = Arc<CpuLinear>;
     type Norm = Arc<NormSpec>;
-    type Embedding = Arc<SharedMatrix>;
+    type Embedding = Arc<RowTable>;
     type Cache = Shared<CpuCache>;
     type Batch = MockBatch;
 
@@ -201,7 +201,7 @@ impl Backend for Mock {
     fn norm(&self, spec: &NormSpec) -> Result<Self::Norm, Error> {
         self.cpu.norm(spec).map(Arc::new)
     }
-    fn embedding(&self, table: FloatMatrix) -> Result<Self::Embedding, Error> {
+    fn embedding(&self, table: &RowTable) -> Result<Self::Embedding, Error> {
         self.cpu.embedding(table).map(Arc::new)
     }
     fn activations(

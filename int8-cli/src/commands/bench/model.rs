@@ -56,37 +56,44 @@ impl<B: Backend> Runner<B> {
         Ok(Self { name, model, kv_cache, batches: batches.collect() })
     }
 
-    /// The prompts, one after the other, and continuations of fixed tokens, so that both models do the same work.
+    /// The prompts, as many at once as the device computes rows, or the parts of one, and continuations of fixed tokens, so that
+    /// both models do the same work.
     fn round(&mut self, batch: usize, ids: &[u32], prompt: usize, new: usize) -> Result<(), Failure> {
         let batch = &mut self.batches[batch];
         let sequences = batch.sequences;
+        let rows = self.model.decoder().backend().capabilities().prefill_rows.max(sequences);
         let options = SessionOptions {
             kv_cache: self.kv_cache,
             sequences,
-            max_rows: prompt.max(sequences),
+            max_rows: rows,
             max_logits: sequences,
             ..SessionOptions::text(prompt + new)
         };
         let mut session = self.model.decoder().session(&options)?;
-        let mut forward = |segments: &[(usize, &[u32])]| {
-            session.forward(segments)?;
-            session.logits(&RowSelection::LastOfSegments).map(<[f32]>::len)
-        };
         // Other tokens for each sequence, from the beginning again where there are too few.
         let text = |sequence: usize, range: std::ops::Range<usize>| -> Vec<u32> {
             let first = sequence * (prompt + new);
             range.map(|at| ids[(first + at) % ids.len()]).collect()
         };
+        let prompts: Vec<_> = (0..sequences).map(|sequence| text(sequence, 0..prompt)).collect();
         let begin = Instant::now();
-        for sequence in 0..sequences {
-            forward(&[(sequence, &text(sequence, 0..prompt))])?;
+        let segments: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
+        for segments in segments.chunks((rows / prompt).max(1)) {
+            match segments {
+                [(sequence, prompt)] => {
+                    prompt.chunks(rows).try_for_each(|part| session.forward(&[(*sequence, part)]))?;
+                }
+                segments => session.forward(segments)?,
+            }
+            session.logits(&RowSelection::LastOfSegments)?;
         }
         batch.prefill.push(begin.elapsed().as_secs_f64());
         let begin = Instant::now();
         for step in prompt..prompt + new {
             let ids: Vec<_> = (0..sequences).map(|sequence| text(sequence, step..step + 1)).collect();
             let segments: Vec<(usize, &[u32])> = ids.iter().map(Vec::as_slice).enumerate().collect();
-            forward(&segments)?;
+            session.forward(&segments)?;
+            session.logits(&RowSelection::LastOfSegments)?;
         }
         batch.decode.push(begin.elapsed().as_secs_f64());
         batch.cache_bytes = session.cache_bytes();

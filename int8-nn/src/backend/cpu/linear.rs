@@ -6,7 +6,7 @@ use int8_core::Config;
 use int8_cpu::{Kernel, LinearStats, PackedWeight, QuantizedActivations, Store};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
-use super::float::SharedMatrix;
+use super::float::FloatWeight;
 use crate::backend::LinearStatistics;
 use crate::exact_columns::ExactColumnCache;
 use crate::int8_weight::Int8Weight;
@@ -27,7 +27,7 @@ pub struct CpuLinear {
 
 #[derive(Debug)]
 enum Weight {
-    Float(SharedMatrix),
+    Float(FloatWeight),
     Int8(Box<Int8Weight>),
 }
 
@@ -48,9 +48,9 @@ impl CpuLinear {
     ) -> Result<Self, Error> {
         let weight = match precision {
             Precision::Float => {
-                let matrix = SharedMatrix::new(source.float()?);
+                let weight = FloatWeight::new(&source.float()?, 0..source.outputs());
                 source.release();
-                Weight::Float(matrix)
+                Weight::Float(weight)
             }
             Precision::Int8(quantization) => {
                 Weight::Int8(Box::new(Int8Weight::load(kernel, source, quantization)?))
@@ -60,8 +60,8 @@ impl CpuLinear {
         Ok(Self { site, name: source.name().to_owned(), kernel, weight, bias, statistics: Mutex::default() })
     }
 
-    pub(super) fn from_matrix(kernel: Kernel, site: Site, name: &str, matrix: SharedMatrix) -> Self {
-        let (name, weight) = (name.to_owned(), Weight::Float(matrix));
+    pub(super) fn from_weight(kernel: Kernel, site: Site, name: &str, weight: FloatWeight) -> Self {
+        let (name, weight) = (name.to_owned(), Weight::Float(weight));
         Self { site, name, kernel, weight, bias: None, statistics: Mutex::default() }
     }
 

@@ -30,13 +30,13 @@ use crate::config::{Activation, ClampedGate, GateFunction, Xielu};
 use crate::convert;
 use crate::precision::{Precision, Site};
 use crate::sampler::Sampler;
-use crate::weights::{FloatMatrix, LinearSource};
+use crate::weights::{LinearSource, RowTable};
 
 /// The kernels of this machine, and their check against the reference.
 pub use int8_cpu::{Kernel, verify};
 
 pub use attention::CpuCache;
-pub use float::SharedMatrix;
+use float::{FloatWeight, add_rows};
 pub use linear::CpuLinear;
 
 /// Runs models on this machine's processor. Results do not depend on the number of threads.
@@ -170,7 +170,7 @@ impl Backend for CpuBackend {
     type Activations = CpuActivations;
     type Linear = CpuLinear;
     type Norm = NormSpec;
-    type Embedding = SharedMatrix;
+    type Embedding = RowTable;
     type Cache = CpuCache;
     type Batch = CpuBatch;
 
@@ -186,16 +186,18 @@ impl Backend for CpuBackend {
         CpuLinear::load(self.kernel, site, source, precision)
     }
 
-    fn tied(&self, site: Site, embedding: &SharedMatrix) -> Result<CpuLinear, Error> {
-        Ok(CpuLinear::from_matrix(self.kernel, site, "tied head", embedding.clone()))
+    fn tied(&self, site: Site, embedding: &RowTable) -> Result<CpuLinear, Error> {
+        let weight = FloatWeight::new(&embedding.matrix()?, 0..embedding.dim().0);
+        Ok(CpuLinear::from_weight(self.kernel, site, "tied head", weight))
     }
 
     fn norm(&self, spec: &NormSpec) -> Result<NormSpec, Error> {
         Ok(spec.clone())
     }
 
-    fn embedding(&self, table: FloatMatrix) -> Result<SharedMatrix, Error> {
-        Ok(SharedMatrix::new(table))
+    /// Rows are read where they lie: of a table of a gigabyte a text needs a few.
+    fn embedding(&self, table: &RowTable) -> Result<RowTable, Error> {
+        Ok(table.clone())
     }
 
     fn activations(&self, max_rows: usize, width: usize, _: ActivationRole) -> Result<CpuActivations, Error> {
@@ -276,8 +278,8 @@ impl Backend for CpuBackend {
     fn embed(
         &self,
         batch: &CpuBatch,
-        tokens: Option<&SharedMatrix>,
-        positions: Option<(&SharedMatrix, usize)>,
+        tokens: Option<&RowTable>,
+        positions: Option<(&RowTable, usize)>,
         out: Output<'_, Self>,
     ) -> Result<(), Error> {
         let mut out = match out {
@@ -288,13 +290,11 @@ impl Backend for CpuBackend {
                 out
             }
         };
-        for (row, mut values) in out.rows_mut().into_iter().enumerate() {
-            if let Some(tokens) = tokens {
-                tokens.add_row(convert::index(batch.ids[row]), values.view_mut());
-            }
-            if let Some((table, offset)) = positions {
-                table.add_row(batch.positions[row] + offset, values.view_mut());
-            }
+        if let Some(tokens) = tokens {
+            add_rows(tokens, batch.ids.iter().map(|id| convert::index(*id)), &mut out)?;
+        }
+        if let Some((table, offset)) = positions {
+            add_rows(table, batch.positions.iter().map(|position| position + offset), &mut out)?;
         }
         Ok(())
     }
@@ -399,18 +399,16 @@ impl Backend for CpuBackend {
     fn embed_known(
         &self,
         batch: &CpuBatch,
-        table: &SharedMatrix,
+        table: &RowTable,
         factor: f32,
         out: &mut CpuActivations,
     ) -> Result<(), Error> {
         let known = table.dim().0;
         let mut out = out.resize(batch.ids.len());
         out.fill(0.0);
-        for (id, mut values) in batch.ids.iter().zip(out.rows_mut()) {
-            let row = Some(convert::index(*id)).filter(|row| *row < known).unwrap_or_default();
-            table.add_row(row, values.view_mut());
-            values *= factor;
-        }
+        let row = |id: &u32| Some(convert::index(*id)).filter(|row| *row < known).unwrap_or_default();
+        add_rows(table, batch.ids.iter().map(row), &mut out)?;
+        out *= factor;
         Ok(())
     }
 
@@ -687,8 +685,8 @@ impl Backend for CpuBackend {
         linear.bytes()
     }
 
-    fn embedding_bytes(&self, embedding: &SharedMatrix) -> usize {
-        embedding.bytes()
+    fn embedding_bytes(&self, embedding: &RowTable) -> usize {
+        embedding.matrix().map_or(0, |matrix| matrix.bytes())
     }
 }
 

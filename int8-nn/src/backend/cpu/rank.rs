@@ -7,13 +7,14 @@ use int8_core::{OutlierGranularity, OutlierRule, RowMaximum};
 use int8_cpu::Store;
 use ndarray::{Array2, Axis, s};
 
-use super::{CpuActivations, CpuBackend, CpuBatch, CpuLinear, SharedMatrix, projection};
+use super::{CpuActivations, CpuBackend, CpuBatch, CpuLinear, FloatWeight, projection};
 use crate::Error;
 use crate::backend::parallel::{ExchangeCapacity, Rank};
 use crate::backend::{Backend, GraphKey, Input, Output};
 use crate::group::Group;
 use crate::int8_weight::RANGE_FEATURES;
 use crate::precision::Site;
+use crate::weights::RowTable;
 
 impl Rank for CpuBackend {
     const EXACT_OUTLIER_WEIGHTS: bool = true;
@@ -30,13 +31,9 @@ impl Rank for CpuBackend {
         Ok(group.clone())
     }
 
-    fn tied_rows(
-        &self,
-        site: Site,
-        embedding: &SharedMatrix,
-        rows: Range<usize>,
-    ) -> Result<CpuLinear, Error> {
-        self.tied(site, &embedding.part(rows))
+    fn tied_rows(&self, site: Site, embedding: &RowTable, rows: Range<usize>) -> Result<CpuLinear, Error> {
+        let weight = FloatWeight::new(&embedding.matrix()?, rows);
+        Ok(CpuLinear::from_weight(self.kernel, site, "tied head", weight))
     }
 
     fn run_together(

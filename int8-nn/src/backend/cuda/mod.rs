@@ -38,7 +38,7 @@ use crate::backend::{
 use crate::config::{DecoderConfig, NormKind};
 use crate::precision::{Precision, Site};
 use crate::sampler::{Sampler, Sampling};
-use crate::weights::{FloatMatrix, LinearSource};
+use crate::weights::{LinearSource, RowTable};
 
 /// Runs models on one GPU. Forwards of several sessions take turns on one stream.
 #[derive(Debug)]
@@ -438,8 +438,9 @@ impl Backend for CudaBackend {
         Ok(CudaNorm { kind: spec.kind, eps: spec.eps, gain, bias })
     }
 
-    fn embedding(&self, table: FloatMatrix) -> Result<Arc<FloatWeight>, Error> {
+    fn embedding(&self, table: &RowTable) -> Result<Arc<FloatWeight>, Error> {
         let _turn = self.turn.enter();
+        let table = table.matrix()?;
         // A table may be a tied head, whose products are computed in its type.
         let element = if self.compute == FloatType::F32 { FloatType::F32 } else { table.float_type() };
         Ok(Arc::new(linear::upload(&self.stream, &mut lock(&self.upload), &table, element)?))

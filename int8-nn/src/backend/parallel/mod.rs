@@ -31,7 +31,7 @@ use crate::config::DecoderConfig;
 use crate::group::Group;
 use crate::precision::{LinearRole, Precision, Site};
 use crate::sampler::Sampler;
-use crate::weights::{FloatMatrix, LinearSource};
+use crate::weights::{LinearSource, RowTable};
 
 /// Several ranks as one backend, for one model.
 #[derive(Debug)]
@@ -278,8 +278,8 @@ impl<R: Rank> Backend for TensorParallel<R> {
         self.each(|rank| rank.norm(spec))
     }
 
-    fn embedding(&self, table: FloatMatrix) -> Result<Each<R::Embedding>, Error> {
-        self.each(|rank| rank.embedding(table.clone()))
+    fn embedding(&self, table: &RowTable) -> Result<Each<R::Embedding>, Error> {
+        self.each(|rank| rank.embedding(table))
     }
 
     fn activations(
