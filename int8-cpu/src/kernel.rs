@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::layout::Layout;
 use crate::tokens::Portable;
 #[cfg(target_arch = "x86_64")]
-use crate::tokens::{AmxInt8, Avx2, Avx512Vnni, AvxVnni};
+use crate::tokens::{AmxBf16, AmxInt8, Avx2, Avx512Vnni, AvxVnni};
 #[cfg(target_arch = "aarch64")]
 use crate::tokens::{NeonDotprod, NeonI8mm};
 
@@ -147,6 +147,15 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::AmxInt8(token) => Self::Avx512Vnni(token.avx512()),
             kernel => kernel,
+        }
+    }
+
+    /// The tiles on which attention to a cache of bf16 multiplies, where this kernel has them.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bf16_tiles(self) -> Option<AmxBf16> {
+        match self {
+            Self::AmxInt8(_) => AmxBf16::new(),
+            _ => None,
         }
     }
 

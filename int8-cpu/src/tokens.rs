@@ -60,6 +60,20 @@ token!(
     amx::detect()
 );
 
+token!(
+    /// Evidence of AMX-BF16, beside what [`AmxInt8`] stands for.
+    AmxBf16,
+    AmxInt8::new().is_some() && amx::has_bf16()
+);
+
+#[cfg(target_arch = "x86_64")]
+impl AmxBf16 {
+    /// It includes AMX-INT8.
+    pub fn int8(self) -> AmxInt8 {
+        AmxInt8(())
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 impl AmxInt8 {
     /// It includes AVX-512 VNNI.
@@ -130,6 +144,14 @@ mod amx {
                 && has_instructions()
                 && permission()
         })
+    }
+
+    /// CPUID says AMX-BF16, of a processor that has AMX.
+    pub(super) fn has_bf16() -> bool {
+        use std::arch::x86_64::__cpuid_count;
+        /// CPUID leaf 7, EDX.
+        const AMX_BF16: u32 = 1 << 22;
+        __cpuid_count(7, 0).edx & AMX_BF16 != 0
     }
 
     /// CPUID says AMX-TILE and AMX-INT8, and the system saves both tile states.

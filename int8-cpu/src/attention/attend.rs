@@ -15,6 +15,8 @@ use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 use super::kv_pages::{KvSequence, PAGE_POSITIONS, Panels};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use crate::convert;
 use crate::error::Error;
 use crate::gemm::dispatch::DispatchGemm;
@@ -31,7 +33,7 @@ use crate::simd::{Instructions, LANES, Lane, Vectorized};
 const TASK_ROWS: usize = 48;
 
 /// The most blocks that a thread takes at a time: few, since later rows attend to more, and threads run at different speeds.
-const BLOCKS_AT_A_TIME: usize = 4;
+pub(super) const BLOCKS_AT_A_TIME: usize = 4;
 
 /// Multiply-adds below which attention stays on the calling thread: 32 of them take a cycle or two, so this is some
 /// 10 µs, about what waking a sleeping thread costs.
@@ -138,10 +140,28 @@ impl Attention<'_> {
                 self.attend_to(queries, cache.dim(), &cache.panels::<f16>(&positions), rows, out)
             }
             FloatType::Bf16 => {
+                #[cfg(target_arch = "x86_64")]
+                if let Some(tiles) = self.kernel.bf16_tiles() {
+                    tiles::attend(tiles, self, queries, cache.dim(), &cache.panels(&positions), rows, out);
+                    return Ok(());
+                }
                 self.attend_to(queries, cache.dim(), &cache.panels::<bf16>(&positions), rows, out)
             }
         }
         Ok(())
+    }
+
+    /// The sink of a query head: −∞ for none.
+    pub(super) fn sink(&self, head: usize) -> f32 {
+        self.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head])
+    }
+
+    /// Whether threads take part in attention of these rows.
+    pub(super) fn is_parallel(&self, size: usize, rows: &[Query]) -> bool {
+        let work = 2 * self.heads * size * rows.iter().map(|row| row.span.len()).sum::<usize>();
+        // One row reads the cache for itself alone, from memory.
+        let serial = if rows.len() == 1 { SERIAL_WORK / 4 } else { SERIAL_WORK };
+        work >= serial && rayon::current_num_threads() > 1
     }
 
     /// [`attend`](Self::attend) with operands that fit.
@@ -154,10 +174,7 @@ impl Attention<'_> {
         mut out: ArrayViewMut2<'_, f32>,
     ) {
         let heads = self.heads;
-        let work = 2 * heads * size * rows.iter().map(|row| row.span.len()).sum::<usize>();
-        // One row reads the cache for itself alone, from memory.
-        let serial = if rows.len() == 1 { SERIAL_WORK / 4 } else { SERIAL_WORK };
-        let parallel = work >= serial && rayon::current_num_threads() > 1;
+        let parallel = self.is_parallel(size, rows);
         let group = heads / cached_heads;
         const CONTIGUOUS: &str = "rows_of checked that rows are contiguous";
         if let [query] = rows {
@@ -264,24 +281,12 @@ impl<W: Lane> Block<'_, '_, W> {
             let (first, last) = (row.span.start - origin, row.span.end - origin);
             scores[begin - origin..first].fill(0.0);
             scores[last..end - origin].fill(0.0);
-            let Attention { scale, softcap, bias, sinks, .. } = *self.attention;
-            let (slope, distances) = match bias {
-                Bias::None => (0.0, Vec::new()),
-                Bias::Slopes(slopes) => (slopes[*head], Vec::new()),
-                Bias::Distances(table) => (0.0, by_position(table.row(*head), row)),
+            let exponentials = Exponentials {
+                scores: &mut scores[first..last],
+                terms: Terms::new(self.attention, *head, row.position, row.span.clone()),
+                sink: self.attention.sink(*head),
             };
-            let first_distance = convert::real(row.span.start) - convert::real(row.position);
-            let scores = &mut scores[first..last];
-            *inverse = 1.0
-                / tile.vectorize(Exponentials {
-                    scores,
-                    scale,
-                    softcap,
-                    slope,
-                    first_distance,
-                    distances: &distances,
-                    sink: sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[*head]),
-                });
+            *inverse = 1.0 / tile.vectorize(exponentials);
         }
         for panel in 0..size.div_ceil(NR) {
             let product = WeightedValues {
@@ -483,34 +488,39 @@ impl<W: Lane> DispatchGemm for Job<'_, '_, '_, W> {
     }
 }
 
-/// The biases of a row's span.
-fn by_position(table: ArrayView1<'_, f32>, row: &Query) -> Vec<f32> {
+/// The biases of a query at `position` and some keys.
+fn by_position(table: ArrayView1<'_, f32>, position: usize, keys: Range<usize>) -> Vec<f32> {
     // The middle of the table is distance 0.
     let (middle, last) = (table.len() / 2, table.len() - 1);
-    row.span
-        .clone()
-        .map(|position| table[(middle + position).saturating_sub(row.position).min(last)])
-        .collect()
+    keys.map(|key| table[(middle + key).saturating_sub(position).min(last)]).collect()
 }
 
-/// `score = exp(t − max t)` with `t = cap(scale·score) + slope·(position of the key − that of the query) + distances`;
-/// returns the sum.
-struct Exponentials<'a> {
-    scores: &'a mut [f32],
+/// `t = cap(scale·score) + slope·(position of the key − that of the query) + distances` of consecutive positions.
+pub(super) struct Terms {
     scale: f32,
     softcap: Option<f32>,
     slope: f32,
     first_distance: f32,
     /// One for each score, or nothing.
-    distances: &'a [f32],
-    /// A score without a value: its exponential is part of the sum. −∞ for none.
-    sink: f32,
+    distances: Vec<f32>,
 }
 
-impl Exponentials<'_> {
-    /// `t` of the vector that begins at `index`.
+impl Terms {
+    /// Of a query head and the scores of these positions.
+    pub(super) fn new(attention: &Attention<'_>, head: usize, position: usize, keys: Range<usize>) -> Self {
+        let Attention { scale, softcap, bias, .. } = *attention;
+        let first_distance = convert::real(keys.start) - convert::real(position);
+        let (slope, distances) = match bias {
+            Bias::None => (0.0, Vec::new()),
+            Bias::Slopes(slopes) => (slopes[head], Vec::new()),
+            Bias::Distances(table) => (0.0, by_position(table.row(head), position, keys)),
+        };
+        Self { scale, softcap, slope, first_distance, distances }
+    }
+
+    /// Of the vector that begins at `index`.
     #[inline(always)]
-    fn shifted<I: Instructions>(&self, simd: I, scores: &[f32; LANES], index: usize) -> I::Floats {
+    pub(super) fn of<I: Instructions>(&self, simd: I, scores: &[f32; LANES], index: usize) -> I::Floats {
         const LANE: [f32; LANES] =
             [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
         let mut score = simd.multiply(simd.load(scores), simd.splat(self.scale));
@@ -533,6 +543,14 @@ impl Exponentials<'_> {
     }
 }
 
+/// `score = exp(t − max t)`; returns the sum.
+struct Exponentials<'a> {
+    scores: &'a mut [f32],
+    terms: Terms,
+    /// A score without a value: its exponential is part of the sum. −∞ for none.
+    sink: f32,
+}
+
 impl Vectorized for Exponentials<'_> {
     type Output = f32;
 
@@ -543,9 +561,9 @@ impl Vectorized for Exponentials<'_> {
         let (vectors, rest) = self.scores.as_chunks::<LANES>();
         let (count, rest_length) = (vectors.len(), rest.len());
         for (i, scores) in vectors.iter().enumerate() {
-            largest = simd.maximum(largest, self.shifted(simd, scores, i * LANES));
+            largest = simd.maximum(largest, self.terms.of(simd, scores, i * LANES));
         }
-        let last = self.shifted(simd, &padded(rest, 0.0), count * LANES);
+        let last = self.terms.of(simd, &padded(rest, 0.0), count * LANES);
         let (mut lanes, mut last_lanes) = ([0.0; LANES], [0.0; LANES]);
         simd.store(largest, &mut lanes);
         simd.store(last, &mut last_lanes);
@@ -555,7 +573,7 @@ impl Vectorized for Exponentials<'_> {
         let mut sum = simd.splat(0.0);
         for i in 0..count {
             let scores = &self.scores.as_chunks::<LANES>().0[i];
-            let power = exp(simd, simd.add(self.shifted(simd, scores, i * LANES), shift));
+            let power = exp(simd, simd.add(self.terms.of(simd, scores, i * LANES), shift));
             sum = simd.add(sum, power);
             simd.store(power, &mut self.scores.as_chunks_mut::<LANES>().0[i]);
         }

@@ -100,6 +100,8 @@ macro_rules! registers {
     };
 }
 
+mod bf16;
+
 /// Bytes between two rows of the accumulators, and between two steps of four of K in the panel.
 const ROW_BYTES: usize = 4 * NR;
 

@@ -9,6 +9,7 @@
 //! | [`dispatch`] | from a [`Kernel`](crate::Kernel) value to its microkernel |
 //! | [`schedule`] | the output in blocks, and which thread computes which |
 //! | [`panel`], [`groups`] | the tiles of one panel: over all of K in blocks of KC, or group by group of K |
+//! | `bf16` | products of bf16 on tile registers, for attention |
 //! | [`integer`] | the product alone, i32 out |
 //! | [`float`] | f32 by f32, f16 or bf16 weights |
 
@@ -18,6 +19,8 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(any(target_arch = "x86_64", test))]
+pub(crate) mod bf16;
 pub(crate) mod dispatch;
 pub(crate) mod float;
 mod group_terms;

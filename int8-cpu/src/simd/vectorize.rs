@@ -4,7 +4,7 @@ use super::instructions::Instructions;
 use crate::kernel::Kernel;
 use crate::tokens::Portable;
 #[cfg(target_arch = "x86_64")]
-use crate::tokens::{AmxInt8, Avx2, Avx512Vnni, AvxVnni};
+use crate::tokens::{AmxBf16, AmxInt8, Avx2, Avx512Vnni, AvxVnni};
 #[cfg(target_arch = "aarch64")]
 use crate::tokens::{NeonDotprod, NeonI8mm};
 
@@ -113,6 +113,16 @@ impl Vectorize for AmxInt8 {
     fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
         // SAFETY: the token proves the features.
         unsafe { with_avx512bf16(self, job) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Vectorize for AmxBf16 {
+    const CODE_OFFSET: u8 = 0;
+    const MR_STEP: usize = 16;
+
+    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
+        self.int8().vectorize(job)
     }
 }
 

@@ -1,0 +1,467 @@
+//! Attention to a cache of bf16 on tiles: queries and softmax weights are rounded to bf16, sums and softmax are f32.
+//!
+//! ```text
+//! for each block of KEYS positions:
+//!     s = q·kᵀ                               on tiles
+//!     m' = max(m, max s);  p = bf16(exp(s − m'))
+//!     l = l·exp(m − m') + Σ p;  o = o·exp(m − m') + p·v     the product on tiles
+//! out = o/l
+//! ```
+//!
+//! Blocks begin at multiples of KEYS, whatever a row sees of them. What a row does not see has weight 0, and adding 0 changes no
+//! sum: a row's bits depend neither on the rows beside it nor on where a task begins. For the same reason there is no other
+//! path for few rows.
+
+use std::ops::Range;
+
+use half::bf16;
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use rayon::prelude::*;
+
+use super::attend::{Attention, BLOCKS_AT_A_TIME, Query, Terms};
+use super::kv_pages::{PAGE_POSITIONS, Panels};
+use crate::gemm::bf16::{Bf16Product, Fragment, STEP};
+use crate::gemm::operands::Tile;
+use crate::layout::{MAX_MR, NR};
+use crate::prefetch;
+use crate::simd::functions::{add_lanes, exp};
+use crate::simd::{Instructions, LANES, Vectorize, Vectorized};
+
+/// Positions of a block: packed keys and values of a head of 64 take 64 KiB, the scores of a tile 32 KiB.
+const KEYS: usize = 4 * PAGE_POSITIONS;
+
+/// Rows of a task, query heads times queries: so many rows share packed keys and values.
+const TASK_ROWS: usize = 4 * MAX_MR;
+
+/// [`Attention::attend`] with operands that fit.
+pub(super) fn attend<T: Bf16Product>(
+    tiles: T,
+    attention: &Attention<'_>,
+    queries: ArrayView2<'_, f32>,
+    (cached_heads, size): (usize, usize),
+    cache: &Panels<'_, bf16>,
+    rows: &[Query],
+    mut out: ArrayViewMut2<'_, f32>,
+) {
+    let group = attention.heads / cached_heads;
+    let together = (TASK_ROWS / group).max(1);
+    let mut tasks = Vec::new();
+    for (chunk, mut rest) in out.axis_chunks_iter_mut(Axis(0), together).enumerate() {
+        let span = chunk * together..chunk * together + rest.nrows();
+        for head in 0..cached_heads {
+            let (out, others) = rest.split_at(Axis(1), group * size);
+            rest = others;
+            let columns = head * group * size..(head + 1) * group * size;
+            let queries = queries.slice(s![span.clone(), columns]);
+            tasks.push(Task { attention, cache, head, group, size, queries, rows: &rows[span.clone()], out });
+        }
+    }
+    let run = |scratch: &mut Scratch, task: Task<'_, '_>| tiles.scoped(|| task.run(tiles, scratch));
+    if attention.is_parallel(size, rows) {
+        tasks.into_par_iter().with_max_len(BLOCKS_AT_A_TIME).for_each_init(Scratch::default, run);
+    } else {
+        let mut scratch = Scratch::default();
+        tasks.into_iter().for_each(|task| run(&mut scratch, task));
+    }
+}
+
+/// Consecutive queries of the heads that share a cached head. Row `i` is query `i / group`, head `i % group`: the rows of a tile see
+/// about the same positions.
+struct Task<'a, 'b> {
+    attention: &'a Attention<'b>,
+    cache: &'a Panels<'a, bf16>,
+    /// The cached head.
+    head: usize,
+    group: usize,
+    size: usize,
+    /// f32 `[queries, group·size]`, as `out`.
+    queries: ArrayView2<'a, f32>,
+    rows: &'a [Query],
+    out: ArrayViewMut2<'a, f32>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    /// `[tiles, steps of the head]`.
+    queries: Vec<Fragment>,
+    /// `[panels, steps of the head]` of a block.
+    keys: Vec<Fragment>,
+    /// `[panels of columns, panels]` of a block.
+    values: Vec<Fragment>,
+    /// `[panels]` of a tile and a block.
+    scores: Vec<Tile<f32>>,
+    weights: Vec<Fragment>,
+    /// `o`, `[tiles, panels of columns]`.
+    sums: Vec<Tile<f32>>,
+    states: Vec<State>,
+}
+
+/// Of a row after some blocks.
+#[derive(Clone, Copy)]
+struct State {
+    /// `m`.
+    largest: f32,
+    /// `l`.
+    sum: f32,
+}
+
+impl State {
+    /// Before the first block: the sink alone, which has no value.
+    fn new(sink: f32) -> Self {
+        let largest = f32::NEG_INFINITY.max(sink);
+        // 1, or NaN for a sink that is NaN or ∞.
+        let sum = if sink == f32::NEG_INFINITY { 0.0 } else { (sink - largest).exp() };
+        Self { largest, sum }
+    }
+
+    /// `1/l`; NaN where all scores are −∞.
+    fn inverse(self) -> f32 {
+        if self.largest == f32::NEG_INFINITY { f32::NAN } else { 1.0 / self.sum }
+    }
+}
+
+/// From the first to the last position that a row sees.
+fn union(rows: &[Query]) -> Range<usize> {
+    let begin = rows.iter().map(|row| row.span.start).min().unwrap_or(0);
+    begin..rows.iter().map(|row| row.span.end).max().unwrap_or(0)
+}
+
+impl Task<'_, '_> {
+    fn run<T: Bf16Product>(mut self, tiles: T, scratch: &mut Scratch) {
+        if self.rows.len() > 1 && !self.can_share(tiles) {
+            // 0·NaN is NaN: each query reads its own span alone.
+            let parts = self.queries.axis_chunks_iter(Axis(0), 1).zip(self.out.axis_chunks_iter_mut(Axis(0), 1));
+            for ((queries, out), rows) in parts.zip(self.rows.chunks(1)) {
+                Task { queries, rows, out, ..self }.run(tiles, scratch);
+            }
+            return;
+        }
+        let count = self.rows.len() * self.group;
+        let tile_count = count.div_ceil(MAX_MR);
+        let (steps, columns) = (self.size.div_ceil(STEP), self.size.div_ceil(NR));
+        scratch.queries.resize(tile_count * steps, Fragment::ZERO);
+        tiles.vectorize(PackQueries { task: &self, steps, fragments: &mut scratch.queries });
+        scratch.sums.clear();
+        scratch.sums.resize_with(tile_count * columns, || Tile([[0.0; NR]; MAX_MR]));
+        let sink = |row: usize| self.attention.sink(self.head * self.group + row % self.group);
+        scratch.states.clear();
+        scratch.states.extend((0..count).map(|row| State::new(sink(row))));
+
+        let seen = union(self.rows);
+        let streamed = tile_count == 1;
+        for block in seen.start / KEYS..seen.end.div_ceil(KEYS) {
+            let keys = seen.start.max(block * KEYS)..seen.end.min((block + 1) * KEYS);
+            let panels = keys.start / NR..keys.end.div_ceil(NR);
+            scratch.keys.resize(panels.len() * steps, Fragment::ZERO);
+            scratch.values.resize(columns * panels.len(), Fragment::ZERO);
+            let (cache, head, size) = (self.cache, self.head, self.size);
+            let fragments = &mut scratch.keys[..];
+            tiles.vectorize(PackKeys { cache, head, size, panels: panels.clone(), streamed, fragments });
+            let (seen, fragments) = (&seen, &mut scratch.values[..]);
+            tiles.vectorize(PackValues { cache, head, panels: panels.clone(), seen, streamed, fragments });
+            for tile in 0..tile_count {
+                self.tile(tiles, scratch, tile, &panels);
+            }
+        }
+        for (row, state) in scratch.states.iter().enumerate() {
+            let inverse = state.inverse();
+            let sums = &scratch.sums[row / MAX_MR * columns..][..columns];
+            let mut out = self.out.slice_mut(s![row / self.group, row % self.group * self.size..]);
+            for (out, sum) in out.iter_mut().zip(sums.iter().flat_map(|sums| &sums.0[row % MAX_MR])).take(self.size) {
+                *out = sum * inverse;
+            }
+        }
+    }
+
+    /// A tile and the panels of a block.
+    fn tile<T: Bf16Product>(&self, tiles: T, scratch: &mut Scratch, tile: usize, panels: &Range<usize>) {
+        let rows = tile * MAX_MR..(self.rows.len() * self.group).min((tile + 1) * MAX_MR);
+        let seen = union(&self.rows[rows.start / self.group..rows.end.div_ceil(self.group)]);
+        let own = panels.start.max(seen.start / NR)..panels.end.min(seen.end.div_ceil(NR));
+        if own.is_empty() {
+            return;
+        }
+        let (steps, columns) = (self.size.div_ceil(STEP), self.size.div_ceil(NR));
+        scratch.scores.resize_with(KEYS / NR, || Tile([[0.0; NR]; MAX_MR]));
+        scratch.weights.resize(KEYS / NR, Fragment::ZERO);
+        let (scores, weights) = (&mut scratch.scores[..own.len()], &mut scratch.weights[..own.len()]);
+        let queries = &scratch.queries[tile * steps..][..steps];
+        let keys = scratch.keys.chunks_exact(steps).skip(own.start - panels.start);
+        for (scores, keys) in scores.iter_mut().zip(keys) {
+            // SAFETY: `attend` runs tasks inside `scoped`.
+            unsafe { tiles.product(rows.len(), queries, keys, false, scores) };
+        }
+        let sums = &mut scratch.sums[tile * columns..][..columns];
+        let states = &mut scratch.states[rows.clone()];
+        let first_row = rows.start;
+        let first_key = own.start * NR;
+        tiles.vectorize(Softmax { task: self, first_row, first_key, scores, weights, sums, states });
+        for (sums, values) in sums.iter_mut().zip(scratch.values.chunks_exact(panels.len())) {
+            let values = &values[own.start - panels.start..][..own.len()];
+            // SAFETY: as above.
+            unsafe { tiles.product(rows.len(), weights, values, true, sums) };
+        }
+    }
+
+    /// Whether all values are finite at positions that some of the rows see and others do not.
+    fn can_share<T: Vectorize>(&self, tiles: T) -> bool {
+        let seen = union(self.rows);
+        let last_begin = self.rows.iter().map(|row| row.span.start).max().unwrap_or(0);
+        let first_end = self.rows.iter().map(|row| row.span.end).min().unwrap_or(0).max(last_begin);
+        let Self { cache, head, size, .. } = *self;
+        [seen.start..last_begin, first_end..seen.end]
+            .into_iter()
+            .all(|positions| tiles.vectorize(AreFinite { cache, head, size, positions }))
+    }
+}
+
+/// Rounds the queries of a task to bf16.
+struct PackQueries<'a, 'b, 'c> {
+    task: &'a Task<'b, 'c>,
+    steps: usize,
+    fragments: &'a mut [Fragment],
+}
+
+impl Vectorized for PackQueries<'_, '_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        let Self { task: Task { group, size, queries, rows, .. }, steps, fragments } = self;
+        for row in 0..rows.len() * group {
+            let query = queries.row(row / group);
+            let query = &query.to_slice().unwrap_or_default()[row % group * size..][..*size];
+            for (step, numbers) in query.chunks(STEP).enumerate() {
+                let mut lanes = [[0.0; LANES]; STEP / LANES];
+                lanes.as_flattened_mut()[..numbers.len()].copy_from_slice(numbers);
+                let fragment = &mut fragments[row / MAX_MR * steps + step].0;
+                let target = &mut fragment.as_chunks_mut::<STEP>().0[row % MAX_MR];
+                simd.store_bf16_pair([simd.load(&lanes[0]), simd.load(&lanes[1])], target);
+            }
+        }
+    }
+}
+
+const ZEROS: [bf16; NR] = [bf16::ZERO; NR];
+
+/// Two rows of a panel, pair by pair.
+#[inline(always)]
+fn interleave(rows: [&[bf16; NR]; 2], pairs: &mut [bf16; 2 * NR]) {
+    for (pair, (first, second)) in pairs.as_chunks_mut().0.iter_mut().zip(rows[0].iter().zip(rows[1])) {
+        *pair = [*first, *second];
+    }
+}
+
+/// Keys as the right operand of `q·kᵀ`: pairs of columns of the head, 0 beyond its size.
+struct PackKeys<'a> {
+    cache: &'a Panels<'a, bf16>,
+    head: usize,
+    size: usize,
+    panels: Range<usize>,
+    /// No other task reads the keys soon: they come from memory.
+    streamed: bool,
+    /// `[panels, steps]`.
+    fragments: &'a mut [Fragment],
+}
+
+impl Vectorized for PackKeys<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, _: I) {
+        let Self { cache, head, size, panels, streamed, fragments } = self;
+        let first = panels.start;
+        for (panel, fragments) in panels.zip(fragments.chunks_exact_mut(size.div_ceil(STEP))) {
+            if streamed && (panel == first || (panel * NR).is_multiple_of(PAGE_POSITIONS)) {
+                cache.prefetch_keys(head, panel * NR);
+            }
+            let rows = cache.key_panel(head, panel).as_chunks::<NR>().0;
+            let targets = fragments.iter_mut().flat_map(|fragment| fragment.0.as_chunks_mut::<{ 2 * NR }>().0);
+            for (pair, target) in targets.enumerate() {
+                let row = |index: usize| rows.get(index).unwrap_or(&ZEROS);
+                let (first, second) = (row(2 * pair), row(2 * pair + 1));
+                if streamed {
+                    prefetch::prefetch_behind(first.as_ptr(), NR);
+                    prefetch::prefetch_behind(second.as_ptr(), NR);
+                }
+                interleave([first, second], target);
+            }
+        }
+    }
+}
+
+/// Values as the right operand of `p·v`: pairs of positions, 0 at those that no row sees, which may hold NaN.
+struct PackValues<'a> {
+    cache: &'a Panels<'a, bf16>,
+    head: usize,
+    panels: Range<usize>,
+    seen: &'a Range<usize>,
+    /// As of [`PackKeys`].
+    streamed: bool,
+    /// `[panels of columns, panels]`.
+    fragments: &'a mut [Fragment],
+}
+
+impl Vectorized for PackValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, _: I) {
+        let Self { cache, head, panels, seen, streamed, fragments } = self;
+        for (column, fragments) in fragments.chunks_exact_mut(panels.len()).enumerate() {
+            for (panel, fragment) in panels.clone().zip(fragments) {
+                let first = panel * NR;
+                if streamed && column == 0 && (panel == panels.start || first.is_multiple_of(PAGE_POSITIONS)) {
+                    cache.prefetch_values(head, first);
+                }
+                let rows = cache.value_panel(head, column, first..first + NR).as_chunks::<NR>().0;
+                let pairs = rows.as_chunks::<2>().0.iter().zip(fragment.0.as_chunks_mut::<{ 2 * NR }>().0);
+                for (pair, ([upper, lower], target)) in pairs.enumerate() {
+                    if streamed {
+                        prefetch::prefetch_behind(upper.as_ptr(), 2 * NR);
+                    }
+                    let kept = |row, at| if seen.contains(&(first + at)) { row } else { &ZEROS };
+                    interleave([kept(upper, 2 * pair), kept(lower, 2 * pair + 1)], target);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the values of a head at some positions are finite.
+struct AreFinite<'a> {
+    cache: &'a Panels<'a, bf16>,
+    head: usize,
+    size: usize,
+    positions: Range<usize>,
+}
+
+impl Vectorized for AreFinite<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, _: I) -> bool {
+        const EXPONENT: u16 = 0x7F80;
+        let Self { cache, head, size, positions } = self;
+        let mut finite = true;
+        for column in 0..size.div_ceil(NR) {
+            let mut position = positions.start;
+            while position < positions.end {
+                let end = positions.end.min((position / PAGE_POSITIONS + 1) * PAGE_POSITIONS);
+                for row in cache.value_panel(head, column, position..end).as_chunks::<NR>().0 {
+                    finite &= row.iter().fold(true, |all, value| all & (value.to_bits() & EXPONENT != EXPONENT));
+                }
+                position = end;
+            }
+        }
+        finite
+    }
+}
+
+/// Scores of a block → weights, and the states and sums of the rows on that scale.
+struct Softmax<'a, 'b, 'c> {
+    task: &'a Task<'b, 'c>,
+    first_row: usize,
+    /// The position of the first score, a multiple of NR.
+    first_key: usize,
+    scores: &'a mut [Tile<f32>],
+    weights: &'a mut [Fragment],
+    sums: &'a mut [Tile<f32>],
+    states: &'a mut [State],
+}
+
+impl Vectorized for Softmax<'_, '_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        let Self { task, first_row, first_key, scores, weights, sums, states } = self;
+        let keys = first_key..first_key + scores.len() * NR;
+        for (row, state) in states.iter_mut().enumerate() {
+            let Query { position, span } = &task.rows[(first_row + row) / task.group];
+            let head = task.head * task.group + (first_row + row) % task.group;
+            // Positions of the block, from its first score on, that the row sees.
+            let seen = span.start.clamp(keys.start, keys.end) - keys.start
+                ..span.end.clamp(keys.start, keys.end) - keys.start;
+            let panels = seen.start / NR..seen.end.div_ceil(NR);
+            if seen.is_empty() {
+                weights.iter_mut().for_each(|weights| *row_of(weights, row) = ZEROS);
+                continue;
+            }
+            for (panel, weights) in weights.iter_mut().enumerate() {
+                if !panels.contains(&panel) {
+                    *row_of(weights, row) = ZEROS;
+                }
+            }
+
+            let terms = Terms::new(task.attention, head, *position, keys.clone());
+            let mut largest = simd.splat(f32::NEG_INFINITY);
+            for panel in panels.clone() {
+                let (vectors, _) = scores[panel].0[row].as_chunks_mut::<LANES>();
+                for (half, scores) in vectors.iter_mut().enumerate() {
+                    let index = panel * NR + half * LANES;
+                    let mut term = terms.of(simd, scores, index);
+                    if is_edge(&seen, index) {
+                        let outside = mask(&seen, index).map(|mask| if mask == 0 { f32::NEG_INFINITY } else { 0.0 });
+                        term = simd.add(simd.masked(term, &mask(&seen, index)), simd.load(&outside));
+                    }
+                    largest = simd.maximum(largest, term);
+                    simd.store(term, scores);
+                }
+            }
+            let mut lanes = [0.0; LANES];
+            simd.store(largest, &mut lanes);
+            // A NaN score may leave any maximum; the sum of the weights is NaN all the same.
+            let largest = lanes.iter().fold(state.largest, |a, b| a.max(*b));
+            // Of −∞ scores alone, as long as there are no others: not −∞ − (−∞).
+            let shift = largest.max(f32::MIN);
+
+            let mut sum = simd.splat(0.0);
+            for panel in panels {
+                let (vectors, _) = scores[panel].0[row].as_chunks::<LANES>();
+                let powers = std::array::from_fn(|half| {
+                    let power = exp(simd, simd.add(simd.load(&vectors[half]), simd.splat(-shift)));
+                    let index = panel * NR + half * LANES;
+                    if is_edge(&seen, index) { simd.masked(power, &mask(&seen, index)) } else { power }
+                });
+                let weights = row_of(&mut weights[panel], row);
+                simd.store_bf16_pair(powers, weights);
+                for weights in weights.as_chunks().0 {
+                    sum = simd.add(sum, simd.load_bf16(weights));
+                }
+            }
+            let factor = simd.splat(state.largest.max(f32::MIN) - shift);
+            simd.store(exp(simd, factor), &mut lanes);
+            let factor = lanes[0];
+            *state = State { largest, sum: state.sum * factor + add_lanes(simd, sum) };
+            if factor != 1.0 {
+                for sums in &mut *sums {
+                    for sums in sums.0[row].as_chunks_mut().0 {
+                        simd.store(simd.multiply(simd.load(sums), simd.splat(factor)), sums);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A row of the left operand.
+#[inline(always)]
+fn row_of(fragment: &mut Fragment, row: usize) -> &mut [bf16; STEP] {
+    &mut fragment.0.as_chunks_mut().0[row]
+}
+
+/// Whether a row does not see all of the vector that begins at `index`.
+#[inline(always)]
+fn is_edge(seen: &Range<usize>, index: usize) -> bool {
+    index < seen.start || index + LANES > seen.end
+}
+
+/// All ones in the lanes that a row sees of the vector that begins at `index`.
+#[inline(always)]
+fn mask(seen: &Range<usize>, index: usize) -> [u32; LANES] {
+    std::array::from_fn(|lane| if seen.contains(&(index + lane)) { u32::MAX } else { 0 })
+}
+
+#[cfg(test)]
+mod tests;
