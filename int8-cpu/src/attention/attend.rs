@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Keys and values are written in panels once, so that nothing is packed per call: scores come from the tile that multiplies
-//! outliers (`f32 [rows, size] × [size, 32]`), and the product with the values is its like over positions in several pages.
+//! outliers (`f32 [rows, size] × [size, 32]`), and the product with the values is its like over positions in several pages. With
+//! a cache of bf16 and AMX tiles, `tiles` does both.
 
 use std::ops::Range;
 
@@ -81,6 +82,9 @@ pub struct Query {
 
 impl Attention<'_> {
     /// `out [rows, heads·size]` from `queries [rows, heads·size]`, both f32 row-major, whose positions are `rows`.
+    ///
+    /// Products and sums are f32; on AMX tiles and a cache of bf16, queries and softmax weights are rounded to bf16 as its keys and
+    /// values were, and sums are f32.
     ///
     /// A row's result depends on the keys and values of its span alone, whatever the pages hold beside them, and neither on other
     /// rows nor on the number of threads.

@@ -130,7 +130,8 @@ impl Task<'_, '_> {
     fn run<T: Bf16Product>(mut self, tiles: T, scratch: &mut Scratch) {
         if self.rows.len() > 1 && !self.can_share(tiles) {
             // 0·NaN is NaN: each query reads its own span alone.
-            let parts = self.queries.axis_chunks_iter(Axis(0), 1).zip(self.out.axis_chunks_iter_mut(Axis(0), 1));
+            let parts =
+                self.queries.axis_chunks_iter(Axis(0), 1).zip(self.out.axis_chunks_iter_mut(Axis(0), 1));
             for ((queries, out), rows) in parts.zip(self.rows.chunks(1)) {
                 Task { queries, rows, out, ..self }.run(tiles, scratch);
             }
@@ -167,7 +168,9 @@ impl Task<'_, '_> {
             let inverse = state.inverse();
             let sums = &scratch.sums[row / MAX_MR * columns..][..columns];
             let mut out = self.out.slice_mut(s![row / self.group, row % self.group * self.size..]);
-            for (out, sum) in out.iter_mut().zip(sums.iter().flat_map(|sums| &sums.0[row % MAX_MR])).take(self.size) {
+            for (out, sum) in
+                out.iter_mut().zip(sums.iter().flat_map(|sums| &sums.0[row % MAX_MR])).take(self.size)
+            {
                 *out = sum * inverse;
             }
         }
@@ -244,14 +247,6 @@ impl Vectorized for PackQueries<'_, '_, '_> {
 
 const ZEROS: [bf16; NR] = [bf16::ZERO; NR];
 
-/// Two rows of a panel, pair by pair.
-#[inline(always)]
-fn interleave(rows: [&[bf16; NR]; 2], pairs: &mut [bf16; 2 * NR]) {
-    for (pair, (first, second)) in pairs.as_chunks_mut().0.iter_mut().zip(rows[0].iter().zip(rows[1])) {
-        *pair = [*first, *second];
-    }
-}
-
 /// Keys as the right operand of `q·kᵀ`: pairs of columns of the head, 0 beyond its size.
 struct PackKeys<'a> {
     cache: &'a Panels<'a, bf16>,
@@ -268,7 +263,7 @@ impl Vectorized for PackKeys<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call<I: Instructions>(self, _: I) {
+    fn call<I: Instructions>(self, simd: I) {
         let Self { cache, head, size, panels, streamed, fragments } = self;
         let first = panels.start;
         for (panel, fragments) in panels.zip(fragments.chunks_exact_mut(size.div_ceil(STEP))) {
@@ -276,7 +271,8 @@ impl Vectorized for PackKeys<'_> {
                 cache.prefetch_keys(head, panel * NR);
             }
             let rows = cache.key_panel(head, panel).as_chunks::<NR>().0;
-            let targets = fragments.iter_mut().flat_map(|fragment| fragment.0.as_chunks_mut::<{ 2 * NR }>().0);
+            let targets =
+                fragments.iter_mut().flat_map(|fragment| fragment.0.as_chunks_mut::<{ 2 * NR }>().0);
             for (pair, target) in targets.enumerate() {
                 let row = |index: usize| rows.get(index).unwrap_or(&ZEROS);
                 let (first, second) = (row(2 * pair), row(2 * pair + 1));
@@ -284,7 +280,7 @@ impl Vectorized for PackKeys<'_> {
                     prefetch::prefetch_behind(first.as_ptr(), NR);
                     prefetch::prefetch_behind(second.as_ptr(), NR);
                 }
-                interleave([first, second], target);
+                simd.interleave_bf16([first, second], target);
             }
         }
     }
@@ -306,12 +302,13 @@ impl Vectorized for PackValues<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call<I: Instructions>(self, _: I) {
+    fn call<I: Instructions>(self, simd: I) {
         let Self { cache, head, panels, seen, streamed, fragments } = self;
         for (column, fragments) in fragments.chunks_exact_mut(panels.len()).enumerate() {
             for (panel, fragment) in panels.clone().zip(fragments) {
                 let first = panel * NR;
-                if streamed && column == 0 && (panel == panels.start || first.is_multiple_of(PAGE_POSITIONS)) {
+                if streamed && column == 0 && (panel == panels.start || first.is_multiple_of(PAGE_POSITIONS))
+                {
                     cache.prefetch_values(head, first);
                 }
                 let rows = cache.value_panel(head, column, first..first + NR).as_chunks::<NR>().0;
@@ -321,7 +318,7 @@ impl Vectorized for PackValues<'_> {
                         prefetch::prefetch_behind(upper.as_ptr(), 2 * NR);
                     }
                     let kept = |row, at| if seen.contains(&(first + at)) { row } else { &ZEROS };
-                    interleave([kept(upper, 2 * pair), kept(lower, 2 * pair + 1)], target);
+                    simd.interleave_bf16([kept(upper, 2 * pair), kept(lower, 2 * pair + 1)], target);
                 }
             }
         }
@@ -349,7 +346,8 @@ impl Vectorized for AreFinite<'_> {
             while position < positions.end {
                 let end = positions.end.min((position / PAGE_POSITIONS + 1) * PAGE_POSITIONS);
                 for row in cache.value_panel(head, column, position..end).as_chunks::<NR>().0 {
-                    finite &= row.iter().fold(true, |all, value| all & (value.to_bits() & EXPONENT != EXPONENT));
+                    finite &=
+                        row.iter().fold(true, |all, value| all & (value.to_bits() & EXPONENT != EXPONENT));
                 }
                 position = end;
             }
@@ -402,7 +400,8 @@ impl Vectorized for Softmax<'_, '_, '_> {
                     let index = panel * NR + half * LANES;
                     let mut term = terms.of(simd, scores, index);
                     if is_edge(&seen, index) {
-                        let outside = mask(&seen, index).map(|mask| if mask == 0 { f32::NEG_INFINITY } else { 0.0 });
+                        let outside =
+                            mask(&seen, index).map(|mask| if mask == 0 { f32::NEG_INFINITY } else { 0.0 });
                         term = simd.add(simd.masked(term, &mask(&seen, index)), simd.load(&outside));
                     }
                     largest = simd.maximum(largest, term);

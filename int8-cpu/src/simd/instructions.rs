@@ -38,6 +38,14 @@ pub(crate) trait Instructions: Copy {
             self.store_bf16(value, to);
         }
     }
+    /// `to[2n + i] = rows[i][n]`.
+    #[inline(always)]
+    fn interleave_bf16(self, rows: [&[bf16; 2 * LANES]; 2], to: &mut [bf16; 4 * LANES]) {
+        let [first, second] = rows;
+        for (pair, (first, second)) in to.as_chunks_mut().0.iter_mut().zip(first.iter().zip(second)) {
+            *pair = [*first, *second];
+        }
+    }
 
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn multiply(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;

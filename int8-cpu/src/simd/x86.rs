@@ -74,6 +74,7 @@ impl Instructions for Avx512Vnni {
         load_bf16_alternating(from: &[bf16; 2 * LANES], mask: Option<&[u16; 2 * LANES]>) -> [__m512; 2];
         store_code_block_alternating(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);
         store_bf16_pair(values: [__m512; 2], to: &mut [bf16; 2 * LANES]);
+        interleave_bf16(rows: [&[bf16; 2 * LANES]; 2], to: &mut [bf16; 4 * LANES]);
     }
 }
 
@@ -87,6 +88,7 @@ impl Instructions for AmxInt8 {
         store_code_block(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);
         load_bf16_alternating(from: &[bf16; 2 * LANES], mask: Option<&[u16; 2 * LANES]>) -> [__m512; 2];
         store_code_block_alternating(codes: [__m512i; 4], offset: u8, to: &mut [i8; 4 * LANES]);
+        interleave_bf16(rows: [&[bf16; 2 * LANES]; 2], to: &mut [bf16; 4 * LANES]);
     }
     forward! { avx512bf16:
         store_bf16_pair(values: [__m512; 2], to: &mut [bf16; 2 * LANES]);
@@ -169,6 +171,19 @@ mod avx512 {
             let narrow = _mm512_permutex2var_epi16(low, upper_halves, high);
             // SAFETY: 32 elements of 16 bits.
             unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), narrow) }
+        }
+        fn interleave_bf16(rows: [&[bf16; 2 * LANES]; 2], to: &mut [bf16; 4 * LANES]) {
+            // SAFETY: 32 elements of 16 bits each.
+            let [a, b] = rows.map(|row| unsafe { _mm512_loadu_si512(row.as_ptr().cast()) });
+            // Within quarters of the registers: of each, the pairs of the lower and of the upper half.
+            let (low, high) = (_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
+            let first = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
+            let second = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
+            // SAFETY: 64 elements of 16 bits.
+            unsafe {
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), first);
+                _mm512_storeu_si512(to.as_mut_ptr().add(2 * LANES).cast(), second);
+            }
         }
         fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
         fn multiply(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
@@ -591,6 +606,11 @@ mod tests {
                 }
             }
             let k4 = ints.map(|v| v.to_le_bytes().map(u8::cast_signed));
+            let (rows, mut pairs) = (row.as_chunks().0, [bf16::ZERO; 4 * LANES]);
+            simd.interleave_bf16([&rows[0], &rows[1]], &mut pairs);
+            for (k, found) in pairs.iter().enumerate() {
+                assert_eq!(*found, rows[k % 2][k / 2], "interleaved, {k}");
+            }
             for lane in 0..4 {
                 same_ints("k4", simd.byte_of_k4(&k4, lane), plain.byte_of_k4(&k4, lane));
             }

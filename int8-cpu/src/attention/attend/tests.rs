@@ -229,6 +229,15 @@ fn kept(element: FloatType, matrix: &Array2<f32>) -> Array2<f32> {
     })
 }
 
+/// Whether the kernel rounds queries and weights to bf16 there, which `tiles::tests` bounds.
+fn rounds(kernel: Kernel, element: FloatType) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let tiles = kernel.bf16_tiles().is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    let tiles = false;
+    tiles && element == FloatType::Bf16
+}
+
 /// At the edges of vectors, panels and tiles, each type gives the bits that a cache of f32 with the rounded numbers gives.
 #[test]
 fn numbers_of_16_bits_are_widened_exactly() {
@@ -248,6 +257,9 @@ fn numbers_of_16_bits_are_widened_exactly() {
                     let (k, v) = (kept(element, &k), kept(element, &v));
                     let wide = cache_of(FloatType::F32, kv_heads, size, k.view(), v.view());
                     for kernel in Kernel::available() {
+                        if rounds(kernel, element) {
+                            continue;
+                        }
                         let attention = Attention {
                             kernel,
                             heads,
@@ -327,6 +339,9 @@ fn the_error_of_a_cache_is_its_rounding() {
         for element in FloatType::ALL {
             let cache = cache_of(element, 1, size, k.view(), v.view());
             for kernel in Kernel::available() {
+                if rounds(kernel, element) {
+                    continue;
+                }
                 let attention =
                     Attention { kernel, heads: 1, scale, softcap: None, bias: Bias::None, sinks: None };
                 let mut out = Array2::zeros((1, size));

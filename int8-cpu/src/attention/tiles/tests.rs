@@ -165,8 +165,13 @@ impl Case {
     fn pages(&self) -> (KvPages, Vec<u32>) {
         let length = self.keys.nrows();
         let count = length.div_ceil(PAGE_POSITIONS);
-        let mut pages = KvPages::new(FloatType::Bf16, 1, self.kv_heads, self.size, count + 1).expect("memory");
-        let table: Vec<u32> = (0..).take(count).map(|page: u32| page ^ 1).map(|page| page.min(u32::try_from(count).expect("few"))).collect();
+        let mut pages =
+            KvPages::new(FloatType::Bf16, 1, self.kv_heads, self.size, count + 1).expect("memory");
+        let table: Vec<u32> = (0..)
+            .take(count)
+            .map(|page: u32| page ^ 1)
+            .map(|page| page.min(u32::try_from(count).expect("few")))
+            .collect();
         (0..).take(count + 1).for_each(|page| pages.poison(page));
         pages.write(Kernel::best(), 0, &table, 0, self.keys.view(), self.values.view()).expect("it fits");
         (pages, table)
@@ -178,7 +183,13 @@ impl Case {
         self.attend_to(tiles, &pages, &table, rows)
     }
 
-    fn attend_to<T: Bf16Product>(&self, tiles: T, pages: &KvPages, table: &[u32], rows: Range<usize>) -> Array2<f32> {
+    fn attend_to<T: Bf16Product>(
+        &self,
+        tiles: T,
+        pages: &KvPages,
+        table: &[u32],
+        rows: Range<usize>,
+    ) -> Array2<f32> {
         let queries = self.queries.slice(s![rows.clone(), ..]);
         let mut out = Array2::from_elem(queries.raw_dim(), f32::NAN);
         let cache = pages.sequence(0, table);
@@ -205,12 +216,15 @@ impl Case {
                 let kv = head / (self.heads / self.kv_heads) * size;
                 let terms = |p: usize| {
                     (0..size).map(move |d| {
-                        f64::from(SCALE) * f64::from(self.queries[[m, head * size + d]]) * kept(self.keys[[p, kv + d]])
+                        f64::from(SCALE)
+                            * f64::from(self.queries[[m, head * size + d]])
+                            * kept(self.keys[[p, kv + d]])
                     })
                 };
                 let score = |p: usize| {
                     let dot: f64 = terms(p).sum();
-                    let capped = self.softcap.map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
+                    let capped =
+                        self.softcap.map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh());
                     let slope = self.slopes.as_ref().map_or(0.0, |slopes| f64::from(slopes[head]));
                     let distance = convert::count(p) - convert::count(*position);
                     let table = self.distances.as_ref().map_or(0.0, |table| {
@@ -275,7 +289,11 @@ fn attention_is_its_formula_up_to_the_rounding() {
         cases.push(Case { softcap: Some(0.7), ..Case::new(random, shape, causal(0, 30, ALL)) });
         let slopes = || Some(vec![0.5, 0.25, 0.125, 0.0625]);
         cases.push(Case { slopes: slopes(), ..Case::new(random, shape, causal(250, 30, ALL)) });
-        cases.push(Case { slopes: slopes(), softcap: Some(2.0), ..Case::new(random, shape, causal(40, 1, 20)) });
+        cases.push(Case {
+            slopes: slopes(),
+            softcap: Some(2.0),
+            ..Case::new(random, shape, causal(40, 1, 20))
+        });
         let distances = Some(random.matrix(4, 21, 1.0));
         cases.push(Case { distances, ..Case::new(random, shape, full(50, 50)) });
         let sinks = Some(vec![0.5, -3.0, 9.0, f32::NEG_INFINITY]);
