@@ -1,5 +1,5 @@
-//! Attention over a KV cache in pages, in f32 arithmetic or, to a cache of bf16 on AMX tiles, in bf16 with sums in f32: causal or over whole sequences, with grouped queries, position biases,
-//! windows and soft caps.
+//! Attention over a KV cache in pages, in f32 arithmetic or, to a cache of bf16 on AMX tiles, in bf16 with sums in f32: causal or over
+//! whole sequences, with grouped queries, position biases, windows and soft caps.
 
 mod attend;
 mod kv_pages;

@@ -159,7 +159,7 @@ impl Task<'_, '_> {
             let fragments = &mut scratch.keys[..];
             tiles.vectorize(PackKeys { cache, head, size, panels: panels.clone(), streamed, fragments });
             let (seen, fragments) = (&seen, &mut scratch.values[..]);
-            tiles.vectorize(PackValues { cache, head, panels: panels.clone(), seen, streamed, fragments });
+            tiles.vectorize(PackValues { cache, head, panels: panels.clone(), seen, fragments });
             for tile in 0..tile_count {
                 self.tile(tiles, scratch, tile, &panels);
             }
@@ -171,7 +171,8 @@ impl Task<'_, '_> {
             for (out, sum) in
                 out.iter_mut().zip(sums.iter().flat_map(|sums| &sums.0[row % MAX_MR])).take(self.size)
             {
-                *out = sum * inverse;
+                // +0 also for −0, which a sum flushed to 0 is or is not by the number of products after it.
+                *out = sum * inverse + 0.0;
             }
         }
     }
@@ -253,7 +254,7 @@ struct PackKeys<'a> {
     head: usize,
     size: usize,
     panels: Range<usize>,
-    /// No other task reads the keys soon: they come from memory.
+    /// No other task reads the keys: they and the values come from memory.
     streamed: bool,
     /// `[panels, steps]`.
     fragments: &'a mut [Fragment],
@@ -265,10 +266,20 @@ impl Vectorized for PackKeys<'_> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         let Self { cache, head, size, panels, streamed, fragments } = self;
-        let first = panels.start;
+        let (first, end) = (panels.start, panels.end);
         for (panel, fragments) in panels.zip(fragments.chunks_exact_mut(size.div_ceil(STEP))) {
-            if streamed && (panel == first || (panel * NR).is_multiple_of(PAGE_POSITIONS)) {
-                cache.prefetch_keys(head, panel * NR);
+            if streamed {
+                let (position, next) = (panel * NR, (panel + 1) * NR);
+                if panel == first {
+                    cache.prefetch_keys(head, position);
+                }
+                if panel + 1 < end && next.is_multiple_of(PAGE_POSITIONS) {
+                    cache.prefetch_keys(head, next);
+                }
+                // They are packed when all keys of the block are.
+                if panel == first || position.is_multiple_of(PAGE_POSITIONS) {
+                    cache.prefetch_values(head, position);
+                }
             }
             let rows = cache.key_panel(head, panel).as_chunks::<NR>().0;
             let targets =
@@ -292,8 +303,6 @@ struct PackValues<'a> {
     head: usize,
     panels: Range<usize>,
     seen: &'a Range<usize>,
-    /// As of [`PackKeys`].
-    streamed: bool,
     /// `[panels of columns, panels]`.
     fragments: &'a mut [Fragment],
 }
@@ -303,20 +312,13 @@ impl Vectorized for PackValues<'_> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
-        let Self { cache, head, panels, seen, streamed, fragments } = self;
+        let Self { cache, head, panels, seen, fragments } = self;
         for (column, fragments) in fragments.chunks_exact_mut(panels.len()).enumerate() {
             for (panel, fragment) in panels.clone().zip(fragments) {
                 let first = panel * NR;
-                if streamed && column == 0 && (panel == panels.start || first.is_multiple_of(PAGE_POSITIONS))
-                {
-                    cache.prefetch_values(head, first);
-                }
                 let rows = cache.value_panel(head, column, first..first + NR).as_chunks::<NR>().0;
                 let pairs = rows.as_chunks::<2>().0.iter().zip(fragment.0.as_chunks_mut::<{ 2 * NR }>().0);
                 for (pair, ([upper, lower], target)) in pairs.enumerate() {
-                    if streamed {
-                        prefetch::prefetch_behind(upper.as_ptr(), 2 * NR);
-                    }
                     let kept = |row, at| if seen.contains(&(first + at)) { row } else { &ZEROS };
                     simd.interleave_bf16([kept(upper, 2 * pair), kept(lower, 2 * pair + 1)], target);
                 }

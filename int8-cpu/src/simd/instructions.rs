@@ -39,6 +39,7 @@ pub(crate) trait Instructions: Copy {
         }
     }
     /// `to[2n + i] = rows[i][n]`.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without tiles of bf16"))]
     #[inline(always)]
     fn interleave_bf16(self, rows: [&[bf16; 2 * LANES]; 2], to: &mut [bf16; 4 * LANES]) {
         let [first, second] = rows;
