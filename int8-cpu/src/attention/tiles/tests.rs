@@ -319,14 +319,26 @@ fn rows_do_not_depend_on_others_or_on_threads() {
     fn check<T: Bf16Product>(tiles: T) {
         let random = &mut Random::new(53);
         for (shape, window) in [([6, 2, 40], ALL), ([2, 2, 64], 200), ([3, 1, 32], 1)] {
-            let case = Case::new(random, shape, causal(0, 300, window));
+            let case = Case::new(random, shape, causal(0, 420, window));
             let on = |threads: usize, rows: Range<usize>| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
                 pool.install(|| case.attend(tiles, rows))
             };
-            let all = on(1, 0..300);
-            assert_eq!(on(3, 0..300), all);
-            for rows in [0..1, 31..32, 32..33, 255..256, 256..257, 299..300, 5..45, 100..133, 250..300] {
+            let all = on(1, 0..420);
+            assert_eq!(on(3, 0..420), all);
+            for rows in [
+                0..1,
+                31..32,
+                32..33,
+                255..256,
+                256..257,
+                330..331,
+                350..351,
+                383..384,
+                5..45,
+                100..133,
+                370..420,
+            ] {
                 assert_eq!(on(2, rows.clone()), all.slice(s![rows.clone(), ..]), "{shape:?} rows {rows:?}");
             }
         }
