@@ -340,21 +340,23 @@ impl Vectorized for AreFinite<'_> {
 
     #[inline(always)]
     fn call<I: Instructions>(self, _: I) -> bool {
-        const EXPONENT: u16 = 0x7F80;
+        const INFINITY: u16 = 0x7F80;
         let Self { cache, head, size, positions } = self;
-        let mut finite = true;
+        // The bits of magnitudes, lane by lane: they order as the numbers do, with NaN last.
+        let mut largest = [0; NR];
         for column in 0..size.div_ceil(NR) {
             let mut position = positions.start;
             while position < positions.end {
                 let end = positions.end.min((position / PAGE_POSITIONS + 1) * PAGE_POSITIONS);
                 for row in cache.value_panel(head, column, position..end).as_chunks::<NR>().0 {
-                    finite &=
-                        row.iter().fold(true, |all, value| all & (value.to_bits() & EXPONENT != EXPONENT));
+                    for (largest, value) in largest.iter_mut().zip(row) {
+                        *largest = (*largest).max(value.to_bits() & 0x7FFF);
+                    }
                 }
                 position = end;
             }
         }
-        finite
+        largest.iter().all(|bits| *bits < INFINITY)
     }
 }
 
@@ -420,11 +422,15 @@ impl Vectorized for Softmax<'_, '_, '_> {
             let mut sum = simd.splat(0.0);
             for panel in panels {
                 let (vectors, _) = scores[panel].0[row].as_chunks::<LANES>();
-                let powers = std::array::from_fn(|half| {
-                    let power = exp(simd, simd.add(simd.load(&vectors[half]), simd.splat(-shift)));
+                // No closure: it would be compiled without the instruction set.
+                let mut powers = [simd.splat(0.0); NR / LANES];
+                for (half, (power, scores)) in powers.iter_mut().zip(vectors).enumerate() {
+                    *power = exp(simd, simd.add(simd.load(scores), simd.splat(-shift)));
                     let index = panel * NR + half * LANES;
-                    if is_edge(&seen, index) { simd.masked(power, &mask(&seen, index)) } else { power }
-                });
+                    if is_edge(&seen, index) {
+                        *power = simd.masked(*power, &mask(&seen, index));
+                    }
+                }
                 let weights = row_of(&mut weights[panel], row);
                 simd.store_bf16_pair(powers, weights);
                 for weights in weights.as_chunks().0 {
