@@ -1,13 +1,14 @@
 """Times `int8` on a CPU against llama.cpp (Q8_0), OpenVINO GenAI (int8 weights) and CTranslate2 (int8): one model, one script, in turns.
 
     python3 tools/bench_peers.py setup DIR --model HF_FOLDER
-    python3 tools/bench_peers.py run DIR --model HF_FOLDER --int8 target/release/int8 [--json FILE] [--rounds 5]
+    python3 tools/bench_peers.py run DIR --model HF_FOLDER --int8 target/release/int8 [--json FILE] [--rounds 5] [--only NAME,...]
 
 `setup` makes a virtual environment under DIR with pinned peers, builds llama.cpp's tools from llama-cpp-python's source distribution, and
 converts the model for each; `run` quantises it for ours at the first time. Needs a C++ compiler, git and some 6 GB. `run` starts every sample as a process of its own: a row is a length of prompt and a number of sequences;
 it reads that many random prompts and then decodes 64 tokens of each. Contestants take turns in each round. A sample during which other programs used more than 3 % of the
 processors is dropped and repeated. llama.cpp runs with and without flash attention, and its better median counts in each row. Load is the time of a process from start to its
-first token, memory its most resident bytes, both with a prompt of 32 tokens; Python peers' loads count from before their import. Printed are medians, and ours over the best peer.
+first token, memory its most resident bytes, both with a prompt of 32 tokens; Python peers' loads count from before their import. Printed are medians, and ours over the best peer;
+the file of `--json` is written anew after each row. On a machine of many processors, `taskset -c 0,1 python3 …` gives all contestants the same two.
 """
 
 import argparse
@@ -27,7 +28,7 @@ PACKAGES = [
 ]
 NEW = 64
 # Tokens of the prompt, sequences.
-ROWS = [(32, 1), (512, 1), (2048, 1), (32, 4), (32, 8), (32, 16)]
+ROWS = [(32, 1), (512, 1), (2048, 1), (8128, 1), (32, 4), (32, 8), (32, 16)]
 MOST_OTHER = 0.03
 
 
@@ -184,50 +185,68 @@ def undisturbed(command, tries=5):
 def run(arguments):
     if not (arguments.place / "int8").exists():
         shell(arguments.int8, "quantize", arguments.model, arguments.place / "int8", "-q")
-    contestants = {
-        "int8": ours(arguments, []),
-        "int8 --int8-head": ours(arguments, ["--int8-head"]),
+    arguments.settings = {"int8": [], "int8 --float-head": ["--float-head"], "int8 --preset best-rows": ["--preset", "best-rows"], "int8 --preset best": ["--preset", "best"]}
+    contestants = {name: ours(arguments, extra) for name, extra in arguments.settings.items()} | {
         "llama.cpp -fa on": llama(arguments, "on"),
         "llama.cpp -fa off": llama(arguments, "off"),
         "OpenVINO": python_peer(arguments, "openvino"),
         "CTranslate2": python_peer(arguments, "ctranslate2"),
     }
+    if arguments.only:
+        unknown = set(arguments.only) - set(contestants)
+        if unknown:
+            sys.exit(f"no contestants of these names: {', '.join(sorted(unknown))}; there are: {', '.join(contestants)}")
+        contestants = {name: contestants[name] for name in contestants if name in arguments.only}
     rates = {}
+    keep = lambda row, name, value: rates.setdefault(row, {}).setdefault(name, []).append(value)
     for turn in range(arguments.rounds):
         for prompt, sequences in arguments.rows:
             for name, (command, read) in contestants.items():
                 text, *_ = undisturbed(command(prompt, sequences, NEW))
                 prompts, decode = read(text, sequences)
-                rates.setdefault((prompt, sequences, "prompt"), {}).setdefault(name, []).append(prompts)
-                rates.setdefault((prompt, sequences, "decode"), {}).setdefault(name, []).append(decode)
+                keep((prompt, sequences, "prompt"), name, prompts)
+                keep((prompt, sequences, "decode"), name, decode)
+            write(arguments, rates)
         for name, (command, _) in contestants.items():
             line = [arguments.int8, "run", arguments.place / "int8", "-p", " the" * 32, "-n", "1", "-q", "--device", "cpu"] if name.startswith("int8") else command(32, 1, 1)
-            if name == "int8 --int8-head":
-                line.append("--int8-head")
+            line += arguments.settings.get(name, [])
             _, seconds, resident, _ = undisturbed(line)
-            rates.setdefault((32, 1, "load"), {}).setdefault(name, []).append(1 / seconds)
-            rates.setdefault((32, 1, "memory"), {}).setdefault(name, []).append(1 / resident)
+            keep((32, 1, "load"), name, 1 / seconds)
+            keep((32, 1, "memory"), name, 1 / resident)
+        write(arguments, rates)
         print(f"round {turn + 1} of {arguments.rounds}", file=sys.stderr)
-    report(arguments, {row: {name: statistics.median(values) for name, values in found.items()} for row, found in rates.items()})
+    table(rates)
 
 
 UNIT = {"prompt": "tokens/s", "decode": "tokens/s", "load": "s", "memory": "MiB"}
 
 
-def report(arguments, rows):
+def medians(rates):
     """All values are rates: larger is better, also of load and memory."""
-    names = list(next(iter(rows.values())))
-    print("| row | sequences | | " + " | ".join(names) + " | ours over the best peer |\n|" + "---|" * (len(names) + 4))
-    out = []
-    for (prompt, sequences, what), found in rows.items():
+    for (prompt, sequences, what), found in rates.items():
+        found = {name: statistics.median(values) for name, values in found.items()}
+        own = next(iter(found.values()))
         peers = [value for name, value in found.items() if not name.startswith("int8")]
         shown = {"load": lambda v: f"{1 / v:.2f}", "memory": lambda v: f"{1 / v / 2**20:.0f}"}.get(what, lambda v: f"{v:.1f}")
-        ratio = found["int8"] / max(peers)
-        place = prompt if what == "prompt" else f"after {prompt}" if what == "decode" else "first token"
-        print(f"| {what} {place} | {sequences} | {UNIT[what]} | " + " | ".join(shown(found[name]) for name in names) + f" | {ratio:.2f} |")
-        out.append({"prompt": prompt, "sequences": sequences, "what": what, "values": {name: float(shown(value)) for name, value in found.items()}, "over_best_peer": round(ratio, 3)})
+        yield prompt, sequences, what, {name: shown(value) for name, value in found.items()}, own / max(peers) if peers else None
+
+
+def write(arguments, rates):
+    rows = [
+        {"prompt": prompt, "sequences": sequences, "what": what, "samples": len(next(iter(rates[prompt, sequences, what].values()))),
+         "values": {name: float(value) for name, value in found.items()}, "over_best_peer": ratio and round(ratio, 3)}
+        for prompt, sequences, what, found, ratio in medians(rates)
+    ]
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rounds": arguments.rounds, "threads": arguments.threads, "new_tokens": NEW, "rows": out}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({"threads": arguments.threads, "new_tokens": NEW, "rows": rows}, indent=1) + "\n")
+
+
+def table(rates):
+    names = list(next(iter(rates.values())))
+    print("| row | sequences | | " + " | ".join(names) + " | ours over the best peer |\n|" + "---|" * (len(names) + 4))
+    for prompt, sequences, what, found, ratio in medians(rates):
+        place = prompt if what == "prompt" else f"after {prompt}" if what == "decode" else "first token"
+        print(f"| {what} {place} | {sequences} | {UNIT[what]} | " + " | ".join(found[name] for name in names) + f" | {'' if ratio is None else f'{ratio:.2f}'} |")
 
 
 def main():
@@ -243,6 +262,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=lambda text: [tuple(map(int, row.split("x"))) for row in text.split(",")], default=ROWS, help="PROMPTxSEQUENCES,... (default: %(default)s)")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="contestants, for example int8,OpenVINO (default: all)")
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
     if arguments.task == "setup":

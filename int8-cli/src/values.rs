@@ -130,7 +130,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 mod tests {
     use std::ffi::OsStr;
 
-    use int8_core::{FloatType, Scheme};
+    use int8_core::{KvType, Scheme};
 
     use super::*;
 
@@ -161,9 +161,9 @@ mod tests {
             assert_eq!(found.ok(), Some(scheme));
         }
         assert!(named::<Scheme>().parse_ref(&command, None, OsStr::new("int4")).is_err());
-        let parse = |text: &str| or_auto::<FloatType>("").parse_ref(&command, None, OsStr::new(text)).ok();
+        let parse = |text: &str| or_auto::<KvType>("").parse_ref(&command, None, OsStr::new(text)).ok();
         assert_eq!(parse("auto"), Some(OrAuto::Auto));
-        assert_eq!(parse("bf16").and_then(OrAuto::given), Some(FloatType::Bf16));
+        assert_eq!(parse("bf16").and_then(OrAuto::given), Some(KvType::Bf16));
         assert_eq!(parse("BF16"), None);
     }
 }

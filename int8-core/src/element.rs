@@ -48,6 +48,67 @@ impl std::fmt::Display for FloatType {
     }
 }
 
+/// The type in which a KV cache keeps keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// 32-bit.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// int8 codes with one f32 scale for the key and one for the value of each position and head:
+    /// `q = round(x·127/s)`, `s = max |x|`.
+    Int8,
+}
+
+impl KvType {
+    /// All, widest first.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Int8];
+
+    /// `f32`, `f16`, `bf16`, `int8`.
+    pub const fn name(self) -> &'static str {
+        match self.float() {
+            Some(float) => float.name(),
+            None => "int8",
+        }
+    }
+
+    /// The floating-point type, of one that is such.
+    pub const fn float(self) -> Option<FloatType> {
+        match self {
+            Self::F32 => Some(FloatType::F32),
+            Self::F16 => Some(FloatType::F16),
+            Self::Bf16 => Some(FloatType::Bf16),
+            Self::Int8 => None,
+        }
+    }
+
+    /// Bytes of a key or a value of `size` numbers, its scale included.
+    pub const fn bytes_of(self, size: usize) -> usize {
+        match self.float() {
+            Some(float) => size * float.bytes(),
+            None => size + size_of::<f32>(),
+        }
+    }
+}
+
+impl From<FloatType> for KvType {
+    fn from(float: FloatType) -> Self {
+        match float {
+            FloatType::F32 => Self::F32,
+            FloatType::F16 => Self::F16,
+            FloatType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl std::fmt::Display for KvType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A slice whose element type is known at run time.
 #[derive(Debug, Clone, Copy)]
 pub enum FloatSlice<'a> {

@@ -61,7 +61,7 @@ pub struct Readme;
 pub use {half, ndarray};
 
 pub use activations::QuantizedActivations;
-pub use element::{Element, FloatSlice, FloatType};
+pub use element::{Element, FloatSlice, FloatType, KvType};
 pub use error::Error;
 pub use linear::{LinearOutput, Weight, input_gradient, linear, linear_quantized};
 pub use named::Named;

@@ -1,6 +1,6 @@
 //! Keys of settings, as command lines and reports write them.
 
-use crate::{FloatType, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme, scheme};
+use crate::{FloatType, KvType, OutlierGranularity, OutlierRule, RowMaximum, RowStatistic, Scheme, scheme};
 
 /// A setting that is one of a few values, each with a key.
 ///
@@ -126,6 +126,23 @@ impl Named for FloatType {
             Self::F32 => "32-bit",
             Self::F16 => "IEEE half precision, magnitudes up to 65504",
             Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+impl Named for KvType {
+    const VALUES: &'static [Self] = &Self::ALL;
+
+    fn key(self) -> &'static str {
+        self.name()
+    }
+
+    fn meaning(self) -> &'static str {
+        match self {
+            Self::F32 => FloatType::F32.meaning(),
+            Self::F16 => FloatType::F16.meaning(),
+            Self::Bf16 => FloatType::Bf16.meaning(),
+            Self::Int8 => "Codes with a scale for each key and value: half the memory of 16 bits; on a CPU",
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use int8_core::FloatType;
+use int8_core::KvType;
 use int8_core::corpus::Random;
 use int8_cpu::Kernel;
 use int8_cpu::attention::{Attention, Bias, KvPages, PAGE_POSITIONS, Query};
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let table: Vec<u32> = (0..).take(pages).collect();
 
     let mut contestants = Vec::new();
-    for element in FloatType::ALL {
+    for element in KvType::ALL {
         let mut cache = KvPages::new(element, 1, kv_heads, size, pages)?;
         cache.write(Kernel::best(), 0, &table, 0, keys.view(), values.view())?;
         let cache = std::rc::Rc::new(cache);

@@ -10,10 +10,9 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use half::{bf16, f16};
 use memmap2::MmapMut;
 
-use crate::buffer::{Buffer, LINE, Line};
+use crate::buffer::{Buffer, LINE, Line, Plain};
 
 /// A huge page of x86-64, and of AArch64 with pages of 4 KiB.
 const HUGE_PAGE: usize = 2 << 20;
@@ -23,24 +22,6 @@ const REGION: usize = 32 << 20;
 
 /// Slices below this gain nothing.
 const SMALL: usize = 64 << 10;
-
-/// Numbers without padding that are valid, and zero, as all bits zero.
-///
-/// # Safety
-/// Both must be true of the type, and it needs no more than the alignment of a cache line.
-unsafe trait Plain: Copy {}
-// SAFETY: integers and IEEE floats, as are those below.
-unsafe impl Plain for i8 {}
-// SAFETY: see above.
-unsafe impl Plain for i32 {}
-// SAFETY: see above.
-unsafe impl Plain for u64 {}
-// SAFETY: see above.
-unsafe impl Plain for f32 {}
-// SAFETY: `half` declares it a transparent u16.
-unsafe impl Plain for f16 {}
-// SAFETY: `half` declares it a transparent u16.
-unsafe impl Plain for bf16 {}
 
 /// A slice of `i8`, `i32`, `u64`, `f16`, `bf16` or `f32` that begins on a cache line, in memory with huge pages where the system has
 /// them: for weights, and for results.
@@ -222,6 +203,8 @@ impl Region {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
 
     /// Sizes below, at and above those that take a region of their own.

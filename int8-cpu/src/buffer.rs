@@ -1,6 +1,6 @@
 //! Memory that starts on a cache line, so that no vector load of a panel row crosses one.
 
-use int8_core::Element;
+use half::{bf16, f16};
 
 /// One cache line. Its size is that of a zmm register and of an AMX tile row.
 #[derive(Clone, Copy)]
@@ -9,6 +9,24 @@ pub(crate) struct Line([u8; LINE]);
 
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
+
+/// Numbers without padding that are valid, and zero, as all bits zero.
+///
+/// # Safety
+/// Both must be true of the type, and it needs no more than the alignment of a cache line.
+pub(crate) unsafe trait Plain: Copy {}
+// SAFETY: integers and IEEE floats, as are those below.
+unsafe impl Plain for i8 {}
+// SAFETY: see above.
+unsafe impl Plain for i32 {}
+// SAFETY: see above.
+unsafe impl Plain for u64 {}
+// SAFETY: see above.
+unsafe impl Plain for f32 {}
+// SAFETY: `half` declares it a transparent u16.
+unsafe impl Plain for f16 {}
+// SAFETY: `half` declares it a transparent u16.
+unsafe impl Plain for bf16 {}
 
 /// A zero-initialised byte buffer whose first byte is 64-byte aligned.
 #[derive(Clone, Default)]
@@ -61,18 +79,18 @@ impl Buffer {
         self.elements_mut()
     }
 
-    /// All bytes, as numbers of one of the three types.
-    pub(crate) fn elements<T: Element>(&self) -> &[T] {
+    /// All bytes, as numbers of a type.
+    pub(crate) fn elements<T: Plain>(&self) -> &[T] {
         let count = self.lines.len() * (LINE / size_of::<T>());
         // SAFETY: as in `elements_mut`; the borrow of `self` is shared.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), count) }
     }
 
-    /// All bytes, as numbers of one of the three types.
-    pub(crate) fn elements_mut<T: Element>(&mut self) -> &mut [T] {
+    /// All bytes, as numbers of a type.
+    pub(crate) fn elements_mut<T: Plain>(&mut self) -> &mut [T] {
         let count = self.lines.len() * (LINE / size_of::<T>());
-        // SAFETY: 64-byte aligned initialised bytes, whole numbers of elements of 2 or 4 bytes; `Element` is sealed over f32,
-        // f16 and bf16, which have no invalid pattern.
+        // SAFETY: 64-byte aligned initialised bytes, whole numbers of elements, of which `Plain` has no invalid
+        // pattern.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), count) }
     }
 }

@@ -4,7 +4,7 @@
 use half::{bf16, f16};
 use int8_core::bound::{Arithmetic, compare};
 use int8_core::corpus::Random;
-use int8_core::{Config, Element, Encoding, FloatType, Granularity, OutlierGranularity, Scheme, Weight};
+use int8_core::{Config, Element, Encoding, Granularity, KvType, OutlierGranularity, Scheme, Weight};
 use int8_cpu::attention::{Attention, Bias, KvPages, Query};
 use int8_cpu::float::{self, Function};
 use int8_cpu::{
@@ -107,7 +107,7 @@ fn what_surrounds_the_layers_stays_inside_its_operands() {
         float::product(kernel, x.view(), w.view(), None, Store::Overwrite, target).expect("a product");
         assert!(y.column(0).iter().chain(y.column(6)).all(|v| *v == 0.0));
 
-        for element in FloatType::ALL {
+        for element in KvType::ALL {
             let mut cache = KvPages::new(element, 1, 1, 3, 2).expect("memory");
             let (kv, table) = (random.matrix(40, 6, 1.0), [1]);
             cache.write(kernel, 0, &table, 0, kv.slice(s![.., ..3]), kv.slice(s![.., 3..])).expect("it fits");

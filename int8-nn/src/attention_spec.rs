@@ -1,6 +1,6 @@
 //! What attention is told about the blocks of a model.
 
-use crate::backend::{AttentionSpec, Backend, DistanceBias, FloatType, LayerAttention, Mask};
+use crate::backend::{AttentionSpec, Backend, DistanceBias, KvType, LayerAttention, Mask};
 use crate::block::Block;
 use crate::config::DecoderConfig;
 use crate::convert;
@@ -49,7 +49,7 @@ pub(crate) fn attention_spec(config: &DecoderConfig, layers: usize, mask: Mask) 
         scale: convert::f32_from(1.0 / divisor.sqrt()),
         softcap: config.attention_softcap,
         bias: None,
-        kv_cache: FloatType::F32,
+        kv_cache: KvType::F32,
         transient: false,
     }
 }

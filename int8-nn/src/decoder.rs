@@ -7,7 +7,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::attention_spec::attention_spec;
 use crate::backend::{
-    AttentionSpec, Backend, CacheCapacity, DistanceBias, Feature, FloatType, Input, LinearStatistics, Mask,
+    AttentionSpec, Backend, CacheCapacity, DistanceBias, Feature, Input, KvType, LinearStatistics, Mask,
     Observer, Output,
 };
 use crate::block::{self, Block, Loader, StreamEnds};
@@ -52,7 +52,7 @@ pub struct Decoder<B: Backend> {
     /// Whether the head's weights are the embedding's and take no memory of their own.
     head_is_shared: bool,
     bias: Option<DistanceBias>,
-    kv_cache_type: FloatType,
+    kv_cache_type: KvType,
     /// Weights of the blocks' linear layers, without biases.
     linear_weights: usize,
 }
@@ -272,7 +272,7 @@ impl<B: Backend> Decoder<B> {
 
         let name = format!("{token_embedding}.weight");
         let tokens = RowTable::stored(checkpoint, &name, [config.vocab_size, config.embedding_size])?;
-        let kv_cache_type = tokens.matrix()?.float_type();
+        let kv_cache_type = tokens.matrix()?.float_type().into();
         let embedding = backend.embedding(&tokens)?;
         let positions = position_table::load(&loader, names.position_embedding)?;
         let head_site = Site::outside(LinearRole::Head);
@@ -416,7 +416,7 @@ impl<B: Backend> Decoder<B> {
 
     /// The KV cache type of generated texts unless another is given: the type of the checkpoint's embedding, which no
     /// quantisation touches. transformers uses the same where it computes in the checkpoint's type.
-    pub fn kv_cache_type(&self) -> FloatType {
+    pub fn kv_cache_type(&self) -> KvType {
         self.kv_cache_type
     }
 
@@ -435,7 +435,7 @@ impl<B: Backend> Decoder<B> {
     pub(crate) fn cache(
         &self,
         stage: &Stage<B>,
-        kv_cache: FloatType,
+        kv_cache: KvType,
         capacity: CacheCapacity,
     ) -> Result<B::Cache, Error> {
         let mut spec = attention_spec(&self.config, self.config.layers, Mask::Causal);
@@ -450,7 +450,7 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// A KV cache for the blocks' cross-attention to one source text of `positions` tokens.
-    pub(crate) fn cross_cache(&self, kv_cache: FloatType, positions: usize) -> Result<B::Cache, Error> {
+    pub(crate) fn cross_cache(&self, kv_cache: KvType, positions: usize) -> Result<B::Cache, Error> {
         let spec = attention_spec(&self.config, self.config.layers, Mask::Full);
         let capacity = CacheCapacity { sequences: 1, max_positions: positions, total_positions: None };
         let mut cache = self.backend().cache(&AttentionSpec { kv_cache, ..spec }, capacity)?;

@@ -108,12 +108,14 @@ impl ExactColumnCache {
 
     fn read(&self, weight: &PackedWeight, columns: &[usize]) -> Result<Vec<ExactColumn>, Error> {
         match &self.origin {
-            Origin::Checkpoint { source, row_scales: None } => {
-                Ok(source.exact_columns(columns)?.unwrap_or_default())
-            }
-            Origin::Checkpoint { source, row_scales: Some(scales) } => {
+            Origin::Checkpoint { source, row_scales } => {
                 let stored = source.exact_columns(columns)?.unwrap_or_default();
-                Ok(stored.iter().map(|column| rounded(column, scales)).collect())
+                // A column has an element in nearly every page of the weight.
+                source.release();
+                Ok(match row_scales {
+                    None => stored,
+                    Some(scales) => stored.iter().map(|column| rounded(column, scales)).collect(),
+                })
             }
             Origin::Codes => {
                 let quantized = weight.to_quantized()?;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::backend::{Backend, FloatType, RowSelection};
+use crate::backend::{Backend, KvType, RowSelection};
 use crate::constraint::TokenConstraint;
 use crate::generation::LogitRules;
 use crate::model::Model;
@@ -29,7 +29,7 @@ pub struct GenerateOptions {
     /// The form of the text; it ends as soon as it is complete.
     pub constraint: Option<Box<dyn TokenConstraint>>,
     /// KV cache type; `None` for [the type of the checkpoint](crate::decoder::Decoder::kv_cache_type).
-    pub kv_cache: Option<FloatType>,
+    pub kv_cache: Option<KvType>,
 }
 
 impl Default for GenerateOptions {
@@ -72,7 +72,7 @@ pub struct Generation {
     /// Time for all tokens after the first.
     pub decode: Duration,
     /// KV cache type.
-    pub kv_cache: FloatType,
+    pub kv_cache: KvType,
     /// Bytes of the pages that held keys and values at the end, cross-attention included.
     pub kv_cache_bytes: usize,
 }

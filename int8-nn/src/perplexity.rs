@@ -3,7 +3,7 @@
 use int8_cpu::{Kernel, float};
 use rayon::prelude::*;
 
-use crate::backend::{Backend, FloatType, RowSelection};
+use crate::backend::{Backend, KvType, RowSelection};
 use crate::model::Model;
 use crate::sampler::Sampler;
 use crate::session::SessionOptions;
@@ -21,7 +21,7 @@ pub struct PerplexityOptions {
     pub windows: Option<usize>,
     /// Type that keys and values are rounded to before attention reads them; f32 unless the effect of the cache's type is to be
     /// measured. The same whether a text comes at once or token by token.
-    pub kv_cache: FloatType,
+    pub kv_cache: KvType,
 }
 
 /// The perplexity of a text.

@@ -5,8 +5,8 @@ use std::sync::{Arc, MutexGuard};
 
 use crate::Error;
 use crate::backend::{
-    ActivationRole, Backend, BatchCapacity, CacheCapacity, FloatType, GraphKey, PageTables, Phase,
-    RowSelection, Segment,
+    ActivationRole, Backend, BatchCapacity, CacheCapacity, GraphKey, KvType, PageTables, Phase, RowSelection,
+    Segment,
 };
 use crate::block::{self, Context};
 use crate::decoder::Decoder;
@@ -18,7 +18,7 @@ use crate::scratch::Scratch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionOptions {
     /// The type that keys and values are rounded to.
-    pub kv_cache: FloatType,
+    pub kv_cache: KvType,
     /// Sequences.
     pub sequences: usize,
     /// Most tokens of one sequence.
@@ -35,7 +35,7 @@ impl SessionOptions {
     /// One sequence of `tokens` tokens in one forward, with logits of all of them; keys and values in f32.
     pub fn text(tokens: usize) -> Self {
         Self {
-            kv_cache: FloatType::F32,
+            kv_cache: KvType::F32,
             sequences: 1,
             max_positions: tokens,
             max_rows: tokens,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use int8_core::metrics::relative_l2;
-use int8_core::{Config, FloatType, OutlierGranularity, Scheme};
+use int8_core::{Config, FloatType, KvType, OutlierGranularity, Scheme};
 use int8_nn::backend::cpu::CpuBackend;
 use int8_nn::backend::cuda::CudaBackend;
 use int8_nn::backend::{Backend, RowSelection};
@@ -68,7 +68,7 @@ fn logits<B: Backend>(model: &Model<B>, texts: &[Vec<u32>]) -> Result<Vec<f32>, 
 }
 
 fn greedy<B: Backend>(model: &Model<B>, prompt: &[u32], count: usize) -> Result<Vec<u32>, Error> {
-    let options = GenerateOptions { kv_cache: Some(FloatType::F32), ..exactly(count) };
+    let options = GenerateOptions { kv_cache: Some(KvType::F32), ..exactly(count) };
     Ok(model.generate_ids(prompt, &options, |_| ControlFlow::Continue(()))?.ids)
 }
 
@@ -392,7 +392,7 @@ fn the_cpu_and_the_gpu_draw_the_same_tokens() {
     let Some(folder) = shared("models/demo-opt") else { return };
     let Some(backend) = backend(FloatType::F32) else { return };
     let sampling = Sampling::Random { temperature: 0.8, top_k: Some(40), top_p: Some(0.9), seed: 5 };
-    let options = GenerateOptions { sampling, kv_cache: Some(FloatType::F32), ..exactly(40) };
+    let options = GenerateOptions { sampling, kv_cache: Some(KvType::F32), ..exactly(40) };
     let prompt = [2, 100, 200, 300];
     let on_cpu = cpu(&folder, Precision::Float).expect("a model");
     let on_cpu = on_cpu.generate_ids(&prompt, &options, |_| ControlFlow::Continue(())).expect("a text");

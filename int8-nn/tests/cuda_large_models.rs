@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use int8_core::metrics::relative_l2;
-use int8_core::{Config, FloatType, OutlierGranularity, Scheme};
+use int8_core::{Config, FloatType, KvType, OutlierGranularity, Scheme};
 use int8_nn::backend::Backend;
 use int8_nn::backend::cuda::CudaBackend;
 use int8_nn::backend::parallel::TensorParallel;
@@ -55,7 +55,7 @@ fn logits<B: Backend>(model: &Model<B>, texts: &[Vec<u32>]) -> Vec<f32> {
 }
 
 fn greedy<B: Backend>(model: &Model<B>, prompt: &[u32], count: usize) -> Vec<u32> {
-    let options = GenerateOptions { kv_cache: Some(FloatType::F32), ..exactly(count) };
+    let options = GenerateOptions { kv_cache: Some(KvType::F32), ..exactly(count) };
     model.generate_ids(prompt, &options, |_| ControlFlow::Continue(())).expect("a continuation").ids
 }
 

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use int8_core::metrics::relative_l2;
-use int8_nn::backend::FloatType;
+use int8_nn::backend::KvType;
 use int8_nn::{GenerateOptions, LogitRules, Model, PerplexityOptions, Sampling};
 use serde_json::{Value, json};
 
@@ -106,7 +106,7 @@ fn sampled_texts_are_likely_and_repeatable() {
 fn what_reads_and_writes_cannot_continue() {
     let model = Model::load(folder("t5")).expect("a checkpoint").build().expect("a model");
     assert!(model.answers());
-    let options = PerplexityOptions { window: 4, windows: None, kv_cache: FloatType::F32 };
+    let options = PerplexityOptions { window: 4, windows: None, kv_cache: KvType::F32 };
     let refused = [
         model.logits(&[5, 6]).map(drop),
         model.perplexity(&[5, 6, 7, 8], &options, |_, _| ()).map(drop),

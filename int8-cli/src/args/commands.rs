@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
-use int8_core::FloatType;
+use int8_core::{FloatType, KvType};
 use int8_nn::embedder::Pooling;
 use int8_nn::transcriber::SpeechTask;
 
@@ -80,8 +80,8 @@ pub(crate) struct RunArgs {
     pub(crate) json_schema: Option<PathBuf>,
     /// Type of the KV cache, which keeps the keys and values of past tokens: 16 bits take half the memory, and are faster after
     /// long prompts. auto: the type of the checkpoint
-    #[arg(help_heading = "Generation", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
-    pub(crate) kv_cache: OrAuto<FloatType>,
+    #[arg(help_heading = "Generation", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<KvType>(AUTO_KV_CACHE))]
+    pub(crate) kv_cache: OrAuto<KvType>,
 }
 
 /// `int8 eval`
@@ -96,8 +96,8 @@ pub(crate) struct EvalArgs {
     #[arg(help_heading = "Input", long, value_name = "FILE")]
     pub(crate) last_words: Option<PathBuf>,
     /// Type of the KV cache: rounds keys and values as generation does, to measure what that costs [default: f32]
-    #[arg(help_heading = "Precision", long, value_name = "TYPE", conflicts_with = "compare", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
-    pub(crate) kv_cache: Option<OrAuto<FloatType>>,
+    #[arg(help_heading = "Precision", long, value_name = "TYPE", conflicts_with = "compare", value_parser = or_auto::<KvType>(AUTO_KV_CACHE))]
+    pub(crate) kv_cache: Option<OrAuto<KvType>>,
     /// Table 1 of the paper for this model: float, the eight schemes, the outlier weights of bitsandbytes, and the preset `best`
     #[arg(help_heading = "Comparison", long, requires = "text", conflicts_with_all = PRECISION_OPTIONS)]
     pub(crate) compare: bool,
@@ -156,8 +156,8 @@ pub(crate) struct TranscribeArgs {
     #[arg(help_heading = "Speech", long, value_name = "TASK", value_parser = named::<SpeechTask>())]
     pub(crate) task: Option<SpeechTask>,
     /// Type of the KV cache
-    #[arg(help_heading = "Speech", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
-    pub(crate) kv_cache: OrAuto<FloatType>,
+    #[arg(help_heading = "Speech", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<KvType>(AUTO_KV_CACHE))]
+    pub(crate) kv_cache: OrAuto<KvType>,
 }
 
 /// `int8 outliers`
@@ -232,8 +232,8 @@ pub(crate) struct PlanArgs {
     #[arg(help_heading = "Load", long, value_name = "N", default_value_t = 1)]
     pub(crate) batch: u64,
     /// Type of the KV cache [default: 32 bits beside 32-bit weights, 16 bits otherwise]
-    #[arg(help_heading = "Load", long, value_name = "TYPE", requires = "model", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
-    pub(crate) kv_cache: Option<OrAuto<FloatType>>,
+    #[arg(help_heading = "Load", long, value_name = "TYPE", requires = "model", value_parser = or_auto::<KvType>(AUTO_KV_CACHE))]
+    pub(crate) kv_cache: Option<OrAuto<KvType>>,
     /// Number of GPUs available: reports for each kind whether they hold the model
     #[arg(help_heading = "Hardware", long, value_name = "N", requires = "model", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) gpus: Option<u64>,
@@ -350,8 +350,8 @@ pub(crate) struct BenchArgs {
     #[arg(help_heading = "Whole models", long, value_name = "N", default_value_t = 64)]
     pub(crate) new_tokens: usize,
     /// Type of the KV cache of both; auto: the type of the checkpoint
-    #[arg(help_heading = "Whole models", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<FloatType>(AUTO_KV_CACHE))]
-    pub(crate) kv_cache: OrAuto<FloatType>,
+    #[arg(help_heading = "Whole models", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<KvType>(AUTO_KV_CACHE))]
+    pub(crate) kv_cache: OrAuto<KvType>,
     /// The int8 model's output head in int8 as well
     #[arg(help_heading = "Whole models", long)]
     pub(crate) int8_head: bool,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use int8_nn::backend::{Backend, FloatType};
+use int8_nn::backend::{Backend, KvType};
 use int8_nn::{Error, Model, Sampler, Sampling, Session, SessionOptions};
 
 use crate::convert::real;
@@ -14,7 +14,7 @@ pub(crate) const WARM_UP_STEPS: usize = 4;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measurement {
     /// Type of the KV cache.
-    pub(crate) kv_cache: FloatType,
+    pub(crate) kv_cache: KvType,
     /// Prompts to time, after one that is not.
     pub(crate) prompts: usize,
     /// Decode steps to time, after [`WARM_UP_STEPS`].

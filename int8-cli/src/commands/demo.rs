@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Instant;
 
 use int8_core::Scheme;
-use int8_nn::backend::{Backend, FloatType, OutlierWeights, Precision, Quantization};
+use int8_nn::backend::{Backend, KvType, OutlierWeights, Precision, Quantization};
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::decoder::{Footprint, LinearRole};
 use int8_nn::{GenerateOptions, Loader, Model, Perplexity, PerplexityOptions, SpecialTokens};
@@ -82,7 +82,7 @@ impl Task for Demo<'_> {
         let float = load(Precision::Float)?;
         let ids = float.tokenizer()?.encode(TEXT, SpecialTokens::Omit)?;
         let bar = output.bar("scoring", "schemes");
-        let options = PerplexityOptions { window: WINDOW, windows: None, kv_cache: FloatType::F32 };
+        let options = PerplexityOptions { window: WINDOW, windows: None, kv_cache: KvType::F32 };
         let measure = |model: &Model<B>, label, name| -> Result<Row, Failure> {
             let result = model.perplexity(&ids, &options, |_, _| {})?;
             Ok(Row { label, name, result, columns: outlier_share(model).columns })

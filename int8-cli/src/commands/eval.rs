@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use int8_nn::backend::{Backend, FloatType, Precision};
+use int8_nn::backend::{Backend, KvType, Precision};
 use int8_nn::{Model, PerplexityOptions};
 use serde_json::{Value, json};
 
@@ -89,7 +89,7 @@ impl Task for Eval<'_> {
 fn perplexity<B: Backend>(arguments: &EvalArgs, model: &Model<B>, output: &Output) -> Result<Value, Failure> {
     let (ids, options) = text(model, &arguments.text)?;
     let kv_cache = match arguments.kv_cache.map(OrAuto::given) {
-        None => FloatType::F32,
+        None => KvType::F32,
         Some(kv_cache) => kv_cache.unwrap_or(model.decoder().kv_cache_type()),
     };
     let options = PerplexityOptions { kv_cache, ..options };

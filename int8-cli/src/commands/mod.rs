@@ -28,7 +28,7 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use int8_core::{Named, OutlierRule};
-use int8_nn::backend::{Backend, FloatType, Precision};
+use int8_nn::backend::{Backend, KvType, Precision};
 use int8_nn::{Model, PerplexityOptions, SpecialTokens};
 use serde_json::{Value, json};
 
@@ -71,7 +71,7 @@ fn text<B: Backend>(
     // Special tokens belong to a prompt; a text is scored as it is.
     let text = read_text("--text", path)?;
     let ids = model.tokenizer()?.encode(&text, SpecialTokens::Omit)?;
-    Ok((ids, PerplexityOptions { window, windows: arguments.windows, kv_cache: FloatType::F32 }))
+    Ok((ids, PerplexityOptions { window, windows: arguments.windows, kv_cache: KvType::F32 }))
 }
 
 /// What a report says of how it was made, besides the command and the date.

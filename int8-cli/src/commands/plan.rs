@@ -1,6 +1,6 @@
 //! `int8 plan`: how much memory a model takes, and which GPUs hold it.
 
-use int8_nn::backend::FloatType;
+use int8_nn::backend::KvType;
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::plan::{Estimate, Gpu, Load, PAPER_SETUPS, Precision, Shape};
 use serde_json::{Value, json};
@@ -138,7 +138,7 @@ impl Plan<'_> {
             "blocks": self.shape.blocks,
             "context": self.load.context,
             "batch": self.load.batch,
-            "kv_cache": self.load.kv_cache.map(FloatType::name),
+            "kv_cache": self.load.kv_cache.map(KvType::name),
             "gpus": self.arguments.gpus,
             "tensor_parallel": self.ranks,
             "precisions": Precision::ALL.into_iter().zip(self.estimates()).map(estimate).collect::<Vec<_>>(),

@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use half::{bf16, f16};
-use int8_core::{Error as CoreError, FloatType};
+use int8_core::{Error as CoreError, KvType};
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
@@ -137,13 +137,10 @@ impl Attention<'_> {
         let last = rows.iter().map(|row| row.span.end).max().unwrap_or(0);
         let positions = first..last;
         match cache.element() {
-            FloatType::F32 => {
-                self.attend_to(queries, cache.dim(), &cache.panels::<f32>(&positions), rows, out)
-            }
-            FloatType::F16 => {
-                self.attend_to(queries, cache.dim(), &cache.panels::<f16>(&positions), rows, out)
-            }
-            FloatType::Bf16 => {
+            KvType::F32 => self.attend_to(queries, cache.dim(), &cache.panels::<f32>(&positions), rows, out),
+            KvType::F16 => self.attend_to(queries, cache.dim(), &cache.panels::<f16>(&positions), rows, out),
+            KvType::Int8 => self.attend_to(queries, cache.dim(), &cache.panels::<i8>(&positions), rows, out),
+            KvType::Bf16 => {
                 #[cfg(target_arch = "x86_64")]
                 if let Some(tiles) = self.kernel.bf16_tiles() {
                     tiles::attend(tiles, self, queries, cache.dim(), &cache.panels(&positions), rows, out);
@@ -285,12 +282,14 @@ impl<W: Lane> Block<'_, '_, W> {
             let (first, last) = (row.span.start - origin, row.span.end - origin);
             scores[begin - origin..first].fill(0.0);
             scores[last..end - origin].fill(0.0);
+            cache.scale_by_keys(self.head, row.span.start, &mut scores[first..last]);
             let exponentials = Exponentials {
                 scores: &mut scores[first..last],
                 terms: Terms::new(self.attention, *head, row.position, row.span.clone()),
                 sink: self.attention.sink(*head),
             };
             *inverse = 1.0 / tile.vectorize(exponentials);
+            cache.scale_by_values(self.head, row.span.start, &mut scores[first..last]);
         }
         for panel in 0..size.div_ceil(NR) {
             let product = WeightedValues {

@@ -3,18 +3,19 @@
 use std::ops::Range;
 
 use half::{bf16, f16};
-use int8_core::{Error as CoreError, FloatType};
+use int8_core::{Encoding, Error as CoreError, FloatSlice, KvType};
 use memmap2::MmapMut;
 use ndarray::{Array2, ArrayView2, s};
 
-use crate::buffer::{Buffer, LINE};
+use crate::buffer::{Buffer, LINE, Plain};
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::layout::NR;
 use crate::matrix::rows_of;
 use crate::prefetch;
+use crate::prologue::encode::{EncodeRow, scratch_length};
 use crate::simd::functions::padded;
-use crate::simd::{Instructions, LANES, Lane, Vectorized, run};
+use crate::simd::{FloatLane, Instructions, LANES, Lane, Vectorized, run};
 
 /// Positions of a page: two key panels of a head. One head's keys, f32 and 64 wide, fill 16 KiB of it, so that the prefetch
 /// that each page begins anew, 4 KiB, is a quarter of what follows; a sequence leaves half a page unused on average.
@@ -35,11 +36,14 @@ const HUGE_PAGE: usize = 2 << 20;
 /// pages  [pages, layers·kv_heads (made odd), PAGE_POSITIONS·(head_size + ⌈head_size/32⌉·32)]
 /// keys   [PAGE_POSITIONS/32, head_size, 32]        first
 /// values [⌈head_size/32⌉, PAGE_POSITIONS, 32]      behind them
+/// steps  f32 [pages, layers·kv_heads (made odd), 2, PAGE_POSITIONS]   of int8: s/127 of keys, and of values
 /// ```
 pub struct KvPages {
-    element: FloatType,
+    element: KvType,
     layout: Layout,
     storage: Storage,
+    /// Empty unless the type is int8.
+    steps: Storage,
 }
 
 /// One sequence's keys and values of one layer.
@@ -71,26 +75,31 @@ impl KvPages {
     /// # Errors
     /// [`Error::KvPages`] when the size overflows or the system refuses it.
     pub fn new(
-        element: FloatType,
+        element: KvType,
         layers: usize,
         kv_heads: usize,
         head_size: usize,
         pages: usize,
     ) -> Result<Self, Error> {
         let layout = Layout { layers, heads: kv_heads, size: head_size, pages };
-        let bytes = layout.checked_elements().and_then(|count| count.checked_mul(element.bytes()));
-        let storage = match bytes {
+        let (bytes, steps) = match element.float() {
+            Some(float) => (float.bytes(), 0),
+            None => (size_of::<i8>(), size_of::<f32>()),
+        };
+        let reserve = |count: Option<usize>, bytes: usize| match count.and_then(|n| n.checked_mul(bytes)) {
             Some(bytes) => Storage::reserve(bytes),
             None => Err(std::io::Error::other("more bytes than there are addresses")),
         };
+        let storage = reserve(layout.checked_elements(), bytes)
+            .and_then(|storage| Ok((storage, reserve(Some(layout.steps(pages)), steps)?)));
         match storage {
-            Ok(storage) => Ok(Self { element, layout, storage }),
+            Ok((storage, steps)) => Ok(Self { element, layout, storage, steps }),
             Err(source) => Err(Error::KvPages { pages, layers, kv_heads, head_size, source }),
         }
     }
 
     /// The type in which keys and values are stored.
-    pub fn element(&self) -> FloatType {
+    pub fn element(&self) -> KvType {
         self.element
     }
 
@@ -101,11 +110,15 @@ impl KvPages {
 
     /// Bytes of a page.
     pub fn page_bytes(&self) -> usize {
-        self.layout.page_length() * self.element.bytes()
+        match self.element.float() {
+            Some(float) => self.layout.page_length() * float.bytes(),
+            None => self.layout.page_length() + self.layout.steps(1) * size_of::<f32>(),
+        }
     }
 
     /// Writes `keys` and `values`, each f32 `[rows, kv_heads·head_size]` row-major, to the positions from `position` on of the
-    /// sequence with this table, rounded half to even to the cache's type. NaN and infinities stay what they are.
+    /// sequence with this table, rounded half to even to the cache's type. NaN and infinities stay what they are; in int8 a key or
+    /// value of a head with one of them is NaN as a whole.
     ///
     /// # Errors
     /// The reference's `Shape` when the widths or numbers of rows differ from what they should be or the rows do not
@@ -138,14 +151,39 @@ impl KvPages {
         }
         self.layout.check(layer, table, &(position..position + keys.nrows()));
         match self.element {
-            FloatType::F32 => self.write_elements(layer, table, position, keys, values),
-            FloatType::F16 => self.write_rounded::<f16>(kernel, layer, table, position, [keys, values])?,
-            FloatType::Bf16 => self.write_rounded::<bf16>(kernel, layer, table, position, [keys, values])?,
+            KvType::F32 => self.write_elements(layer, table, position, keys, values),
+            KvType::F16 => self.write_rounded::<f16>(kernel, layer, table, position, [keys, values])?,
+            KvType::Bf16 => self.write_rounded::<bf16>(kernel, layer, table, position, [keys, values])?,
+            KvType::Int8 => self.write_codes(kernel, layer, table, position, [keys, values]),
         }
         Ok(())
     }
 
-    fn write_rounded<W: Lane>(
+    fn write_codes(
+        &mut self,
+        kernel: Kernel,
+        layer: usize,
+        table: &[u32],
+        position: usize,
+        rows: [ArrayView2<'_, f32>; 2],
+    ) {
+        let Layout { heads, size, .. } = self.layout;
+        let [(keys, key_steps), (values, value_steps)] =
+            rows.map(|rows| quantized(kernel, rows, heads, size));
+        self.write_elements(layer, table, position, keys.view(), values.view());
+        let layout = self.layout;
+        let steps = self.steps.elements_mut::<f32>();
+        for (row, of_row) in key_steps.chunks_exact(heads).zip(value_steps.chunks_exact(heads)).enumerate() {
+            let (page, at) = ((position + row) / PAGE_POSITIONS, (position + row) % PAGE_POSITIONS);
+            for head in 0..heads {
+                let first = layout.first_step(table[page], layer, head);
+                steps[first + at] = of_row.0[head];
+                steps[first + PAGE_POSITIONS + at] = of_row.1[head];
+            }
+        }
+    }
+
+    fn write_rounded<W: FloatLane>(
         &mut self,
         kernel: Kernel,
         layer: usize,
@@ -170,7 +208,7 @@ impl KvPages {
         let (rows, layout) = (keys.nrows(), self.layout);
         let Layout { heads, size, .. } = layout;
         if rows == 1 {
-            Panels::<W> { elements: self.storage.elements(), layout, layer, table }
+            Panels::<W> { elements: self.storage.elements(), steps: &[], layout, layer, table }
                 .prefetch_position(position);
         }
         let elements = self.storage.elements_mut::<W>();
@@ -216,14 +254,19 @@ impl KvPages {
     /// # Panics
     /// When there is no such page.
     pub fn copy(&mut self, from: u32, to: u32) {
-        fn copy<W: Lane>(elements: &mut [W], from: Range<usize>, to: Range<usize>) {
+        fn copy<W: Plain>(elements: &mut [W], from: Range<usize>, to: Range<usize>) {
             elements.copy_within(from, to.start);
         }
-        let (from, to) = (self.layout.page(from), self.layout.page(to));
+        let elements = (self.layout.page(from), self.layout.page(to));
         match self.element {
-            FloatType::F32 => copy::<f32>(self.storage.elements_mut(), from, to),
-            FloatType::F16 => copy::<f16>(self.storage.elements_mut(), from, to),
-            FloatType::Bf16 => copy::<bf16>(self.storage.elements_mut(), from, to),
+            KvType::F32 => copy::<f32>(self.storage.elements_mut(), elements.0, elements.1),
+            KvType::F16 => copy::<f16>(self.storage.elements_mut(), elements.0, elements.1),
+            KvType::Bf16 => copy::<bf16>(self.storage.elements_mut(), elements.0, elements.1),
+            KvType::Int8 => {
+                copy::<i8>(self.storage.elements_mut(), elements.0, elements.1);
+                let [from, to] = [from, to].map(|page| self.layout.steps_of(page));
+                copy::<f32>(self.steps.elements_mut(), from, to);
+            }
         }
     }
 
@@ -232,11 +275,15 @@ impl KvPages {
     /// # Panics
     /// When there is no such page.
     pub fn poison(&mut self, page: u32) {
-        let page = self.layout.page(page);
+        let elements = self.layout.page(page);
         match self.element {
-            FloatType::F32 => self.storage.elements_mut()[page].fill(f32::NAN),
-            FloatType::F16 => self.storage.elements_mut()[page].fill(f16::NAN),
-            FloatType::Bf16 => self.storage.elements_mut()[page].fill(bf16::NAN),
+            KvType::F32 => self.storage.elements_mut()[elements].fill(f32::NAN),
+            KvType::F16 => self.storage.elements_mut()[elements].fill(f16::NAN),
+            KvType::Bf16 => self.storage.elements_mut()[elements].fill(bf16::NAN),
+            KvType::Int8 => {
+                self.storage.elements_mut()[elements].fill(i8::MIN);
+                self.steps.elements_mut()[self.layout.steps_of(page)].fill(f32::NAN);
+            }
         }
     }
 }
@@ -248,7 +295,7 @@ impl<'a> KvSequence<'a> {
     }
 
     /// The type in which keys and values are stored.
-    pub(super) fn element(&self) -> FloatType {
+    pub(super) fn element(&self) -> KvType {
         self.pages.element
     }
 
@@ -262,9 +309,9 @@ impl<'a> KvSequence<'a> {
     /// # Panics
     /// When the table has a page for one of the positions that does not exist.
     pub(super) fn panels<W: Lane>(&self, positions: &Range<usize>) -> Panels<'a, W> {
-        let Self { pages: KvPages { layout, storage, .. }, layer, table } = *self;
+        let Self { pages: KvPages { layout, storage, steps, .. }, layer, table } = *self;
         layout.check(layer, table, positions);
-        Panels { elements: storage.elements(), layout: *layout, layer, table }
+        Panels { elements: storage.elements(), steps: steps.elements(), layout: *layout, layer, table }
     }
 }
 
@@ -286,9 +333,28 @@ impl Layout {
         (self.size + self.size.next_multiple_of(NR)) * PAGE_POSITIONS
     }
 
-    /// An odd number of blocks: were it a power of two, a head's blocks in all pages would share the same few sets of L2.
+    /// Blocks of a page, an odd number: were it a power of two, a head's blocks in all pages would share the same few sets of L2.
+    fn blocks(self) -> usize {
+        (self.layers * self.heads) | 1
+    }
+
     fn page_length(self) -> usize {
-        ((self.layers * self.heads) | 1) * self.block_length()
+        self.blocks() * self.block_length()
+    }
+
+    /// Steps of keys and values in so many pages.
+    fn steps(self, pages: usize) -> usize {
+        pages * self.blocks() * 2 * PAGE_POSITIONS
+    }
+
+    /// Those of a page.
+    fn steps_of(self, page: u32) -> Range<usize> {
+        self.steps(page as usize)..self.steps(page as usize + 1)
+    }
+
+    /// Where the steps of a block's keys begin; those of its values are behind them.
+    fn first_step(self, page: u32, layer: usize, head: usize) -> usize {
+        self.steps(page as usize) + (layer * self.heads + head) * 2 * PAGE_POSITIONS
     }
 
     fn checked_elements(self) -> Option<usize> {
@@ -347,19 +413,19 @@ impl Storage {
         Ok(Self::Mapped { map, first, bytes })
     }
 
-    fn elements<W: Lane>(&self) -> &[W] {
+    fn elements<W: Plain>(&self) -> &[W] {
         match self {
             Self::Mapped { map, first, bytes } => {
                 let bytes = &map[*first..first + bytes];
                 // SAFETY: initialised bytes, aligned to a cache line as the first huge page and, where there is none, as any
-                // mapping; `Lane` is f32, f16 or bf16, which have no invalid pattern.
+                // mapping, and `Plain` has no invalid pattern.
                 unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<W>()) }
             }
             Self::Allocated(buffer) => buffer.elements(),
         }
     }
 
-    fn elements_mut<W: Lane>(&mut self) -> &mut [W] {
+    fn elements_mut<W: Plain>(&mut self) -> &mut [W] {
         match self {
             Self::Mapped { map, first, bytes } => {
                 let bytes = &mut map[*first..*first + *bytes];
@@ -377,6 +443,8 @@ impl Storage {
 #[derive(Clone, Copy)]
 pub(super) struct Panels<'a, W> {
     elements: &'a [W],
+    /// Nothing for a floating-point type.
+    steps: &'a [f32],
     layout: Layout,
     layer: usize,
     table: &'a [u32],
@@ -403,6 +471,30 @@ impl<'a, W: Lane> Panels<'a, W> {
         let (block, at) = self.block(head, positions.start);
         let first = self.layout.keys_length() + (panel * PAGE_POSITIONS + at) * NR;
         &block[first..][..positions.len() * NR]
+    }
+
+    /// Multiplies what was computed of the codes of consecutive keys, from position `first` on, with their steps, if they have such.
+    pub(super) fn scale_by_keys(&self, head: usize, first: usize, numbers: &mut [f32]) {
+        self.scale(head, 0, first, numbers);
+    }
+
+    /// The same of values.
+    pub(super) fn scale_by_values(&self, head: usize, first: usize, numbers: &mut [f32]) {
+        self.scale(head, PAGE_POSITIONS, first, numbers);
+    }
+
+    fn scale(&self, head: usize, offset: usize, mut first: usize, mut numbers: &mut [f32]) {
+        if self.steps.is_empty() {
+            return;
+        }
+        while !numbers.is_empty() {
+            let at = first % PAGE_POSITIONS;
+            let (now, rest) = numbers.split_at_mut(numbers.len().min(PAGE_POSITIONS - at));
+            let begin = self.layout.first_step(self.table[first / PAGE_POSITIONS], self.layer, head) + offset;
+            let steps = &self.steps[begin + at..][..now.len()];
+            now.iter_mut().zip(steps).for_each(|(number, step)| *number *= step);
+            (first, numbers) = (first + steps.len(), rest);
+        }
     }
 
     /// Prefetches what a key and a value at `position` are written to: a cache line for each column, each far from the last.
@@ -438,8 +530,31 @@ fn prefetch_all<W>(values: &[W]) {
     values.iter().step_by(LINE / size_of::<W>()).for_each(|line| prefetch::prefetch(line));
 }
 
+/// int8 codes of rows of `heads` vectors of `size`, and the step `s/127` of each vector.
+fn quantized(kernel: Kernel, rows: ArrayView2<'_, f32>, heads: usize, size: usize) -> (Array2<i8>, Vec<f32>) {
+    let mut codes = Array2::zeros(rows.raw_dim());
+    let mut steps = Vec::with_capacity(rows.nrows() * heads);
+    let (mut scratch, mut padded) = (Vec::new(), vec![0; scratch_length(size)]);
+    for (row, mut target) in rows.rows().into_iter().zip(codes.rows_mut()) {
+        let (Some(row), Some(target)) = (row.to_slice(), target.as_slice_mut()) else { continue };
+        for (vector, target) in row.chunks_exact(size).zip(target.chunks_exact_mut(size)) {
+            let job = EncodeRow {
+                row: FloatSlice::F32(vector),
+                scratch: &mut scratch,
+                parameters: None,
+                encoding: Encoding::Absmax,
+                codes: &mut padded,
+            };
+            let (parameters, _) = run(kernel, job);
+            target.copy_from_slice(&padded[..size]);
+            steps.push(parameters.scale / 127.0);
+        }
+    }
+    (codes, steps)
+}
+
 /// Rows of f32 in the type of a cache; `what` they are.
-fn rounded<W: Lane>(
+fn rounded<W: FloatLane>(
     kernel: Kernel,
     what: &'static str,
     rows: ArrayView2<'_, f32>,
@@ -463,7 +578,7 @@ struct Round<'a, W> {
     target: &'a mut [W],
 }
 
-impl<W: Lane> Vectorized for Round<'_, W> {
+impl<W: FloatLane> Vectorized for Round<'_, W> {
     type Output = Result<(), f32>;
 
     #[inline(always)]
@@ -489,7 +604,7 @@ impl<W: Lane> Vectorized for Round<'_, W> {
 }
 
 /// The first finite number that W would round to infinity is the error.
-fn fits<W: Lane>(values: &[f32]) -> Result<(), f32> {
+fn fits<W: FloatLane>(values: &[f32]) -> Result<(), f32> {
     match values.iter().find(|value| value.is_finite() && value.abs() >= W::LIMIT) {
         Some(value) => Err(*value),
         None => Ok(()),
@@ -519,7 +634,7 @@ mod tests {
         matrix.iter().any(|value| value.is_finite() && W::from_f32(*value).to_f32().is_infinite())
     }
 
-    fn check<W: Lane>(element: FloatType, (size, position): (usize, usize), rows: &[&Array2<f32>; 2]) {
+    fn check<W: FloatLane>(element: KvType, (size, position): (usize, usize), rows: &[&Array2<f32>; 2]) {
         let (heads, count) = (rows[0].ncols() / size, rows[0].nrows());
         for kernel in Kernel::available() {
             let mut cache = KvPages::new(element, 2, heads, size, 4).expect("memory");
@@ -573,9 +688,9 @@ mod tests {
             )
         ) {
             let rows = [&keys, &values];
-            check::<f32>(FloatType::F32, (size, position), &rows);
-            check::<f16>(FloatType::F16, (size, position), &rows);
-            check::<bf16>(FloatType::Bf16, (size, position), &rows);
+            check::<f32>(KvType::F32, (size, position), &rows);
+            check::<f16>(KvType::F16, (size, position), &rows);
+            check::<bf16>(KvType::Bf16, (size, position), &rows);
         }
     }
 
@@ -584,7 +699,7 @@ mod tests {
         let rows = |value: f32| Array2::from_elem((1, 20), value);
         let kernel = Kernel::best();
         let pages = |element| KvPages::new(element, 1, 1, 20, 1).expect("memory");
-        let mut cache = pages(FloatType::F16);
+        let mut cache = pages(KvType::F16);
         cache
             .write(kernel, 0, &[0], 0, rows(65_519.0).view(), rows(f32::INFINITY).view())
             .expect("it rounds to 65504");
@@ -595,17 +710,17 @@ mod tests {
         for words in ["values", "-65520", "65504", "F16", "f32"] {
             assert!(message.contains(words), "{words}: {message}");
         }
-        let mut cache = pages(FloatType::Bf16);
+        let mut cache = pages(KvType::Bf16);
         cache.write(kernel, 0, &[0], 0, rows(-65_520.0).view(), rows(1e38).view()).expect("the range of f32");
         assert!(cache.write(kernel, 0, &[0], 0, rows(f32::MAX).view(), rows(0.0).view()).is_err());
     }
 
     #[test]
     fn sixteen_bits_are_half_the_bytes() {
-        for element in FloatType::ALL {
+        for element in int8_core::FloatType::ALL {
             let bytes = |layers, heads, size| {
-                let cache = KvPages::new(element, layers, heads, size, 2).expect("memory");
-                assert_eq!((cache.element(), cache.pages()), (element, 2));
+                let cache = KvPages::new(element.into(), layers, heads, size, 2).expect("memory");
+                assert_eq!((cache.element(), cache.pages()), (element.into(), 2));
                 cache.page_bytes()
             };
             let block = PAGE_POSITIONS * element.bytes();
@@ -621,12 +736,12 @@ mod tests {
         if cfg!(miri) {
             return;
         }
-        let mut cache = KvPages::new(FloatType::F16, 8, 4, 64, 4096).expect("memory");
+        let mut cache = KvPages::new(KvType::F16, 8, 4, 64, 4096).expect("memory");
         assert_eq!(cache.page_bytes() * cache.pages(), 33 * 2 * 64 * 2 * PAGE_POSITIONS * 4096);
         let row = Array2::ones((1, 256));
         cache.write(Kernel::best(), 7, &[4095], 63, row.view(), row.view()).expect("it fits");
         for pages in [usize::MAX, usize::MAX >> 14, 1 << 36] {
-            let error = KvPages::new(FloatType::F32, 8, 4, 64, pages).expect_err("more than there is");
+            let error = KvPages::new(KvType::F32, 8, 4, 64, pages).expect_err("more than there is");
             assert!(error.to_string().contains(&format!("{pages} pages")), "{error}");
         }
     }
@@ -634,7 +749,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "page 4 of a KV cache of 4 pages")]
     fn a_write_to_a_page_that_does_not_exist_is_refused() {
-        let mut cache = KvPages::new(FloatType::F32, 1, 1, 4, 4).expect("memory");
+        let mut cache = KvPages::new(KvType::F32, 1, 1, 4, 4).expect("memory");
         let rows = Array2::ones((2, 4));
         drop(cache.write(Kernel::best(), 0, &[1, 4], PAGE_POSITIONS - 1, rows.view(), rows.view()));
     }
@@ -642,7 +757,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "layer 1 of a KV cache of 1 layers")]
     fn a_layer_that_does_not_exist_is_refused() {
-        let cache = KvPages::new(FloatType::F32, 1, 1, 4, 4).expect("memory");
+        let cache = KvPages::new(KvType::F32, 1, 1, 4, 4).expect("memory");
         let _ = cache.sequence(1, &[0]);
     }
 }

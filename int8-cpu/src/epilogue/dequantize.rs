@@ -16,7 +16,7 @@ use crate::matrix::{Store, Target};
 use crate::pack::weight::{PackedWeight, inner_length};
 use crate::prefetch;
 use crate::prologue::terms::RowTerms;
-use crate::simd::{Instructions, LANES, Lane, Vectorize, Vectorized};
+use crate::simd::{FloatLane, Instructions, LANES, Vectorize, Vectorized};
 
 /// Largest K for which a corrected accumulator, at most K·254², fits an i32: ⌊(2³¹ − 1)/254²⌋.
 const MAX_NARROW_INNER: i64 = 2_147_483_647 / (254 * 254);
@@ -197,7 +197,7 @@ impl<K: Vectorize> Epilogue<'_, K> {
     /// To a target of elements T. What can be decided before the loop over the rows is: a row is 32 numbers, some twenty
     /// instructions.
     #[inline(always)]
-    fn store_as<I: Instructions, T: Lane, const WIDE: bool>(self, simd: I) {
+    fn store_as<I: Instructions, T: FloatLane, const WIDE: bool>(self, simd: I) {
         let (bias, _) = self.panel.bias.as_chunks::<LANES>();
         let bias = [simd.load(&bias[0]), simd.load(&bias[1])];
         let excess = excess(simd, i32::from(K::CODE_OFFSET), self.panel.sums);
@@ -236,7 +236,7 @@ impl<K: Vectorize> Epilogue<'_, K> {
 
 /// `to = y`, or `to = to + y`.
 #[inline(always)]
-fn store_row<I: Instructions, T: Lane>(simd: I, y: [I::Floats; 2], store: Store, to: &mut [T; NR]) {
+fn store_row<I: Instructions, T: FloatLane>(simd: I, y: [I::Floats; 2], store: Store, to: &mut [T; NR]) {
     let y = match store {
         Store::Overwrite => y,
         Store::Accumulate => {

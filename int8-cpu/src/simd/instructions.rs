@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 use int8_core::Element;
 
+use crate::buffer::Plain;
 use crate::convert;
 use crate::tokens::Portable;
 
@@ -27,6 +28,8 @@ pub(crate) trait Instructions: Copy {
     fn load_f16(self, from: &[f16; LANES]) -> Self::Floats;
     /// Half to even.
     fn store_f16(self, value: Self::Floats, to: &mut [f16; LANES]);
+    /// Exact.
+    fn load_i8(self, from: &[i8; LANES]) -> Self::Floats;
     /// Exact.
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::Floats;
     /// Half to even.
@@ -128,12 +131,16 @@ pub(crate) trait Instructions: Copy {
     fn byte_of_k4(self, k4: &[[i8; 4]; LANES], lane: u32) -> Self::Ints;
 }
 
-/// An element type, as it is loaded into a vector of f32 and stored from one.
-pub(crate) trait Lane: Element + Default {
-    /// The smallest magnitude that `store` rounds to infinity.
-    const LIMIT: f32;
+/// A type of numbers that are loaded into a vector of f32.
+pub(crate) trait Lane: Plain + Default + Send + Sync + 'static {
     /// Exact.
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats;
+}
+
+/// A floating-point type, as it is stored from a vector of f32.
+pub(crate) trait FloatLane: Lane + Element {
+    /// The smallest magnitude that `store` rounds to infinity.
+    const LIMIT: f32;
     /// Half to even.
     fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]);
     /// The same of two vectors.
@@ -146,11 +153,14 @@ pub(crate) trait Lane: Element + Default {
 }
 
 impl Lane for f32 {
-    const LIMIT: f32 = f32::INFINITY;
     #[inline(always)]
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
         simd.load(from)
     }
+}
+
+impl FloatLane for f32 {
+    const LIMIT: f32 = f32::INFINITY;
     #[inline(always)]
     fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]) {
         simd.store(value, to);
@@ -158,12 +168,15 @@ impl Lane for f32 {
 }
 
 impl Lane for f16 {
-    /// Half a unit beyond the largest number, 65504.
-    const LIMIT: f32 = 65_520.0;
     #[inline(always)]
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
         simd.load_f16(from)
     }
+}
+
+impl FloatLane for f16 {
+    /// Half a unit beyond the largest number, 65504.
+    const LIMIT: f32 = 65_520.0;
     #[inline(always)]
     fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]) {
         simd.store_f16(value, to);
@@ -171,12 +184,15 @@ impl Lane for f16 {
 }
 
 impl Lane for bf16 {
-    /// Half a unit beyond the largest number, 3.39e38.
-    const LIMIT: f32 = f32::from_bits(0x7F7F_8000);
     #[inline(always)]
     fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
         simd.load_bf16(from)
     }
+}
+
+impl FloatLane for bf16 {
+    /// Half a unit beyond the largest number, 3.39e38.
+    const LIMIT: f32 = f32::from_bits(0x7F7F_8000);
     #[inline(always)]
     fn store<I: Instructions>(simd: I, value: I::Floats, to: &mut [Self; LANES]) {
         simd.store_bf16(value, to);
@@ -184,6 +200,13 @@ impl Lane for bf16 {
     #[inline(always)]
     fn store_pair<I: Instructions>(simd: I, values: [I::Floats; 2], to: &mut [Self; 2 * LANES]) {
         simd.store_bf16_pair(values, to);
+    }
+}
+
+impl Lane for i8 {
+    #[inline(always)]
+    fn load<I: Instructions>(simd: I, from: &[Self; LANES]) -> I::Floats {
+        simd.load_i8(from)
     }
 }
 
@@ -210,6 +233,10 @@ impl Instructions for Portable {
     #[inline(always)]
     fn store_f16(self, value: Self::Floats, to: &mut [f16; LANES]) {
         *to = value.map(f16::from_f32);
+    }
+    #[inline(always)]
+    fn load_i8(self, from: &[i8; LANES]) -> Self::Floats {
+        from.map(f32::from)
     }
     #[inline(always)]
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::Floats {

@@ -6,5 +6,5 @@ pub(crate) mod vectorize;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use instructions::{Instructions, LANES, Lane};
+pub(crate) use instructions::{FloatLane, Instructions, LANES, Lane};
 pub(crate) use vectorize::{Dispatch, Vectorize, Vectorized, run};

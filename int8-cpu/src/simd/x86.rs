@@ -31,6 +31,7 @@ macro_rules! all_operations {
             store(value: Self::Floats, to: &mut [f32; LANES]);
             load_f16(from: &[f16; LANES]) -> Self::Floats;
             store_f16(value: Self::Floats, to: &mut [f16; LANES]);
+            load_i8(from: &[i8; LANES]) -> Self::Floats;
             load_bf16(from: &[bf16; LANES]) -> Self::Floats;
             store_bf16(value: Self::Floats, to: &mut [bf16; LANES]);
             add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
@@ -142,6 +143,11 @@ mod avx512 {
             let narrow = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
             // SAFETY: 16 elements of 16 bits.
             unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow) }
+        }
+        fn load_i8(from: &[i8; LANES]) -> __m512 {
+            // SAFETY: 16 bytes.
+            let narrow = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(narrow))
         }
         fn load_bf16(from: &[bf16; LANES]) -> __m512 {
             // SAFETY: 16 elements of 16 bits.
@@ -335,6 +341,14 @@ mod avx2 {
                 // SAFETY: 16 elements of 16 bits, 8 at a time.
                 unsafe { _mm_storeu_si128(to.as_mut_ptr().add(8 * i).cast(), narrow) }
             }
+        }
+        fn load_i8(from: &[i8; LANES]) -> Floats {
+            // SAFETY: twice 8 bytes of 16.
+            let narrow = unsafe {
+                [_mm_loadl_epi64(from.as_ptr().cast()), _mm_loadl_epi64(from.as_ptr().add(8).cast())]
+            };
+            let [a, b] = [_mm256_cvtepi8_epi32(narrow[0]), _mm256_cvtepi8_epi32(narrow[1])];
+            [_mm256_cvtepi32_ps(a), _mm256_cvtepi32_ps(b)]
         }
         fn load_bf16(from: &[bf16; LANES]) -> Floats {
             // SAFETY: 16 elements of 16 bits.

@@ -34,7 +34,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use capabilities::{Capabilities, Feature};
-pub use int8_core::FloatType;
+pub use int8_core::{FloatType, KvType};
 pub use linear_attention::{GatedDeltaRule, LightningAttention, ShortConvolution};
 use ndarray::{Array2, ArrayView2};
 pub use observer::Observer;

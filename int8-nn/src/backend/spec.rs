@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use int8_core::FloatType;
+use int8_core::KvType;
 use ndarray::Array2;
 
 use super::Backend;
@@ -153,7 +153,7 @@ pub struct AttentionSpec {
     /// Added to the scores.
     pub bias: Option<DistanceBias>,
     /// The type that keys and values are rounded to. A number that it would round to infinity is an error of the forward.
-    pub kv_cache: FloatType,
+    pub kv_cache: KvType,
     /// Nothing is read after the block that wrote it, as in an encoder: layers of equal heads may share their pages.
     pub transient: bool,
 }

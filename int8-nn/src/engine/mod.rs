@@ -49,7 +49,7 @@ mod text;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use int8_core::{FloatType, Granularity, OutlierGranularity, OutlierRule};
+use int8_core::{Granularity, KvType, OutlierGranularity, OutlierRule};
 
 use crate::backend::Backend;
 use crate::constraint::TokenConstraint;
@@ -71,7 +71,7 @@ pub struct EngineOptions {
     /// Tokens that all sequences share out among them, in whole pages; `None`: enough for `max_batch` full ones.
     pub total_positions: Option<usize>,
     /// KV cache type; `None` for [the type of the checkpoint](crate::decoder::Decoder::kv_cache_type).
-    pub kv_cache: Option<FloatType>,
+    pub kv_cache: Option<KvType>,
     /// Most tokens of prompts in one forward: others wait that long for their next token.
     pub prefill_rows: usize,
     /// Most rows of logits at once. Up to 16, a row does not depend on their number.

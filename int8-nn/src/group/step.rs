@@ -1,7 +1,7 @@
 //! What a session does, as a message.
 
 use crate::Error;
-use crate::backend::FloatType;
+use crate::backend::KvType;
 use crate::convert::{bytes, index};
 use crate::session::SessionOptions;
 
@@ -42,9 +42,6 @@ pub(crate) enum Step<'a> {
     End,
 }
 
-/// Types of a KV cache by their number in a message.
-const FLOAT_TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
-
 impl Step<'_> {
     /// Words of 64 bits, little-endian.
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -58,7 +55,7 @@ impl Step<'_> {
                     max_logits,
                     total_positions,
                 } = *options;
-                let kv_cache = FLOAT_TYPES.iter().position(|known| *known == kv_cache).unwrap_or(0);
+                let kv_cache = KvType::ALL.iter().position(|known| *known == kv_cache).unwrap_or(0);
                 let total = total_positions.map_or(0, |total| total + 1);
                 vec![0, index(*session), kv_cache, sequences, max_positions, max_rows, max_logits, total]
             }
@@ -97,7 +94,7 @@ fn decode(message: &[u8]) -> Option<Step<'static>> {
     let session = |number: usize| u32::try_from(number).ok();
     Some(match words[..] {
         [0, id, kv_cache, sequences, max_positions, max_rows, max_logits, total] => {
-            let kv_cache = *FLOAT_TYPES.get(kv_cache)?;
+            let kv_cache = *KvType::ALL.get(kv_cache)?;
             let total_positions = total.checked_sub(1);
             let options =
                 SessionOptions { kv_cache, sequences, max_positions, max_rows, max_logits, total_positions };

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::backend::FloatType;
+use crate::backend::KvType;
 use crate::session::SessionOptions;
 
 fn free_address() -> String {
@@ -148,7 +148,7 @@ fn strangers_are_sent_away() {
 #[test]
 fn steps_are_understood() {
     let options = SessionOptions {
-        kv_cache: FloatType::Bf16,
+        kv_cache: KvType::Int8,
         total_positions: Some(0),
         sequences: 3,
         ..SessionOptions::text(17)

@@ -27,7 +27,7 @@ mod tensors;
 
 use crate::config::{DecoderConfig, HeadShape, Mixer, NormKind, Positions, Sinusoids};
 use crate::convert::bytes as wide;
-use int8_core::FloatType;
+use int8_core::KvType;
 
 pub use gpus::{Gpu, PAPER_SETUPS, PaperSetup, RESERVED};
 
@@ -82,7 +82,7 @@ pub struct Load {
     /// Number of sequences.
     pub batch: u64,
     /// Type of the KV cache; `None` for f32 beside 32-bit embeddings and 16-bit otherwise.
-    pub kv_cache: Option<FloatType>,
+    pub kv_cache: Option<KvType>,
 }
 
 impl Load {
@@ -97,6 +97,8 @@ pub struct CachedBlocks {
     pub blocks: u64,
     /// Values a token in each: its keys and values.
     pub width: u64,
+    /// Keys and values of a token, one of each for a KV head.
+    pub vectors: u64,
     /// Sliding window, in tokens.
     pub window: Option<u64>,
 }
@@ -290,10 +292,13 @@ impl Shape {
     /// Bytes that the model takes.
     pub fn estimate(&self, precision: Precision, load: Load) -> Estimate {
         let other = precision.other_bytes(self.embeddings_are_f32);
-        let kept = load.kv_cache.map_or(other, |kind| wide(kind.bytes()));
         let cached = |blocks: &CachedBlocks| {
             let tokens = blocks.window.map_or(load.context, |window| window.min(load.context));
-            product(&[blocks.blocks, blocks.width, tokens, load.batch, kept])
+            let size = blocks.width / blocks.vectors.max(1);
+            let vector = load.kv_cache.map_or(product(&[size, other]), |kind| {
+                wide(kind.bytes_of(usize::try_from(size).unwrap_or(usize::MAX)))
+            });
+            product(&[blocks.blocks, blocks.vectors, tokens, load.batch, vector])
         };
         let tokens = product(&[load.context, load.batch]);
         let codes = if precision == Precision::Int8 { self.widest_input } else { 0 };
@@ -359,9 +364,13 @@ fn cache(config: &DecoderConfig) -> Vec<CachedBlocks> {
     for index in (0..config.layers).filter(own) {
         let window = config.attention(index).1.map(wide);
         let width = product(&[2, wide(config.shape(index).keys())]);
-        match groups.iter_mut().find(|group| group.window == window && group.width == width) {
+        let vectors = product(&[2, wide(config.shape(index).kv_heads)]);
+        let alike = |group: &&mut CachedBlocks| {
+            (group.window, group.width, group.vectors) == (window, width, vectors)
+        };
+        match groups.iter_mut().find(alike) {
             Some(group) => group.blocks += 1,
-            None => groups.push(CachedBlocks { blocks: 1, width, window }),
+            None => groups.push(CachedBlocks { blocks: 1, width, vectors, window }),
         }
     }
     groups

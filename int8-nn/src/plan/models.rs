@@ -133,7 +133,12 @@ fn t5(name: &str, mlp: u64, heads: u64) -> Shape {
         embeddings: sum(&[product(&[VOCABULARY, HIDDEN]), product(&[2, BUCKETS, heads])]),
         head: 0,
         other: product(&[2 * BLOCKS + 3 * BLOCKS + 2, HIDDEN]),
-        cache: vec![CachedBlocks { blocks: 2 * BLOCKS, width: keys_values, window: None }],
+        cache: vec![CachedBlocks {
+            blocks: 2 * BLOCKS,
+            width: keys_values,
+            vectors: 2 * heads,
+            window: None,
+        }],
         hidden: HIDDEN,
         widest: HIDDEN + mlp.max(4 * queries),
         widest_input: mlp.max(queries),

@@ -101,8 +101,8 @@ fn cache_and_activations_by_hand() {
     // A window bounds the cache of the blocks that have one.
     let mut windowed = opt.clone();
     windowed.cache = vec![
-        CachedBlocks { blocks: 6, width: 10, window: Some(40) },
-        CachedBlocks { blocks: 6, width: 10, window: None },
+        CachedBlocks { blocks: 6, width: 10, vectors: 2, window: Some(40) },
+        CachedBlocks { blocks: 6, width: 10, vectors: 2, window: None },
     ];
     assert_eq!(windowed.estimate(Precision::F16, load).cache, 6 * 10 * 3 * 2 * (40 + 100));
 }

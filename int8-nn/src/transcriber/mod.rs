@@ -22,7 +22,7 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::audio::{LogMel, Recording};
 use crate::backend::cpu::CpuBackend;
-use crate::backend::{Backend, FloatType, RowSelection};
+use crate::backend::{Backend, KvType, RowSelection};
 use crate::generate::GenerateOptions;
 use crate::model::Model;
 use crate::seq2seq::{Source, SourceEncoder};
@@ -56,7 +56,7 @@ pub struct TranscribeOptions {
     /// `None`: the task of the model's files, or else [`SpeechTask::Transcribe`].
     pub task: Option<SpeechTask>,
     /// KV cache type; `None` for [the type of the checkpoint](crate::decoder::Decoder::kv_cache_type).
-    pub kv_cache: Option<FloatType>,
+    pub kv_cache: Option<KvType>,
 }
 
 /// A recording written down.

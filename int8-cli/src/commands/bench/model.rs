@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use int8_nn::backend::{Backend, FloatType, Precision, RowSelection};
+use int8_nn::backend::{Backend, KvType, Precision, RowSelection};
 use int8_nn::checkpoint::Checkpoint;
 use int8_nn::{Model, SessionOptions, SpecialTokens};
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ const QUICK_ROUNDS: usize = 2;
 struct Runner<B: Backend> {
     name: &'static str,
     model: Model<B>,
-    kv_cache: FloatType,
+    kv_cache: KvType,
     batches: Vec<Batch>,
 }
 

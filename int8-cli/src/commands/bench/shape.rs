@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use int8_cpu::probe;
-use int8_nn::backend::{Backend, FloatType, Precision};
+use int8_nn::backend::{Backend, FloatType, KvType, Precision};
 use int8_nn::config::RawConfig;
 use int8_nn::synthetic;
 use serde_json::{Value, json};
@@ -59,7 +59,7 @@ pub(super) fn run(
     let config = RawConfig::read(checkpoint.source())?;
     let positions = config.size("max_position_embeddings").or_else(|_| config.size("seq_length"))?;
     let task = Bench { name, arguments, output };
-    let measurement = task.measurement(shape.float);
+    let measurement = task.measurement(shape.float.into());
     let contexts = arguments.context.iter().map(|context| measurement.positions(*context));
     if let Some(needed) = contexts.chain([arguments.prompt_tokens]).find(|needed| *needed > positions) {
         return Err(Failure::usage(format!(
@@ -79,7 +79,7 @@ struct Bench<'a> {
 struct Run {
     load_seconds: f64,
     weight_bytes: usize,
-    kv_cache: FloatType,
+    kv_cache: KvType,
     /// Share of the columns with outliers.
     outliers: f64,
     prefill: Measured,
@@ -161,7 +161,7 @@ impl Task for Bench<'_> {
 }
 
 impl Bench<'_> {
-    fn measurement(&self, stored: FloatType) -> Measurement {
+    fn measurement(&self, stored: KvType) -> Measurement {
         Measurement {
             kv_cache: self.arguments.kv_cache.given().unwrap_or(stored),
             prompts: if self.arguments.quick { QUICK_PROMPTS } else { PROMPTS },
@@ -197,11 +197,11 @@ impl Bench<'_> {
         let footprint = model.decoder().footprint();
         let head = match precision {
             Precision::Int8(quantization) if quantization.int8_head => 1,
-            _ => stored.bytes(),
+            _ => stored.float().map_or(0, FloatType::bytes),
         };
         let weights = real(footprint.linear) + real(config.vocab_size * config.embedding_size * head);
         let of_position =
-            real(2 * config.layers * config.kv_heads * config.head_size * measurement.kv_cache.bytes());
+            real(2 * config.layers * config.kv_heads * measurement.kv_cache.bytes_of(config.head_size));
         let mut decode = Vec::new();
         for &context in &arguments.context {
             for &batch in arguments.batches() {

@@ -1,8 +1,8 @@
 //! Attention against its formula.
 
 use half::{bf16, f16};
-use int8_core::Element;
 use int8_core::corpus::Random;
+use int8_core::{Element, FloatType};
 use ndarray::Array2;
 
 use super::*;
@@ -15,7 +15,7 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn new(element: FloatType, kv_heads: usize, size: usize, positions: usize) -> Self {
+    fn new(element: KvType, kv_heads: usize, size: usize, positions: usize) -> Self {
         let count = positions.div_ceil(PAGE_POSITIONS);
         let table: Vec<u32> = (0..).take(count).collect();
         Self { pages: KvPages::new(element, 1, kv_heads, size, count).expect("memory"), table }
@@ -128,7 +128,7 @@ fn attention_is_its_formula() {
         let k = random.matrix(length, case.kv_heads * case.size, 1.0);
         let v = random.matrix(length, case.kv_heads * case.size, 1.0);
         let scale = 1.0 / convert::real(case.size).sqrt();
-        let mut cache = Sequence::new(FloatType::F32, case.kv_heads, case.size, length + 3);
+        let mut cache = Sequence::new(KvType::F32, case.kv_heads, case.size, length + 3);
         // In two parts, at a place that is no panel's edge.
         let cut = length / 3;
         for part in [0..cut, cut..length] {
@@ -162,7 +162,7 @@ fn a_nan_is_not_lost() {
         for kernel in Kernel::available() {
             let mut keys = ones.clone();
             keys[[at, 1]] = f32::NAN;
-            let mut cache = Sequence::new(FloatType::F32, 1, 4, 20);
+            let mut cache = Sequence::new(KvType::F32, 1, 4, 20);
             cache.write(0, keys.view(), ones.view());
             for softcap in [None, Some(3.0)] {
                 let attention =
@@ -179,7 +179,7 @@ fn a_nan_is_not_lost() {
 
 #[test]
 fn operands_that_do_not_fit_are_refused() {
-    let mut cache = Sequence::new(FloatType::F32, 2, 4, 10);
+    let mut cache = Sequence::new(KvType::F32, 2, 4, 10);
     assert_eq!(cache.view().capacity(), PAGE_POSITIONS);
     let zeros = |rows: usize, columns: usize| Array2::<f32>::zeros((rows, columns));
     let mut write = |position, keys: (usize, usize), values: (usize, usize)| {
@@ -209,7 +209,7 @@ fn operands_that_do_not_fit_are_refused() {
 }
 
 fn cache_of(
-    element: FloatType,
+    element: KvType,
     kv_heads: usize,
     size: usize,
     keys: ArrayView2<'_, f32>,
@@ -253,9 +253,9 @@ fn numbers_of_16_bits_are_widened_exactly() {
                 let row = |position| Query { position, span: position / 3..position + 1 };
                 let queries: Vec<Query> = (length - rows..length).map(row).collect();
                 for element in FloatType::ALL {
-                    let narrow = cache_of(element, kv_heads, size, k.view(), v.view());
+                    let narrow = cache_of(element.into(), kv_heads, size, k.view(), v.view());
                     let (k, v) = (kept(element, &k), kept(element, &v));
-                    let wide = cache_of(FloatType::F32, kv_heads, size, k.view(), v.view());
+                    let wide = cache_of(KvType::F32, kv_heads, size, k.view(), v.view());
                     for kernel in Kernel::available() {
                         if rounds(kernel, element) {
                             continue;
@@ -337,7 +337,7 @@ fn the_error_of_a_cache_is_its_rounding() {
             FloatType::Bf16 => rounding_bound::<bf16>(scale, q.as_slice().expect("a row"), &k, &v),
         };
         for element in FloatType::ALL {
-            let cache = cache_of(element, 1, size, k.view(), v.view());
+            let cache = cache_of(element.into(), 1, size, k.view(), v.view());
             for kernel in Kernel::available() {
                 if rounds(kernel, element) {
                     continue;
@@ -357,6 +357,92 @@ fn the_error_of_a_cache_is_its_rounding() {
     assert!(beyond_f16, "the bound of f16 would also do for bf16: it can tell nothing");
 }
 
+/// What a cache of int8 keeps of rows of vectors of `size`.
+fn kept_in_int8(size: usize, matrix: &Array2<f32>) -> Array2<f32> {
+    let mut kept = matrix.clone();
+    for mut vector in kept.exact_chunks_mut((1, size)) {
+        let scale = vector.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        if scale > 0.0 {
+            vector.mapv_inplace(|value| (value * (127.0 / scale)).round_ties_even() * (scale / 127.0));
+        }
+    }
+    kept
+}
+
+/// A cache of int8 gives what one of f32 gives that holds the dequantised numbers, up to what sums in f32 differ by: scores by
+/// `ε = scale·Σ|q·k|·(size + 3)·2⁻²³`, results by `max |v|·(2ε + (length + 3)·2⁻²³)`.
+#[test]
+fn codes_are_multiplied_with_their_scales() {
+    let mut random = Random::new(38);
+    for (size, kv_heads, group) in [(1, 1, 1), (15, 2, 2), (17, 1, 13), (33, 1, 2), (64, 3, 3), (80, 1, 1)] {
+        let heads = kv_heads * group;
+        for length in [1, 31, 33, 70, 3 * PAGE_POSITIONS + 5] {
+            let [mut k, v] = [(); 2].map(|()| random.matrix(length, kv_heads * size, 2.0));
+            // A vector of zeros has the scale 0.
+            k.slice_mut(s![length / 2, ..size]).fill(0.0);
+            let codes = cache_of(KvType::Int8, kv_heads, size, k.view(), v.view());
+            let [k, v] = [&k, &v].map(|matrix| kept_in_int8(size, matrix));
+            let floats = cache_of(KvType::F32, kv_heads, size, k.view(), v.view());
+            for rows in [1, length.min(14)] {
+                let q = random.matrix(rows, heads * size, 1.0);
+                let row = |position| Query { position, span: position / 3..position + 1 };
+                let queries: Vec<Query> = (length - rows..length).map(row).collect();
+                let largest = |matrix: &Array2<f32>| matrix.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
+                let unit = 2.0_f32.powi(-23);
+                let real = |count: usize| convert::real(count);
+                let scores = 0.3 * real(size) * largest(&q) * largest(&k) * (real(size) + 3.0) * unit;
+                let bound = largest(&v) * (2.0 * scores + (real(length) + 3.0) * unit);
+                for kernel in Kernel::available() {
+                    let attention =
+                        Attention { kernel, heads, scale: 0.3, softcap: None, bias: Bias::None, sinks: None };
+                    let [found, expected] = [&codes, &floats].map(|cache| {
+                        let mut out = Array2::from_elem(q.raw_dim(), f32::NAN);
+                        attention
+                            .attend(q.view(), &cache.view(), &queries, out.view_mut())
+                            .expect("valid operands");
+                        out
+                    });
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let error = (found - expected).abs();
+                        assert!(
+                            error <= bound,
+                            "{kernel} size {size} length {length}: {error:e} > {bound:e}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A number that is not finite makes its vector NaN, and with it the rows that see it, and no others.
+#[test]
+fn what_is_not_finite_shows_in_int8() {
+    let (size, length) = (20, 40);
+    let mut random = Random::new(39);
+    let q = random.matrix(1, 2 * size, 1.0);
+    for of_keys in [true, false] {
+        let [mut k, mut v] = [(); 2].map(|()| random.matrix(length, 2 * size, 1.0));
+        let matrix = if of_keys { &mut k } else { &mut v };
+        matrix[[33, 3]] = f32::INFINITY;
+        let cache = cache_of(KvType::Int8, 2, size, k.view(), v.view());
+        for kernel in Kernel::available() {
+            let attention =
+                Attention { kernel, heads: 2, scale: 0.3, softcap: None, bias: Bias::None, sinks: None };
+            let attend = |span: Range<usize>| {
+                let mut out = Array2::zeros((1, 2 * size));
+                let rows = [Query { position: length, span }];
+                attention.attend(q.view(), &cache.view(), &rows, out.view_mut()).expect("valid operands");
+                out.into_raw_vec_and_offset().0
+            };
+            assert!(attend(0..33).iter().all(|value| value.is_finite()), "{kernel}");
+            let seen = attend(0..length);
+            assert!(seen[..size].iter().all(|value| value.is_nan()), "{kernel}");
+            assert!(seen[size..].iter().all(|value| value.is_finite()), "{kernel}");
+        }
+    }
+}
+
 /// A row gives the same bits alone, among others and on any number of threads.
 #[test]
 fn rows_do_not_depend_on_others_or_on_threads() {
@@ -365,7 +451,7 @@ fn rows_do_not_depend_on_others_or_on_threads() {
     let q = random.matrix(length, heads * size, 1.0);
     let [k, v] = [(); 2].map(|()| random.matrix(length, kv_heads * size, 1.0));
     let rows: Vec<Query> = (0..length).map(|position| Query { position, span: 0..position + 1 }).collect();
-    for element in FloatType::ALL {
+    for element in KvType::ALL {
         let cache = cache_of(element, kv_heads, size, k.view(), v.view());
         for kernel in Kernel::available() {
             let attend = |threads: usize, rows: &[Query]| {
@@ -408,7 +494,7 @@ fn results_do_not_depend_on_pages() {
         for length in lengths {
             let [k, v] = [(); 2].map(|()| random.matrix(length, kv_heads * size, 1.0));
             let q = random.matrix(length, heads * size, 1.0);
-            for element in FloatType::ALL {
+            for element in KvType::ALL {
                 let ordered = cache_of(element, kv_heads, size, k.view(), v.view());
                 let mut pages = KvPages::new(element, 3, kv_heads, size, 7).expect("memory");
                 (0..7).for_each(|page| pages.poison(page));
@@ -470,7 +556,7 @@ fn positions_outside_a_span_never_show() {
             Query { position: length, span: first..first + 1 + 11 * (row % 4) }
         })
         .collect();
-    for element in FloatType::ALL {
+    for element in KvType::ALL {
         let whole = cache_of(element, 1, size, k.view(), v.view());
         for kernel in Kernel::available() {
             let attention =
@@ -505,7 +591,7 @@ fn a_fork_copies_a_shared_page_before_it_writes() {
         other
     });
     let rows = last_rows(length, 1, usize::MAX);
-    for element in FloatType::ALL {
+    for element in KvType::ALL {
         let mut pages = KvPages::new(element, 2, 1, size, 4).expect("memory");
         pages.poison(3);
         let (table, forked) = ([2, 0], [2, 3]);
@@ -544,7 +630,7 @@ fn a_fork_copies_a_shared_page_before_it_writes() {
 #[test]
 #[should_panic(expected = "page 2 of a KV cache of 2 pages")]
 fn a_page_that_does_not_exist_is_refused() {
-    let pages = KvPages::new(FloatType::F32, 1, 1, 4, 2).expect("memory");
+    let pages = KvPages::new(KvType::F32, 1, 1, 4, 2).expect("memory");
     let attention = Attention {
         kernel: Kernel::best(),
         heads: 1,

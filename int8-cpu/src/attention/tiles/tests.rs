@@ -2,7 +2,7 @@
 
 use half::bf16;
 use int8_core::corpus::Random;
-use int8_core::{Element, FloatType};
+use int8_core::{Element, KvType};
 use ndarray::Array2;
 
 use super::*;
@@ -165,8 +165,7 @@ impl Case {
     fn pages(&self) -> (KvPages, Vec<u32>) {
         let length = self.keys.nrows();
         let count = length.div_ceil(PAGE_POSITIONS);
-        let mut pages =
-            KvPages::new(FloatType::Bf16, 1, self.kv_heads, self.size, count + 1).expect("memory");
+        let mut pages = KvPages::new(KvType::Bf16, 1, self.kv_heads, self.size, count + 1).expect("memory");
         let table: Vec<u32> = (0..)
             .take(count)
             .map(|page: u32| page ^ 1)
