@@ -352,15 +352,19 @@ pub(crate) struct BenchArgs {
     /// Type of the KV cache of both; auto: the type of the checkpoint
     #[arg(help_heading = "Whole models", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<KvType>(AUTO_KV_CACHE))]
     pub(crate) kv_cache: OrAuto<KvType>,
-    /// The int8 model's output head in int8 as well
-    #[arg(help_heading = "Whole models", long)]
+    /// The int8 model's output head in int8 as well: the default on a processor
+    #[arg(help_heading = "Whole models", long, conflicts_with = "float_head")]
     pub(crate) int8_head: bool,
+    /// The int8 model's output head as stored: the default on a GPU
+    #[arg(help_heading = "Whole models", long)]
+    pub(crate) float_head: bool,
 }
 
 impl BenchArgs {
     /// Settings of a whole model in int8.
     pub(crate) fn precision(&self) -> PrecisionArgs {
-        PrecisionArgs { preset: self.preset, int8_head: self.int8_head, ..PrecisionArgs::default() }
+        let Self { preset, int8_head, float_head, .. } = *self;
+        PrecisionArgs { preset, int8_head, float_head, ..PrecisionArgs::default() }
     }
 
     /// `--batch`, or its default.

@@ -29,11 +29,14 @@ pub(crate) struct PrecisionArgs {
     #[arg(long, conflicts_with_all = PRECISION_OPTIONS[1..].iter().copied())]
     pub(crate) fp: bool,
     /// Settings by name: the paper's, or the ones that lose least (docs/quality.md) [default: paper]
-    #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[4..].iter().copied())]
+    #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[5..].iter().copied())]
     pub(crate) preset: Option<Preset>,
-    /// The output head in int8 as well, which bitsandbytes keeps in 16 bits: less to read for every generated token
-    #[arg(long)]
+    /// The output head in int8 as well, less to read for every generated token: the default on a processor
+    #[arg(long, conflicts_with = "float_head")]
     pub(crate) int8_head: bool,
+    /// The output head as stored, as bitsandbytes keeps it: the default on a GPU
+    #[arg(long)]
+    pub(crate) float_head: bool,
     /// The routed experts of a mixture in floating point, as transformers' load_in_8bit leaves them where it holds them
     /// stacked: more memory, and the routing of floating point
     #[arg(long)]
@@ -87,11 +90,12 @@ pub(crate) enum Preset {
     BestRows,
 }
 
-/// Options of the precision: `fp` excludes all others, `preset` all but `int8_head` and `float_experts`. A comparison sets them itself.
-pub(super) const PRECISION_OPTIONS: [&str; 12] = [
+/// Options of the precision: `fp` excludes all others, `preset` all but those of head and experts. A comparison sets them itself.
+pub(super) const PRECISION_OPTIONS: [&str; 13] = [
     "fp",
     "preset",
     "int8_head",
+    "float_head",
     "float_experts",
     "scheme",
     "threshold",

@@ -141,13 +141,18 @@ pub(super) fn run(
     }
     let text = arguments.text.as_deref().map(|file| read_text("--text", file)).transpose()?;
     let checkpoint = Checkpoint::open(hub::folder(path, None, output)?)?;
-    device.run(checkpoint, Bench { path, text, arguments, device, output }, output)
+    device.run(
+        checkpoint,
+        Bench { path, text, arguments, precision: arguments.precision(), device, output },
+        output,
+    )
 }
 
 struct Bench<'a> {
     path: &'a Path,
     text: Option<String>,
     arguments: &'a BenchArgs,
+    precision: PrecisionArgs,
     device: &'a Device,
     output: &'a Output,
 }
@@ -168,7 +173,11 @@ impl Task for Bench<'_> {
     type Output = ();
 
     fn precision(&self) -> Result<Precision, Failure> {
-        resolve::precision(&self.arguments.precision())
+        resolve::precision(&self.precision)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {

@@ -58,7 +58,7 @@ pub(super) fn run(
     let checkpoint = synthetic::checkpoint(&shape.config, shape.float, shape.biases)?;
     let config = RawConfig::read(checkpoint.source())?;
     let positions = config.size("max_position_embeddings").or_else(|_| config.size("seq_length"))?;
-    let task = Bench { name, arguments, output };
+    let task = Bench { name, arguments, precision: arguments.precision(), output };
     let measurement = task.measurement(shape.float.into());
     let contexts = arguments.context.iter().map(|context| measurement.positions(*context));
     if let Some(needed) = contexts.chain([arguments.prompt_tokens]).find(|needed| *needed > positions) {
@@ -72,6 +72,7 @@ pub(super) fn run(
 struct Bench<'a> {
     name: &'a str,
     arguments: &'a BenchArgs,
+    precision: PrecisionArgs,
     output: &'a Output,
 }
 
@@ -136,7 +137,11 @@ impl Task for Bench<'_> {
     type Output = ();
 
     fn precision(&self) -> Result<Precision, Failure> {
-        resolve::precision(&self.arguments.precision())
+        resolve::precision(&self.precision)
+    }
+
+    fn options(&self) -> Option<&PrecisionArgs> {
+        Some(&self.precision)
     }
 
     fn run<B: Backend + 'static>(self, place: &Place<B>) -> Result<(), Failure> {
@@ -153,7 +158,7 @@ impl Task for Bench<'_> {
             both => both,
         };
         if self.output.json {
-            self.output.object(&self.json(&device, bandwidth, int8.as_ref(), float.as_ref()))
+            self.output.object(&self.json(&device, place.precision, bandwidth, int8.as_ref(), float.as_ref()))
         } else {
             self.print(bandwidth, int8, float)
         }
@@ -226,6 +231,7 @@ impl Bench<'_> {
     fn json(
         &self,
         device: &str,
+        precision: Precision,
         bandwidth: Option<f64>,
         int8: Option<&Result<Run, Failure>>,
         float: Option<&Result<Run, Failure>>,
@@ -259,7 +265,7 @@ impl Bench<'_> {
             "prompts": self.arguments.prompts,
             "prompt_tokens": self.arguments.prompt_tokens,
             "new_tokens": self.arguments.new_tokens,
-            "int8_head": self.arguments.int8_head,
+            "int8_head": matches!(precision, Precision::Int8(quantization) if quantization.int8_head),
             "bandwidth_bytes_per_second": bandwidth,
             "int8": run(int8),
             "fp": run(float),
