@@ -143,9 +143,7 @@ fn load<B: Backend>(
 ) -> Result<Embedder<B>, Failure> {
     let precision = match precision {
         // The default of a processor, for models that have one.
-        Precision::Int8(quantization) => {
-            Precision::Int8(Quantization { int8_head: false, ..quantization })
-        }
+        Precision::Int8(quantization) => Precision::Int8(Quantization { int8_head: false, ..quantization }),
         Precision::Float => precision,
     };
     let (loader, bar) = resolve::loader(precision, &arguments.model.precision, &place.checkpoint, output);

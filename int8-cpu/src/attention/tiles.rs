@@ -149,15 +149,25 @@ impl Task<'_, '_> {
         scratch.states.extend((0..count).map(|row| State::new(sink(row))));
 
         let seen = union(self.rows);
-        let streamed = tile_count == 1;
         for block in seen.start / KEYS..seen.end.div_ceil(KEYS) {
             let keys = seen.start.max(block * KEYS)..seen.end.min((block + 1) * KEYS);
             let panels = keys.start / NR..keys.end.div_ceil(NR);
+            if tile_count == 1 {
+                self.stream(tiles, scratch, &seen, panels);
+                continue;
+            }
             scratch.keys.resize(panels.len() * steps, Fragment::ZERO);
             scratch.values.resize(columns * panels.len(), Fragment::ZERO);
             let (cache, head, size) = (self.cache, self.head, self.size);
             let fragments = &mut scratch.keys[..];
-            tiles.vectorize(PackKeys { cache, head, size, panels: panels.clone(), streamed, fragments });
+            tiles.vectorize(PackKeys {
+                cache,
+                head,
+                size,
+                panels: panels.clone(),
+                streamed: false,
+                fragments,
+            });
             let (seen, fragments) = (&seen, &mut scratch.values[..]);
             tiles.vectorize(PackValues { cache, head, panels: panels.clone(), seen, fragments });
             for tile in 0..tile_count {
@@ -173,6 +183,65 @@ impl Task<'_, '_> {
             {
                 // +0 also for −0, which a sum flushed to 0 is or is not by the number of products after it.
                 *out = sum * inverse + 0.0;
+            }
+        }
+    }
+
+    /// The only tile, and a block: each panel is packed where it is multiplied, so that it stays in L1. The same bits as
+    /// [`tile`](Self::tile) gives.
+    fn stream<T: Bf16Product>(
+        &self,
+        tiles: T,
+        scratch: &mut Scratch,
+        seen: &Range<usize>,
+        panels: Range<usize>,
+    ) {
+        let (cache, head, size) = (self.cache, self.head, self.size);
+        let count = self.rows.len() * self.group;
+        let (steps, columns) = (size.div_ceil(STEP), size.div_ceil(NR));
+        scratch.keys.resize(steps, Fragment::ZERO);
+        scratch.values.resize(columns, Fragment::ZERO);
+        scratch.scores.resize_with(KEYS / NR, || Tile([[0.0; NR]; MAX_MR]));
+        scratch.weights.resize(KEYS / NR, Fragment::ZERO);
+        let Scratch { queries, keys, values, scores, weights, sums, states } = scratch;
+        let (scores, weights) = (&mut scores[..panels.len()], &mut weights[..panels.len()]);
+        // Where keys and values begin in memory that is not read in one piece; what follows is prefetched while it is read.
+        cache.prefetch_keys(head, panels.start * NR);
+        cache.prefetch_values(head, panels.start * NR);
+        for (panel, scores) in panels.clone().zip(scores.iter_mut()) {
+            let next = (panel + 1) * NR;
+            if next.is_multiple_of(PAGE_POSITIONS) && panel + 1 < panels.end {
+                cache.prefetch_keys(head, next);
+                cache.prefetch_values(head, next);
+            }
+            let fragments = &mut keys[..];
+            tiles.vectorize(PackKeys {
+                cache,
+                head,
+                size,
+                panels: panel..panel + 1,
+                streamed: true,
+                fragments,
+            });
+            // SAFETY: `attend` runs tasks inside `scoped`.
+            unsafe { tiles.product(count, &queries[..steps], keys, false, scores) };
+        }
+        let first_key = panels.start * NR;
+        tiles.vectorize(Softmax {
+            task: self,
+            first_row: 0,
+            first_key,
+            scores,
+            weights: &mut *weights,
+            sums: &mut *sums,
+            states,
+        });
+        for (panel, weights) in panels.zip(weights.chunks(1)) {
+            let (panels, fragments) = (panel..panel + 1, &mut values[..]);
+            tiles.vectorize(PackValues { cache, head, panels, seen, fragments });
+            for (sums, values) in sums.iter_mut().zip(values.chunks(1)) {
+                // SAFETY: as above.
+                unsafe { tiles.product(count, weights, values, true, sums) };
             }
         }
     }
@@ -254,7 +323,7 @@ struct PackKeys<'a> {
     head: usize,
     size: usize,
     panels: Range<usize>,
-    /// No other task reads the keys: they and the values come from memory.
+    /// No other task reads the keys: they come from memory.
     streamed: bool,
     /// `[panels, steps]`.
     fragments: &'a mut [Fragment],
@@ -266,21 +335,7 @@ impl Vectorized for PackKeys<'_> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) {
         let Self { cache, head, size, panels, streamed, fragments } = self;
-        let (first, end) = (panels.start, panels.end);
         for (panel, fragments) in panels.zip(fragments.chunks_exact_mut(size.div_ceil(STEP))) {
-            if streamed {
-                let (position, next) = (panel * NR, (panel + 1) * NR);
-                if panel == first {
-                    cache.prefetch_keys(head, position);
-                }
-                if panel + 1 < end && next.is_multiple_of(PAGE_POSITIONS) {
-                    cache.prefetch_keys(head, next);
-                }
-                // They are packed when all keys of the block are.
-                if panel == first || position.is_multiple_of(PAGE_POSITIONS) {
-                    cache.prefetch_values(head, position);
-                }
-            }
             let rows = cache.key_panel(head, panel).as_chunks::<NR>().0;
             let targets =
                 fragments.iter_mut().flat_map(|fragment| fragment.0.as_chunks_mut::<{ 2 * NR }>().0);
