@@ -406,7 +406,7 @@ fn a_shape_is_timed_without_a_checkpoint() {
 }
 
 #[test]
-fn the_head_becomes_int8_where_it_is_asked_for() {
+fn the_head_is_int8_unless_it_is_to_stay_as_stored() {
     let demo = demo_folder();
     let demo = demo.to_str().expect("UTF-8");
     let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo.txt");
@@ -418,13 +418,19 @@ fn the_head_becomes_int8_where_it_is_asked_for() {
         (head, report["perplexity"].as_f64().expect("a number"))
     };
     for preset in [&[][..], &["--preset", "best"]] {
-        let (plain, int8) = (score(preset), score(&[preset, &["--int8-head"]].concat()));
+        let (plain, int8) = (score(&[preset, &["--float-head"]].concat()), score(preset));
         assert_eq!((plain.0, int8.0), (false, true));
+        assert_eq!(score(&[preset, &["--int8-head"]].concat()), int8);
         assert!(plain.1 != int8.1 && (plain.1 - int8.1).abs() < 0.005 * plain.1, "{plain:?}, {int8:?}");
     }
-    for wrong in [&["--fp"][..], &["--compare"]] {
-        let (code, message) = failure(&[&["eval", demo, "--text", text, "--int8-head"], wrong].concat());
-        assert!(code == 2 && message.contains("--int8-head"), "{code}: {message}");
+    for (wrong, head) in [
+        (&["--fp"][..], "--int8-head"),
+        (&["--compare"], "--int8-head"),
+        (&["--fp"], "--float-head"),
+        (&["--int8-head"], "--float-head"),
+    ] {
+        let (code, message) = failure(&[&["eval", demo, "--text", text, head], wrong].concat());
+        assert!(code == 2 && message.contains(head), "{code}: {message}");
     }
     let (code, message) = failure(&["embed", &model("../encoders/bert"), "--text", "a", "--int8-head"]);
     assert!(code == 2 && message.contains("no output head"), "{code}: {message}");
@@ -445,6 +451,9 @@ fn the_type_of_the_cache_is_chosen_and_reported() {
     let bytes = |report: &Value| report["kv_cache_bytes"].as_u64().expect("bytes");
     assert_eq!(bytes(&wide), 2 * bytes(&auto));
     assert_eq!(run(&["--kv-cache", "bf16"])["kv_cache"], "bf16");
+    let narrow = run(&["--kv-cache", "int8"]);
+    assert_eq!(narrow["kv_cache"], "int8");
+    assert!(bytes(&narrow) < bytes(&auto) * 6 / 10, "{narrow}");
 
     let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo.txt");
     let (demo, text) = (demo.to_str().expect("UTF-8"), text.to_str().expect("UTF-8"));
@@ -459,6 +468,8 @@ fn the_type_of_the_cache_is_chosen_and_reported() {
     let (plain, f16) = (eval(&[]), eval(&["--kv-cache", "auto"]));
     assert_eq!((plain.0.as_str(), f16.0.as_str()), ("f32", "f16"));
     assert!(plain.1 != f16.1 && (plain.1 - f16.1).abs() < 0.01 * plain.1, "{plain:?}, {f16:?}");
+    let int8 = eval(&["--kv-cache", "int8"]);
+    assert!(plain.1 != int8.1 && (plain.1 - int8.1).abs() < 0.02 * plain.1, "{plain:?}, {int8:?}");
     let (code, message) = failure(&["run", demo, "--ids", "5", "--kv-cache", "f8"]);
     assert!(code == 2 && message.contains("bf16"), "{code}: {message}");
 }
