@@ -10,6 +10,7 @@ mod hub;
 #[cfg(feature = "json-schema")]
 mod json_form;
 mod launch;
+mod memory;
 mod output;
 mod report;
 mod resolve;

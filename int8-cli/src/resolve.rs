@@ -13,8 +13,8 @@ use int8_nn::{Loader, Model};
 use crate::args::{self, ModelArgs, PrecisionArgs, WriteArgs};
 use crate::device::{Device, Place};
 use crate::failure::Failure;
-use crate::hub;
 use crate::output::{Bar, Output};
+use crate::{hub, memory};
 
 /// The precision of the linear layers.
 ///
@@ -198,6 +198,7 @@ pub(crate) fn load_as<B: Backend>(
 ) -> Result<Model<B>, Failure> {
     let (loader, bar) = loader(precision, arguments, &place.checkpoint, output);
     let model = loader.build_on(place.devices.clone())?;
+    memory::trim();
     bar.clear();
     if let Some(group) = place.devices.first().group().filter(|group| group.processes() > 1) {
         group.agree("model or other settings", &fingerprint(precision, arguments, place)?)?;

@@ -9,8 +9,9 @@
 //! ```
 //!
 //! Blocks begin at multiples of KEYS, whatever a row sees of them. What a row does not see has weight 0, and adding 0 changes no
-//! sum: a row's bits depend neither on the rows beside it nor on where a task begins. For the same reason there is no other
-//! path for few rows.
+//! sum: a row's bits depend neither on the rows beside it nor on where a task begins. The few rows of a decode step are multiplied
+//! without tiles, which would want keys and values interleaved first, by the same operations in the same order (but for numbers
+//! below 1.2·10⁻³⁸, which tiles take for 0).
 
 use std::ops::Range;
 
@@ -29,6 +30,9 @@ use crate::simd::{Instructions, LANES, Vectorize, Vectorized};
 
 /// Positions of a block: packed keys and values of a head of 64 take 64 KiB, the scores of a tile 32 KiB.
 const KEYS: usize = 4 * PAGE_POSITIONS;
+
+/// Most rows that are multiplied without tiles.
+const FEW: usize = 4;
 
 /// Rows of a task, query heads times queries: so many rows share packed keys and values.
 const TASK_ROWS: usize = 4 * MAX_MR;
@@ -208,11 +212,17 @@ impl Task<'_, '_> {
         // Where keys and values begin in memory that is not read in one piece; what follows is prefetched while it is read.
         cache.prefetch_keys(head, panels.start * NR);
         cache.prefetch_values(head, panels.start * NR);
+        let few = count <= FEW;
         for (panel, scores) in panels.clone().zip(scores.iter_mut()) {
             let next = (panel + 1) * NR;
             if next.is_multiple_of(PAGE_POSITIONS) && panel + 1 < panels.end {
                 cache.prefetch_keys(head, next);
                 cache.prefetch_values(head, next);
+            }
+            if few {
+                let keys = cache.key_panel(head, panel).as_chunks().0;
+                tiles.vectorize(FewScores { queries: &queries[..steps], keys, count, scores });
+                continue;
             }
             let fragments = &mut keys[..];
             tiles.vectorize(PackKeys {
@@ -237,6 +247,20 @@ impl Task<'_, '_> {
             states,
         });
         for (panel, weights) in panels.zip(weights.chunks(1)) {
+            if few {
+                let own = seen.start.max(panel * NR)..seen.end.min((panel + 1) * NR);
+                let weights = &weights[0];
+                tiles.vectorize(FewValues {
+                    cache,
+                    head,
+                    panel,
+                    seen: own,
+                    weights,
+                    count,
+                    sums: &mut *sums,
+                });
+                continue;
+            }
             let (panels, fragments) = (panel..panel + 1, &mut values[..]);
             tiles.vectorize(PackValues { cache, head, panels, seen, fragments });
             for (sums, values) in sums.iter_mut().zip(values.chunks(1)) {
@@ -380,6 +404,174 @@ impl Vectorized for PackValues<'_> {
             }
         }
     }
+}
+
+/// `scores[r] = q[r]·k` of a panel of keys, as [`Bf16Product::product`] adds.
+struct FewScores<'a> {
+    /// `[steps]`.
+    queries: &'a [Fragment],
+    /// `[size, 32]`.
+    keys: &'a [[bf16; NR]],
+    count: usize,
+    scores: &'a mut Tile<f32>,
+}
+
+impl Vectorized for FewScores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        match self.count {
+            1 => self.rows::<I, 1>(simd),
+            2 => self.rows::<I, 2>(simd),
+            3 => self.rows::<I, 3>(simd),
+            _ => self.rows::<I, FEW>(simd),
+        }
+    }
+}
+
+impl FewScores<'_> {
+    #[inline(always)]
+    fn rows<I: Instructions, const R: usize>(self, simd: I) {
+        let zero = simd.splat(0.0);
+        let mut sums = [[zero; 2]; R];
+        for (queries, keys) in self.queries.iter().zip(self.keys.chunks(STEP)) {
+            let mut wide = [[0.0; STEP]; R];
+            for (wide, row) in wide.iter_mut().zip(queries.0.as_chunks::<STEP>().0) {
+                widen(simd, row, wide);
+            }
+            let [mut even, mut odd] = [[[zero; 2]; R]; 2];
+            for (pair, keys) in keys.chunks(2).enumerate() {
+                prefetch::prefetch_behind(keys[0].as_ptr(), NR);
+                add_products(simd, &wide, 2 * pair, &keys[0], &mut even);
+                if let Some(keys) = keys.get(1) {
+                    prefetch::prefetch_behind(keys.as_ptr(), NR);
+                    add_products(simd, &wide, 2 * pair + 1, keys, &mut odd);
+                }
+            }
+            add_parts(simd, [even, odd], &mut sums);
+        }
+        for (sums, row) in sums.into_iter().zip(&mut self.scores.0) {
+            for (sum, to) in sums.into_iter().zip(row.as_chunks_mut().0) {
+                simd.store(sum, to);
+            }
+        }
+    }
+}
+
+/// `sums[r] += p[r]·v` of a panel of positions, as [`Bf16Product::product`] adds.
+struct FewValues<'a> {
+    cache: &'a Panels<'a, bf16>,
+    head: usize,
+    panel: usize,
+    /// Positions of the panel that are seen.
+    seen: Range<usize>,
+    weights: &'a Fragment,
+    count: usize,
+    /// `[panels of columns]`.
+    sums: &'a mut [Tile<f32>],
+}
+
+impl Vectorized for FewValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        match self.count {
+            1 => self.rows::<I, 1>(simd),
+            2 => self.rows::<I, 2>(simd),
+            3 => self.rows::<I, 3>(simd),
+            _ => self.rows::<I, FEW>(simd),
+        }
+    }
+}
+
+impl FewValues<'_> {
+    #[inline(always)]
+    fn rows<I: Instructions, const R: usize>(self, simd: I) {
+        let Self { cache, head, panel, seen, weights, sums, .. } = self;
+        let zero = simd.splat(0.0);
+        let mut wide = [[0.0; STEP]; R];
+        for (wide, row) in wide.iter_mut().zip(weights.0.as_chunks::<STEP>().0) {
+            widen(simd, row, wide);
+        }
+        for (column, tile) in sums.iter_mut().enumerate() {
+            let values = cache.value_panel(head, column, seen.clone()).as_chunks::<NR>().0;
+            let [mut even, mut odd] = [[[zero; 2]; R]; 2];
+            let mut k = seen.start - panel * NR;
+            let mut rest = values;
+            if k % 2 == 1
+                && let Some((first, others)) = rest.split_first()
+            {
+                add_products(simd, &wide, k, first, &mut odd);
+                (k, rest) = (k + 1, others);
+            }
+            for values in rest.chunks(2) {
+                add_products(simd, &wide, k, &values[0], &mut even);
+                if let Some(values) = values.get(1) {
+                    add_products(simd, &wide, k + 1, values, &mut odd);
+                }
+                k += 2;
+            }
+            let mut sums = [[zero; 2]; R];
+            for (sums, row) in sums.iter_mut().zip(&tile.0) {
+                let [low, high] = halves(row);
+                *sums = [simd.load(low), simd.load(high)];
+            }
+            add_parts(simd, [even, odd], &mut sums);
+            for (sums, row) in sums.into_iter().zip(&mut tile.0) {
+                for (sum, to) in sums.into_iter().zip(row.as_chunks_mut().0) {
+                    simd.store(sum, to);
+                }
+            }
+        }
+    }
+}
+
+/// `sums[r] += x[r][k]·row`.
+#[inline(always)]
+fn add_products<I: Instructions, const R: usize>(
+    simd: I,
+    x: &[[f32; STEP]; R],
+    k: usize,
+    row: &[bf16; NR],
+    sums: &mut [[I::Floats; 2]; R],
+) {
+    let [low, high] = halves(row);
+    let row = [simd.load_bf16(low), simd.load_bf16(high)];
+    for (x, sums) in x.iter().zip(sums) {
+        let x = simd.splat(x[k]);
+        sums[0] = simd.multiply_add(x, row[0], sums[0]);
+        sums[1] = simd.multiply_add(x, row[1], sums[1]);
+    }
+}
+
+/// `sums += even + odd`.
+#[inline(always)]
+fn add_parts<I: Instructions, const R: usize>(
+    simd: I,
+    [even, odd]: [[[I::Floats; 2]; R]; 2],
+    sums: &mut [[I::Floats; 2]; R],
+) {
+    for ((even, odd), sums) in even.iter().zip(&odd).zip(sums) {
+        for ((even, odd), sum) in even.iter().zip(odd).zip(sums) {
+            *sum = simd.add(*sum, simd.add(*even, *odd));
+        }
+    }
+}
+
+#[inline(always)]
+fn widen<I: Instructions>(simd: I, row: &[bf16; STEP], to: &mut [f32; STEP]) {
+    for (half, to) in halves(row).into_iter().zip(to.as_chunks_mut().0) {
+        simd.store(simd.load_bf16(half), to);
+    }
+}
+
+/// A row as two vectors.
+#[inline(always)]
+fn halves<T>(row: &[T; NR]) -> [&[T; LANES]; 2] {
+    let vectors = row.as_chunks::<LANES>().0;
+    [&vectors[0], &vectors[1]]
 }
 
 /// Whether the values of a head at some positions are finite.

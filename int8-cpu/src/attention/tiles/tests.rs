@@ -8,64 +8,8 @@ use ndarray::Array2;
 use super::*;
 use crate::attention::{Bias, KvPages};
 use crate::convert;
+use crate::gemm::bf16::definition::{Definition, processor};
 use crate::kernel::Kernel;
-use crate::tokens::Portable;
-
-/// The definition of [`Bf16Product::product`], one operation at a time.
-#[derive(Clone, Copy)]
-struct Definition;
-
-impl Vectorize for Definition {
-    const CODE_OFFSET: u8 = 0;
-
-    fn vectorize<V: Vectorized>(self, job: V) -> V::Output {
-        job.call(Portable::ALWAYS)
-    }
-}
-
-fn normal(value: f32) -> f32 {
-    if value.is_subnormal() { 0.0_f32.copysign(value) } else { value }
-}
-
-// SAFETY: no instruction beyond the target's baseline.
-unsafe impl Bf16Product for Definition {
-    fn scoped<R>(self, job: impl FnOnce() -> R) -> R {
-        job()
-    }
-
-    unsafe fn product(self, rows: usize, x: &[Fragment], w: &[Fragment], add: bool, sums: &mut Tile<f32>) {
-        assert!((1..=MAX_MR).contains(&rows) && x.len() == w.len());
-        if !add {
-            sums.0 = [[0.0; NR]; MAX_MR];
-        }
-        let number = |value: bf16| normal(value.to_f32());
-        for (x, w) in x.iter().zip(w) {
-            for (row, sums) in sums.0.iter_mut().enumerate().take(rows) {
-                for (column, sum) in sums.iter_mut().enumerate() {
-                    let mut parts = [0.0_f32; 2];
-                    for k in 0..STEP {
-                        let x = number(x.0[row * STEP + k]);
-                        let w = number(w.0[k / 2 * 2 * NR + 2 * column + k % 2]);
-                        parts[k % 2] = normal(x.mul_add(w, parts[k % 2]));
-                    }
-                    *sum = normal(normal(*sum) + normal(parts[0] + parts[1]));
-                }
-            }
-        }
-    }
-}
-
-/// The tiles of this processor, if it has some.
-fn processor() -> Option<impl Bf16Product> {
-    #[cfg(target_arch = "x86_64")]
-    let tiles = crate::tokens::AmxBf16::new();
-    #[cfg(not(target_arch = "x86_64"))]
-    let tiles: Option<Definition> = None;
-    if tiles.is_none() {
-        println!("by definition alone: this processor has no AMX-BF16");
-    }
-    tiles
-}
 
 /// Runs a check with the definition, and with the processor's tiles.
 macro_rules! with_tiles {
