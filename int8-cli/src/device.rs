@@ -19,7 +19,7 @@ use int8_nn::placement::Devices;
 #[cfg(feature = "cuda")]
 use int8_nn::plan::{Load, Shape};
 
-use crate::args::{Global, PrecisionArgs};
+use crate::args::{Global, PrecisionArgs, Preset};
 use crate::failure::Failure;
 use crate::launch::Launch;
 use crate::output::Output;
@@ -392,10 +392,14 @@ fn on_gpu(precision: Precision, task: &impl Task, output: &Output) -> Precision 
 }
 
 /// What `precision` is on a processor: with the head in int8 unless it is to stay as stored, since a small model's is a third of what
-/// a token reads.
+/// a token reads. The presets, which are chosen to lose least, keep it.
 fn on_processor(precision: Precision, task: &impl Task) -> Precision {
     match precision {
-        Precision::Int8(quantization) if task.options().is_some_and(|options| !options.float_head) => {
+        Precision::Int8(quantization)
+            if task.options().is_some_and(|options| {
+                !options.float_head && matches!(options.preset, None | Some(Preset::Paper))
+            }) =>
+        {
             Precision::Int8(Quantization { int8_head: true, ..quantization })
         }
         other => other,

@@ -22,7 +22,7 @@ use crate::placement::{self, Devices, Sizes};
 use crate::plan;
 use crate::position_table;
 pub use crate::precision::LinearRole;
-use crate::precision::{Precision, Quantization, Site, Stack};
+use crate::precision::{Precision, Site, Stack};
 use crate::recurrent;
 use crate::scratch::Carried;
 use crate::seq2seq::SourceEncoder;
@@ -250,11 +250,7 @@ impl<B: Backend> Decoder<B> {
         let (root, token_embedding, tied) = tables(checkpoint, &config, &names)?;
         config.tied_embeddings = tied;
         let float = Precision::Float;
-        let head_precision = match precision {
-            // Its input comes out of a normalisation.
-            Precision::Int8(Quantization { int8_head: true, .. }) => precision.of(LinearRole::Up),
-            _ => float,
-        };
+        let head_precision = precision.of_head();
         let own_head = head_name(checkpoint, &names);
         let has_bias = config.biases.head && checkpoint.contains(&format!("{own_head}.bias"));
         let logit_bias = logit_bias(checkpoint, names.logit_bias)?;

@@ -31,7 +31,8 @@ pub(crate) struct PrecisionArgs {
     /// Settings by name: the paper's, or the ones that lose least (docs/quality.md) [default: paper]
     #[arg(long, value_name = "NAME", conflicts_with_all = PRECISION_OPTIONS[5..].iter().copied())]
     pub(crate) preset: Option<Preset>,
-    /// The output head in int8 as well, less to read for every generated token: the default on a processor
+    /// The output head in int8 as well, less to read for every generated token: the default on a processor, but with the presets
+    /// best and best-rows
     #[arg(long, conflicts_with = "float_head")]
     pub(crate) int8_head: bool,
     /// The output head as stored, as bitsandbytes keeps it: the default on a GPU

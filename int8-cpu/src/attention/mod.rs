@@ -3,8 +3,9 @@
 
 mod attend;
 mod kv_pages;
+mod query;
 #[cfg(any(target_arch = "x86_64", test))]
 mod tiles;
 
-pub use attend::{Attention, Bias, Query};
 pub use kv_pages::{KvPages, KvSequence, PAGE_POSITIONS};
+pub use query::{Attention, Bias, Query};

@@ -19,8 +19,8 @@ use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::attend::{Attention, BLOCKS_AT_A_TIME, Query, Terms};
 use super::kv_pages::{PAGE_POSITIONS, Panels};
+use super::query::{Attention, BLOCKS_AT_A_TIME, Query, Terms};
 use crate::gemm::bf16::{Bf16Product, Fragment, STEP};
 use crate::gemm::operands::Tile;
 use crate::layout::{MAX_MR, NR};

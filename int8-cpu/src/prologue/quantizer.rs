@@ -173,7 +173,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
             );
         }
         if !columns.is_empty() {
-            let outliers = Outliers::Dense { count: dense.len(), values: dense, whole: true };
+            let outliers = Outliers::Dense { count: dense.len(), values: dense };
             return Encoded { codes, stride, terms, groups, group_count, columns, outliers, kept };
         }
         let (columns, outliers) = union(inner, lists);

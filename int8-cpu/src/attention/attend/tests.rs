@@ -7,6 +7,8 @@ use ndarray::Array2;
 
 use super::*;
 use crate::attention::KvPages;
+use crate::convert;
+use crate::kernel::Kernel;
 
 /// One sequence in a cache of one layer, the positions in order in its pages.
 struct Sequence {
