@@ -162,16 +162,10 @@ impl Precision {
         }
     }
 
-    /// The precision of the output head. Its input comes out of a normalisation. Whole outlier columns are dequantised: an exact one
-    /// is as long as the vocabulary, and many are outliers.
+    /// The precision of the output head, whose input comes out of a normalisation.
     pub(crate) fn of_head(&self) -> Self {
-        match self.of(LinearRole::Up) {
-            Self::Int8(quantization) if matches!(self, Self::Int8(all) if all.int8_head) => {
-                let columns = quantization.config.outlier_granularity == OutlierGranularity::Column;
-                let weights =
-                    if columns { OutlierWeights::Dequantized } else { quantization.outlier_weights };
-                Self::Int8(Quantization { outlier_weights: weights, ..quantization })
-            }
+        match self {
+            Self::Int8(Quantization { int8_head: true, .. }) => self.of(LinearRole::Up),
             _ => Self::Float,
         }
     }
