@@ -36,7 +36,8 @@ import sys
 import tempfile
 import types
 
-LLAMA = "0.3.36"  # as in bench_peers.py
+from bench_peers import LLAMA
+
 PRECISIONS = {
     "int8": [],
     "int8 --float-head": ["--float-head"],

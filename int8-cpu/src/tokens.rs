@@ -146,12 +146,14 @@ mod amx {
         })
     }
 
-    /// CPUID says AMX-BF16, of a processor that has AMX.
+    /// CPUID says AMX-BF16, of a processor that has AMX. Asked once: each layer's attention wants to know, and where the processor
+    /// is virtual the answer comes from outside.
     pub(super) fn has_bf16() -> bool {
         use std::arch::x86_64::__cpuid_count;
         /// CPUID leaf 7, EDX.
         const AMX_BF16: u32 = 1 << 22;
-        __cpuid_count(7, 0).edx & AMX_BF16 != 0
+        static DETECTED: OnceLock<bool> = OnceLock::new();
+        *DETECTED.get_or_init(|| __cpuid_count(7, 0).edx & AMX_BF16 != 0)
     }
 
     /// CPUID says AMX-TILE and AMX-INT8, and the system saves both tile states.

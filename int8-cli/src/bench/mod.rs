@@ -6,7 +6,7 @@ mod race;
 mod shapes;
 
 pub(crate) use layer::{Machine, Problem, Shape, Times, outlier_costs};
-pub(crate) use model::{Measured, Measurement, typical};
+pub(crate) use model::{Measured, Measurement, read_prompts, typical};
 pub(crate) use race::Effort;
 pub(crate) use shapes::ModelShape;
 

@@ -70,14 +70,9 @@ impl Measurement {
                     session.clear(sequence)?;
                 }
                 let begin = Instant::now();
-                // As many whole prompts at once as the device computes rows, or the parts of one.
-                for segments in segments.chunks((most / tokens).max(1)) {
-                    match segments {
-                        [(sequence, prompt)] => read(&mut session, *sequence, prompt)?,
-                        segments => session.forward(segments)?,
-                    }
-                    session.sample(&mut samplers(segments.len())?)?;
-                }
+                read_prompts(&mut session, &segments, |session, count| {
+                    session.sample(&mut samplers(count)?).map(drop)
+                })?;
                 if round > 0 {
                     times.push(begin.elapsed().as_secs_f64());
                 }
@@ -145,6 +140,24 @@ fn prompt<B: Backend>(model: &Model<B>, sequence: usize, tokens: usize) -> Vec<u
     let vocabulary = model.config().vocab_size;
     let id = |index: usize| u32::try_from((index + 31 * sequence + 1) * 7919 % vocabulary).unwrap_or(0);
     (0..tokens).map(id).collect()
+}
+
+/// Reads prompts of equal length, as many whole ones at once as the session computes rows, or the parts of one. `choose` follows
+/// each forward that ends some; it is told their number.
+pub(crate) fn read_prompts<B: Backend>(
+    session: &mut Session<'_, B>,
+    prompts: &[(usize, &[u32])],
+    mut choose: impl FnMut(&mut Session<'_, B>, usize) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let length = prompts.first().map_or(1, |(_, prompt)| prompt.len().max(1));
+    for prompts in prompts.chunks((session.options().max_rows / length).max(1)) {
+        match prompts {
+            [(sequence, prompt)] => read(session, *sequence, prompt)?,
+            prompts => session.forward(prompts)?,
+        }
+        choose(session, prompts.len())?;
+    }
+    Ok(())
 }
 
 /// Appends tokens to a sequence as generation does, some rows at a time.

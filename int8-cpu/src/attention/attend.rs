@@ -15,7 +15,7 @@ use int8_core::{Error as CoreError, KvType};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::kv_pages::{KvSequence, PAGE_POSITIONS, Panels};
+use super::kv_pages::{KvSequence, PAGE_POSITIONS, Panels, low_and_high};
 use super::query::{Attention, BLOCKS_AT_A_TIME, Bias, Query, Terms};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
@@ -404,13 +404,6 @@ impl<W: Lane> WeightedValues<'_, W> {
             vectors.iter_mut().zip(sums).for_each(|(vector, sum)| simd.store(sum, vector));
         }
     }
-}
-
-/// A row of a panel as two vectors.
-#[inline(always)]
-fn low_and_high<T>(row: &[T; NR]) -> [&[T; LANES]; 2] {
-    let (vectors, _) = row.as_chunks::<LANES>();
-    [&vectors[0], &vectors[1]]
 }
 
 struct Job<'a, 'b, 's, W> {

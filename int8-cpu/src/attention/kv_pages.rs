@@ -83,15 +83,15 @@ impl KvPages {
     ) -> Result<Self, Error> {
         let layout = Layout { layers, heads: kv_heads, size: head_size, pages };
         let (bytes, steps) = match element.float() {
-            Some(float) => (float.bytes(), 0),
-            None => (size_of::<i8>(), size_of::<f32>()),
+            Some(float) => (float.bytes(), Some(0)),
+            None => (size_of::<i8>(), layout.checked_steps()),
         };
         let reserve = |count: Option<usize>, bytes: usize| match count.and_then(|n| n.checked_mul(bytes)) {
             Some(bytes) => Storage::reserve(bytes),
             None => Err(std::io::Error::other("more bytes than there are addresses")),
         };
         let storage = reserve(layout.checked_elements(), bytes)
-            .and_then(|storage| Ok((storage, reserve(Some(layout.steps(pages)), steps)?)));
+            .and_then(|storage| Ok((storage, reserve(steps, size_of::<f32>())?)));
         match storage {
             Ok((storage, steps)) => Ok(Self { element, layout, storage, steps }),
             Err(source) => Err(Error::KvPages { pages, layers, kv_heads, head_size, source }),
@@ -357,6 +357,11 @@ impl Layout {
         self.steps(page as usize) + (layer * self.heads + head) * 2 * PAGE_POSITIONS
     }
 
+    fn checked_steps(self) -> Option<usize> {
+        let blocks = self.layers.checked_mul(self.heads)? | 1;
+        blocks.checked_mul(2 * PAGE_POSITIONS)?.checked_mul(self.pages)
+    }
+
     fn checked_elements(self) -> Option<usize> {
         let width = self.size.checked_next_multiple_of(NR)?.checked_add(self.size)?;
         let blocks = self.layers.checked_mul(self.heads)? | 1;
@@ -524,6 +529,13 @@ impl<'a, W: Lane> Panels<'a, W> {
             prefetch_all(self.value_panel(head, panel, position..end.min(position + rows)));
         }
     }
+}
+
+/// A row of a panel as two vectors.
+#[inline(always)]
+pub(super) fn low_and_high<T>(row: &[T; NR]) -> [&[T; LANES]; 2] {
+    let (vectors, _) = row.as_chunks::<LANES>();
+    [&vectors[0], &vectors[1]]
 }
 
 fn prefetch_all<W>(values: &[W]) {

@@ -19,9 +19,10 @@ use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
-use super::kv_pages::{PAGE_POSITIONS, Panels};
+use super::kv_pages::{PAGE_POSITIONS, Panels, low_and_high};
 use super::query::{Attention, BLOCKS_AT_A_TIME, Query, Terms};
 use crate::gemm::bf16::{Bf16Product, Fragment, STEP};
+use crate::gemm::float::widen;
 use crate::gemm::operands::Tile;
 use crate::layout::{MAX_MR, NR};
 use crate::prefetch;
@@ -221,7 +222,8 @@ impl Task<'_, '_> {
             }
             if few {
                 let keys = cache.key_panel(head, panel).as_chunks().0;
-                tiles.vectorize(FewScores { queries: &queries[..steps], keys, count, scores });
+                let job = FewScores { queries: &queries[..steps], keys, scores };
+                tiles.vectorize(Few { count, job });
                 continue;
             }
             let fragments = &mut keys[..];
@@ -250,15 +252,8 @@ impl Task<'_, '_> {
             if few {
                 let own = seen.start.max(panel * NR)..seen.end.min((panel + 1) * NR);
                 let weights = &weights[0];
-                tiles.vectorize(FewValues {
-                    cache,
-                    head,
-                    panel,
-                    seen: own,
-                    weights,
-                    count,
-                    sums: &mut *sums,
-                });
+                let job = FewValues { cache, head, panel, seen: own, weights, sums: &mut *sums };
+                tiles.vectorize(Few { count, job });
                 continue;
             }
             let (panels, fragments) = (panel..panel + 1, &mut values[..]);
@@ -406,31 +401,41 @@ impl Vectorized for PackValues<'_> {
     }
 }
 
+/// Work on up to [`FEW`] rows whose sums stay in registers.
+trait FewRows {
+    fn rows<I: Instructions, const R: usize>(self, simd: I);
+}
+
+/// Such work on `count` rows.
+struct Few<J> {
+    count: usize,
+    job: J,
+}
+
+impl<J: FewRows> Vectorized for Few<J> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<I: Instructions>(self, simd: I) {
+        match self.count {
+            1 => self.job.rows::<I, 1>(simd),
+            2 => self.job.rows::<I, 2>(simd),
+            3 => self.job.rows::<I, 3>(simd),
+            _ => self.job.rows::<I, FEW>(simd),
+        }
+    }
+}
+
 /// `scores[r] = q[r]·k` of a panel of keys, as [`Bf16Product::product`] adds.
 struct FewScores<'a> {
     /// `[steps]`.
     queries: &'a [Fragment],
     /// `[size, 32]`.
     keys: &'a [[bf16; NR]],
-    count: usize,
     scores: &'a mut Tile<f32>,
 }
 
-impl Vectorized for FewScores<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<I: Instructions>(self, simd: I) {
-        match self.count {
-            1 => self.rows::<I, 1>(simd),
-            2 => self.rows::<I, 2>(simd),
-            3 => self.rows::<I, 3>(simd),
-            _ => self.rows::<I, FEW>(simd),
-        }
-    }
-}
-
-impl FewScores<'_> {
+impl FewRows for FewScores<'_> {
     #[inline(always)]
     fn rows<I: Instructions, const R: usize>(self, simd: I) {
         let zero = simd.splat(0.0);
@@ -467,29 +472,14 @@ struct FewValues<'a> {
     /// Positions of the panel that are seen.
     seen: Range<usize>,
     weights: &'a Fragment,
-    count: usize,
     /// `[panels of columns]`.
     sums: &'a mut [Tile<f32>],
 }
 
-impl Vectorized for FewValues<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<I: Instructions>(self, simd: I) {
-        match self.count {
-            1 => self.rows::<I, 1>(simd),
-            2 => self.rows::<I, 2>(simd),
-            3 => self.rows::<I, 3>(simd),
-            _ => self.rows::<I, FEW>(simd),
-        }
-    }
-}
-
-impl FewValues<'_> {
+impl FewRows for FewValues<'_> {
     #[inline(always)]
     fn rows<I: Instructions, const R: usize>(self, simd: I) {
-        let Self { cache, head, panel, seen, weights, sums, .. } = self;
+        let Self { cache, head, panel, seen, weights, sums } = self;
         let zero = simd.splat(0.0);
         let mut wide = [[0.0; STEP]; R];
         for (wide, row) in wide.iter_mut().zip(weights.0.as_chunks::<STEP>().0) {
@@ -515,7 +505,7 @@ impl FewValues<'_> {
             }
             let mut sums = [[zero; 2]; R];
             for (sums, row) in sums.iter_mut().zip(&tile.0) {
-                let [low, high] = halves(row);
+                let [low, high] = low_and_high(row);
                 *sums = [simd.load(low), simd.load(high)];
             }
             add_parts(simd, [even, odd], &mut sums);
@@ -537,7 +527,7 @@ fn add_products<I: Instructions, const R: usize>(
     row: &[bf16; NR],
     sums: &mut [[I::Floats; 2]; R],
 ) {
-    let [low, high] = halves(row);
+    let [low, high] = low_and_high(row);
     let row = [simd.load_bf16(low), simd.load_bf16(high)];
     for (x, sums) in x.iter().zip(sums) {
         let x = simd.splat(x[k]);
@@ -558,20 +548,6 @@ fn add_parts<I: Instructions, const R: usize>(
             *sum = simd.add(*sum, simd.add(*even, *odd));
         }
     }
-}
-
-#[inline(always)]
-fn widen<I: Instructions>(simd: I, row: &[bf16; STEP], to: &mut [f32; STEP]) {
-    for (half, to) in halves(row).into_iter().zip(to.as_chunks_mut().0) {
-        simd.store(simd.load_bf16(half), to);
-    }
-}
-
-/// A row as two vectors.
-#[inline(always)]
-fn halves<T>(row: &[T; NR]) -> [&[T; LANES]; 2] {
-    let vectors = row.as_chunks::<LANES>().0;
-    [&vectors[0], &vectors[1]]
 }
 
 /// Whether the values of a head at some positions are finite.

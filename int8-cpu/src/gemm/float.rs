@@ -303,8 +303,9 @@ impl Vectorized for Widen<'_, '_> {
     }
 }
 
+/// `target = row`, exactly.
 #[inline(always)]
-fn widen<I: Instructions, W: Lane>(simd: I, row: &[W], target: &mut [f32]) {
+pub(crate) fn widen<I: Instructions, W: Lane>(simd: I, row: &[W], target: &mut [f32]) {
     let (vectors, rest) = row.as_chunks::<LANES>();
     let (targets, last) = target.as_chunks_mut::<LANES>();
     for (values, target) in vectors.iter().zip(targets) {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::read_text;
 use crate::args::{BenchArgs, PrecisionArgs, Runs};
-use crate::bench::typical;
+use crate::bench::{read_prompts, typical};
 use crate::convert::{count, real};
 use crate::device::{Device, Place, Processor, Task};
 use crate::failure::Failure;
@@ -78,15 +78,9 @@ impl<B: Backend> Runner<B> {
         let prompts: Vec<_> = (0..sequences).map(|sequence| text(sequence, 0..prompt)).collect();
         let begin = Instant::now();
         let segments: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
-        for segments in segments.chunks((rows / prompt).max(1)) {
-            match segments {
-                [(sequence, prompt)] => {
-                    prompt.chunks(rows).try_for_each(|part| session.forward(&[(*sequence, part)]))?;
-                }
-                segments => session.forward(segments)?,
-            }
-            session.logits(&RowSelection::LastOfSegments)?;
-        }
+        read_prompts(&mut session, &segments, |session, _| {
+            session.logits(&RowSelection::LastOfSegments).map(drop)
+        })?;
         batch.prefill.push(begin.elapsed().as_secs_f64());
         let begin = Instant::now();
         for step in prompt..prompt + new {

@@ -1,5 +1,6 @@
 //! A linear layer of a model on the CPU: int8 or in floating point, and what it has counted.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use int8_core::Config;
@@ -11,7 +12,7 @@ use crate::backend::LinearStatistics;
 use crate::exact_columns::ExactColumnCache;
 use crate::int8_weight::Int8Weight;
 use crate::precision::{Precision, Site};
-use crate::weights::LinearSource;
+use crate::weights::{LinearSource, RowTable};
 use crate::{Error, convert};
 
 /// A linear layer on the CPU: `y [M, N] = x [M, K] · Wᵀ + b`.
@@ -60,9 +61,16 @@ impl CpuLinear {
         Ok(Self { site, name: source.name().to_owned(), kernel, weight, bias, statistics: Mutex::default() })
     }
 
-    pub(super) fn from_weight(kernel: Kernel, site: Site, name: &str, weight: FloatWeight) -> Self {
-        let (name, weight) = (name.to_owned(), Weight::Float(weight));
-        Self { site, name, kernel, weight, bias: None, statistics: Mutex::default() }
+    /// The head whose weight is these rows of an embedding.
+    pub(super) fn tied(
+        kernel: Kernel,
+        site: Site,
+        embedding: &RowTable,
+        rows: Range<usize>,
+    ) -> Result<Self, Error> {
+        let weight = Weight::Float(FloatWeight::new(&embedding.matrix()?, rows));
+        let name = "tied head".to_owned();
+        Ok(Self { site, name, kernel, weight, bias: None, statistics: Mutex::default() })
     }
 
     /// `out [M, N] (+)= x [M, K] · Wᵀ + b` of an int8 layer, counted in its statistics; of a layer in floating point an error,

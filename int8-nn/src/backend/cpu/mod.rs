@@ -36,7 +36,7 @@ use crate::weights::{LinearSource, RowTable};
 pub use int8_cpu::{Kernel, verify};
 
 pub use attention::CpuCache;
-use float::{FloatWeight, add_rows};
+use float::add_rows;
 pub use linear::CpuLinear;
 
 /// Runs models on this machine's processor. Results do not depend on the number of threads.
@@ -187,8 +187,7 @@ impl Backend for CpuBackend {
     }
 
     fn tied(&self, site: Site, embedding: &RowTable) -> Result<CpuLinear, Error> {
-        let weight = FloatWeight::new(&embedding.matrix()?, 0..embedding.dim().0);
-        Ok(CpuLinear::from_weight(self.kernel, site, "tied head", weight))
+        CpuLinear::tied(self.kernel, site, embedding, 0..embedding.dim().0)
     }
 
     fn norm(&self, spec: &NormSpec) -> Result<NormSpec, Error> {

@@ -7,7 +7,7 @@ use int8_core::{OutlierGranularity, OutlierRule, RowMaximum};
 use int8_cpu::Store;
 use ndarray::{Array2, Axis, s};
 
-use super::{CpuActivations, CpuBackend, CpuBatch, CpuLinear, FloatWeight, projection};
+use super::{CpuActivations, CpuBackend, CpuBatch, CpuLinear, projection};
 use crate::Error;
 use crate::backend::parallel::{ExchangeCapacity, Rank};
 use crate::backend::{Backend, GraphKey, Input, Output};
@@ -32,8 +32,7 @@ impl Rank for CpuBackend {
     }
 
     fn tied_rows(&self, site: Site, embedding: &RowTable, rows: Range<usize>) -> Result<CpuLinear, Error> {
-        let weight = FloatWeight::new(&embedding.matrix()?, rows);
-        Ok(CpuLinear::from_weight(self.kernel, site, "tied head", weight))
+        CpuLinear::tied(self.kernel, site, embedding, rows)
     }
 
     fn run_together(

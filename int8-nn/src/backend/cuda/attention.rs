@@ -9,7 +9,7 @@ use int8_cuda::{Buffer, Device, Stream};
 
 use crate::Error;
 use crate::backend::positions::Rotations;
-use crate::backend::{AttentionSpec, CacheCapacity, KvType, Mask, PageTables};
+use crate::backend::{AttentionSpec, CacheCapacity, FloatType, Mask, PageTables};
 use crate::config::Positions;
 
 /// Keys and values of all blocks and sequences, in pages on the GPU.
@@ -64,12 +64,10 @@ impl CacheKind {
 impl CudaCache {
     pub(super) fn new(device: &Device, spec: &AttentionSpec, capacity: CacheCapacity) -> Result<Self, Error> {
         let Some(element) = spec.kv_cache.float() else {
-            let names: Vec<_> =
-                KvType::ALL.iter().filter(|kind| kind.float().is_some()).map(|kind| kind.name()).collect();
             return Err(Error::Unsupported(format!(
                 "a KV cache of {} on a GPU; there are {}",
                 spec.kv_cache,
-                names.join(", ")
+                FloatType::ALL.map(FloatType::name).join(", ")
             )));
         };
         let shape = CacheShape {
