@@ -9,8 +9,12 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use crate::activations::{self, LinearStats, QuantizedActivations};
 use crate::buffer::Buffer;
 use crate::epilogue::dequantize::{Epilogue, OutlierPart, PanelTerms, SparseRow};
+#[cfg(target_arch = "x86_64")]
+use crate::epilogue::outlier_tiles::OutlierTiles;
 use crate::epilogue::outliers::{Columns, FillPanel, OutlierWeights};
 use crate::error::Error;
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::bf16::Fragment;
 use crate::gemm::dispatch::{DispatchGemm, DispatchGroups};
 use crate::gemm::groups::Grouped;
 use crate::gemm::integer;
@@ -25,6 +29,8 @@ use crate::pool;
 use crate::prologue::outliers::Outliers;
 use crate::prologue::quantizer::Encoded;
 use crate::prologue::rows::Prologue;
+#[cfg(target_arch = "x86_64")]
+use crate::tokens::AmxBf16;
 
 /// `y [M, N] = x [M, K] · Wᵀ + bias [N]`, with the decomposition of `config`, in f32 arithmetic after the exact integer
 /// product; `y` is stored to `out` once, rounded half to even (of subnormal bf16 on `amx-int8`: see the crate).
@@ -116,7 +122,7 @@ impl DispatchGemm for Multiply<'_> {
     type Output = ();
 
     fn run<K: Microkernel>(self, kernel: K) {
-        self.run_with(kernel, || Whole::new(kernel));
+        self.run_with(kernel, true, || Whole::new(kernel));
     }
 }
 
@@ -125,15 +131,39 @@ impl DispatchGroups for Multiply<'_> {
 
     fn run<K: GroupMicrokernel>(self, kernel: K) {
         let weight = self.weight;
-        self.run_with(kernel, || Grouped::new(kernel, weight));
+        // Its microkernels configure no tiles.
+        self.run_with(kernel, false, || Grouped::new(kernel, weight));
     }
 }
 
 impl Multiply<'_> {
     /// Computes all blocks, each thread with a product of its own.
-    fn run_with<K: Microkernel, P: PanelProduct>(self, kernel: K, product: impl Fn() -> P + Sync) {
+    fn run_with<K: Microkernel, P: PanelProduct>(
+        self,
+        kernel: K,
+        configured: bool,
+        product: impl Fn() -> P + Sync,
+    ) {
         let Self { input, weight, columns, bias, store, target } = self;
-        let layer = Layer { tile: kernel, input, weight, columns, bias, store, target };
+        #[cfg(target_arch = "x86_64")]
+        let tiles = match &input.outliers {
+            Outliers::Dense { values, whole: true, .. } if configured => weight
+                .kernel()
+                .bf16_tiles()
+                .and_then(|tiles| Some((tiles, OutlierTiles::new(tiles, values, columns, weight)?))),
+            _ => None,
+        };
+        let layer = Layer {
+            tile: kernel,
+            input,
+            weight,
+            columns,
+            #[cfg(target_arch = "x86_64")]
+            tiles,
+            bias,
+            store,
+            target,
+        };
         let grid = Grid::new(input.terms.len(), weight);
         schedule::for_each_thread(grid, kernel, |blocks| layer.compute(blocks, &mut product()));
     }
@@ -145,22 +175,31 @@ struct Layer<'a, K> {
     input: &'a Encoded,
     weight: &'a PackedWeight,
     columns: &'a Columns,
+    /// The outliers of whole columns, where tiles multiply them.
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<(AmxBf16, OutlierTiles)>,
     bias: Option<&'a [f32]>,
     store: Store,
     target: Target<'a>,
+}
+
+/// The outlier columns of one panel of the weight, for one thread.
+#[derive(Default)]
+struct OutlierPanel {
+    /// `f32 [O, NR]`.
+    floats: Buffer,
+    #[cfg(target_arch = "x86_64")]
+    fragments: Vec<Fragment>,
 }
 
 impl<K: Microkernel> Layer<'_, K> {
     fn compute(&self, blocks: schedule::Blocks<'_>, product: &mut impl PanelProduct) {
         let Encoded { codes, stride, .. } = self.input;
         let factors = Factors { codes: codes.codes(), stride: *stride, weight: self.weight };
-        let mut outlier_panel = Buffer::zeroed(self.columns.len() * NR * 4);
+        let mut outlier_panel = self.outlier_panel();
         let mut outlier_sums = Tile([[0.0_f32; NR]; MAX_MR]);
         for Block { rows, panel, next } in blocks {
-            if self.columns.len() > 0 {
-                let target = outlier_panel.floats_mut();
-                self.tile.vectorize(FillPanel { columns: self.columns, weight: self.weight, panel, target });
-            }
+            self.fill(panel, &mut outlier_panel);
             let terms = PanelTerms::new(self.weight, panel, self.bias);
             if let Some(next) = next {
                 PanelTerms::prefetch(self.weight, next);
@@ -176,7 +215,8 @@ impl<K: Microkernel> Layer<'_, K> {
                 let group_terms = self.input.group_terms(rows.clone());
                 // SAFETY: as before, and these are the operands of that number; line 9: the terms of these rows.
                 let product = unsafe { product.tile(tile, operands((tile, rows.clone())), group_terms) };
-                let outliers = self.outlier_part(rows.clone(), outlier_panel.floats_mut(), &mut outlier_sums);
+                // SAFETY: as before.
+                let outliers = unsafe { self.outlier_part(rows.clone(), &outlier_panel, &mut outlier_sums) };
                 self.tile.vectorize(Epilogue::<K> {
                     kernel: PhantomData,
                     product,
@@ -191,13 +231,48 @@ impl<K: Microkernel> Layer<'_, K> {
         }
     }
 
+    fn outlier_panel(&self) -> OutlierPanel {
+        #[cfg(target_arch = "x86_64")]
+        if let Some((_, outliers)) = &self.tiles {
+            let fragments = vec![Fragment::ZERO; outliers.fragments()];
+            return OutlierPanel { fragments, ..OutlierPanel::default() };
+        }
+        OutlierPanel { floats: Buffer::zeroed(self.columns.len() * NR * 4), ..OutlierPanel::default() }
+    }
+
+    /// Reads the outlier columns of a panel.
+    fn fill(&self, panel: usize, target: &mut OutlierPanel) {
+        let Self { columns, weight, .. } = *self;
+        if columns.len() == 0 {
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some((tiles, outliers)) = &self.tiles {
+            return outliers.fill(*tiles, columns, weight, panel, &mut target.fragments);
+        }
+        self.tile.vectorize(FillPanel { columns, weight, panel, target: target.floats.floats_mut() });
+    }
+
     /// The outlier part of these rows.
-    fn outlier_part<'s>(
+    ///
+    /// # Safety
+    /// The call is made inside [`scoped`](Microkernel::scoped), on the same thread.
+    unsafe fn outlier_part<'s>(
         &'s self,
         rows: Range<usize>,
-        panel: &'s [f32],
+        panel: &'s OutlierPanel,
         sums: &'s mut Tile<f32>,
     ) -> OutlierPart<'s> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some((tiles, outliers)) = &self.tiles {
+            // SAFETY: `amx-int8` configures all tiles in `scoped`, as those of bf16 are.
+            unsafe { outliers.multiply(*tiles, rows.start, rows.len(), &panel.fragments, sums) };
+            return match self.columns {
+                Columns::Dequantized(_) => OutlierPart::Codes(sums),
+                Columns::Exact(_) => OutlierPart::Sums(sums),
+            };
+        }
+        let panel = panel.floats.floats();
         match &self.input.outliers {
             Outliers::None => OutlierPart::None,
             Outliers::Dense { values: x, .. } => {

@@ -142,12 +142,21 @@ pub(crate) enum OutlierPart<'a> {
     One { x: &'a [f32], w: &'a [f32; NR] },
     /// Of several.
     Sums(&'a Tile<f32>),
+    /// The same without the scales of the output channels.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "kernels without tiles of bf16"))]
+    Codes(&'a Tile<f32>),
 }
 
 impl OutlierPart<'_> {
     /// `y` with that of one row added.
     #[inline(always)]
-    fn add_to<I: Instructions>(&self, simd: I, row: usize, y: [I::Floats; 2]) -> [I::Floats; 2] {
+    fn add_to<I: Instructions>(
+        &self,
+        simd: I,
+        row: usize,
+        steps: [I::Floats; 2],
+        y: [I::Floats; 2],
+    ) -> [I::Floats; 2] {
         let part = match self {
             Self::None => return y,
             Self::One { x, w } => {
@@ -157,6 +166,10 @@ impl OutlierPart<'_> {
             Self::Sums(sums) => {
                 let sums = sums.0[row].as_chunks::<LANES>().0;
                 [simd.load(&sums[0]), simd.load(&sums[1])]
+            }
+            Self::Codes(sums) => {
+                let sums = sums.0[row].as_chunks::<LANES>().0;
+                [simd.multiply(simd.load(&sums[0]), steps[0]), simd.multiply(simd.load(&sums[1]), steps[1])]
             }
         };
         [simd.add(y[0], part[0]), simd.add(y[1], part[1])]
@@ -216,7 +229,7 @@ impl<K: Vectorize> Epilogue<'_, K> {
                 }
             };
             // Each sum is rounded for itself, in the order of the reference: the logits of a small model tell the difference.
-            let y = self.outliers.add_to(simd, r, y);
+            let y = self.outliers.add_to(simd, r, steps, y);
             let y = [simd.add(y[0], bias[0]), simd.add(y[1], bias[1])];
             // SAFETY: blocks do not overlap, and each is taken by one thread; row < M, first + width ≤ N; T is what
             // the target says.

@@ -2,4 +2,6 @@
 //! one rounding.
 
 pub(crate) mod dequantize;
+#[cfg(any(target_arch = "x86_64", test))]
+pub(crate) mod outlier_tiles;
 pub(crate) mod outliers;

@@ -59,7 +59,7 @@ impl ExactColumn {
 
     /// The values of the panel that begins with this row of the weight.
     #[inline(always)]
-    fn panel<I: Instructions>(&self, simd: I, first: usize) -> [I::Floats; 2] {
+    pub(super) fn panel<I: Instructions>(&self, simd: I, first: usize) -> [I::Floats; 2] {
         match self {
             Self::F32(values) => load_panel(simd, &values[first..]),
             Self::F16(values) => load_panel(simd, &values[first..]),
@@ -147,29 +147,10 @@ impl Vectorized for FillPanel<'_> {
         match columns {
             Columns::Dequantized(columns) => {
                 for (row, &k) in rows.iter_mut().zip(columns) {
-                    let codes = weight.panel(panel);
+                    let codes = codes_of_column(simd, weight, panel, k);
                     for (half, row) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                        let code = match weight.layout() {
-                            Layout::Rows => {
-                                let mut column = [0; LANES];
-                                for (n, code) in column.iter_mut().enumerate() {
-                                    let n = half * LANES + n;
-                                    *code =
-                                        i32::from(codes[Layout::Rows.position(n, k, padded(weight.dim().1))]);
-                                }
-                                simd.load_int(&column)
-                            }
-                            Layout::VnniK4 => {
-                                let k4 = codes[(k / 4) * (4 * NR) + half * 4 * LANES..].as_chunks::<4>().0;
-                                match k4.first_chunk::<LANES>() {
-                                    Some(k4) => simd.byte_of_k4(k4, convert::index(k % 4)),
-                                    None => continue,
-                                }
-                            }
-                        };
-                        let (step, zero) = weight.step_and_zero_point(simd, panel, half, k);
-                        let code = simd.to_floats(simd.subtract_product(code, zero, simd.splat_int(1)));
-                        simd.store(simd.multiply(code, step), row);
+                        let (step, _) = weight.step_and_zero_point(simd, panel, half, k);
+                        simd.store(simd.multiply(codes[half], step), row);
                     }
                 }
             }
@@ -182,6 +163,40 @@ impl Vectorized for FillPanel<'_> {
             }
         }
     }
+}
+
+/// `code − zero point` of input feature `k` in the channels of a panel.
+#[inline(always)]
+pub(super) fn codes_of_column<I: Instructions>(
+    simd: I,
+    weight: &PackedWeight,
+    panel: usize,
+    k: usize,
+) -> [I::Floats; 2] {
+    let codes = weight.panel(panel);
+    let mut all = [simd.splat(0.0); 2];
+    for (half, all) in all.iter_mut().enumerate() {
+        let code = match weight.layout() {
+            Layout::Rows => {
+                let mut column = [0; LANES];
+                for (n, code) in column.iter_mut().enumerate() {
+                    let n = half * LANES + n;
+                    *code = i32::from(codes[Layout::Rows.position(n, k, padded(weight.dim().1))]);
+                }
+                simd.load_int(&column)
+            }
+            Layout::VnniK4 => {
+                let k4 = codes[(k / 4) * (4 * NR) + half * 4 * LANES..].as_chunks::<4>().0;
+                match k4.first_chunk::<LANES>() {
+                    Some(k4) => simd.byte_of_k4(k4, convert::index(k % 4)),
+                    None => continue,
+                }
+            }
+        };
+        let (_, zero) = weight.step_and_zero_point(simd, panel, half, k);
+        *all = simd.to_floats(simd.subtract_product(code, zero, simd.splat_int(1)));
+    }
+    all
 }
 
 /// `NR` values, or fewer and zeros behind them.

@@ -17,6 +17,15 @@ pub(crate) const STEP: usize = 32;
 #[derive(Clone)]
 pub(crate) struct Fragment(pub(crate) [bf16; STEP * NR]);
 
+/// Numbers of one row for a step of K: a row of a tile register.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub(crate) struct Block(pub(crate) [bf16; STEP]);
+
+impl Block {
+    pub(crate) const ZERO: Self = Self([bf16::ZERO; STEP]);
+}
+
 impl Fragment {
     pub(crate) const ZERO: Self = Self([bf16::ZERO; STEP * NR]);
 }
@@ -45,6 +54,35 @@ pub(crate) unsafe trait Bf16Product: Vectorize {
     /// # Panics
     /// Unless `1 ≤ rows ≤ 32` and there is a fragment of `w` for each of `x`.
     unsafe fn product(self, rows: usize, x: &[Fragment], w: &[Fragment], add: bool, sums: &mut Tile<f32>);
+
+    /// `sums[r][n] = Σ_(i, j) Σ_k x[r][i][k]·w[j][k, n]` over `pairs`, in this order, each as a step of [`product`](Self::product): of
+    /// rows that lie `blocks` blocks of 32 numbers apart, as many as a fragment has, of which the first `rows` count.
+    ///
+    /// # Safety
+    /// The trait's contract.
+    ///
+    /// # Panics
+    /// Unless `1 ≤ rows ≤ 32`, and for a block or fragment that is not there.
+    unsafe fn product_of_blocks(
+        self,
+        rows: usize,
+        x: &[Block],
+        blocks: usize,
+        w: &[Fragment],
+        pairs: &[(usize, usize)],
+        sums: &mut Tile<f32>,
+    ) {
+        let mut fragment = Fragment::ZERO;
+        for (index, (block, step)) in pairs.iter().enumerate() {
+            assert!(*block < blocks, "block {block} of {blocks}");
+            for (row, target) in fragment.0.as_chunks_mut::<STEP>().0.iter_mut().enumerate() {
+                *target = x[row * blocks + block].0;
+            }
+            let (x, w) = (std::slice::from_ref(&fragment), std::slice::from_ref(&w[*step]));
+            // SAFETY: passed on.
+            unsafe { self.product(rows, x, w, index > 0, sums) };
+        }
+    }
 }
 
 /// What tests compare instructions with.

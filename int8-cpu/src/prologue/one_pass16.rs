@@ -58,7 +58,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
         }
         let outliers = match dense.len() {
             0 => Outliers::None,
-            count => Outliers::Dense { values: dense, count },
+            count => Outliers::Dense { values: dense, count, whole: true },
         };
         Encoded { codes, stride, terms, groups: Vec::new(), group_count: 0, columns, outliers, kept }
     }

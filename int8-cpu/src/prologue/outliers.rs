@@ -14,9 +14,9 @@ pub(crate) enum Outliers {
     /// None.
     #[default]
     None,
-    /// `f32 [M, O]`, row-major: whole columns, or values that fill at least half of their columns. The zeros between
-    /// those add exactly nothing, so a row's result is the same either way. `count` values left the int8 product.
-    Dense { values: Vec<f32>, count: usize },
+    /// `f32 [M, O]`, row-major: `whole` columns, or values that fill at least half of their columns. The zeros between
+    /// those add exactly nothing, so a row's result is the same as of lists. `count` values left the int8 product.
+    Dense { values: Vec<f32>, count: usize, whole: bool },
     /// For each row its outliers, as (position in the list of outlier columns, value), ascending.
     Sparse(Vec<Vec<(u32, f32)>>),
 }
@@ -79,7 +79,7 @@ pub(super) fn union(inner: usize, mut lists: Vec<Vec<(u32, f32)>>) -> (Vec<usize
                 row[positions[*column as usize] as usize] = *value;
             }
         }
-        return (columns, Outliers::Dense { values: dense, count: found });
+        return (columns, Outliers::Dense { values: dense, count: found, whole: false });
     }
     lists.iter_mut().flatten().for_each(|(column, _)| *column = positions[*column as usize]);
     (columns, Outliers::Sparse(lists))

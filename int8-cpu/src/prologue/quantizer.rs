@@ -173,7 +173,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
             );
         }
         if !columns.is_empty() {
-            let outliers = Outliers::Dense { count: dense.len(), values: dense };
+            let outliers = Outliers::Dense { count: dense.len(), values: dense, whole: true };
             return Encoded { codes, stride, terms, groups, group_count, columns, outliers, kept };
         }
         let (columns, outliers) = union(inner, lists);

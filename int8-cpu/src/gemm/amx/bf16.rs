@@ -3,7 +3,7 @@
 
 use std::arch::asm;
 
-use super::super::bf16::{Bf16Product, Fragment};
+use super::super::bf16::{Bf16Product, Block, Fragment};
 use super::super::operands::Tile;
 use super::{ROW_BYTES, TILE_ROWS, Tiles};
 use crate::layout::{MAX_MR, NR};
@@ -31,6 +31,62 @@ unsafe impl Bf16Product for AmxBf16 {
             } else {
                 one(x, w, add, &mut sums.0);
             }
+        }
+    }
+
+    unsafe fn product_of_blocks(
+        self,
+        rows: usize,
+        x: &[Block],
+        blocks: usize,
+        w: &[Fragment],
+        pairs: &[(usize, usize)],
+        sums: &mut Tile<f32>,
+    ) {
+        assert!((1..=MAX_MR).contains(&rows) && x.len() >= MAX_MR * blocks, "rows of blocks");
+        assert!(pairs.iter().all(|(i, j)| *i < blocks && *j < w.len()), "blocks and fragments");
+        // SAFETY: the instructions exist by the token, the caller is inside `scoped`; the rest was checked.
+        unsafe { self::blocks(rows, x.as_ptr(), blocks, w.as_ptr(), pairs, &mut sums.0) };
+    }
+}
+
+/// As [`Bf16Product::product_of_blocks`].
+///
+/// # Safety
+/// The tiles are configured, and `x` has 32 rows of `blocks` blocks, `w` the fragments, of all pairs.
+#[inline(always)]
+unsafe fn blocks(
+    rows: usize,
+    x: *const Block,
+    blocks: usize,
+    w: *const Fragment,
+    pairs: &[(usize, usize)],
+    sums: &mut [[f32; NR]; MAX_MR],
+) {
+    let sums = sums.as_mut_ptr();
+    let stride = blocks * size_of::<Block>();
+    // SAFETY: of the tiles, the caller. Of memory: 16 rows of 64 bytes, `stride` apart, from block `i` of the first row on and of the
+    // seventeenth, and of the fragment as in `one`. A row of the sums is 128 bytes, and there are 32.
+    unsafe {
+        let below = sums.add(TILE_ROWS);
+        registers!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
+        for &(i, j) in pairs {
+            let (x, w) = (x.add(i), w.add(j));
+            load!("tmm4", x, stride);
+            load!("tmm6", w, ROW_BYTES);
+            registers!("tdpbf16ps tmm0, tmm4, tmm6");
+            load!("tmm7", w.byte_add(64), ROW_BYTES);
+            registers!("tdpbf16ps tmm1, tmm4, tmm7");
+            if rows > TILE_ROWS {
+                load!("tmm5", x.byte_add(TILE_ROWS * stride), stride);
+                registers!("tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7");
+            }
+        }
+        store!("tmm0", sums, ROW_BYTES);
+        store!("tmm1", sums.byte_add(64), ROW_BYTES);
+        if rows > TILE_ROWS {
+            store!("tmm2", below, ROW_BYTES);
+            store!("tmm3", below.byte_add(64), ROW_BYTES);
         }
     }
 }
