@@ -26,7 +26,7 @@ use crate::gemm::operands::{OuterOperands, Tile};
 use crate::layout::{MAX_MR, NR};
 use crate::matrix::rows_of;
 use crate::prefetch;
-use crate::simd::functions::{add_lanes, exp, padded};
+use crate::simd::functions::{add_lanes, exp, largest_lane, padded};
 use crate::simd::{Instructions, LANES, Lane, Vectorized};
 
 /// Query rows of a task: four tiles of twelve. Their scores against 1024 positions take 192 KiB.
@@ -444,10 +444,10 @@ impl Vectorized for Exponentials<'_> {
             largest = simd.maximum(largest, self.terms.of(simd, scores, i * LANES));
         }
         let last = self.terms.of(simd, &padded(rest, 0.0), count * LANES);
-        let (mut lanes, mut last_lanes) = ([0.0; LANES], [0.0; LANES]);
-        simd.store(largest, &mut lanes);
+        let mut last_lanes = [0.0; LANES];
         simd.store(last, &mut last_lanes);
-        let largest = lanes.iter().chain(&last_lanes[..rest_length]).fold(self.sink, |a, b| a.max(*b));
+        last_lanes[rest_length..].fill(f32::NEG_INFINITY);
+        let largest = largest_lane(simd, simd.maximum(largest, simd.load(&last_lanes))).max(self.sink);
 
         let shift = simd.splat(-largest);
         let mut sum = simd.splat(0.0);

@@ -3,19 +3,14 @@
 use std::ops::Range;
 
 use half::{bf16, f16};
-use int8_core::{Encoding, Error as CoreError, FloatSlice, KvType};
+use int8_core::KvType;
 use memmap2::MmapMut;
-use ndarray::{Array2, ArrayView2, s};
 
 use crate::buffer::{Buffer, LINE, Plain};
 use crate::error::Error;
-use crate::kernel::Kernel;
 use crate::layout::NR;
-use crate::matrix::rows_of;
 use crate::prefetch;
-use crate::prologue::encode::{EncodeRow, scratch_length};
-use crate::simd::functions::padded;
-use crate::simd::{FloatLane, Instructions, LANES, Lane, Vectorized, run};
+use crate::simd::{LANES, Lane};
 
 /// Positions of a page: two key panels of a head. One head's keys, f32 and 64 wide, fill 16 KiB of it, so that the prefetch
 /// that each page begins anew, 4 KiB, is a quarter of what follows; a sequence leaves half a page unused on average.
@@ -39,11 +34,11 @@ const HUGE_PAGE: usize = 2 << 20;
 /// steps  f32 [pages, layers·kv_heads (made odd), 2, PAGE_POSITIONS]   of int8: s/127 of keys, and of values
 /// ```
 pub struct KvPages {
-    element: KvType,
-    layout: Layout,
-    storage: Storage,
+    pub(super) element: KvType,
+    pub(super) layout: Layout,
+    pub(super) storage: Storage,
     /// Empty unless the type is int8.
-    steps: Storage,
+    pub(super) steps: Storage,
 }
 
 /// One sequence's keys and values of one layer.
@@ -116,128 +111,15 @@ impl KvPages {
         }
     }
 
-    /// Writes `keys` and `values`, each f32 `[rows, kv_heads·head_size]` row-major, to the positions from `position` on of the
-    /// sequence with this table, rounded half to even to the cache's type. NaN and infinities stay what they are; in int8 a key or
-    /// value of a head with one of them is NaN as a whole.
-    ///
-    /// # Errors
-    /// The reference's `Shape` when the widths or numbers of rows differ from what they should be or the rows do not
-    /// fit behind `position` in the table's pages; [`Error::NotRowMajor`]; [`Error::CacheRange`] for a number that the
-    /// cache's type would round to infinity. Nothing has been written then.
-    ///
-    /// # Panics
-    /// When there is no such layer, or no such page as the table has for one of these positions.
-    pub fn write(
-        &mut self,
-        kernel: Kernel,
-        layer: usize,
-        table: &[u32],
-        position: usize,
-        keys: ArrayView2<'_, f32>,
-        values: ArrayView2<'_, f32>,
-    ) -> Result<(), Error> {
-        let Layout { heads, size, .. } = self.layout;
-        let capacity = table.len().saturating_mul(PAGE_POSITIONS);
-        for (what, found) in [("keys", keys.dim()), ("values", values.dim())] {
-            let expected = (keys.nrows().min(capacity.saturating_sub(position)), heads * size);
-            if found != expected {
-                return Err(CoreError::Shape { what, expected, found }.into());
-            }
-        }
-        rows_of(keys, "keys")?;
-        rows_of(values, "values")?;
-        if size == 0 || keys.nrows() == 0 {
-            return Ok(());
-        }
-        self.layout.check(layer, table, &(position..position + keys.nrows()));
-        match self.element {
-            KvType::F32 => self.write_elements(layer, table, position, keys, values),
-            KvType::F16 => self.write_rounded::<f16>(kernel, layer, table, position, [keys, values])?,
-            KvType::Bf16 => self.write_rounded::<bf16>(kernel, layer, table, position, [keys, values])?,
-            KvType::Int8 => self.write_codes(kernel, layer, table, position, [keys, values]),
-        }
-        Ok(())
+    /// Steps of a page.
+    pub(super) fn steps_length(&self) -> usize {
+        if self.element == KvType::Int8 { self.layout.steps(1) } else { 0 }
     }
 
-    fn write_codes(
-        &mut self,
-        kernel: Kernel,
-        layer: usize,
-        table: &[u32],
-        position: usize,
-        rows: [ArrayView2<'_, f32>; 2],
-    ) {
-        let Layout { heads, size, .. } = self.layout;
-        let [(keys, key_steps), (values, value_steps)] =
-            rows.map(|rows| quantized(kernel, rows, heads, size));
-        self.write_elements(layer, table, position, keys.view(), values.view());
-        let layout = self.layout;
-        let steps = self.steps.elements_mut::<f32>();
-        for (row, of_row) in key_steps.chunks_exact(heads).zip(value_steps.chunks_exact(heads)).enumerate() {
-            let (page, at) = ((position + row) / PAGE_POSITIONS, (position + row) % PAGE_POSITIONS);
-            for head in 0..heads {
-                let first = layout.first_step(table[page], layer, head);
-                steps[first + at] = of_row.0[head];
-                steps[first + PAGE_POSITIONS + at] = of_row.1[head];
-            }
-        }
-    }
-
-    fn write_rounded<W: FloatLane>(
-        &mut self,
-        kernel: Kernel,
-        layer: usize,
-        table: &[u32],
-        position: usize,
-        [keys, values]: [ArrayView2<'_, f32>; 2],
-    ) -> Result<(), Error> {
-        let (keys, values) = (rounded::<W>(kernel, "keys", keys)?, rounded(kernel, "values", values)?);
-        self.write_elements(layer, table, position, keys.view(), values.view());
-        Ok(())
-    }
-
-    /// [`write`](Self::write) of rows that fit.
-    fn write_elements<W: Lane>(
-        &mut self,
-        layer: usize,
-        table: &[u32],
-        position: usize,
-        keys: ArrayView2<'_, W>,
-        values: ArrayView2<'_, W>,
-    ) {
-        let (rows, layout) = (keys.nrows(), self.layout);
-        let Layout { heads, size, .. } = layout;
-        if rows == 1 {
-            Panels::<W> { elements: self.storage.elements(), steps: &[], layout, layer, table }
-                .prefetch_position(position);
-        }
-        let elements = self.storage.elements_mut::<W>();
-        for head in 0..heads {
-            let columns = head * size..(head + 1) * size;
-            let mut row = 0;
-            while row < rows {
-                let position = position + row;
-                let (page, at) = (table[position / PAGE_POSITIONS], position % PAGE_POSITIONS);
-                let target = &mut elements[layout.block(page, layer, head)..][..layout.block_length()];
-                let (target_keys, target_values) = target.split_at_mut(layout.keys_length());
-                let lane = at % NR;
-                let count = (NR - lane).min(rows - row);
-                let part = s![row..row + count, columns.clone()];
-                // Column by column of a key panel: consecutive writes to its 32 positions.
-                let panel = &mut target_keys[at / NR * size * NR..][..size * NR];
-                for (column, target) in keys.slice(part).columns().into_iter().zip(panel.chunks_exact_mut(NR))
-                {
-                    target[lane..].iter_mut().zip(column).for_each(|(target, key)| *target = *key);
-                }
-                for (row, values) in values.slice(part).rows().into_iter().enumerate() {
-                    for (panel, values) in values.to_slice().unwrap_or_default().chunks(NR).enumerate() {
-                        let at = (panel * PAGE_POSITIONS + at + row) * NR;
-                        target_values[at..at + values.len()].copy_from_slice(values);
-                    }
-                }
-                row += count;
-            }
-        }
+    /// What was written of a layer to the pages of a table.
+    pub(super) fn panels_of<'a, W: Lane>(&'a self, layer: usize, table: &'a [u32]) -> Panels<'a, W> {
+        let Self { layout, storage, steps, .. } = self;
+        Panels { elements: storage.elements(), steps: steps.elements(), layout: *layout, layer, table }
     }
 
     /// The keys and values of a layer of the sequence with this table, for [`Attention::attend`](super::Attention::attend).
@@ -309,27 +191,27 @@ impl<'a> KvSequence<'a> {
     /// # Panics
     /// When the table has a page for one of the positions that does not exist.
     pub(super) fn panels<W: Lane>(&self, positions: &Range<usize>) -> Panels<'a, W> {
-        let Self { pages: KvPages { layout, storage, steps, .. }, layer, table } = *self;
-        layout.check(layer, table, positions);
-        Panels { elements: storage.elements(), steps: steps.elements(), layout: *layout, layer, table }
+        let Self { pages, layer, table } = *self;
+        pages.layout.check(layer, table, positions);
+        pages.panels_of(layer, table)
     }
 }
 
 /// Where keys and values lie in the pages, in elements. A block is one head's part of a page in one layer.
 #[derive(Clone, Copy)]
-struct Layout {
+pub(super) struct Layout {
     layers: usize,
-    heads: usize,
-    size: usize,
+    pub(super) heads: usize,
+    pub(super) size: usize,
     pages: usize,
 }
 
 impl Layout {
-    fn keys_length(self) -> usize {
+    pub(super) fn keys_length(self) -> usize {
         self.size * PAGE_POSITIONS
     }
 
-    fn block_length(self) -> usize {
+    pub(super) fn block_length(self) -> usize {
         (self.size + self.size.next_multiple_of(NR)) * PAGE_POSITIONS
     }
 
@@ -338,7 +220,7 @@ impl Layout {
         (self.layers * self.heads) | 1
     }
 
-    fn page_length(self) -> usize {
+    pub(super) fn page_length(self) -> usize {
         self.blocks() * self.block_length()
     }
 
@@ -353,7 +235,7 @@ impl Layout {
     }
 
     /// Where the steps of a block's keys begin; those of its values are behind them.
-    fn first_step(self, page: u32, layer: usize, head: usize) -> usize {
+    pub(super) fn first_step(self, page: u32, layer: usize, head: usize) -> usize {
         self.steps(page as usize) + (layer * self.heads + head) * 2 * PAGE_POSITIONS
     }
 
@@ -369,7 +251,7 @@ impl Layout {
     }
 
     /// Where a block begins.
-    fn block(self, page: u32, layer: usize, head: usize) -> usize {
+    pub(super) fn block(self, page: u32, layer: usize, head: usize) -> usize {
         page as usize * self.page_length() + (layer * self.heads + head) * self.block_length()
     }
 
@@ -380,7 +262,7 @@ impl Layout {
     }
 
     /// Panics unless the layer and the pages of these positions, which the table has, exist.
-    fn check(self, layer: usize, table: &[u32], positions: &Range<usize>) {
+    pub(super) fn check(self, layer: usize, table: &[u32], positions: &Range<usize>) {
         assert!(layer < self.layers, "layer {layer} of a KV cache of {} layers", self.layers);
         let entries = positions.start / PAGE_POSITIONS..positions.end.div_ceil(PAGE_POSITIONS);
         for page in &table[entries] {
@@ -390,7 +272,7 @@ impl Layout {
 }
 
 /// The memory of all pages: zero, aligned to a cache line.
-enum Storage {
+pub(super) enum Storage {
     Mapped {
         map: MmapMut,
         /// Where the first huge page begins.
@@ -418,7 +300,7 @@ impl Storage {
         Ok(Self::Mapped { map, first, bytes })
     }
 
-    fn elements<W: Plain>(&self) -> &[W] {
+    pub(super) fn elements<W: Plain>(&self) -> &[W] {
         match self {
             Self::Mapped { map, first, bytes } => {
                 let bytes = &map[*first..first + bytes];
@@ -430,7 +312,7 @@ impl Storage {
         }
     }
 
-    fn elements_mut<W: Plain>(&mut self) -> &mut [W] {
+    pub(super) fn elements_mut<W: Plain>(&mut self) -> &mut [W] {
         match self {
             Self::Mapped { map, first, bytes } => {
                 let bytes = &mut map[*first..*first + *bytes];
@@ -503,7 +385,7 @@ impl<'a, W: Lane> Panels<'a, W> {
     }
 
     /// Prefetches what a key and a value at `position` are written to: a cache line for each column, each far from the last.
-    fn prefetch_position(&self, position: usize) {
+    pub(super) fn prefetch_position(&self, position: usize) {
         for head in 0..self.layout.heads {
             let keys = &self.key_panel(head, position / NR)[position % NR..];
             keys.iter().step_by(NR).for_each(|key| prefetch::prefetch(key));
@@ -542,93 +424,15 @@ fn prefetch_all<W>(values: &[W]) {
     values.iter().step_by(LINE / size_of::<W>()).for_each(|line| prefetch::prefetch(line));
 }
 
-/// int8 codes of rows of `heads` vectors of `size`, and the step `s/127` of each vector.
-fn quantized(kernel: Kernel, rows: ArrayView2<'_, f32>, heads: usize, size: usize) -> (Array2<i8>, Vec<f32>) {
-    let mut codes = Array2::zeros(rows.raw_dim());
-    let mut steps = Vec::with_capacity(rows.nrows() * heads);
-    let (mut scratch, mut padded) = (Vec::new(), vec![0; scratch_length(size)]);
-    for (row, mut target) in rows.rows().into_iter().zip(codes.rows_mut()) {
-        let (Some(row), Some(target)) = (row.to_slice(), target.as_slice_mut()) else { continue };
-        for (vector, target) in row.chunks_exact(size).zip(target.chunks_exact_mut(size)) {
-            let job = EncodeRow {
-                row: FloatSlice::F32(vector),
-                scratch: &mut scratch,
-                parameters: None,
-                encoding: Encoding::Absmax,
-                codes: &mut padded,
-            };
-            let (parameters, _) = run(kernel, job);
-            target.copy_from_slice(&padded[..size]);
-            steps.push(parameters.scale / 127.0);
-        }
-    }
-    (codes, steps)
-}
-
-/// Rows of f32 in the type of a cache; `what` they are.
-fn rounded<W: FloatLane>(
-    kernel: Kernel,
-    what: &'static str,
-    rows: ArrayView2<'_, f32>,
-) -> Result<Array2<W>, Error> {
-    let mut target = Array2::from_elem(rows.raw_dim(), W::default());
-    for (row, mut target) in rows.rows().into_iter().zip(target.rows_mut()) {
-        let (Some(row), Some(target)) = (row.to_slice(), target.as_slice_mut()) else { continue };
-        run(kernel, Round { row, target }).map_err(|value| Error::CacheRange {
-            what,
-            value,
-            element: W::NAME,
-            largest: W::MAX,
-        })?;
-    }
-    Ok(target)
-}
-
-/// `target = row`, rounded half to even; or the first finite number that would become infinite.
-struct Round<'a, W> {
-    row: &'a [f32],
-    target: &'a mut [W],
-}
-
-impl<W: FloatLane> Vectorized for Round<'_, W> {
-    type Output = Result<(), f32>;
-
-    #[inline(always)]
-    fn call<I: Instructions>(self, simd: I) -> Result<(), f32> {
-        let limit = simd.splat(W::LIMIT);
-        let (vectors, rest) = self.row.as_chunks::<LANES>();
-        let (targets, last) = self.target.as_chunks_mut::<LANES>();
-        for (values, target) in vectors.iter().zip(targets) {
-            let vector = simd.load(values);
-            if simd.any_reaches(vector, limit) {
-                fits::<W>(values)?;
-            }
-            W::store(simd, vector, target);
-        }
-        if !rest.is_empty() {
-            fits::<W>(rest)?;
-            let mut lanes = [W::default(); LANES];
-            W::store(simd, simd.load(&padded(rest, 0.0)), &mut lanes);
-            last.copy_from_slice(&lanes[..rest.len()]);
-        }
-        Ok(())
-    }
-}
-
-/// The first finite number that W would round to infinity is the error.
-fn fits<W: FloatLane>(values: &[f32]) -> Result<(), f32> {
-    match values.iter().find(|value| value.is_finite() && value.abs() >= W::LIMIT) {
-        Some(value) => Err(*value),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use int8_core::Element;
+    use ndarray::Array2;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::kernel::Kernel;
+    use crate::simd::FloatLane;
 
     /// Numbers of every kind: ordinary ones, ties, subnormal ones, at the ends of the types' ranges, infinities, NaN.
     fn number() -> impl Strategy<Value = f32> {

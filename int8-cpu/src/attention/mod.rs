@@ -3,9 +3,11 @@
 
 mod attend;
 mod kv_pages;
+mod kv_write;
 mod query;
 #[cfg(any(target_arch = "x86_64", test))]
 mod tiles;
 
 pub use kv_pages::{KvPages, KvSequence, PAGE_POSITIONS};
+pub use kv_write::KvRows;
 pub use query::{Attention, Bias, Query};

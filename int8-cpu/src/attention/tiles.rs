@@ -26,7 +26,7 @@ use crate::gemm::float::widen;
 use crate::gemm::operands::Tile;
 use crate::layout::{MAX_MR, NR};
 use crate::prefetch;
-use crate::simd::functions::{add_lanes, exp};
+use crate::simd::functions::{add_lanes, exp, largest_lane};
 use crate::simd::{Instructions, LANES, Vectorize, Vectorized};
 
 /// Positions of a block: packed keys and values of a head of 64 take 64 KiB, the scores of a tile 32 KiB.
@@ -635,10 +635,8 @@ impl Vectorized for Softmax<'_, '_, '_> {
                     simd.store(term, scores);
                 }
             }
-            let mut lanes = [0.0; LANES];
-            simd.store(largest, &mut lanes);
             // A NaN score may leave any maximum; the sum of the weights is NaN all the same.
-            let largest = lanes.iter().fold(state.largest, |a, b| a.max(*b));
+            let largest = largest_lane(simd, largest).max(state.largest);
             // Of −∞ scores alone, as long as there are no others: not −∞ − (−∞).
             let shift = largest.max(f32::MIN);
 
@@ -661,6 +659,7 @@ impl Vectorized for Softmax<'_, '_, '_> {
                 }
             }
             let factor = simd.splat(state.largest.max(f32::MIN) - shift);
+            let mut lanes = [0.0; LANES];
             simd.store(exp(simd, factor), &mut lanes);
             let factor = lanes[0];
             *state = State { largest, sum: state.sum * factor + add_lanes(simd, sum) };

@@ -60,6 +60,22 @@ pub(crate) fn add_lanes<I: Instructions>(simd: I, value: I::Floats) -> f32 {
     lanes[0]
 }
 
+/// The largest lane; with a NaN among them, any lane.
+#[inline(always)]
+pub(crate) fn largest_lane<I: Instructions>(simd: I, value: I::Floats) -> f32 {
+    let mut lanes = [0.0; LANES];
+    simd.store(value, &mut lanes);
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            // Not `f32::max`, which treats a NaN in a way that no instruction does.
+            lanes[lane] = if lanes[lane] > lanes[lane + width] { lanes[lane] } else { lanes[lane + width] };
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
 /// Up to sixteen values, and `fill` behind the last one.
 #[inline(always)]
 pub(crate) fn padded<T: Copy>(values: &[T], fill: T) -> [T; LANES] {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use int8_cpu::Kernel;
-use int8_cpu::attention::{Attention, Bias, KvPages, PAGE_POSITIONS, Query};
+use int8_cpu::attention::{Attention, Bias, KvPages, KvRows, PAGE_POSITIONS, Query};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
@@ -20,6 +20,9 @@ use crate::backend::{
     AttentionSpec, CacheCapacity, DistanceBias, DistanceVectors, Mask, NormSpec, PageTables,
 };
 use crate::config::{HeadShape, IndexShape, Positions, QueryGrowth, Rotary};
+
+/// Products of a query and a key, by width of the query, below which one thread attends: some 10 µs.
+const SERIAL_WORK: usize = 1 << 18;
 
 /// Keys and values of all blocks and sequences, in pages, and the recurrent states beside them.
 #[derive(Debug)]
@@ -227,25 +230,27 @@ impl CpuCache {
         segments: &[Rows],
         layer: usize,
         mut qkv: ArrayViewMut2<'_, f32>,
-        mut out: ArrayViewMut2<'_, f32>,
+        out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
         let queries = self.layers[layer].shape.queries();
-        let writes = self.layers[layer].writes;
         for segment in segments {
             let mut qkv = qkv.slice_mut(s![segment.range(), ..]);
             self.rotate(layer, segment, &mut qkv);
             self.after_rotation(layer, segment, &mut qkv);
-            if writes {
-                self.write(segment, layer, qkv.slice(s![.., queries..]))?;
-            }
-            let out = out.slice_mut(s![segment.range(), ..]);
-            if self.layers[layer].disentangled.is_some() {
-                self.attend_disentangled(segment, layer, qkv.view(), out)?;
-            } else {
-                self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)?;
-            }
         }
-        Ok(())
+        let qkv = qkv.view();
+        if self.layers[layer].writes {
+            self.write(segments, layer, qkv.slice(s![.., queries..]))?;
+        }
+        let disentangled = self.layers[layer].disentangled.is_some();
+        self.each_segment(segments, queries, out, |segment, out| {
+            let qkv = qkv.slice(s![segment.range(), ..]);
+            if disentangled {
+                self.attend_disentangled(segment, layer, qkv, out)
+            } else {
+                self.attend_segment(segment, layer, qkv.slice(s![.., ..queries]), out)
+            }
+        })
     }
 
     /// Writes `kv [rows, 2·kv_heads·head_size]` for [`cross_attention`](Self::cross_attention).
@@ -255,7 +260,7 @@ impl CpuCache {
         layer: usize,
         kv: ArrayView2<'_, f32>,
     ) -> Result<(), Error> {
-        segments.iter().try_for_each(|segment| self.write(segment, layer, kv.slice(s![segment.range(), ..])))
+        self.write(segments, layer, kv)
     }
 
     /// `q [rows, heads·head_size]` → `out [rows, heads·head_size]`, over all that was written.
@@ -264,12 +269,33 @@ impl CpuCache {
         segments: &[Rows],
         layer: usize,
         q: ArrayView2<'_, f32>,
-        mut out: ArrayViewMut2<'_, f32>,
+        out: ArrayViewMut2<'_, f32>,
     ) -> Result<(), Error> {
-        segments.iter().try_for_each(|segment| {
-            let out = out.slice_mut(s![segment.range(), ..]);
+        self.each_segment(segments, q.ncols(), out, |segment, out| {
             self.attend_segment(segment, layer, q.slice(s![segment.range(), ..]), out)
         })
+    }
+
+    /// Attends from the rows of each segment, which have so many `queries`, to their part of `out`: several at once if that is much work.
+    fn each_segment(
+        &self,
+        segments: &[Rows],
+        queries: usize,
+        mut rest: ArrayViewMut2<'_, f32>,
+        attend: impl Fn(&Rows, ArrayViewMut2<'_, f32>) -> Result<(), Error> + Sync,
+    ) -> Result<(), Error> {
+        let mut parts = Vec::with_capacity(segments.len());
+        let mut work = 0;
+        for segment in segments {
+            let (out, others) = rest.split_at(Axis(0), segment.rows);
+            (rest, work) = (others, work + segment.rows * self.lengths[segment.sequence] * queries);
+            parts.push((segment, out));
+        }
+        if segments.len() > 1 && work >= SERIAL_WORK {
+            parts.into_par_iter().try_for_each(|(segment, out)| attend(segment, out))
+        } else {
+            parts.into_iter().try_for_each(|(segment, out)| attend(segment, out))
+        }
     }
 
     /// As [`crate::backend::Backend::select_keys`].
@@ -341,13 +367,18 @@ impl CpuCache {
         }
     }
 
-    /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the pages of the segment's sequence.
-    fn write(&mut self, segment: &Rows, layer: usize, kv: ArrayView2<'_, f32>) -> Result<(), Error> {
+    /// Writes keys and values `kv [rows, 2·kv_heads·head_size]` to the pages of the segments' sequences.
+    fn write(&mut self, segments: &[Rows], layer: usize, kv: ArrayView2<'_, f32>) -> Result<(), Error> {
         let Layer { shape, place: (pool, place), .. } = self.layers[layer];
-        let (keys, values) = kv.split_at(Axis(1), shape.keys());
-        let table = self.tables.table(segment.sequence);
-        self.pages[pool].write(self.kernel, place, table, segment.position, keys, values)?;
-        self.lengths[segment.sequence] = segment.position + segment.rows;
+        let rows = |segment: &Rows| {
+            let (keys, values) = kv.slice_move(s![segment.range(), ..]).split_at(Axis(1), shape.keys());
+            KvRows { table: self.tables.table(segment.sequence), position: segment.position, keys, values }
+        };
+        let rows: Vec<KvRows<'_>> = segments.iter().map(rows).collect();
+        self.pages[pool].write_all(self.kernel, place, &rows)?;
+        for segment in segments {
+            self.lengths[segment.sequence] = segment.position + segment.rows;
+        }
         Ok(())
     }
 
