@@ -268,7 +268,10 @@ impl<B: Backend> Decoder<B> {
 
         let name = format!("{token_embedding}.weight");
         let tokens = RowTable::stored(checkpoint, &name, [config.vocab_size, config.embedding_size])?;
-        let kv_cache_type = tokens.matrix()?.float_type().into();
+        let kv_cache_type = match tokens.matrix()?.float_type().into() {
+            KvType::F16 if backend.capabilities().prefers_bf16_cache => KvType::Bf16,
+            stored => stored,
+        };
         let embedding = backend.embedding(&tokens)?;
         let positions = position_table::load(&loader, names.position_embedding)?;
         let head_site = Site::outside(LinearRole::Head);
@@ -411,7 +414,8 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The KV cache type of generated texts unless another is given: the type of the checkpoint's embedding, which no
-    /// quantisation touches. transformers uses the same where it computes in the checkpoint's type.
+    /// quantisation touches (transformers uses the same where it computes in the checkpoint's type), or bf16 instead of f16 where the
+    /// backend [prefers](crate::backend::Capabilities::prefers_bf16_cache) it.
     pub fn kv_cache_type(&self) -> KvType {
         self.kv_cache_type
     }

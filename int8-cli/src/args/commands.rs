@@ -8,12 +8,11 @@ use int8_core::{FloatType, KvType};
 use int8_nn::embedder::Pooling;
 use int8_nn::transcriber::SpeechTask;
 
-use super::shared::{InputArgs, ModelArgs, PRECISION_OPTIONS, PrecisionArgs, Preset, TextArgs, WriteArgs};
+use super::shared::{
+    AUTO_KV_CACHE, InputArgs, ModelArgs, PRECISION_OPTIONS, PrecisionArgs, Preset, TextArgs, WriteArgs,
+};
 use crate::bench::ModelShape;
 use crate::values::{OrAuto, named, or_auto, size};
-
-/// The meaning of `--kv-cache auto`.
-const AUTO_KV_CACHE: &str = "As the checkpoint stores its embeddings";
 
 /// `int8 run`
 #[derive(Debug, Args)]

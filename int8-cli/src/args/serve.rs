@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use clap::Args;
 use int8_core::KvType;
 
-use super::shared::ModelArgs;
+use super::shared::{AUTO_KV_CACHE, ModelArgs};
 use crate::values::{OrAuto, or_auto, size};
 
 /// `int8 serve`
@@ -47,7 +47,7 @@ pub(crate) struct ServeArgs {
     #[arg(help_heading = "Batching", long, value_name = "N")]
     pub(crate) kv_tokens: Option<usize>,
     /// Type of the KV cache. auto: the type of the checkpoint
-    #[arg(help_heading = "Batching", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<KvType>("As the checkpoint stores its embeddings"))]
+    #[arg(help_heading = "Batching", long, value_name = "TYPE", default_value = "auto", value_parser = or_auto::<KvType>(AUTO_KV_CACHE))]
     pub(crate) kv_cache: OrAuto<KvType>,
     /// Ignore the model's generation_config.json, but for the tokens that begin and end a text
     #[arg(help_heading = "Generation", long)]

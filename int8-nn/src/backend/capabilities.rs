@@ -328,13 +328,22 @@ pub struct Capabilities {
     /// Tokens of a prompt in one forward: enough that products run at full speed, few enough that activations stay small. For a
     /// hidden size of 4096 1,024 take some 100 MB, in 16 bits 4,096 some 300 MB.
     pub prefill_rows: usize,
+    /// Whether attention to a KV cache of bf16 is so much faster than to one of f16 that it is the default for both.
+    pub prefers_bf16_cache: bool,
 }
 
 impl Capabilities {
     /// Everything.
     pub fn all(device: String) -> Self {
         let features = Feature::ALL.into_iter().collect();
-        Self { device, features, max_head_size: None, batch_invariant: true, prefill_rows: 1024 }
+        Self {
+            device,
+            features,
+            max_head_size: None,
+            batch_invariant: true,
+            prefill_rows: 1024,
+            prefers_bf16_cache: false,
+        }
     }
 
     /// Refuses a model that needs what this backend lacks.

@@ -179,7 +179,8 @@ impl Backend for CpuBackend {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::all("the CPU".to_owned())
+        let all = Capabilities::all("the CPU".to_owned());
+        Capabilities { prefers_bf16_cache: self.kernel.attends_on_bf16_tiles(), ..all }
     }
 
     fn linear(&self, site: Site, source: &LinearSource, precision: &Precision) -> Result<CpuLinear, Error> {
