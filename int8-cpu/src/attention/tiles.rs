@@ -13,6 +13,7 @@
 //! without tiles, which would want keys and values interleaved first, by the same operations in the same order (but for numbers
 //! below 1.2·10⁻³⁸, which tiles take for 0).
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use half::bf16;
@@ -26,7 +27,7 @@ use crate::gemm::float::widen;
 use crate::gemm::operands::Tile;
 use crate::layout::{MAX_MR, NR};
 use crate::prefetch;
-use crate::simd::functions::{add_lanes, exp, largest_lane};
+use crate::simd::functions::{add_lanes, exp2_coarse, largest_lane};
 use crate::simd::{Instructions, LANES, Vectorize, Vectorized};
 
 /// Positions of a block: packed keys and values of a head of 64 take 64 KiB, the scores of a tile 32 KiB.
@@ -637,8 +638,8 @@ impl Vectorized for Softmax<'_, '_, '_> {
             }
             // A NaN score may leave any maximum; the sum of the weights is NaN all the same.
             let largest = largest_lane(simd, largest).max(state.largest);
-            // Of −∞ scores alone, as long as there are no others: not −∞ − (−∞).
-            let shift = largest.max(f32::MIN);
+            // Exponents are of 2. Of −∞ scores alone, as long as there are no others: not −∞ − (−∞).
+            let shift = largest.max(f32::MIN / 2.0) * LOG2_E;
 
             let mut sum = simd.splat(0.0);
             for panel in panels {
@@ -646,7 +647,9 @@ impl Vectorized for Softmax<'_, '_, '_> {
                 // No closure: it would be compiled without the instruction set.
                 let mut powers = [simd.splat(0.0); NR / LANES];
                 for (half, (power, scores)) in powers.iter_mut().zip(vectors).enumerate() {
-                    *power = exp(simd, simd.add(simd.load(scores), simd.splat(-shift)));
+                    let exponent =
+                        simd.multiply_add(simd.load(scores), simd.splat(LOG2_E), simd.splat(-shift));
+                    *power = exp2_coarse(simd, exponent);
                     let index = panel * NR + half * LANES;
                     if is_edge(&seen, index) {
                         *power = simd.masked(*power, &mask(&seen, index));
@@ -658,9 +661,9 @@ impl Vectorized for Softmax<'_, '_, '_> {
                     sum = simd.add(sum, simd.load_bf16(weights));
                 }
             }
-            let factor = simd.splat(state.largest.max(f32::MIN) - shift);
+            let factor = simd.splat(state.largest.max(f32::MIN / 2.0) * LOG2_E - shift);
             let mut lanes = [0.0; LANES];
-            simd.store(exp(simd, factor), &mut lanes);
+            simd.store(exp2_coarse(simd, factor), &mut lanes);
             let factor = lanes[0];
             *state = State { largest, sum: state.sum * factor + add_lanes(simd, sum) };
             if factor != 1.0 {

@@ -147,7 +147,7 @@ impl Case {
     /// With queries `q(1 + δ)`, `|δ| ≤ u = 2⁻⁸`, scores move by at most `ε = scale·Σ_d |q_d·k_d|·u`, the largest over the positions;
     /// a softcap moves them no further. Weights move by factors within `e^{±ε}·(1 ± u)`, of which their sum is made, too: the
     /// result moves by at most `Σ_p w_p·|v_p|·(e^{2ε}·(1 + u)/(1 − u) − 1)`. f32 adds at most (size + positions)·2⁻²⁴ in the same
-    /// places.
+    /// places, and to u powers of two add 2⁻¹⁸, as much as the rounding of their exponents, of at most 126.
     fn expected(&self) -> (Array2<f64>, Array2<f64>) {
         let kept = |value: f32| f64::from(bf16::from_f32(value).to_f32());
         let (u, size) = (bf16::UNIT_ROUNDOFF, self.size);
@@ -178,7 +178,8 @@ impl Case {
                 };
                 let magnitude = |p: usize| terms(p).map(f64::abs).sum::<f64>();
                 let epsilon = span.clone().map(magnitude).fold(0.0, f64::max) * (u + f32_part);
-                let growth = (2.0 * epsilon).exp() * (1.0 + u) / (1.0 - u) - 1.0 + f32_part;
+                let of_weights = u + 2.0_f64.powi(-17);
+                let growth = (2.0 * epsilon).exp() * (1.0 + of_weights) / (1.0 - of_weights) - 1.0 + f32_part;
                 let weights: Vec<f64> = span.clone().map(|p| score(p).exp()).collect();
                 let sink = self.sinks.as_ref().map_or(0.0, |sinks| f64::from(sinks[head]).exp());
                 let sum = weights.iter().sum::<f64>() + sink;
