@@ -269,7 +269,8 @@ impl<B: Backend> Decoder<B> {
         let name = format!("{token_embedding}.weight");
         let tokens = RowTable::stored(checkpoint, &name, [config.vocab_size, config.embedding_size])?;
         let kv_cache_type = match tokens.matrix()?.float_type().into() {
-            KvType::F16 if backend.capabilities().prefers_bf16_cache => KvType::Bf16,
+            // int8 weights cost more than what bf16 is coarser by.
+            KvType::F16 if *precision != float && backend.capabilities().prefers_bf16_cache => KvType::Bf16,
             stored => stored,
         };
         let embedding = backend.embedding(&tokens)?;
@@ -414,8 +415,8 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// The KV cache type of generated texts unless another is given: the type of the checkpoint's embedding, which no
-    /// quantisation touches (transformers uses the same where it computes in the checkpoint's type), or bf16 instead of f16 where the
-    /// backend [prefers](crate::backend::Capabilities::prefers_bf16_cache) it.
+    /// quantisation touches (transformers uses the same where it computes in the checkpoint's type), or, with int8 weights, bf16 instead of
+    /// f16 where the backend [prefers](crate::backend::Capabilities::prefers_bf16_cache) it.
     pub fn kv_cache_type(&self) -> KvType {
         self.kv_cache_type
     }

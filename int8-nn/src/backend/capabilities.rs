@@ -328,7 +328,8 @@ pub struct Capabilities {
     /// Tokens of a prompt in one forward: enough that products run at full speed, few enough that activations stay small. For a
     /// hidden size of 4096 1,024 take some 100 MB, in 16 bits 4,096 some 300 MB.
     pub prefill_rows: usize,
-    /// Whether attention to a KV cache of bf16 is so much faster than to one of f16 that it is the default for both.
+    /// Whether attention to a KV cache of bf16 is so much faster than to one of f16 that models with int8 weights have it by
+    /// default for both.
     pub prefers_bf16_cache: bool,
 }
 
