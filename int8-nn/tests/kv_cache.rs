@@ -5,6 +5,7 @@ mod common;
 use std::ops::ControlFlow;
 
 use int8_core::metrics::relative_l2;
+use int8_cpu::Kernel;
 use int8_nn::backend::{KvType, RowSelection};
 use int8_nn::checkpoint::DType;
 use int8_nn::{GenerateOptions, Generation, Model, PerplexityOptions, SessionOptions};
@@ -28,7 +29,8 @@ fn generate(model: &Model, kv_cache: Option<KvType>) -> Generation {
     model.generate_ids(&IDS, &options, |_| ControlFlow::Continue(())).expect("a text")
 }
 
-/// The KV cache has the checkpoint's type unless set; 16 bits take half the bytes.
+/// The KV cache has the checkpoint's type unless set, with int8 weights bf16 instead of f16 where tiles multiply it; 16 bits take half
+/// the bytes.
 #[test]
 fn the_cache_has_the_chosen_type() {
     for folder in families() {
@@ -38,7 +40,12 @@ fn the_cache_has_the_chosen_type() {
             DType::BF16 => KvType::Bf16,
             _ => KvType::F32,
         };
-        for model in [float(&folder), loader.int8().build().expect("a model")] {
+        let with_int8 = match stored {
+            KvType::F16 if Kernel::best().attends_on_bf16_tiles() => KvType::Bf16,
+            stored => stored,
+        };
+        let models = [(float(&folder), stored), (loader.int8().build().expect("a model"), with_int8)];
+        for (model, stored) in models {
             let auto = generate(&model, None);
             assert_eq!(
                 (auto.kv_cache, model.decoder().kv_cache_type()),
