@@ -45,7 +45,7 @@ def setup(place, model):
         shell(binaries / "pip", "install", "-q", "--extra-index-url", "https://download.pytorch.org/whl/cpu", *PACKAGES)
     source = place / f"llama_cpp_python-{LLAMA}/vendor/llama.cpp"
     if not source.exists():
-        shell(binaries / "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", place, f"llama-cpp-python=={LLAMA}")
+        shell(binaries / "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-python", "-d", place, f"llama-cpp-python=={LLAMA}")
         shell("tar", "xzf", place / f"llama_cpp_python-{LLAMA}.tar.gz", "-C", place)
         # Without the barrier gcc 12 stores the tile configuration after it is loaded, and Q8_0 crashes on AMX.
         kernel = source / "ggml/src/ggml-cpu/amx/mmq.cpp"
