@@ -12,6 +12,9 @@ use super::element::{self, ReadAs};
 use super::error::Dims;
 use super::strided;
 
+/// Bytes of a matrix that are in memory at once while [its columns](TensorView::columns_releasing) are read.
+const RELEASED_BYTES: usize = 8 << 20;
+
 /// A tensor as it lies in its file: name, dtype, shape, and its elements, little-endian. In safetensors files they lie
 /// row-major; in PyTorch files they may lie in another order (transposes), and are brought into this one when read.
 ///
@@ -303,6 +306,16 @@ impl<'a> TensorView<'a> {
     /// [`CheckpointError::Shape`] if this is no matrix, [`CheckpointError::Selection`] for a column ≥ K,
     /// [`CheckpointError::Dtype`] if `T` is not read from this dtype.
     pub fn columns<T: ReadAs>(&self, columns: &[usize]) -> Result<Vec<T>, CheckpointError> {
+        self.columns_releasing(columns, |_| {})
+    }
+
+    /// [`columns`](Self::columns), and `release` of the bytes that were read, each [`RELEASED_BYTES`] of them: a column has an element in
+    /// nearly every page of the matrix.
+    pub(crate) fn columns_releasing<T: ReadAs>(
+        &self,
+        columns: &[usize],
+        mut release: impl FnMut(Range<usize>),
+    ) -> Result<Vec<T>, CheckpointError> {
         let decoder = self.decoder::<T>()?;
         let (rows, width) = self.matrix_shape()?;
         if let Some(column) = columns.iter().find(|&&column| column >= width) {
@@ -325,7 +338,14 @@ impl<'a> TensorView<'a> {
             }
             return Ok(out);
         }
-        element::gather(decoder, element, self.bytes, width * element, columns, &mut out);
+        let row = width * element;
+        let together = (RELEASED_BYTES / row.max(1)).max(1);
+        let parts = out.chunks_mut((together * columns.len()).max(1));
+        for (out, bytes) in parts.zip(self.bytes.chunks((together * row).max(1))) {
+            element::gather(decoder, element, bytes, row, columns, out);
+            let begin = bytes.as_ptr().addr() - self.bytes.as_ptr().addr();
+            release(begin..begin + bytes.len());
+        }
         Ok(out)
     }
 

@@ -115,7 +115,7 @@ impl MapBits for Vec<f32> {
 /// Rows and columns of matrices around the sizes at which work is split over threads, against the whole matrix.
 #[test]
 fn rows_and_columns_are_parts_of_the_whole() {
-    for (rows, width) in [(1, 1), (3, 7), (5, 64), (257, 1000), (4097, 33), (70_001, 2)] {
+    for (rows, width) in [(1, 1), (3, 7), (5, 64), (257, 1000), (4097, 33), (70_001, 2), (4097, 2100)] {
         let values: Vec<i16> = (0..rows * width).map(|k| i16::try_from(k % 32_749).unwrap() - 9000).collect();
         let checkpoint =
             checkpoint(&[("w", Dtype::I16, vec![rows, width], bytes(&values, i16::to_le_bytes))]);
@@ -133,6 +133,14 @@ fn rows_and_columns_are_parts_of_the_whole() {
         let expected = whole.rows().into_iter().flat_map(|row| columns.map(|column| row[column]));
         assert!(gathered.iter().copied().eq(expected), "{rows} x {width}");
         assert_eq!(w.column_f32(0).unwrap(), whole.column(0).to_vec());
+        let mut released = 0;
+        let again: Vec<f32> = w
+            .columns_releasing(&columns, |bytes| {
+                assert_eq!(bytes.start, released, "parts follow each other");
+                released = bytes.end;
+            })
+            .unwrap();
+        assert!(again == gathered && released == 2 * rows * width, "{rows} x {width}");
     }
     let checkpoint = checkpoint(&[("w", Dtype::F32, vec![2, 2, 2], bytes(&[1f32; 8], f32::to_le_bytes))]);
     let w = checkpoint.tensor("w").unwrap();

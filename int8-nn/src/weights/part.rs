@@ -228,7 +228,12 @@ impl Part {
             }
             return Ok(());
         }
-        let values: Vec<T> = tensor.columns(columns)?;
+        let name = format!("{}.weight", self.name);
+        let values: Vec<T> = tensor.columns_releasing(columns, |bytes| {
+            if self.slab.is_none() {
+                checkpoint.release_part(&name, bytes);
+            }
+        })?;
         for (index, to) in to.iter_mut().enumerate() {
             self.extend(to, tensor.matrix_shape()?.0, |row| values[row * columns.len() + index]);
         }
