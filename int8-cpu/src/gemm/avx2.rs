@@ -21,10 +21,10 @@ unsafe impl Microkernel for Avx2 {
         // SAFETY: lines 1 to 4 are passed on; line 7 for the instructions.
         unsafe {
             match operands.rows {
-                1 => product_signed::<1>(operands, acc),
-                2 => product_signed::<2>(operands, acc),
-                3 => product_signed::<3>(operands, acc),
-                _ => product_signed::<4>(operands, acc),
+                1 => product_signed::<1, 4>(operands, acc),
+                2 => product_signed::<2, 4>(operands, acc),
+                3 => product_signed::<3, 2>(operands, acc),
+                _ => product_signed::<4, 2>(operands, acc),
             }
         }
     }
@@ -58,27 +58,28 @@ unsafe impl GroupMicrokernel for Avx2 {}
 // SAFETY: line 10: any k that is a multiple of 4.
 unsafe impl GroupMicrokernel for AvxVnni {}
 
-/// Output rows of one pass over K: two ymm registers of i32.
-const HALF: usize = NR / 2;
+/// Registers of a row of the tile: eight i32 each, of which a pass over K computes P. Few rows have one pass: a second would read the
+/// panel from L2 and leave the memory idle.
+const REGISTERS: usize = NR / 8;
 
 /// # Safety
 /// Lines 1 to 4 of [`Microkernel`] with `rows = R`, and the processor has AVX2.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn product_signed<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
+unsafe fn product_signed<const R: usize, const P: usize>(operands: Operands, acc: &mut Tile<i32>) {
     let Operands { a, lda, panel, k, ahead, .. } = operands;
     operands.prefetch_result();
     let ones = _mm256_set1_epi16(1);
-    for half in 0..2 {
-        let mut sums = [[_mm256_setzero_si256(); 2]; R];
+    for first in (0..REGISTERS).step_by(P) {
+        let mut sums = [[_mm256_setzero_si256(); P]; R];
         for offset in (0..k).step_by(4) {
-            if half == 0 && offset % K_STEP == 0 {
+            if first == 0 && offset % K_STEP == 0 {
                 ahead.prefetch(offset);
             }
-            // SAFETY: line 2: offset + 4 ≤ k, so both halves of the 128 bytes from offset·NR on lie in the panel.
-            let w = unsafe {
-                let at = panel.add(offset * NR + half * HALF * 4);
-                [_mm256_load_si256(at.cast()), _mm256_load_si256(at.add(32).cast())]
-            };
+            let mut w = [_mm256_setzero_si256(); P];
+            for (index, w) in w.iter_mut().enumerate() {
+                // SAFETY: line 2: offset + 4 ≤ k, so the 128 bytes from offset·NR on lie in the panel.
+                *w = unsafe { _mm256_load_si256(panel.add(offset * NR + (first + index) * 32).cast()) };
+            }
             for (r, sum) in sums.iter_mut().enumerate() {
                 // SAFETY: line 1: r < rows and offset + 4 ≤ k.
                 let x = unsafe { _mm256_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned()) };
@@ -89,12 +90,10 @@ unsafe fn product_signed<const R: usize>(operands: Operands, acc: &mut Tile<i32>
                 }
             }
         }
-        for (row, sum) in acc.0.iter_mut().zip(sums) {
-            // SAFETY: a row of the tile is 32 i32, four registers, and 64-byte aligned.
-            unsafe {
-                let at = row.as_mut_ptr().add(half * HALF);
-                _mm256_store_si256(at.cast(), sum[0]);
-                _mm256_store_si256(at.add(8).cast(), sum[1]);
+        for (row, sums) in acc.0.iter_mut().zip(sums) {
+            for (index, sum) in sums.into_iter().enumerate() {
+                // SAFETY: a row of the tile is 32 i32, four registers, and 64-byte aligned.
+                unsafe { _mm256_store_si256(row.as_mut_ptr().add((first + index) * 8).cast(), sum) };
             }
         }
     }
@@ -112,12 +111,12 @@ macro_rules! dot_product_tile {
                 // SAFETY: passed on.
                 unsafe {
                     match operands.rows {
-                        1 => rows::<1>(operands, acc),
-                        2 => rows::<2>(operands, acc),
-                        3 => rows::<3>(operands, acc),
-                        4 => rows::<4>(operands, acc),
-                        5 => rows::<5>(operands, acc),
-                        _ => rows::<6>(operands, acc),
+                        1 => rows::<1, 4>(operands, acc),
+                        2 => rows::<2, 4>(operands, acc),
+                        3 => rows::<3, 2>(operands, acc),
+                        4 => rows::<4, 2>(operands, acc),
+                        5 => rows::<5, 2>(operands, acc),
+                        _ => rows::<6, 2>(operands, acc),
                     }
                 }
             }
@@ -125,35 +124,38 @@ macro_rules! dot_product_tile {
             /// # Safety
             /// As `product`, with `rows = R`.
             #[target_feature(enable = $features)]
-            unsafe fn rows<const R: usize>(operands: Operands, acc: &mut Tile<i32>) {
+            unsafe fn rows<const R: usize, const P: usize>(operands: Operands, acc: &mut Tile<i32>) {
                 let Operands { a, lda, panel, k, ahead, .. } = operands;
                 operands.prefetch_result();
-                for half in 0..2 {
-                    let mut sums = [[_mm256_setzero_si256(); 2]; R];
+                for first in (0..REGISTERS).step_by(P) {
+                    let mut sums = [[_mm256_setzero_si256(); P]; R];
                     for offset in (0..k).step_by(4) {
-                        if half == 0 && offset % K_STEP == 0 {
+                        if first == 0 && offset % K_STEP == 0 {
                             ahead.prefetch(offset);
                         }
-                        // SAFETY: line 2, as in `product_signed`.
-                        let w = unsafe {
-                            let at = panel.add(offset * NR + half * HALF * 4);
-                            [_mm256_load_si256(at.cast()), _mm256_load_si256(at.add(32).cast())]
-                        };
-                        for (r, sum) in sums.iter_mut().enumerate() {
+                        let mut w = [_mm256_setzero_si256(); P];
+                        for (index, w) in w.iter_mut().enumerate() {
+                            // SAFETY: line 2, as in `product_signed`.
+                            *w = unsafe {
+                                _mm256_load_si256(panel.add(offset * NR + (first + index) * 32).cast())
+                            };
+                        }
+                        for (r, sums) in sums.iter_mut().enumerate() {
                             // SAFETY: line 1: r < rows and offset + 4 ≤ k.
                             let x = unsafe {
                                 _mm256_set1_epi32(a.add(r * lda + offset).cast::<i32>().read_unaligned())
                             };
-                            sum[0] = $dot(sum[0], x, w[0]);
-                            sum[1] = $dot(sum[1], x, w[1]);
+                            for (sum, w) in sums.iter_mut().zip(w) {
+                                *sum = $dot(*sum, x, w);
+                            }
                         }
                     }
-                    for (row, sum) in acc.0.iter_mut().zip(sums) {
-                        // SAFETY: a row of the tile is 32 i32, four registers, and 64-byte aligned.
-                        unsafe {
-                            let at = row.as_mut_ptr().add(half * HALF);
-                            _mm256_store_si256(at.cast(), sum[0]);
-                            _mm256_store_si256(at.add(8).cast(), sum[1]);
+                    for (row, sums) in acc.0.iter_mut().zip(sums) {
+                        for (index, sum) in sums.into_iter().enumerate() {
+                            // SAFETY: as in `product_signed`.
+                            unsafe {
+                                _mm256_store_si256(row.as_mut_ptr().add((first + index) * 8).cast(), sum)
+                            };
                         }
                     }
                 }
