@@ -38,6 +38,9 @@ struct Piece<'a> {
     values: ArrayView2<'a, f32>,
 }
 
+/// Rows of one page, and what becomes of them.
+type OfPage<'b, 'a, W> = &'b [(&'b Piece<'a>, &'b Converted<'a, W>)];
+
 /// Such rows in the type of the cache.
 struct Converted<'a, W> {
     keys: CowArray<'a, W, Ix2>,
@@ -136,12 +139,11 @@ impl KvPages {
         let numbers = by_page.iter().map(|pieces| pieces[0].0.page as usize);
         let pages = pages_mut(self.storage.elements_mut::<W>(), layout.page_length(), numbers.clone());
         let steps = pages_mut(self.steps.elements_mut::<f32>(), length, numbers);
-        let write =
-            |((pieces, page), steps): ((&[(&Piece<'_>, &Converted<'_, W>)], &mut [W]), &mut [f32])| {
-                for (piece, converted) in pieces {
-                    converted.write(layout, layer, piece.at, page, steps);
-                }
-            };
+        let write = |((pieces, page), steps): ((OfPage<'_, '_, W>, &mut [W]), &mut [f32])| {
+            for (piece, converted) in pieces {
+                converted.write(layout, layer, piece.at, page, steps);
+            }
+        };
         let tasks: Vec<_> = by_page.into_iter().zip(pages).zip(steps).collect();
         if parallel {
             tasks.into_par_iter().for_each(write);
@@ -176,7 +178,7 @@ impl<'a> Piece<'a> {
             Self {
                 page: table[page],
                 at: first % PAGE_POSITIONS,
-                keys: keys.slice_move(part.clone()),
+                keys: keys.slice_move(part),
                 values: values.slice_move(part),
             }
         })
@@ -211,7 +213,7 @@ impl<W: Lane> Converted<'_, W> {
                 let part = s![row..row + count, columns.clone()];
                 // Column by column of a key panel: consecutive writes to its 32 positions.
                 let panel = &mut target_keys[at / NR * size * NR..][..size * NR];
-                let keys = self.keys.slice(part.clone());
+                let keys = self.keys.slice(part);
                 for (column, target) in keys.columns().into_iter().zip(panel.chunks_exact_mut(NR)) {
                     target[lane..].iter_mut().zip(column).for_each(|(target, key)| *target = *key);
                 }
