@@ -210,7 +210,7 @@ fn column<I: Instructions>(
     index: usize,
 ) -> [I::Floats; 2] {
     match columns {
-        Columns::Dequantized(columns) => codes_of_column(simd, weight, panel, columns[index]),
+        Columns::Dequantized(columns) => codes_of_column(simd, weight, panel, columns[index]).0,
         Columns::Exact(columns) => columns[index].panel(simd, panel * NR),
     }
 }

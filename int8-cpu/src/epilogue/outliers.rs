@@ -147,10 +147,9 @@ impl Vectorized for FillPanel<'_> {
         match columns {
             Columns::Dequantized(columns) => {
                 for (row, &k) in rows.iter_mut().zip(columns) {
-                    let codes = codes_of_column(simd, weight, panel, k);
+                    let (codes, steps) = codes_of_column(simd, weight, panel, k);
                     for (half, row) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                        let (step, _) = weight.step_and_zero_point(simd, panel, half, k);
-                        simd.store(simd.multiply(codes[half], step), row);
+                        simd.store(simd.multiply(codes[half], steps[half]), row);
                     }
                 }
             }
@@ -165,17 +164,17 @@ impl Vectorized for FillPanel<'_> {
     }
 }
 
-/// `code − zero point` of input feature `k` in the channels of a panel.
+/// `code − zero point` of input feature `k` in the channels of a panel, and the channels' steps.
 #[inline(always)]
 pub(super) fn codes_of_column<I: Instructions>(
     simd: I,
     weight: &PackedWeight,
     panel: usize,
     k: usize,
-) -> [I::Floats; 2] {
+) -> ([I::Floats; 2], [I::Floats; 2]) {
     let codes = weight.panel(panel);
-    let mut all = [simd.splat(0.0); 2];
-    for (half, all) in all.iter_mut().enumerate() {
+    let [mut all, mut steps] = [[simd.splat(0.0); 2]; 2];
+    for (half, (all, step)) in all.iter_mut().zip(&mut steps).enumerate() {
         let code = match weight.layout() {
             Layout::Rows => {
                 let mut column = [0; LANES];
@@ -193,10 +192,11 @@ pub(super) fn codes_of_column<I: Instructions>(
                 }
             }
         };
-        let (_, zero) = weight.step_and_zero_point(simd, panel, half, k);
+        let zero;
+        (*step, zero) = weight.step_and_zero_point(simd, panel, half, k);
         *all = simd.to_floats(simd.subtract_product(code, zero, simd.splat_int(1)));
     }
-    all
+    (all, steps)
 }
 
 /// `NR` values, or fewer and zeros behind them.
