@@ -119,7 +119,7 @@ impl QuantizedActivations {
         // Taken here, where it will be given back: the pool may run the job on another thread.
         let job = Quantize { rows, config, groups, sums, workspace: take_workspace() };
         let encoded = pool::enter(is_parallel(&rows), || {
-            let kernel = if groups == InputGroups::None { kernel } else { kernel.for_groups() };
+            let kernel = if groups == InputGroups::None { kernel } else { kernel.for_groups(rows.len()) };
             kernel.dispatch(job)
         });
         Ok(Self { kernel, inner, input_groups, groups, sums, encoded })

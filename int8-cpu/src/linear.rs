@@ -83,7 +83,11 @@ pub fn multiply<Y: Element>(
     let columns = Columns::resolve(weight, outlier_weights, &input.columns)?;
     let job = Multiply { input, weight, columns: &columns, bias, store, target };
     pool::enter(Grid::new(x.dim().0, weight).is_parallel(), || {
-        if x.is_grouped() { weight.kernel().dispatch_groups(job) } else { weight.kernel().dispatch_gemm(job) }
+        if x.is_grouped() {
+            weight.kernel().for_groups(x.dim().0).dispatch_groups(job);
+        } else {
+            weight.kernel().dispatch_gemm(job);
+        }
     });
     Ok(())
 }
@@ -131,7 +135,7 @@ impl DispatchGroups for Multiply<'_> {
 
     fn run<K: GroupMicrokernel>(self, kernel: K) {
         let weight = self.weight;
-        // Its microkernels configure no tiles.
+        // Tiles of groups, where there are any, are not those of bf16.
         self.run_with(kernel, false, || Grouped::new(kernel, weight));
     }
 }

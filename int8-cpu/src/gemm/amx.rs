@@ -44,9 +44,9 @@ struct Tiles;
 
 impl Tiles {
     /// The token is the proof that the instructions exist.
-    fn configure(_: AmxInt8) -> Self {
-        // SAFETY: the token; the configuration is valid for palette 1.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly)) };
+    fn configure(_: AmxInt8, configuration: &'static Configuration) -> Self {
+        // SAFETY: the token; the configurations here and in `groups` are valid for palette 1.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const *configuration, options(nostack, readonly)) };
         Self
     }
 }
@@ -101,6 +101,7 @@ macro_rules! registers {
 }
 
 mod bf16;
+pub(crate) mod groups;
 
 /// Bytes between two rows of the accumulators, and between two steps of four of K in the panel.
 const ROW_BYTES: usize = 4 * NR;
@@ -241,7 +242,7 @@ unsafe impl Microkernel for AmxInt8 {
     fn scoped<R>(self, job: impl FnOnce() -> R) -> R {
         // Once for a thread, not for a tile: loading and releasing takes a hundred nanoseconds, and a processor that sees
         // the tiles released may run the next ones at a quarter of the speed until it has power for them again.
-        let _tiles = Tiles::configure(self);
+        let _tiles = Tiles::configure(self, &CONFIGURATION);
         job()
     }
 
@@ -273,7 +274,7 @@ const STEP_WORK: usize = 4 * TILE_ROWS * TILE_ROWS * K_STEP;
 /// The token is the proof that the instructions exist.
 pub(crate) fn dot_products(token: AmxInt8, multiply_adds: usize) -> usize {
     let steps = multiply_adds.div_ceil(STEP_WORK);
-    let _tiles = Tiles::configure(token);
+    let _tiles = Tiles::configure(token, &CONFIGURATION);
     // SAFETY: the tiles are configured.
     unsafe { on_registers(steps) };
     steps * STEP_WORK
@@ -321,7 +322,7 @@ pub(crate) fn slowness(token: AmxInt8) -> f64 {
         ahead: nothing,
     };
     let mut acc = Tile([[0; NR]; MAX_MR]);
-    let _tiles = Tiles::configure(token);
+    let _tiles = Tiles::configure(token, &CONFIGURATION);
     let (mut tile, mut registers) = (Duration::MAX, Duration::MAX);
     for _ in 0..3 {
         let start = Instant::now();

@@ -276,7 +276,7 @@ unsafe fn group_product<const R: usize, const ZERO_POINTS: bool, C: ChannelParam
 /// # Safety
 /// The processor has the enabled features.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn group_sums(panel: &[i8], sums: &mut [[f32; NR]]) {
+pub(super) unsafe fn group_sums(panel: &[i8], sums: &mut [[f32; NR]]) {
     let ones = _mm512_set1_epi8(1);
     for (k4, sums) in panel.as_chunks::<{ GROUP * NR }>().0.iter().zip(sums) {
         let mut totals = [_mm512_setzero_si512(); 2];

@@ -1,5 +1,7 @@
 //! From a [`Kernel`] value to its microkernel.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::groups::AmxGroups;
 use super::microkernel::{GroupMicrokernel, Microkernel};
 use crate::kernel::Kernel;
 
@@ -35,7 +37,7 @@ impl Kernel {
         }
     }
 
-    /// On the kernel [for groups](Self::for_groups).
+    /// For a kernel [for groups](Self::for_groups) of that number of rows.
     pub(crate) fn dispatch_groups<D: DispatchGroups>(self, job: D) -> D::Output {
         match self {
             Self::Portable(token) => job.run(token),
@@ -46,7 +48,7 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(token) => job.run(token),
             #[cfg(target_arch = "x86_64")]
-            Self::AmxInt8(token) => job.run(token.avx512()),
+            Self::AmxInt8(token) => job.run(AmxGroups(token)),
             #[cfg(target_arch = "aarch64")]
             Self::NeonI8mm(token) => job.run(token),
             #[cfg(target_arch = "aarch64")]
