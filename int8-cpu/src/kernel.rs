@@ -3,8 +3,6 @@
 use std::fmt;
 
 use crate::error::Error;
-#[cfg(target_arch = "x86_64")]
-use crate::gemm::microkernel::GroupMicrokernel;
 use crate::layout::Layout;
 use crate::tokens::Portable;
 #[cfg(target_arch = "x86_64")]
@@ -139,19 +137,6 @@ impl Kernel {
             #[cfg(target_arch = "aarch64")]
             Self::NeonDotprod(_) => "neon-dotprod",
         }
-    }
-
-    /// The kernel that multiplies `rows` rows with quantization parameters for groups of K: itself, but AVX-512 VNNI, which reads the
-    /// same layout, for few rows on AMX. It reads the parameters as they are stored, and a tile has 16 rows.
-    pub(crate) fn for_groups(self, rows: usize) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if let Self::AmxInt8(token) = self
-            && rows <= Avx512Vnni::FEW_ROWS
-        {
-            return Self::Avx512Vnni(token.avx512());
-        }
-        let _ = rows;
-        self
     }
 
     /// Whether attention to a KV cache of bf16 is multiplied on tiles of bf16: some two times as fast as to one of f16.

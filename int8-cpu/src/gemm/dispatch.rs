@@ -4,6 +4,8 @@
 use super::amx::groups::AmxGroups;
 use super::microkernel::{GroupMicrokernel, Microkernel};
 use crate::kernel::Kernel;
+#[cfg(target_arch = "x86_64")]
+use crate::tokens::Avx512Vnni;
 
 /// A computation that is generic over the microkernel.
 pub(crate) trait DispatchGemm {
@@ -29,6 +31,19 @@ impl<D: DispatchGemm> DispatchGroups for AnyMicrokernel<D> {
 }
 
 impl Kernel {
+    /// The kernel that multiplies `rows` rows with quantization parameters for groups of K: itself, but AVX-512 VNNI, which reads the
+    /// same layout, for few rows on AMX. It reads the parameters as they are stored, and a tile has 16 rows.
+    pub(crate) fn for_groups(self, rows: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Self::AmxInt8(token) = self
+            && rows <= Avx512Vnni::FEW_ROWS
+        {
+            return Self::Avx512Vnni(token.avx512());
+        }
+        let _ = rows;
+        self
+    }
+
     pub(crate) fn dispatch_gemm<D: DispatchGemm>(self, job: D) -> D::Output {
         match self {
             #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
 //! Products with weights in floating point: `y = x · Wᵀ + b`, the weight held in its stored type.
 
-use ::gemm::Parallelism;
+use gemm_common::Parallelism;
 use int8_core::{Element, Error as CoreError, FloatSlice};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
@@ -150,19 +150,20 @@ impl Product<'_> {
         // SAFETY: `first` begins a block of rows × outputs with the target's row stride that no other task touches;
         // x holds `rows` rows of K contiguous values from `row` on; the scratch holds outputs rows of at least K values.
         unsafe {
-            ::gemm::gemm(
-                rows,
+            // Of the transposed matrices, whose columns are contiguous as the kernels want them.
+            gemm_f32::gemm::f32::get_gemm_fn()(
                 outputs,
+                rows,
                 inner,
                 first,
-                1,
                 self.target.stride(),
-                true,
-                self.x.as_ptr().offset(convert::offset(row) * self.x.strides()[0]),
                 1,
-                self.x.strides()[0],
+                true,
                 scratch.as_ptr(),
+                1,
                 convert::offset(stride),
+                self.x.as_ptr().offset(convert::offset(row) * self.x.strides()[0]),
+                self.x.strides()[0],
                 1,
                 1.0,
                 1.0,
