@@ -294,7 +294,7 @@ impl<W: FloatLane> Vectorized for Round<'_, W> {
         let (targets, last) = self.target.as_chunks_mut::<LANES>();
         for (values, target) in vectors.iter().zip(targets) {
             let vector = simd.load(values);
-            if simd.any_reaches(vector, limit) {
+            if simd.reaching(vector, limit) != 0 {
                 fits::<W>(values)?;
             }
             W::store(simd, vector, target);

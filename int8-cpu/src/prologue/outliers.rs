@@ -27,7 +27,7 @@ pub(crate) fn flag_outliers<I: Instructions>(simd: I, row: &[f32], threshold: f3
     let limit = simd.splat(threshold);
     let (vectors, rest) = row.as_chunks::<LANES>();
     for (values, flags) in vectors.iter().zip(flags.chunks_exact_mut(LANES)) {
-        if simd.any_reaches(simd.load(values), limit) {
+        if simd.reaching(simd.load(values), limit) != 0 {
             for (flag, value) in flags.iter_mut().zip(values) {
                 *flag |= u8::from(value.abs() >= threshold);
             }
@@ -49,12 +49,11 @@ pub(crate) fn list_outliers<I: Instructions>(
 ) {
     let limit = simd.splat(threshold);
     for (index, values) in blocks.as_flattened().as_chunks::<LANES>().0.iter().enumerate() {
-        if simd.any_reaches(simd.load(values), limit) {
-            for (i, value) in values.iter().enumerate() {
-                if value.abs() >= threshold {
-                    found.push((convert::index(index * LANES + i), *value));
-                }
-            }
+        let mut lanes = simd.reaching(simd.load(values), limit);
+        while lanes != 0 {
+            let lane = lanes.trailing_zeros() as usize;
+            found.push((convert::index(index * LANES + lane), values[lane]));
+            lanes &= lanes - 1;
         }
     }
 }

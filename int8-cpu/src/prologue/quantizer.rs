@@ -98,13 +98,6 @@ impl Encoded {
     }
 }
 
-/// Scratch of one thread: a row in f32, and magnitudes for a median.
-#[derive(Default)]
-struct Scratch {
-    row: RowScratch,
-    magnitudes: Vec<u32>,
-}
-
 /// One call's quantisation.
 pub(crate) struct Quantizer<'a, K> {
     pub(crate) rows: Rows<'a>,
@@ -136,7 +129,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
         refill(&mut dense, rows * columns.len());
         let mut lists = vec![Vec::new(); if self.by_value() { rows } else { 0 }];
         let task_codes = &mut codes.codes_mut()[..rows * stride];
-        let job = |span: Span<usize>, scratch: &mut Scratch, part: Part<'_>| {
+        let job = |span: Span<usize>, scratch: &mut RowScratch, part: Part<'_>| {
             self.kernel.vectorize(EncodeRows {
                 quantizer: self,
                 span,
@@ -156,7 +149,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
             dense: &mut dense,
         };
         if self.serial() {
-            job(0..rows, &mut Scratch::default(), all);
+            job(0..rows, &mut RowScratch::default(), all);
         } else {
             let task_rows = self.task_rows();
             let tasks = rows.div_ceil(task_rows);
@@ -165,7 +158,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
             let list_parts = parts(all.lists, if self.by_value() { task_rows } else { 0 }, tasks);
             let tasks = all.codes.par_chunks_mut(task_rows * stride).zip(all.terms.par_chunks_mut(task_rows));
             tasks.zip(dense_parts).zip(group_parts).zip(list_parts).enumerate().for_each_init(
-                Scratch::default,
+                RowScratch::default,
                 |scratch, (task, ((((codes, terms), dense), groups), lists))| {
                     let first = task * task_rows;
                     job(first..first + terms.len(), scratch, Part { codes, terms, lists, groups, dense });
@@ -280,7 +273,7 @@ impl<K: Vectorize> Quantizer<'_, K> {
         let (rows, inner) = (self.rows.len(), self.rows.inner);
         let flag = |span: Span<usize>| {
             let mut flags = vec![0_u8; inner];
-            let mut scratch = Scratch::default();
+            let mut scratch = RowScratch::default();
             self.kernel.vectorize(FlagColumns {
                 quantizer: self,
                 span,
@@ -307,26 +300,26 @@ impl<K: Vectorize> Quantizer<'_, K> {
             return None;
         }
         let rows = 0..self.rows.len();
-        let range_of = |scratch: &mut Scratch, row| {
+        let range_of = |scratch: &mut RowScratch, row| {
             self.kernel.vectorize(RangeOfRow { quantizer: self, row, scratch, mask })
         };
         let whole = if self.serial() {
-            let mut scratch = Scratch::default();
+            let mut scratch = RowScratch::default();
             rows.fold(Range::EMPTY, |range, row| range.union(range_of(&mut scratch, row)))
         } else {
-            rows.into_par_iter().map_init(Scratch::default, range_of).reduce(|| Range::EMPTY, Range::union)
+            rows.into_par_iter().map_init(RowScratch::default, range_of).reduce(|| Range::EMPTY, Range::union)
         };
         Some(Parameters::new(whole, self.config.input_encoding))
     }
 
     /// The magnitude from which on a value of this row is an outlier.
     #[inline(always)]
-    fn threshold<I: Instructions>(&self, simd: I, blocks: &[[f32; BLOCK]], magnitudes: &mut Vec<u32>) -> f32 {
+    fn threshold<I: Instructions>(&self, simd: I, blocks: &[[f32; BLOCK]]) -> f32 {
         match self.config.rule {
             OutlierRule::None => f32::NAN,
             OutlierRule::Absolute(threshold) => threshold,
             OutlierRule::RelativeToRow { tau, statistic } => {
-                relative_threshold(simd, blocks, self.rows.inner, tau, statistic, magnitudes)
+                relative_threshold(simd, blocks, self.rows.inner, tau, statistic)
             }
             // A rule that the reference got after this crate: its own, slower answer.
             ref other => other.threshold(aview1(&blocks.as_flattened()[..self.rows.inner])),
@@ -371,7 +364,7 @@ struct Part<'a> {
 struct FlagColumns<'a, 'q, K> {
     quantizer: &'a Quantizer<'q, K>,
     span: Span<usize>,
-    scratch: &'a mut Scratch,
+    scratch: &'a mut RowScratch,
     flags: &'a mut [u8],
 }
 
@@ -391,8 +384,8 @@ impl<K: Vectorize> Vectorized for FlagColumns<'_, '_, K> {
             };
         }
         for row in span {
-            let blocks = quantizer.rows.blocks(simd, quantizer.kernel, row, &mut scratch.row);
-            let threshold = quantizer.threshold(simd, blocks, &mut scratch.magnitudes);
+            let blocks = quantizer.rows.blocks(simd, quantizer.kernel, row, scratch);
+            let threshold = quantizer.threshold(simd, blocks);
             flag_outliers(simd, &blocks.as_flattened()[..quantizer.rows.inner], threshold, flags);
         }
     }
@@ -433,14 +426,14 @@ impl<K: Vectorize> Vectorized for KeepRows<'_, '_, K> {
     fn call<I: Instructions>(self, simd: I) {
         let Self { quantizer, first, out, flags } = self;
         let Rows { x, prologue, inner } = quantizer.rows;
-        let (mut widened, mut magnitudes) = (Vec::new(), Vec::new());
+        let mut widened = Vec::new();
         for (row, out) in (first..).zip(out.chunks_exact_mut(scratch_length(inner).max(1))) {
             let (values, padding) = out.split_at_mut(inner);
             padding.fill(0.0);
             let row = x.row(row);
             quantizer.kernel.vectorize(ApplyRow { prologue, row, widened: &mut widened, out: values });
             if !flags.is_empty() {
-                let threshold = quantizer.threshold(simd, out.as_chunks().0, &mut magnitudes);
+                let threshold = quantizer.threshold(simd, out.as_chunks().0);
                 flag_outliers(simd, &out[..inner], threshold, flags);
             }
         }
@@ -450,7 +443,7 @@ impl<K: Vectorize> Vectorized for KeepRows<'_, '_, K> {
 struct RangeOfRow<'a, 'q, K> {
     quantizer: &'a Quantizer<'q, K>,
     row: usize,
-    scratch: &'a mut Scratch,
+    scratch: &'a mut RowScratch,
     mask: &'a [u32],
 }
 
@@ -460,12 +453,8 @@ impl<K: Vectorize> Vectorized for RangeOfRow<'_, '_, K> {
     #[inline(always)]
     fn call<I: Instructions>(self, simd: I) -> Range {
         let quantizer = self.quantizer;
-        let blocks = quantizer.rows.blocks(simd, quantizer.kernel, self.row, &mut self.scratch.row);
-        let threshold = if quantizer.by_threshold() {
-            quantizer.threshold(simd, blocks, &mut self.scratch.magnitudes)
-        } else {
-            f32::NAN
-        };
+        let blocks = quantizer.rows.blocks(simd, quantizer.kernel, self.row, self.scratch);
+        let threshold = if quantizer.by_threshold() { quantizer.threshold(simd, blocks) } else { f32::NAN };
         encode::range(simd, blocks, quantizer.kept(threshold, self.mask).0, quantizer.config.input_encoding)
     }
 }
@@ -473,7 +462,7 @@ impl<K: Vectorize> Vectorized for RangeOfRow<'_, '_, K> {
 struct EncodeRows<'a, 'q, 'p, K> {
     quantizer: &'a Quantizer<'q, K>,
     span: Span<usize>,
-    scratch: &'a mut Scratch,
+    scratch: &'a mut RowScratch,
     mask: &'a [u32],
     /// Of rows that are quantised [without being widened](Quantizer::without_widening); empty else.
     mask16: &'a [u16],
@@ -504,12 +493,9 @@ impl<K: Vectorize> Vectorized for EncodeRows<'_, '_, '_, K> {
                 }
                 continue;
             }
-            let blocks = quantizer.rows.blocks(simd, quantizer.kernel, row, &mut scratch.row);
-            let threshold = if quantizer.by_threshold() {
-                quantizer.threshold(simd, blocks, &mut scratch.magnitudes)
-            } else {
-                f32::NAN
-            };
+            let blocks = quantizer.rows.blocks(simd, quantizer.kernel, row, scratch);
+            let threshold =
+                if quantizer.by_threshold() { quantizer.threshold(simd, blocks) } else { f32::NAN };
             let (counted, encoded) = quantizer.kept(threshold, mask);
             let codes = &mut part.codes[i * stride..(i + 1) * stride];
             let parameters = match parameters {

@@ -64,8 +64,8 @@ pub(crate) trait Instructions: Copy {
     fn below(self, value: Self::Floats, threshold: Self::Floats) -> Self::Floats;
     /// 0 in the lanes whose mask is 0 (the others are all ones).
     fn masked(self, value: Self::Floats, mask: &[u32; LANES]) -> Self::Floats;
-    /// Whether any lane has `|value| ≥ threshold`.
-    fn any_reaches(self, value: Self::Floats, threshold: Self::Floats) -> bool;
+    /// Bit i: whether lane i has `|value| ≥ threshold`.
+    fn reaching(self, value: Self::Floats, threshold: Self::Floats) -> u32;
 
     /// The smallest lane, if none is a NaN.
     fn smallest(self, value: Self::Floats) -> f32;
@@ -281,8 +281,8 @@ impl Instructions for Portable {
         std::array::from_fn(|i| f32::from_bits(value[i].to_bits() & mask[i]))
     }
     #[inline(always)]
-    fn any_reaches(self, value: Self::Floats, threshold: Self::Floats) -> bool {
-        (0..LANES).fold(false, |any, i| any | (value[i].abs() >= threshold[i]))
+    fn reaching(self, value: Self::Floats, threshold: Self::Floats) -> u32 {
+        (0..LANES).fold(0, |bits, i| bits | (u32::from(value[i].abs() >= threshold[i]) << i))
     }
 
     #[inline(always)]

@@ -42,7 +42,7 @@ macro_rules! all_operations {
             maximum(a: Self::Floats, b: Self::Floats) -> Self::Floats;
             below(value: Self::Floats, threshold: Self::Floats) -> Self::Floats;
             masked(value: Self::Floats, mask: &[u32; LANES]) -> Self::Floats;
-            any_reaches(value: Self::Floats, threshold: Self::Floats) -> bool;
+            reaching(value: Self::Floats, threshold: Self::Floats) -> u32;
             smallest(value: Self::Floats) -> f32;
             largest(value: Self::Floats) -> f32;
             splat_int(value: i32) -> Self::Ints;
@@ -207,8 +207,8 @@ mod avx512 {
             let mask = unsafe { _mm512_loadu_ps(mask.as_ptr().cast()) };
             _mm512_and_ps(value, mask)
         }
-        fn any_reaches(value: __m512, threshold: __m512) -> bool {
-            _mm512_cmp_ps_mask::<_CMP_GE_OQ>(_mm512_abs_ps(value), threshold) != 0
+        fn reaching(value: __m512, threshold: __m512) -> u32 {
+            u32::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(_mm512_abs_ps(value), threshold))
         }
         fn smallest(value: __m512) -> f32 { _mm512_reduce_min_ps(value) }
         fn largest(value: __m512) -> f32 { _mm512_reduce_max_ps(value) }
@@ -400,14 +400,14 @@ mod avx2 {
             };
             [_mm256_and_ps(value[0], mask[0]), _mm256_and_ps(value[1], mask[1])]
         }
-        fn any_reaches(value: Floats, threshold: Floats) -> bool {
+        fn reaching(value: Floats, threshold: Floats) -> u32 {
             let sign = _mm256_castsi256_ps(_mm256_set1_epi32(MAGNITUDE));
             let [a, b] = [_mm256_and_ps(value[0], sign), _mm256_and_ps(value[1], sign)];
             let [a, b] = [
                 _mm256_cmp_ps::<_CMP_GE_OQ>(a, threshold[0]),
                 _mm256_cmp_ps::<_CMP_GE_OQ>(b, threshold[1]),
             ];
-            _mm256_movemask_ps(_mm256_or_ps(a, b)) != 0
+            (_mm256_movemask_ps(a) | (_mm256_movemask_ps(b) << 8)).cast_unsigned()
         }
         fn smallest(value: Floats) -> f32 {
             let eight = _mm256_min_ps(value[0], value[1]);
@@ -556,7 +556,7 @@ mod tests {
             same("below", simd.below(x, simd.splat(6.0)), plain.below(y, [6.0; LANES]));
             let mask: [u32; LANES] = std::array::from_fn(|i| if ints[i] < 0 { u32::MAX } else { 0 });
             same("masked", simd.masked(x, &mask), plain.masked(y, &mask));
-            assert_eq!(simd.any_reaches(x, simd.splat(6.0)), plain.any_reaches(y, [6.0; LANES]));
+            assert_eq!(simd.reaching(x, simd.splat(6.0)), plain.reaching(y, [6.0; LANES]));
             same_ints("magnitude", simd.magnitude(x), plain.magnitude(y));
             let small = a.map(|v| if v.abs() < 4e6 { v } else { 2.5 });
             same_ints("round", simd.round(simd.load(&small)), plain.round(small));
