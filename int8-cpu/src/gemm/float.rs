@@ -39,7 +39,7 @@ const CHAINS: usize = 2;
 
 /// `out [M, N] (+)= x [M, K] · Wᵀ + bias [N]`, W `[N, K]` in f32, f16 or bf16, products and sums in f32.
 ///
-/// Up to 16 rows of x: dot products that read the weights once. More: the `gemm` crate on blocks of W widened to f32.
+/// Up to 16 rows of x: dot products that read the weights once. More: the `gemm-f32` crate on blocks of W widened to f32.
 ///
 /// # Errors
 /// The reference's `InnerDimension`, `Length` (bias) and `Shape` (out); [`Error::NotRowMajor`].

@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn the_same_bits_as_on_avx512() {
         const GROUPS: usize = 6;
-        let Some(token) = AmxInt8::new() else { return };
+        let Some(token) = AmxInt8::new() else { return println!("not run: this processor has no AMX") };
         let mut random = Random::new(7);
         let k = GROUPS * GROUP;
         #[repr(align(64))]
