@@ -30,14 +30,23 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// Eight full tiles. Accumulators 0 and 1 and input 4 hold the first 16 rows, 2, 3 and 5 the others, 6 and 7 weights.
-static CONFIGURATION: Configuration = Configuration {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    bytes_per_row: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
-};
+impl Configuration {
+    /// Accumulators 0 and 1 and input 4 hold the first 16 rows, 2, 3 and 5 the others, 6 and 7 weights. A row of an input has `step`
+    /// bytes of K, which are `step / 4` rows of weights; all else is full.
+    const fn of_step(step: u8) -> Self {
+        let (input, weights) = (step as u16, step / 4);
+        Self {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            bytes_per_row: [64, 64, 64, 64, input, input, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+            rows: [16, 16, 16, 16, 16, 16, weights, weights, 0, 0, 0, 0, 0, 0, 0, 0],
+        }
+    }
+}
+
+/// Eight full tiles.
+static CONFIGURATION: Configuration = Configuration::of_step(64);
 
 /// The tiles of this thread, configured until it is dropped.
 struct Tiles;

@@ -20,14 +20,10 @@ use crate::prologue::terms::GroupTerms;
 use crate::simd::{Lane, Vectorize, Vectorized};
 use crate::tokens::AmxInt8;
 
-/// Accumulators as in [`super::CONFIGURATION`]; inputs of 16 rows of 32 bytes, weights of 8 rows of 64.
-static CONFIGURATION: Configuration = Configuration {
-    palette: 1,
-    start_row: 0,
-    reserved: [0; 14],
-    bytes_per_row: [64, 64, 64, 64, 32, 32, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
-    rows: [16, 16, 16, 16, 16, 16, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0],
-};
+/// A step of K is a group.
+static CONFIGURATION: Configuration = Configuration::of_step(32);
+
+const _: () = assert!(GROUP == 32, "the step of the tiles");
 
 /// [`AmxInt8`] with tiles for groups.
 #[derive(Clone, Copy)]
