@@ -188,8 +188,7 @@ impl<B: Backend> Encoder<B> {
             }
         })?;
         let mut host = Vec::new();
-        backend.read(&x, &mut host)?;
-        let mut rest = &host[..];
+        let mut rest = backend.read(&x, &mut host)?;
         sequences
             .iter()
             .map(|ids| {

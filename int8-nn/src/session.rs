@@ -374,8 +374,7 @@ impl<'m, B: Backend> Session<'m, B> {
     /// # Errors
     /// When the device fails.
     pub fn read_logits(&mut self) -> Result<&[f32], Error> {
-        self.decoder.head_backend().read(&self.logits, &mut self.host)?;
-        Ok(&self.host)
+        self.decoder.head_backend().read(&self.logits, &mut self.host)
     }
 
     /// Chooses a token from each row of the last [`compute_logits`](Self::compute_logits), with one sampler a row. The logits

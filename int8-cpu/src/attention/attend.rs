@@ -190,7 +190,7 @@ impl<W: Lane> Block<'_, '_, W> {
         let streamed = self.rows.len() <= K::MR;
         if streamed {
             cache.prefetch_keys(head, begin);
-            cache.prefetch_values(head, begin);
+            cache.prefetch_values(head, begin..end);
         }
 
         let queries = self.queries.slice(s![tile_rows.clone(), ..]);

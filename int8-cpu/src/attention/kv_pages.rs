@@ -338,6 +338,10 @@ pub(super) struct Panels<'a, W> {
 }
 
 impl<'a, W: Lane> Panels<'a, W> {
+    pub(super) fn heads(&self) -> usize {
+        self.layout.heads
+    }
+
     /// Keys and values of a head in the page of `position`, and the position's index there.
     fn block(&self, head: usize, position: usize) -> (&'a [W], usize) {
         let page = self.table[position / PAGE_POSITIONS];
@@ -403,12 +407,13 @@ impl<'a, W: Lane> Panels<'a, W> {
         prefetch_all(&keys[..keys.len().min(prefetch::stream_distance() / size_of::<W>())]);
     }
 
-    /// Prefetches the beginning of each panel of the values of a head in the page of `position`.
-    pub(super) fn prefetch_values(&self, head: usize, position: usize) {
+    /// Prefetches the beginning of each panel of the values of a head at these positions, in the page of the first.
+    pub(super) fn prefetch_values(&self, head: usize, positions: Range<usize>) {
         let rows = prefetch::stream_distance() / (NR * size_of::<W>());
-        let end = (position / PAGE_POSITIONS + 1) * PAGE_POSITIONS;
+        let first = positions.start;
+        let end = (first / PAGE_POSITIONS + 1) * PAGE_POSITIONS;
         for panel in 0..self.layout.size.div_ceil(NR) {
-            prefetch_all(self.value_panel(head, panel, position..end.min(position + rows)));
+            prefetch_all(self.value_panel(head, panel, first..end.min(first + rows).min(positions.end)));
         }
     }
 }

@@ -13,6 +13,7 @@
 //! without tiles, which would want keys and values interleaved first, by the same operations in the same order (but for numbers
 //! below 1.2·10⁻³⁸, which tiles take for 0).
 
+use std::cell::RefCell;
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
@@ -62,13 +63,19 @@ pub(super) fn attend<T: Bf16Product>(
             tasks.push(Task { attention, cache, head, group, size, queries, rows: &rows[span.clone()], out });
         }
     }
-    let run = |scratch: &mut Scratch, task: Task<'_, '_>| tiles.scoped(|| task.run(tiles, scratch));
+    // A task does not wait for others: a thread has one at a time.
+    let run =
+        |task: Task<'_, '_>| SCRATCH.with_borrow_mut(|scratch| tiles.scoped(|| task.run(tiles, scratch)));
     if attention.is_parallel(size, rows) {
-        tasks.into_par_iter().with_max_len(BLOCKS_AT_A_TIME).for_each_init(Scratch::default, run);
+        tasks.into_par_iter().with_max_len(BLOCKS_AT_A_TIME).for_each(run);
     } else {
-        let mut scratch = Scratch::default();
-        tasks.into_iter().for_each(|task| run(&mut scratch, task));
+        tasks.into_iter().for_each(run);
     }
+}
+
+thread_local! {
+    /// Kept, since of a decode step each sequence attends by itself: clearing it new took longer than its few rows.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Consecutive queries of the heads that share a cached head. Row `i` is query `i / group`, head `i % group`: the rows of a tile see
@@ -148,8 +155,8 @@ impl Task<'_, '_> {
         let (steps, columns) = (self.size.div_ceil(STEP), self.size.div_ceil(NR));
         scratch.queries.resize(tile_count * steps, Fragment::ZERO);
         tiles.vectorize(PackQueries { task: &self, steps, fragments: &mut scratch.queries });
-        scratch.sums.clear();
         scratch.sums.resize_with(tile_count * columns, || Tile([[0.0; NR]; MAX_MR]));
+        scratch.sums.iter_mut().for_each(|sums| sums.0[..count.min(MAX_MR)].fill([0.0; NR]));
         let sink = |row: usize| self.attention.sink(self.head * self.group + row % self.group);
         scratch.states.clear();
         scratch.states.extend((0..count).map(|row| State::new(sink(row))));
@@ -212,14 +219,15 @@ impl Task<'_, '_> {
         let Scratch { queries, keys, values, scores, weights, sums, states } = scratch;
         let (scores, weights) = (&mut scores[..panels.len()], &mut weights[..panels.len()]);
         // Where keys and values begin in memory that is not read in one piece; what follows is prefetched while it is read.
-        cache.prefetch_keys(head, panels.start * NR);
-        cache.prefetch_values(head, panels.start * NR);
+        let first_key = panels.start * NR;
+        cache.prefetch_keys(head, first_key);
+        cache.prefetch_values(head, first_key..seen.end);
         let few = count <= FEW;
         for (panel, scores) in panels.clone().zip(scores.iter_mut()) {
             let next = (panel + 1) * NR;
             if next.is_multiple_of(PAGE_POSITIONS) && panel + 1 < panels.end {
                 cache.prefetch_keys(head, next);
-                cache.prefetch_values(head, next);
+                cache.prefetch_values(head, next..seen.end);
             }
             if few {
                 let keys = cache.key_panel(head, panel).as_chunks().0;
@@ -239,7 +247,11 @@ impl Task<'_, '_> {
             // SAFETY: `attend` runs tasks inside `scoped`.
             unsafe { tiles.product(count, &queries[..steps], keys, false, scores) };
         }
-        let first_key = panels.start * NR;
+        // The next head is probably this thread's next task.
+        if head + 1 < cache.heads() {
+            cache.prefetch_keys(head + 1, first_key);
+            cache.prefetch_values(head + 1, first_key..seen.end);
+        }
         tiles.vectorize(Softmax {
             task: self,
             first_row: 0,

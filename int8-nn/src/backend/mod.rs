@@ -448,8 +448,8 @@ pub trait Backend: Sized + Send + Sync {
     /// # Errors
     /// [`Error::Input`] when a row holds NaN.
     fn sample(&self, logits: &Self::Activations, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error>;
-    /// Copies activations to the host, row-major, in place of the content of `out`.
-    fn read(&self, x: &Self::Activations, out: &mut Vec<f32>) -> Result<(), Error>;
+    /// Activations on the host, row-major: those of `x` where they are there, or else copied to `host`, in place of its content.
+    fn read<'a>(&self, x: &'a Self::Activations, host: &'a mut Vec<f32>) -> Result<&'a [f32], Error>;
 
     // Looking at a model.
 

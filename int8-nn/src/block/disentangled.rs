@@ -80,8 +80,8 @@ impl<B: Backend> Distances<B> {
         let mut out = backend.activations(rows, width, ActivationRole::Intermediate)?;
         backend.project(Input::Plain(&self.embedded), &mut [(linear, Output::Store(&mut out))])?;
         let mut host = Vec::new();
-        backend.read(&out, &mut host)?;
-        Array2::from_shape_vec((rows, width), host)
+        let values = backend.read(&out, &mut host)?;
+        Array2::from_shape_vec((rows, width), values.to_vec())
             .map_err(|error| Error::Input(format!("embedded distances: {error}")))
     }
 }

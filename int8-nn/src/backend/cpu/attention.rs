@@ -21,8 +21,9 @@ use crate::backend::{
 };
 use crate::config::{HeadShape, IndexShape, Positions, QueryGrowth, Rotary};
 
-/// Products of a query and a key, by width of the query, below which one thread attends: some 10 µs.
-const SERIAL_WORK: usize = 1 << 18;
+/// Products of a query and a key, by width of the query, below which one thread attends: some 10 µs, where each sequence has one
+/// query and reads its keys and values from memory.
+const SERIAL_WORK: usize = 1 << 15;
 
 /// Keys and values of all blocks and sequences, in pages, and the recurrent states beside them.
 #[derive(Debug)]

@@ -730,12 +730,13 @@ impl Backend for CudaBackend {
         tokens.ok_or_else(Sampler::not_a_number)
     }
 
-    fn read(&self, x: &CudaActivations, out: &mut Vec<f32>) -> Result<(), Error> {
+    fn read<'a>(&self, x: &'a CudaActivations, host: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
         let _turn = self.turn.enter();
-        x.tensor.read(&self.stream, out)?;
+        x.tensor.read(&self.stream, host)?;
         let workspace = self.workspace();
         lock(&workspace).check_overflow(&self.stream)?;
-        self.check_arrival()
+        self.check_arrival()?;
+        Ok(host)
     }
 
     fn linear_name<'a>(&self, linear: &'a CudaLinear) -> &'a str {

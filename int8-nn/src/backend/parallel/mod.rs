@@ -530,8 +530,8 @@ impl<R: Rank> Backend for TensorParallel<R> {
         self.ranks[0].sample(logits.first(), samplers)
     }
 
-    fn read(&self, x: &Activations<R>, out: &mut Vec<f32>) -> Result<(), Error> {
-        self.ranks[0].read(x.first(), out)
+    fn read<'a>(&self, x: &'a Activations<R>, host: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
+        self.ranks[0].read(x.first(), host)
     }
 
     fn group(&self) -> Option<&Arc<Group>> {

@@ -61,8 +61,7 @@ fn run<B: Backend>(
     let mut out = make();
     backend.project(Input::Plain(pick(x)), &mut [(linear, Output::Store(&mut out))]).expect("a product");
     let mut host = Vec::new();
-    backend.read(&out, &mut host).expect("values");
-    host
+    backend.read(&out, &mut host).expect("values").to_vec()
 }
 
 #[test]
