@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use rayon::Yield;
 use rayon::prelude::*;
 
-/// How long a thread spins without work before it may park: longer than the gap between two products of a decode step,
-/// short enough to be no load.
-const PARK_AFTER: Duration = Duration::from_micros(200);
+/// How long a thread spins without work before it may park, and then stays parked until it is woken for each product: longer than
+/// a gap between two products of a decode step, also when a virtual processor is taken away in it; short enough to be no load.
+const PARK_AFTER: Duration = Duration::from_millis(2);
 
 /// Attempts to steal work between two readings of the clock, when a thread also yields its processor.
 const SPINS_PER_CHECK: usize = 64;
 
-/// Runs `operation` on the current rayon pool while its other threads spin; each parks after 200 µs without work.
+/// Runs `operation` on the current rayon pool while its other threads spin; each parks after 2 ms without work.
 ///
 /// A decode step is some hundred products of 10 to 100 µs each. Without this, threads park between them, and waking them
 /// takes as long as a product.
