@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod class_tests;
 mod files;
+mod parse;
 mod sentencepiece;
 mod settings;
 
@@ -45,7 +46,7 @@ impl Tokenizer {
         let failed = |problem: String| Error::Tokenizer(format!("{label}: {problem}"));
         let parsed = |bytes: &[u8]| {
             tokenizer_checks::check(bytes)?;
-            contained(|| Inner::from_bytes(bytes))
+            contained(|| parse::parse(bytes))
         };
         let settings = Settings::read(source)?;
         let (mut inner, template) = if source.contains(FILE) {

@@ -173,7 +173,7 @@ impl PackedWeightBuilder {
                     let at = row * groups + group;
                     *parameters = (scales[at], zero_points.map_or(0, |z| z[at]));
                 }
-                if source.contains(&i8::MIN) {
+                if source.iter().fold(false, |found, code| found | (*code == i8::MIN)) {
                     bad_row.fetch_min(row, Ordering::Relaxed);
                 }
                 panel.put(source.iter().map(|code| i32::from(*code)).sum());
