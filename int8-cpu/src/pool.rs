@@ -1,11 +1,11 @@
 //! The thread pool: rayon's, entered once for many small products.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::Yield;
-use rayon::prelude::*;
 
 /// How long a thread spins without work before it may park, and then stays parked until it is woken for each product: longer than
 /// a gap between two products of a decode step, also when a virtual processor is taken away in it; short enough to be no load.
@@ -84,7 +84,65 @@ pub(crate) fn partition(count: usize, threads: usize, work: impl Fn(WorkItems<'_
     match threads {
         0 => {}
         1 => work(0),
-        _ => (0..threads).into_par_iter().with_max_len(1).for_each(work),
+        _ => {
+            let left = AtomicUsize::new(threads - 1);
+            let (work, left) = (&work, &left);
+            rayon::scope(|scope| {
+                for thread in 1..threads {
+                    scope.spawn(move |_| {
+                        let _departure = Departure(left);
+                        work(thread);
+                    });
+                }
+                work(0);
+                await_departures(left);
+            });
+        }
+    }
+}
+
+/// Calls `work` once with each of the items, on the threads of the pool, which take them as in [`partition`]; `scratch` is made once for
+/// each thread.
+pub(crate) fn for_each<T: Send, S>(
+    items: Vec<T>,
+    scratch: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    partition(items.len(), rayon::current_num_threads(), |taken| {
+        let mut scratch = scratch();
+        for (index, _) in taken {
+            // Never poisoned: nothing that may panic runs behind the lock.
+            if let Some(item) = items[index].lock().ok().and_then(|mut item| item.take()) {
+                work(&mut scratch, item);
+            }
+        }
+    });
+}
+
+/// Counts a thread off, also when its work panics.
+struct Departure<'a>(&'a AtomicUsize);
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Spins until none is `left`, but no longer than [`PARK_AFTER`]. The end of a scope waits, too, but parks after some 20 µs, and
+/// waking takes longer than that.
+fn await_departures(left: &AtomicUsize) {
+    let begin = Instant::now();
+    let mut spins = 0;
+    while left.load(Ordering::Relaxed) > 0 {
+        if rayon::yield_now() == Some(Yield::Executed) {
+            continue;
+        }
+        spins += 1;
+        if spins % SPINS_PER_CHECK == 0 && begin.elapsed() > PARK_AFTER {
+            return;
+        }
+        std::hint::spin_loop();
     }
 }
 
@@ -140,7 +198,7 @@ impl Iterator for WorkItems<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use rayon::prelude::*;
 
     use super::*;
 
@@ -186,6 +244,35 @@ mod tests {
                 let all: Vec<usize> = (0..16).into_par_iter().map(|_| spin_during(sum)).collect();
                 assert!(all.iter().all(|sum| *sum == 499_500));
             });
+        }
+    }
+
+    #[test]
+    fn each_item_is_worked_on_once() {
+        for threads in [1, 2, 3] {
+            for count in [0, 1, 3, 50] {
+                let seen = Mutex::new(Vec::new());
+                in_pool(threads, || {
+                    for_each(
+                        (0..count).collect(),
+                        || (),
+                        |(), item: usize| seen.lock().expect("no panic").push(item),
+                    );
+                });
+                let mut seen = seen.into_inner().expect("no panic");
+                seen.sort_unstable();
+                assert!(seen.into_iter().eq(0..count), "{threads} threads, {count} items");
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_of_any_thread_gets_through() {
+        for bad in 0..3 {
+            let result = std::panic::catch_unwind(|| {
+                in_pool(3, || for_each((0..3).collect(), || (), |(), item: usize| assert_ne!(item, bad)));
+            });
+            assert!(result.is_err(), "{bad}");
         }
     }
 

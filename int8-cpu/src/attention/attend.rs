@@ -13,10 +13,9 @@ use std::ops::Range;
 use half::{bf16, f16};
 use int8_core::{Error as CoreError, KvType};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
-use rayon::prelude::*;
 
 use super::kv_pages::{KvSequence, PAGE_POSITIONS, Panels, low_and_high};
-use super::query::{Attention, BLOCKS_AT_A_TIME, Bias, Query, Terms};
+use super::query::{Attention, Bias, Query, Terms};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
 use crate::error::Error;
@@ -25,6 +24,7 @@ use crate::gemm::microkernel::Microkernel;
 use crate::gemm::operands::{OuterOperands, Tile};
 use crate::layout::{MAX_MR, NR};
 use crate::matrix::rows_of;
+use crate::pool;
 use crate::prefetch;
 use crate::simd::functions::{add_lanes, exp, largest_lane, padded};
 use crate::simd::{Instructions, LANES, Lane, Vectorized};
@@ -151,7 +151,7 @@ impl Attention<'_> {
         let task =
             |scores: &mut Vec<f32>, block: Block<'_, '_, W>| self.kernel.dispatch_gemm(Job { block, scores });
         if parallel {
-            blocks.into_par_iter().with_max_len(BLOCKS_AT_A_TIME).for_each_init(Vec::new, task);
+            pool::for_each(blocks, Vec::new, task);
         } else {
             let mut scores = Vec::new();
             blocks.into_iter().for_each(|block| task(&mut scores, block));

@@ -9,9 +9,6 @@ use crate::kernel::Kernel;
 use crate::simd::functions::{padded, tanh};
 use crate::simd::{Instructions, LANES};
 
-/// The most blocks that a thread takes at a time: few, since later rows attend to more, and threads run at different speeds.
-pub(super) const BLOCKS_AT_A_TIME: usize = 4;
-
 /// Multiply-adds below which attention stays on the calling thread: 32 of them take a cycle or two, so this is some
 /// 10 µs, about what waking a sleeping thread costs.
 const SERIAL_WORK: usize = 1 << 19;

@@ -19,14 +19,14 @@ use std::ops::Range;
 
 use half::bf16;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
-use rayon::prelude::*;
 
 use super::kv_pages::{PAGE_POSITIONS, Panels, low_and_high};
-use super::query::{Attention, BLOCKS_AT_A_TIME, Query, Terms};
+use super::query::{Attention, Query, Terms};
 use crate::gemm::bf16::{Bf16Product, Fragment, STEP};
 use crate::gemm::float::widen;
 use crate::gemm::operands::Tile;
 use crate::layout::{MAX_MR, NR};
+use crate::pool;
 use crate::prefetch;
 use crate::simd::functions::{add_lanes, exp2_coarse, largest_lane};
 use crate::simd::{Instructions, LANES, Vectorize, Vectorized};
@@ -67,7 +67,7 @@ pub(super) fn attend<T: Bf16Product>(
     let run =
         |task: Task<'_, '_>| SCRATCH.with_borrow_mut(|scratch| tiles.scoped(|| task.run(tiles, scratch)));
     if attention.is_parallel(size, rows) {
-        tasks.into_par_iter().with_max_len(BLOCKS_AT_A_TIME).for_each(run);
+        pool::for_each(tasks, || (), |(), task| run(task));
     } else {
         tasks.into_iter().for_each(run);
     }
