@@ -14,7 +14,6 @@ use std::ops::Range as Span;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use int8_core::Encoding;
-use rayon::prelude::*;
 
 use super::encode::{self, BLOCK, Keep, scratch_length};
 use super::outliers::Outliers;
@@ -24,6 +23,7 @@ use super::rows::RowScratch;
 use super::terms::RowTerms;
 use crate::convert;
 use crate::layout::row_stride;
+use crate::pool;
 use crate::simd::{Instructions, Vectorize, Vectorized};
 
 /// One column in so many may hold outliers: with more, correcting single codes takes as long as quantising again.
@@ -113,13 +113,19 @@ impl<K: Vectorize> Quantizer<'_, K> {
         let (task_rows, stride) = (self.task_rows(), row_stride(self.rows.inner));
         let Part { codes, terms, below, dense } = all;
         let dense = parts(dense, task_rows * columns, count.div_ceil(task_rows));
-        let rows = terms.par_chunks_mut(task_rows).zip(below.par_chunks_mut(task_rows));
-        let tasks = codes.par_chunks_mut(task_rows * stride).zip(rows).zip(dense).enumerate();
-        let results = tasks.map(|(task, ((codes, (terms, below)), dense))| {
-            let first = task * task_rows;
-            job(first..first + terms.len(), Part { codes, terms, below, dense })
-        });
-        results.collect()
+        let rows = terms.chunks_mut(task_rows).zip(below.chunks_mut(task_rows));
+        let tasks = codes.chunks_mut(task_rows * stride).zip(rows).zip(dense).enumerate();
+        let mut results: Vec<Option<R>> = Vec::new();
+        results.resize_with(count.div_ceil(task_rows), || None);
+        pool::for_each(
+            tasks.zip(&mut results).collect(),
+            || (),
+            |(), ((task, ((codes, (terms, below)), dense)), result)| {
+                let first = task * task_rows;
+                *result = Some(job(first..first + terms.len(), Part { codes, terms, below, dense }));
+            },
+        );
+        results.into_iter().flatten().collect()
     }
 }
 

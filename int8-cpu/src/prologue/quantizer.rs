@@ -19,6 +19,7 @@ use super::terms::{GroupTerms, RowTerms};
 use crate::buffer::{Buffer, LINE};
 use crate::layout::{padded_groups, row_stride};
 use crate::matrix::Source;
+use crate::pool;
 use crate::simd::{Instructions, Vectorize, Vectorized};
 
 /// Elements of `x` below which quantisation stays on the calling thread: some 10 µs of work, about what waking a parked
@@ -156,8 +157,10 @@ impl<K: Vectorize> Quantizer<'_, K> {
             let dense_parts = parts(all.dense, task_rows * columns.len(), tasks);
             let group_parts = parts(all.groups, task_rows * group_count, tasks);
             let list_parts = parts(all.lists, if self.by_value() { task_rows } else { 0 }, tasks);
-            let tasks = all.codes.par_chunks_mut(task_rows * stride).zip(all.terms.par_chunks_mut(task_rows));
-            tasks.zip(dense_parts).zip(group_parts).zip(list_parts).enumerate().for_each_init(
+            let tasks = all.codes.chunks_mut(task_rows * stride).zip(all.terms.chunks_mut(task_rows));
+            let tasks = tasks.zip(dense_parts).zip(group_parts).zip(list_parts).enumerate();
+            pool::for_each(
+                tasks.collect(),
                 RowScratch::default,
                 |scratch, (task, ((((codes, terms), dense), groups), lists))| {
                     let first = task * task_rows;

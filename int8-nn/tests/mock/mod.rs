@@ -526,8 +526,9 @@ impl Backend for Mock {
     fn sample(&self, logits: &Self::Activations, samplers: &mut [Sampler]) -> Result<Vec<u32>, Error> {
         self.cpu.sample(&logits.lock(), samplers)
     }
-    fn read(&self, x: &Self::Activations, out: &mut Vec<f32>) -> Result<(), Error> {
-        self.cpu.read(&x.lock(), out)
+    fn read<'a>(&self, x: &'a Self::Activations, host: &'a mut Vec<f32>) -> Result<&'a [f32], Error> {
+        *host = self.cpu.read(&x.lock(), &mut Vec::new())?.to_vec();
+        Ok(host)
     }
     fn linear_name<'a>(&self, linear: &'a Self::Linear) -> &'a str {
         linear.name()

@@ -2,10 +2,10 @@
 //! learned biases, sliding windows and soft caps.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use int8_cpu::Kernel;
 use int8_cpu::attention::{Attention, Bias, KvPages, KvRows, PAGE_POSITIONS, Query};
+use int8_cpu::{Kernel, pool};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 
@@ -293,7 +293,17 @@ impl CpuCache {
             parts.push((segment, out));
         }
         if segments.len() > 1 && work >= SERIAL_WORK {
-            parts.into_par_iter().try_for_each(|(segment, out)| attend(segment, out))
+            let failed = Mutex::new(None);
+            pool::for_each(
+                parts,
+                || (),
+                |(), (segment, out)| {
+                    if let Err(error) = attend(segment, out) {
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    }
+                },
+            );
+            failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
         } else {
             parts.into_iter().try_for_each(|(segment, out)| attend(segment, out))
         }
