@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::Yield;
+use rayon::prelude::*;
 
 /// How long a thread spins without work before it may park, and then stays parked until it is woken for each product: longer than
 /// a gap between two products of a decode step, also when a virtual processor is taken away in it; short enough to be no load.
@@ -76,44 +77,54 @@ pub(crate) fn enter<R: Send>(is_parallel: bool, operation: impl FnOnce() -> R + 
 /// # Panics
 /// If there are 2³² numbers or more: as blocks of an output they would be 2³⁷ values.
 pub(crate) fn partition(count: usize, threads: usize, work: impl Fn(WorkItems<'_>) + Sync) {
-    let threads = threads.min(count);
-    let edge = |thread: usize| count * thread / threads;
-    let ranges: Vec<WorkRange> =
-        (0..threads).map(|thread| WorkRange::new(edge(thread)..edge(thread + 1))).collect();
+    let ranges = work_ranges(count, threads);
     let work = |thread| work(WorkItems { ranges: &ranges, own: thread, exhausted: 0 });
-    match threads {
+    match ranges.len() {
         0 => {}
         1 => work(0),
-        _ => {
-            let left = AtomicUsize::new(threads - 1);
-            let (work, left) = (&work, &left);
-            rayon::scope(|scope| {
-                for thread in 1..threads {
-                    scope.spawn(move |_| {
-                        let _departure = Departure(left);
-                        work(thread);
-                    });
-                }
-                work(0);
-                await_departures(left);
-            });
-        }
+        threads => (0..threads).into_par_iter().with_max_len(1).for_each(work),
     }
 }
 
 /// Calls `work` once with each of the items, on the threads of the pool, consecutive ones on the same thread if all are as fast;
-/// `scratch` is made once for each thread. Unlike rayon's, it waits spinning, for up to 2 ms.
+/// `scratch` is made once for each thread.
+///
+/// The caller waits for the last thread spinning, for up to 2 ms: rayon's wait parks after some 20 µs, and waking takes longer than
+/// that. It is for items that differ, or are few; to hand out many equal ones to many threads, a [`partition`] is faster.
 pub fn for_each<T: Send, S>(items: Vec<T>, scratch: impl Fn() -> S + Sync, work: impl Fn(&mut S, T) + Sync) {
     let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
-    partition(items.len(), rayon::current_num_threads(), |taken| {
+    let ranges = work_ranges(items.len(), rayon::current_num_threads());
+    let work = |own| {
         let mut scratch = scratch();
-        for (index, _) in taken {
+        for (index, _) in (WorkItems { ranges: &ranges, own, exhausted: 0 }) {
             // Never poisoned: nothing that may panic runs behind the lock.
             if let Some(item) = items[index].lock().ok().and_then(|mut item| item.take()) {
                 work(&mut scratch, item);
             }
         }
+    };
+    if ranges.len() <= 1 {
+        return (0..ranges.len()).for_each(work);
+    }
+    let left = AtomicUsize::new(ranges.len() - 1);
+    let (work, left) = (&work, &left);
+    rayon::scope(|scope| {
+        for thread in 1..ranges.len() {
+            scope.spawn(move |_| {
+                let _departure = Departure(left);
+                work(thread);
+            });
+        }
+        work(0);
+        await_departures(left);
     });
+}
+
+/// The numbers below `count` in equal parts for at most so many threads.
+fn work_ranges(count: usize, threads: usize) -> Vec<WorkRange> {
+    let threads = threads.min(count);
+    let edge = |thread: usize| count * thread / threads;
+    (0..threads).map(|thread| WorkRange::new(edge(thread)..edge(thread + 1))).collect()
 }
 
 /// Counts a thread off, also when its work panics.
@@ -125,8 +136,7 @@ impl Drop for Departure<'_> {
     }
 }
 
-/// Spins until none is `left`, but no longer than [`PARK_AFTER`]. The end of a scope waits, too, but parks after some 20 µs, and
-/// waking takes longer than that.
+/// Spins until none is `left`, but no longer than [`PARK_AFTER`].
 fn await_departures(left: &AtomicUsize) {
     let begin = Instant::now();
     let mut spins = 0;
@@ -194,8 +204,6 @@ impl Iterator for WorkItems<'_> {
 
 #[cfg(test)]
 mod tests {
-    use rayon::prelude::*;
-
     use super::*;
 
     fn in_pool<R: Send>(threads: usize, test: impl FnOnce() -> R + Send) -> R {
