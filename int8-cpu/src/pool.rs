@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rayon::Yield;
 use rayon::prelude::*;
+use rayon::{Scope, Yield};
 
 /// How long a thread spins without work before it may park, and then stays parked until it is woken for each product: longer than
 /// a gap between two products of a decode step, also when a virtual processor is taken away in it; short enough to be no load.
@@ -90,7 +90,7 @@ pub(crate) fn partition(count: usize, threads: usize, work: impl Fn(WorkItems<'_
 /// `scratch` is made once for each thread.
 ///
 /// The caller waits for the last thread spinning, for up to 2 ms: rayon's wait parks after some 20 µs, and waking takes longer than
-/// that. It is for items that differ, or are few; to hand out many equal ones to many threads, a [`partition`] is faster.
+/// that.
 pub fn for_each<T: Send, S>(items: Vec<T>, scratch: impl Fn() -> S + Sync, work: impl Fn(&mut S, T) + Sync) {
     let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
     let ranges = work_ranges(items.len(), rayon::current_num_threads());
@@ -106,18 +106,28 @@ pub fn for_each<T: Send, S>(items: Vec<T>, scratch: impl Fn() -> S + Sync, work:
     if ranges.len() <= 1 {
         return (0..ranges.len()).for_each(work);
     }
-    let left = AtomicUsize::new(ranges.len() - 1);
-    let (work, left) = (&work, &left);
+    let left = AtomicUsize::new(ranges.len());
     rayon::scope(|scope| {
-        for thread in 1..ranges.len() {
-            scope.spawn(move |_| {
-                let _departure = Departure(left);
-                work(thread);
-            });
-        }
-        work(0);
-        await_departures(left);
+        hand_out(scope, 0..ranges.len(), &work, &left);
+        await_departures(&left);
     });
+}
+
+/// Calls `work` for the first of these threads, and has it called for the others: each half of them hands out to its own half.
+fn hand_out<'s>(
+    scope: &Scope<'s>,
+    mut threads: Range<usize>,
+    work: &'s (impl Fn(usize) + Sync),
+    left: &'s AtomicUsize,
+) {
+    while threads.len() > 1 {
+        let middle = threads.start + threads.len() / 2;
+        let others = middle..threads.end;
+        scope.spawn(move |scope| hand_out(scope, others, work, left));
+        threads.end = middle;
+    }
+    let _departure = Departure(left);
+    work(threads.start);
 }
 
 /// The numbers below `count` in equal parts for at most so many threads.
